@@ -1,0 +1,50 @@
+"""The folder is the registry: a name is the name of a file, and asking for it imports that file alone."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import pkgutil
+from types import ModuleType
+
+from diffcache.errors import UnknownName
+
+
+def names(package: str) -> tuple[str, ...]:
+    """The names of a room, sorted. What begins with an underscore is the room's own business."""
+    room = importlib.import_module(package)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(room.__path__) if not m.name.startswith("_")))
+
+
+def load(package: str, name: str) -> ModuleType:
+    """The module called ``name`` of a room.
+
+    A name ``"package.module:attribute"`` is a stranger's: what stands there (a module, a class, a namespace) takes the
+    module's place. It imports the stranger's code, so check a name that came out of a file against ``names`` first.
+    """
+    if ":" in name:
+        return _stranger(package, name)
+    if name not in names(package):
+        raise _unknown(package, name, "Your own is reached as 'package.module:attribute'.")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _stranger(package: str, address: str) -> ModuleType:
+    module, _, attribute = address.partition(":")
+    if not all(map(str.isidentifier, (*module.split("."), *attribute.split(".")))):
+        raise _unknown(package, address, "It is not of the form 'package.module:attribute'.")
+    try:
+        home = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the stranger was found; what it imports itself was not
+        raise _unknown(package, address, f"There is no module {module!r}.") from error
+    try:
+        found: ModuleType = operator.attrgetter(attribute)(home)
+    except AttributeError as error:
+        raise _unknown(package, address, f"Module {module!r} has no {attribute!r}.") from error
+    return found
+
+
+def _unknown(package: str, name: str, next_step: str) -> UnknownName:
+    return UnknownName(package.rpartition(".")[2].removesuffix("s"), name, names(package), next_step=next_step)

@@ -1,0 +1,5 @@
+"""Where a model can be cached, found from its structure."""
+
+from diffcache.adapters.structure import find_sites
+
+__all__ = ["find_sites"]

@@ -1,0 +1,117 @@
+"""The front door: accelerate, restore, accelerated, report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffcache import host
+from diffcache.adapters import find_sites
+from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption
+from diffcache.executor import Executor
+from diffcache.patch import refusal
+from diffcache.reports import Report, report_of
+from diffcache.schedule import CacheSchedule
+from diffcache.schedulers import Rule, parse_rule, rules
+
+P = TypeVar("P")
+
+_MARK = "_diffcache"
+
+
+class _Mark:
+    """Sits in the pipeline's ``__dict__`` while it is accelerated, and refuses copies that would share its layers."""
+
+    def __init__(self, executor: Executor, pipe_class: str) -> None:
+        self.executor = executor
+        self.pipe_class = pipe_class
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
+        raise AcceleratedObjectCopied(refusal(self.pipe_class, "deep copy"))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise AcceleratedObjectCopied(refusal(self.pipe_class, "pickle"))
+
+
+def accelerate(pipe: P, schedule: CacheSchedule | Rule | str | Path, *, strict: bool = True) -> P:
+    """Let ``pipe`` skip the denoiser work that ``schedule`` predicts instead. In place; returns the same pipeline.
+
+    pipe      a diffusers pipeline
+    schedule  a :class:`CacheSchedule`, the path of one, a hub id, or a rule that needs no calibration: ``"full"``,
+              ``"uniform:every=3"``, ``"taylor:every=4,order=1"``; ``sites=block`` in a rule applies it per block
+    strict    also compare configuration digests of the denoiser and the noise scheduler; False only for fine-tunes
+
+    Only this object is patched; :func:`restore` leaves no trace, in any order with other patches. A run of another
+    number of steps, noise scheduler or guidance than the schedule's raises before its first step. With every step
+    computed the output is bit-identical to the untouched pipeline's.
+
+    Raises UnsupportedModel, ScheduleMismatch, AlreadyAccelerated, DocumentError, UnknownName; nothing is patched then.
+    """
+    modules = host.denoisers(pipe)
+    if _MARK in pipe.__dict__:
+        current = pipe.__dict__[_MARK].executor.source
+        raise AlreadyAccelerated(
+            f"this {type(pipe).__name__} is accelerated already, by {_title(current)}. "
+            "Call diffcache.restore(pipe) first, then accelerate it anew."
+        )
+    source = resolve(schedule)
+    executor = Executor(pipe, source, {name: find_sites(m) for name, m in modules.items()}, strict=strict)
+    executor.attach()
+    pipe.__dict__[_MARK] = _Mark(executor, type(pipe).__name__)
+    return pipe
+
+
+def restore(pipe: P) -> P:
+    """Undo :func:`accelerate`; harmless on a pipeline that is not accelerated. Returns the same pipeline."""
+    mark = getattr(pipe, "__dict__", {}).pop(_MARK, None)
+    if mark is not None:
+        mark.executor.detach()
+    return pipe
+
+
+@contextmanager
+def accelerated(pipe: P, schedule: CacheSchedule | Rule | str | Path, *, strict: bool = True) -> Iterator[P]:
+    """:func:`accelerate` for the length of a ``with`` block."""
+    accelerate(pipe, schedule, strict=strict)
+    try:
+        yield pipe
+    finally:
+        restore(pipe)
+
+
+def report(pipe: Any) -> Report:
+    """What the last (or current) run of an accelerated pipeline did: prints as a small table.
+
+    Raises BadOption for a pipeline that is not accelerated.
+    """
+    return report_of(executor_of(pipe))
+
+
+def executor_of(pipe: Any) -> Executor:
+    mark = getattr(pipe, "__dict__", {}).get(_MARK)
+    if mark is None:
+        raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
+    return mark.executor  # type: ignore[no-any-return]
+
+
+def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule:
+    """A schedule, or a rule that makes one, from whatever the user named."""
+    if isinstance(schedule, (CacheSchedule, Rule)):
+        return schedule
+    if not isinstance(schedule, (str, Path)):
+        raise BadOption("schedule", schedule, f"a CacheSchedule, a path, a hub id, or a rule ({', '.join(rules())})")
+    if isinstance(schedule, Path) or schedule.endswith(".safetensors") or Path(schedule).is_file():
+        return CacheSchedule.load(schedule)
+    if schedule.partition(":")[0] in rules():
+        return parse_rule(schedule)
+    if "/" in schedule or Path(schedule).is_dir():
+        return CacheSchedule.from_pretrained(schedule)
+    return parse_rule(schedule)  # says which rules there are
+
+
+def _title(source: CacheSchedule | Rule) -> str:
+    if isinstance(source, Rule):
+        return f"the rule {str(source)!r}"
+    return f"a schedule of {source.steps} steps ({source.provenance.get('scheduler', 'hand-made')})"

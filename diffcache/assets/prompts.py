@@ -1,0 +1,53 @@
+"""Prompts for the text-conditional demo model: a frozen table of word vectors, no hub, no tokenizer to fetch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from diffcache.errors import BadOption
+
+LENGTH = 8
+
+
+class PromptEncoder:
+    """Words -> vectors, looked up in a table made once from MiniLM (``examples/training/build_words.py``).
+
+    A prompt is at most eight words of the table; their order carries no meaning, as in Flux, whose text tokens
+    share one position. Unknown words are an error that names the nearest known ones.
+    """
+
+    def __init__(self, words: Sequence[str], table: Tensor) -> None:
+        self.words = tuple(words)
+        self.table = table.float()
+        self._row = {word: i for i, word in enumerate(self.words)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> PromptEncoder:
+        with safe_open(path, framework="pt") as file:
+            return cls(json.loads(file.metadata()["words"]), file.get_tensor("table"))
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """``prompts`` (N strings) -> ``prompt_embeds`` [N, 8, C] and ``pooled_prompt_embeds`` [N, C], float32."""
+        embeds = torch.zeros(len(prompts), LENGTH, self.table.shape[1])
+        for n, prompt in enumerate(prompts):
+            for k, word in enumerate(prompt.lower().split()[:LENGTH]):
+                embeds[n, k] = self.table[self._find(word)]
+        known = (embeds != 0).any(-1).sum(-1, keepdim=True).clamp(min=1)
+        return embeds, embeds.sum(1) / known
+
+    def _find(self, word: str) -> int:
+        if word not in self._row:
+            near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
+            raise BadOption(
+                "prompt word",
+                word,
+                f"one of the {len(self.words)} words of the demo model" + (f", such as {', '.join(near)}" if near else ""),
+            )
+        return self._row[word]

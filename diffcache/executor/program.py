@@ -1,0 +1,68 @@
+"""A site's plan, compiled for the run: at each step either compute, or the terms of equation (1) with their anchors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffcache.schedule import SitePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Equation (1) at one step. ``anchors`` are steps, newest first; the other tuples hold one entry per branch."""
+
+    anchors: tuple[int, ...]
+    weights: tuple[tuple[float, ...], ...]
+    kappa: tuple[float, ...]
+    scale: tuple[float | np.ndarray, ...]
+    bias: tuple[float | np.ndarray, ...]
+
+    @property
+    def needs_x(self) -> bool:
+        return any(self.kappa)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """``terms[i]`` is None where step i computes. ``keeps``: computed steps that a later step refers to;
+    ``keeps_x``: those whose input is needed too; ``drops[i]``: anchors nobody refers to after step i."""
+
+    terms: tuple[Terms | None, ...]
+    keeps: frozenset[int]
+    keeps_x: frozenset[int]
+    drops: tuple[tuple[int, ...], ...]
+
+
+def compile_plan(plan: SitePlan) -> Program:
+    steps = len(plan.compute)
+    terms = tuple(_terms(plan, i) for i in range(steps))
+    last_use = {anchor: i for i, t in enumerate(terms) if t for anchor in t.anchors}
+    drops = tuple(tuple(sorted(a for a, last in last_use.items() if last == i)) for i in range(steps))
+    keeps_x = frozenset(t.anchors[0] for t in terms if t and t.needs_x)
+    return Program(terms, frozenset(last_use), keeps_x, drops)
+
+
+def _terms(plan: SitePlan, step: int) -> Terms | None:
+    if plan.compute[step]:
+        return None
+    branches, _, most = plan.weights.shape
+    newest_first = np.flatnonzero(plan.compute[:step])[::-1][:most]
+    used = np.flatnonzero(plan.weights[:, step].any(0))
+    # The newest anchor stays even with weight 0: kappa refers to its input, and shapes are taken from it.
+    count = int(used[-1]) + 1 if len(used) else 1
+    return Terms(
+        anchors=tuple(int(a) for a in newest_first[:count]),
+        weights=tuple(tuple(float(w) for w in plan.weights[b, step, :count]) for b in range(branches)),
+        kappa=tuple(_at(plan.kappa, b, step, 0.0) for b in range(branches)),  # type: ignore[arg-type]
+        scale=tuple(_at(plan.scale, b, step, 1.0) for b in range(branches)),
+        bias=tuple(_at(plan.bias, b, step, 0.0) for b in range(branches)),
+    )
+
+
+def _at(array: np.ndarray | None, branch: int, step: int, default: float) -> float | np.ndarray:
+    if array is None:
+        return default
+    value = array[branch, step]
+    return value if value.ndim else float(value)

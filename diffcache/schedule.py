@@ -1,0 +1,283 @@
+"""Document 1: what every site does at every step. Pure data, numpy only; files never run code.
+
+At a step that is not computed, a site's output is predicted from its anchors (the newest computed steps
+a_0 > a_1 > …) by the one equation of this library:
+
+    F̂_i = s_i ⊙ ( Σ_k w_{i,k} · F_{a_k} + κ_i · (x_i − x_{a_0}) ) + b_i                                   (1)
+
+Shapes in this file: T steps of the sampling loop, B branches with coefficients of their own (1: shared by all),
+K anchors, C channels. Everything is checked when it is made, here or by a file; what is wrong raises DocumentError.
+Arrays become read-only copies, mappings read-only and sorted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+
+from diffcache import _checks
+from diffcache._checks import place, put, refuse
+from diffcache._document import Document, Record
+from diffcache.sites import GRANULARITIES, parse
+
+GuidanceMode = Literal["none", "separate", "batched"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SitePlan(Record):
+    """One site: when it computes, and the coefficients of equation (1) where it does not.
+
+    compute  bool [T]; the first step is always computed
+    weights  float64 [B, T, K], w of equation (1); zero at computed steps and for anchors that do not exist yet
+    kappa    float64 [B, T] or None (0)
+    scale    float64 [B, T] or [B, T, C] or None (1)
+    bias     float64 [B, T] or [B, T, C] or None (0)
+
+    At computed steps kappa, scale and bias mean nothing. No predicted step may come out as zero whatever the anchors.
+    """
+
+    compute: np.ndarray
+    weights: np.ndarray
+    kappa: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        compute = _checks.array(me, "compute", self.compute, bool, step=None)
+        weights = _checks.array(me, "weights", self.weights, np.float64, branch=None, step=len(compute), anchor=None)
+        put(self, compute=compute, weights=weights)
+        rows = {"branch": len(weights), "step": len(compute)}
+        if self.kappa is not None:
+            put(self, kappa=_checks.array(me, "kappa", self.kappa, np.float64, **rows))
+        channels = None
+        for name in ("scale", "bias"):
+            value = getattr(self, name)
+            if np.ndim(value) > len(rows):
+                value = _checks.array(me, name, value, np.float64, **rows, channel=channels)
+                channels = value.shape[-1]
+                put(self, **{name: value})
+            elif value is not None:
+                put(self, **{name: _checks.array(me, name, value, np.float64, **rows)})
+        _check_anchors(me, compute, weights)
+        for b, i in np.argwhere(~compute & ~self._speaks())[:1]:
+            at = place(rows, (b, i))
+            refuse(me, "weights", f"{at} is predicted, with all coefficients zero", "a prediction other than zero")
+
+    @property
+    def steps_computed(self) -> int:
+        """How many of the T steps compute."""
+        return int(self.compute.sum())
+
+    @property
+    def anchors(self) -> int:
+        """How many of the newest outputs are ever needed at once: 0 if nothing is predicted, otherwise at least 1."""
+        if self.compute.all():
+            return 0
+        used = np.flatnonzero(self.weights.any(axis=(0, 1)))
+        return int(used[-1]) + 1 if len(used) else 1
+
+    def _speaks(self) -> np.ndarray:
+        """bool [B, T]: equation (1) does not come out as zero whatever the anchors."""
+        speaks = _nonzero(self.weights)
+        if self.kappa is not None:
+            speaks |= _nonzero(self.kappa)
+        if self.scale is not None:
+            speaks &= _nonzero(self.scale)
+        if self.bias is not None:
+            speaks |= _nonzero(self.bias)
+        return speaks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DenoiserPlan(Record):
+    """The sites of one denoiser, and which network they were made for.
+
+    sites          ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its plan; at least one
+    class_name     class of the network, None if the plan fits any
+    config_digest  sha256 of its configuration, None if the plan fits any
+    """
+
+    sites: Mapping[str, SitePlan]
+    class_name: str | None = None
+    config_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, sites=_checks.named(me, "sites", self.sites, SitePlan, _checks.site))
+        check_network(me, self.class_name, self.config_digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseSchedulerId:
+    """The noise scheduler a schedule was fitted with. ``config_digest``: sha256 of its configuration."""
+
+    class_name: str
+    config_digest: str
+    prediction_type: str | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        _checks.text(me, "class_name", self.class_name)
+        _checks.sha256(me, "config_digest", self.config_digest)
+        if self.prediction_type is not None:
+            _checks.text(me, "prediction_type", self.prediction_type)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guidance:
+    """How branches reach the denoiser: one call each ("separate"), stacked in one ("batched"), or just one ("none")."""
+
+    mode: GuidanceMode
+    branches: int
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        if self.mode not in get_args(GuidanceMode):
+            refuse(me, "mode", f"found {self.mode!r:.80}", ", ".join(map(repr, get_args(GuidanceMode))))
+        put(self, branches=_checks.count(me, "branches", self.branches, least=1))
+        if (self.mode == "none") != (self.branches == 1):
+            refuse(me, "branches", f"found {self.branches}, mode {self.mode!r}", "1 with mode 'none', else 2 or more")
+        if self.scale is not None:
+            put(self, scale=_checks.real(me, "scale", self.scale))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CacheSchedule(Document):
+    """Every decision of an accelerated run, made offline.
+
+    steps            number of iterations of the sampling loop (not of ``scheduler.step`` evaluations inside one)
+    denoisers        pipeline component name -> its plan; at least one
+    noise_scheduler  None: fits any
+    guidance         None: fits any, and no site has coefficients per branch
+    timesteps        float64 [T] the loop ran over when the schedule was made, or None
+    provenance       free text by key: scheduler, budget, expected error, versions
+
+    Where a site is predicted, nothing inside it runs, so nothing inside it may be marked as computed there.
+    """
+
+    FORMAT: ClassVar[str] = "diffcache.schedule"
+    VERSION: ClassVar[int] = 1
+    FILENAME: ClassVar[str] = "schedule.safetensors"
+
+    steps: int
+    denoisers: Mapping[str, DenoiserPlan]
+    noise_scheduler: NoiseSchedulerId | None = None
+    guidance: Guidance | None = None
+    timesteps: np.ndarray | None = None
+    provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, steps=_checks.count(me, "steps", self.steps, least=1))
+        put(self, denoisers=_checks.named(me, "denoisers", self.denoisers, DenoiserPlan, _checks.component))
+        put(self, provenance=_checks.notes(me, "provenance", self.provenance))
+        check_circumstances(me, self.noise_scheduler, self.guidance)
+        if self.timesteps is not None:
+            put(self, timesteps=_checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
+        for name, _, plan in self.plans():
+            if len(plan.compute) != self.steps:
+                refuse(me, f"{name}/compute", f"{len(plan.compute)} steps", f"{self.steps}, the steps of the schedule")
+            check_branches(me, f"{name}/weights", len(plan.weights), self.guidance)
+        for name, denoiser in self.denoisers.items():
+            _check_nesting(me, name, denoiser.sites)
+
+    def plans(self) -> Iterator[tuple[str, str, SitePlan]]:
+        """Every site: its full name ("transformer/model"), its name in its denoiser ("model"), its plan."""
+        for name, denoiser in self.denoisers.items():
+            for site, plan in denoiser.sites.items():
+                yield f"{name}/{site}", site, plan
+
+    @property
+    def computed_steps(self) -> int:
+        """Steps at which any site computes. With a ``model`` site: the steps at which the network runs at all."""
+        return int(np.any([plan.compute for _, _, plan in self.plans()], axis=0).sum())
+
+    def with_provenance(self, **entries: str) -> CacheSchedule:
+        """The same decisions with these entries added to, or replaced in, ``provenance``."""
+        return dataclasses.replace(self, provenance={**self.provenance, **entries})
+
+    def describe(self) -> str:
+        """What it decides, to be read by people: one strip per site, ■ computed and · predicted."""
+        lines = [f"{self.computed_steps} of {self.steps} steps computed"]
+        if self.noise_scheduler:
+            lines.append(f"noise scheduler {self.noise_scheduler.class_name}")
+        if self.guidance:
+            scale = "" if self.guidance.scale is None else f", scale {self.guidance.scale:g}"
+            lines.append(f"guidance {self.guidance.mode}, branches {self.guidance.branches}{scale}")
+        for name, denoiser in self.denoisers.items():
+            lines.append(name + (f" ({denoiser.class_name})" if denoiser.class_name else ""))
+            width = max(map(len, denoiser.sites))
+            for site, plan in denoiser.sites.items():
+                strip = "".join("■" if computed else "·" for computed in plan.compute)
+                lines.append(f"  {site:{width}}  {plan.steps_computed}/{self.steps} {strip}")
+        return "\n".join(lines + [f"{key}: {value}" for key, value in self.provenance.items()])
+
+    def __str__(self) -> str:
+        return self.describe()
+
+
+def check_network(where: str, class_name: str | None, config_digest: str | None) -> None:
+    if class_name is not None:
+        _checks.text(where, "class_name", class_name)
+    if config_digest is not None:
+        _checks.sha256(where, "config_digest", config_digest)
+
+
+def check_circumstances(where: str, noise_scheduler: NoiseSchedulerId | None, guidance: Guidance | None) -> None:
+    if noise_scheduler is not None:
+        _checks.instance(where, "noise_scheduler", noise_scheduler, NoiseSchedulerId)
+    if guidance is not None:
+        _checks.instance(where, "guidance", guidance, Guidance)
+
+
+def check_branches(where: str, name: str, branches: int, guidance: Guidance | None) -> None:
+    if guidance is None and branches != 1:
+        refuse(where, name, f"{branches} branches", "1 without guidance", "Pass guidance=Guidance(...) beside it.")
+    if guidance is not None and branches not in (1, guidance.branches):
+        allowed = "1" if guidance.branches == 1 else f"1, or the {guidance.branches} of guidance"
+        refuse(where, name, f"{branches} branches", allowed)
+
+
+def _check_anchors(where: str, compute: np.ndarray, weights: np.ndarray) -> None:
+    """Predictions refer to what is kept: steps computed before them."""
+    axes = ("branch", "step", "anchor")
+    if not compute[0]:
+        refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
+    for index in np.argwhere(compute[:, None] & (weights != 0))[:1]:
+        found = f"{place(axes, index)} is {weights[tuple(index)]:g} at a computed step"
+        refuse(where, "weights", found, "0, for equation (1) is not used there")
+    kept = np.cumsum(compute)  # at a predicted step i: the number of steps computed before i
+    for index in np.argwhere((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None]))[:1]:
+        found = f"{place(axes, index)} is {weights[tuple(index)]:g}, with {kept[index[1]]} steps computed before"
+        refuse(where, "weights", found, "0 for anchors that do not exist yet (0 is the newest)")
+
+
+def _check_nesting(where: str, denoiser: str, plans: Mapping[str, SitePlan]) -> None:
+    """What lies inside a predicted site does not run."""
+    for inner, plan in plans.items():
+        for outer in filter(plans.__contains__, _around(inner)):
+            for i in np.flatnonzero(plan.compute & ~plans[outer].compute)[:1]:
+                found = f"step {i} is computed, but {outer!r} around it is predicted there"
+                refuse(where, f"{denoiser}/{inner}/compute", found, "predicted wherever a site around it is")
+
+
+def _around(name: str) -> Iterator[str]:
+    """Names of the sites that contain a site, if there are such sites."""
+    site = parse(name)
+    parts = site.path.split(".")
+    if site.path:
+        yield "model"
+    for granularity in GRANULARITIES[1 : GRANULARITIES.index(site.granularity)]:
+        yield from (f"{granularity}:{'.'.join(parts[:n])}" for n in range(1, len(parts) + 1))
+
+
+def _nonzero(coefficients: np.ndarray) -> np.ndarray:
+    """bool [B, T]: anything but zero along whatever axes follow."""
+    return np.asarray((coefficients != 0).any(axis=tuple(range(2, coefficients.ndim))))

@@ -1,0 +1,31 @@
+"""What every test may rely on: no network, one thread, the same seeds."""
+
+import os
+
+# Before anything imports a library that reads them. The tests marked ``network`` run with HF_HUB_OFFLINE=0 in front.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+# One thread: the order of every sum is fixed, so bits can be compared, and small models run no slower for it.
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

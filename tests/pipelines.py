@@ -1,0 +1,1298 @@
+"""Tiny pipelines of real diffusers classes, built offline from constructor arguments: what everything else is proven on.
+
+Weights are random but seeded, and nothing in a denoiser is left at the zeros or ones a fresh model starts with (closed
+gates, zero projections): every block has a say in the result. The pictures mean nothing; these pipelines are for
+identity, state, counting, shapes and guidance, never for quality.
+
+    pipe = fresh("flux")                        # a new object; patch it freely
+    latents = run(pipe, TINY["flux"].call(pipe))
+    with watch(pipe, TINY["flux"].denoisers) as calls: ...
+
+`call(pipe, batch=n)` makes a call for n prompts whose rows do not depend on n, and `run(..., seed=[3, 5])` gives every
+sample its own generator.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioProjectionModel
+from torch import Tensor, nn
+
+STEPS = 6
+GAIN = 1.5
+TOKENS = 12  # length of every prompt embedding
+TEXT = 24  # channels of every prompt embedding (where the model does not fix them)
+POOLED = 12  # channels of a pooled prompt embedding
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One pipeline, one way of calling it, and what its loop is known to do.
+
+    build       a new pipeline on the CPU, float32, in evaluation mode, the same weights every time
+    call        (pipe, batch=1) -> keyword arguments of `pipe(...)`, the generator apart
+    denoisers   names of the components called at every step
+    guidance    separate: one call per branch; batched: both branches in one call of twice the batch
+    steps       iterations of the loop under `call`: fewer than STEPS after a late start, more for a scheduler that
+                evaluates twice
+    """
+
+    name: str
+    build: Callable[[], Any]
+    call: Callable[..., dict[str, Any]]
+    denoisers: tuple[str, ...]
+    guidance: Literal["none", "separate", "batched"]
+    modality: Literal["image", "video", "audio"]
+    steps: int = STEPS
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a denoiser, as a hook on the module saw it. `batch` counts list members where the input is a list."""
+
+    component: str
+    batch: int
+    timestep: Tensor
+    output: Tensor
+
+
+def fresh(name: str) -> Any:
+    """A pipeline nobody else holds: for tests that patch it, change it or let a run fail."""
+    return TINY[name].build()
+
+
+@functools.cache
+def shared(name: str) -> Any:
+    """One pipeline per process: for tests that only run it, or that undo what they do."""
+    return TINY[name].build()
+
+
+def run(pipe: Any, call: dict[str, Any], seed: int | Sequence[int] = 0, **over: Any) -> Tensor:
+    """Run with new CPU generators and return one float tensor; several outputs (video and audio) become one flat row.
+
+    seed   an integer, or one integer per sample
+    over   arguments that replace those of `call`
+    """
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    generators = [torch.Generator().manual_seed(one) for one in seeds]
+    # Some pipelines draw from the global generator too (the control image of the SD3 ControlNet is encoded that way).
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])
+        output = pipe(**{**call, **over}, generator=generators[0] if isinstance(seed, int) else generators)
+    parts = [torch.as_tensor(part).detach().float() for part in output.to_tuple()]
+    return parts[0].clone() if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
+
+
+@contextmanager
+def watch(pipe: Any, denoisers: Sequence[str]) -> Iterator[list[Call]]:
+    """Record every call of these components, in order, until the block ends."""
+    calls: list[Call] = []
+
+    def listen(component: str, module: nn.Module) -> Any:
+        names = tuple(inspect.signature(module.forward).parameters)
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            timestep = torch.as_tensor(given["t" if "t" in given else "timestep"])
+            calls.append(Call(component, len(given[names[0]]), timestep.clone(), _tensor(output).clone()))
+
+        return module.register_forward_hook(hook, with_kwargs=True)
+
+    with ExitStack() as undo:
+        for component in denoisers:
+            undo.callback(listen(component, getattr(pipe, component)).remove)
+        yield calls
+
+
+def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """The repeated parts of a denoiser by name; those inside a block (a U-Net's layers) as well as the block itself."""
+    return {name: module for name, module in denoiser.named_modules() if "Block" in type(module).__name__}
+
+
+def with_scheduler(pipe: Any, name: str) -> Any:
+    """Swap the noise scheduler of `pipe` in place, in the flavour (flow or noise prediction) it was built for.
+
+    `SCHEDULERS` says which names a pipeline's loop can work with.
+    """
+    old = pipe.scheduler.config
+    if "shift" not in old and not old.get("use_flow_sigmas"):
+        # The way of diffusers' own documentation. Where nothing is said, no clipping: that is for pixels, not latents.
+        clip = {"clip_sample": False} if name in ("ddim", "ddpm") and "clip_sample" not in old else {}
+        pipe.scheduler = _NOISE[name].from_config(old, **clip)
+        return pipe
+    shifts = {"shift": old.get("shift", old.get("flow_shift", 1.0))}
+    if name in ("dpmpp_2m", "unipc"):
+        shifts = {"flow_shift": shifts["shift"], "prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    if name != "heun":
+        shifts["use_dynamic_shifting"] = old.get("use_dynamic_shifting", False)
+    pipe.scheduler = _FLOW[name](**shifts)
+    return pipe
+
+
+_NOISE = {
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "pndm": diffusers.PNDMScheduler,
+}
+_FLOW = {
+    "euler": diffusers.FlowMatchEulerDiscreteScheduler,
+    "heun": diffusers.FlowMatchHeunDiscreteScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+}
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _generator(tag: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(tag.encode()))
+
+
+def _normal(tag: str, *shape: int, batch: int = 1) -> Tensor:
+    """Row i depends on the tag and on i alone, so a sample can be compared alone and among batch mates."""
+    return torch.stack([torch.randn(shape, generator=_generator(f"{tag}/{i}")) for i in range(batch)])
+
+
+def _picture(tag: str, height: int, width: int, batch: int = 1) -> Tensor:
+    """Pixels in [0, 1], channels first."""
+    return torch.stack([torch.rand((3, height, width), generator=_generator(f"{tag}/{i}")) for i in range(batch)])
+
+
+def _mask(batch: int, *, hidden: int = 3, dtype: torch.dtype = torch.bool) -> Tensor:
+    """A prompt mask whose last positions are padding, as a real prompt's are."""
+    mask = torch.ones(batch, TOKENS, dtype=dtype)
+    mask[:, TOKENS - hidden :] = 0
+    return mask
+
+
+def _tensor(output: Any) -> Tensor:
+    """One flat tensor out of whatever a denoiser returns: a tuple, a dataclass, a list of samples, several streams."""
+    if isinstance(output, Tensor):
+        return output.detach().flatten()
+    values = output.to_tuple() if hasattr(output, "to_tuple") else output
+    return torch.cat([_tensor(value) for value in values if value is not None])
+
+
+def enliven(module: nn.Module, tag: str, std: float = 0.15) -> None:
+    """Add noise to every constant parameter: closed gates, zero projections, norms of one.
+
+    A constant parameter is one somebody chose and no test can notice: behind a gate of zero a whole block could be
+    skipped and the output would still be right.
+    """
+    generator = _generator(tag)
+    with torch.no_grad():
+        for _, parameter in sorted(module.named_parameters()):
+            if bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=std)
+            elif parameter.ndim > 1:
+                parameter.mul_(GAIN)
+
+
+def _assemble(name: str, pipeline: type, /, **parts: Any) -> Any:
+    """Build a pipeline of these parts. Parts are functions, called under a fixed seed; encoders left out are None."""
+    made: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        for key, part in parts.items():
+            torch.manual_seed(zlib.crc32(f"{name}/{key}".encode()))
+            made[key] = part() if callable(part) else part
+            if isinstance(made[key], nn.Module):
+                enliven(made[key].eval().requires_grad_(False), f"{name}/{key}")
+    required = [
+        key
+        for key, parameter in inspect.signature(pipeline).parameters.items()
+        if parameter.default is parameter.empty and key not in made
+    ]
+    pipe = pipeline(**made, **dict.fromkeys(required))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _flow_euler(**over: Any) -> Callable[[], Any]:
+    return lambda: diffusers.FlowMatchEulerDiscreteScheduler(**over)
+
+
+def _vae(levels: int = 2, **over: Any) -> Callable[[], Any]:
+    """The image autoencoder most pipelines share: 4 latent channels, every level but the first halves the picture."""
+    settings: dict[str, Any] = {
+        "block_out_channels": (4,) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "latent_channels": 4,
+        "norm_num_groups": 2,
+        "sample_size": 32,
+        "shift_factor": 0.05,
+        "scaling_factor": 0.9,
+    }
+    return lambda: diffusers.AutoencoderKL(**{**settings, **over})
+
+
+# Gentler than any published model's: a random network does not predict the noise, and the division by a vanishing alpha
+# at the first steps would blow the sample up by two orders of magnitude.
+_BETAS: dict[str, Any] = {"beta_start": 0.0005, "beta_end": 0.005}
+
+# Pictures are not square wherever the pipeline allows it: a swapped height and width should not pass.
+HEIGHT, WIDTH = 32, 24
+
+
+# --- Flux and its relatives ------------------------------------------------------------------------------------------
+
+_FLUX_SIZE: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "pooled_projection_dim": POOLED,
+    "axes_dims_rope": (4, 4, 8),
+}
+
+
+def _flux(name: str, pipeline: type, *, distilled: bool = True, controlnet: bool = False, **over: Any) -> Any:
+    size = {**_FLUX_SIZE, "guidance_embeds": distilled, **over}
+    parts: dict[str, Any] = {
+        "transformer": lambda: diffusers.FluxTransformer2DModel(num_layers=2, num_single_layers=3, **size),
+        "vae": _vae(),
+        "scheduler": _flow_euler(shift=3.0, use_dynamic_shifting=True),
+    }
+    if controlnet:
+        parts["controlnet"] = lambda: diffusers.FluxControlNetModel(num_layers=1, num_single_layers=1, **size)
+    return _assemble(name, pipeline, **parts)
+
+
+def _flux_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
+        "guidance_scale": 3.5,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _flux_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        **_flux_call(pipe, batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
+        "true_cfg_scale": 3.0,
+    }
+
+
+def _flux_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_flux_call(pipe, batch), "image": _picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
+
+
+def _flux_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    mask = torch.zeros(1, 1, HEIGHT, WIDTH)
+    mask[..., : HEIGHT // 2, :] = 1
+    return {**_flux_img2img_call(pipe, batch), "mask_image": mask}
+
+
+def _flux_control_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_flux_call(pipe, batch), "control_image": _picture("control", HEIGHT, WIDTH, batch)}
+
+
+def _flux_kontext_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    image = _picture("image", HEIGHT, WIDTH, batch)
+    return {**_flux_call(pipe, batch), "image": image, "max_area": HEIGHT * WIDTH, "_auto_resize": False}
+
+
+def _flux2() -> Any:
+    return _assemble(
+        "flux2",
+        diffusers.Flux2Pipeline,
+        transformer=lambda: diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+        ),
+        vae=lambda: diffusers.AutoencoderKLFlux2(
+            block_out_channels=(4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=2,
+        ),
+        scheduler=_flow_euler(use_dynamic_shifting=True),
+    )
+
+
+def _flux2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _chroma() -> Any:
+    return _assemble(
+        "chroma",
+        diffusers.ChromaPipeline,
+        transformer=lambda: diffusers.ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=16,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        vae=_vae(),
+        scheduler=_flow_euler(),
+    )
+
+
+def _chroma_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5),
+        "guidance_scale": 4.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _qwen_image() -> Any:
+    return _assemble(
+        "qwen_image",
+        diffusers.QwenImagePipeline,
+        transformer=lambda: diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT,
+            axes_dims_rope=(8, 4, 4),
+        ),
+        vae=lambda: diffusers.AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.1, 0.9, 1.2, 1.0],
+        ),
+        scheduler=_flow_euler(use_dynamic_shifting=True, shift_terminal=0.02),
+    )
+
+
+def _qwen_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_embeds_mask": _mask(batch, dtype=torch.int64),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_embeds_mask": _mask(batch, hidden=5, dtype=torch.int64),
+        "true_cfg_scale": 4.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+# --- other image transformers ----------------------------------------------------------------------------------------
+
+_SD3_SIZE: dict[str, Any] = {
+    "sample_size": 16,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": TEXT,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": POOLED,
+    "pos_embed_max_size": 16,
+}
+
+
+def _sd3(name: str, pipeline: type, *, controlnet: bool = False, scheduler: str = "euler") -> Any:
+    parts: dict[str, Any] = {
+        "transformer": lambda: diffusers.SD3Transformer2DModel(
+            num_layers=3, dual_attention_layers=(0,), qk_norm="rms_norm", **_SD3_SIZE
+        ),
+        "vae": _vae(),
+        "scheduler": _flow_euler(shift=3.0),
+    }
+    if controlnet:
+        parts["controlnet"] = lambda: diffusers.SD3ControlNetModel(num_layers=1, **_SD3_SIZE)
+    pipe = _assemble(name, pipeline, **parts)
+    return pipe if scheduler == "euler" else with_scheduler(pipe, scheduler)
+
+
+def _sd3_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
+        "guidance_scale": 4.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _sd3_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_sd3_call(pipe, batch), "control_image": _picture("control", HEIGHT, WIDTH, batch)}
+
+
+def _pixart_sigma() -> Any:
+    return _assemble(
+        "pixart_sigma",
+        diffusers.PixArtSigmaPipeline,
+        transformer=lambda: diffusers.PixArtTransformer2DModel(
+            num_attention_heads=4,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            num_layers=3,
+            cross_attention_dim=32,
+            caption_channels=TEXT,
+            sample_size=16,
+        ),
+        vae=_vae(),
+        scheduler=lambda: diffusers.DPMSolverMultistepScheduler(**_BETAS),
+    )
+
+
+def _pixart_sigma_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch, dtype=torch.int64),
+        "negative_prompt": None,  # its default is the empty string, which may not meet embeddings
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5, dtype=torch.int64),
+        "guidance_scale": 4.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "use_resolution_binning": False,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _dit() -> Any:
+    return _assemble(
+        "dit",
+        diffusers.DiTPipeline,
+        transformer=lambda: diffusers.DiTTransformer2DModel(
+            num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8
+        ),
+        vae=_vae(),
+        scheduler=lambda: diffusers.DDIMScheduler(clip_sample=False, **_BETAS),
+    )
+
+
+def _dit_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    labels = [7 + 100 * i for i in range(batch)]
+    return {"class_labels": labels, "guidance_scale": 4.0, "num_inference_steps": STEPS, "output_type": "pt"}
+
+
+def _z_image() -> Any:
+    return _assemble(
+        "z_image",
+        diffusers.ZImagePipeline,
+        transformer=lambda: diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=TEXT,
+            axes_dims=[8, 4, 4],
+            axes_lens=[128, 32, 32],
+        ),
+        vae=_vae(),
+        scheduler=_flow_euler(shift=3.0, use_dynamic_shifting=True),
+    )
+
+
+def _z_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": list(_normal("prompt", TOKENS, TEXT, batch=batch)),
+        "negative_prompt_embeds": list(_normal("negative", TOKENS - 3, TEXT, batch=batch)),
+        "guidance_scale": 3.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _sana() -> Any:
+    return _assemble(
+        "sana",
+        diffusers.SanaPipeline,
+        transformer=lambda: diffusers.SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=4,
+            attention_head_dim=8,
+            num_layers=3,
+            num_cross_attention_heads=4,
+            cross_attention_head_dim=8,
+            cross_attention_dim=32,
+            caption_channels=TEXT,
+            sample_size=8,
+        ),
+        vae=lambda: diffusers.AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            encoder_layers_per_block=(1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1),
+            encoder_qkv_multiscales=((), (), (5,)),
+            decoder_qkv_multiscales=((), (), (5,)),
+        ),
+        scheduler=lambda: diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+def _sana_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch, dtype=torch.int64),
+        "negative_prompt": None,  # its default is the empty string, which may not meet embeddings
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5, dtype=torch.int64),
+        "guidance_scale": 4.0,
+        "height": 64,
+        "width": 32,
+        "use_resolution_binning": False,
+        "complex_human_instruction": None,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _lumina2() -> Any:
+    return _assemble(
+        "lumina2",
+        diffusers.Lumina2Pipeline,
+        transformer=lambda: diffusers.Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(8, 4, 4),
+            axes_lens=(64, 32, 32),
+            cap_feat_dim=TEXT,
+        ),
+        vae=_vae(levels=4),  # the pipeline takes a factor of 8 for granted
+        scheduler=_flow_euler(shift=6.0),
+    )
+
+
+def _lumina2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5),
+        "guidance_scale": 4.0,
+        "height": 96,
+        "width": 64,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _auraflow() -> Any:
+    return _assemble(
+        "auraflow",
+        diffusers.AuraFlowPipeline,
+        transformer=lambda: diffusers.AuraFlowTransformer2DModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=TEXT,
+            caption_projection_dim=32,
+            pos_embed_max_size=256,
+        ),
+        vae=_vae(),
+        scheduler=_flow_euler(shift=1.73),
+    )
+
+
+def _auraflow_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5),
+        "guidance_scale": 3.5,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+# --- video -----------------------------------------------------------------------------------------------------------
+
+
+def _wan(name: str, *, two: bool = False) -> Any:
+    def transformer() -> Any:
+        return diffusers.WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=TEXT,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=3,
+            rope_max_seq_len=32,
+        )
+
+    return _assemble(
+        name,
+        diffusers.WanPipeline,
+        transformer=transformer,
+        **({"transformer_2": transformer, "boundary_ratio": 0.8} if two else {}),
+        vae=lambda: diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.1, 0.9, 1.2, 1.0],
+        ),
+        scheduler=lambda: diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+def _wan_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "guidance_scale": 4.0,
+        "height": 48,
+        "width": 32,
+        "num_frames": 9,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _cogvideox(name: str, scheduler: type) -> Any:
+    return _assemble(
+        name,
+        diffusers.CogVideoXPipeline,
+        transformer=lambda: diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=16,
+            text_embed_dim=TEXT,
+            num_layers=3,
+            sample_width=4,
+            sample_height=6,
+            sample_frames=9,
+            max_text_seq_length=TOKENS,
+            use_rotary_positional_embeddings=True,
+        ),
+        vae=lambda: diffusers.AutoencoderKLCogVideoX(
+            block_out_channels=(4, 4, 4, 4), latent_channels=4, layers_per_block=1, norm_num_groups=2
+        ),
+        # The settings the published models come with; without the trailing spacing the run ends at noise.
+        scheduler=lambda: scheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        ),
+    )
+
+
+def _cogvideox_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "guidance_scale": 4.0,
+        "height": 48,
+        "width": 32,
+        "num_frames": 9,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _hunyuan_video() -> Any:
+    return _assemble(
+        "hunyuan_video",
+        diffusers.HunyuanVideoPipeline,
+        transformer=lambda: diffusers.HunyuanVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            patch_size=1,
+            text_embed_dim=TEXT,
+            pooled_projection_dim=POOLED,
+            rope_axes_dim=(4, 4, 8),
+        ),
+        vae=lambda: diffusers.AutoencoderKLHunyuanVideo(
+            latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+        ),
+        scheduler=_flow_euler(shift=7.0),
+    )
+
+
+def _hunyuan_video_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch),
+        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
+        "guidance_scale": 6.0,
+        "height": 48,
+        "width": 32,
+        "num_frames": 5,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _hunyuan_video_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        **_hunyuan_video_call(pipe, batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5),
+        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
+        "true_cfg_scale": 3.0,
+    }
+
+
+def _ltx() -> Any:
+    def vae() -> Any:
+        vae = diffusers.AutoencoderKLLTXVideo(
+            latent_channels=8,
+            block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1, 1),
+            spatio_temporal_scaling=(True, True, False, False),
+            decoder_spatio_temporal_scaling=(True, True, False, False),
+            patch_size=2,
+        )
+        vae.use_framewise_encoding = vae.use_framewise_decoding = False  # 9 frames are fewer than one tile
+        return vae
+
+    return _assemble(
+        "ltx",
+        diffusers.LTXPipeline,
+        transformer=lambda: diffusers.LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=4,
+            attention_head_dim=8,
+            cross_attention_dim=32,
+            num_layers=3,
+            caption_channels=TEXT,
+        ),
+        vae=vae,
+        scheduler=_flow_euler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1),
+    )
+
+
+def _ltx_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5),
+        "guidance_scale": 3.0,
+        "height": 64,
+        "width": 32,
+        "num_frames": 9,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _ltx2() -> Any:
+    return _assemble(
+        "ltx2",
+        diffusers.LTX2Pipeline,
+        transformer=lambda: diffusers.LTX2VideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            cross_attention_dim=32,
+            audio_in_channels=4,
+            audio_out_channels=4,
+            audio_num_attention_heads=2,
+            audio_attention_head_dim=8,
+            audio_cross_attention_dim=16,
+            num_layers=2,
+            caption_channels=8,
+            vae_scale_factors=(8, 32, 32),
+        ),
+        connectors=lambda: LTX2TextConnectors(
+            caption_channels=8,
+            text_proj_in_factor=3,
+            video_connector_num_attention_heads=2,
+            video_connector_attention_head_dim=4,
+            video_connector_num_layers=1,
+            video_connector_num_learnable_registers=None,
+            audio_connector_num_attention_heads=2,
+            audio_connector_attention_head_dim=4,
+            audio_connector_num_layers=1,
+            audio_connector_num_learnable_registers=None,
+        ),
+        vae=lambda: diffusers.AutoencoderKLLTX2Video(
+            latent_channels=4,
+            block_out_channels=(8,),
+            decoder_block_out_channels=(8,),
+            down_block_types=("LTX2VideoDownBlock3D",),
+            layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            spatio_temporal_scaling=(True,),
+            decoder_spatio_temporal_scaling=(True,),
+            decoder_inject_noise=(False, False),
+            downsample_type=("spatial",),
+            upsample_residual=(False,),
+            upsample_factor=(1,),
+        ),
+        audio_vae=lambda: diffusers.AutoencoderKLLTX2Audio(
+            base_channels=4, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=2, mel_bins=8, resolution=32
+        ),
+        vocoder=lambda: LTX2Vocoder(
+            in_channels=16,  # two channels of eight mel bins
+            hidden_channels=8,
+            upsample_kernel_sizes=[4, 4],
+            upsample_factors=[2, 2],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3]],
+        ),
+        scheduler=_flow_euler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1),
+    )
+
+
+def _ltx2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5),
+        "guidance_scale": 3.0,
+        # Either of these adds a third and fourth call of half the batch to every step.
+        "stg_scale": 0.0,
+        "audio_stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "audio_modality_scale": 1.0,
+        "height": 64,
+        "width": 32,
+        "num_frames": 5,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _mochi() -> Any:
+    return _assemble(
+        "mochi",
+        diffusers.MochiPipeline,
+        transformer=lambda: diffusers.MochiTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=3,
+            pooled_projection_dim=16,
+            in_channels=12,
+            text_embed_dim=TEXT,
+            time_embed_dim=16,
+            max_sequence_length=TOKENS,
+        ),
+        vae=lambda: diffusers.AutoencoderKLMochi(
+            encoder_block_out_channels=(32, 32, 32, 32),
+            decoder_block_out_channels=(32, 32, 32, 32),
+            layers_per_block=(1, 1, 1, 1, 1),
+        ),
+        scheduler=_flow_euler(invert_sigmas=True),
+    )
+
+
+def _mochi_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "prompt_attention_mask": _mask(batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_prompt_attention_mask": _mask(batch, hidden=5),
+        "guidance_scale": 4.0,
+        "height": 48,
+        "width": 32,
+        "num_frames": 7,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+# --- U-Nets ----------------------------------------------------------------------------------------------------------
+
+_SD15_BETAS: dict[str, Any] = {**_BETAS, "beta_schedule": "scaled_linear"}
+_SD15_SIZE: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "cross_attention_dim": TEXT,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+
+
+def _sd15(name: str, scheduler: str = "pndm", *, controlnet: bool = False) -> Any:
+    parts: dict[str, Any] = {
+        "unet": lambda: diffusers.UNet2DConditionModel(
+            sample_size=16, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **_SD15_SIZE
+        ),
+        "vae": _vae(shift_factor=None, force_upcast=False),
+        "scheduler": lambda: diffusers.PNDMScheduler(
+            skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **_SD15_BETAS
+        ),
+        "requires_safety_checker": False,
+    }
+    if controlnet:
+        # The picture reaches the network at an eighth of its size and the U-Net at a half: two strides fewer.
+        parts["controlnet"] = lambda: diffusers.ControlNetModel(
+            conditioning_embedding_out_channels=(4, 8), **_SD15_SIZE
+        )
+    pipeline = diffusers.StableDiffusionControlNetPipeline if controlnet else diffusers.StableDiffusionPipeline
+    pipe = _assemble(name, pipeline, **parts)
+    return pipe if scheduler == "pndm" else with_scheduler(pipe, scheduler)
+
+
+def _sd15_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "guidance_scale": 4.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _sd15_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_sd15_call(pipe, batch), "image": _picture("control", HEIGHT, WIDTH, batch)}
+
+
+def _sdxl(name: str, pipeline: type) -> Any:
+    return _assemble(
+        name,
+        pipeline,
+        unet=lambda: diffusers.UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            cross_attention_dim=TEXT,
+            norm_num_groups=4,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + POOLED,  # six numbers of size and crop
+        ),
+        vae=_vae(shift_factor=None, force_upcast=False),
+        scheduler=lambda: diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **_SD15_BETAS),
+    )
+
+
+def _sdxl_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
+        "guidance_scale": 4.0,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+def _sdxl_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    call = {**_sdxl_call(pipe, batch), "image": _picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
+    del call["height"], call["width"]
+    return call
+
+
+def _pixel_diffusion(name: str, pipeline: type, scheduler: type) -> Any:
+    return _assemble(
+        name,
+        pipeline,
+        unet=lambda: diffusers.UNet2DModel(
+            sample_size=(16, 12),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ),
+        scheduler=lambda: scheduler(**_BETAS),
+    )
+
+
+def _pixel_diffusion_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {"batch_size": batch, "num_inference_steps": STEPS, "output_type": "pt"}
+
+
+# --- audio -----------------------------------------------------------------------------------------------------------
+
+
+def _stable_audio() -> Any:
+    return _assemble(
+        "stable_audio",
+        diffusers.StableAudioPipeline,
+        transformer=lambda: diffusers.StableAudioDiTModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_attention_heads=2,
+            cross_attention_dim=16,
+            cross_attention_input_dim=16,
+            global_states_input_dim=32,
+            time_proj_dim=16,
+        ),
+        projection_model=lambda: StableAudioProjectionModel(
+            text_encoder_dim=TEXT, conditioning_dim=16, min_value=0, max_value=32
+        ),
+        vae=lambda: diffusers.AutoencoderOobleck(
+            encoder_hidden_size=4,
+            downsampling_ratios=[1, 2],
+            channel_multiples=[1, 2],
+            decoder_channels=4,
+            decoder_input_channels=4,
+            sampling_rate=4,
+        ),
+        # The published model comes with the cosine scheduler, which needs torchsde; this one the pipeline names itself.
+        scheduler=lambda: diffusers.EDMDPMSolverMultistepScheduler(
+            sigma_min=0.3, sigma_max=50, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction"
+        ),
+    )
+
+
+def _stable_audio_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {
+        "prompt_embeds": _normal("prompt", TOKENS, TEXT, batch=batch),
+        "attention_mask": _mask(batch, dtype=torch.int64),
+        "negative_prompt_embeds": _normal("negative", TOKENS, TEXT, batch=batch),
+        "negative_attention_mask": _mask(batch, hidden=5, dtype=torch.int64),
+        "guidance_scale": 4.0,
+        "audio_end_in_s": 6.0,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+_TRANSFORMER, _UNET = ("transformer",), ("unet",)
+_p = functools.partial
+
+_ALL = (
+    Tiny("flux", _p(_flux, "flux", diffusers.FluxPipeline), _flux_call, _TRANSFORMER, "none", "image"),
+    Tiny(
+        "flux_true_cfg",
+        _p(_flux, "flux", diffusers.FluxPipeline, distilled=False),
+        _flux_true_cfg_call,
+        _TRANSFORMER,
+        "separate",
+        "image",
+    ),
+    Tiny(
+        "flux_img2img",
+        _p(_flux, "flux", diffusers.FluxImg2ImgPipeline),
+        _flux_img2img_call,
+        _TRANSFORMER,
+        "none",
+        "image",
+        steps=4,
+    ),
+    Tiny(
+        "flux_inpaint",
+        _p(_flux, "flux", diffusers.FluxInpaintPipeline),
+        _flux_inpaint_call,
+        _TRANSFORMER,
+        "none",
+        "image",
+        steps=4,
+    ),
+    Tiny(
+        "flux_control",
+        _p(_flux, "flux_control", diffusers.FluxControlPipeline, in_channels=32, out_channels=16),
+        _flux_control_call,
+        _TRANSFORMER,
+        "none",
+        "image",
+    ),
+    Tiny(
+        "flux_kontext",
+        _p(_flux, "flux", diffusers.FluxKontextPipeline),
+        _flux_kontext_call,
+        _TRANSFORMER,
+        "none",
+        "image",
+    ),
+    Tiny(
+        "flux_controlnet",
+        _p(_flux, "flux", diffusers.FluxControlNetPipeline, controlnet=True),
+        _flux_control_call,
+        _TRANSFORMER,
+        "none",
+        "image",
+    ),
+    Tiny("flux2", _flux2, _flux2_call, _TRANSFORMER, "none", "image"),
+    Tiny("chroma", _chroma, _chroma_call, _TRANSFORMER, "separate", "image"),
+    Tiny("qwen_image", _qwen_image, _qwen_image_call, _TRANSFORMER, "separate", "image"),
+    Tiny("sd3", _p(_sd3, "sd3", diffusers.StableDiffusion3Pipeline), _sd3_call, _TRANSFORMER, "batched", "image"),
+    Tiny(
+        "sd3_heun",
+        _p(_sd3, "sd3", diffusers.StableDiffusion3Pipeline, scheduler="heun"),
+        _sd3_call,
+        _TRANSFORMER,
+        "batched",
+        "image",
+        steps=2 * STEPS - 1,
+    ),
+    Tiny(
+        "sd3_controlnet",
+        _p(_sd3, "sd3", diffusers.StableDiffusion3ControlNetPipeline, controlnet=True),
+        _sd3_controlnet_call,
+        _TRANSFORMER,
+        "batched",
+        "image",
+    ),
+    Tiny("pixart_sigma", _pixart_sigma, _pixart_sigma_call, _TRANSFORMER, "batched", "image"),
+    Tiny("dit", _dit, _dit_call, _TRANSFORMER, "batched", "image"),
+    Tiny("z_image", _z_image, _z_image_call, _TRANSFORMER, "batched", "image"),
+    Tiny("sana", _sana, _sana_call, _TRANSFORMER, "batched", "image"),
+    Tiny("lumina2", _lumina2, _lumina2_call, _TRANSFORMER, "separate", "image"),
+    Tiny("auraflow", _auraflow, _auraflow_call, _TRANSFORMER, "batched", "image"),
+    Tiny("wan", _p(_wan, "wan"), _wan_call, _TRANSFORMER, "separate", "video"),
+    Tiny("wan22", _p(_wan, "wan", two=True), _wan_call, ("transformer", "transformer_2"), "separate", "video"),
+    Tiny(
+        "cogvideox",
+        _p(_cogvideox, "cogvideox", diffusers.CogVideoXDDIMScheduler),
+        _cogvideox_call,
+        _TRANSFORMER,
+        "batched",
+        "video",
+    ),
+    Tiny(
+        "cogvideox_dpm",
+        _p(_cogvideox, "cogvideox", diffusers.CogVideoXDPMScheduler),
+        _cogvideox_call,
+        _TRANSFORMER,
+        "batched",
+        "video",
+    ),
+    Tiny("hunyuan_video", _hunyuan_video, _hunyuan_video_call, _TRANSFORMER, "none", "video"),
+    Tiny("hunyuan_video_true_cfg", _hunyuan_video, _hunyuan_video_true_cfg_call, _TRANSFORMER, "separate", "video"),
+    Tiny("ltx", _ltx, _ltx_call, _TRANSFORMER, "batched", "video"),
+    Tiny("ltx2", _ltx2, _ltx2_call, _TRANSFORMER, "batched", "video"),
+    Tiny("mochi", _mochi, _mochi_call, _TRANSFORMER, "batched", "video"),
+    Tiny("sdxl", _p(_sdxl, "sdxl", diffusers.StableDiffusionXLPipeline), _sdxl_call, _UNET, "batched", "image"),
+    Tiny(
+        "sdxl_img2img",
+        _p(_sdxl, "sdxl", diffusers.StableDiffusionXLImg2ImgPipeline),
+        _sdxl_img2img_call,
+        _UNET,
+        "batched",
+        "image",
+        steps=3,
+    ),
+    Tiny("sd15", _p(_sd15, "sd15"), _sd15_call, _UNET, "batched", "image", steps=STEPS + 1),
+    Tiny("sd15_ddim", _p(_sd15, "sd15", "ddim"), _sd15_call, _UNET, "batched", "image"),
+    Tiny("sd15_heun", _p(_sd15, "sd15", "heun"), _sd15_call, _UNET, "batched", "image", steps=2 * STEPS - 1),
+    Tiny(
+        "sd15_controlnet",
+        _p(_sd15, "sd15", "ddim", controlnet=True),
+        _sd15_controlnet_call,
+        _UNET,
+        "batched",
+        "image",
+    ),
+    Tiny(
+        "ddpm",
+        _p(_pixel_diffusion, "ddpm", diffusers.DDPMPipeline, diffusers.DDPMScheduler),
+        _pixel_diffusion_call,
+        _UNET,
+        "none",
+        "image",
+    ),
+    Tiny(
+        "ddim",
+        _p(_pixel_diffusion, "ddim", diffusers.DDIMPipeline, diffusers.DDIMScheduler),
+        _pixel_diffusion_call,
+        _UNET,
+        "none",
+        "image",
+    ),
+    Tiny("stable_audio", _stable_audio, _stable_audio_call, _TRANSFORMER, "batched", "audio"),
+)
+TINY: dict[str, Tiny] = {tiny.name: tiny for tiny in _ALL}
