@@ -179,10 +179,10 @@ def class_name(module: Any) -> str:
 
 
 def config_digest(module: Any) -> str:
-    """sha256 (16 hex digits) of a diffusers object's configuration, private entries left out."""
+    """sha256 of a diffusers object's configuration, private entries left out."""
     config = getattr(getattr(module, "_orig_mod", module), "config", {})
     public = {str(k): v for k, v in dict(config).items() if not str(k).startswith("_")}
-    return hashlib.sha256(json.dumps(public, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(public, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def prediction_type(scheduler: Any) -> str | None:

@@ -19,7 +19,7 @@ from diffcache._document import Document, Record
 from diffcache.schedule import Guidance, NoiseSchedulerId, check_branches, check_circumstances, check_network
 
 SYMMETRY = 1e-6  # relative to the diagonal: sums in float32 may run in another order on the other side
-AXES = ("branch", "step", "step")
+AXES = ("branch", "step", "other")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -150,7 +150,9 @@ class Profile(Document):
 
 def _demand(where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str) -> None:
     for index in np.argwhere(~holds)[:1]:
-        refuse(where, name, f"{place(AXES[-table.ndim :], index)} is {table[tuple(index)]:g}", allowed)
+        refuse(
+            where, name, f"{place(AXES if table.ndim > 1 else ('step',), index)} is {table[tuple(index)]:g}", allowed
+        )
 
 
 def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray) -> None:

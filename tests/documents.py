@@ -66,13 +66,19 @@ def profile(**changes: Any) -> Profile:
         "steps": STEPS,
         "timesteps": np.linspace(999, 1, STEPS),
         "sigmas": np.linspace(1, 0, STEPS + 1),
-        "denoisers": {"unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": tables(outputs)})},
+        "denoisers": {
+            "unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": tables(outputs)})
+        },
         "noise_scheduler": NoiseSchedulerId(class_name="Euler", config_digest=DIGEST, prediction_type="epsilon"),
         "guidance": Guidance(mode="separate", branches=2, scale=7.5),
         "samples": 16,
         "provenance": {"prompts": "sixteen"},
     }
     return Profile(**fields | changes)
+
+
+def measured(site: SiteProfile) -> DenoiserProfile:
+    return DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": site})
 
 
 def tables(outputs: np.ndarray, **changes: Any) -> SiteProfile:
@@ -95,22 +101,103 @@ def forge(document: CacheSchedule | Profile, path: Path, edit: Edit) -> Path:
     document.save(path)
     with safe_open(path, framework="numpy") as file:
         tree = json.loads(file.metadata()["diffcache"])
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
     edit(tree, arrays)
     path.write_bytes(save(arrays, metadata={"diffcache": json.dumps(tree)}))
     return path
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-names = st.text(texts, min_size=1) if False else st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+letters = st.characters(exclude_categories=["Cs"])  # no lone surrogates
+names = st.text(letters, min_size=1, max_size=8)
+provenances = st.dictionaries(names, st.text(letters, max_size=8), max_size=3)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
-parts = st.from_regex(r"[A-Za-z0-9_-]{1,4}(\.[A-Za-z0-9_-]{1,4}){0,2}", fullmatch=True)
+paths = st.from_regex(r"[A-Za-z0-9_-]{1,4}(\.[A-Za-z0-9_-]{1,4}){0,2}", fullmatch=True)
+site_names = st.just("model") | st.builds("{}:{}".format, st.sampled_from(["stack", "block", "sublayer"]), paths)
 noise_schedulers = st.builds(
     NoiseSchedulerId, class_name=names, config_digest=digests, prediction_type=st.none() | names
 )
-guidances = st.builds(Guidance, mode=st.just("none"), branches=st.just(1), scale=st.none() | finite) | st.builds(
-    Guidance, mode=st.sampled_from(["separate", "batched"]), branches=st.integers(2, 3), scale=st.none() | finite
+guidances = st.builds(
+    lambda mode, branches, scale: Guidance(mode=mode, branches=1 if mode == "none" else branches, scale=scale),
+    st.sampled_from(["none", "separate", "batched"]),
+    st.integers(2, 3),
+    st.none() | finite,
 )
-provenances = st.dictionaries(names, texts, max_size=3)
-site_names = st.just("model") | st.builds("{}:{}".format, st.sampled_from(["stack", "block", "sublayer"]), parts)
+
+
+def arrays(*shape: int, elements: st.SearchStrategy[float] = finite) -> st.SearchStrategy[np.ndarray]:
+    return hnp.arrays(np.float64, shape, elements=elements)
+
+
+@st.composite
+def site_plans(draw: st.DrawFn, compute: np.ndarray, branches: list[int]) -> SitePlan:
+    branch, step, anchor = draw(st.sampled_from(branches)), len(compute), draw(st.integers(1, 3))
+    weights = draw(arrays(branch, step, anchor))
+    exists = np.arange(anchor) < np.cumsum(compute)[:, None]
+    weights = np.where(exists & ~compute[:, None], weights, 0)
+    weights[:, :, 0] = np.where(~compute & (weights[:, :, 0] == 0), 1, weights[:, :, 0])
+    per_channel = st.sampled_from([(branch, step), (branch, step, 2)])
+    return SitePlan(
+        compute=compute,
+        weights=weights,
+        kappa=draw(st.none() | arrays(branch, step)),
+        scale=draw(st.none() | per_channel.flatmap(lambda s: arrays(*s, elements=st.floats(0.5, 2)))),
+        bias=draw(st.none() | per_channel.flatmap(lambda s: arrays(*s))),
+    )
+
+
+@st.composite
+def denoiser_plans(draw: st.DrawFn, steps: int, branches: list[int]) -> DenoiserPlan:
+    depth = ["model", "stack", "block", "sublayer"]
+    compute, sites = np.ones(steps, bool), {}
+    for name in sorted(
+        draw(st.sets(site_names, min_size=1, max_size=3)), key=lambda n: depth.index(n.partition(":")[0])
+    ):
+        compute = compute & draw(hnp.arrays(bool, steps))  # what lies inside a predicted site does not run
+        compute[0] = True
+        sites[name] = draw(site_plans(compute, branches))
+    return DenoiserPlan(sites=sites, class_name=draw(st.none() | names), config_digest=draw(st.none() | digests))
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> CacheSchedule:
+    """Any valid schedule, small."""
+    steps, guidance = draw(st.integers(1, 6)), draw(st.none() | guidances)
+    branches = [1, guidance.branches] if guidance else [1]
+    return CacheSchedule(
+        steps=steps,
+        denoisers=draw(st.dictionaries(paths, denoiser_plans(steps, branches), min_size=1, max_size=2)),
+        noise_scheduler=draw(st.none() | noise_schedulers),
+        guidance=guidance,
+        timesteps=draw(st.none() | arrays(steps)),
+        provenance=draw(provenances),
+    )
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> Profile:
+    """Any valid profile, small."""
+    steps, guidance = draw(st.integers(1, 4)), draw(st.none() | guidances)
+    branches = [1, guidance.branches] if guidance else [1]
+    outputs = st.sampled_from(branches).flatmap(lambda b: arrays(b, steps, 3, elements=st.floats(0.5, 2)))
+    costs = st.fixed_dictionaries(
+        {"seconds": st.floats(0, 1e6), "flops": st.integers(0, 2**63 - 1), "output_bytes": st.integers(0, 2**63 - 1)},
+        optional={"cosine": st.none()},
+    )
+    site_profiles = st.builds(lambda o, c: tables(o, **c), outputs, costs)
+    denoisers = st.builds(
+        DenoiserProfile,
+        class_name=names,
+        config_digest=st.none() | digests,
+        sites=st.dictionaries(site_names, site_profiles, min_size=1, max_size=2),
+    )
+    return Profile(
+        steps=steps,
+        timesteps=draw(arrays(steps)),
+        sigmas=draw(st.none() | arrays(steps + 1, elements=st.floats(0, 1e6))),
+        denoisers=draw(st.dictionaries(paths, denoisers, min_size=1, max_size=2)),
+        noise_scheduler=draw(st.none() | noise_schedulers),
+        guidance=guidance,
+        samples=draw(st.integers(1, 10**6)),
+        provenance=draw(provenances),
+    )

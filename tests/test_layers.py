@@ -7,6 +7,7 @@ expects silence has a twin below that plants the fault in a copy of the package 
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import shutil
 from collections.abc import Iterator
@@ -45,9 +46,12 @@ def room_of(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
 
+parse = functools.cache(ast.parse)  # each copy of the package is the same but for a line
+
+
 def sources(root: Path) -> Iterator[tuple[Path, ast.Module]]:
     for path in sorted(root.rglob("*.py")):
-        yield path.relative_to(root), ast.parse(path.read_text(encoding="utf-8"), str(path))
+        yield path.relative_to(root), parse(path.read_text(encoding="utf-8"))
 
 
 def imported(tree: ast.Module, rooms: set[str]) -> Iterator[tuple[int, str]]:
@@ -81,8 +85,9 @@ def violations(root: Path) -> set[str]:
     found: set[str] = set()
     inside: dict[str, set[str]] = {}
     outside: dict[str, set[str]] = {}
-    rooms = {room_of(path) for path, _ in sources(root)} | RANK.keys()
-    for path, tree in sources(root):
+    files = list(sources(root))
+    rooms = {room_of(path) for path, _ in files} | RANK.keys()
+    for path, tree in files:
         here = room_of(path)
         if here not in RANK:
             found.add(

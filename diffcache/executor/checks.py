@@ -50,8 +50,8 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
     if strict and host.config_digest(scheduler) != wanted.config_digest:
         raise ScheduleMismatch(
             f"the schedule was fitted with a {found} of another configuration (prediction type "
-            f"{wanted.prediction_type}, digest {wanted.config_digest}; here {host.prediction_type(scheduler)}, "
-            f"{host.config_digest(scheduler)}). Restore the scheduler's configuration, or fit a schedule for this one; "
+            f"{wanted.prediction_type}, digest {wanted.config_digest[:12]}…; here {host.prediction_type(scheduler)}, "
+            f"{host.config_digest(scheduler)[:12]}…). Restore the scheduler's configuration, or fit a schedule for this one; "
             "strict=False accepts it as it is."
         )
 

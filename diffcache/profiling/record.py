@@ -131,7 +131,8 @@ class _Recorder:
 
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         value = inner(*args, **kwargs)
-        given = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
+        given = inspect.signature(inner).bind(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
         step = self.trajectories[-1].steps[-1]
         step.model_output = given.pop("model_output").detach().clone()
         step.timestep = given.pop("timestep")

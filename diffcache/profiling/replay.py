@@ -55,6 +55,7 @@ class Replay:
         assert first.model_output is not None and first.state is not None
         if len({len(s.calls) for s in self.steps}) != 1:
             raise NotReplayable("the number of denoiser calls changes from step to step.")
+        _demand_batches(self.steps)
         self.copies = _copies(first)  # DiT-like pipelines carry each sample once per branch in the state itself
         self.in_batch = max(1, len(first.calls[0].output) * self.copies // len(first.model_output))
         self.branches = len(first.calls) * self.in_batch
@@ -114,6 +115,8 @@ class Replay:
         like = self._one(self.steps[i].model_output)
         dim = 1 if like.ndim >= 4 else like.ndim - 1
         parts = [part for output in outputs for part in output.chunk(self.in_batch)]
+        if any(_without(part, dim) != _without(like, dim) or part.shape[dim] < like.shape[dim] for part in parts):
+            raise NotReplayable(f"an output {tuple(parts[0].shape)} does not make a guided output {tuple(like.shape)}.")
         return [part.narrow(dim, 0, like.shape[dim]) for part in parts]
 
     def _guidance(self, i: int) -> list[float]:
@@ -160,6 +163,20 @@ class Replay:
         if not _close(step.result, following):
             raise NotReplayable("the pipeline changes the state between two steps.")
         return Position(following, after.scheduler)
+
+
+def _demand_batches(steps: Sequence[LoopStep]) -> None:
+    tensors = [t for s in steps for t in (s.state, s.model_output, *(c.output for c in s.calls))]
+    if any(t is None or t.ndim < 2 or len(t) == 0 for t in tensors):
+        raise NotReplayable("states or outputs are no batches of samples.")
+    if any(isinstance(v, Tensor) and v.ndim for s in steps for v in s.extra.values()):
+        raise NotReplayable("the pipeline itself carries tensors from one noise-scheduler step to the next.")
+    if any(len(c.output) % len(s.model_output) for s in steps for c in s.calls if s.model_output is not None):
+        raise NotReplayable("outputs and guided outputs differ in their number of samples.")
+
+
+def _without(tensor: Tensor, dim: int) -> tuple[int, ...]:
+    return tuple(n for d, n in enumerate(tensor.shape) if d != dim)
 
 
 def _copies(step: LoopStep) -> int:

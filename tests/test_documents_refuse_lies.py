@@ -1,0 +1,455 @@
+"""One case per way in which a file can lie: each is refused with one error, and nothing in the file is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from documents import DIGEST, STEPS, Arrays, Tree, forge, profile, schedule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from diffcache.errors import DiffCacheError, DocumentError
+from diffcache.profile import DenoiserProfile, Profile, SiteProfile
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
+
+MODEL = "transformer/model"
+BLOCK = "transformer/block:blocks.0"
+
+
+def refused(kind: type[CacheSchedule] | type[Profile], path: Path, field: str, *words: str) -> str:
+    """The words of the one error, after checking that all its parts are there."""
+    with pytest.raises(DocumentError) as caught:
+        kind.load(path)
+    message = str(caught.value)
+    assert isinstance(caught.value, DiffCacheError)
+    assert message.startswith(f"{path}: field {field!r}: ")
+    assert "Allowed: " in message
+    for word in words:
+        assert word in message
+    assert len(message) < 1000  # whatever the file says, a screen shows the message
+    return message
+
+
+# Files that are no documents.
+
+
+def header(text: str | bytes, tensors: bytes = b"") -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data + tensors
+
+
+def description(text: str) -> bytes:
+    return save({}, metadata={"diffcache": text})
+
+
+VALID = schedule().to_bytes()
+HEADER_END = 8 + struct.unpack("<Q", VALID[:8])[0]
+LORA = {"unet.lora_A.weight": np.zeros((4, 8), np.float32)}
+OVERLAP = '{"__metadata__": {"diffcache": "{}"}, "a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}'
+HUGE = '{"__metadata__": {"diffcache": "{}"}, "a": {"dtype": "F64", "shape": [99999999999], "data_offsets": [0, 8]}}'
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "words"),
+    [
+        pytest.param(b"", "file", "found 0 bytes", id="empty"),
+        pytest.param(b"\0\0\0", "file", "found 3 bytes", id="three bytes"),
+        pytest.param(b"just some text, long enough", "file", "Is it a safetensors file?", id="text"),
+        pytest.param(b'{"steps": 50, "denoisers": {}}', "file", "found a JSON text", id="JSON"),
+        pytest.param(pickle.dumps({"steps": 50}), "file", "found a pickle", id="pickle"),
+        pytest.param(struct.pack("<Q", 2**63), "file", "found 8 bytes", id="length alone"),
+        pytest.param(struct.pack("<Q", 2**63) + b"{}", "file", "header of 9223372036854775808", id="endless header"),
+        pytest.param(
+            header(" " * (2**22 + 1)), "file", "a header of 4194305 bytes. Allowed: at most 4194304", id="big"
+        ),
+        pytest.param(VALID[: HEADER_END - 9], "file", f"its header ends at {HEADER_END}", id="cut in the header"),
+        pytest.param(VALID[:-1], "file", "damaged", id="cut in the tensors"),
+        pytest.param(VALID + b"\0", "file", "damaged", id="longer than its tensors"),
+        pytest.param(header("{}"), "metadata", "found none", id="no metadata"),
+        pytest.param(save(LORA), "metadata", "a LoRA", id="a LoRA"),
+        pytest.param(save(LORA, {"format": "pt"}), "metadata", "found the keys 'format'", id="weights saved by torch"),
+        pytest.param(
+            save({}, {"diffcache": "{}", "x": ""}), "metadata", "'diffcache', 'x'", id="a second metadata key"
+        ),
+        pytest.param(header('{"__metadata__": {"diffcache": 1}}'), "metadata", "Allowed: one key", id="a number there"),
+        pytest.param(header('{"__metadata__": []}'), "metadata", "found none", id="a list there"),
+        pytest.param(header('{"__metadata__"'), "header", "not sound JSON", id="header that is no JSON"),
+        pytest.param(header(b'{"\xff\xfe": 1}'), "header", "not sound JSON", id="header that is no UTF-8"),
+        pytest.param(header("[]"), "header", "found a JSON list", id="header that is a list"),
+        pytest.param(header('{"a": 1, "a": 2}'), "header", "same key twice", id="a tensor twice"),
+        pytest.param(header('{"a":' * 10**5), "header", "nested too deeply", id="header nested deeply"),
+        pytest.param(header(OVERLAP, b"\0"), "file", "damaged", id="tensor outside the file"),
+        pytest.param(header(HUGE, b"\0" * 8), "file", "damaged", id="tensor larger than the file"),
+        pytest.param(description(""), "metadata", "not sound JSON", id="no description"),
+        pytest.param(description("{"), "metadata", "not sound JSON", id="half a description"),
+        pytest.param(description("7"), "metadata", "found a JSON int", id="a number for a description"),
+        pytest.param(description("[" * 10**5), "metadata", "nested too deeply", id="description nested deeply"),
+        pytest.param(description('{"steps": 1, "steps": 2}'), "metadata", "same key twice", id="a field twice"),
+        pytest.param(description('{"steps": NaN}'), "metadata", "the number NaN", id="NaN in JSON"),
+        pytest.param(
+            description(f'{{"steps": {"9" * 5000}}}'), "metadata", "of 5000 digits", id="a number of 5000 digits"
+        ),
+    ],
+)
+def test_a_file_that_is_no_document(tmp_path: Path, data: bytes, field: str, words: str) -> None:
+    path = tmp_path / "schedule.safetensors"
+    path.write_bytes(data)
+    refused(CacheSchedule, path, field, words)
+    refused(Profile, path, field, words)
+
+
+def test_a_zip_archive_is_told_from_a_document(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.pkl", b"")
+    refused(CacheSchedule, path, "file", "found a zip archive, as torch.save writes", "Nothing in it was run.")
+
+
+def test_a_place_where_no_file_is(tmp_path: Path) -> None:
+    refused(CacheSchedule, tmp_path, "file", "found a folder", "Allowed: a regular file")
+    refused(CacheSchedule, tmp_path / "missing", "file", "no such file", "Check the path")
+    refused(CacheSchedule, Path("/dev/zero"), "file", "device" if Path("/dev/zero").exists() else "no such file")
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "schedule.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("it was read"))
+    refused(CacheSchedule, path, "file", "found 268435457 bytes. Allowed: at most 268435456")
+
+
+class Trap:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.victim,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_nothing_in_a_file_is_run(tmp_path: Path, protocol: int) -> None:
+    path, victim = tmp_path / "schedule.safetensors", tmp_path / "victim"
+    trap = pickle.dumps(Trap(victim), protocol)
+    for data in (
+        trap,
+        header("{}", trap),
+        save({"a": np.frombuffer(trap, np.uint8)}),
+        description(trap.decode("latin-1")),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(DocumentError):
+            CacheSchedule.load(path)
+    assert not victim.exists()
+    pickle.loads(trap)
+    assert victim.exists()  # the trap does work
+
+
+# Descriptions and tensors that are not what they should be. An edit is of the field that the error will name, or ``at``
+# another, where only the contradiction between the two is a lie.
+
+Lie = Callable[[Tree, Arrays, str], object]
+
+
+def find(tree: Tree, field: str) -> tuple[Tree, str]:
+    """The object that has ``field``, as errors call it, and its key there."""
+    *way, last = field.split("/")
+    for key in way:
+        tree = around(tree, key)[key]
+    return around(tree, last), last
+
+
+def around(tree: Tree, key: str) -> Tree:
+    return next((tree[room] for room in ("denoisers", "sites") if key in tree.get(room, {})), tree)
+
+
+def put(value: Any, at: str = "") -> Lie:
+    def edit(tree: Tree, _: Arrays, field: str) -> None:
+        here, key = find(tree, at or field)
+        here[key] = value
+
+    return edit
+
+
+def drop(tree: Tree, _: Arrays, field: str) -> None:
+    here, key = find(tree, field)
+    del here[key]
+
+
+def lose(_: Tree, arrays: Arrays, field: str) -> None:
+    del arrays[field]
+
+
+def entry(index: Any, value: float) -> Lie:
+    def edit(_: Tree, arrays: Arrays, field: str) -> None:
+        arrays[field][index] = value
+
+    return edit
+
+
+def change(how: Callable[[np.ndarray], np.ndarray], at: str = "") -> Lie:
+    def edit(_: Tree, arrays: Arrays, field: str) -> None:
+        arrays[at or field] = np.ascontiguousarray(how(arrays[at or field]))
+
+    return edit
+
+
+def lie(field: str, edit: Lie, *words: str) -> Any:
+    return pytest.param(field, edit, words, id=f"{field}: {words[0]}")
+
+
+SPARE = "a tensor that the document does not mention"
+SCHEDULE_LIES = [
+    lie("format", put("diffcache.profile"), "found 'diffcache.profile'", "'diffcache.schedule', which CacheSchedule"),
+    lie("format", put(["diffcache.schedule"]), "found ['diffcache.schedule']"),
+    lie("format", drop, "found None"),
+    lie("version", put(2), "found 2. Allowed: 1", "needs a newer diffcache"),
+    lie("version", put(True), "found True"),
+    lie("version", put("1"), "found '1'"),
+    lie("version", drop, "found None"),
+    lie("library", drop, "missing or not text. Allowed: the version"),
+    lie("library", put(1), "not text"),
+    lie("steps", put(0), "found 0. Allowed: a whole number, at least 1"),
+    lie("steps", put(6.0), "found 6.0"),
+    lie("steps", put(True), "found True"),
+    lie("steps", put(2**63), "below 2**63"),
+    lie("steps", put({"a": "x" * 10**5}), "found {'a': 'xxx"),
+    lie("timesteps", put(7, at="steps"), "found shape [6]. Allowed: [step 7]"),
+    lie("timesteps", entry(3, np.inf), "step 3 is inf. Allowed: finite numbers"),
+    lie("timesteps", put([1, 2, 3]), "found [1, 2, 3]. Allowed: 'tensor', which stands for the tensor 'timesteps'"),
+    lie("timesteps", put(None), SPARE),
+    lie("spare", lambda _, arrays, field: arrays.update({field: np.zeros(1)}), SPARE),
+    lie("denoisers", put({}), "found none. Allowed: at least one"),
+    lie("denoisers", put(["transformer"]), "found ['transformer']. Allowed: an object"),
+    lie("transformer", put(None), "found None. Allowed: an object"),
+    lie("denoisers", lambda *file: rename(*file, "the net"), "found the name 'the net'. Allowed: letters, digits"),
+    lie("denoisers", lambda *file: rename(*file, "net\n"), r"found the name 'net\n'"),
+    lie("denoisers", lambda *file: rename(*file, "a..b"), "found the name 'a..b'"),
+    lie("denoisers", lambda *file: rename(*file, ""), "found ''"),
+    lie("provenance", put("me"), "found 'me'. Allowed: an object"),
+    lie("provenance", put({"": "x"}), "found ''. Allowed: Unicode text, not empty"),
+    lie("provenance/seeds", put(16), "found int. Allowed: str"),
+    lie("provenance/seeds", put("\ud800"), r"found '\ud800'. Allowed: Unicode text"),
+    lie("noise_scheduler", put("Euler"), "found 'Euler'. Allowed: an object"),
+    lie("noise_scheduler/class_name", put(""), "found ''"),
+    lie("noise_scheduler/config_digest", put(None), "found None. Allowed: a sha256 digest"),
+    lie("noise_scheduler/config_digest", put(DIGEST.upper()), "found '0123456789ABCD"),
+    lie("noise_scheduler/prediction_type", put(3), "found 3"),
+    lie("guidance", put(7.5), "found 7.5. Allowed: an object"),
+    lie("guidance/mode", put("both"), "found 'both'. Allowed: 'none', 'separate', 'batched'"),
+    lie("guidance/mode", put([]), "found []"),
+    lie("guidance/branches", put(1), "found 1, mode 'batched'. Allowed: 1 with mode 'none', else 2 or more"),
+    lie("guidance/branches", put("none", at="guidance/mode"), "found 2, mode 'none'"),
+    lie("guidance/branches", put("2"), "found '2'"),
+    lie("guidance/scale", put("5"), "found '5'. Allowed: a finite number"),
+    lie("transformer/class_name", put(""), "found ''. Allowed: Unicode text, not empty"),
+    lie("transformer/class_name", put(["Net"]), "found ['Net']"),
+    lie("transformer/config_digest", put("abc"), "found 'abc'. Allowed: a sha256 digest: 64 of the characters 0-9a-f"),
+    lie("transformer/sites", put({}), "found none. Allowed: at least one"),
+    lie("transformer/sites", put(3), "found 3. Allowed: an object"),
+    lie("transformer/sites", lambda *file: move(*file, "attention:blocks.0"), "'attention:blocks.0'", "'stack:PATH'"),
+    lie("transformer/sites", lambda *file: move(*file, "block:"), "found the site name 'block:'"),
+    lie("transformer/sites", lambda *file: move(*file, "model:blocks"), "found the site name 'model:blocks'"),
+    lie("transformer/sites", lambda *file: move(*file, "block:blocks[0]"), "found the name 'blocks[0]'"),
+    lie(MODEL, put("tensor"), "found 'tensor'. Allowed: an object"),
+    lie(f"{MODEL}/compute", put(None), "found None. Allowed: 'tensor', which stands for"),
+    lie(f"{MODEL}/compute", lose, "the tensor is missing. Allowed: every tensor that the JSON mentions"),
+    lie(f"{MODEL}/compute", change(lambda a: a.astype(np.float32)), "found dtype 'F32'. Allowed: U8 or F64"),
+    lie(f"{MODEL}/compute", change(lambda a: a.astype(float)), "found a float64 array. Allowed: a numpy array of bool"),
+    lie(f"{MODEL}/compute", change(lambda a: a[None]), "found shape [1, 6]. Allowed: [step any]"),
+    lie(f"{MODEL}/compute", entry(1, 2), "found the byte 2. Allowed: 0 (predict) or 1 (compute)"),
+    lie(f"{MODEL}/compute", entry(0, 0), "step 0 is predicted. Allowed: step 0 computed"),
+    lie(f"{BLOCK}/compute", lambda *file: shorten(*file), "5 steps. Allowed: 6, the steps of the schedule"),
+    lie(
+        f"{BLOCK}/compute",
+        lambda *file: compute_inside(*file),
+        "step 2 is computed, but 'model' around it is predicted",
+    ),
+    lie(f"{MODEL}/weights", put("kappa"), "found 'kappa'. Allowed: 'tensor'"),
+    lie(f"{MODEL}/weights", put(3, at="guidance/branches"), "2 branches. Allowed: 1, or the 3 of guidance"),
+    lie(f"{MODEL}/weights", put(None, at="guidance"), "2 branches. Allowed: 1 without guidance", "Pass guidance="),
+    lie(f"{MODEL}/weights", change(lambda a: a[:, :5]), "shape [2, 5, 2]. Allowed: [branch any, step 6, anchor any]"),
+    lie(f"{MODEL}/weights", change(lambda a: a[:, :, :0]), "found shape [2, 6, 0]"),
+    lie(f"{MODEL}/weights", change(lambda a: a[0]), "found shape [6, 2]"),
+    lie(f"{MODEL}/weights", change(lambda a: a != 0), "found dtype 'BOOL'"),
+    lie(f"{MODEL}/weights", entry((1, 4, 0), np.nan), "branch 1, step 4, anchor 0 is nan. Allowed: finite numbers"),
+    lie(f"{MODEL}/weights", entry((0, 5, 1), -np.inf), "branch 0, step 5, anchor 1 is -inf"),
+    lie(f"{MODEL}/weights", entry((1, 3, 0), 0.5), "branch 1, step 3, anchor 0 is 0.5 at a computed step. Allowed: 0"),
+    lie(f"{BLOCK}/weights", lambda *file: reach_too_far(*file), "step 2, anchor 1 is 1, with 1 steps computed before"),
+    lie(f"{BLOCK}/weights", entry((0, 3, 0), 0), "branch 0, step 3 is predicted, with all coefficients zero"),
+    lie(f"{MODEL}/kappa", change(lambda a: a[:1]), "found shape [1, 6]. Allowed: [branch 2, step 6]"),
+    lie(f"{MODEL}/kappa", entry((1, 2), np.nan), "branch 1, step 2 is nan"),
+    lie(f"{MODEL}/kappa", lose, "the tensor is missing"),
+    lie(f"{MODEL}/kappa", put(None), SPARE),
+    lie(f"{MODEL}/scale", change(lambda a: a[:, :-1]), "found shape [2, 5]. Allowed: [branch 2, step 6]"),
+    lie(f"{MODEL}/scale", entry((0, 2), np.inf), "branch 0, step 2 is inf"),
+    lie(f"{MODEL}/bias", change(lambda a: a[None]), "shape [1, 2, 6, 3]. Allowed: [branch 2, step 6, channel any]"),
+    lie(f"{MODEL}/bias", entry((0, 2, 1), np.nan), "branch 0, step 2, channel 1 is nan"),
+    lie(f"{MODEL}/bias", change(lambda a: a[..., None].repeat(4, 2), at=f"{MODEL}/scale"), "[2, 6, 3]", "channel 4]"),
+]
+
+NO_GUIDANCE = {"mode": "none", "branches": 1, "scale": None}
+PROFILE_LIES = [
+    lie("format", put("diffcache.schedule"), "found 'diffcache.schedule'", "'diffcache.profile', which Profile reads"),
+    lie("version", put(0), "found 0. Allowed: 1"),
+    lie("steps", put(-1), "found -1. Allowed: a whole number, at least 1"),
+    lie("samples", put(0), "found 0. Allowed: a whole number, at least 1"),
+    lie("timesteps", put(None), "found None. Allowed: 'tensor'"),
+    lie("timesteps", change(lambda a: a[:-1]), "found shape [5]. Allowed: [step 6]"),
+    lie("sigmas", change(lambda a: a[:-1]), "found shape [6]. Allowed: [step 7]"),
+    lie("sigmas", entry(6, -1), "step 6 is -1. Allowed: 0 or more"),
+    lie("denoisers", put({}), "found none. Allowed: at least one"),
+    lie("noise_scheduler/class_name", put(None), "found None"),
+    lie("guidance/branches", put(0), "found 0"),
+    lie("provenance", put([]), "found []"),
+    lie("unet/class_name", put(None), "found None. Allowed: Unicode text, not empty"),
+    lie("unet/config_digest", put(7), "found 7. Allowed: a sha256 digest"),
+    lie("unet/sites", put(None), "found None. Allowed: an object"),
+    lie("unet/model/seconds", put(-0.5), "found -0.5. Allowed: a finite number, at least 0"),
+    lie("unet/model/seconds", put("fast"), "found 'fast'"),
+    lie("unet/model/flops", put(1.5), "found 1.5. Allowed: a whole number, at least 0"),
+    lie("unet/model/output_bytes", put(None), "found None"),
+    lie("unet/model/distance", put(3, at="guidance/branches"), "2 branches. Allowed: 1, or the 3 of guidance"),
+    lie("unet/model/distance", put(NO_GUIDANCE, at="guidance"), "2 branches. Allowed: 1."),
+    lie("unet/model/distance", change(lambda a: a[:, :5]), "shape [2, 5, 6]. Allowed: [branch 2, step 5, other 5]"),
+    lie("unet/model/distance", entry((1, 2, 3), -0.1), "branch 1, step 2, other 3 is -0.1. Allowed: 0 or more"),
+    lie("unet/model/distance", entry((0, 4, 4), 0.1), "branch 0, step 4, other 4 is 0.1. Allowed: 0 on the diagonal"),
+    lie("unet/model/distance", entry((0, 1, 4), np.inf), "branch 0, step 1, other 4 is inf"),
+    lie("unet/model/gram", change(lambda a: a[:, :5, :5]), "shape [2, 5, 5]. Allowed: [branch 2, step 6, other 6]"),
+    lie("unet/model/gram", entry((0, 1, 4), 99), "step 1, other 4 is 99, its mirror image", "Average them"),
+    lie(
+        "unet/model/gram", change(lambda a: -np.eye(STEPS) * a), "step 0, other 0", "Allowed: 0 or more on the diagonal"
+    ),
+    lie("unet/model/cosine", entry((0, 1, 4), 1.1), "step 1, other 4 is 1.1. Allowed: -1 to 1"),
+    lie("unet/model/cosine", entry((0, 1, 4), -1), "step 1, other 4 is -1, its mirror image"),
+    lie("unet/model/cosine", put(None), SPARE),
+]
+
+
+def rename(tree: Tree, arrays: Arrays, _: str, name: str) -> None:
+    tree["denoisers"] = {name: tree["denoisers"]["transformer"]}
+    for old in [old for old in arrays if old.startswith("transformer/")]:
+        arrays[old.replace("transformer", name, 1)] = arrays.pop(old)
+
+
+def move(tree: Tree, arrays: Arrays, _: str, site: str) -> None:
+    sites = tree["denoisers"]["transformer"]["sites"]
+    sites[site] = sites.pop("block:blocks.0")
+    for old in [old for old in arrays if old.startswith(BLOCK)]:
+        arrays[old.replace("block:blocks.0", site, 1)] = arrays.pop(old)
+
+
+def shorten(_: Tree, arrays: Arrays, __: str) -> None:
+    arrays[f"{BLOCK}/compute"] = arrays[f"{BLOCK}/compute"][:5].copy()
+    arrays[f"{BLOCK}/weights"] = arrays[f"{BLOCK}/weights"][:, :5].copy()
+
+
+def compute_inside(_: Tree, arrays: Arrays, __: str) -> None:
+    arrays[f"{BLOCK}/compute"][2] = 1
+    arrays[f"{BLOCK}/weights"][:, 2] = 0
+
+
+def reach_too_far(_: Tree, arrays: Arrays, __: str) -> None:
+    weights = arrays[f"{BLOCK}/weights"].repeat(2, axis=2)
+    weights[:, :, 1] = 0
+    weights[0, 2, 1] = 1
+    arrays[f"{BLOCK}/weights"] = weights
+
+
+def forged(document: CacheSchedule | Profile, path: Path, edit: Lie, field: str) -> Path:
+    return forge(document, path, lambda tree, arrays: edit(tree, arrays, field))
+
+
+@pytest.mark.parametrize(("field", "edit", "words"), SCHEDULE_LIES)
+def test_a_schedule_that_lies(tmp_path: Path, field: str, edit: Lie, words: tuple[str, ...]) -> None:
+    refused(CacheSchedule, forged(schedule(), tmp_path / "schedule.safetensors", edit, field), field, *words)
+
+
+@pytest.mark.parametrize(("field", "edit", "words"), PROFILE_LIES)
+def test_a_profile_that_lies(tmp_path: Path, field: str, edit: Lie, words: tuple[str, ...]) -> None:
+    refused(Profile, forged(profile(), tmp_path / "profile.safetensors", edit, field), field, *words)
+
+
+DOCUMENTS = pytest.mark.parametrize("document", [schedule(), profile()], ids=["schedule", "profile"])
+
+
+@DOCUMENTS
+def test_a_forgery_without_a_lie_is_read(tmp_path: Path, document: CacheSchedule | Profile) -> None:
+    path = forge(document, tmp_path / "file.safetensors", lambda tree, arrays: None)
+    assert type(document).load(path) == document
+
+
+@pytest.mark.parametrize(
+    ("kinds", "lies"),
+    [
+        ((CacheSchedule, DenoiserPlan, SitePlan, NoiseSchedulerId, Guidance), SCHEDULE_LIES),
+        ((Profile, DenoiserProfile, SiteProfile), PROFILE_LIES),
+    ],
+)
+def test_every_field_has_been_lied_about(kinds: tuple[type, ...], lies: list[Any]) -> None:
+    told = {part for param in lies for part in param.values[0].split("/")}
+    assert {field.name for kind in kinds for field in dataclasses.fields(kind)} <= told
+
+
+def fields(tree: Tree, prefix: str = "") -> Iterator[str]:
+    """Every field of every object in a description, as errors call it."""
+    for key, value in tree.items():
+        yield prefix + key
+        if key in {"denoisers", "sites"}:
+            for name, inside in value.items():
+                yield from fields(inside, f"{prefix}{name}/")
+        elif isinstance(value, dict) and key != "provenance":
+            yield from fields(value, f"{prefix}{key}/")
+
+
+@DOCUMENTS
+def test_a_field_missing_or_unknown_in_any_object(tmp_path: Path, document: CacheSchedule | Profile) -> None:
+    path, tree = tmp_path / "file.safetensors", {}
+    forge(document, path, lambda found, arrays: tree.update(found))
+    names = set(fields(tree)) - {"format", "version", "library"}
+    for name in sorted(names):
+        refused(type(document), forged(document, path, drop, name), name, "the field is missing. Allowed: exactly ")
+    for extra in sorted({f"{name.rpartition('/')[0]}/colour".lstrip("/") for name in names}):
+        forged(document, path, put("red"), extra)
+        refused(type(document), path, extra, "the field is unknown. Allowed: exactly ")
+    assert {f.name for f in dataclasses.fields(document)} < names  # and those inside
+
+
+@pytest.mark.parametrize(("word", "field", "found"), [("1e999", "guidance/scale", "inf"), ("-1e99", "steps", "-1e+99")])
+def test_a_number_written_too_large(tmp_path: Path, word: str, field: str, found: str) -> None:
+    path = forged(schedule(), tmp_path / "schedule.safetensors", put(77777), field)
+    path.write_bytes(path.read_bytes().replace(b"77777", word.encode()))
+    refused(CacheSchedule, path, field, f"found {found}. Allowed: ")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, len(VALID) - 1), st.integers(1, 255), st.booleans())
+def test_a_damaged_byte_is_refused_or_harmless(where: int, flip: int, cut: bool) -> None:
+    damaged = bytearray(VALID)
+    damaged[where] ^= flip
+    try:
+        read = CacheSchedule.from_bytes(bytes(damaged[: where + 1] if cut else damaged))
+    except DocumentError:
+        return
+    assert CacheSchedule.from_bytes(read.to_bytes()) == read
+
+
+def test_errors_made_in_memory_name_the_class_and_the_field() -> None:
+    with pytest.raises(DocumentError, match=re.escape("SitePlan: field 'weights': branch 0, step 0, anchor 0 is nan")):
+        SitePlan(compute=np.array([True, False]), weights=np.full((1, 2, 1), np.nan))
+    with pytest.raises(DocumentError, match=re.escape("CacheSchedule: field 'transformer/model/compute': 6 steps.")):
+        schedule(steps=7, timesteps=None)
+    with pytest.raises(
+        DocumentError, match=re.escape("field 'weights': found list. Allowed: a numpy array of float64")
+    ):
+        SitePlan(compute=np.array([True, False]), weights=[[[0.0], [1.0]]])  # type: ignore[arg-type]
