@@ -4,9 +4,10 @@
     pipe = accelerate(pipe, "schedule.safetensors")
 """
 
-from diffcache.api import accelerate, accelerated, report, restore
+from diffcache.api import accelerate, accelerated, estimate, report, restore
 from diffcache.errors import DiffCacheError
 from diffcache.profile import Profile
+from diffcache.profiling import optimize
 from diffcache.schedule import CacheSchedule
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Profile",
     "accelerate",
     "accelerated",
+    "estimate",
+    "optimize",
     "report",
     "restore",
 ]

@@ -1,4 +1,4 @@
-"""The front door: accelerate, restore, accelerated, report."""
+"""The front door: accelerate, restore, accelerated, report, estimate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from diffcache import host
 from diffcache.adapters import find_sites
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption
+from diffcache.estimates import Estimate, estimate_for
 from diffcache.executor import Executor
 from diffcache.patch import refusal
 from diffcache.reports import Report, report_of
@@ -87,6 +88,14 @@ def report(pipe: Any) -> Report:
     Raises BadOption for a pipeline that is not accelerated.
     """
     return report_of(executor_of(pipe))
+
+
+def estimate(pipe: Any, schedule: CacheSchedule | Rule | str | Path, **call: Any) -> Estimate:
+    """What ``schedule`` will save and cost in ``pipe(**call)``: runs its first step only, and leaves no trace.
+
+    Works on accelerated pipelines too. Raises what :func:`accelerate` raises.
+    """
+    return estimate_for(pipe, resolve(schedule), call)
 
 
 def executor_of(pipe: Any) -> Executor:

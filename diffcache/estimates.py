@@ -1,0 +1,191 @@
+"""What a schedule will cost and save on this pipeline and this call, before running it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffcache import host
+from diffcache.adapters import find_sites
+from diffcache.executor.checks import check_pipeline, check_run
+from diffcache.executor.program import Program, compile_plan
+from diffcache.patch import layer
+from diffcache.schedule import CacheSchedule
+from diffcache.schedulers import Grid, Rule
+from diffcache.store import Output
+
+NO_GAIN = 0.95  # above this fraction of the work, bookkeeping eats what is saved
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected for one call.
+
+    compute_fraction  floating-point operations of the sampling loop's denoiser, relative to the full run
+    cache_bytes       most bytes of kept tensors alive at one time
+    gain              1 / compute_fraction: the speed-up of the sampling loop where the denoiser is all that costs
+    """
+
+    steps: int
+    compute_fraction: float
+    cache_bytes: int
+
+    @property
+    def gain(self) -> float:
+        return 1 / max(self.compute_fraction, 1e-9)
+
+    def __str__(self) -> str:
+        if self.compute_fraction > NO_GAIN:
+            return f"no gain expected: {self.compute_fraction:.0%} of the work of {self.steps} steps is still done"
+        return (
+            f"{self.steps} steps at {self.compute_fraction:.1%} of the denoiser's work: up to {self.gain:.2f}x faster "
+            f"sampling; {self.cache_bytes:,} bytes of cache at most"
+        )
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One site in one denoiser call of the first step."""
+
+    denoiser: str
+    site: str
+    flops: int
+    output_bytes: int
+    input_bytes: int
+
+
+class _Enough(Exception):
+    """The first step has been seen."""
+
+
+def estimate_for(pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any]) -> Estimate:
+    """Run the first step of ``pipe(**call)``, measure it, and reckon the rest from the schedule.
+
+    Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
+    """
+    sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
+    if isinstance(source, CacheSchedule):
+        check_pipeline(pipe, source, sites, strict=True)
+    schedule, start, visits = _first_step(pipe, source, sites, call)
+    programs = {(d, s): compile_plan(plan) for d, p in schedule.denoisers.items() for s, plan in p.sites.items()}
+    done = sum(_work(programs, visits, step) for step in range(start, schedule.steps))
+    full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
+    return Estimate(schedule.steps - start, done / max(full, 1), _peak_bytes(programs, visits, start, schedule.steps))
+
+
+def _first_step(
+    pipe: Any, source: CacheSchedule | Rule, sites: Mapping[str, Mapping[str, tuple[nn.Module, ...]]], call: Mapping[str, Any]
+) -> tuple[CacheSchedule, int, list[_Visit]]:
+    visits: list[_Visit] = []
+    seen: list[tuple[CacheSchedule, int]] = []
+
+    def begin(run: host.Run) -> None:
+        if isinstance(source, Rule):
+            timesteps = run.timesteps.detach().double().cpu().numpy()
+            schedule = source.schedule(Grid(timesteps, run.start), {d: tuple(s) for d, s in sites.items()})
+        else:
+            schedule = source
+            check_run(run, schedule, strict=True)
+        seen.append((schedule, run.start))
+        undo.callback(layer(run.scheduler, "step", enough, copies=True))
+
+    def enough(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        raise _Enough
+
+    watcher = host.Host(pipe, begin, lambda run: None)
+    with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
+        for denoiser, found in sites.items():
+            for site, modules in found.items():
+                for i, module in enumerate(modules):
+                    around = _meter(visits, denoiser, site, last=i == len(modules) - 1)
+                    undo.callback(layer(module, "forward", around))
+        undo.callback(watcher.detach)
+        watcher.attach()
+        with contextlib.suppress(_Enough):
+            pipe(**call)
+    pipe.maybe_free_model_hooks()
+    schedule, start = seen[-1]
+    return schedule, start, _stacks_summed(visits)
+
+
+def _meter(visits: list[_Visit], denoiser: str, site: str, *, last: bool) -> Callable[..., Any]:
+    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            value = inner(*args, **kwargs)
+        inputs = Output.of(args[0] if args else next(iter(kwargs.values()), None)).tensors
+        # All parts of a stack cost work; only its last part's output is kept.
+        size = _size(Output.of(value).tensors) if last else 0
+        visits.append(_Visit(denoiser, site, counter.get_total_flops(), size, _size(inputs)))
+        return value
+
+    return around
+
+
+def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
+    """One entry per site and denoiser call, its parts added up."""
+    summed: list[_Visit] = []
+    open_stacks: dict[tuple[str, str], _Visit] = {}
+    for v in visits:
+        if not v.site.startswith("stack:"):
+            summed.append(v)
+            continue
+        whole = open_stacks.setdefault((v.denoiser, v.site), _Visit(v.denoiser, v.site, 0, 0, v.input_bytes))
+        whole.flops += v.flops
+        whole.output_bytes += v.output_bytes
+        if v.output_bytes:
+            summed.append(open_stacks.pop((v.denoiser, v.site)))
+    return summed
+
+
+def _work(programs: Mapping[tuple[str, str], Program], visits: list[_Visit], step: int) -> int:
+    """Operations at one step: whole forwards, less the sites predicted inside those that run."""
+    total = 0
+    for v in visits:
+        program = programs.get((v.denoiser, v.site))
+        root = programs.get((v.denoiser, "model"))
+        predicted = program is not None and program.terms[step] is not None
+        root_predicted = root is not None and root.terms[step] is not None
+        if v.site == "model":
+            total += 0 if root_predicted else v.flops
+        elif predicted and not root_predicted:
+            total -= v.flops
+    return total
+
+
+def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit], start: int, steps: int) -> int:
+    """The store's life, reckoned: what each visit puts in and drops, in order."""
+    held: dict[tuple[int, int], int] = {}  # (visit, anchor step) -> bytes
+    peak = 0
+    for step in range(start, steps):
+        for n, v in enumerate(visits):
+            program = programs.get((v.denoiser, v.site))
+            if program is None:
+                continue
+            if program.terms[step] is None and step in program.keeps:
+                held[n, step] = v.output_bytes + (v.input_bytes if step in program.keeps_x else 0)
+                peak = max(peak, sum(held.values()))
+            for dropped in program.drops[step]:
+                held.pop((n, dropped), None)
+    return peak
+
+
+def _size(tensors: tuple[torch.Tensor, ...]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@contextlib.contextmanager
+def _random_state(call: Mapping[str, Any]) -> Iterator[None]:
+    """Give every random generator its state back, the caller's own included."""
+    given = call.get("generator")
+    generators = [g for g in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(g, torch.Generator)]
+    states = [g.get_state() for g in generators]
+    with torch.random.fork_rng():
+        yield
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
