@@ -19,6 +19,7 @@ V = TypeVar("V")
 
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST_NAME = 256
 
 
 def refuse(where: str, field: str, found: str, allowed: str, next_step: str = "") -> NoReturn:
@@ -53,8 +54,9 @@ def sha256(where: str, field: str, value: object) -> str:
 
 def component(where: str, field: str, name: str) -> None:
     """The name of a denoiser: an attribute of the pipeline, or a dotted path of attributes."""
-    if not _PATH.fullmatch(name):
-        refuse(where, field, f"found the name {name!r:.80}", "letters, digits, '_' and '-', in parts joined by '.'")
+    if len(name) > _LONGEST_NAME or not _PATH.fullmatch(name):
+        allowed = f"up to {_LONGEST_NAME} letters, digits, '_' and '-', in parts joined by '.'"
+        refuse(where, field, f"found the name {name!r:.80}", allowed)
 
 
 def site(where: str, field: str, name: str) -> None:
@@ -116,15 +118,20 @@ def array(where: str, field: str, value: object, dtype: DTypeLike, **axes: int |
     copy = np.array(value, order="C")
     if kind.kind == "f":
         copy += 0.0  # as in real()
-        for index in np.argwhere(~np.isfinite(copy))[:1]:
-            refuse(where, field, f"{place(axes, index)} is {copy[tuple(index)]}", "finite numbers")
+        if index := first(~np.isfinite(copy)):
+            refuse(where, field, f"{place(axes, index)} is {copy[index]}", "finite numbers")
     copy.setflags(write=False)
     return copy
 
 
+def first(wrong: np.ndarray) -> tuple[int, ...]:
+    """The index of the first True, or () if there is none."""
+    return tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape)) if wrong.any() else ()
+
+
 def place(axes: Iterable[str], index: Iterable[int]) -> str:
     """``("branch", "step"), (0, 7)`` -> ``branch 0, step 7``."""
-    return ", ".join(f"{name} {int(i)}" for name, i in zip(axes, index, strict=True))
+    return ", ".join(f"{name} {i}" for name, i in zip(axes, index, strict=True))
 
 
 def _is_unicode(text: str) -> bool:

@@ -55,15 +55,16 @@ def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
     for name, entry in header.items():
         dtype = entry.get("dtype") if isinstance(entry, dict) else entry
         if dtype not in ("U8", "F64"):
-            refuse(where, name, f"found dtype {dtype!r}", "U8 or F64")
+            refuse(where, name, f"found dtype {dtype!r:.80}", "U8 or F64")
     try:
         arrays = safetensors.load(data)
     except SafetensorError as error:
-        refuse(where, "file", f"damaged: {error}", "a whole safetensors file", AGAIN)
+        refuse(where, "file", f"damaged: {error!s:.200}", "a whole safetensors file", AGAIN)
     return tree, {name: _as_bool(where, name, a) if a.dtype == np.uint8 else a for name, a in arrays.items()}
 
 
 def read(path: Path) -> bytes:
+    """The whole file, if it is one, and no larger than a document may be."""
     where = str(path)
     try:
         if not path.is_file():
@@ -153,4 +154,4 @@ def _as_bool(where: str, name: str, array: np.ndarray) -> np.ndarray:
 def _names(metadata: object) -> str:
     if not isinstance(metadata, dict):
         return "none"
-    return f"the keys {', '.join(sorted(map(repr, metadata))[:5])}"
+    return f"the keys {', '.join(sorted(map(repr, metadata))):.200}"

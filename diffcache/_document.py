@@ -61,7 +61,7 @@ class Document(Record):
         return document
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, all or nothing, and return its path. Raises DocumentError if its folder does not exist."""
+        """Write the file, all or nothing, and return its path. Raises DocumentError where no file can be; OSError."""
         return _container.write(Path(path), self.to_bytes())
 
     @classmethod
@@ -147,7 +147,7 @@ class _Reader:
         try:
             return kind(**values)
         except DocumentError as error:
-            raise DocumentError(self.where, prefix + error.field, error.problem) from None
+            raise DocumentError(self.where, f"{prefix + error.field:.200}", error.problem) from None
 
     def value(self, hint: Any, value: Any, prefix: str, name: str) -> Any:
         if get_origin(hint) is UnionType:  # the only union in a document is X | None

@@ -40,9 +40,9 @@ def publish(data: bytes, repo_id: str, filename: str, *, private: bool, token: s
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of an error and of what lies at its root, which is where the client hides the reason."""
-    root = error
-    while root.__cause__:
-        root = root.__cause__
-    lines = [f"{type(e).__name__}: {str(e).strip()}".splitlines()[0].rstrip(".") for e in (error, root)]
-    return "; ".join(dict.fromkeys(lines))
+    """On one line. An error about the local cache says little; why the Hub was not asked lies at its root."""
+    causes = [error]
+    while isinstance(error, FileNotFoundError) and causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    told = dict.fromkeys(f"{type(e).__name__}: {' '.join(str(e).split())}".rstrip(".") for e in (error, causes[-1]))
+    return "; ".join(told)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from diffcache import _checks
-from diffcache._checks import place, put, refuse
+from diffcache._checks import first, place, put, refuse
 from diffcache._document import Document, Record
 from diffcache.schedule import Guidance, NoiseSchedulerId, check_branches, check_circumstances, check_network
 
@@ -48,17 +48,14 @@ class SiteProfile(Record):
             put(self, **{name: _checks.count(me, name, getattr(self, name), least=0)})
         put(self, distance=_checks.array(me, "distance", self.distance, np.float64, branch=None, step=None, other=None))
         branches, steps, _ = self.distance.shape
-        for name in ("distance", "gram", "cosine"):
-            if getattr(self, name) is not None:
-                table = _checks.array(
-                    me, name, getattr(self, name), np.float64, branch=branches, step=steps, other=steps
-                )
-                put(self, **{name: table})
-        diagonal = np.arange(steps)
+        for name in ("distance", "gram") if self.cosine is None else ("distance", "gram", "cosine"):
+            shape = {"branch": branches, "step": steps, "other": steps}
+            put(self, **{name: _checks.array(me, name, getattr(self, name), np.float64, **shape)})
+        off_diagonal = np.eye(steps) == 0
         _demand(me, "distance", self.distance, self.distance >= 0, "0 or more")
-        _demand(me, "distance", self.distance, (self.distance == 0) | (np.eye(steps) == 0), "0 on the diagonal")
-        size = np.sqrt(np.maximum(self.gram[:, diagonal, diagonal], 0))
-        _demand(me, "gram", self.gram, (self.gram >= 0) | (np.eye(steps) == 0), "0 or more on the diagonal")
+        _demand(me, "distance", self.distance, off_diagonal | (self.distance == 0), "0 on the diagonal")
+        _demand(me, "gram", self.gram, off_diagonal | (self.gram >= 0), "0 or more on the diagonal")
+        size = np.sqrt(np.diagonal(self.gram, axis1=1, axis2=2))
         _demand_symmetry(me, "gram", self.gram, size[:, :, None] * size[:, None, :])
         if self.cosine is not None:
             _demand(me, "cosine", self.cosine, np.abs(self.cosine) <= 1 + SYMMETRY, "-1 to 1")
@@ -80,7 +77,7 @@ class DenoiserProfile(Record):
 
     def __post_init__(self) -> None:
         me = type(self).__name__
-        _checks.text(me, "class_name", self.class_name)
+        _checks.text(me, "class_name", self.class_name)  # what was measured has a class
         check_network(me, self.class_name, self.config_digest)
         put(self, sites=_checks.named(me, "sites", self.sites, SiteProfile, _checks.site))
 
@@ -149,14 +146,13 @@ class Profile(Document):
 
 
 def _demand(where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str) -> None:
-    for index in np.argwhere(~holds)[:1]:
-        refuse(
-            where, name, f"{place(AXES if table.ndim > 1 else ('step',), index)} is {table[tuple(index)]:g}", allowed
-        )
+    axes = AXES if table.ndim == len(AXES) else ("step",)
+    if index := first(~holds):
+        refuse(where, name, f"{place(axes, index)} is {table[index]:g}", allowed)
 
 
 def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray) -> None:
     mirror = table.transpose(0, 2, 1)
-    for index in np.argwhere(np.abs(table - mirror) > SYMMETRY * size)[:1]:
-        found = f"{place(AXES, index)} is {table[tuple(index)]:g}, its mirror image {mirror[tuple(index)]:g}"
+    if index := first(np.abs(table - mirror) > SYMMETRY * size):
+        found = f"{place(AXES, index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
         refuse(where, name, found, "the same on both sides", f"Average them: ({name} + {name}ᵀ) / 2.")

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from diffcache import _checks
-from diffcache._checks import place, put, refuse
+from diffcache._checks import first, place, put, refuse
 from diffcache._document import Document, Record
 from diffcache.sites import GRANULARITIES, parse
 
@@ -65,9 +65,9 @@ class SitePlan(Record):
             elif value is not None:
                 put(self, **{name: _checks.array(me, name, value, np.float64, **rows)})
         _check_anchors(me, compute, weights)
-        for b, i in np.argwhere(~compute & ~self._speaks())[:1]:
-            at = place(rows, (b, i))
-            refuse(me, "weights", f"{at} is predicted, with all coefficients zero", "a prediction other than zero")
+        if index := first(~compute & ~self._speaks()):
+            found = f"{place(rows, index)} is predicted, with all coefficients zero"
+            refuse(me, "weights", found, "a prediction other than zero")
 
     @property
     def steps_computed(self) -> int:
@@ -181,18 +181,18 @@ class CacheSchedule(Document):
         check_circumstances(me, self.noise_scheduler, self.guidance)
         if self.timesteps is not None:
             put(self, timesteps=_checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
-        for name, _, plan in self.plans():
-            if len(plan.compute) != self.steps:
-                refuse(me, f"{name}/compute", f"{len(plan.compute)} steps", f"{self.steps}, the steps of the schedule")
-            check_branches(me, f"{name}/weights", len(plan.weights), self.guidance)
+        for name, site, plan in self.plans():
+            if (steps := len(plan.compute)) != self.steps:
+                refuse(me, f"{name}/{site}/compute", f"{steps} steps", f"{self.steps}, the steps of the schedule")
+            check_branches(me, f"{name}/{site}/weights", len(plan.weights), self.guidance)
         for name, denoiser in self.denoisers.items():
             _check_nesting(me, name, denoiser.sites)
 
     def plans(self) -> Iterator[tuple[str, str, SitePlan]]:
-        """Every site: its full name ("transformer/model"), its name in its denoiser ("model"), its plan."""
+        """Every (name of a denoiser, name of a site in it, plan of the site)."""
         for name, denoiser in self.denoisers.items():
             for site, plan in denoiser.sites.items():
-                yield f"{name}/{site}", site, plan
+                yield name, site, plan
 
     @property
     def computed_steps(self) -> int:
@@ -250,12 +250,12 @@ def _check_anchors(where: str, compute: np.ndarray, weights: np.ndarray) -> None
     axes = ("branch", "step", "anchor")
     if not compute[0]:
         refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
-    for index in np.argwhere(compute[:, None] & (weights != 0))[:1]:
-        found = f"{place(axes, index)} is {weights[tuple(index)]:g} at a computed step"
+    if index := first(compute[:, None] & (weights != 0)):
+        found = f"{place(axes, index)} is {weights[index]:g} at a computed step"
         refuse(where, "weights", found, "0, for equation (1) is not used there")
     kept = np.cumsum(compute)  # at a predicted step i: the number of steps computed before i
-    for index in np.argwhere((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None]))[:1]:
-        found = f"{place(axes, index)} is {weights[tuple(index)]:g}, with {kept[index[1]]} steps computed before"
+    if index := first((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None])):
+        found = f"{place(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
         refuse(where, "weights", found, "0 for anchors that do not exist yet (0 is the newest)")
 
 
@@ -263,8 +263,8 @@ def _check_nesting(where: str, denoiser: str, plans: Mapping[str, SitePlan]) -> 
     """What lies inside a predicted site does not run."""
     for inner, plan in plans.items():
         for outer in filter(plans.__contains__, _around(inner)):
-            for i in np.flatnonzero(plan.compute & ~plans[outer].compute)[:1]:
-                found = f"step {i} is computed, but {outer!r} around it is predicted there"
+            if index := first(plan.compute & ~plans[outer].compute):
+                found = f"step {index[0]} is computed, but {outer!r} around it is predicted there"
                 refuse(where, f"{denoiser}/{inner}/compute", found, "predicted wherever a site around it is")
 
 

@@ -1,6 +1,7 @@
-"""The small trained models that the demo and the tests run on (``MODELS.md`` beside the weights tells their origin)."""
+"""The small trained models that the demo and the tests run on (``weights/README.md`` tells their origin and licence)."""
 
 from diffcache.assets.grid import save_grid
+from diffcache.assets.models import NAMES, DemoModel, load
 from diffcache.assets.prompts import PromptEncoder
 
-__all__ = ["PromptEncoder", "save_grid"]
+__all__ = ["NAMES", "DemoModel", "PromptEncoder", "load", "save_grid"]

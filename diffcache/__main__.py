@@ -1,0 +1,3 @@
+from diffcache.cli import main
+
+main()

@@ -1,0 +1,32 @@
+"""What an accelerated run is compared with at the same number of computed steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.schedulers.uniform import evenly
+
+
+def better_solver(pipe: Any) -> tuple[str, Any]:
+    """(name, noise scheduler): a multistep solver for the same model, the strongest common choice at few steps."""
+    import diffusers
+
+    if type(pipe.scheduler).__name__.startswith("FlowMatch"):
+        solver = diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=pipe.scheduler.config.shift
+        )
+        return "UniPC", solver
+    # The cosine noise schedule ends at a signal of nearly nothing; the clip is the solver's documented remedy.
+    return "DPM-Solver++", diffusers.DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1
+    )
+
+
+def uniform_reuse(denoiser: str, steps: int, computed: int) -> CacheSchedule:
+    """The newest output, reused between ``computed`` evenly spread steps."""
+    compute = evenly(steps, computed)
+    plan = SitePlan(compute=compute, weights=np.where(compute, 0.0, 1.0)[None, :, None])
+    return CacheSchedule(steps=steps, denoisers={denoiser: DenoiserPlan(sites={"model": plan})})
