@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcache import host
 from diffcache.adapters import find_sites
-from diffcache.executor.checks import check_pipeline, check_run
+from diffcache.executor.checks import Sites, check_pipeline, check_run
 from diffcache.executor.program import Program, compile_plan
 from diffcache.patch import layer
 from diffcache.schedule import CacheSchedule
@@ -60,7 +59,7 @@ class _Visit:
     input_bytes: int
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """The first step has been seen."""
 
 
@@ -80,7 +79,7 @@ def estimate_for(pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any
 
 
 def _first_step(
-    pipe: Any, source: CacheSchedule | Rule, sites: Mapping[str, Mapping[str, tuple[nn.Module, ...]]], call: Mapping[str, Any]
+    pipe: Any, source: CacheSchedule | Rule, sites: Sites, call: Mapping[str, Any]
 ) -> tuple[CacheSchedule, int, list[_Visit]]:
     visits: list[_Visit] = []
     seen: list[tuple[CacheSchedule, int]] = []
@@ -96,7 +95,7 @@ def _first_step(
         undo.callback(layer(run.scheduler, "step", enough, copies=True))
 
     def enough(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        raise _Enough
+        raise _EnoughError
 
     watcher = host.Host(pipe, begin, lambda run: None)
     with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
@@ -107,7 +106,7 @@ def _first_step(
                     undo.callback(layer(module, "forward", around))
         undo.callback(watcher.detach)
         watcher.attach()
-        with contextlib.suppress(_Enough):
+        with contextlib.suppress(_EnoughError):
             pipe(**call)
     pipe.maybe_free_model_hooks()
     schedule, start = seen[-1]

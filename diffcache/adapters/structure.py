@@ -1,4 +1,4 @@
-"""Find the sites of a denoiser from how it is built: repeated blocks in a list, attention and feed-forward inside them."""
+"""Find the sites of a denoiser from how it is built: blocks repeated in a list, attention and feed-forward inside."""
 
 from __future__ import annotations
 

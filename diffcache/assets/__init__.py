@@ -1,4 +1,4 @@
-"""The small trained models that the demo and the tests run on (``weights/README.md`` tells their origin and licence)."""
+"""The small trained models of the demo and the tests (``weights/README.md`` tells their origin and licence)."""
 
 from diffcache.assets.grid import save_grid
 from diffcache.assets.models import NAMES, DemoModel, load

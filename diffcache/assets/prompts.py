@@ -45,9 +45,6 @@ class PromptEncoder:
     def _find(self, word: str) -> int:
         if word not in self._row:
             near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
-            raise BadOption(
-                "prompt word",
-                word,
-                f"one of the {len(self.words)} words of the demo model" + (f", such as {', '.join(near)}" if near else ""),
-            )
+            hint = f", such as {', '.join(near)}" if near else ""
+            raise BadOption("prompt word", word, f"one of the {len(self.words)} words of the demo model{hint}")
         return self._row[word]

@@ -17,4 +17,4 @@ def ssim(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Structural similarity of each picture (torchmetrics, Gaussian window); [N, H, W, 3] in 0..1 -> float64 [N]."""
     a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (images, reference))
     values = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-    return np.asarray(values.numpy())
+    return np.asarray(values)

@@ -33,7 +33,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def grid(pictures: Mapping[tuple[str, int], np.ndarray], budget: int, subjects: Sequence[str], path: Path) -> None:
-    """One row per method (the full run and those of ``budget``), one column per subject, the same seed down a column."""
+    """One row per method (the full run and those of ``budget``), one column per subject and seed."""
     chosen = {k: v for k, v in pictures.items() if k[0] == "full run" or k[1] == budget}
     count = min(COLUMNS, len(subjects))
     cell = SCALE * next(iter(chosen.values())).shape[1]

@@ -51,15 +51,16 @@ class Rule:
     def schedule(self, grid: Grid, sites: Mapping[str, tuple[str, ...]]) -> CacheSchedule:
         """The schedule for one loop. ``sites``: denoiser -> names of its sites."""
         site_plan: SitePlan = _rooms.load(__name__, self.name).rule(grid, **self.options)
-        denoisers = {
-            denoiser: DenoiserPlan(sites={n: site_plan for n in names if n.partition(":")[0] == self.granularity})
-            for denoiser, names in sites.items()
-        }
+        wanted = {d: [n for n in names if n.partition(":")[0] == self.granularity] for d, names in sites.items()}
+        denoisers = {d: DenoiserPlan(sites=dict.fromkeys(names, site_plan)) for d, names in wanted.items() if names}
+        if not denoisers:
+            there = sorted({n.partition(":")[0] for names in sites.values() for n in names})
+            raise BadOption("sites", self.granularity, f"what {', '.join(sites)} of this pipeline has: {', '.join(there)}")
         return CacheSchedule(steps=grid.steps, denoisers=denoisers, provenance={"scheduler": str(self)})
 
 
 def rules() -> tuple[str, ...]:
-    """Names that a short spec may begin with."""
+    """Names that a short spec may begin with: looking for a function means importing every file, numpy only."""
     return tuple(name for name in _rooms.names(__name__) if hasattr(_rooms.load(__name__, name), "rule"))
 
 

@@ -15,11 +15,11 @@ def rule(grid: Grid, *, every: int = 2) -> SitePlan:
 
 
 def every_kth(grid: Grid, every: int) -> np.ndarray:
-    """bool [T]: the first step of the loop and every ``every``-th from there; steps before the start count as computed."""
+    """bool [T]: the loop's first step and every ``every``-th from there; steps before it count as computed."""
     if not isinstance(every, int) or every < 1:
         raise BadOption("every", every, "a whole number, at least 1 (1 computes every step)")
     past_start = np.arange(grid.steps) - grid.start
-    return (past_start < 0) | (past_start % every == 0)
+    return np.asarray((past_start < 0) | (past_start % every == 0))
 
 
 def evenly(steps: int, computed: int) -> np.ndarray:
