@@ -19,11 +19,11 @@ def loop_clock(pipe: Any) -> Iterator[list[float]]:
     began: list[float] = []
 
     def begin(run: host.Run) -> None:
-        _wait()
+        wait()
         began.append(time.perf_counter())
 
     def end(run: host.Run) -> None:
-        _wait()
+        wait()
         seconds.append(time.perf_counter() - began.pop())
 
     watcher = host.Host(pipe, begin, end)
@@ -34,6 +34,7 @@ def loop_clock(pipe: Any) -> Iterator[list[float]]:
         watcher.detach()
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the device has done what was asked of it, so that a clock read next tells the truth."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,10 +1,15 @@
-"""Watch a pipeline run in full and write down its sampling loop: states, denoiser calls, noise-scheduler steps."""
+"""Watch a pipeline run in full and write down its sampling loop: states, denoiser calls, noise-scheduler steps.
+
+What is held: per step one state, the denoiser's outputs and whatever else the pipeline itself gave to the denoiser
+(by reference: embeddings are one object for all steps, ControlNet residuals are not). Equal tensors are held once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,20 +18,28 @@ import torch
 from torch import Tensor, nn
 
 from diffcache import host
-from diffcache.errors import UnsupportedModel
+from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
 from diffcache.patch import layer
+from diffcache.profiling.clock import wait
 from diffcache.store import Output
+
+ACCELERATED = "_diffcache"  # the attribute of a pipeline that predicts some of its steps
 
 
 @dataclass(slots=True)
 class DenoiserCall:
-    """One forward: its arguments as given, the name of its main input, and the first tensor of its output."""
+    """One forward: its arguments as given, the name of its main input, the tensors of its output, and its time."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     main: str
-    output: Tensor
+    outputs: tuple[Tensor, ...]
+    seconds: float
+
+    @property
+    def output(self) -> Tensor:
+        return self.outputs[0]
 
     @property
     def input(self) -> Any:
@@ -43,7 +56,10 @@ class DenoiserCall:
 
 @dataclass(slots=True)
 class LoopStep:
-    """One iteration: the denoiser calls, then ``scheduler.step(model_output, timestep, state, **extra) -> result``."""
+    """One iteration: the denoiser calls, then ``scheduler.step(model_output, timestep, state, **extra) -> result``.
+
+    Generators in ``extra`` are copies, standing where they stood before the step drew from them.
+    """
 
     calls: list[DenoiserCall] = field(default_factory=list)
     timestep: Any = None
@@ -71,26 +87,73 @@ class Trajectory:
 
 def record(pipe: Any, call: Mapping[str, Any]) -> Trajectory:
     """Run ``pipe(**call)`` in full, unchanged, and return its last sampling loop."""
+    name = type(pipe).__name__
+    if ACCELERATED in getattr(pipe, "__dict__", {}):
+        raise AlreadyAccelerated(
+            f"this {name} is accelerated; a recording would take predictions for the full run. "
+            "Call diffcache.restore(pipe) first, then record, then accelerate it anew."
+        )
     recorder = _Recorder(pipe)
     with recorder.attached(), torch.no_grad():
         pipe(**call)
     if not recorder.trajectories:
         raise UnsupportedModel(
-            f"{type(pipe).__name__} finished without a sampling loop this library can see: its loop calls neither "
+            f"{name} finished without a sampling loop this library can see: its loop calls neither "
             "pipe.progress_bar nor scheduler.step. It cannot be measured; accelerate it with a rule instead."
         )
-    return recorder.trajectories[-1]
+    trajectory = recorder.trajectories[-1]
+    trajectory.steps.pop()  # was opened for a step that did not come
+    planned = len(trajectory.timesteps) - trajectory.start
+    if len(trajectory.steps) != planned:
+        raise UnsupportedModel(
+            f"{name} called scheduler.step {len(trajectory.steps)} times; its noise scheduler planned {planned} steps. "
+            "A loop that ends early or steps several times at once cannot be measured; accelerate it with a rule."
+        )
+    if not all(bool(torch.isfinite(s.result).all()) for s in trajectory.steps if s.result is not None):
+        raise BadOption(
+            "calls", "a call whose full run came to NaN or Inf", "calls that stay finite; try another dtype"
+        )
+    return trajectory
 
 
 def record_all(
     pipe: Any, calls: Sequence[Mapping[str, Any]], done: Callable[[], None] = lambda: None
 ) -> list[Trajectory]:
-    """``record`` for each call; ``done`` is called after each (a progress bar)."""
+    """``record`` for each call; ``done`` is called after each (a progress bar).
+
+    Generators in the calls are drawn from as in any run, one shared by several calls too, and left at the end where
+    they were found: the same calls, run again, repeat the recorded runs.
+    """
+    found = {id(g): (g, g.get_state()) for call in calls for value in call.values() for g in _generators(value)}
     trajectories = []
-    for call in calls:
-        trajectories.append(record(pipe, call))
-        done()
+    try:
+        for call in calls:
+            trajectories.append(record(pipe, call))
+            done()
+    finally:
+        for generator, state in found.values():
+            generator.set_state(state)
     return trajectories
+
+
+def frozen(value: Any) -> Any:
+    """A generator, or a list of them, as copies that start where these stand now; anything else as it is."""
+    if isinstance(value, torch.Generator):
+        return torch.Generator(value.device).set_state(value.get_state())
+    return [frozen(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _generators(value: Any) -> list[torch.Generator]:
+    members = value if isinstance(value, (list, tuple)) else [value]
+    return [member for member in members if isinstance(member, torch.Generator)]
+
+
+def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
+    """A copy of ``tensor``, or the known tensor that equals it."""
+    for other in known:
+        if other is not None and other.dtype == tensor.dtype and torch.equal(other, tensor):
+            return other
+    return tensor.detach().clone()
 
 
 class _Recorder:
@@ -120,25 +183,33 @@ class _Recorder:
 
     def _forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if self.host.run is None:
+                return inner(*args, **kwargs)
+            wait()
+            began = time.perf_counter()
             value = inner(*args, **kwargs)
-            if self.host.run is not None:
-                tensors = Output.of(value).tensors
-                output = tensors[0].detach().clone()
-                self.trajectories[-1].steps[-1].calls.append(DenoiserCall(module, args, kwargs, self.main[name], output))
+            wait()
+            seconds = time.perf_counter() - began
+            outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
+            call = DenoiserCall(module, args, kwargs, self.main[name], outputs, seconds)
+            self.trajectories[-1].steps[-1].calls.append(call)
             return value
 
         return around
 
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        value = inner(*args, **kwargs)
         given = inspect.signature(inner).bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
-        step = self.trajectories[-1].steps[-1]
-        step.model_output = given.pop("model_output").detach().clone()
-        step.timestep = given.pop("timestep")
-        step.state = given.pop("sample").detach().clone()
-        step.extra = {k: v for k, v in given.items() if k != "return_dict"}
+        extra = {
+            k: frozen(v) for k, v in given.items() if k not in ("model_output", "timestep", "sample", "return_dict")
+        }
+        value = inner(*args, **kwargs)
+        steps = self.trajectories[-1].steps
+        step = steps[-1]
+        step.model_output = _kept(given["model_output"], *(t for call in step.calls for t in call.outputs))
+        step.timestep = given["timestep"]
+        step.state = _kept(given["sample"], steps[-2].result if len(steps) > 1 else None)
+        step.extra = extra
         step.result = Output.of(value).tensors[0].detach().clone()
-        if len(self.trajectories[-1].steps) < len(self.trajectories[-1].timesteps) - self.trajectories[-1].start:
-            self.trajectories[-1].steps.append(LoopStep())
+        steps.append(LoopStep())
         return value
