@@ -36,7 +36,7 @@ def demo(
     typer.echo("\n" + show.table(rows))
     typer.echo(f"\nPictures, table, schedules and results: {out.resolve()}")
     typer.echo(
-        "Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, \"taylor:every=3,order=1\")\n"
+        'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylor:every=3,order=1")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, computed_steps=12))"
     )
 

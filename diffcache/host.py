@@ -4,7 +4,7 @@ The one file that knows pipeline habits. Nothing here needs a ``cache_context`` 
 come from three methods, layered on objects, never on classes:
 
 * ``pipe.progress_bar`` brackets the sampling loop of every diffusers pipeline, in both of its forms
-  (``with pipe.progress_bar(total=n)`` and ``for t in pipe.progress_bar(timesteps)``); the bracket closes on exceptions too;
+  (``with pipe.progress_bar(total=n)`` and ``for t in pipe.progress_bar(timesteps)``), and closes on exceptions too;
 * ``scheduler.step`` of the scheduler in use, layered for the length of one loop, ends each step;
 * ``pipe.maybe_free_model_hooks`` is the last thing a pipeline calls.
 
@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,29 +39,33 @@ class Run:
     start      first iteration this run enters: above 0 for image-to-image and its kin
     index      the iteration now
     timesteps  the noise scheduler's own tensor [steps]
+    again      called when the loop goes back: a pipeline may run it several times over, chunk by chunk
     """
 
     scheduler: Any
     timesteps: Tensor
     start: int
     index: int
-    calls: dict[int, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
     state: Any = None  # whatever ``begin`` wants to find again
     undo: Undo = lambda: None
+    again: Callable[[], None] = lambda: None
 
     @property
     def steps(self) -> int:
         return len(self.timesteps)
 
-    def next_call(self, denoiser: nn.Module) -> int:
-        """Which forward of ``denoiser`` within this step is beginning: 0, 1, …; guidance branches come in a fixed order."""
-        ordinal = self.calls.get(id(denoiser), 0)
-        self.calls[id(denoiser)] = ordinal + 1
+    def next_call(self, denoiser: str) -> int:
+        """Which forward of ``denoiser`` within this step is beginning: 0, 1, …; branches come in a fixed order."""
+        ordinal = self.calls.get(denoiser, 0)
+        self.calls[denoiser] = ordinal + 1
         return ordinal
 
     def step_done(self, timestep: Any) -> None:
         # Iterating a tensor yields views, so the address of ``timestep`` tells its index without reading the device.
         here = _position(timestep, self.timesteps)
+        if here is not None and here < self.index:
+            self.again()
         self.index = (self.index if here is None else here) + 1
         self.calls.clear()
 
@@ -69,10 +74,15 @@ class Host:
     """Watches one pipeline. ``begin(run)`` and ``end(run)`` are called around each of its sampling loops."""
 
     def __init__(self, pipe: Any, begin: Callable[[Run], None], end: Callable[[Run], None]) -> None:
-        self.pipe = pipe
+        # Weak: what hangs on a pipeline must not keep it alive once its last user drops it.
+        self._pipe = weakref.ref(pipe)
         self._begin, self._end = begin, end
         self._open = threading.local()
         self._undo = contextlib.ExitStack()
+
+    @property
+    def pipe(self) -> Any:
+        return self._pipe()
 
     @property
     def run(self) -> Run | None:
@@ -87,11 +97,9 @@ class Host:
         self.close()
         self._undo.close()
 
-    def open(self, scheduler: Any, total: int | None) -> Run:
+    def open(self, scheduler: Any, start: int) -> Run:
         self.close()  # an interrupted run that nobody closed
-        timesteps = scheduler.timesteps
-        start = _start(scheduler, len(timesteps), total)
-        run = Run(scheduler, timesteps, start, start)
+        run = Run(scheduler, scheduler.timesteps, start, start)
         self._begin(run)
         run.undo = layer(scheduler, "step", self._step, copies=True)
         self._open.run = run
@@ -106,20 +114,10 @@ class Host:
         current.undo()
         self._end(current)
 
-    def _progress_bar(self, inner: Callable[..., Any], iterable: Any = None, total: int | None = None) -> Any:
-        bar = inner(iterable=iterable, total=total)
-        if iterable is None:
-            return _Bracket(self, bar, total)
-        length = len(iterable) if hasattr(iterable, "__len__") else None
-        return self._iterate(bar, length)
-
-    def _iterate(self, bar: Any, length: int | None) -> Iterator[Any]:
-        scheduler = self.pipe.scheduler
-        run = self.open(scheduler, _iterations_to_steps(scheduler, length))
-        try:
-            yield from bar
-        finally:
-            self.close(run)
+    def _progress_bar(
+        self, inner: Callable[..., Any], iterable: Any = None, total: int | None = None, **more: Any
+    ) -> Any:
+        return _Bar(self, inner(iterable=iterable, total=total, **more), iterable, total)
 
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = inner(*args, **kwargs)
@@ -133,20 +131,31 @@ class Host:
         return inner(*args, **kwargs)
 
 
-class _Bracket:
-    """A progress bar whose ``with`` block is the sampling loop."""
+class _Bar:
+    """A progress bar that is the sampling loop while its ``with`` block or its iteration lasts."""
 
-    def __init__(self, host: Host, bar: Any, total: int | None) -> None:
-        self._host, self._bar, self._total = host, bar, total
+    def __init__(self, host: Host, bar: Any, iterable: Any, total: int | None) -> None:
+        self._host, self._bar, self._iterable, self._total = host, bar, iterable, total
         self._run: Run | None = None
 
     def __enter__(self) -> Any:
-        self._run = self._host.open(self._host.pipe.scheduler, self._total)
+        scheduler = self._host.pipe.scheduler
+        self._run = self._host.open(scheduler, _start(scheduler, self._total))
         return self._bar.__enter__()
 
     def __exit__(self, *exception: Any) -> Any:
         self._host.close(self._run)
         return self._bar.__exit__(*exception)
+
+    def __iter__(self) -> Iterator[Any]:
+        scheduler = self._host.pipe.scheduler
+        start = _start_of(self._iterable, scheduler.timesteps)
+        run = None if start is None else self._host.open(scheduler, start)
+        try:
+            yield from self._bar
+        finally:
+            if run is not None:
+                self._host.close(run)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bar, name)
@@ -199,7 +208,7 @@ def guidance_scale(pipe: Any) -> float | None:
     return None
 
 
-def _start(scheduler: Any, steps: int, total: int | None) -> int:
+def _start(scheduler: Any, total: int | None) -> int:
     """First iteration of the loop: what the pipeline told the scheduler, else what its progress bar leaves out."""
     begin = getattr(scheduler, "begin_index", None)
     if begin is not None:
@@ -207,21 +216,21 @@ def _start(scheduler: Any, steps: int, total: int | None) -> int:
     planned = getattr(scheduler, "num_inference_steps", None)
     if total is None or planned is None or total >= planned:
         return 0
-    return min((planned - total) * int(getattr(scheduler, "order", 1)), steps - 1)
+    return min((int(planned) - total) * int(getattr(scheduler, "order", 1)), len(scheduler.timesteps) - 1)
 
 
-def _iterations_to_steps(scheduler: Any, length: int | None) -> int | None:
-    """The iterable form counts iterations; ``_start`` wants inference steps."""
-    planned = getattr(scheduler, "num_inference_steps", None)
-    if length is None or planned is None:
-        return None
-    skipped = len(scheduler.timesteps) - length
-    return int(planned - skipped // int(getattr(scheduler, "order", 1)))
+def _start_of(iterable: Any, timesteps: Tensor) -> int | None:
+    """First iteration of a loop over ``iterable``; None if these are not the noise scheduler's timesteps."""
+    if isinstance(iterable, Tensor) and iterable.device == timesteps.device:
+        return _position(iterable, timesteps)
+    length = len(iterable) if hasattr(iterable, "__len__") else -1
+    moved = isinstance(iterable, Tensor) and 0 < length <= len(timesteps)
+    return len(timesteps) - length if moved or length == len(timesteps) else None
 
 
 def _position(timestep: Any, timesteps: Tensor) -> int | None:
     """Index of a view in the tensor it was taken from, by address; None for anything else."""
-    if not isinstance(timestep, torch.Tensor) or timestep.dtype != timesteps.dtype or timestep.device != timesteps.device:
+    if not isinstance(timestep, Tensor) or (timestep.dtype, timestep.device) != (timesteps.dtype, timesteps.device):
         return None
     offset, rest = divmod(timestep.data_ptr() - timesteps.data_ptr(), timesteps.element_size())
-    return offset if rest == 0 and 0 <= offset < len(timesteps) else None
+    return int(offset) if rest == 0 and 0 <= offset < len(timesteps) else None

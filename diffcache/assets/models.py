@@ -55,6 +55,7 @@ def load(name: str = "flux") -> DemoModel:
         raise UnknownName("demo model", name, NAMES)
     import diffusers  # heavy: only when a model is wanted
 
+    pipe: Any
     vae = diffusers.AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
     if name == "flux":
         pipe = diffusers.FluxPipeline(

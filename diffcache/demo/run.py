@@ -70,7 +70,7 @@ def run_demo(name: str, out: Path, plan: Plan) -> list[Row]:
     model = load(name)
     fitted, shown = split(model, plan)
     bar = tqdm(total=len(plan.budgets) + 1, desc=f"measure {plan.calibration} pictures", unit="part")
-    calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in _batches(fitted)])
+    calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
     bar.update()
     schedules = {}
     for budget in plan.budgets:
@@ -165,7 +165,7 @@ def split(model: DemoModel, plan: Plan) -> tuple[tuple[list[str], list[int]], tu
     return (names[:cut], seeds[:cut]), (names[cut:], seeds[cut:])
 
 
-def _batches(samples: tuple[list[str], list[int]], size: int = 8) -> Iterator[tuple[list[str], list[int]]]:
+def batches(samples: tuple[list[str], list[int]], size: int = 8) -> Iterator[tuple[list[str], list[int]]]:
     for i in range(0, len(samples[0]), size):
         yield samples[0][i : i + size], samples[1][i : i + size]
 

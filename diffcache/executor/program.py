@@ -55,7 +55,7 @@ def _terms(plan: SitePlan, step: int) -> Terms | None:
     return Terms(
         anchors=tuple(int(a) for a in newest_first[:count]),
         weights=tuple(tuple(float(w) for w in plan.weights[b, step, :count]) for b in range(branches)),
-        kappa=tuple(_at(plan.kappa, b, step, 0.0) for b in range(branches)),  # type: ignore[arg-type]
+        kappa=tuple(0.0 if plan.kappa is None else float(plan.kappa[b, step]) for b in range(branches)),
         scale=tuple(_at(plan.scale, b, step, 1.0) for b in range(branches)),
         bias=tuple(_at(plan.bias, b, step, 0.0) for b in range(branches)),
     )

@@ -35,9 +35,7 @@ def main() -> None:
     train_dit.noise_scheduler().save_pretrained(o.to / "dit")
     shutil.copy(o.words, o.to / "words.safetensors")
     pictures = data.noto(o.noto)
-    captions = {
-        c for c, s in zip(pictures.captions, pictures.subcategories, strict=True) if s in data.DRAWN
-    }
+    captions = {c for c, s in zip(pictures.captions, pictures.subcategories, strict=True) if s in data.DRAWN}
     (o.to / "captions.json").write_text(json.dumps(sorted(captions), indent=0) + "\n")
     (o.to / "classes.json").write_text(json.dumps(list(data.CLASSES)) + "\n")
     total = sum(f.stat().st_size for f in o.to.rglob("*") if f.is_file())

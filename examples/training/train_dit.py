@@ -40,7 +40,10 @@ def build(latent_channels: int) -> DiTTransformer2DModel:
 
 def noise_scheduler() -> DDIMScheduler:
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
     )
 
 

@@ -1,6 +1,6 @@
 """Train the text-conditional demo model: a 6 M-parameter Flux transformer on 600 captioned Noto emoji, 64 px.
 
-    python train_flux.py --noto PACKAGE_DIR --vae runs/vae/model --words runs/words.safetensors --out runs/flux --minutes 50
+    python train_flux.py --noto PACKAGE_DIR --vae runs/vae/model --words runs/words.safetensors --out runs/flux
 
 Rectified flow: x_s = (1 - s) x_0 + s noise, the network predicts noise - x_0; one caption in ten is left empty, so that
 true classifier-free guidance works too. Resumable: run the same command again.

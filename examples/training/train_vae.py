@@ -8,10 +8,10 @@ Resumable: run the same command again and it goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import data
+import loop
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 LATENT_CHANNELS = 8
+KL = 1e-3  # weight of the latents' divergence from a unit normal, per element
 
 
 def build() -> AutoencoderKL:
@@ -60,40 +61,17 @@ def main() -> None:
     pictures = [data.noto(o.noto), data.fluent(o.fluent, o.noto)]
     pixels = torch.cat([torch.from_numpy(p.pixels) for p in pictures]).permute(0, 3, 1, 2)
     vae = build().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=o.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    checkpoint = o.out / "checkpoint.pt"
-    step, spent = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
-    print(f"{len(pixels)} pictures, {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
 
-    began = saved = time.monotonic()
-    while (elapsed := spent + time.monotonic() - began) < o.minutes * 60:
-        progress = elapsed / (o.minutes * 60)
-        for group in optimizer.param_groups:  # short warm-up, then a cosine over the time that is left
-            group["lr"] = o.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + torch.cos(torch.tensor(progress * 3.14159)).item()))
+    def loss_of_batch() -> Tensor:
         x = pixels[torch.randint(len(pixels), (o.batch,))].float().div(127.5).sub(1)
-        if torch.rand(()) < 0.5:
-            x = x.flip(-1)
+        x = x.flip(-1) if torch.rand(()) < 0.5 else x
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             decoded = vae.decode(posterior.sample()).sample
-        loss = reconstruction_loss(decoded.float(), x) + 1e-5 * posterior.kl().mean() / x[0].numel() * 100
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        if step % 50 == 0:
-            print(f"{elapsed:7.0f} s  step {step}  loss {loss.item():.4f}", flush=True)
-        if time.monotonic() - saved > 120:
-            torch.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": elapsed}, checkpoint)
-            saved = time.monotonic()
+        return reconstruction_loss(decoded.float(), x) + KL * posterior.kl().mean() / x[0].numel()
 
+    vae = loop.train(vae, loss_of_batch, o.out, minutes=o.minutes, lr=o.lr, ema_decay=0.99)
     finish(vae, pixels, o.out)
 
 
@@ -107,7 +85,8 @@ def finish(vae: AutoencoderKL, pixels: Tensor, out: Path) -> None:
         decoded = torch.cat([vae.decode(z).sample.float() for z in latents.split(64)])
     mse = ((decoded.clamp(-1, 1) - sample) / 2).square().mean((1, 2, 3))
     print(f"PSNR {(-10 * mse.log10()).mean():.2f} dB, latent mean {latents.mean():.3f}, std {latents.std():.3f}")
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4), shift_factor=round(latents.mean().item(), 4))
+    scale, shift = round(1 / latents.std().item(), 4), round(latents.mean().item(), 4)
+    vae.register_to_config(scaling_factor=scale, shift_factor=shift)
     vae.save_pretrained(out / "model")
     rows = torch.cat([sample[:32].reshape(2, 16, 3, 64, 64), decoded[:32].reshape(2, 16, 3, 64, 64)])
     grid = rows.permute(0, 3, 1, 4, 2).reshape(4 * 64, 16 * 64, 3)
