@@ -19,7 +19,7 @@ from diffcache._document import Document, Record
 from diffcache.schedule import Guidance, NoiseSchedulerId, check_branches, check_circumstances, check_network
 
 SYMMETRY = 1e-6  # relative to the diagonal: sums in float32 may run in another order on the other side
-AXES = ("branch", "step", "other")
+AXES = {1: ("step",), 2: ("step", "other"), 3: ("branch", "step", "other")}  # by the number of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -83,15 +83,44 @@ class DenoiserProfile(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Dynamics(Record):
+    """How the sampling loop passes errors on. m_i is the guided output that the full run hands to its i-th step.
+
+    gram      float64 [T, T], ⟨m_i, m_j⟩ per element; symmetric
+    reach     float64 [T, T], at [i, j]: by how much the state after step i moves per unit of what was handed to step j,
+              through the noise scheduler alone; 0 for j > i
+    response  float64 [T], the part of a state's error that the network's answer repeats: m(x + e) ≈ m(x) + response · e
+    """
+
+    gram: np.ndarray
+    reach: np.ndarray
+    response: np.ndarray
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, response=_checks.array(me, "response", self.response, np.float64, step=None))
+        steps = len(self.response)
+        for name in ("gram", "reach"):
+            put(self, **{name: _checks.array(me, name, getattr(self, name), np.float64, step=steps, other=steps)})
+        _demand(me, "gram", self.gram, (np.eye(steps) == 0) | (self.gram >= 0), "0 or more on the diagonal")
+        size = np.sqrt(np.diagonal(self.gram))
+        _demand_symmetry(me, "gram", self.gram, size[:, None] * size)
+        later = np.triu(np.ones((steps, steps), bool), 1)
+        _demand(me, "reach", self.reach, ~later | (self.reach == 0), "0 where other > step: it comes later")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Profile(Document):
     """Full runs of a pipeline, measured.
 
     steps            number of iterations of the sampling loop
+    start            steps of the noise scheduler's grid before the loop's first: above 0 for image to image
     timesteps        float64 [T] the loop ran over
     sigmas           float64 [T + 1] noise levels, the last one where the loop ends, or None if there are none
     denoisers        pipeline component name -> what was measured; at least one
     noise_scheduler  that drove the loop, None if unknown
     guidance         that was in use, None if unknown
+    dynamics         of the loop, None if it could not be repeated apart from its pipeline
     samples          number of calibration runs the tables are means of
     provenance       free text by key: prompts, seeds, device, versions
     """
@@ -101,11 +130,13 @@ class Profile(Document):
     FILENAME: ClassVar[str] = "profile.safetensors"
 
     steps: int
+    start: int = 0
     timesteps: np.ndarray
     sigmas: np.ndarray | None = None
     denoisers: Mapping[str, DenoiserProfile]
     noise_scheduler: NoiseSchedulerId | None = None
     guidance: Guidance | None = None
+    dynamics: Dynamics | None = None
     samples: int
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -113,6 +144,7 @@ class Profile(Document):
         me = type(self).__name__
         for name in ("steps", "samples"):
             put(self, **{name: _checks.count(me, name, getattr(self, name), least=1)})
+        put(self, start=_checks.count(me, "start", self.start, least=0))
         put(self, timesteps=_checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
         if self.sigmas is not None:
             put(self, sigmas=_checks.array(me, "sigmas", self.sigmas, np.float64, step=self.steps + 1))
@@ -120,6 +152,10 @@ class Profile(Document):
         put(self, denoisers=_checks.named(me, "denoisers", self.denoisers, DenoiserProfile, _checks.component))
         put(self, provenance=_checks.notes(me, "provenance", self.provenance))
         check_circumstances(me, self.noise_scheduler, self.guidance)
+        if self.dynamics is not None:
+            steps = len(_checks.instance(me, "dynamics", self.dynamics, Dynamics).response)
+            if steps != self.steps:
+                refuse(me, "dynamics/response", f"{steps} steps", f"{self.steps}, the steps of the profile")
         for name, denoiser in self.denoisers.items():
             for site, found in denoiser.sites.items():
                 branches, steps, _ = found.distance.shape
@@ -146,13 +182,12 @@ class Profile(Document):
 
 
 def _demand(where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str) -> None:
-    axes = AXES if table.ndim == len(AXES) else ("step",)
     if index := first(~holds):
-        refuse(where, name, f"{place(axes, index)} is {table[index]:g}", allowed)
+        refuse(where, name, f"{place(AXES[table.ndim], index)} is {table[index]:g}", allowed)
 
 
 def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray) -> None:
-    mirror = table.transpose(0, 2, 1)
+    mirror = np.swapaxes(table, -1, -2)
     if index := first(np.abs(table - mirror) > SYMMETRY * size):
-        found = f"{place(AXES, index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
+        found = f"{place(AXES[table.ndim], index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
         refuse(where, name, found, "the same on both sides", f"Average them: ({name} + {name}ᵀ) / 2.")

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from diffcache.profile import DenoiserProfile, Profile, SiteProfile
+from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 
 DIGEST = "0123456789abcdef" * 4
@@ -64,6 +64,7 @@ def profile(**changes: Any) -> Profile:
     outputs = np.random.default_rng(0).normal(size=(2, STEPS, 8)).cumsum(axis=1)
     fields: dict[str, Any] = {
         "steps": STEPS,
+        "start": 3,
         "timesteps": np.linspace(999, 1, STEPS),
         "sigmas": np.linspace(1, 0, STEPS + 1),
         "denoisers": {
@@ -71,10 +72,22 @@ def profile(**changes: Any) -> Profile:
         },
         "noise_scheduler": NoiseSchedulerId(class_name="Euler", config_digest=DIGEST, prediction_type="epsilon"),
         "guidance": Guidance(mode="separate", branches=2, scale=7.5),
+        "dynamics": dynamics(changes.get("steps", STEPS)),
         "samples": 16,
         "provenance": {"prompts": "sixteen"},
     }
     return Profile(**fields | changes)
+
+
+def dynamics(steps: int = STEPS, **changes: np.ndarray) -> Dynamics:
+    """A sampler of equal steps, and outputs that turn slowly."""
+    angle = np.linspace(0, 1, steps)
+    fields = {
+        "gram": np.cos(angle[:, None] - angle),
+        "reach": np.tril(np.full((steps, steps), -1 / steps)),
+        "response": np.linspace(0.5, 0.25, steps),
+    }
+    return Dynamics(**fields | changes)
 
 
 def measured(site: SiteProfile) -> DenoiserProfile:
@@ -191,13 +204,23 @@ def profiles(draw: st.DrawFn) -> Profile:
         config_digest=st.none() | digests,
         sites=st.dictionaries(site_names, site_profiles, min_size=1, max_size=2),
     )
+    outputs_of_loop = draw(arrays(steps, 3, elements=st.floats(0.5, 2)))
+    loops = st.builds(
+        lambda reach, response: Dynamics(
+            gram=outputs_of_loop @ outputs_of_loop.T, reach=np.tril(reach), response=response
+        ),
+        arrays(steps, steps),
+        arrays(steps),
+    )
     return Profile(
         steps=steps,
+        start=draw(st.integers(0, 9)),
         timesteps=draw(arrays(steps)),
         sigmas=draw(st.none() | arrays(steps + 1, elements=st.floats(0, 1e6))),
         denoisers=draw(st.dictionaries(paths, denoisers, min_size=1, max_size=2)),
         noise_scheduler=draw(st.none() | noise_schedulers),
         guidance=guidance,
+        dynamics=draw(st.none() | loops),
         samples=draw(st.integers(1, 10**6)),
         provenance=draw(provenances),
     )

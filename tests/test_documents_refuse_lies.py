@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from diffcache.errors import DiffCacheError, DocumentError
-from diffcache.profile import DenoiserProfile, Profile, SiteProfile
+from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 
 MODEL = "transformer/model"
@@ -304,6 +304,7 @@ PROFILE_LIES = [
     lie("version", put(0), "found 0. Allowed: 1"),
     lie("steps", put(-1), "found -1. Allowed: a whole number, at least 1"),
     lie("samples", put(0), "found 0. Allowed: a whole number, at least 1"),
+    lie("start", put(-1), "found -1. Allowed: a whole number, at least 0"),
     lie("timesteps", put(None), "found None. Allowed: 'tensor'"),
     lie("timesteps", change(lambda a: a[:-1]), "found shape [5]. Allowed: [step 6]"),
     lie("sigmas", change(lambda a: a[:-1]), "found shape [6]. Allowed: [step 7]"),
@@ -333,7 +334,21 @@ PROFILE_LIES = [
     lie("unet/model/cosine", entry((0, 1, 4), 1.1), "step 1, other 4 is 1.1. Allowed: -1 to 1"),
     lie("unet/model/cosine", entry((0, 1, 4), -1), "step 1, other 4 is -1, its mirror image"),
     lie("unet/model/cosine", put(None), SPARE),
+    lie("dynamics", put(0.5), "found 0.5. Allowed: an object"),
+    lie("dynamics/gram", change(lambda a: a[None]), "found shape [1, 6, 6]. Allowed: [step 6, other 6]"),
+    lie("dynamics/gram", entry((1, 4), 2), "step 1, other 4 is 2, its mirror image", "Average them"),
+    lie("dynamics/gram", change(lambda a: -np.eye(STEPS) * a), "step 0, other 0", "Allowed: 0 or more on the diagonal"),
+    lie("dynamics/reach", change(lambda a: a[:, :5]), "found shape [6, 5]. Allowed: [step 6, other 6]"),
+    lie("dynamics/reach", entry((2, 3), 1), "step 2, other 3 is 1. Allowed: 0 where other > step"),
+    lie("dynamics/response", entry(5, np.nan), "step 5 is nan. Allowed: finite numbers"),
+    lie("dynamics/response", lambda _, arrays, __: shorten_dynamics(arrays), "5 steps. Allowed: 6, the steps of the"),
 ]
+
+
+def shorten_dynamics(arrays: Arrays) -> None:
+    arrays["dynamics/response"] = arrays["dynamics/response"][:5].copy()
+    for name in ("dynamics/gram", "dynamics/reach"):
+        arrays[name] = arrays[name][:5, :5].copy()
 
 
 def rename(tree: Tree, arrays: Arrays, _: str, name: str) -> None:
@@ -393,7 +408,7 @@ def test_a_forgery_without_a_lie_is_read(tmp_path: Path, document: CacheSchedule
     ("kinds", "lies"),
     [
         ((CacheSchedule, DenoiserPlan, SitePlan, NoiseSchedulerId, Guidance), SCHEDULE_LIES),
-        ((Profile, DenoiserProfile, SiteProfile), PROFILE_LIES),
+        ((Profile, DenoiserProfile, SiteProfile, Dynamics), PROFILE_LIES),
     ],
 )
 def test_every_field_has_been_lied_about(kinds: tuple[type, ...], lies: list[Any]) -> None:
