@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,12 @@ _MARK = "_diffcache"
 class _Mark:
     """Sits in the pipeline's ``__dict__`` while it is accelerated, and refuses copies that would share its layers."""
 
-    def __init__(self, executor: Executor, pipe_class: str) -> None:
+    def __init__(self, executor: Executor, pipe: Any) -> None:
         self.executor = executor
-        self.pipe_class = pipe_class
+        self.pipe_class = type(pipe).__name__
+        # A pipeline that is dropped may leave its denoiser to another one: without our layers.
+        self.dropped = weakref.finalize(pipe, executor.detach)
+        self.dropped.atexit = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
         raise AcceleratedObjectCopied(refusal(self.pipe_class, "deep copy"))
@@ -60,7 +64,7 @@ def accelerate(pipe: P, schedule: CacheSchedule | Rule | str | Path, *, strict: 
     source = resolve(schedule)
     executor = Executor(pipe, source, {name: find_sites(m) for name, m in modules.items()}, strict=strict)
     executor.attach()
-    pipe.__dict__[_MARK] = _Mark(executor, type(pipe).__name__)
+    pipe.__dict__[_MARK] = _Mark(executor, pipe)
     return pipe
 
 
@@ -68,7 +72,7 @@ def restore(pipe: P) -> P:
     """Undo :func:`accelerate`; harmless on a pipeline that is not accelerated. Returns the same pipeline."""
     mark = getattr(pipe, "__dict__", {}).pop(_MARK, None)
     if mark is not None:
-        mark.executor.detach()
+        mark.dropped()  # the same, once
     return pipe
 
 
@@ -115,7 +119,7 @@ def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule
         return CacheSchedule.load(schedule)
     if schedule.partition(":")[0] in rules():
         return parse_rule(schedule)
-    if "/" in schedule or Path(schedule).is_dir():
+    if "/" in schedule or (schedule and Path(schedule).is_dir()):
         return CacheSchedule.from_pretrained(schedule)
     return parse_rule(schedule)  # says which rules there are
 

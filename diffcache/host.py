@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffcache.errors import UnsupportedModel
@@ -64,7 +63,7 @@ class Run:
     def step_done(self, timestep: Any) -> None:
         # Iterating a tensor yields views, so the address of ``timestep`` tells its index without reading the device.
         here = _position(timestep, self.timesteps)
-        if here is not None and here < self.index:
+        if here is not None and here + 1 < self.index:  # one step may be taken twice
             self.again()
         self.index = (self.index if here is None else here) + 1
         self.calls.clear()
@@ -197,6 +196,11 @@ def config_digest(module: Any) -> str:
 def prediction_type(scheduler: Any) -> str | None:
     value = dict(scheduler.config).get("prediction_type")
     return None if value is None else str(value)
+
+
+def batches_guidance(pipe: Any) -> bool:
+    """Whether the pipeline says that the run in progress is guided; False where it does not tell."""
+    return getattr(pipe, "do_classifier_free_guidance", False) is True
 
 
 def guidance_scale(pipe: Any) -> float | None:

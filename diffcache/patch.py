@@ -3,11 +3,12 @@
 A layer is a function ``around(inner, *args, **kwargs)``. All layers of a method live in one list inside one
 callable, so they come off in any order and the last one off leaves the object's ``__dict__`` as it was found.
 Classes are never touched. If a stranger wrapped the method above us in the meantime, our callable stays where the
-stranger holds it, and passes calls through.
+stranger holds it, and passes calls through; given back to the object, it leaves at the next call.
 """
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +42,17 @@ def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Und
     return undo
 
 
+def on_top(owner: Any, name: str, around: Around) -> bool:
+    """Whether a call of ``owner.name`` meets ``around`` before any stranger's wrapper, or at all."""
+    stack = owner.__dict__.get(name)
+    return isinstance(stack, Layers) and any(e[0] is around for e in stack.entries)
+
+
 class Layers:
     """The callable that stands in for a layered method."""
+
+    # No __dict__: functools.update_wrapper would share it with whoever wraps us, and keep our layers alive there.
+    __slots__ = ("copies", "entries", "found", "name", "owner")
 
     def __init__(self, owner: Any, name: str, copies: bool) -> None:
         # Weak: an accelerated model must be freed when its last user drops it, without waiting for a cycle collection.
@@ -61,6 +71,8 @@ class Layers:
         return getattr(type(owner), self.name).__get__(owner)  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.entries:
+            self.leave_if_empty()
         call = self.__wrapped__
         for (around,) in self.entries:
             call = _bind(around, call)
@@ -77,13 +89,20 @@ class Layers:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         owner = self.owner()
-        copy = memo.get(id(owner))
-        if not self.copies or copy is None or self.found is not _ABSENT:
+        twin = memo.get(id(owner))
+        if self._stays_with_owner() or twin is None:
             raise AcceleratedObjectCopied(refusal(type(owner).__name__, "deep copy"))
-        return getattr(type(copy), self.name).__get__(copy)  # type: ignore[no-any-return]
+        if self.found is not _ABSENT:
+            return copy.deepcopy(self.found, memo)  # type: ignore[no-any-return]
+        return getattr(type(twin), self.name).__get__(twin)  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise AcceleratedObjectCopied(refusal(type(self.owner()).__name__, "pickle"))
+        if self._stays_with_owner():
+            raise AcceleratedObjectCopied(refusal(type(self.owner()).__name__, "pickle"))
+        return _itself, (self.__wrapped__,)
+
+    def _stays_with_owner(self) -> bool:
+        return bool(self.entries) and not self.copies
 
 
 def refusal(class_name: str, action: str) -> str:
@@ -98,3 +117,7 @@ def _bind(around: Around, inner: Callable[..., Any]) -> Callable[..., Any]:
         return around(inner, *args, **kwargs)
 
     return call
+
+
+def _itself(method: Callable[..., Any]) -> Callable[..., Any]:
+    return method

@@ -29,7 +29,11 @@ class Output:
         """The same with tensors of its own: hosts may write into what a module returned."""
         return Output(tuple(t.detach().clone() for t in self.tensors), self.others, self.spec)
 
-    def rebuild(self, tensors: list[Tensor]) -> Any:
+    def copied(self) -> Any:
+        """The module's output again, of new tensors."""
+        return self.rebuild(self.kept().tensors)
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         fresh = iter(tensors)
         return pytree.tree_unflatten([next(fresh) if o is _TENSOR else o for o in self.others], self.spec)
 
@@ -63,6 +67,7 @@ class Store:
         self.peak_bytes = 0
 
     def put(self, key: Hashable, step: int, anchor: Anchor) -> None:
+        self.drop(key, step)
         self._anchors.setdefault(key, {})[step] = anchor
         self._bytes += _bytes(anchor)
         self.peak_bytes = max(self.peak_bytes, self._bytes)

@@ -1,4 +1,4 @@
-"""Does this schedule belong to this pipeline, and to the run that is about to begin? One error each, naming both sides."""
+"""Does this schedule belong to this pipeline, and to the run that is about to begin? Errors name both sides."""
 
 from __future__ import annotations
 
@@ -45,22 +45,27 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
     if found != wanted.class_name:
         raise ScheduleMismatch(
             f"the schedule was fitted with the noise scheduler {wanted.class_name}; the pipeline has {found}. "
-            f"Set pipe.scheduler = {wanted.class_name}.from_config(pipe.scheduler.config), or fit a schedule for {found}."
+            f"Set pipe.scheduler = {wanted.class_name}.from_config(pipe.scheduler.config), or fit a schedule for "
+            f"{found}."
         )
     if strict and host.config_digest(scheduler) != wanted.config_digest:
         raise ScheduleMismatch(
             f"the schedule was fitted with a {found} of another configuration (prediction type "
             f"{wanted.prediction_type}, digest {wanted.config_digest[:12]}…; here {host.prediction_type(scheduler)}, "
-            f"{host.config_digest(scheduler)[:12]}…). Restore the scheduler's configuration, or fit a schedule for this one; "
-            "strict=False accepts it as it is."
+            f"{host.config_digest(scheduler)[:12]}…). Restore the scheduler's configuration, or fit a schedule for "
+            "this one; strict=False accepts it as it is."
         )
 
 
 def check_run(run: host.Run, schedule: CacheSchedule, *, strict: bool) -> None:
     """Refuse a run the schedule was not made for, before its first step."""
     if run.steps != schedule.steps:
+        asked = getattr(run.scheduler, "num_inference_steps", None)
+        # Second-order noise schedulers and PNDM take more iterations than they are asked for steps.
+        again = f"num_inference_steps={schedule.steps}" if asked == run.steps else "the number it was made with"
         raise ScheduleMismatch(
             f"the schedule was made for {schedule.steps} steps; this run takes {run.steps} (noise scheduler "
-            f"{type(run.scheduler).__name__}). Pass num_inference_steps={schedule.steps}, or make a schedule for {run.steps}."
+            f"{type(run.scheduler).__name__}, num_inference_steps={asked}). Pass {again}, or make a schedule for "
+            f"{run.steps}."
         )
     check_noise_scheduler(run.scheduler, schedule, strict=strict)

@@ -14,13 +14,26 @@ from diffcache.predictors import predict
 from diffcache.store import Anchor, signature
 
 
-def problem(anchors: Sequence[Anchor | None], x: Sequence[Tensor]) -> str | None:
-    """Why no prediction can be made from these anchors for input ``x``; None if one can."""
-    if any(a is None for a in anchors):
+def problem(anchors: Sequence[Anchor | None], terms: Terms, x: Sequence[Tensor], branch: int | None) -> str | None:
+    """Why no prediction can be made from these anchors for input ``x``; None if one can. ``branch`` as in combine."""
+    kept = [a for a in anchors if a is not None]
+    if len(kept) < len(anchors):
         return "an anchor is missing (late start, another denoiser, or non-finite output)"
     here = signature(x)
-    if any(a is not None and a.signature != here for a in anchors):
+    if any(a.signature != here for a in kept):
         return "shape, dtype or device of the input changed"
+    outputs = kept[0].output.tensors
+    if any(signature(a.output.tensors) != signature(outputs) for a in kept):
+        return "shape, dtype or device of the output changed"
+    if terms.needs_x and not any(_own(x, j, like) is not None for j, like in enumerate(outputs)):
+        return "the site's input does not have the shape of its output, so kappa has no meaning"
+    rows = 1 if branch is not None else len(terms.weights)
+    parts = [len(outputs)] if _samples_in_list(x, outputs) else [len(t) for t in outputs if t.ndim]
+    if any(count % rows for count in parts):
+        return "the output's batch does not split into the branches that have coefficients of their own"
+    channels = {v.size for v in (*terms.scale, *terms.bias) if isinstance(v, np.ndarray)}
+    if any(like.is_floating_point() and _channel_dim(like, n) is None for n in channels for like in outputs):
+        return f"the output does not have the {max(channels)} channels that the coefficients are for"
     return None
 
 
@@ -28,51 +41,66 @@ def combine(anchors: Sequence[Anchor], terms: Terms, x: Sequence[Tensor], branch
     """The predicted output. ``branch``: whose coefficients; None when all branches lie in the batch, in equal parts."""
     newest = anchors[0].output
     rows = range(len(terms.weights)) if branch is None else [min(branch, len(terms.weights) - 1)]
+    members = len(x) if _samples_in_list(x, newest.tensors) else 0
     tensors = []
     for j, like in enumerate(newest.tensors):
-        kept = [a.output.tensors[j].chunk(len(rows)) for a in anchors]
-        drift = _drift(x, anchors[0].x, j, like, len(rows)) if terms.needs_x else [None] * len(rows)
+        if not like.is_floating_point():  # indices, masks: nothing to interpolate
+            tensors.append(like.clone())
+            continue
+        own = _own(x, j, like) if terms.needs_x else None
+        here = [rows[j * len(rows) // members]] if members else rows
+        kept = [a.output.tensors[j].chunk(len(here)) for a in anchors]
+        now = then = None
+        if own is not None:
+            now, then = (_channels_as(t[own], like).chunk(len(here)) for t in (x, anchors[0].x))
         parts = [
             predict(
                 [k[part] for k in kept],
                 terms.weights[row],
-                drift=drift[part],
+                drift=None if now is None or then is None else (now[part], then[part]),
                 kappa=terms.kappa[row],
                 scale=_broadcast(terms.scale[row], like),
                 bias=_broadcast(terms.bias[row], like),
             )
-            for part, row in enumerate(rows)
+            for part, row in enumerate(here)
         ]
         tensors.append(torch.cat(parts) if len(parts) > 1 else parts[0])
     return newest.rebuild(tensors)
 
 
 def repeats(x: Sequence[Tensor], times: int) -> bool:
-    """Whether the batch of ``x`` is ``times`` equal parts, as batched guidance builds it."""
-    if not x or len(x[0]) % times:
+    """Whether the batch of ``x`` is ``times`` equal parts, as batched guidance builds it. The first channel decides:
+    what a pipeline puts behind the sample's own channels may differ from branch to branch."""
+    samples = list(x) if len(x) > 1 else list(x[0].narrow(_usual_channel_dim(x[0]), 0, 1)) if x else []
+    if not samples or len(samples) % times:
         return False
-    parts = x[0].chunk(times)
-    return all(torch.equal(parts[0], part) for part in parts[1:])
+    apart = len(samples) // times
+    return all(torch.equal(one, other) for one, other in zip(samples, samples[apart:], strict=False))
 
 
-def _drift(
-    x: Sequence[Tensor], x_0: Sequence[Tensor], j: int, like: Tensor, parts: int
-) -> Sequence[tuple[Tensor, Tensor] | None]:
-    """The input that belongs to output tensor ``j``, now and at the anchor, in the output's shape, cut into parts."""
-    own = [i for i, t in enumerate(x) if t.shape == like.shape]
-    i = j if j in own or not own and j < len(x) else own[0] if own else 0
-    now, then = _channels_as(x[i], like), _channels_as(x_0[i], like)
-    return list(zip(now.chunk(parts), then.chunk(parts), strict=True))
+def _samples_in_list(x: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether the batch is a list of samples, one tensor each: the branches are then equal parts of the list."""
+    return len(outputs) == len(x) > 1
+
+
+def _own(x: Sequence[Tensor], j: int, like: Tensor) -> int | None:
+    """Which input tensor belongs to output tensor ``j``: the one of its shape, channels apart. None: it has none."""
+    fitting = [i for i, t in enumerate(x) if _without_channels(t) == _without_channels(like)]
+    return j if j in fitting else fitting[0] if fitting else None
+
+
+def _without_channels(t: Tensor) -> list[int]:
+    return [n for d, n in enumerate(t.shape) if d != _usual_channel_dim(t)]
 
 
 def _channels_as(x: Tensor, like: Tensor) -> Tensor:
     """``x`` with the channels of ``like``: condition channels cut off, channels only the output has (a learned
     variance) filled with zeros, where no drift is added."""
-    dim = _channel_dim(like)
+    dim = _usual_channel_dim(like)
     missing = like.shape[dim] - x.shape[dim]
     if missing <= 0:
         return x.narrow(dim, 0, like.shape[dim])
-    return F.pad(x, [0, 0] * (x.ndim - 1 - dim % x.ndim) + [0, missing])
+    return F.pad(x, [0, 0] * (x.ndim - 1 - dim) + [0, missing])
 
 
 def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:
@@ -80,10 +108,16 @@ def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:
     if isinstance(value, float):
         return value
     shape = [1] * like.ndim
-    shape[_channel_dim(like)] = -1
+    shape[_channel_dim(like, value.size) or 0] = -1
     return torch.as_tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device).view(shape)
 
 
-def _channel_dim(like: Tensor) -> int:
+def _channel_dim(like: Tensor, channels: int) -> int | None:
+    """The dimension with that many channels: the usual one, else the first that fits. None: there is none."""
+    usual = _usual_channel_dim(like)
+    return next((d for d in (usual, *range(1, like.ndim), 0) if like.shape[d] == channels), None)
+
+
+def _usual_channel_dim(like: Tensor) -> int:
     """Pictures and videos carry channels at 1, token sequences at the end."""
     return 1 if like.ndim >= 4 else like.ndim - 1

@@ -49,12 +49,11 @@ def _terms(plan: SitePlan, step: int) -> Terms | None:
         return None
     branches, _, most = plan.weights.shape
     newest_first = np.flatnonzero(plan.compute[:step])[::-1][:most]
-    used = np.flatnonzero(plan.weights[:, step].any(0))
     # The newest anchor stays even with weight 0: kappa refers to its input, and shapes are taken from it.
-    count = int(used[-1]) + 1 if len(used) else 1
+    used = [k for k in range(len(newest_first)) if k == 0 or plan.weights[:, step, k].any()]
     return Terms(
-        anchors=tuple(int(a) for a in newest_first[:count]),
-        weights=tuple(tuple(float(w) for w in plan.weights[b, step, :count]) for b in range(branches)),
+        anchors=tuple(int(a) for a in newest_first[used]),
+        weights=tuple(tuple(float(w) for w in plan.weights[b, step, used]) for b in range(branches)),
         kappa=tuple(0.0 if plan.kappa is None else float(plan.kappa[b, step]) for b in range(branches)),
         scale=tuple(_at(plan.scale, b, step, 1.0) for b in range(branches)),
         bias=tuple(_at(plan.bias, b, step, 0.0) for b in range(branches)),

@@ -30,7 +30,7 @@ def predict(
         out.add_(anchor.to(dtype), alpha=weight)
     if kappa and drift is not None:
         x, x_0 = drift
-        out.add_(x.to(dtype), alpha=kappa).sub_(x_0.to(dtype), alpha=kappa)
+        out.add_(x.to(dtype) - x_0, alpha=kappa)
     if isinstance(scale, Tensor) or scale != 1.0:
         out.mul_(scale)
     if isinstance(bias, Tensor) or bias != 0.0:

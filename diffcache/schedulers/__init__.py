@@ -55,7 +55,9 @@ class Rule:
         denoisers = {d: DenoiserPlan(sites=dict.fromkeys(names, site_plan)) for d, names in wanted.items() if names}
         if not denoisers:
             there = sorted({n.partition(":")[0] for names in sites.values() for n in names})
-            raise BadOption("sites", self.granularity, f"what {', '.join(sites)} of this pipeline has: {', '.join(there)}")
+            raise BadOption(
+                "sites", self.granularity, f"what {', '.join(sites)} of this pipeline has: {', '.join(there)}"
+            )
         return CacheSchedule(steps=grid.steps, denoisers=denoisers, provenance={"scheduler": str(self)})
 
 
@@ -71,8 +73,8 @@ def parse_rule(spec: str) -> Rule:
         raise UnknownName("rule", name, rules(), next_step='A spec reads like "uniform:every=3".')
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        options[key.strip()] = _number(spec, key, value) if equals and key != "sites" else value
+        key, equals, value = (part.strip() for part in item.partition("="))
+        options[key] = _number(spec, key, value) if equals and key != "sites" else value
     granularity = options.pop("sites", "model")
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
