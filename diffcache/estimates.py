@@ -71,7 +71,13 @@ def estimate_for(pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any
     sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     if isinstance(source, CacheSchedule):
         check_pipeline(pipe, source, sites, strict=True)
-    schedule, start, visits = _first_step(pipe, source, sites, call)
+    found = dict(pipe.__dict__)
+    try:
+        schedule, start, visits = _first_step(pipe, source, sites, call)
+    finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
+        pipe.__dict__.clear()
+        pipe.__dict__.update(found)
+        pipe.maybe_free_model_hooks()
     programs = {(d, s): compile_plan(plan) for d, p in schedule.denoisers.items() for s, plan in p.sites.items()}
     done = sum(_work(programs, visits, step) for step in range(start, schedule.steps))
     full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
@@ -108,7 +114,6 @@ def _first_step(
         watcher.attach()
         with contextlib.suppress(_EnoughError):
             pipe(**call)
-    pipe.maybe_free_model_hooks()
     schedule, start = seen[-1]
     return schedule, start, _stacks_summed(visits)
 

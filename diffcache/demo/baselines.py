@@ -10,6 +10,14 @@ from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly
 
 
+def solver_of(pipe: Any) -> str:
+    """The noise scheduler's everyday name: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
+    name = type(pipe.scheduler).__name__
+    for part in ("Scheduler", "Discrete", "FlowMatch"):
+        name = name.replace(part, "")
+    return name
+
+
 def better_solver(pipe: Any) -> tuple[str, Any]:
     """(name, noise scheduler): a multistep solver for the same model, the strongest common choice at few steps."""
     import diffusers

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from diffcache.api import accelerated
 from diffcache.assets import DemoModel, load
 from diffcache.demo import show
-from diffcache.demo.baselines import better_solver, uniform_reuse
+from diffcache.demo.baselines import better_solver, solver_of, uniform_reuse
 from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.host import denoisers
 from diffcache.profiling import Calibration
@@ -95,7 +95,7 @@ def compare(
     pipe = model.pipe
     (denoiser,) = denoisers(pipe)
     solver_name, solver = better_solver(pipe)
-    plain = f"fewer steps ({type(pipe.scheduler).__name__.removesuffix('Scheduler')})"
+    plain = f"fewer steps ({solver_of(pipe)})"
     runs: list[tuple[str, int, Any]] = [("full run", STEPS, lambda: trial(model, shown, STEPS, repeats))]
     for n, schedule in schedules.items():
         reuse = uniform_reuse(denoiser, STEPS, n)

@@ -1,0 +1,66 @@
+"""What ``estimate`` says before a run is what ``report`` counts after it."""
+
+from __future__ import annotations
+
+import pipelines
+import pytest
+import torch
+
+from diffcache import accelerated, estimate, report
+
+SPECS = ["full", "uniform:every=3", "taylor:every=3,order=1"]
+INNER = [f"uniform:every=2,sites={g}" for g in ("stack", "block", "sublayer")]
+
+
+@pytest.mark.parametrize("spec", SPECS + INNER)
+@pytest.mark.parametrize("name", ["flux", "flux_true_cfg", "sd3", "wan", "dit"])
+def test_cache_bytes_are_known_before_the_run(name, spec):
+    pipe = pipelines.shared(name)
+    call = pipelines.TINY[name].call(pipe)
+    before = estimate(pipe, spec, **call)
+    with accelerated(pipe, spec):
+        pipelines.run(pipe, call)
+        after = report(pipe)
+    assert before.cache_bytes == after.peak_bytes
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan", "sdxl", "flux_img2img"])
+def test_the_fraction_of_work_is_the_fraction_of_forwards_when_whole_forwards_are_skipped(name):
+    pipe = pipelines.shared(name)
+    call = pipelines.TINY[name].call(pipe)
+    before = estimate(pipe, "uniform:every=2", **call)
+    with accelerated(pipe, "uniform:every=2"):
+        pipelines.run(pipe, call)
+        after = report(pipe)
+    assert before.compute_fraction == pytest.approx(after.computed / (after.computed + after.predicted))
+    assert before.gain == pytest.approx(1 / before.compute_fraction)
+
+
+def test_inner_sites_save_less_than_the_whole_model():
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe)
+    fractions = [
+        estimate(pipe, f"uniform:every=2,sites={g}", **call).compute_fraction for g in ("model", "stack", "sublayer")
+    ]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0.5
+    assert fractions[-1] < 1
+
+
+def test_nothing_to_gain_is_said_plainly():
+    pipe = pipelines.shared("flux")
+    assert "no gain expected" in str(estimate(pipe, "full", **pipelines.TINY["flux"].call(pipe)))
+
+
+def test_estimating_leaves_generators_and_pipeline_as_they_were():
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe)
+    plain = pipelines.run(pipe, call)
+    found = dict(pipe.__dict__), dict(pipe.transformer.__dict__), dict(pipe.scheduler.__dict__).keys()
+    generator = torch.Generator().manual_seed(3)
+    state, world = generator.get_state(), torch.get_rng_state()
+    estimate(pipe, "uniform:every=2", **(call | {"generator": generator}))
+    assert torch.equal(state, generator.get_state())
+    assert torch.equal(world, torch.get_rng_state())
+    assert (dict(pipe.__dict__), dict(pipe.transformer.__dict__), dict(pipe.scheduler.__dict__).keys()) == found
+    assert torch.equal(plain, pipelines.run(pipe, call))
