@@ -1,4 +1,4 @@
-"""Train the text-conditional demo model: a 6 M-parameter Flux transformer on 600 captioned Noto emoji, 64 px.
+"""Train the text-conditional demo model: a 6 M-parameter Flux transformer on 300 captioned Noto emoji, 64 px.
 
     python train_flux.py --noto PACKAGE_DIR --vae runs/vae/model --words runs/words.safetensors --out runs/flux
 
