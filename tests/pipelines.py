@@ -1,4 +1,4 @@
-"""Tiny pipelines of real diffusers classes, built offline from constructor arguments: what everything else is proven on.
+"""Tiny pipelines of real diffusers classes, built offline from constructor arguments: what all else is proven on.
 
 Weights are random but seeded, and nothing in a denoiser is left at the zeros or ones a fresh model starts with (closed
 gates, zero projections): every block has a say in the result. The pictures mean nothing; these pipelines are for
@@ -17,11 +17,12 @@ to show that a sample ignores its batch mates, change the mates and keep the siz
 #
 #   bar      with: `with self.progress_bar(total=n)` around the loop; iter: `for t in self.progress_bar(timesteps)`.
 #            n is num_inference_steps (what is left of it after a late start), not the number of iterations: a Heun
-#            loop runs 2n-1 times and a PNDM loop n+1 times under a bar of n.
+#            loop runs 2n-1 times and a PNDM loop n+1 (n+9 with its Runge-Kutta start) under a bar of n.
 #   begin    argument of `scheduler.set_begin_index`, by the pipeline, before the loop; -: never called, the noise
 #            scheduler looks its index up by the first timestep; none: this noise scheduler has no such thing.
 #   input    how the noisy sample reaches the denoiser: p positional, k keyword, and its name.
-#   time     what the denoiser is given as time, [shape]; B is the batch the denoiser sees. k unless marked p.
+#   time     what the denoiser is given as time, [shape]; B is the batch the denoiser sees. k unless marked p. A bare t
+#            has the noise scheduler's type: int64 for DDIM, DDPM, PNDM, DPM-Solver and UniPC, else float32.
 #   output   tuple: `(sample,)` from return_dict=False; data: a dataclass with `.sample`.
 #   guided   2x: two calls, first branch first; [a,b]: one call, the two halves of the batch; -: one branch.
 #   context  names passed to `denoiser.cache_context` (where there is one, the calls are inside it).
@@ -37,15 +38,15 @@ to show that a sample ignores its batch mates, change the mates and keep the siz
 # chroma             with  0        k hidden_states    t/1000 [B]             tuple     2x cond,uncond  -
 # qwen_image         with  0        k hidden_states    t/1000 [B]             tuple     2x cond,uncond  cond, uncond
 # sd3, sd3_controln. with  -        k hidden_states    t [B]                  tuple     [uncond,cond]   -
-# pixart_sigma       with  -        p hidden_states    t int64 [B]            tuple     [uncond,cond]   -
-# dit                iter  none     p hidden_states    t int64 [B]            data      [cond,uncond]   -
+# pixart_sigma       with  -        p hidden_states    t [B]                  tuple     [uncond,cond]   -
+# dit                iter  none     p hidden_states    t [B]                  data      [cond,uncond]   -
 # z_image            with  0        p x: list          p t: 1 - t/1000 [B]    ([..],)   [cond,uncond]   -
 # sana               with  -        p hidden_states    t * timestep_scale [B] tuple     [uncond,cond]   -
 # lumina2            with  0        k hidden_states    1 - t/1000 [B]         tuple     2x cond,uncond  -
 # auraflow           with  0        p hidden_states    t/1000 [B]             tuple     [uncond,cond]   -
-# wan, wan22         with  0        k hidden_states    t int64 [B]            tuple     2x cond,uncond  cond, uncond
+# wan, wan22         with  0        k hidden_states    t [B]                  tuple     2x cond,uncond  cond, uncond
 # wan_per_token      with  0        k hidden_states    t [B, tokens]          tuple     2x cond,uncond  cond, uncond
-# cogvideox          with  none     k hidden_states    t int64 [B]            tuple     [uncond,cond]   cond_uncond
+# cogvideox          with  none     k hidden_states    t [B]                  tuple     [uncond,cond]   cond_uncond
 # hunyuan_video      with  0        k hidden_states    t [B]                  tuple     2x cond,uncond  cond, uncond
 # ltx                with  -        k hidden_states    t [B]                  tuple     [uncond,cond]   cond_uncond
 # ltx2               with  0, twice k hidden_states    t [B]                  (v, a)    [uncond,cond]   cond_uncond, ..
@@ -56,22 +57,24 @@ to show that a sample ignores its batch mates, change the mates and keep the siz
 # ddpm, ddim         iter  none     p sample           p t []                 data      -               -
 # stable_audio       with  -        p hidden_states    p t [1]                tuple     [uncond,cond]   -
 #
-# `scheduler.step` is called on `self.scheduler` everywhere; ltx2 steps its audio on a deep copy of it as well. DDIMPipeline
-# makes a new noise scheduler from the one it is given. Every loop runs under no_grad.
+# `scheduler.step` is called on `self.scheduler` everywhere; ltx2 also steps its audio on a deep copy, new at each run.
+# DDIMPipeline makes a new noise scheduler from the one it is given. Every loop runs under no_grad.
 #   flux_control     the input is [sample, control] along channels: wider than the output.
 #   flux_kontext     the input is [sample, image] along tokens; the output is as long, its tail is thrown away.
 #   *_controlnet     the ControlNet runs before the denoiser at every step, once, and serves both branches.
 #   sd3              `skip_guidance_layers` adds a call of half the batch at some steps.
 #   pixart_sigma     twice the channels come back; the second half is dropped after guidance. Likewise dit.
 #   dit              the doubled batch goes through `scheduler.step` too: its sample has both halves.
-#   z_image          the output is negated, and guidance is cond + s * (cond - uncond); `cfg_truncation` can end it early.
+#   z_image          the output is negated; guidance is cond + s * (cond - uncond); `cfg_truncation` can end it early.
 #   lumina2          the output is negated; `cfg_trunc_ratio` < 1 drops the second call at late steps.
 #   wan22            t >= boundary_ratio * 1000: transformer, else transformer_2.
 #   cogvideox_dpm    `step(output, old_x0, t, t_before, sample)` -> (sample, x0): five positional arguments, not three.
-#   ltx2             two tensors in (`hidden_states`, `audio_hidden_states`), two out; guidance is done on predicted clean
-#                    samples, through `scheduler.sigmas[i]`; `stg_scale` and `modality_scale` add calls of half the batch.
+#   ltx2             two tensors in (`hidden_states`, `audio_hidden_states`), two out; guidance is done on predicted
+#                    clean samples, with `scheduler.sigmas[i]`; `stg_scale`, `modality_scale` add calls, half the batch.
+#   wan, wan22       pass `step_index`, `sigma` and `num_inference_steps` to `cache_context` as well.
 #   U-Nets, dit, pixart_sigma, cogvideox, stable_audio   call `scheduler.scale_model_input` (not ddpm, ddim).
-#   dit, pixart_sigma, ddpm, ddim, stable_audio          never set `_num_timesteps`.
+#   dit, pixart_sigma, ddpm, ddim, stable_audio   never set `_num_timesteps` and know no `callback_on_step_end`.
+#   the same, and lumina2, auraflow   cannot be interrupted; elsewhere `pipe._interrupt` makes the loop run idle.
 
 from __future__ import annotations
 
@@ -248,11 +251,18 @@ def _picture(tag: str, height: int, width: int, batch: int = 1) -> Tensor:
     return torch.stack([torch.rand((3, height, width), generator=_generator(f"{tag}/{i}")) for i in range(batch)])
 
 
-def _mask(batch: int, *, hidden: int = 3, dtype: torch.dtype = torch.bool) -> Tensor:
-    """A prompt mask whose last positions are padding, as a real prompt's are."""
-    mask = torch.ones(batch, TOKENS, dtype=dtype)
-    mask[:, TOKENS - hidden :] = 0
-    return mask
+def _text(
+    batch: int, *, mask: str = "", dtype: torch.dtype = torch.bool, pooled: bool = False, negative: bool = True
+) -> dict[str, Tensor]:
+    """The arguments that stand for prompts, and for negative prompts: embeddings, pooled ones, masks of this name."""
+    arguments: dict[str, Tensor] = {}
+    for sign, tag, padding in (("", "prompt", 3), ("negative_", "negative", 5))[: 1 + negative]:
+        arguments[f"{sign}prompt_embeds"] = _prompt(tag, batch)
+        if pooled:
+            arguments[f"{sign}pooled_prompt_embeds"] = _normal(f"{tag} pooled", POOLED, batch=batch)
+        if mask:  # its last positions are padding, as a real prompt's are
+            arguments[sign + mask] = (torch.arange(TOKENS) < TOKENS - padding).to(dtype).repeat(batch, 1)
+    return arguments
 
 
 def _rows(output: Any) -> Tensor:
@@ -282,7 +292,10 @@ def enliven(module: nn.Module, tag: str, gain: float = 1.5) -> None:
 
 
 def _assemble(name: str, pipeline: type, /, gain: float = 1.5, **parts: Any) -> Any:
-    """Build a pipeline of these parts. Parts are functions, called under a fixed seed; encoders left out are None."""
+    """Build a pipeline of these parts; those that are functions are called under a seed, encoders left out are None.
+
+    name   parts of one name have one set of weights, whatever the pipeline around them
+    """
     made: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # Said by diffusers to itself: it builds its own models with functions that are on their way out.
@@ -327,6 +340,8 @@ _BETAS: dict[str, Any] = {"beta_start": 0.0005, "beta_end": 0.005}
 
 # Pictures are not square wherever the pipeline allows it: a swapped height and width should not pass.
 HEIGHT, WIDTH = 32, 24
+_IMAGE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "latent"}
+_VIDEO: dict[str, Any] = {**_IMAGE, "height": 48, "width": 32, "num_frames": 9}
 
 
 # --- Flux and its relatives ------------------------------------------------------------------------------------------
@@ -354,25 +369,20 @@ def _flux(name: str, pipeline: type, *, distilled: bool = True, controlnet: bool
     return _assemble(name, pipeline, **parts)
 
 
+def _flux_control() -> Any:
+    return _flux("flux_control", diffusers.FluxControlPipeline, in_channels=32, out_channels=16)
+
+
+def _flux_controlnet() -> Any:
+    return _flux("flux", diffusers.FluxControlNetPipeline, controlnet=True)
+
+
 def _flux_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
-        "guidance_scale": 3.5,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, pooled=True, negative=False), **_IMAGE, "guidance_scale": 3.5}
 
 
-def _flux_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        **_flux_call(pipe, batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
-        "true_cfg_scale": 3.0,
-    }
+def _flux_true_cfg_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_text(batch, pooled=True), **_IMAGE, "guidance_scale": 3.5, "true_cfg_scale": 3.0}
 
 
 def _flux_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -420,13 +430,7 @@ def _flux2() -> Any:
 
 
 def _flux2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, negative=False), **_IMAGE}
 
 
 def _chroma() -> Any:
@@ -451,17 +455,7 @@ def _chroma() -> Any:
 
 
 def _chroma_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5),
-        "guidance_scale": 4.0,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, mask="prompt_attention_mask"), **_IMAGE, "guidance_scale": 4.0}
 
 
 def _qwen_image() -> Any:
@@ -491,17 +485,7 @@ def _qwen_image() -> Any:
 
 
 def _qwen_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_embeds_mask": _mask(batch, dtype=torch.int64),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_embeds_mask": _mask(batch, hidden=5, dtype=torch.int64),
-        "true_cfg_scale": 4.0,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, mask="prompt_embeds_mask", dtype=torch.int64), **_IMAGE, "true_cfg_scale": 4.0}
 
 
 # --- other image transformers ----------------------------------------------------------------------------------------
@@ -520,7 +504,7 @@ _SD3_SIZE: dict[str, Any] = {
 }
 
 
-def _sd3(name: str, pipeline: type, *, controlnet: bool = False, scheduler: str = "euler") -> Any:
+def _sd3(scheduler: str, *, controlnet: bool = False) -> Any:
     parts: dict[str, Any] = {
         "transformer": lambda: diffusers.SD3Transformer2DModel(
             num_layers=3, dual_attention_layers=(0,), qk_norm="rms_norm", **_SD3_SIZE
@@ -530,22 +514,13 @@ def _sd3(name: str, pipeline: type, *, controlnet: bool = False, scheduler: str 
     }
     if controlnet:
         parts["controlnet"] = lambda: diffusers.SD3ControlNetModel(num_layers=1, **_SD3_SIZE)
-    pipe = _assemble(name, pipeline, **parts)
+    pipeline = diffusers.StableDiffusion3ControlNetPipeline if controlnet else diffusers.StableDiffusion3Pipeline
+    pipe = _assemble("sd3", pipeline, **parts)
     return pipe if scheduler == "euler" else with_scheduler(pipe, scheduler)
 
 
 def _sd3_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
-        "guidance_scale": 4.0,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, pooled=True), **_IMAGE, "guidance_scale": 4.0}
 
 
 def _sd3_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -573,17 +548,11 @@ def _pixart_sigma() -> Any:
 
 def _pixart_sigma_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch, dtype=torch.int64),
+        **_text(batch, mask="prompt_attention_mask", dtype=torch.int64),
+        **_IMAGE,
         "negative_prompt": None,  # its default is the empty string, which may not meet embeddings
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5, dtype=torch.int64),
         "guidance_scale": 3.0,
-        "height": HEIGHT,
-        "width": WIDTH,
         "use_resolution_binning": False,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
     }
 
 
@@ -627,12 +596,11 @@ def _z_image() -> Any:
 def _z_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {
         "prompt_embeds": list(_prompt("prompt", batch)),
-        "negative_prompt_embeds": list(_prompt("negative", batch)[:, 3:]),
+        "negative_prompt_embeds": list(
+            _prompt("negative", batch)[:, 3:]
+        ),  # shorter: each sample has a length of its own
+        **_IMAGE,
         "guidance_scale": 3.0,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
     }
 
 
@@ -672,18 +640,14 @@ def _sana() -> Any:
 
 def _sana_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch, dtype=torch.int64),
+        **_text(batch, mask="prompt_attention_mask", dtype=torch.int64),
+        **_IMAGE,
         "negative_prompt": None,  # its default is the empty string, which may not meet embeddings
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5, dtype=torch.int64),
         "guidance_scale": 4.0,
         "height": 64,
         "width": 32,
         "use_resolution_binning": False,
         "complex_human_instruction": None,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
     }
 
 
@@ -710,17 +674,8 @@ def _lumina2() -> Any:
 
 
 def _lumina2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5),
-        "guidance_scale": 4.0,
-        "height": 96,
-        "width": 64,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    sizes = {"height": 96, "width": 64}
+    return {**_text(batch, mask="prompt_attention_mask"), **_IMAGE, **sizes, "guidance_scale": 4.0}
 
 
 def _auraflow() -> Any:
@@ -746,23 +701,13 @@ def _auraflow() -> Any:
 
 
 def _auraflow_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5),
-        "guidance_scale": 3.5,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, mask="prompt_attention_mask"), **_IMAGE, "guidance_scale": 3.5}
 
 
 # --- video -----------------------------------------------------------------------------------------------------------
 
 
-def _wan(name: str, **extra: Any) -> Any:
+def _wan(**extra: Any) -> Any:
     def transformer() -> Any:
         return diffusers.WanTransformer3DModel(
             num_attention_heads=2,
@@ -777,7 +722,7 @@ def _wan(name: str, **extra: Any) -> Any:
         )
 
     return _assemble(
-        name,
+        "wan",
         diffusers.WanPipeline,
         transformer=transformer,
         **({"transformer_2": transformer} if "boundary_ratio" in extra else {}),
@@ -797,21 +742,12 @@ def _wan(name: str, **extra: Any) -> Any:
 
 
 def _wan_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "guidance_scale": 4.0,
-        "height": 48,
-        "width": 32,
-        "num_frames": 9,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch), **_VIDEO, "guidance_scale": 4.0}
 
 
-def _cogvideox(name: str, scheduler: type) -> Any:
+def _cogvideox(scheduler: type) -> Any:
     return _assemble(
-        name,
+        "cogvideox",
         diffusers.CogVideoXPipeline,
         transformer=lambda: diffusers.CogVideoXTransformer3DModel(
             num_attention_heads=2,
@@ -838,16 +774,7 @@ def _cogvideox(name: str, scheduler: type) -> Any:
 
 
 def _cogvideox_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "guidance_scale": 4.0,
-        "height": 48,
-        "width": 32,
-        "num_frames": 9,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch), **_VIDEO, "guidance_scale": 4.0}
 
 
 def _hunyuan_video() -> Any:
@@ -875,27 +802,13 @@ def _hunyuan_video() -> Any:
 
 
 def _hunyuan_video_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch),
-        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
-        "guidance_scale": 6.0,
-        "height": 48,
-        "width": 32,
-        "num_frames": 5,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    text = _text(batch, mask="prompt_attention_mask", pooled=True, negative=False)
+    return {**text, **_VIDEO, "num_frames": 5, "guidance_scale": 6.0}
 
 
 def _hunyuan_video_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        **_hunyuan_video_call(pipe, batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5),
-        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
-        "true_cfg_scale": 3.0,
-    }
+    text = _text(batch, mask="prompt_attention_mask", pooled=True)
+    return {**_hunyuan_video_call(pipe, batch), **text, "true_cfg_scale": 3.0}
 
 
 def _ltx() -> Any:
@@ -931,18 +844,7 @@ def _ltx() -> Any:
 
 
 def _ltx_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5),
-        "guidance_scale": 3.0,
-        "height": 64,
-        "width": 32,
-        "num_frames": 9,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, mask="prompt_attention_mask"), **_VIDEO, "height": 64, "guidance_scale": 3.0}
 
 
 def _ltx2() -> Any:
@@ -1005,24 +907,10 @@ def _ltx2() -> Any:
     )
 
 
-def _ltx2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5),
-        "guidance_scale": 3.0,
-        # Either of these adds a third and fourth call of half the batch to every step.
-        "stg_scale": 0.0,
-        "audio_stg_scale": 0.0,
-        "modality_scale": 1.0,
-        "audio_modality_scale": 1.0,
-        "height": 64,
-        "width": 32,
-        "num_frames": 5,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+def _ltx2_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    # Each of these, above its rest value, adds a call of half the batch to every step.
+    rest = {"stg_scale": 0.0, "audio_stg_scale": 0.0, "modality_scale": 1.0, "audio_modality_scale": 1.0}
+    return {**_ltx_call(pipe, batch), **rest, "num_frames": 5}
 
 
 def _mochi() -> Any:
@@ -1049,18 +937,7 @@ def _mochi() -> Any:
 
 
 def _mochi_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "prompt_attention_mask": _mask(batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_prompt_attention_mask": _mask(batch, hidden=5),
-        "guidance_scale": 4.0,
-        "height": 48,
-        "width": 32,
-        "num_frames": 7,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, mask="prompt_attention_mask"), **_VIDEO, "num_frames": 7, "guidance_scale": 4.0}
 
 
 # --- U-Nets ----------------------------------------------------------------------------------------------------------
@@ -1076,7 +953,7 @@ _SD15_SIZE: dict[str, Any] = {
 }
 
 
-def _sd15(name: str, scheduler: str = "pndm", *, controlnet: bool = False) -> Any:
+def _sd15(scheduler: str, *, controlnet: bool = False) -> Any:
     parts: dict[str, Any] = {
         "unet": lambda: diffusers.UNet2DConditionModel(
             sample_size=16, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **_SD15_SIZE
@@ -1093,29 +970,21 @@ def _sd15(name: str, scheduler: str = "pndm", *, controlnet: bool = False) -> An
             conditioning_embedding_out_channels=(4, 8), **_SD15_SIZE
         )
     pipeline = diffusers.StableDiffusionControlNetPipeline if controlnet else diffusers.StableDiffusionPipeline
-    pipe = _assemble(name, pipeline, **parts)
+    pipe = _assemble("sd15", pipeline, **parts)
     return pipe if scheduler == "pndm" else with_scheduler(pipe, scheduler)
 
 
 def _sd15_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "guidance_scale": 4.0,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch), **_IMAGE, "guidance_scale": 4.0}
 
 
 def _sd15_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**_sd15_call(pipe, batch), "image": _picture("control", HEIGHT, WIDTH, batch)}
 
 
-def _sdxl(name: str, pipeline: type) -> Any:
+def _sdxl(pipeline: type) -> Any:
     return _assemble(
-        name,
+        "sdxl",
         pipeline,
         unet=lambda: diffusers.UNet2DConditionModel(
             sample_size=16,
@@ -1138,17 +1007,7 @@ def _sdxl(name: str, pipeline: type) -> Any:
 
 
 def _sdxl_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "pooled_prompt_embeds": _normal("pooled", POOLED, batch=batch),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_pooled_prompt_embeds": _normal("negative pooled", POOLED, batch=batch),
-        "guidance_scale": 4.0,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    return {**_text(batch, pooled=True), **_IMAGE, "guidance_scale": 4.0}
 
 
 def _sdxl_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -1157,9 +1016,9 @@ def _sdxl_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return call
 
 
-def _pixel_diffusion(name: str, pipeline: type, scheduler: type) -> Any:
+def _pixels(pipeline: type) -> Any:
     return _assemble(
-        name,
+        "pixels",
         pipeline,
         unet=lambda: diffusers.UNet2DModel(
             sample_size=(16, 12),
@@ -1170,11 +1029,11 @@ def _pixel_diffusion(name: str, pipeline: type, scheduler: type) -> Any:
             attention_head_dim=4,
             norm_num_groups=4,
         ),
-        scheduler=lambda: scheduler(**_BETAS),
+        scheduler=lambda: diffusers.DDPMScheduler(**_BETAS),  # DDIMPipeline makes its own of it
     )
 
 
-def _pixel_diffusion_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def _pixels_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {"batch_size": batch, "num_inference_steps": STEPS, "output_type": "pt"}
 
 
@@ -1219,10 +1078,7 @@ def _stable_audio() -> Any:
 
 def _stable_audio_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {
-        "prompt_embeds": _prompt("prompt", batch),
-        "attention_mask": _mask(batch, dtype=torch.int64),
-        "negative_prompt_embeds": _prompt("negative", batch),
-        "negative_attention_mask": _mask(batch, hidden=5, dtype=torch.int64),
+        **_text(batch, mask="attention_mask", dtype=torch.int64),
         "guidance_scale": 4.0,
         "audio_end_in_s": 6.0,
         "num_inference_steps": STEPS,
@@ -1232,150 +1088,57 @@ def _stable_audio_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
-_TRANSFORMER, _UNET = ("transformer",), ("unet",)
-_p = functools.partial
+_plain = functools.partial(Tiny, denoisers=("transformer",), guidance="none", modality="image")
+_two_calls = functools.partial(Tiny, denoisers=("transformer",), guidance="separate", modality="image")
+_one_batch = functools.partial(Tiny, denoisers=("transformer",), guidance="batched", modality="image")
+_unet = functools.partial(Tiny, denoisers=("unet",), guidance="batched", modality="image")
+_TWICE = 2 * STEPS - 1  # a second-order scheduler evaluates twice, but for the last step
 
 _ALL = (
-    Tiny("flux", _p(_flux, "flux", diffusers.FluxPipeline), _flux_call, _TRANSFORMER, "none", "image"),
-    Tiny(
-        "flux_true_cfg",
-        _p(_flux, "flux", diffusers.FluxPipeline, distilled=False),
-        _flux_true_cfg_call,
-        _TRANSFORMER,
-        "separate",
-        "image",
+    _plain("flux", lambda: _flux("flux", diffusers.FluxPipeline), _flux_call),
+    _two_calls("flux_true_cfg", lambda: _flux("flux", diffusers.FluxPipeline, distilled=False), _flux_true_cfg_call),
+    _plain("flux_img2img", lambda: _flux("flux", diffusers.FluxImg2ImgPipeline), _flux_img2img_call, steps=4),
+    _plain("flux_inpaint", lambda: _flux("flux", diffusers.FluxInpaintPipeline), _flux_inpaint_call, steps=4),
+    _plain("flux_control", _flux_control, _flux_control_call),
+    _plain("flux_kontext", lambda: _flux("flux", diffusers.FluxKontextPipeline), _flux_kontext_call),
+    _plain("flux_controlnet", _flux_controlnet, _flux_control_call),
+    _plain("flux2", _flux2, _flux2_call),
+    _two_calls("chroma", _chroma, _chroma_call),
+    _two_calls("qwen_image", _qwen_image, _qwen_image_call),
+    _one_batch("sd3", lambda: _sd3("euler"), _sd3_call),
+    _one_batch("sd3_heun", lambda: _sd3("heun"), _sd3_call, steps=_TWICE),
+    _one_batch("sd3_controlnet", lambda: _sd3("euler", controlnet=True), _sd3_controlnet_call),
+    _one_batch("pixart_sigma", _pixart_sigma, _pixart_sigma_call),
+    _one_batch("dit", _dit, _dit_call),
+    _one_batch("z_image", _z_image, _z_image_call),
+    _one_batch("sana", _sana, _sana_call),
+    _two_calls("lumina2", _lumina2, _lumina2_call),
+    _one_batch("auraflow", _auraflow, _auraflow_call),
+    _two_calls("wan", _wan, _wan_call, modality="video"),
+    _two_calls(
+        "wan22",
+        lambda: _wan(boundary_ratio=0.8),
+        _wan_call,
+        denoisers=("transformer", "transformer_2"),
+        modality="video",
     ),
-    Tiny(
-        "flux_img2img",
-        _p(_flux, "flux", diffusers.FluxImg2ImgPipeline),
-        _flux_img2img_call,
-        _TRANSFORMER,
-        "none",
-        "image",
-        steps=4,
-    ),
-    Tiny(
-        "flux_inpaint",
-        _p(_flux, "flux", diffusers.FluxInpaintPipeline),
-        _flux_inpaint_call,
-        _TRANSFORMER,
-        "none",
-        "image",
-        steps=4,
-    ),
-    Tiny(
-        "flux_control",
-        _p(_flux, "flux_control", diffusers.FluxControlPipeline, in_channels=32, out_channels=16),
-        _flux_control_call,
-        _TRANSFORMER,
-        "none",
-        "image",
-    ),
-    Tiny(
-        "flux_kontext",
-        _p(_flux, "flux", diffusers.FluxKontextPipeline),
-        _flux_kontext_call,
-        _TRANSFORMER,
-        "none",
-        "image",
-    ),
-    Tiny(
-        "flux_controlnet",
-        _p(_flux, "flux", diffusers.FluxControlNetPipeline, controlnet=True),
-        _flux_control_call,
-        _TRANSFORMER,
-        "none",
-        "image",
-    ),
-    Tiny("flux2", _flux2, _flux2_call, _TRANSFORMER, "none", "image"),
-    Tiny("chroma", _chroma, _chroma_call, _TRANSFORMER, "separate", "image"),
-    Tiny("qwen_image", _qwen_image, _qwen_image_call, _TRANSFORMER, "separate", "image"),
-    Tiny("sd3", _p(_sd3, "sd3", diffusers.StableDiffusion3Pipeline), _sd3_call, _TRANSFORMER, "batched", "image"),
-    Tiny(
-        "sd3_heun",
-        _p(_sd3, "sd3", diffusers.StableDiffusion3Pipeline, scheduler="heun"),
-        _sd3_call,
-        _TRANSFORMER,
-        "batched",
-        "image",
-        steps=2 * STEPS - 1,
-    ),
-    Tiny(
-        "sd3_controlnet",
-        _p(_sd3, "sd3", diffusers.StableDiffusion3ControlNetPipeline, controlnet=True),
-        _sd3_controlnet_call,
-        _TRANSFORMER,
-        "batched",
-        "image",
-    ),
-    Tiny("pixart_sigma", _pixart_sigma, _pixart_sigma_call, _TRANSFORMER, "batched", "image"),
-    Tiny("dit", _dit, _dit_call, _TRANSFORMER, "batched", "image"),
-    Tiny("z_image", _z_image, _z_image_call, _TRANSFORMER, "batched", "image"),
-    Tiny("sana", _sana, _sana_call, _TRANSFORMER, "batched", "image"),
-    Tiny("lumina2", _lumina2, _lumina2_call, _TRANSFORMER, "separate", "image"),
-    Tiny("auraflow", _auraflow, _auraflow_call, _TRANSFORMER, "batched", "image"),
-    Tiny("wan", _p(_wan, "wan"), _wan_call, _TRANSFORMER, "separate", "video"),
-    Tiny("wan22", _p(_wan, "wan", boundary_ratio=0.8), _wan_call, ("transformer", "transformer_2"), "separate", "video"),
-    Tiny("wan_per_token", _p(_wan, "wan", expand_timesteps=True), _wan_call, _TRANSFORMER, "separate", "video"),
-    Tiny(
-        "cogvideox",
-        _p(_cogvideox, "cogvideox", diffusers.CogVideoXDDIMScheduler),
-        _cogvideox_call,
-        _TRANSFORMER,
-        "batched",
-        "video",
-    ),
-    Tiny(
-        "cogvideox_dpm",
-        _p(_cogvideox, "cogvideox", diffusers.CogVideoXDPMScheduler),
-        _cogvideox_call,
-        _TRANSFORMER,
-        "batched",
-        "video",
-    ),
-    Tiny("hunyuan_video", _hunyuan_video, _hunyuan_video_call, _TRANSFORMER, "none", "video"),
-    Tiny("hunyuan_video_true_cfg", _hunyuan_video, _hunyuan_video_true_cfg_call, _TRANSFORMER, "separate", "video"),
-    Tiny("ltx", _ltx, _ltx_call, _TRANSFORMER, "batched", "video"),
-    Tiny("ltx2", _ltx2, _ltx2_call, _TRANSFORMER, "batched", "video"),
-    Tiny("mochi", _mochi, _mochi_call, _TRANSFORMER, "batched", "video"),
-    Tiny("sdxl", _p(_sdxl, "sdxl", diffusers.StableDiffusionXLPipeline), _sdxl_call, _UNET, "batched", "image"),
-    Tiny(
-        "sdxl_img2img",
-        _p(_sdxl, "sdxl", diffusers.StableDiffusionXLImg2ImgPipeline),
-        _sdxl_img2img_call,
-        _UNET,
-        "batched",
-        "image",
-        steps=3,
-    ),
-    Tiny("sd15", _p(_sd15, "sd15"), _sd15_call, _UNET, "batched", "image", steps=STEPS + 1),
-    Tiny("sd15_ddim", _p(_sd15, "sd15", "ddim"), _sd15_call, _UNET, "batched", "image"),
-    Tiny("sd15_heun", _p(_sd15, "sd15", "heun"), _sd15_call, _UNET, "batched", "image", steps=2 * STEPS - 1),
-    Tiny(
-        "sd15_controlnet",
-        _p(_sd15, "sd15", "ddim", controlnet=True),
-        _sd15_controlnet_call,
-        _UNET,
-        "batched",
-        "image",
-    ),
-    Tiny(
-        "ddpm",
-        _p(_pixel_diffusion, "ddpm", diffusers.DDPMPipeline, diffusers.DDPMScheduler),
-        _pixel_diffusion_call,
-        _UNET,
-        "none",
-        "image",
-    ),
-    Tiny(
-        "ddim",
-        _p(_pixel_diffusion, "ddim", diffusers.DDIMPipeline, diffusers.DDIMScheduler),
-        _pixel_diffusion_call,
-        _UNET,
-        "none",
-        "image",
-    ),
-    Tiny("stable_audio", _stable_audio, _stable_audio_call, _TRANSFORMER, "batched", "audio"),
+    _two_calls("wan_per_token", lambda: _wan(expand_timesteps=True), _wan_call, modality="video"),
+    _one_batch("cogvideox", lambda: _cogvideox(diffusers.CogVideoXDDIMScheduler), _cogvideox_call, modality="video"),
+    _one_batch("cogvideox_dpm", lambda: _cogvideox(diffusers.CogVideoXDPMScheduler), _cogvideox_call, modality="video"),
+    _plain("hunyuan_video", _hunyuan_video, _hunyuan_video_call, modality="video"),
+    _two_calls("hunyuan_video_true_cfg", _hunyuan_video, _hunyuan_video_true_cfg_call, modality="video"),
+    _one_batch("ltx", _ltx, _ltx_call, modality="video"),
+    _one_batch("ltx2", _ltx2, _ltx2_call, modality="video"),
+    _one_batch("mochi", _mochi, _mochi_call, modality="video"),
+    _unet("sdxl", lambda: _sdxl(diffusers.StableDiffusionXLPipeline), _sdxl_call),
+    _unet("sdxl_img2img", lambda: _sdxl(diffusers.StableDiffusionXLImg2ImgPipeline), _sdxl_img2img_call, steps=3),
+    _unet("sd15", lambda: _sd15("pndm"), _sd15_call, steps=STEPS + 1),  # PNDM visits its second timestep twice
+    _unet("sd15_ddim", lambda: _sd15("ddim"), _sd15_call),
+    _unet("sd15_heun", lambda: _sd15("heun"), _sd15_call, steps=_TWICE),
+    _unet("sd15_controlnet", lambda: _sd15("ddim", controlnet=True), _sd15_controlnet_call),
+    _unet("ddpm", lambda: _pixels(diffusers.DDPMPipeline), _pixels_call, guidance="none"),
+    _unet("ddim", lambda: _pixels(diffusers.DDIMPipeline), _pixels_call, guidance="none"),
+    _one_batch("stable_audio", _stable_audio, _stable_audio_call, modality="audio"),
 )
 TINY: dict[str, Tiny] = {tiny.name: tiny for tiny in _ALL}
 
@@ -1398,8 +1161,8 @@ NOT_BUILT: dict[str, str] = {
     "and Heun schedulers have",
     "z_image with unipc": "the pipeline passes its sigmas as a list, and UniPC computes with them",
     "mochi with another": "nothing but the flow-matching Euler scheduler can invert its sigmas",
-    "ddpm with heun": "DDPMPipeline passes a generator to every `step`; Heun, UniPC and PNDM take none, and Euler needs "
-    "`scale_model_input`, which the pipeline never calls",
+    "ddpm with heun": "DDPMPipeline passes a generator to every `step`; Heun, UniPC and PNDM take none. And Euler "
+    "needs `scale_model_input`, which the pipeline never calls",
     "stable_audio with cosine": "CosineDPMSolverMultistepScheduler needs torchsde",
     "LoRA": "needs peft",
 }

@@ -24,7 +24,7 @@ from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, NoiseSched
 ROOT = Path(__file__).parents[1]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(schedules())
 def test_a_file_keeps_any_valid_schedule(original: CacheSchedule) -> None:
     data = original.to_bytes()
