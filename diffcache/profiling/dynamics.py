@@ -8,27 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcache.profile import Dynamics
 from diffcache.profiling.fit import Fit
-from diffcache.profiling.replay import Replay
-from diffcache.schedulers.closed_loop import Dynamics
+from diffcache.profiling.replay import Position, Replay
 
 
 def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
-    """Gram table of the guided outputs and the sampler's gains; the network's response is 0 until measured."""
+    """Gram table of the guided outputs and the sampler's reach; the network's response is 0 until measured."""
     steps = len(replays[0].steps)
     gram, elements = np.zeros((steps, steps)), 0
     for replay in replays:
         rows = torch.stack([_flat(replay.guided(i, replay.recorded(i))) for i in range(steps)])
         gram += (rows @ rows.T).cpu().numpy()
         elements += rows.shape[1]
-    state_gain, output_gain = np.zeros(steps), np.zeros(steps)
-    position = replays[0].start
-    for i in range(steps):
-        at_zero, output_gain[i] = replays[0].affine(i, position)
-        x = _flat(position.state)
-        state_gain[i] = float(_flat(at_zero) @ x / (x @ x))
-        position = replays[0].move(i, position, replays[0].guided(i, replays[0].recorded(i)))
-    return Dynamics(gram / elements, state_gain, output_gain, np.zeros(steps))
+    gram /= elements
+    return Dynamics(gram=(gram + gram.T) / 2, reach=_reach(replays[0]), response=np.zeros(steps))
 
 
 def with_response(dynamics: Dynamics, replays: Sequence[Replay], fits: Sequence[Fit]) -> Dynamics:
@@ -43,7 +37,7 @@ def with_response(dynamics: Dynamics, replays: Sequence[Replay], fits: Sequence[
                 continue
             for replay, position, outputs in zip(replays, before.positions, after.outputs, strict=True):
                 count = len(position.state) // replay.copies
-                error = _flat((position.state - replay.reference(i - 1))[:count])
+                error = _flat(position.state[:count]) - _flat(replay.reference(i - 1)[:count])
                 change = _flat(replay.guided(i, outputs[i])) - _flat(replay.guided(i, replay.recorded(i)))
                 product[i] += float(change @ error)
                 energy[i] += float(error @ error)
@@ -51,7 +45,28 @@ def with_response(dynamics: Dynamics, replays: Sequence[Replay], fits: Sequence[
     if not len(known):
         return dynamics
     response = np.interp(np.arange(steps), known, product[known] / energy[known])
-    return Dynamics(dynamics.gram, dynamics.state_gain, dynamics.output_gain, response)
+    return Dynamics(gram=dynamics.gram, reach=dynamics.reach, response=response)
+
+
+def _reach(replay: Replay) -> np.ndarray:
+    """What each step's output adds to every later state, found by handing the noise scheduler a one among zeros.
+
+    A noise scheduler treats all elements alike, so a state of one element per sample tells all. Samples stay apart
+    because each may bring its own noise, which is the same with and without the one, and cancels.
+    """
+    steps = len(replay.steps)
+    like = replay.reference(0)
+    none = torch.zeros([len(like)] + [1] * (like.ndim - 1), device=like.device)  # in float32, whatever the loop's dtype
+    quiet = [Position(none, replay.start.scheduler)]
+    for step in replay.steps:
+        quiet.append(quiet[-1].moved(step, none))
+    reach = np.zeros((steps, steps))
+    for j in range(steps):
+        position = quiet[j]
+        for i in range(j, steps):
+            position = position.moved(replay.steps[i], torch.ones_like(none) if i == j else none)
+            reach[i, j] = float((position.state.double() - quiet[i + 1].state.double()).mean())
+    return reach
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ trajectory instead of the clean one leaves no bias.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcache.errors import BadOption
+from diffcache.predictors import predict
 from diffcache.profiling.replay import Position, Replay
 
 ANCHORS = 3  # a fourth was measured to add nothing
+NOVELTY = 1e-4  # least part of the drift's energy that the outputs must leave unexplained for it to be used
 RIDGE = 1e-9  # relative to the regressors' energy; differences of neighbouring outputs are nearly collinear
 
 
@@ -29,15 +33,19 @@ class Checkpoint:
     positions: tuple[Position, ...]
     anchors: tuple[int, ...]
     outputs: tuple[Mapping[int, Sequence[Tensor]], ...]  # per replay: anchor step -> branch outputs
+    origins: tuple[Sequence[Tensor], ...]  # per replay: branch inputs at the newest anchor; empty if not comparable
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """weights float64 [B, T, K]; ``error_db`` per sample: PSNR of the final state against the full run's, with the
-    reference's own range as peak; ``checkpoints[i]``: the run before step i."""
+    """weights float64 [B, T, K] and kappa float64 [B, T] of equation (1); ``checkpoints[i]``: the run before step i.
+
+    error_db  per sample, PSNR of the final state against the full run's; peak: the reference sample's own range
+    """
 
     compute: np.ndarray
     weights: np.ndarray
+    kappa: np.ndarray
     error_db: np.ndarray
     checkpoints: Mapping[int, Checkpoint]
 
@@ -58,97 +66,161 @@ def fit(
     """Closed-loop fit of the mask ``compute`` (bool [steps of the loop]).
 
     per_branch  separate weights for each guidance branch, else one set for all
-    resume      an earlier fit whose mask agrees up to some step: its run is taken over up to there
+    resume      an earlier fit of these replays whose mask agrees up to some step: its run is taken over up to there
     """
+    _demand(replays, compute)
     steps = len(compute)
     branches = replays[0].branches if per_branch else 1
-    weights = np.zeros((branches, steps, anchors))
+    weights, kappa = np.zeros((branches, steps, anchors)), np.zeros((branches, steps))
+    if resume is not None and resume.weights.shape != weights.shape:
+        resume = None  # was made with other options
     first = _first_difference(compute, resume)
     checkpoints: dict[int, Checkpoint] = {}
     if resume is not None and first > 0:
-        weights[:, :first] = resume.weights[:, :first]
+        weights[:, :first], kappa[:, :first] = resume.weights[:, :first], resume.kappa[:, :first]
         checkpoints = {i: c for i, c in resume.checkpoints.items() if i <= first}
         here = checkpoints[first]
     else:
-        here = Checkpoint(tuple(r.start for r in replays), (), tuple({} for _ in replays))
+        here = _start(replays)
     for i in range(first, steps):
         checkpoints[i] = here
         if compute[i]:
             here = _computed(replays, i, here, anchors)
         else:
-            weights[:, i, : len(here.anchors)] = w = _solve(replays, i, here, branches)
-            here = _predicted(replays, i, here, w)
-    error_db = np.concatenate([_psnr(p.state, r.reference(steps - 1), r.copies) for p, r in zip(here.positions, replays, strict=True)])
-    return Fit(compute.copy(), weights, error_db, checkpoints)
+            weights[:, i, : len(here.anchors)], kappa[:, i] = w, k = _solve(replays, i, here, branches)
+            here = _predicted(replays, i, here, w, k)
+    return Fit(compute.copy(), weights, kappa, _errors(replays, here), checkpoints)
 
 
-def run(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """PSNR in dB per sample of the final state for given coefficients [B, T, K]: nothing is fitted here."""
-    anchors = weights.shape[2]
-    here = Checkpoint(tuple(r.start for r in replays), (), tuple({} for _ in replays))
+def run(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, kappa: np.ndarray) -> np.ndarray:
+    """PSNR in dB per sample of the final state for given coefficients [B, T, K], [B, T]: nothing is fitted here."""
+    return _errors(replays, _end(replays, compute, weights, kappa))
+
+
+def final_states(
+    replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, kappa: np.ndarray
+) -> list[Tensor]:
+    """Where ``run`` ends: per replay, what its last ``scheduler.step`` returns."""
+    return [position.state for position in _end(replays, compute, weights, kappa).positions]
+
+
+def _end(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, kappa: np.ndarray) -> Checkpoint:
+    _demand(replays, compute)
+    here = _start(replays)
     for i in range(len(compute)):
         if compute[i]:
-            here = _computed(replays, i, here, anchors)
+            here = _computed(replays, i, here, weights.shape[2])
         else:
-            here = _predicted(replays, i, here, weights[:, i, : len(here.anchors)])
-    last = len(compute) - 1
-    return np.concatenate([_psnr(p.state, r.reference(last), r.copies) for p, r in zip(here.positions, replays, strict=True)])
+            here = _predicted(replays, i, here, weights[:, i, : len(here.anchors)], kappa[:, i])
+    return here
+
+
+def _demand(replays: Sequence[Replay], compute: np.ndarray) -> None:
+    steps, begins = len(replays[0].steps), replays[0].begins
+    if compute.shape != (steps,) or not compute[list(begins)].all():
+        strip = "".join("■" if computed else "·" for computed in compute.flat)
+        musts = ", ".join(map(str, begins))
+        raise BadOption("compute", strip, f"one entry for each of the loop's {steps} steps, computed at {musts}")
+
+
+def _start(replays: Sequence[Replay]) -> Checkpoint:
+    return Checkpoint(tuple(r.start for r in replays), (), tuple({} for _ in replays), tuple(() for _ in replays))
+
+
+def _errors(replays: Sequence[Replay], end: Checkpoint) -> np.ndarray:
+    last = len(replays[0].steps) - 1
+    pairs = zip(end.positions, replays, strict=True)
+    return np.concatenate([_psnr(p.state, r.reference(last), r.copies) for p, r in pairs])
 
 
 def _computed(replays: Sequence[Replay], i: int, here: Checkpoint, most: int) -> Checkpoint:
-    kept = (i, *here.anchors)[:most]
-    positions, outputs = [], []
+    kept = (i, *(() if i in replays[0].begins else here.anchors))[:most]  # a denoiser predicts from its own outputs
+    positions, outputs, origins = [], [], []
     for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
         fresh = replay.compute(i, position)
         positions.append(replay.move(i, position, replay.guided(i, fresh)))
         outputs.append({a: fresh if a == i else history[a] for a in kept})
-    return Checkpoint(tuple(positions), kept, tuple(outputs))
+        origins.append(replay.inputs(i, position))
+    return Checkpoint(tuple(positions), kept, tuple(outputs), tuple(origins))
 
 
-def _predicted(replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray) -> Checkpoint:
+def _predicted(
+    replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray, kappa: np.ndarray
+) -> Checkpoint:
     positions = []
-    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
+    for replay, position, history, origin in zip(replays, here.positions, here.outputs, here.origins, strict=True):
         guess = []
         for b in range(replay.branches):
-            row = weights[min(b, len(weights) - 1)]
-            guess.append(sum((history[a][b] * float(w) for a, w in zip(here.anchors, row, strict=True)), torch.zeros(())))
+            row = min(b, len(weights) - 1)
+            drift = (replay.inputs(i, position)[b], origin[b]) if kappa[row] else None
+            kept = [history[a][b] for a in here.anchors]
+            guess.append(predict(kept, weights[row].tolist(), drift=drift, kappa=float(kappa[row])))
         positions.append(replay.move(i, position, replay.guided(i, guess)))
-    return Checkpoint(tuple(positions), here.anchors, here.outputs)
+    return Checkpoint(tuple(positions), here.anchors, here.outputs, here.origins)
 
 
-def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -> np.ndarray:
-    """Weights [branches, anchors now] that bring the next state nearest to the reference, over all replays.
+def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [branches, anchors now] and kappa [branches] that bring the next state nearest to the reference.
 
-    Normal equations, summed over replays; regressors are the newest output and the differences between neighbouring
-    anchors (well scaled where the outputs themselves are nearly parallel).
+    Normal equations, summed over replays. Regressors are the newest output and the differences between neighbouring
+    anchors (well scaled where the outputs themselves are nearly parallel), and the input's drift since the newest
+    anchor, one for all branches.
     """
     count = len(here.anchors)
     size = branches * count
-    gram, moment = np.zeros((size, size)), np.zeros(size)
-    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
+    gram, moment = np.zeros((size + 1, size + 1)), np.zeros(size + 1)
+    for replay, position, history, origin in zip(replays, here.positions, here.outputs, here.origins, strict=True):
         at_zero, gain = replay.affine(i, position)
-        target = (replay.reference(i).double() - at_zero.double())[: len(at_zero) // replay.copies].flatten()
+        target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies].flatten()
+        guided = {
+            a: [output.double() * g for output, g in zip(history[a], replay.guidance[i], strict=True)]
+            for a in here.anchors
+        }
         columns = []
         for group in range(branches):
-            members = [group] if branches > 1 else range(replay.branches)
-            by_anchor = [
-                sum((history[a][b].double() * replay.guidance[i][b] for b in members), torch.zeros((), dtype=torch.double))
-                for a in here.anchors
-            ]
-            columns.append(by_anchor[0])
-            columns += [by_anchor[k] - by_anchor[k + 1] for k in range(count - 1)]
-        stacked = torch.stack([c.flatten() for c in columns]) * gain
+            by_anchor = [guided[a][group] if branches > 1 else torch.stack(guided[a]).sum(0) for a in here.anchors]
+            columns += [by_anchor[0], *(p - q for p, q in itertools.pairwise(by_anchor))]
+        columns.append(_drift(replay, i, position, origin, like=columns[0]))
+        stacked = torch.stack([c.flatten() for c in columns]) * gain.flatten()
         gram += (stacked @ stacked.T).cpu().numpy()
         moment += (stacked @ target).cpu().numpy()
-    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    normal = gram / np.outer(scale, scale) + RIDGE * np.eye(size)
-    solution = (np.linalg.solve(normal, moment / scale) / scale).reshape(branches, count)
+    reuse = np.append(np.tile(np.eye(count)[0], branches), 0.0)
+    solution = _least_squares(gram, moment, towards=reuse, optional=size)
+    c = solution[:size].reshape(branches, count)
     # c_0 F_0 + Σ c_k (F_{k-1} - F_k)  ->  weights of the F_k themselves
-    weights = np.zeros_like(solution)
-    weights[:, 0] = solution[:, 0]
-    weights[:, :-1] += solution[:, 1:]
-    weights[:, 1:] -= solution[:, 1:]
-    return weights
+    weights = np.zeros_like(c)
+    weights[:, 0] = c[:, 0]
+    weights[:, :-1] += c[:, 1:]
+    weights[:, 1:] -= c[:, 1:]
+    return weights, np.full(branches, solution[size])
+
+
+def _drift(replay: Replay, i: int, position: Position, origin: Sequence[Tensor], *, like: Tensor) -> Tensor:
+    """The guided combination of x - x_0 over the branches; zero where inputs do not compare with outputs."""
+    if not origin:
+        return torch.zeros_like(like)
+    now = replay.inputs(i, position)
+    parts = [(x.double() - x_0.double()) * g for x, x_0, g in zip(now, origin, replay.guidance[i], strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def _least_squares(gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray, optional: int) -> np.ndarray:
+    """Solve the normal equations, with a ridge that draws ``towards`` a solution where they say nothing.
+
+    The regressor at index ``optional`` is dropped (0) when the others explain it: between anchors of an Euler sampler
+    the drift is a sum of past outputs, and says nothing new.
+    """
+    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    normal = gram / np.outer(scale, scale)
+    rest = np.delete(np.arange(len(gram)), optional)
+    regular = normal[np.ix_(rest, rest)] + RIDGE * np.eye(len(rest))
+    explained = normal[optional, rest] @ np.linalg.solve(regular, normal[rest, optional])
+    used = rest if 1 - explained < NOVELTY or not gram[optional, optional] else np.arange(len(gram))
+    square = normal[np.ix_(used, used)] + RIDGE * np.eye(len(used))
+    left = moment - gram @ towards
+    solution = towards.copy()
+    solution[used] += np.linalg.solve(square, left[used] / scale[used]) / scale[used]
+    return solution
 
 
 def _first_difference(compute: np.ndarray, resume: Fit | None) -> int:

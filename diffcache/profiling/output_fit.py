@@ -20,12 +20,14 @@ RIDGE = 1e-6
 def fit_outputs(trajectories: Sequence[Trajectory], compute: np.ndarray) -> np.ndarray:
     """Weights [1, T, K] for the mask ``compute`` (bool [T]), shared by all branches."""
     steps = len(compute)
+    begins = np.array(trajectories[0].begins)
     weights = np.zeros((1, steps, ANCHORS))
     gram = _gram(trajectories, steps)
     for i in np.flatnonzero(~compute):
-        anchors = np.flatnonzero(compute[:i])[::-1][:ANCHORS]
+        begin = begins[begins <= i].max()  # a denoiser predicts from its own outputs
+        anchors = (begin + np.flatnonzero(compute[begin:i]))[::-1][:ANCHORS]
         normal = gram[np.ix_(anchors, anchors)]
-        ridge = RIDGE * np.trace(normal) / len(anchors) * np.eye(len(anchors))
+        ridge = RIDGE * max(np.trace(normal) / len(anchors), 1e-300) * np.eye(len(anchors))
         # Shrunk towards plain reuse of the newest output, which the ridge alone would shrink towards zero.
         reuse = np.eye(len(anchors))[0]
         weights[0, i, : len(anchors)] = np.linalg.solve(normal + ridge, gram[anchors, i] + ridge @ reuse)
@@ -33,12 +35,21 @@ def fit_outputs(trajectories: Sequence[Trajectory], compute: np.ndarray) -> np.n
 
 
 def _gram(trajectories: Sequence[Trajectory], steps: int) -> np.ndarray:
-    """Inner products of outputs at step pairs, summed over samples and branches; calls missing at either step skipped."""
+    """Inner products of outputs at step pairs, summed over samples and branches that both steps have.
+
+    A call of another size than at the first step (guidance that ends early) has nothing to be predicted from.
+    """
     gram = np.zeros((steps, steps))
     for trajectory in trajectories:
         calls = max(len(s.calls) for s in trajectory.steps)
         for ordinal in range(calls):
-            there = [i for i, s in enumerate(trajectory.steps) if len(s.calls) > ordinal]
-            rows = torch.stack([trajectory.steps[i].calls[ordinal].output.double().flatten() for i in there])
-            gram[np.ix_(there, there)] += (rows @ rows.T).cpu().numpy()
+            rows = {
+                i: torch.cat([t.double().flatten() for t in step.calls[ordinal].outputs])
+                for i, step in enumerate(trajectory.steps)
+                if len(step.calls) > ordinal
+            }
+            size = len(next(iter(rows.values())))
+            there = [i for i, row in rows.items() if len(row) == size]
+            stacked = torch.stack([rows[i] for i in there])
+            gram[np.ix_(there, there)] += (stacked @ stacked.T).cpu().numpy()
     return gram

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from diffcache import host
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
@@ -24,43 +25,51 @@ from diffcache.profiling.clock import wait
 from diffcache.store import Output
 
 ACCELERATED = "_diffcache"  # the attribute of a pipeline that predicts some of its steps
+FEEDERS = "controlnet"  # how names of components begin that run before the denoiser and feed it
 
 
 @dataclass(slots=True)
-class DenoiserCall:
-    """One forward: its arguments as given, the name of its main input, the tensors of its output, and its time."""
+class Forward:
+    """One forward: its arguments as given, the name of its main input, and the tensors of its output."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     main: str
     outputs: tuple[Tensor, ...]
+
+    @property
+    def input(self) -> Any:
+        return self.args[0] if self.args else self.kwargs[self.main]
+
+    def again(self, main: Any, instead: Mapping[int, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The tensors of the same forward with another main input; ``instead``: other tensors by id of the old ones."""
+        fresh = instead or {}
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: fresh.get(id(t), t), (self.args, dict(self.kwargs)))
+        value = self.module(main, *args[1:], **kwargs) if args else self.module(**kwargs | {self.main: main})
+        return Output.of(value).tensors
+
+
+@dataclass(slots=True)
+class DenoiserCall(Forward):
+    """A forward of the denoiser, and its time."""
+
     seconds: float
 
     @property
     def output(self) -> Tensor:
         return self.outputs[0]
 
-    @property
-    def input(self) -> Any:
-        return self.args[0] if self.args else self.kwargs[self.main]
-
-    def again(self, main: Tensor) -> Tensor:
-        """The same forward with another main input."""
-        if self.args:
-            value = self.module(main, *self.args[1:], **self.kwargs)
-        else:
-            value = self.module(**{**self.kwargs, self.main: main})
-        return Output.of(value).tensors[0]
-
 
 @dataclass(slots=True)
 class LoopStep:
     """One iteration: the denoiser calls, then ``scheduler.step(model_output, timestep, state, **extra) -> result``.
 
-    Generators in ``extra`` are copies, standing where they stood before the step drew from them.
+    Generators in ``extra`` are copies, standing where they stood before the step drew from them. ``feeds`` are forwards
+    of networks that see the state too and whose outputs the denoiser is given.
     """
 
+    feeds: list[Forward] = field(default_factory=list)
     calls: list[DenoiserCall] = field(default_factory=list)
     timestep: Any = None
     model_output: Tensor | None = None
@@ -83,6 +92,12 @@ class Trajectory:
     timesteps: Tensor
     guidance_scale: float | None
     steps: list[LoopStep]
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Steps at which another denoiser takes over, the first included."""
+        called = [{id(call.module) for call in step.calls} for step in self.steps]
+        return tuple(i for i in range(len(called)) if i == 0 or called[i] != called[i - 1])
 
 
 def record(pipe: Any, call: Mapping[str, Any]) -> Trajectory:
@@ -148,6 +163,10 @@ def _generators(value: Any) -> list[torch.Generator]:
     return [member for member in members if isinstance(member, torch.Generator)]
 
 
+def _first_parameter(module: nn.Module) -> str:
+    return next(iter(inspect.signature(module.forward).parameters))
+
+
 def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
     """A copy of ``tensor``, or the known tensor that equals it."""
     for other in known:
@@ -159,7 +178,9 @@ def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
 class _Recorder:
     def __init__(self, pipe: Any) -> None:
         self.denoisers = host.denoisers(pipe)
-        self.main = {n: next(iter(inspect.signature(m.forward).parameters)) for n, m in self.denoisers.items()}
+        self.feeders = [
+            part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name.startswith(FEEDERS)
+        ]
         self.host = host.Host(pipe, self._begin, lambda run: None)
         self.trajectories: list[Trajectory] = []
         self._step_layer = contextlib.ExitStack()
@@ -167,8 +188,10 @@ class _Recorder:
     @contextlib.contextmanager
     def attached(self) -> Any:
         with contextlib.ExitStack() as undo:
-            for name, module in self.denoisers.items():
-                undo.callback(layer(module, "forward", self._forward(name, module)))
+            for module in self.denoisers.values():
+                undo.callback(layer(module, "forward", self._denoiser(module)))
+            for module in self.feeders:
+                undo.callback(layer(module, "forward", self._feeder(module)))
             undo.callback(self._step_layer.close)
             undo.callback(self.host.detach)
             self.host.attach()
@@ -181,7 +204,23 @@ class _Recorder:
         self.trajectories.append(Trajectory(scheduler, run.start, run.timesteps.clone(), scale, [LoopStep()]))
         self._step_layer.callback(layer(run.scheduler, "step", self._step, copies=True))
 
-    def _forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
+    def _feeder(self, module: nn.Module) -> Callable[..., Any]:
+        main = _first_parameter(module)
+
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            if self.host.run is not None:
+                # The tensors themselves, no copies: what the denoiser is given is told by identity.
+                self.trajectories[-1].steps[-1].feeds.append(
+                    Forward(module, args, kwargs, main, Output.of(value).tensors)
+                )
+            return value
+
+        return around
+
+    def _denoiser(self, module: nn.Module) -> Callable[..., Any]:
+        main = _first_parameter(module)
+
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.host.run is None:
                 return inner(*args, **kwargs)
@@ -191,8 +230,7 @@ class _Recorder:
             wait()
             seconds = time.perf_counter() - began
             outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
-            call = DenoiserCall(module, args, kwargs, self.main[name], outputs, seconds)
-            self.trajectories[-1].steps[-1].calls.append(call)
+            self.trajectories[-1].steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds))
             return value
 
         return around

@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffcache.errors import DiffCacheError
-from diffcache.profiling.record import LoopStep, Trajectory
+from diffcache.profiling.record import Forward, LoopStep, Trajectory, frozen
 
-TOLERANCE = 1e-3  # relative error up to which a recorded tensor counts as explained
+TOLERANCE = 1e-3  # relative error up to which a recorded tensor counts as explained; one rounding, if that is more
 
 
-class NotReplayable(DiffCacheError):
+class NotReplayable(DiffCacheError):  # noqa: N818  says what happened, as the public errors do
     """The pipeline does something between denoiser and noise scheduler that is not linear in the denoiser's output."""
 
 
@@ -35,10 +36,16 @@ class Position:
     scheduler: Any
 
     def moved(self, step: LoopStep, model_output: Tensor) -> Position:
-        """After one ``scheduler.step``; this position stays valid."""
+        """After one ``scheduler.step``; this position stays valid, and noise that was drawn is drawn again."""
         scheduler = _fork(self.scheduler)
-        result = scheduler.step(model_output, step.timestep, self.state, **step.extra, return_dict=False)[0]
+        extra = {name: frozen(value) for name, value in step.extra.items()}
+        result = scheduler.step(model_output, step.timestep, self.state, **extra, return_dict=False)[0]
         return Position(result, scheduler)
+
+    @property
+    def widened(self) -> Position:
+        """The same with a state of float32 at least: differences of states come out unrounded."""
+        return Position(_wide(self.state), self.scheduler)
 
 
 class Replay:
@@ -46,29 +53,46 @@ class Replay:
 
     branches    number of denoiser outputs that guidance combines
     in_batch    how many of them share one forward
+    begins      steps at which another denoiser takes over, the first included
+    bent        steps at which the noise scheduler is not affine in the guided output (it clips)
     """
 
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
         self.steps = [s for s in trajectory.steps if s.model_output is not None]
         first = self.steps[0]
-        assert first.model_output is not None and first.state is not None
+        assert first.model_output is not None
         if len({len(s.calls) for s in self.steps}) != 1:
             raise NotReplayable("the number of denoiser calls changes from step to step.")
+        if any(len({id(c.module) for c in s.calls}) != 1 for s in self.steps):
+            raise NotReplayable("several denoisers are called in one step.")
         _demand_batches(self.steps)
-        self.copies = _copies(first)  # DiT-like pipelines carry each sample once per branch in the state itself
+        self.begins = trajectory.begins
+        self.copies = _copies(self.steps[-1])  # DiT-like pipelines carry a sample once per branch in the state itself
         self.in_batch = max(1, len(first.calls[0].output) * self.copies // len(first.model_output))
         self.branches = len(first.calls) * self.in_batch
-        self.guidance = [self._guidance(i) for i in range(len(self.steps))]
+        self.guidance = self._guidance()
+        self.bent: set[int] = set()
+        self._feeds: list[list[Forward]] = []
         position = self.start
         for i in range(len(self.steps)):
             position = self._check(i, position)
 
     @property
+    def inputs_repeat(self) -> bool:
+        """Whether branches that share a forward are given the same main input, whatever else sets them apart."""
+        x = self.steps[0].calls[0].input
+        parts = x.chunk(self.in_batch)
+        return all(torch.equal(parts[0], part) for part in parts[1:])
+
+    @property
     def start(self) -> Position:
         state = self.steps[0].state
         assert state is not None
-        return Position(state, self.trajectory.scheduler)
+        scheduler = _fork(self.trajectory.scheduler)
+        if hasattr(scheduler, "is_scale_input_called"):
+            scheduler.is_scale_input_called = True  # the recorded run did; without it every step would warn
+        return Position(state, scheduler)
 
     def reference(self, i: int) -> Tensor:
         """The full run's state after step ``i``."""
@@ -82,29 +106,52 @@ class Replay:
 
     def compute(self, i: int, position: Position) -> list[Tensor]:
         """Run the denoiser at ``position``: one tensor per branch."""
+        step = self.steps[i]
         with torch.no_grad():
-            return self._split(i, [call.again(self._input(i, call.input, position)) for call in self.steps[i].calls])
+            fresh: dict[int, Tensor] = {}
+            for feed in self._feeds[i]:
+                again = feed.again(self._input(i, feed.input, position))
+                fresh |= {id(old): new for old, new in zip(feed.outputs, again, strict=True)}
+            return self._split(i, [c.again(self._input(i, c.input, position), fresh)[0] for c in step.calls])
+
+    def inputs(self, i: int, position: Position) -> list[Tensor]:
+        """The denoiser's main input at ``position``, per branch, in the outputs' shape; empty if they differ."""
+        try:
+            return self._split(i, [self._input(i, call.input, position) for call in self.steps[i].calls])
+        except NotReplayable:
+            return []
 
     def guided(self, i: int, outputs: Sequence[Tensor]) -> Tensor:
         """What the pipeline hands to the noise scheduler for these branch outputs (without the state's copies)."""
-        combined = outputs[0] * self.guidance[i][0]
+        combined = _wide(outputs[0]) * self.guidance[i][0]
         for output, g in zip(outputs[1:], self.guidance[i][1:], strict=True):
-            combined = combined + output * g
-        return combined
+            combined = combined + _wide(output) * g
+        return combined.to(self._handed(i).dtype)
 
     def move(self, i: int, position: Position, guided: Tensor) -> Position:
         return position.moved(self.steps[i], self._spread(guided))
 
-    def affine(self, i: int, position: Position) -> tuple[Tensor, float]:
-        """The next state as an affine function of the guided output: (state for output 0, gain)."""
-        like = self._one(self.steps[i].model_output)
-        at_zero = self.move(i, position, torch.zeros_like(like)).state
-        at_one = self.move(i, position, torch.ones_like(like)).state
-        return at_zero, float((at_one.double() - at_zero.double()).mean())
+    def affine(self, i: int, position: Position) -> tuple[Tensor, Tensor]:
+        """The next state as an affine function of the guided output: (state for output 0, gain).
+
+        The gain is one number. Where the noise scheduler clips, it is one number per element (without copies), and the
+        function holds near the full run's output.
+        """
+        wide = position.widened
+        like = _wide(self._handed(i))
+        if i not in self.bent:
+            at_zero = self.move(i, wide, torch.zeros_like(like)).state.double()
+            return at_zero, (self.move(i, wide, torch.ones_like(like)).state.double() - at_zero).mean()
+        nudge = 0.1 * like.abs().mean()
+        above, below = (self.move(i, wide, like + n).state.double() for n in (nudge, -nudge))
+        gain = (above - below) / (2 * nudge)
+        return self.move(i, wide, like).state.double() - gain * self._spread(like), gain[: len(like)]
 
     # -------------------------------------------------------- identification
 
-    def _one(self, tensor: Tensor | None) -> Tensor:
+    def _handed(self, i: int) -> Tensor:
+        """What the full run handed to the noise scheduler at step ``i``, without copies."""
+        tensor = self.steps[i].model_output
         assert tensor is not None
         return tensor[: len(tensor) // self.copies]
 
@@ -112,22 +159,36 @@ class Replay:
         return torch.cat([tensor] * self.copies) if self.copies > 1 else tensor
 
     def _split(self, i: int, outputs: Sequence[Tensor]) -> list[Tensor]:
-        like = self._one(self.steps[i].model_output)
-        dim = 1 if like.ndim >= 4 else like.ndim - 1
+        """One tensor per branch, cut to the guided output's shape: learned variances and condition tokens fall away."""
+        like = self._handed(i)
         parts = [part for output in outputs for part in output.chunk(self.in_batch)]
-        if any(_without(part, dim) != _without(like, dim) or part.shape[dim] < like.shape[dim] for part in parts):
-            raise NotReplayable(f"an output {tuple(parts[0].shape)} does not make a guided output {tuple(like.shape)}.")
-        return [part.narrow(dim, 0, like.shape[dim]) for part in parts]
+        for n, part in enumerate(parts):
+            if part.ndim == like.ndim:
+                for d in range(1, like.ndim):
+                    parts[n] = parts[n].narrow(d, 0, min(like.shape[d], part.shape[d]))
+            if parts[n].shape != like.shape:
+                raise NotReplayable(f"an output {tuple(part.shape)} does not make a guided output {tuple(like.shape)}.")
+        return parts
 
-    def _guidance(self, i: int) -> list[float]:
-        """Weights of the branches in the guided output, by least squares."""
-        branches = torch.stack([part.double().flatten() for part in self.recorded(i)], 1)
-        target = self._one(self.steps[i].model_output).double().flatten()
-        weights = torch.linalg.lstsq(branches, target[:, None]).solution
-        error = (branches @ weights - target[:, None]).norm() / target.norm().clamp(min=1e-12)
-        if not error < TOLERANCE:
-            raise NotReplayable(f"the guided output is no linear combination of the branches (error {error:.1e}).")
-        return [float(w) for w in weights[:, 0]]
+    def _guidance(self) -> list[list[float]]:
+        """Weights of the branches in the guided output at each step, by least squares: one set for all steps if it
+        explains them all, for where branches hardly differ a step alone cannot tell them apart."""
+        tables, handed = [], []
+        for i in range(len(self.steps)):
+            target = self._handed(i).double().flatten()
+            rows = torch.stack([*(part.double().flatten() for part in self.recorded(i)), target])
+            table = (rows @ rows.T).cpu().numpy()
+            tables.append(table)
+            handed.append(max(table[-1, -1], 1e-24))
+        relative = [table / size for table, size in zip(tables, handed, strict=True)]
+        shared = _mix(sum(relative))
+        if all(_missed(table, shared) < self._tolerance for table in relative):
+            return [shared.tolist()] * len(self.steps)
+        weights = [_mix(table) for table in relative]
+        worst = max(_missed(table, w) for table, w in zip(relative, weights, strict=True))
+        if not worst < self._tolerance:
+            raise NotReplayable(f"the guided output is no linear combination of the branches (error {worst:.1e}).")
+        return [w.tolist() for w in weights]
 
     def _input(self, i: int, recorded: Any, position: Position) -> Tensor:
         """The denoiser's main input for this state, built as the recorded one was."""
@@ -153,51 +214,100 @@ class Replay:
         step = self.steps[i]
         assert step.result is not None
         for call in step.calls:
-            if not _close(self._input(i, call.input, position), call.input):
-                raise NotReplayable("the denoiser's input is not the state, scaled, repeated or with channels behind it.")
-        after = self.move(i, position, self.guided(i, self.recorded(i)))
-        if not _close(after.state, step.result):
-            raise NotReplayable("repeating a noise-scheduler step gives another result (it may draw its own noise).")
+            if not self._is_input(i, call.input, position):
+                raise NotReplayable("the denoiser's input is not the state, scaled, repeated or with more behind it.")
+        self._feeds.append([f for f in step.feeds if self._is_fed_by_the_state(i, f, position)])
+        guided = self.guided(i, self.recorded(i))
+        after = self.move(i, position, guided)
+        if not self._close(after.state, step.result):
+            raise NotReplayable(
+                "repeating a noise-scheduler step gives another result (if it draws noise: pass a generator)."
+            )
         following = self.steps[i + 1].state if i + 1 < len(self.steps) else step.result
         assert following is not None
-        if not _close(step.result, following):
+        if not self._close(step.result, following):
             raise NotReplayable("the pipeline changes the state between two steps.")
+        at_zero, gain = self.affine(i, position)
+        moved = self.move(i, position.widened, _wide(guided)).state.double() - at_zero.double()
+        if _far(self._spread(guided).double() * gain, moved) > TOLERANCE:
+            self.bent.add(i)
         return Position(following, after.scheduler)
+
+    def _is_input(self, i: int, recorded: Any, position: Position) -> bool:
+        return self._close(self._input(i, recorded, position), recorded)
+
+    def _is_fed_by_the_state(self, i: int, feed: Forward, position: Position) -> bool:
+        """If not, what it gave is taken as recorded."""
+        try:
+            return self._is_input(i, feed.input, position)
+        except NotReplayable:
+            return False
+
+    def _close(self, a: Tensor, b: Tensor) -> bool:
+        return a.shape == b.shape and _far(a, b) <= self._tolerance
+
+    @property
+    def _tolerance(self) -> float:
+        """TOLERANCE, or one rounding of the coarsest number type on the way."""
+        step = self.steps[0]
+        types = {t.dtype for t in (step.state, step.model_output, step.calls[0].output) if t is not None}
+        return max(TOLERANCE, *(torch.finfo(t).eps for t in types))
 
 
 def _demand_batches(steps: Sequence[LoopStep]) -> None:
     tensors = [t for s in steps for t in (s.state, s.model_output, *(c.output for c in s.calls))]
     if any(t is None or t.ndim < 2 or len(t) == 0 for t in tensors):
         raise NotReplayable("states or outputs are no batches of samples.")
+    if any(len(c.outputs) != 1 for s in steps for c in s.calls):
+        raise NotReplayable("the denoiser returns several tensors.")
     if any(isinstance(v, Tensor) and v.ndim for s in steps for v in s.extra.values()):
         raise NotReplayable("the pipeline itself carries tensors from one noise-scheduler step to the next.")
     if any(len(c.output) % len(s.model_output) for s in steps for c in s.calls if s.model_output is not None):
         raise NotReplayable("outputs and guided outputs differ in their number of samples.")
 
 
-def _without(tensor: Tensor, dim: int) -> tuple[int, ...]:
-    return tuple(n for d, n in enumerate(tensor.shape) if d != dim)
-
-
 def _copies(step: LoopStep) -> int:
-    """2 if the state holds every sample twice and one forward serves both, else 1."""
-    state = step.state
-    assert state is not None and step.model_output is not None
-    if len(step.calls) == 1 and len(state) % 2 == 0 and len(step.calls[0].output) == len(step.model_output):
-        first, second = state.chunk(2)
-        return 2 if torch.equal(first, second) else 1
+    """2 if the state holds every sample twice and one forward serves both as different branches, else 1."""
+    assert step.state is not None
+    assert step.model_output is not None
+    if len(step.calls) == 1 and len(step.state) % 2 == 0 and len(step.calls[0].output) == len(step.model_output):
+        (a, b), (c, d) = step.state.chunk(2), step.calls[0].output.chunk(2)
+        return 2 if torch.equal(a, b) and not torch.equal(c, d) else 1
     return 1
 
 
 def _fork(scheduler: Any) -> Any:
-    """A copy that can step on its own. Noise schedulers keep their memory in attributes and lists of tensors they
-    replace, never write into; a copy of those is enough, and far quicker than a deep one."""
+    """A copy that can step on its own, far quicker to make than a deep one.
+
+    Noise schedulers replace the tensors in their lists, never write into them, so those are shared; what they hold
+    directly is copied, for PNDM adds to such a tensor in place. A step of the instance's own (somebody's wrapper)
+    belongs to the original and would move that.
+    """
     twin = copy.copy(scheduler)
+    twin.__dict__.pop("step", None)
     for name, value in vars(twin).items():
         if isinstance(value, list):
             twin.__dict__[name] = list(value)
+        elif isinstance(value, Tensor):
+            twin.__dict__[name] = value.clone()
     return twin
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a.double() - b.double()).norm() <= TOLERANCE * b.double().norm() + 1e-12)
+def _mix(table: np.ndarray) -> np.ndarray:
+    """Least-squares weights of all but the last of the tensors whose inner products these are, for the last."""
+    return np.asarray(np.linalg.lstsq(table[:-1, :-1], table[:-1, -1], rcond=1e-12)[0])
+
+
+def _missed(table: np.ndarray, weights: np.ndarray) -> float:
+    """How much of the last tensor these weights leave unexplained, by its inner products relative to its own."""
+    rest = np.append(weights, -1.0)
+    return float(np.sqrt(max(rest @ table @ rest, 0.0)))
+
+
+def _far(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖ relative to b; what is closer than 1e-12 is no distance."""
+    return float((a.double() - b.double()).norm() / (b.double().norm() + 1e-12))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ import numpy as np
 from diffcache.profiling.dynamics import measure_dynamics, with_response
 from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.replay import Replay
-from diffcache.schedulers.closed_loop import improve, shifts
+from diffcache.schedulers.closed_loop import final_error, improve, shifts
 from diffcache.schedulers.uniform import evenly
 
 
@@ -29,28 +30,29 @@ def search(
     candidate's fit. Moves are ordered, never drawn: the same time yields the same search.
     """
     deadline = time.monotonic() + time_limit_s
-    steps = len(replays[0].steps)
+    steps, begins = len(replays[0].steps), replays[0].begins
 
     def evaluate(compute: np.ndarray, near: Fit | None = None) -> Fit:
         found = fit(replays, compute, per_branch=per_branch, resume=near)
         tried(found)
         return found
 
-    even = evaluate(evenly(steps, computed))
+    even = evaluate(evenly(steps, computed, begins))
     if computed == steps or time_limit_s <= 0:
         return even
     dynamics = with_response(measure_dynamics(replays), replays, [even])
-    planned = evaluate(improve(even.compute, dynamics.final_error))
+    planned = evaluate(improve(even.compute, functools.partial(final_error, dynamics, begins=begins), begins))
     best = max(even, planned, key=lambda f: f.score)
     dynamics = with_response(dynamics, replays, [even, planned])
     seen = {even.compute.tobytes(), planned.compute.tobytes()}
 
     while time.monotonic() < deadline:
-        candidates = [c for s in np.flatnonzero(best.compute)[1:] for c in shifts(best.compute, int(s))]
+        movable = np.setdiff1d(np.flatnonzero(best.compute), begins)
+        candidates = [c for s in movable for c in shifts(best.compute, int(s))]
         fresh = [c for c in candidates if c.tobytes() not in seen]
         if not fresh:
             break
-        for candidate in sorted(fresh, key=dynamics.final_error):
+        for candidate in sorted(fresh, key=functools.partial(final_error, dynamics, begins=begins)):
             if time.monotonic() >= deadline:
                 break
             seen.add(candidate.tobytes())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from diffcache.errors import BadOption
@@ -22,10 +24,19 @@ def every_kth(grid: Grid, every: int) -> np.ndarray:
     return np.asarray((past_start < 0) | (past_start % every == 0))
 
 
-def evenly(steps: int, computed: int) -> np.ndarray:
-    """bool [T] with exactly ``computed`` steps, spread as evenly as whole numbers allow, the first among them."""
-    if not 1 <= computed <= steps:
-        raise BadOption("computed_steps", computed, f"1 to {steps} (the first step is always computed)")
+def evenly(steps: int, computed: int, among: Iterable[int] = ()) -> np.ndarray:
+    """bool [T] with exactly ``computed`` steps, spread as evenly as whole numbers allow, the first among them.
+
+    Where a step of ``among`` is not among them, the nearest moves there.
+    """
+    musts = sorted({0, *among})
+    if not isinstance(computed, int) or not len(musts) <= computed <= steps:
+        first = "the first step is" if len(musts) == 1 else f"steps {', '.join(map(str, musts))} are"
+        raise BadOption("computed_steps", computed, f"{len(musts)} to {steps} ({first} always computed)")
     compute = np.zeros(steps, bool)
-    compute[np.floor(np.arange(computed) * steps / computed).astype(int)] = True
+    compute[np.arange(computed) * steps // computed] = True
+    for must in musts:
+        if not compute[must]:
+            free = np.setdiff1d(np.flatnonzero(compute), musts)
+            compute[free[np.abs(free - must).argmin()]], compute[must] = False, True
     return compute

@@ -1,0 +1,209 @@
+"""The closed-loop fit: least squares, on the accelerated run, towards the full run's states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from calibrated import BATCH, CALLS, calibration
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffcache.errors import BadOption
+from diffcache.profiling import fit as fitting
+from diffcache.profiling.fit import Checkpoint, Fit, final_states, fit, run
+from diffcache.profiling.replay import Replay
+from diffcache.schedulers.uniform import evenly
+
+
+def mask(text: str) -> np.ndarray:
+    return np.array([letter == "■" for letter in text])
+
+
+def same(a: Fit, b: Fit) -> bool:
+    return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("compute", "weights", "kappa", "error_db"))
+
+
+def residual(replays: list[Replay], i: int, here: Checkpoint, weights: np.ndarray, kappa: np.ndarray) -> float:
+    """How far the next states lie from the full run's, by walking there."""
+    there = fitting._predicted(replays, i, here, weights, kappa)
+    misses = [
+        (p.state - r.reference(i))[: len(p.state) // r.copies] for p, r in zip(there.positions, replays, strict=True)
+    ]
+    return float(sum(m.double().square().sum() for m in misses) ** 0.5)
+
+
+def columns(
+    replays: list[Replay], i: int, here: Checkpoint, branches: int, drift: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least-squares problem written out: one column per branch and anchor, and one for the drift."""
+    rows, targets = [], []
+    for one, position, history, origin in zip(replays, here.positions, here.outputs, here.origins, strict=True):
+        zero = torch.zeros_like(one.guided(i, one.recorded(i)))
+        count = len(zero)
+        at_zero = one.move(i, position, zero).state[:count].double()
+        gain = (one.move(i, position, zero + 1).state[:count].double() - at_zero).mean()
+        guidance = one.guidance[i]
+        table = [[history[a][b].double() * guidance[b] * gain for b in range(one.branches)] for a in here.anchors]
+        if branches == 1:
+            flat = [sum(row) for row in table]  # type: ignore[arg-type]
+        else:
+            flat = [table[k][b] for b in range(branches) for k in range(len(here.anchors))]
+        if drift:
+            now = one.inputs(i, position)
+            flat.append(sum((x.double() - x_0) * g * gain for x, x_0, g in zip(now, origin, guidance, strict=True)))  # type: ignore[arg-type]
+        rows.append(np.stack([c.flatten().numpy() for c in flat], 1))
+        targets.append((one.reference(i)[:count].double() - at_zero).flatten().numpy())
+    return np.concatenate(rows), np.concatenate(targets)
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "dit", "sd15_ddim", "wan"])
+@pytest.mark.parametrize("apart", [True, False], ids=["branches apart", "branches together"])
+def test_every_fitted_step_is_the_least_squares_solution(name: str, apart: bool) -> None:
+    replays = calibration(name).replays
+    branches = replays[0].branches if apart else 1
+    found = fit(replays, mask("■·■■·" + "·" * (len(replays[0].steps) - 5)), per_branch=apart)
+    for i in np.flatnonzero(~found.compute):
+        here = found.checkpoints[int(i)]
+        weights, kappa = found.weights[:, i, : len(here.anchors)], found.kappa[:, i]
+        table, target = columns(replays, int(i), here, branches, bool(kappa.any()))
+        best, *_ = np.linalg.lstsq(table, target, rcond=None)
+        ours = np.append(weights.flatten(), kappa[:1] if kappa.any() else [])
+        used = np.linalg.norm(table @ best)
+        assert np.linalg.norm(table @ (ours - best)) < 1e-4 * used
+        assert np.linalg.norm(table @ (1.001 * ours - best)) > 1e-4 * used  # the comparison can fail
+        walked = residual(replays, int(i), here, weights, kappa)
+        assert walked == pytest.approx(np.linalg.norm(table @ best - target), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["chroma", "sd15_ddim"])
+def test_coefficients_of_their_own_serve_branches_better_step_by_step(name: str) -> None:
+    replays = calibration(name).replays
+    found = fit(replays, evenly(len(replays[0].steps), 3))
+    for i in map(int, np.flatnonzero(~found.compute)):
+        here = found.checkpoints[i]
+        apart = residual(replays, i, here, *fitting._solve(replays, i, here, 2))
+        together = residual(replays, i, here, *fitting._solve(replays, i, here, 1))
+        assert apart <= together * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3_heun", "sd15", "wan22", "ddim"])
+def test_the_fit_beats_reuse_and_knows_its_own_error(name: str) -> None:
+    replays = calibration(name).replays
+    steps = len(replays[0].steps)
+    compute = evenly(steps, steps // 2, replays[0].begins)
+    found = fit(replays, compute)
+    assert found.error_db.shape == (CALLS * BATCH,)
+    assert np.array_equal(run(replays, compute, found.weights, found.kappa), found.error_db)
+    ends = final_states(replays, compute, found.weights, found.kappa)
+    references = [r.reference(steps - 1) for r in replays]
+    pairs = zip(torch.cat(ends).double().numpy(), torch.cat(references).double().numpy(), strict=True)
+    errors = [10 * np.log10((b.max() - b.min()) ** 2 / ((a - b) ** 2).mean()) for a, b in pairs]
+    assert found.error_db == pytest.approx(errors)
+    reuse = np.where(compute, 0.0, 1.0)[None, :, None] * np.eye(3)[0]
+    assert found.score > run(replays, compute, reuse, np.zeros((1, steps))).mean()
+
+
+def test_with_every_step_computed_nothing_is_missing() -> None:
+    for name in ("flux", "dit", "sd15"):
+        replays = calibration(name).replays
+        found = fit(replays, np.ones(len(replays[0].steps), bool))
+        assert found.error_db.min() > 100
+        assert not found.weights.any()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.booleans(), min_size=10, max_size=10), st.integers(0, 10), st.booleans())
+def test_a_resumed_fit_is_the_fit_from_the_start(computed: list[bool], cut: int, apart: bool) -> None:
+    replays = calibration("sd3_heun").replays
+    one = np.array([True, *computed])
+    other = one.copy()
+    other[1 + cut :] = ~other[1 + cut :]
+    earlier = fit(replays, one, per_branch=apart)
+    resumed = fit(replays, other, per_branch=apart, resume=earlier)
+    scratch = fit(replays, other, per_branch=apart)
+    assert same(resumed, scratch)
+    assert resumed.checkpoints.keys() == scratch.checkpoints.keys() == set(range(11))
+    assert all(resumed.checkpoints[i] is earlier.checkpoints[i] for i in range(min(cut + 1, 10) + 1))
+    assert np.array_equal(one, other) or not same(earlier, scratch)  # the comparison can fail
+
+
+def test_a_fit_of_other_options_is_not_resumed() -> None:
+    replays = calibration("chroma").replays
+    compute = evenly(6, 3)
+    for before in (fit(replays, compute, per_branch=False), fit(replays, compute, anchors=2)):
+        assert same(fit(replays, compute, resume=before), fit(replays, compute))
+
+
+def test_fits_repeat_to_the_bit() -> None:
+    replays = calibration("sd15").replays
+    assert same(fit(replays, evenly(7, 3)), fit(replays, evenly(7, 3)))
+
+
+def test_more_anchors_than_are_kept_are_not_used() -> None:
+    replays = calibration("flux").replays
+    found = fit(replays, mask("■■■■··"), anchors=2)
+    assert found.weights.shape == (1, 6, 2)
+    assert found.checkpoints[5].anchors == (3, 2)
+    assert fit(replays, mask("■·■■··")).checkpoints[2].anchors == (0,)
+
+
+def test_a_denoiser_predicts_from_its_own_outputs() -> None:
+    replays = calibration("wan22").replays
+    begin = replays[0].begins[1]
+    found = fit(replays, evenly(6, 4, replays[0].begins))
+    assert all(a >= begin for i in range(begin + 1, 6) for a in found.checkpoints[i].anchors)
+
+
+@pytest.mark.parametrize(
+    ("name", "compute"), [("flux", "·■■■■■"), ("flux", "■■"), ("wan22", "■······"), ("wan22", "■·····")]
+)
+def test_a_mask_that_cannot_be_is_refused(name: str, compute: str) -> None:
+    replays = calibration(name).replays
+    for attempt in (
+        lambda: fit(replays, mask(compute)),
+        lambda: run(replays, mask(compute), np.zeros((1, len(compute), 3)), np.zeros((1, len(compute)))),
+    ):
+        with pytest.raises(
+            BadOption, match=rf"compute='{compute}' was given. Allowed: one entry for each of the loop's 6"
+        ):
+            attempt()
+
+
+# Normal equations.
+
+
+def solved(columns: np.ndarray, target: np.ndarray, optional: int, **options: Any) -> np.ndarray:
+    towards = options.get("towards", np.zeros(columns.shape[1]))
+    return fitting._least_squares(columns.T @ columns, columns.T @ target, towards=towards, optional=optional)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_normal_equations_give_what_lstsq_gives(seed: int, count: int) -> None:
+    draw = np.random.default_rng(seed)
+    table = draw.normal(size=(200, count + 1)) * 10.0 ** draw.integers(-3, 4, count + 1)
+    target = draw.normal(size=200) * 10.0 ** draw.integers(-8, 8)
+    best, *_ = np.linalg.lstsq(table, target, rcond=None)
+    assert np.linalg.norm(table @ (solved(table, target, count) - best)) < 1e-6 * np.linalg.norm(table @ best)
+
+
+def test_where_the_equations_say_nothing_the_answer_is_what_it_is_drawn_towards() -> None:
+    draw = np.random.default_rng(0)
+    table = np.zeros((50, 4))
+    table[:, 2] = draw.normal(size=50)
+    assert solved(table, 3 * table[:, 2], 3, towards=np.array([1.0, 0, 1, 0])) == pytest.approx([1, 0, 3, 0])
+    twice = np.stack([table[:, 2], table[:, 2], np.zeros(50)], 1)  # neither of the two alone
+    assert solved(twice, 3 * table[:, 2], 2, towards=np.array([1.0, 0, 0])) == pytest.approx([2, 1, 0], abs=1e-5)
+
+
+def test_the_drift_is_left_out_where_outputs_explain_it() -> None:
+    draw = np.random.default_rng(0)
+    table = draw.normal(size=(300, 3))
+    target = draw.normal(size=300)
+    explained = np.column_stack([table, table @ [1.0, 2, 3] + 1e-3 * draw.normal(size=300)])
+    assert solved(explained, target, 3)[3] == 0
+    novel = np.column_stack([table, table @ [1.0, 2, 3] + draw.normal(size=300)])
+    assert solved(novel, target, 3)[3] != 0
