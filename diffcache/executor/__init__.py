@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import warnings
 import weakref
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from diffcache import host, store
 from diffcache.errors import ScheduleMismatch
-from diffcache.executor.checks import Sites, check_pipeline, check_run
+from diffcache.executor.checks import Sites, check_compiled, check_pipeline, check_run, entry_point
 from diffcache.executor.guess import combine, problem, repeats
 from diffcache.executor.program import Program, compile_plan
 from diffcache.patch import Around, Undo, layer, on_top
@@ -86,12 +85,12 @@ class Patch:
     off: Undo = lambda: None
 
     def put(self) -> None:
-        """On top of the module's forward, unless it is there. Strangers who give a module the forward back that they
-        found (model offloading does, after every run) take ours off with it."""
+        """On top of whatever a call of the module runs, unless it is there. Strangers who give a module the forward
+        back that they found (model offloading does, after every run) take ours off with it."""
         module = self.module()
-        if module is not None and not on_top(module, "forward", self.around):
+        if module is not None and not on_top(module, entry_point(module), self.around):
             self.off()
-            self.off = layer(module, "forward", self.around)
+            self.off = layer(module, entry_point(module), self.around)
 
 
 class Executor:
@@ -114,6 +113,8 @@ class Executor:
             schedule = source
         else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
             schedule = source.schedule(Grid(np.linspace(1.0, 0.1, 10)), self.sites)
+        for name in sites:
+            check_compiled(name, sites[name]["model"][0], _patched(schedule, name))
         self._roots = {name: weakref.ref(modules["model"][0]) for name, modules in sites.items()}
         self._patches = [
             Patch(weakref.ref(module), around)
@@ -147,7 +148,7 @@ class Executor:
             schedule = self.source.schedule(Grid(timesteps, run.start), self.sites)
         else:
             schedule = self.source
-            check_run(run, schedule, strict=self.strict)
+            check_run(self.host.pipe, run, schedule, strict=self.strict)
         programs = {
             (denoiser, site): compile_plan(plan)
             for denoiser, p in schedule.denoisers.items()
@@ -202,7 +203,7 @@ class Executor:
 
     def _arounds(self, name: str, site: str, modules: tuple[nn.Module, ...]) -> Iterator[tuple[nn.Module, Around]]:
         for module in modules:
-            main = main_input(module)
+            main = host.main_input(module)
             if site == "model":
                 yield module, self._root(name, main)
             elif site.startswith("stack:"):
@@ -345,12 +346,6 @@ class Executor:
                     f"(guidance {guidance.mode!r}); this run makes {seen}. Set guidance as it was, or fit a schedule "
                     "for this setting."
                 )
-
-
-def main_input(module: nn.Module) -> str:
-    """Name of the first parameter of the class's forward: what lies on the object may be anybody's wrapper."""
-    kind: Any = type(getattr(module, "_orig_mod", module))
-    return next(iter(list(inspect.signature(kind.forward).parameters)[1:]), "")
 
 
 def _tensors(main: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:

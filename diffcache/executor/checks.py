@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from diffcache import host
-from diffcache.errors import ScheduleMismatch, UnknownName
+from diffcache.errors import ScheduleMismatch, UnknownName, UnsupportedModel
 from diffcache.schedule import CacheSchedule
+
+SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
 
 Sites = Mapping[str, Mapping[str, tuple[nn.Module, ...]]]  # denoiser -> site -> modules
 
@@ -37,6 +40,26 @@ def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: 
     check_noise_scheduler(pipe.scheduler, schedule, strict=strict)
 
 
+def entry_point(module: nn.Module) -> str:
+    """The method that a call of ``module`` runs: what ``Module.compile()`` made, around which we stay, else forward."""
+    return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+
+
+def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> None:
+    """Refuse sites inside a compiled graph: a decision taken there would break it, or be compiled in once for all."""
+    for site in patched:
+        granularity, _, path = site.partition(":")
+        parts = path.split(".") if granularity == "stack" else path.split(".")[:-1]
+        for around in ["", *(".".join(parts[:n]) for n in range(1, len(parts) + 1))] if path else []:
+            module = denoiser.get_submodule(around)
+            if entry_point(module) != "forward":
+                raise UnsupportedModel(
+                    f"{site!r} of {name!r} lies inside {around or name!r}, which is compiled as one graph. Cache "
+                    "the compiled module itself or what lies around it, or compile block by block "
+                    "(compile_repeated_blocks)."
+                )
+
+
 def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bool) -> None:
     wanted = schedule.noise_scheduler
     if wanted is None:
@@ -57,15 +80,39 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
         )
 
 
-def check_run(run: host.Run, schedule: CacheSchedule, *, strict: bool) -> None:
-    """Refuse a run the schedule was not made for, before its first step."""
+def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool) -> None:
+    """Refuse a run the schedule was not made for, before its first step. The time grid and the guidance scale, which
+    shift the optimum without breaking anything, are compared only if ``strict``."""
     if run.steps != schedule.steps:
-        asked = getattr(run.scheduler, "num_inference_steps", None)
-        # Second-order noise schedulers and PNDM take more iterations than they are asked for steps.
-        again = f"num_inference_steps={schedule.steps}" if asked == run.steps else "the number it was made with"
         raise ScheduleMismatch(
             f"the schedule was made for {schedule.steps} steps; this run takes {run.steps} (noise scheduler "
-            f"{type(run.scheduler).__name__}, num_inference_steps={asked}). Pass {again}, or make a schedule for "
+            f"{type(run.scheduler).__name__}). Pass num_inference_steps={schedule.steps}, or make a schedule for "
             f"{run.steps}."
         )
     check_noise_scheduler(run.scheduler, schedule, strict=strict)
+    if strict:
+        _check_grid(run, schedule)
+        _check_guidance_scale(pipe, schedule)
+
+
+def _check_grid(run: host.Run, schedule: CacheSchedule) -> None:
+    if schedule.timesteps is None:
+        return
+    here = run.timesteps.detach().cpu().double().numpy()
+    apart = np.abs(here - schedule.timesteps)
+    if apart.max() > SAME_GRID * np.abs(schedule.timesteps).max():
+        worst = int(apart.argmax())
+        raise ScheduleMismatch(
+            f"the schedule was fitted on other timesteps: {schedule.timesteps[worst]:.6g} at step {worst}, here "
+            f"{here[worst]:.6g}. Custom sigmas, or a resolution that shifts them, make another grid. Run on the grid it "
+            "was fitted on, or fit a schedule for this one; strict=False accepts it as it is."
+        )
+
+
+def _check_guidance_scale(pipe: Any, schedule: CacheSchedule) -> None:
+    wanted, here = schedule.guidance.scale if schedule.guidance else None, host.guidance_scale(pipe)
+    if wanted is not None and here is not None and abs(wanted - here) > 1e-6 * max(abs(wanted), 1):
+        raise ScheduleMismatch(
+            f"the schedule was fitted with guidance scale {wanted:g}; this run uses {here:g}. Pass "
+            f"guidance_scale={wanted:g}, or fit a schedule for {here:g}; strict=False accepts it as it is."
+        )
