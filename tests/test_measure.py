@@ -1,0 +1,239 @@
+"""A profile says what was measured: every table against its definition, every number against its source."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from calibrated import BATCH, CALLS, calibration, calls, final_states
+from pipelines import SCHEDULERS, TINY, fresh, run, shared, watch
+from torch.utils.flop_counter import FlopCounterMode
+
+import diffcache
+from diffcache import host
+from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.profile import Profile
+from diffcache.profiling.dynamics import measure_dynamics, with_response
+from diffcache.profiling.fit import fit
+from diffcache.profiling.measure import measure
+from diffcache.schedulers.closed_loop import plan, simulate
+from diffcache.schedulers.uniform import evenly
+
+
+def outputs(name: str) -> np.ndarray:
+    """[B, samples, T, elements] of the calibration's calls, seen by a hook on runs of their own."""
+    tiny, pipe, found = TINY[name], calibration(name).pipe, []
+    for call in calls(name, pipe):
+        with watch(pipe, tiny.denoisers) as seen:
+            pipe(**call)
+        flat = np.stack([s.output.double().numpy() for s in seen])
+        branches = 1 if tiny.guidance == "none" else 2
+        found.append(flat.reshape(tiny.steps, branches, BATCH, -1).transpose(1, 2, 0, 3))
+    return np.concatenate(found, axis=1)
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "dit"])
+def test_tables_are_what_they_are_defined_to_be(name: str) -> None:
+    site = calibration(name).profile().denoisers[TINY[name].denoisers[0]].sites["model"]
+    seen = outputs(name)
+    assert site.distance.shape == (len(seen), TINY[name].steps, TINY[name].steps)
+    for b, i, j in np.ndindex(site.distance.shape):
+        f, g = seen[b, :, i], seen[b, :, j]
+        size_f, size_g = np.linalg.norm(f, axis=1), np.linalg.norm(g, axis=1)
+        inner = (f * g).sum(1)
+        assert site.distance[b, i, j] == pytest.approx((np.linalg.norm(f - g, axis=1) / size_g).mean(), abs=1e-6)
+        assert site.gram[b, i, j] == pytest.approx((inner / f.shape[1]).mean())
+        assert site.cosine is not None
+        assert site.cosine[b, i, j] == pytest.approx((inner / size_f / size_g).mean(), abs=1e-7)
+    assert not np.allclose(site.distance, site.distance.transpose(0, 2, 1))  # relative to the second
+    if len(seen) > 1:
+        assert not np.allclose(site.gram[0], site.gram[1], rtol=0.01)  # branches are told apart
+
+
+def test_costs_are_those_of_one_call() -> None:
+    pipe, tiny = shared("sd3"), TINY["sd3"]
+    call = tiny.call(pipe, batch=2) | {"generator": torch.Generator().manual_seed(0)}
+    with FlopCounterMode(display=False) as counter:
+        pipe(**call)
+    of_denoiser = sum(counter.get_flop_counts()["SD3Transformer2DModel"].values())
+    began = time.perf_counter()
+    site = measure(pipe, [call]).denoisers["transformer"].sites["model"]
+    elapsed = time.perf_counter() - began
+    assert site.flops * tiny.steps == of_denoiser > 0
+    assert 0 < site.seconds < elapsed / tiny.steps
+    with watch(pipe, tiny.denoisers) as seen:
+        pipe(**call)
+    assert site.output_bytes == seen[0].output.numel() * 4
+    half = measure(pipe, [tiny.call(pipe, batch=1)]).denoisers["transformer"].sites["model"]
+    assert (2 * half.flops, 2 * half.output_bytes) == (site.flops, site.output_bytes)
+
+
+def test_circumstances_are_written_down() -> None:
+    pipe = shared("sd15_heun")
+    measured = calibration("sd15_heun").profile()
+    run(pipe, TINY["sd15_heun"].call(pipe))
+    unet = measured.denoisers["unet"]
+    assert (unet.class_name, unet.config_digest) == ("UNet2DConditionModel", host.config_digest(pipe.unet))
+    assert measured.noise_scheduler is not None
+    assert measured.noise_scheduler.class_name == "HeunDiscreteScheduler"
+    assert measured.noise_scheduler.config_digest == host.config_digest(pipe.scheduler)
+    assert measured.guidance is not None
+    assert dataclasses.asdict(measured.guidance) == {"mode": "batched", "branches": 2, "scale": 4.0}
+    assert measured.steps == 11
+    assert measured.start == 0
+    assert measured.timesteps.tolist() == pipe.scheduler.timesteps.double().tolist()
+    assert measured.sigmas is not None
+    assert measured.sigmas.tolist() == pipe.scheduler.sigmas.double().tolist()
+    assert measured.samples == CALLS * BATCH
+    assert measured.provenance["batch"] == str(2 * BATCH)
+    assert measured.provenance["dtype"] == "float32"
+
+
+def test_samples_carried_twice_count_once() -> None:
+    assert calibration("dit").profile().samples == CALLS * BATCH
+    assert calibration("dit").schedule(3, time_limit_s=0).provenance["samples"] == str(CALLS * BATCH)
+
+
+def test_a_late_start_is_measured_from_there() -> None:
+    measured, pipe = calibration("flux_img2img").profile(), shared("flux_img2img")
+    run(pipe, TINY["flux_img2img"].call(pipe))
+    assert (measured.start, measured.steps) == (2, 4)
+    assert measured.timesteps.tolist() == pipe.scheduler.timesteps[2:].double().tolist()
+    assert measured.sigmas is not None
+    assert measured.sigmas.tolist() == pipe.scheduler.sigmas[2:].double().tolist()
+    assert plan(measured, 2).steps == 6
+
+
+def test_noise_levels_that_do_not_belong_to_the_steps_are_left_out() -> None:
+    assert calibration("dit").profile().sigmas is None  # DDIM has none
+
+
+REACHED = [("flux", ""), ("dit", ""), ("wan", ""), ("stable_audio", ""), *(("sd15", s) for s in SCHEDULERS["sd15"])]
+
+
+@pytest.mark.parametrize(("name", "noise_scheduler"), REACHED)
+def test_reach_tells_where_the_noise_scheduler_takes_an_error(name: str, noise_scheduler: str) -> None:
+    """Any errors, handed to any steps of the real loop."""
+    one = calibration(name, noise_scheduler).replays[0]
+    reach = measure_dynamics([one]).reach
+    draw = torch.Generator().manual_seed(0)
+    position, errors = one.start, []
+    for i in range(len(one.steps)):
+        output = one.guided(i, one.recorded(i))
+        errors.append(0.1 * output.std() * torch.randn(output.shape, generator=draw))
+        position = one.move(i, position, output + errors[-1])
+        moved = (position.state - one.reference(i))[: len(output)].double()
+        told = sum(reach[i, j] * error.double() for j, error in enumerate(errors))
+        assert (told - moved).norm() < 1e-3 * moved.norm()  # type: ignore[union-attr]
+    swapped = sum(reach[-1, j] * error.double() for j, error in enumerate(reversed(errors)))
+    assert (swapped - moved).norm() > 0.1 * moved.norm()  # type: ignore[union-attr]
+
+
+def test_gram_is_of_the_guided_outputs() -> None:
+    seen = outputs("chroma")
+    guided = 4 * seen[0] - 3 * seen[1]
+    expected = np.einsum("ntc,nsc->ts", guided, guided) / guided.shape[0] / guided.shape[2]
+    assert measure_dynamics(calibration("chroma").replays).gram == pytest.approx(expected, rel=1e-4)
+
+
+def test_response_is_how_the_network_answers_to_errors() -> None:
+    replays = calibration("chroma").replays
+    found = fit(replays, evenly(6, 3))
+    response = with_response(measure_dynamics(replays), replays, [found]).response
+    for i in (2, 4):
+        errors, changes = [], []
+        for one, position in zip(replays, found.checkpoints[i].positions, strict=True):
+            true = one.steps[i].state
+            assert true is not None
+            answers = one.guided(i, one.compute(i, position)), one.guided(i, one.recorded(i))
+            errors.append((position.state - true).flatten().double().numpy())
+            changes.append((answers[0] - answers[1]).flatten().double().numpy())
+        expected, *_ = np.linalg.lstsq(np.concatenate(errors)[:, None], np.concatenate(changes), rcond=None)
+        assert response[i] == pytest.approx(expected[0], rel=1e-3, abs=1e-5)
+    assert response[3] == pytest.approx((response[2] + response[4]) / 2)
+    assert response[5] == response[4]
+    assert abs(response[2]) > 1e-3
+
+
+def test_the_simulation_foresees_the_real_error() -> None:
+    """To a few dB, on real networks; ranks of masks are what the planner needs, and they agree better."""
+    replays = calibration("sd15_ddim").replays
+    dynamics = calibration("sd15_ddim").profile().dynamics
+    assert dynamics is not None
+    simulated, real = [], []
+    for seed in range(12):
+        compute = np.zeros(6, bool)
+        compute[[0, *np.random.default_rng(seed).choice(np.arange(1, 6), 2, replace=False)]] = True
+        simulated.append(-10 * np.log10(simulate(dynamics, compute).error))
+        real.append(fit(replays, compute, per_branch=False).score)
+    assert np.corrcoef(simulated, real)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "wan", "sdxl_img2img"])
+def test_a_plan_from_a_profile_alone_beats_reuse(name: str, tmp_path: Path) -> None:
+    calibrated = calibration(name)
+    schedule = plan(Profile.load(calibrated.profile().save(tmp_path / "profile.safetensors")), 2)
+    full = torch.cat([r.reference(len(r.steps) - 1) for r in calibrated.replays])
+
+    def error(how: object) -> float:
+        with diffcache.accelerated(calibrated.pipe, how):  # type: ignore[arg-type]
+            ends = torch.cat(final_states(calibrated.pipe, calls(name, calibrated.pipe)))
+            assert not any(r.failed_open for r in diffcache.report(calibrated.pipe).rows)
+        return float((ends - full).norm() / full.norm())
+
+    every = -(-(calibrated.steps - calibrated.start) // 2)
+    assert error(schedule) < error(f"uniform:every={every}")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("qwen_image", "no linear combination"),
+        ("flux_inpaint", "changes the state"),
+        ("ddim", "clips"),
+        ("z_image", "several tensors"),
+    ],
+)
+def test_a_loop_without_dynamics_says_why_and_keeps_its_tables(name: str, why: str) -> None:
+    measured = calibration(name).profile()
+    assert measured.dynamics is None
+    assert why in measured.provenance["no_dynamics"]
+    site = measured.denoisers[TINY[name].denoisers[0]].sites["model"]
+    assert site.distance.any()
+    assert Profile.from_bytes(measured.to_bytes()) == measured
+    with pytest.raises(BadOption, match=f"without dynamics .*{why}"):
+        plan(measured, 3)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan"])
+def test_a_file_keeps_a_measured_profile(name: str, tmp_path: Path) -> None:
+    measured = calibration(name).profile()
+    assert Profile.load(measured.save(tmp_path / "profile.safetensors")) == measured
+
+
+def test_measuring_is_recording_and_leaves_generators_alone() -> None:
+    pipe = shared("flux")
+    made = calls("flux", pipe)
+    found = [g.get_state() for call in made for g in call["generator"]]
+    measured = measure(pipe, made)
+    assert all(
+        torch.equal(g.get_state(), s) for g, s in zip([g for c in made for g in c["generator"]], found, strict=True)
+    )
+    ours, theirs = measured.dynamics, calibration("flux").profile().dynamics
+    assert ours is not None
+    assert theirs is not None
+    assert (ours.gram.tolist(), ours.response.tolist()) == (theirs.gram.tolist(), theirs.response.tolist())
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(BadOption, match="at least one dictionary"):
+        measure(shared("flux"), [])
+    with pytest.raises(UnsupportedModel, match=r"changes denoisers on its way \(transformer, transformer_2\)"):
+        calibration("wan22").profile()
+    pipe = fresh("z_image")  # guidance that ends early: two branches in a call, then one
+    with pytest.raises(UnsupportedModel, match="change their shape on the way"):
+        measure(pipe, [TINY["z_image"].call(pipe) | {"cfg_normalization": False, "cfg_truncation": 0.5}])

@@ -1,0 +1,221 @@
+"""From calls to a schedule, on every tiny pipeline: it skips what it says, and ends where it was expected to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from calibrated import BATCH, CALLS, calibration, calls, final_states
+from pipelines import STEPS, TINY, shared
+
+import diffcache
+from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.profiling import Calibration, optimize
+from diffcache.profiling.fit import Fit
+from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.schedulers.uniform import evenly
+
+SEARCH = 0.1  # seconds; a search may only better what it starts from
+
+
+def psnr(ends: torch.Tensor, full: torch.Tensor) -> list[float]:
+    """In dB per sample; the peak is the range of the full run's sample."""
+    pairs = zip(ends.double().flatten(1).numpy(), full.double().flatten(1).numpy(), strict=True)
+    return [10 * np.log10(np.ptp(b) ** 2 / np.square(a - b).mean()) for a, b in pairs]
+
+
+def tried_out(calibrated: Calibration, name: str, schedule: Any) -> tuple[list[float], diffcache.Report]:
+    """How near the accelerated calls come to the recorded ones, and the report of the last."""
+    pipe = calibrated.pipe
+    diffcache.accelerate(pipe, schedule)
+    try:
+        ends = final_states(pipe, calls(name, pipe))
+        report = diffcache.report(pipe)
+    finally:
+        diffcache.restore(pipe)
+    found = []
+    for end, trajectory in zip(ends, calibrated.trajectories, strict=True):
+        full = trajectory.steps[-1].result
+        assert full is not None
+        count = len(full) // (calibrated.replays[0].copies if calibrated.replays else 1)
+        found += psnr(end[:count], full[:count])
+    return found, report
+
+
+def reuse(schedule: CacheSchedule) -> CacheSchedule:
+    """The same computed steps, with plain reuse of the newest output in between."""
+
+    def held(plan: SitePlan) -> SitePlan:
+        return SitePlan(compute=plan.compute, weights=np.where(plan.compute, 0.0, 1.0)[None, :, None])
+
+    plans = {
+        name: DenoiserPlan(sites={site: held(plan) for site, plan in d.sites.items()})
+        for name, d in schedule.denoisers.items()
+    }
+    return dataclasses.replace(schedule, denoisers=plans)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_schedule_for_every_pipeline(name: str, tmp_path: Path) -> None:
+    calibrated, tiny = calibration(name), TINY[name]
+    computed = max(2, tiny.steps // 2)
+    made = calibrated.schedule(computed, time_limit_s=SEARCH)
+    schedule = CacheSchedule.load(made.save(tmp_path / "schedule.safetensors"))
+    assert schedule == made
+    assert set(schedule.denoisers) == set(tiny.denoisers)
+    assert schedule.steps == calibrated.start + tiny.steps
+    assert schedule.computed_steps == calibrated.start + computed
+    errors, report = tried_out(calibrated, name, schedule)
+    branches = 2 if tiny.guidance == "separate" else 1
+    assert (report.computed, report.predicted) == (branches * computed, branches * (tiny.steps - computed))
+    assert not any(row.failed_open for row in report.rows)
+    assert len(errors) == CALLS * BATCH
+    if calibrated.target == "state":
+        # The replays the schedule was chosen on ended where the pipeline ends.
+        assert np.mean(errors) == pytest.approx(float(schedule.provenance["expected_state_psnr_db"]), abs=0.02)
+        even = calibrated.fitted(evenly(tiny.steps, computed, calibrated.replays[0].begins))
+        held, _ = tried_out(calibrated, name, reuse(even))
+        assert np.mean(errors) > np.mean(held) + 0.02
+    else:
+        assert schedule.provenance["fit_target_reason"] == calibrated.why_output
+        assert min(errors) > 0
+
+
+def test_optimize_is_record_and_schedule() -> None:
+    pipe = shared("flux")
+    made = optimize(pipe, calls("flux", pipe), computed_steps=3, time_limit_s=0)
+    assert made == calibration("flux").schedule(3, time_limit_s=0)
+    assert made.provenance["scheduler"] == "closed-loop fit"
+    assert made.provenance["fit_target"] == "state"
+    assert made.provenance["samples"] == str(CALLS * BATCH)
+    assert "3 of 6 steps computed" in str(made)
+
+
+def test_more_computed_steps_end_nearer() -> None:
+    scores = [
+        float(calibration("sd15_ddim").schedule(n, time_limit_s=0).provenance["expected_state_psnr_db"])
+        for n in range(1, STEPS + 1)
+    ]
+    assert scores == sorted(scores)
+    assert scores[-1] > 100
+
+
+def test_a_schedule_serves_calls_it_was_not_fitted_on() -> None:
+    calibrated = calibration("sd15_ddim")
+    schedule = calibrated.schedule(3, time_limit_s=0)
+    pipe = calibrated.pipe
+    held_out = [TINY["sd15_ddim"].call(pipe) | {"generator": torch.Generator().manual_seed(99)}]
+    (full,) = final_states(pipe, held_out)
+    ends = []
+    for how in (schedule, reuse(schedule)):
+        held_out[0]["generator"].manual_seed(99)
+        with diffcache.accelerated(pipe, how):
+            ends += final_states(pipe, held_out)
+    assert psnr(ends[0], full)[0] > psnr(ends[1], full)[0] + 3
+
+
+def test_a_late_start_pads_the_schedule() -> None:
+    plan = calibration("flux_img2img").schedule(2, time_limit_s=0).denoisers["transformer"].sites["model"]
+    assert plan.compute[:3].tolist() == [True, True, True]
+    assert plan.compute.sum() == 2 + 2
+    assert not plan.weights[:, :3].any()
+
+
+def test_two_denoisers_have_a_plan_each() -> None:
+    calibrated = calibration("wan22")
+    begin = calibrated.replays[0].begins[1]
+    schedule = calibrated.schedule(4, time_limit_s=0)
+    first, second = (schedule.denoisers[name].sites["model"] for name in ("transformer", "transformer_2"))
+    assert first.compute[0]
+    assert not first.compute[begin:].any()
+    assert second.compute[begin]
+    assert not second.compute[1:begin].any()
+    assert first.compute[:begin].sum() + second.compute[begin:].sum() == schedule.computed_steps == 4
+    assert not second.weights[:, begin + 1, 1:].any()  # what the other one computed is no anchor
+
+
+def test_a_mask_of_ones_own_is_fitted() -> None:
+    calibrated = calibration("chroma")
+    compute = np.array([True, True, False, False, True, False])
+    schedule = calibrated.fitted(compute)
+    plan = schedule.denoisers["transformer"].sites["model"]
+    assert plan.compute.tolist() == compute.tolist()
+    assert plan.weights.shape == (2, 6, 3)
+    together = calibrated.fitted(compute, per_branch=False).denoisers["transformer"].sites["model"]
+    assert together.weights.shape == (1, 6, 3)
+    with pytest.raises(BadOption, match="one entry for each of the loop's 6 steps"):
+        calibrated.fitted(compute[:5])
+    with pytest.raises(ScheduleMismatch, match=r"cannot be replayed: .*linear combination"):
+        calibration("qwen_image").fitted(compute)
+
+
+def test_every_fit_that_was_tried_is_shown() -> None:
+    tried: list[Fit] = []
+    calibration("flux").schedule(3, time_limit_s=SEARCH, tried=tried.append)
+    assert len(tried) > 1
+    assert all(f.compute.sum() == 3 for f in tried)
+
+
+def test_calls_that_no_one_schedule_could_serve_are_refused() -> None:
+    pipe = shared("flux_true_cfg")
+    call = TINY["flux_true_cfg"].call(pipe)
+    with pytest.raises(BadOption, match="calls that all take the same steps"):
+        Calibration.record(pipe, [call, call | {"num_inference_steps": 4}])
+    with pytest.raises(BadOption, match="calls that all use guidance, or none that does"):
+        Calibration.record(pipe, [call, call | {"true_cfg_scale": 1.0}])
+
+
+def test_what_differs_from_call_to_call_is_not_in_the_schedule() -> None:
+    pipe = shared("chroma")
+    one = TINY["chroma"].call(pipe)
+    both = Calibration.record(pipe, [one, one | {"guidance_scale": 3.0, "height": 48}])
+    schedule = both.schedule(3, time_limit_s=0)
+    assert schedule.guidance is not None
+    assert schedule.guidance.scale is None
+    assert np.array(both.replays[1].guidance) == pytest.approx(np.tile([3, -2], (STEPS, 1)), abs=2e-4)
+    flux = shared("flux")
+    small = TINY["flux"].call(flux)
+    sizes = Calibration.record(flux, [small, small | {"height": 2 * small["height"]}])
+    assert sizes.target == "state"
+    assert (sizes.schedule(3, time_limit_s=0).timesteps is None) == (
+        not torch.equal(sizes.trajectories[0].timesteps, sizes.trajectories[1].timesteps)
+    )
+    assert calibration("flux").schedule(3, time_limit_s=0).timesteps is not None
+
+
+def test_branches_that_differ_in_their_input_share_coefficients() -> None:
+    """The executor could not tell such a batch from one without guidance."""
+    pipe = shared("sd3")
+    call = TINY["sd3"].call(pipe) | {"generator": torch.Generator().manual_seed(0)}
+    calibrated = Calibration.record(pipe, [call])
+    assert calibrated.guidance is not None
+    for one in calibrated.replays:
+        for step in one.steps:
+            x = step.calls[0].input.clone()
+            x[0] *= 1 + 1e-6  # within the tolerance of a replay
+            step.calls[0].kwargs = step.calls[0].kwargs | {"hidden_states": x}
+    changed = Calibration(pipe, calibrated.trajectories)
+    assert changed.target == "state"
+    assert changed.guidance is None
+    assert len(changed.schedule(3, time_limit_s=0).denoisers["transformer"].sites["model"].weights) == 1
+
+
+def test_an_output_fit_is_least_squares_on_the_full_run() -> None:
+    calibrated = calibration("qwen_image")
+    plan = calibrated.schedule(3, time_limit_s=0).denoisers["transformer"].sites["model"]
+    steps = [t.steps for t in calibrated.trajectories]
+    for i in np.flatnonzero(~plan.compute):
+        anchors = np.flatnonzero(plan.compute[:i])[::-1][:3]
+
+        def column(step: int) -> np.ndarray:
+            return np.concatenate([c.output.flatten().double().numpy() for s in steps for c in s[step].calls])
+
+        table, target = np.stack([column(a) for a in anchors], 1), column(int(i))
+        best, *_ = np.linalg.lstsq(table, target, rcond=None)
+        ours = plan.weights[0, i, : len(anchors)]
+        assert np.linalg.norm(table @ (ours - best)) < 1e-3 * np.linalg.norm(table @ best)
+        assert np.linalg.norm(table @ (1.01 * ours - best)) > 1e-3 * np.linalg.norm(table @ best)

@@ -1,0 +1,116 @@
+"""The search: never worse than the even mask, no more computed steps than asked for, the same every time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+
+import numpy as np
+import pytest
+from calibrated import calibration
+
+from diffcache.errors import BadOption
+from diffcache.profiling import search as searching
+from diffcache.profiling.fit import Fit, fit
+from diffcache.profiling.search import search
+from diffcache.schedulers.closed_loop import shifts
+from diffcache.schedulers.uniform import evenly
+
+AMPLE = 60.0  # seconds: these searches end by themselves, long before
+
+
+@functools.cache
+def searched(name: str, computed: int) -> tuple[Fit, tuple[Fit, ...]]:
+    tried: list[Fit] = []
+    return search(calibration(name).replays, computed, time_limit_s=AMPLE, tried=tried.append), tuple(tried)
+
+
+CASES = [("flux", 2), ("flux", 3), ("chroma", 3), ("sd15_ddim", 2), ("wan22", 3), ("ddim", 3)]
+
+
+@pytest.mark.parametrize(("name", "computed"), CASES)
+def test_the_best_of_what_was_tried_is_found_and_no_single_move_betters_it(name: str, computed: int) -> None:
+    replays = calibration(name).replays
+    best, tried = searched(name, computed)
+    even = fit(replays, evenly(len(replays[0].steps), computed, replays[0].begins))
+    assert tried[0].compute.tolist() == even.compute.tolist()
+    assert np.array_equal(tried[0].weights, even.weights)
+    assert best.score == max(f.score for f in tried) >= even.score
+    for one in tried:
+        assert one.compute.sum() == computed
+        assert one.compute[list(replays[0].begins)].all()
+    scores = {f.compute.tobytes(): f.score for f in tried}
+    for step in np.setdiff1d(np.flatnonzero(best.compute), replays[0].begins):
+        assert all(scores[other.tobytes()] <= best.score for other in shifts(best.compute, int(step)) if other[0])
+
+
+@pytest.mark.parametrize(("name", "computed"), [("flux", 2), ("ddim", 3)])
+def test_a_search_finds_masks_better_than_the_even_one(name: str, computed: int) -> None:
+    best, tried = searched(name, computed)
+    assert best.score > tried[0].score + 0.1
+
+
+def test_the_best_mask_of_all_is_found_where_masks_are_few() -> None:
+    replays = calibration("flux").replays
+    every = []
+    for chosen in itertools.combinations(range(1, 6), 2):
+        compute = np.zeros(6, bool)
+        compute[[0, *chosen]] = True
+        every.append(fit(replays, compute).score)
+    assert searched("flux", 3)[0].score == max(every)
+    assert min(every) < max(every) - 1  # there was something to find
+
+
+def test_a_fit_in_the_search_is_the_fit_from_the_start() -> None:
+    best, tried = searched("chroma", 3)
+    for one in (best, *tried[:3]):
+        scratch = fit(calibration("chroma").replays, one.compute)
+        assert np.array_equal(one.weights, scratch.weights)
+        assert np.array_equal(one.error_db, scratch.error_db)
+
+
+def test_a_search_repeats_itself() -> None:
+    best, tried = searched("sd15_ddim", 2)
+    again: list[Fit] = []
+    found = search(calibration("sd15_ddim").replays, 2, time_limit_s=AMPLE, tried=again.append)
+    assert [f.compute.tolist() for f in again] == [f.compute.tolist() for f in tried]
+    assert np.array_equal(found.weights, best.weights)
+
+
+def test_without_time_the_even_mask_is_fitted_and_nothing_else() -> None:
+    tried: list[Fit] = []
+    found = search(calibration("flux").replays, 3, time_limit_s=0, tried=tried.append)
+    assert found is tried[0]
+    assert len(tried) == 1
+
+
+def test_with_every_step_computed_there_is_nothing_to_search() -> None:
+    tried: list[Fit] = []
+    assert search(calibration("flux").replays, 6, time_limit_s=AMPLE, tried=tried.append).compute.all()
+    assert len(tried) == 1
+
+
+def test_a_search_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own clock, with every fit taking a second of it; one fit may overshoot."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(searching, "fit", lambda *a, **k: (now.__setitem__(0, now[0] + 1), fit(*a, **k))[1])
+    tried: list[Fit] = []
+    best = search(calibration("sd3_heun").replays, 4, time_limit_s=4.5, tried=tried.append)
+    assert len(tried) == 5
+    assert best.score == max(f.score for f in tried)
+
+
+def test_more_or_fewer_computed_steps_than_there_can_be_are_refused() -> None:
+    for computed in (0, 7):
+        with pytest.raises(BadOption, match="Allowed: 1 to 6"):
+            search(calibration("flux").replays, computed, time_limit_s=0)
+    with pytest.raises(BadOption, match=r"Allowed: 2 to 6 \(steps 0, \d are always computed\)"):
+        search(calibration("wan22").replays, 1, time_limit_s=0)
+
+
+def test_branches_can_share_their_coefficients() -> None:
+    found = search(calibration("chroma").replays, 3, time_limit_s=0, per_branch=False)
+    assert len(found.weights) == 1
+    assert len(searched("chroma", 3)[0].weights) == 2
