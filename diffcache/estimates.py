@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffcache import host
 from diffcache.adapters import find_sites
@@ -96,7 +95,7 @@ def _first_step(
             schedule = source.schedule(Grid(timesteps, run.start), {d: tuple(s) for d, s in sites.items()})
         else:
             schedule = source
-            check_run(run, schedule, strict=True)
+            check_run(pipe, run, schedule, strict=True)
         seen.append((schedule, run.start))
         undo.callback(layer(run.scheduler, "step", enough, copies=True))
 
@@ -108,7 +107,7 @@ def _first_step(
         for denoiser, found in sites.items():
             for site, modules in found.items():
                 for i, module in enumerate(modules):
-                    around = _meter(visits, denoiser, site, last=i == len(modules) - 1)
+                    around = _meter(visits, denoiser, site, host.main_input(module), last=i == len(modules) - 1)
                     undo.callback(layer(module, "forward", around))
         undo.callback(watcher.detach)
         watcher.attach()
@@ -118,11 +117,13 @@ def _first_step(
     return schedule, start, _stacks_summed(visits)
 
 
-def _meter(visits: list[_Visit], denoiser: str, site: str, *, last: bool) -> Callable[..., Any]:
+def _meter(visits: list[_Visit], denoiser: str, site: str, main: str, *, last: bool) -> Callable[..., Any]:
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
+
     def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with FlopCounterMode(display=False) as counter:
             value = inner(*args, **kwargs)
-        inputs = Output.of(args[0] if args else next(iter(kwargs.values()), None)).tensors
+        inputs = Output.of(args[0] if args else kwargs.get(main)).tensors
         # All parts of a stack cost work; only its last part's output is kept.
         size = _size(Output.of(value).tensors) if last else 0
         visits.append(_Visit(denoiser, site, counter.get_total_flops(), size, _size(inputs)))

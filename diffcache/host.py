@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import threading
 import weakref
@@ -179,6 +180,12 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"looked for: {', '.join(DENOISER_NAMES)} and a scheduler."
         )
     return found
+
+
+def main_input(module: nn.Module) -> str:
+    """Name of the first parameter of the class's forward: what lies on the object may be anybody's wrapper."""
+    kind: Any = type(getattr(module, "_orig_mod", module))
+    return next(iter(list(inspect.signature(kind.forward).parameters)[1:]), "")
 
 
 def class_name(module: Any) -> str:

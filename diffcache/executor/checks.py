@@ -84,9 +84,12 @@ def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool
     """Refuse a run the schedule was not made for, before its first step. The time grid and the guidance scale, which
     shift the optimum without breaking anything, are compared only if ``strict``."""
     if run.steps != schedule.steps:
+        asked = getattr(run.scheduler, "num_inference_steps", None)
+        # Second-order noise schedulers and PNDM take more iterations than they are asked for steps.
+        again = f"num_inference_steps={schedule.steps}" if asked == run.steps else "the number it was made with"
         raise ScheduleMismatch(
             f"the schedule was made for {schedule.steps} steps; this run takes {run.steps} (noise scheduler "
-            f"{type(run.scheduler).__name__}). Pass num_inference_steps={schedule.steps}, or make a schedule for "
+            f"{type(run.scheduler).__name__}, num_inference_steps={asked}). Pass {again}, or make a schedule for "
             f"{run.steps}."
         )
     check_noise_scheduler(run.scheduler, schedule, strict=strict)
@@ -104,8 +107,8 @@ def _check_grid(run: host.Run, schedule: CacheSchedule) -> None:
         worst = int(apart.argmax())
         raise ScheduleMismatch(
             f"the schedule was fitted on other timesteps: {schedule.timesteps[worst]:.6g} at step {worst}, here "
-            f"{here[worst]:.6g}. Custom sigmas, or a resolution that shifts them, make another grid. Run on the grid it "
-            "was fitted on, or fit a schedule for this one; strict=False accepts it as it is."
+            f"{here[worst]:.6g}. Custom sigmas, or a resolution that shifts them, make another grid. Run on the grid "
+            "it was fitted on, or fit a schedule for this one; strict=False accepts it as it is."
         )
 
 

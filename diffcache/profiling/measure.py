@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffcache import host
 from diffcache.errors import BadOption, UnsupportedModel
@@ -83,6 +82,8 @@ def _dynamics(replays: Sequence[Replay], why_not: str) -> tuple[Dynamics | None,
 
 def _site(trajectories: Sequence[Trajectory], branches: int) -> SiteProfile:
     """Tables per branch; of all rows of all calls together where ``branches`` is 1."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
+
     tables: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(branches)]
     for trajectory in trajectories:
         rows = _rows(trajectory)
