@@ -74,6 +74,8 @@ def parse_rule(spec: str) -> Rule:
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
+        if key in options:
+            raise BadOption(key, value, f"one value, in the spec {spec!r}")
         options[key] = _number(spec, key, value) if equals and key != "sites" else value
     granularity = options.pop("sites", "model")
     if granularity not in GRANULARITIES:
