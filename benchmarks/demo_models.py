@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from diffcache.assets import NAMES, load
-from diffcache.demo import Plan, show
+from diffcache.demo import Size, show
 from diffcache.demo.run import STEPS, batches, circumstances, compare, split
 from diffcache.profiling import Calibration
 
@@ -30,7 +30,7 @@ def main() -> None:
     args.add_argument("--search-seconds", type=float, default=60)
     args.add_argument("--repeats", type=int, default=3)
     o = args.parse_args()
-    plan = Plan(
+    size = Size(
         budgets=tuple(o.budgets),
         calibration=o.calibration,
         held_out=o.held_out,
@@ -38,15 +38,15 @@ def main() -> None:
         repeats=o.repeats,
     )
     model = load(o.model)
-    fitted, shown = split(model, plan)
+    fitted, shown = split(model, size)
     calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
     schedules = {}
-    for budget in plan.budgets:
-        schedules[budget] = calibration.schedule(budget, time_limit_s=plan.search_s)
+    for budget in size.budgets:
+        schedules[budget] = calibration.schedule(budget, time_limit_s=size.search_s)
         print(budget, schedules[budget].describe(), flush=True)
-    rows, _ = compare(model, shown, schedules, plan.repeats)
+    rows, _ = compare(model, shown, schedules, size.repeats)
     RESULTS.mkdir(exist_ok=True)
-    record = {"model": o.model, "circumstances": circumstances(plan), "rows": [asdict(r) for r in rows]}
+    record = {"model": o.model, "circumstances": circumstances(size), "rows": [asdict(r) for r in rows]}
     (RESULTS / f"demo-{o.model}.json").write_text(json.dumps(record, indent=2) + "\n")
     (RESULTS / f"demo-{o.model}.md").write_text(show.table(rows) + "\n")
     print(show.table(rows))

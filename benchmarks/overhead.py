@@ -15,7 +15,7 @@ from pathlib import Path
 
 from diffcache.api import accelerated
 from diffcache.assets import NAMES, load
-from diffcache.demo import Plan
+from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, circumstances, split
 from diffcache.profiling import Calibration
 from diffcache.profiling.clock import loop_clock
@@ -29,7 +29,7 @@ def main() -> None:
     args.add_argument("--pictures", type=int, nargs="+", default=[1, 8, 16], help="batch sizes")
     args.add_argument("--repeats", type=int, default=7)
     o = args.parse_args()
-    plan = Plan(calibration=8, held_out=max(o.pictures), search_s=0, repeats=o.repeats)
+    size = Size(calibration=8, held_out=max(o.pictures), search_s=0, repeats=o.repeats)
     lines = [
         "| model | pictures | computed steps | steps saved would give | measured | ratio | ratio, quartiles |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -37,7 +37,7 @@ def main() -> None:
     records = []
     for name in NAMES:
         model = load(name)
-        fitted, shown = split(model, plan)
+        fitted, shown = split(model, size)
         calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
         for count in o.pictures:
             part = shown[0][:count], shown[1][:count]
@@ -63,7 +63,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "overhead.md").write_text("\n".join(lines) + "\n")
     (RESULTS / "overhead.json").write_text(
-        json.dumps({"circumstances": circumstances(plan), "rows": records}, indent=2) + "\n"
+        json.dumps({"circumstances": circumstances(size), "rows": records}, indent=2) + "\n"
     )
     print("\n".join(lines))
 

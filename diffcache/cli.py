@@ -30,9 +30,9 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search: under a minute.")] = False,
 ) -> None:
     """Calibrate, plan and accelerate a small trained model that comes with the package, and show what it cost."""
-    from diffcache.demo import Plan, run_demo, show  # torch and diffusers load only now
+    from diffcache.demo import Size, run_demo, show  # torch and diffusers load only now
 
-    rows = run_demo(model, out, Plan.quick() if quick else Plan())
+    rows = run_demo(model, out, Size.quick() if quick else Size())
     typer.echo("\n" + show.table(rows))
     typer.echo(f"\nPictures, table, schedules and results: {out.resolve()}")
     typer.echo(

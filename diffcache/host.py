@@ -3,7 +3,7 @@
 The one file that knows pipeline habits. Nothing here needs a ``cache_context`` (most pipelines open none); the facts
 come from three methods, layered on objects, never on classes:
 
-* ``pipe.progress_bar`` brackets the sampling loop of every diffusers pipeline, in both of its forms
+* ``pipe.progress_bar`` brackets the sampling loop of all but two diffusers pipelines, in both of its forms
   (``with pipe.progress_bar(total=n)`` and ``for t in pipe.progress_bar(timesteps)``), and closes on exceptions too;
 * ``scheduler.step`` of the scheduler in use, layered for the length of one loop, ends each step;
 * ``pipe.maybe_free_model_hooks`` is the last thing a pipeline calls.
@@ -71,12 +71,19 @@ class Run:
 
 
 class Host:
-    """Watches one pipeline. ``begin(run)`` and ``end(run)`` are called around each of its sampling loops."""
+    """Watches one pipeline. ``begin(run)`` and ``end(run)`` are called around each of its sampling loops, ``missed()``
+    after a call of the pipeline in which none was seen."""
 
-    def __init__(self, pipe: Any, begin: Callable[[Run], None], end: Callable[[Run], None]) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        begin: Callable[[Run], None],
+        end: Callable[[Run], None],
+        missed: Callable[[], None] = lambda: None,
+    ) -> None:
         # Weak: what hangs on a pipeline must not keep it alive once its last user drops it.
         self._pipe = weakref.ref(pipe)
-        self._begin, self._end = begin, end
+        self._begin, self._end, self._missed = begin, end, missed
         self._open = threading.local()
         self._undo = contextlib.ExitStack()
 
@@ -103,6 +110,7 @@ class Host:
         self._begin(run)
         run.undo = layer(scheduler, "step", self._step, copies=True)
         self._open.run = run
+        self._open.seen = True
         return run
 
     def close(self, run: Run | None = None) -> None:
@@ -128,6 +136,9 @@ class Host:
 
     def _last_call(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.close()
+        if not getattr(self._open, "seen", False):
+            self._missed()
+        self._open.seen = False
         return inner(*args, **kwargs)
 
 

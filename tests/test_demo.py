@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.assets import NAMES, load
 from diffcache.cli import app
-from diffcache.demo import Plan, run_demo
+from diffcache.demo import Size, run_demo
 from diffcache.demo.baselines import better_solver, uniform_reuse
 from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.demo.run import split
 
-SMALL = Plan(budgets=(12,), calibration=4, held_out=4, search_s=0, repeats=1)
+SMALL = Size(budgets=(12,), calibration=4, held_out=4, search_s=0, repeats=1)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -63,7 +63,7 @@ def test_ours_is_nearest_to_the_full_run(demo):
 
 def test_calibration_and_comparison_share_no_seed_and_no_subject_where_there_are_enough():
     model = load("flux")
-    (fitted, seeds), (shown, other_seeds) = split(model, Plan())
+    (fitted, seeds), (shown, other_seeds) = split(model, Size())
     assert not set(seeds) & set(other_seeds)
     assert not set(fitted) & set(shown)
 

@@ -9,6 +9,7 @@ import torch
 
 from diffcache import accelerated, optimize
 from diffcache.errors import ScheduleMismatch
+from diffcache.executor import FailedOpen
 
 
 def fitted(name: str):
@@ -46,3 +47,16 @@ def test_another_guidance_scale_is_refused(name):
         pipelines.run(pipe, call)
     with accelerated(pipe, schedule, strict=False):
         pipelines.run(pipe, call, guidance_scale=other)
+
+
+def test_a_pipeline_whose_loop_is_not_seen_says_so_once(recwarn):
+    """Kinds that never open a progress bar, or run their loop in another pipeline inside, must not look accelerated."""
+    pipe = pipelines.fresh("flux")
+    call = pipelines.TINY["flux"].call(pipe)
+    with accelerated(pipe, "uniform:every=2"):
+        pipelines.run(pipe, call)
+        assert not [w for w in recwarn if issubclass(w.category, FailedOpen)]
+        for _ in range(2):
+            pipe.maybe_free_model_hooks()  # what a call without a loop ends with
+    (told,) = [w for w in recwarn if issubclass(w.category, FailedOpen)]
+    assert "FluxPipeline was called and no sampling loop of its own was seen" in str(told.message)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
-from diffcache.schedulers.uniform import evenly
+from diffcache.schedule import CacheSchedule, DenoiserPlan
+from diffcache.schedulers.uniform import evenly, reuse
 
 
 def solver_of(pipe: Any) -> str:
@@ -35,6 +33,6 @@ def better_solver(pipe: Any) -> tuple[str, Any]:
 
 def uniform_reuse(denoiser: str, steps: int, computed: int) -> CacheSchedule:
     """The newest output, reused between ``computed`` evenly spread steps."""
-    compute = evenly(steps, computed)
-    plan = SitePlan(compute=compute, weights=np.where(compute, 0.0, 1.0)[None, :, None])
-    return CacheSchedule(steps=steps, denoisers={denoiser: DenoiserPlan(sites={"model": plan})})
+    return CacheSchedule(
+        steps=steps, denoisers={denoiser: DenoiserPlan(sites={"model": reuse(evenly(steps, computed))})}
+    )

@@ -21,6 +21,7 @@ from diffcache.assets import DemoModel, load
 from diffcache.demo import show
 from diffcache.demo.baselines import better_solver, solver_of, uniform_reuse
 from diffcache.demo.fidelity import psnr_db, ssim
+from diffcache.demo.rows import Row
 from diffcache.host import denoisers
 from diffcache.profiling import Calibration
 from diffcache.profiling.clock import loop_clock
@@ -30,7 +31,7 @@ STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class Size:
     """How much the demo does. ``budgets``: computed steps of 50; ``repeats``: timed runs of each method."""
 
     budgets: tuple[int, ...] = (17, 12, 8)
@@ -40,20 +41,8 @@ class Plan:
     repeats: int = 3
 
     @classmethod
-    def quick(cls) -> Plan:
+    def quick(cls) -> Size:
         return cls(budgets=(12, 8), calibration=8, held_out=8, search_s=3.0, repeats=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table. ``speedup``: sampling loop of the full run / of this one, medians of one process."""
-
-    method: str
-    computed_steps: int
-    total_steps: int
-    speedup: float
-    psnr_db: float
-    ssim: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +53,27 @@ class Trial:
     seconds: float
 
 
-def run_demo(name: str, out: Path, plan: Plan) -> list[Row]:
+def run_demo(name: str, out: Path, size: Size) -> list[Row]:
     """Calibrate on some subjects, compare on others, write everything under ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     model = load(name)
-    fitted, shown = split(model, plan)
-    bar = tqdm(total=len(plan.budgets) + 1, desc=f"measure {plan.calibration} pictures", unit="part")
+    fitted, shown = split(model, size)
+    bar = tqdm(total=len(size.budgets) + 1, desc=f"measure {size.calibration} pictures", unit="part")
     calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
     bar.update()
     schedules = {}
-    for budget in plan.budgets:
+    for budget in size.budgets:
         bar.set_description(f"plan {budget} of {STEPS} steps")
-        schedules[budget] = calibration.schedule(budget, time_limit_s=plan.search_s)
+        schedules[budget] = calibration.schedule(budget, time_limit_s=size.search_s)
         schedules[budget].save(out / f"{name}-{STEPS}-{budget}.safetensors")
         bar.update()
     bar.close()
 
-    rows, pictures = compare(model, shown, schedules, plan.repeats)
-    record = {"model": name, "circumstances": circumstances(plan), "rows": [asdict(r) for r in rows]}
+    rows, pictures = compare(model, shown, schedules, size.repeats)
+    record = {"model": name, "circumstances": circumstances(size), "rows": [asdict(r) for r in rows]}
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / "table.md").write_text(show.table(rows) + "\n")
-    show.grid(pictures, min(plan.budgets), shown[0], out / "pictures.png")
+    show.grid(pictures, min(size.budgets), shown[0], out / "pictures.png")
     return rows
 
 
@@ -155,13 +144,13 @@ def _maybe_accelerated(pipe: Any, schedule: CacheSchedule | None) -> Iterator[No
             yield
 
 
-def split(model: DemoModel, plan: Plan) -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
+def split(model: DemoModel, size: Size) -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
     """(subjects, seeds) for calibration and for comparison: no seed in both, and no subject where there are enough."""
-    wanted = plan.calibration + plan.held_out
+    wanted = size.calibration + size.held_out
     order = np.random.default_rng(7).permutation(len(model.subjects))
     names = [model.subjects[order[i % len(order)]] for i in range(wanted)]
     seeds = list(range(1000, 1000 + wanted))
-    cut = plan.calibration
+    cut = size.calibration
     return (names[:cut], seeds[:cut]), (names[cut:], seeds[cut:])
 
 
@@ -170,10 +159,10 @@ def batches(samples: tuple[list[str], list[int]], size: int = 8) -> Iterator[tup
         yield samples[0][i : i + size], samples[1][i : i + size]
 
 
-def circumstances(plan: Plan) -> dict[str, Any]:
+def circumstances(size: Size) -> dict[str, Any]:
     """What a reader needs to judge the numbers by."""
     return {
-        "plan": asdict(plan),
+        "size": asdict(size),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "threads": torch.get_num_threads(),

@@ -103,7 +103,7 @@ class Executor:
         self.source = source
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
-        self.host = host.Host(pipe, self._begin, self._end)
+        self.host = host.Host(pipe, self._begin, self._end, self._missed)
         self.last: State | None = None
         self.runs = 0
         self._current = threading.local()
@@ -173,6 +173,13 @@ class Executor:
             first, *more = sorted(times)
             places = first + (f" and {len(more)} more sites" if more else "")
             self._warn(reason, f"{places}: {sum(times.values())} predictions were computed in full instead: {reason}")
+
+    def _missed(self) -> None:
+        self._warn(
+            "no loop",
+            f"{type(self.host.pipe).__name__} was called and no sampling loop of its own was seen: nothing was "
+            "skipped. Its loop does not use pipe.progress_bar, or runs in another pipeline inside; accelerate that one.",
+        )
 
     @staticmethod
     def _failures(state: State) -> dict[str, Counter[str]]:

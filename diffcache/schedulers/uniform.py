@@ -12,7 +12,11 @@ from diffcache.schedulers import Grid
 
 
 def rule(grid: Grid, *, every: int = 2) -> SitePlan:
-    compute = every_kth(grid, every)
+    return reuse(every_kth(grid, every))
+
+
+def reuse(compute: np.ndarray) -> SitePlan:
+    """The newest output at every step that ``compute`` (bool [T]) leaves out."""
     return SitePlan(compute=compute, weights=np.where(compute, 0.0, 1.0)[None, :, None])
 
 
