@@ -201,8 +201,8 @@ class Executor:
             here = getattr(pipe, name, None)
             if isinstance(here, nn.Module) and here is not root():
                 raise ScheduleMismatch(
-                    f"{name!r} of this {type(pipe).__name__} is another object than when it was accelerated (a "
-                    f"{type(here).__name__} now); it would run without the cache. Call diffcache.restore(pipe), then "
+                    f"{name!r} of this {type(pipe).__name__} is another object than when it was accelerated (now: "
+                    f"{type(here).__name__}); it would run without the cache. Call diffcache.restore(pipe), then "
                     "accelerate it as it is: compile first, accelerate last."
                 )
 

@@ -109,7 +109,7 @@ def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:
         return value
     shape = [1] * like.ndim
     shape[_channel_dim(like, value.size) or 0] = -1
-    return torch.as_tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device).view(shape)
+    return torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device).view(shape)
 
 
 def _channel_dim(like: Tensor, channels: int) -> int | None:
