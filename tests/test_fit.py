@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -23,24 +21,22 @@ def mask(text: str) -> np.ndarray:
 
 
 def same(a: Fit, b: Fit) -> bool:
-    return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("compute", "weights", "kappa", "error_db"))
+    return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("compute", "weights", "error_db"))
 
 
-def residual(replays: list[Replay], i: int, here: Checkpoint, weights: np.ndarray, kappa: np.ndarray) -> float:
+def residual(replays: list[Replay], i: int, here: Checkpoint, weights: np.ndarray) -> float:
     """How far the next states lie from the full run's, by walking there."""
-    there = fitting._predicted(replays, i, here, weights, kappa)
+    there = fitting._predicted(replays, i, here, weights)
     misses = [
         (p.state - r.reference(i))[: len(p.state) // r.copies] for p, r in zip(there.positions, replays, strict=True)
     ]
     return float(sum(m.double().square().sum() for m in misses) ** 0.5)
 
 
-def columns(
-    replays: list[Replay], i: int, here: Checkpoint, branches: int, drift: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The least-squares problem written out: one column per branch and anchor, and one for the drift."""
+def columns(replays: list[Replay], i: int, here: Checkpoint, branches: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least-squares problem written out: one column per branch and anchor."""
     rows, targets = [], []
-    for one, position, history, origin in zip(replays, here.positions, here.outputs, here.origins, strict=True):
+    for one, position, history in zip(replays, here.positions, here.outputs, strict=True):
         zero = torch.zeros_like(one.guided(i, one.recorded(i)))
         count = len(zero)
         at_zero = one.move(i, position, zero).state[:count].double()
@@ -51,9 +47,6 @@ def columns(
             flat = [sum(row) for row in table]  # type: ignore[arg-type]
         else:
             flat = [table[k][b] for b in range(branches) for k in range(len(here.anchors))]
-        if drift:
-            now = one.inputs(i, position)
-            flat.append(sum((x.double() - x_0) * g * gain for x, x_0, g in zip(now, origin, guidance, strict=True)))  # type: ignore[arg-type]
         rows.append(np.stack([c.flatten().numpy() for c in flat], 1))
         targets.append((one.reference(i)[:count].double() - at_zero).flatten().numpy())
     return np.concatenate(rows), np.concatenate(targets)
@@ -67,14 +60,14 @@ def test_every_fitted_step_is_the_least_squares_solution(name: str, apart: bool)
     found = fit(replays, mask("■·■■·" + "·" * (len(replays[0].steps) - 5)), per_branch=apart)
     for i in np.flatnonzero(~found.compute):
         here = found.checkpoints[int(i)]
-        weights, kappa = found.weights[:, i, : len(here.anchors)], found.kappa[:, i]
-        table, target = columns(replays, int(i), here, branches, bool(kappa.any()))
+        weights = found.weights[:, i, : len(here.anchors)]
+        table, target = columns(replays, int(i), here, branches)
         best, *_ = np.linalg.lstsq(table, target, rcond=None)
-        ours = np.append(weights.flatten(), kappa[:1] if kappa.any() else [])
+        ours = weights.flatten()
         used = np.linalg.norm(table @ best)
         assert np.linalg.norm(table @ (ours - best)) < 1e-4 * used
         assert np.linalg.norm(table @ (1.001 * ours - best)) > 1e-4 * used  # the comparison can fail
-        walked = residual(replays, int(i), here, weights, kappa)
+        walked = residual(replays, int(i), here, weights)
         assert walked == pytest.approx(np.linalg.norm(table @ best - target), rel=1e-5)
 
 
@@ -84,8 +77,8 @@ def test_coefficients_of_their_own_serve_branches_better_step_by_step(name: str)
     found = fit(replays, evenly(len(replays[0].steps), 3))
     for i in map(int, np.flatnonzero(~found.compute)):
         here = found.checkpoints[i]
-        apart = residual(replays, i, here, *fitting._solve(replays, i, here, 2))
-        together = residual(replays, i, here, *fitting._solve(replays, i, here, 1))
+        apart = residual(replays, i, here, fitting._solve(replays, i, here, 2))
+        together = residual(replays, i, here, fitting._solve(replays, i, here, 1))
         assert apart <= together * (1 + 1e-6)
 
 
@@ -96,14 +89,14 @@ def test_the_fit_beats_reuse_and_knows_its_own_error(name: str) -> None:
     compute = evenly(steps, steps // 2, replays[0].begins)
     found = fit(replays, compute)
     assert found.error_db.shape == (CALLS * BATCH,)
-    assert np.array_equal(run(replays, compute, found.weights, found.kappa), found.error_db)
-    ends = final_states(replays, compute, found.weights, found.kappa)
+    assert np.array_equal(run(replays, compute, found.weights), found.error_db)
+    ends = final_states(replays, compute, found.weights)
     references = [r.reference(steps - 1) for r in replays]
     pairs = zip(torch.cat(ends).double().numpy(), torch.cat(references).double().numpy(), strict=True)
     errors = [10 * np.log10((b.max() - b.min()) ** 2 / ((a - b) ** 2).mean()) for a, b in pairs]
     assert found.error_db == pytest.approx(errors)
     reuse = np.where(compute, 0.0, 1.0)[None, :, None] * np.eye(3)[0]
-    assert found.score > run(replays, compute, reuse, np.zeros((1, steps))).mean()
+    assert found.score > run(replays, compute, reuse).mean()
 
 
 def test_with_every_step_computed_nothing_is_missing() -> None:
@@ -164,7 +157,7 @@ def test_a_mask_that_cannot_be_is_refused(name: str, compute: str) -> None:
     replays = calibration(name).replays
     for attempt in (
         lambda: fit(replays, mask(compute)),
-        lambda: run(replays, mask(compute), np.zeros((1, len(compute), 3)), np.zeros((1, len(compute)))),
+        lambda: run(replays, mask(compute), np.zeros((1, len(compute), 3))),
     ):
         with pytest.raises(
             BadOption, match=rf"compute='{compute}' was given. Allowed: one entry for each of the loop's 6"
@@ -175,35 +168,24 @@ def test_a_mask_that_cannot_be_is_refused(name: str, compute: str) -> None:
 # Normal equations.
 
 
-def solved(columns: np.ndarray, target: np.ndarray, optional: int, **options: Any) -> np.ndarray:
-    towards = options.get("towards", np.zeros(columns.shape[1]))
-    return fitting._least_squares(columns.T @ columns, columns.T @ target, towards=towards, optional=optional)
+def solved(columns: np.ndarray, target: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    return fitting._least_squares(columns.T @ columns, columns.T @ target, towards=towards)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_normal_equations_give_what_lstsq_gives(seed: int, count: int) -> None:
     draw = np.random.default_rng(seed)
-    table = draw.normal(size=(200, count + 1)) * 10.0 ** draw.integers(-3, 4, count + 1)
+    table = draw.normal(size=(200, count)) * 10.0 ** draw.integers(-3, 4, count)
     target = draw.normal(size=200) * 10.0 ** draw.integers(-8, 8)
     best, *_ = np.linalg.lstsq(table, target, rcond=None)
-    assert np.linalg.norm(table @ (solved(table, target, count) - best)) < 1e-6 * np.linalg.norm(table @ best)
+    assert np.linalg.norm(table @ (solved(table, target, np.zeros(count)) - best)) < 1e-6 * np.linalg.norm(table @ best)
 
 
 def test_where_the_equations_say_nothing_the_answer_is_what_it_is_drawn_towards() -> None:
     draw = np.random.default_rng(0)
     table = np.zeros((50, 4))
     table[:, 2] = draw.normal(size=50)
-    assert solved(table, 3 * table[:, 2], 3, towards=np.array([1.0, 0, 1, 0])) == pytest.approx([1, 0, 3, 0])
-    twice = np.stack([table[:, 2], table[:, 2], np.zeros(50)], 1)  # neither of the two alone
-    assert solved(twice, 3 * table[:, 2], 2, towards=np.array([1.0, 0, 0])) == pytest.approx([2, 1, 0], abs=1e-5)
-
-
-def test_the_drift_is_left_out_where_outputs_explain_it() -> None:
-    draw = np.random.default_rng(0)
-    table = draw.normal(size=(300, 3))
-    target = draw.normal(size=300)
-    explained = np.column_stack([table, table @ [1.0, 2, 3] + 1e-3 * draw.normal(size=300)])
-    assert solved(explained, target, 3)[3] == 0
-    novel = np.column_stack([table, table @ [1.0, 2, 3] + draw.normal(size=300)])
-    assert solved(novel, target, 3)[3] != 0
+    assert solved(table, 3 * table[:, 2], np.array([1.0, 0, 1, 0])) == pytest.approx([1, 0, 3, 0])
+    twice = np.stack([table[:, 2], table[:, 2]], 1)  # neither of the two alone
+    assert solved(twice, 3 * table[:, 2], np.array([1.0, 0])) == pytest.approx([2, 1], abs=1e-5)

@@ -61,7 +61,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-def guess(calibrated: Calibration, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def guess(calibrated: Calibration, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A mask, and coefficients that nobody fitted: each branch, step and anchor has its own."""
     replays = calibrated.replays
     draw = np.random.default_rng(seed)
@@ -72,19 +72,18 @@ def guess(calibrated: Calibration, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     weights = draw.normal(0, 0.2, (branches, steps, 3))
     weights[:, :, 0] += 1
     weights *= (np.arange(3) < kept[:, None]) & ~compute[:, None]
-    kappa = np.where(compute, 0.0, draw.normal(0, 0.05, (branches, steps)))
-    return compute, weights, kappa
+    return compute, weights
 
 
 @pytest.mark.parametrize(("name", "noise_scheduler"), REPLAYED)
 def test_a_replay_ends_where_the_accelerated_pipeline_ends(name: str, noise_scheduler: str) -> None:
     calibrated = calibration(name, noise_scheduler)
     assert calibrated.target == "state", calibrated.why_output
-    compute, weights, kappa = guess(calibrated)
-    replayed = fit.final_states(calibrated.replays, compute, weights, kappa)
+    compute, weights = guess(calibrated)
+    replayed = fit.final_states(calibrated.replays, compute, weights)
     other = fit.final_states(calibrated.replays, compute, *guess(calibrated, seed=1)[1:])
     pipe = calibrated.pipe
-    with diffcache.accelerated(pipe, calibrated._document(compute, weights, {}, kappa)):
+    with diffcache.accelerated(pipe, calibrated._document(compute, weights, {})):
         real = final_states(pipe, calls(name, pipe))
         rows = diffcache.report(pipe).rows
     per_step = 2 if TINY[name].guidance == "separate" else 1
@@ -232,9 +231,9 @@ def test_half_precision_is_replayed_too(name: str) -> None:
     }
     calibrated = Calibration.record(pipe, [made | {"generator": torch.Generator().manual_seed(0)}])
     assert calibrated.target == "state", calibrated.why_output
-    compute, weights, kappa = guess(calibrated)
-    (replayed,) = fit.final_states(calibrated.replays, compute, weights, kappa)
-    with diffcache.accelerated(pipe, calibrated._document(compute, weights, {}, kappa)):
+    compute, weights = guess(calibrated)
+    (replayed,) = fit.final_states(calibrated.replays, compute, weights)
+    with diffcache.accelerated(pipe, calibrated._document(compute, weights, {})):
         (real,) = final_states(pipe, [made | {"generator": torch.Generator().manual_seed(0)}])
     reference = calibrated.replays[0].reference(len(compute) - 1)
     assert replayed.dtype == real.dtype

@@ -178,7 +178,7 @@ class Executor:
         self._warn(
             "no loop",
             f"{type(self.host.pipe).__name__} was called and no sampling loop of its own was seen: nothing was "
-            "skipped. Its loop does not use pipe.progress_bar, or runs in another pipeline inside; accelerate that one.",
+            "skipped. Its loop does not use pipe.progress_bar, or runs in another pipeline inside: accelerate that.",
         )
 
     @staticmethod

@@ -22,7 +22,6 @@ from diffcache.predictors import predict
 from diffcache.profiling.replay import Position, Replay
 
 ANCHORS = 3  # a fourth was measured to add nothing
-NOVELTY = 1e-4  # least part of the drift's energy that the outputs must leave unexplained for it to be used
 RIDGE = 1e-9  # relative to the regressors' energy; differences of neighbouring outputs are nearly collinear
 
 
@@ -33,19 +32,17 @@ class Checkpoint:
     positions: tuple[Position, ...]
     anchors: tuple[int, ...]
     outputs: tuple[Mapping[int, Sequence[Tensor]], ...]  # per replay: anchor step -> branch outputs
-    origins: tuple[Sequence[Tensor], ...]  # per replay: branch inputs at the newest anchor; empty if not comparable
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """weights float64 [B, T, K] and kappa float64 [B, T] of equation (1); ``checkpoints[i]``: the run before step i.
+    """weights float64 [B, T, K] of equation (1); ``checkpoints[i]``: the run before step i.
 
     error_db  per sample, PSNR of the final state against the full run's; peak: the reference sample's own range
     """
 
     compute: np.ndarray
     weights: np.ndarray
-    kappa: np.ndarray
     error_db: np.ndarray
     checkpoints: Mapping[int, Checkpoint]
 
@@ -71,13 +68,13 @@ def fit(
     _demand(replays, compute)
     steps = len(compute)
     branches = replays[0].branches if per_branch else 1
-    weights, kappa = np.zeros((branches, steps, anchors)), np.zeros((branches, steps))
+    weights = np.zeros((branches, steps, anchors))
     if resume is not None and resume.weights.shape != weights.shape:
         resume = None  # was made with other options
     first = _first_difference(compute, resume)
     checkpoints: dict[int, Checkpoint] = {}
     if resume is not None and first > 0:
-        weights[:, :first], kappa[:, :first] = resume.weights[:, :first], resume.kappa[:, :first]
+        weights[:, :first] = resume.weights[:, :first]
         checkpoints = {i: c for i, c in resume.checkpoints.items() if i <= first}
         here = checkpoints[first]
     else:
@@ -87,31 +84,29 @@ def fit(
         if compute[i]:
             here = _computed(replays, i, here, anchors)
         else:
-            weights[:, i, : len(here.anchors)], kappa[:, i] = w, k = _solve(replays, i, here, branches)
-            here = _predicted(replays, i, here, w, k)
-    return Fit(compute.copy(), weights, kappa, _errors(replays, here), checkpoints)
+            weights[:, i, : len(here.anchors)] = w = _solve(replays, i, here, branches)
+            here = _predicted(replays, i, here, w)
+    return Fit(compute.copy(), weights, _errors(replays, here), checkpoints)
 
 
-def run(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, kappa: np.ndarray) -> np.ndarray:
-    """PSNR in dB per sample of the final state for given coefficients [B, T, K], [B, T]: nothing is fitted here."""
-    return _errors(replays, _end(replays, compute, weights, kappa))
+def run(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """PSNR in dB per sample of the final state for given weights [B, T, K]: nothing is fitted here."""
+    return _errors(replays, _end(replays, compute, weights))
 
 
-def final_states(
-    replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, kappa: np.ndarray
-) -> list[Tensor]:
+def final_states(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> list[Tensor]:
     """Where ``run`` ends: per replay, what its last ``scheduler.step`` returns."""
-    return [position.state for position in _end(replays, compute, weights, kappa).positions]
+    return [position.state for position in _end(replays, compute, weights).positions]
 
 
-def _end(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, kappa: np.ndarray) -> Checkpoint:
+def _end(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> Checkpoint:
     _demand(replays, compute)
     here = _start(replays)
     for i in range(len(compute)):
         if compute[i]:
             here = _computed(replays, i, here, weights.shape[2])
         else:
-            here = _predicted(replays, i, here, weights[:, i, : len(here.anchors)], kappa[:, i])
+            here = _predicted(replays, i, here, weights[:, i, : len(here.anchors)])
     return here
 
 
@@ -124,7 +119,7 @@ def _demand(replays: Sequence[Replay], compute: np.ndarray) -> None:
 
 
 def _start(replays: Sequence[Replay]) -> Checkpoint:
-    return Checkpoint(tuple(r.start for r in replays), (), tuple({} for _ in replays), tuple(() for _ in replays))
+    return Checkpoint(tuple(r.start for r in replays), (), tuple({} for _ in replays))
 
 
 def _errors(replays: Sequence[Replay], end: Checkpoint) -> np.ndarray:
@@ -135,42 +130,38 @@ def _errors(replays: Sequence[Replay], end: Checkpoint) -> np.ndarray:
 
 def _computed(replays: Sequence[Replay], i: int, here: Checkpoint, most: int) -> Checkpoint:
     kept = (i, *(() if i in replays[0].begins else here.anchors))[:most]  # a denoiser predicts from its own outputs
-    positions, outputs, origins = [], [], []
+    positions, outputs = [], []
     for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
         fresh = replay.compute(i, position)
         positions.append(replay.move(i, position, replay.guided(i, fresh)))
         outputs.append({a: fresh if a == i else history[a] for a in kept})
-        origins.append(replay.inputs(i, position))
-    return Checkpoint(tuple(positions), kept, tuple(outputs), tuple(origins))
+    return Checkpoint(tuple(positions), kept, tuple(outputs))
 
 
-def _predicted(
-    replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray, kappa: np.ndarray
-) -> Checkpoint:
+def _predicted(replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray) -> Checkpoint:
     positions = []
-    for replay, position, history, origin in zip(replays, here.positions, here.outputs, here.origins, strict=True):
-        guess = []
-        for b in range(replay.branches):
-            row = min(b, len(weights) - 1)
-            drift = (replay.inputs(i, position)[b], origin[b]) if kappa[row] else None
-            kept = [history[a][b] for a in here.anchors]
-            guess.append(predict(kept, weights[row].tolist(), drift=drift, kappa=float(kappa[row])))
+    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
+        guess = [
+            predict([history[a][b] for a in here.anchors], weights[min(b, len(weights) - 1)].tolist())
+            for b in range(replay.branches)
+        ]
         positions.append(replay.move(i, position, replay.guided(i, guess)))
-    return Checkpoint(tuple(positions), here.anchors, here.outputs, here.origins)
+    return Checkpoint(tuple(positions), here.anchors, here.outputs)
 
 
-def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [branches, anchors now] and kappa [branches] that bring the next state nearest to the reference.
+def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -> np.ndarray:
+    """Weights [branches, anchors now] that bring the next state nearest to the reference.
 
     Normal equations, summed over replays. Regressors are the newest output and the differences between neighbouring
-    anchors (well scaled where the outputs themselves are nearly parallel), and the input's drift since the newest
-    anchor, one for all branches.
+    anchors, well scaled where the outputs themselves are nearly parallel. The input's drift (kappa) is left out: on a
+    DDIM sampler, where it is no sum of past outputs, it was measured to take values above 1000 for nothing.
     """
     count = len(here.anchors)
     size = branches * count
-    gram, moment = np.zeros((size + 1, size + 1)), np.zeros(size + 1)
-    for replay, position, history, origin in zip(replays, here.positions, here.outputs, here.origins, strict=True):
+    gram, moment = np.zeros((size, size)), np.zeros(size)
+    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
         at_zero, gain = replay.affine(i, position)
+        gain = (gain * replay.stretch(i)).expand_as(replay.guided(i, replay.recorded(i)))
         target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies].flatten()
         guided = {
             a: [output.double() * g for output, g in zip(history[a], replay.guidance[i], strict=True)]
@@ -180,47 +171,25 @@ def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -
         for group in range(branches):
             by_anchor = [guided[a][group] if branches > 1 else torch.stack(guided[a]).sum(0) for a in here.anchors]
             columns += [by_anchor[0], *(p - q for p, q in itertools.pairwise(by_anchor))]
-        columns.append(_drift(replay, i, position, origin, like=columns[0]))
         stacked = torch.stack([c.flatten() for c in columns]) * gain.flatten()
         gram += (stacked @ stacked.T).cpu().numpy()
         moment += (stacked @ target).cpu().numpy()
-    reuse = np.append(np.tile(np.eye(count)[0], branches), 0.0)
-    solution = _least_squares(gram, moment, towards=reuse, optional=size)
-    c = solution[:size].reshape(branches, count)
+    reuse = np.tile(np.eye(count)[0], branches)
+    c = _least_squares(gram, moment, towards=reuse).reshape(branches, count)
     # c_0 F_0 + Σ c_k (F_{k-1} - F_k)  ->  weights of the F_k themselves
     weights = np.zeros_like(c)
     weights[:, 0] = c[:, 0]
     weights[:, :-1] += c[:, 1:]
     weights[:, 1:] -= c[:, 1:]
-    return weights, np.full(branches, solution[size])
+    return weights
 
 
-def _drift(replay: Replay, i: int, position: Position, origin: Sequence[Tensor], *, like: Tensor) -> Tensor:
-    """The guided combination of x - x_0 over the branches; zero where inputs do not compare with outputs."""
-    if not origin:
-        return torch.zeros_like(like)
-    now = replay.inputs(i, position)
-    parts = [(x.double() - x_0.double()) * g for x, x_0, g in zip(now, origin, replay.guidance[i], strict=True)]
-    return torch.stack(parts).sum(0)
-
-
-def _least_squares(gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray, optional: int) -> np.ndarray:
-    """Solve the normal equations, with a ridge that draws ``towards`` a solution where they say nothing.
-
-    The regressor at index ``optional`` is dropped (0) when the others explain it: between anchors of an Euler sampler
-    the drift is a sum of past outputs, and says nothing new.
-    """
+def _least_squares(gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray) -> np.ndarray:
+    """Solve the normal equations, with a ridge that draws ``towards`` a solution where they say nothing."""
     scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    normal = gram / np.outer(scale, scale)
-    rest = np.delete(np.arange(len(gram)), optional)
-    regular = normal[np.ix_(rest, rest)] + RIDGE * np.eye(len(rest))
-    explained = normal[optional, rest] @ np.linalg.solve(regular, normal[rest, optional])
-    used = rest if 1 - explained < NOVELTY or not gram[optional, optional] else np.arange(len(gram))
-    square = normal[np.ix_(used, used)] + RIDGE * np.eye(len(used))
+    normal = gram / np.outer(scale, scale) + RIDGE * np.eye(len(gram))
     left = moment - gram @ towards
-    solution = towards.copy()
-    solution[used] += np.linalg.solve(square, left[used] / scale[used]) / scale[used]
-    return solution
+    return np.asarray(towards + np.linalg.solve(normal, left / scale) / scale)
 
 
 def _first_difference(compute: np.ndarray, resume: Fit | None) -> int:

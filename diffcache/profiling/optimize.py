@@ -16,11 +16,13 @@ from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.measure import profile_of
 from diffcache.profiling.output_fit import fit_outputs
 from diffcache.profiling.record import Trajectory, record_all
+from diffcache.profiling.replay import Replay
 from diffcache.profiling.search import search
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly
 
 Target = Literal["state", "output"]
+SEARCHED_SAMPLES = 16  # a mask needs fewer samples than its coefficients do; the final fit sees all of them
 
 
 class Calibration:
@@ -69,25 +71,25 @@ class Calibration:
             compute = evenly(self.steps - self.start, computed_steps, self.trajectories[0].begins)
             return self._document(compute, fit_outputs(self.trajectories, compute), notes)
         apart = per_branch and self.guidance is not None
-        best = search(self.replays, computed_steps, time_limit_s=time_limit_s, per_branch=apart, tried=tried)
+        few = leading(self.replays, SEARCHED_SAMPLES)
+        best = search(few, computed_steps, time_limit_s=time_limit_s, per_branch=apart, tried=tried)
+        if len(few) < len(self.replays):
+            best = fit(self.replays, best.compute, per_branch=apart)
         notes["expected_state_psnr_db"] = f"{best.score:.2f}"
         notes["expected_state_psnr_db_worst_tenth"] = f"{np.quantile(best.error_db, 0.1):.2f}"
-        return self._document(best.compute, best.weights, notes, best.kappa)
+        return self._document(best.compute, best.weights, notes)
 
     def fitted(self, compute: np.ndarray, *, per_branch: bool = True) -> CacheSchedule:
         """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
         found = fit(self.replays, compute, per_branch=per_branch and self.guidance is not None)
-        notes = {"scheduler": "closed-loop fit", "fit_target": "state"}
-        return self._document(compute, found.weights, notes, found.kappa)
+        return self._document(compute, found.weights, {"scheduler": "closed-loop fit", "fit_target": "state"})
 
-    def _document(
-        self, compute: np.ndarray, weights: np.ndarray, notes: Mapping[str, str], kappa: np.ndarray | None = None
-    ) -> CacheSchedule:
+    def _document(self, compute: np.ndarray, weights: np.ndarray, notes: Mapping[str, str]) -> CacheSchedule:
         denoisers = {
             name: DenoiserPlan(
-                sites={"model": self._plan(module, compute, weights, kappa)},
+                sites={"model": self._plan(module, compute, weights)},
                 class_name=host.class_name(module),
                 config_digest=host.config_digest(module),
             )
@@ -104,20 +106,24 @@ class Calibration:
             provenance=dict(notes) | {"samples": str(circumstances.samples(self.trajectories, self.replays))},
         )
 
-    def _plan(self, module: nn.Module, compute: np.ndarray, weights: np.ndarray, kappa: np.ndarray | None) -> SitePlan:
+    def _plan(self, module: nn.Module, compute: np.ndarray, weights: np.ndarray) -> SitePlan:
         """The part of these decisions that is ``module``'s."""
         own = np.array([any(call.module is module for call in s.calls) for s in self.trajectories[0].steps])
         mine = compute & own
         mine[0] = True
         # At the steps of another denoiser, which this one never sees, it reuses: that refers to nothing new.
         weights = np.where(own[:, None], weights, np.where(mine[:, None], 0.0, np.eye(weights.shape[2])[0]))
-        kappa = None if kappa is None or not kappa[:, own].any() else np.where(own, kappa, 0.0)
         # A loop that starts late (image to image) never enters the steps before; they count as computed.
         return SitePlan(
             compute=np.concatenate([np.ones(self.start, bool), mine]),
             weights=np.pad(weights, ((0, 0), (self.start, 0), (0, 0))),
-            kappa=None if kappa is None else np.pad(kappa, ((0, 0), (self.start, 0))),
         )
+
+
+def leading(replays: Sequence[Replay], samples: int) -> Sequence[Replay]:
+    """The first replays that together hold ``samples`` samples, or all."""
+    held = np.cumsum([len(r.reference(0)) // r.copies for r in replays])
+    return replays[: int(np.searchsorted(held, samples)) + 1]
 
 
 def optimize(

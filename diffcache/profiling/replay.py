@@ -3,7 +3,7 @@
 The loop of a pipeline is (input from state) -> denoiser, once per branch -> guided output -> noise scheduler. The
 first and third stages live in pipeline code that cannot be called alone, so they are identified from the recording:
 the input is the state itself, scaled, repeated or with condition channels behind it; the guided output is a linear
-combination of the branches. Each identification is checked on every recorded step; a loop that does not fit says so
+combination of the branches, its vectors perhaps stretched to the length of one branch's. Each identification is checked on every recorded step; a loop that does not fit says so
 (``NotReplayable``), and planning falls back to what needs no replay.
 """
 
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3  # relative error up to which a recorded tensor counts as expla
 
 
 class NotReplayable(DiffCacheError):  # noqa: N818  says what happened, as the public errors do
-    """The pipeline does something between denoiser and noise scheduler that is not linear in the denoiser's output."""
+    """The pipeline does something around its denoiser that cannot be repeated from what was recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Replay:
     branches    number of denoiser outputs that guidance combines
     in_batch    how many of them share one forward
     begins      steps at which another denoiser takes over, the first included
+    guidance    per step, the weights of the branches in the guided output
+    stretched   the branch whose vectors, along the last axis, give the guided output's their length; None: they keep it
     bent        steps at which the noise scheduler is not affine in the guided output (it clips)
     """
 
@@ -71,6 +73,7 @@ class Replay:
         self.copies = _copies(self.steps[-1])  # DiT-like pipelines carry a sample once per branch in the state itself
         self.in_batch = max(1, len(first.calls[0].output) * self.copies // len(first.model_output))
         self.branches = len(first.calls) * self.in_batch
+        self.stretched: int | None = None
         self.guidance = self._guidance()
         self.bent: set[int] = set()
         self._feeds: list[list[Forward]] = []
@@ -114,19 +117,22 @@ class Replay:
                 fresh |= {id(old): new for old, new in zip(feed.outputs, again, strict=True)}
             return self._split(i, [c.again(self._input(i, c.input, position), fresh)[0] for c in step.calls])
 
-    def inputs(self, i: int, position: Position) -> list[Tensor]:
-        """The denoiser's main input at ``position``, per branch, in the outputs' shape; empty if they differ."""
-        try:
-            return self._split(i, [self._input(i, call.input, position) for call in self.steps[i].calls])
-        except NotReplayable:
-            return []
-
     def guided(self, i: int, outputs: Sequence[Tensor]) -> Tensor:
         """What the pipeline hands to the noise scheduler for these branch outputs (without the state's copies)."""
         combined = _wide(outputs[0]) * self.guidance[i][0]
         for output, g in zip(outputs[1:], self.guidance[i][1:], strict=True):
             combined = combined + _wide(output) * g
+        if self.stretched is not None:
+            combined = combined * _stretch(_wide(outputs[self.stretched]), combined)
         return combined.to(self._handed(i).dtype)
+
+    def stretch(self, i: int) -> Tensor:
+        """By how much the full run's guided vectors were stretched, in a shape that broadcasts against them."""
+        if self.stretched is None:
+            return torch.ones((), dtype=torch.double, device=self._handed(i).device)
+        outputs = [output.double() for output in self.recorded(i)]
+        combined = sum((o * g for o, g in zip(outputs, self.guidance[i], strict=True)), torch.zeros_like(outputs[0]))
+        return _stretch(outputs[self.stretched], combined)
 
     def move(self, i: int, position: Position, guided: Tensor) -> Position:
         return position.moved(self.steps[i], self._spread(guided))
@@ -186,9 +192,28 @@ class Replay:
             return [shared.tolist()] * len(self.steps)
         weights = [_mix(table) for table in relative]
         worst = max(_missed(table, w) for table, w in zip(relative, weights, strict=True))
-        if not worst < self._tolerance:
-            raise NotReplayable(f"the guided output is no linear combination of the branches (error {worst:.1e}).")
-        return [w.tolist() for w in weights]
+        if worst < self._tolerance:
+            return [w.tolist() for w in weights]
+        if self.branches == 2:
+            both = self._stretched_weights()
+            for self.stretched in range(2):
+                self.guidance = [both] * len(self.steps)
+                if all(self._close(self.guided(i, self.recorded(i)), self._handed(i)) for i in range(len(self.steps))):
+                    return self.guidance
+        raise NotReplayable(f"the guided output is no linear combination of the branches (error {worst:.1e}).")
+
+    def _stretched_weights(self) -> list[float]:
+        """Weights, one the other's complement, of two branches in vectors whose length was changed afterwards: those
+        that most vectors, each by least squares, agree on."""
+        found = []
+        for i in range(len(self.steps)):
+            a, b = (part.double() for part in self.recorded(i))
+            t = self._handed(i).double()
+            aa, ab, bb, at, bt = ((x * y).sum(-1).flatten() for x, y in ((a, a), (a, b), (b, b), (a, t), (b, t)))
+            found.append(torch.stack([bb * at - ab * bt, aa * bt - ab * at]) / (aa * bb - ab * ab))
+        first, second = torch.cat(found, 1).cpu().numpy()
+        sign, share = np.sign(np.nanmedian(first + second)), np.nanmedian(first / (first + second))
+        return [float(sign * share), float(sign * (1 - share))]
 
     def _input(self, i: int, recorded: Any, position: Position) -> Tensor:
         """The denoiser's main input for this state, built as the recorded one was."""
@@ -291,6 +316,10 @@ def _fork(scheduler: Any) -> Any:
         elif isinstance(value, Tensor):
             twin.__dict__[name] = value.clone()
     return twin
+
+
+def _stretch(like: Tensor, combined: Tensor) -> Tensor:
+    return like.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True)
 
 
 def _mix(table: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ from diffcache.profiling.replay import Replay
 from diffcache.schedulers.closed_loop import final_error, improve, shifts
 from diffcache.schedulers.uniform import evenly
 
+REPLANNED = 3  # masks taken from the simulation before single moves begin
+
 
 def search(
     replays: Sequence[Replay],
@@ -25,7 +27,7 @@ def search(
 ) -> Fit:
     """The best fit found with ``computed`` computed steps. Anytime: stops at the limit with the best so far.
 
-    Starts from the evenly spread mask and from the mask that the simulated closed loop prefers; then moves single
+    Starts from the evenly spread mask and from those that the simulated closed loop prefers; then moves single
     computed steps, most promising first by the simulation, and keeps what really scores higher. ``tried`` sees every
     candidate's fit. Moves are ordered, never drawn: the same time yields the same search.
     """
@@ -40,12 +42,19 @@ def search(
     even = evaluate(evenly(steps, computed, begins))
     if computed == steps or time_limit_s <= 0:
         return even
-    dynamics = with_response(measure_dynamics(replays), replays, [even])
-    wanted = improve(even.compute, functools.partial(final_error, dynamics, begins=begins), begins)
-    planned = even if np.array_equal(wanted, even.compute) else evaluate(wanted, even)
-    best = max(even, planned, key=lambda f: f.score)
-    dynamics = with_response(dynamics, replays, [even, planned])
-    seen = {even.compute.tobytes(), planned.compute.tobytes()}
+    dynamics, tries, seen = measure_dynamics(replays), [even], {even.compute.tobytes()}
+    best = even
+    for _ in range(REPLANNED):  # each real run teaches the simulation how the network answers to errors
+        dynamics = with_response(dynamics, replays, tries)
+        wanted = improve(best.compute, functools.partial(final_error, dynamics, begins=begins), begins)
+        if wanted.tobytes() in seen:
+            break
+        seen.add(wanted.tobytes())
+        tries.append(evaluate(wanted, best))
+        best = max(best, tries[-1], key=lambda f: f.score)
+        if time.monotonic() >= deadline:
+            break
+    dynamics = with_response(dynamics, replays, tries)
 
     while time.monotonic() < deadline:
         movable = np.setdiff1d(np.flatnonzero(best.compute), begins)
