@@ -9,7 +9,7 @@ Two kinds of function live in these files:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class Rule:
 
     def schedule(self, grid: Grid, sites: Mapping[str, tuple[str, ...]]) -> CacheSchedule:
         """The schedule for one loop. ``sites``: denoiser -> names of its sites."""
-        site_plan: SitePlan = _rooms.load(__name__, self.name).rule(grid, **self.options)
+        site_plan = _function(self.name, self.options)(grid, **self.options)
         wanted = {d: [n for n in names if n.partition(":")[0] == self.granularity] for d, names in sites.items()}
         denoisers = {d: DenoiserPlan(sites=dict.fromkeys(names, site_plan)) for d, names in wanted.items() if names}
         if not denoisers:
@@ -80,14 +80,21 @@ def parse_rule(spec: str) -> Rule:
     granularity = options.pop("sites", "model")
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
-    function = _rooms.load(__name__, name).rule
+    # A value it cannot take is refused here, not in the run.
+    _function(name, options)(Grid(np.linspace(1.0, 0.1, 10)), **options)
+    return Rule(name, granularity, options)
+
+
+def _function(name: str, options: Iterable[str]) -> Callable[..., SitePlan]:
+    """The rule of that name, once it is known to have these options."""
+    function: Callable[..., SitePlan] | None = getattr(_rooms.load(__name__, name), "rule", None)
+    if function is None:
+        raise UnknownName("rule", name, rules(), next_step="What plans from a profile is no rule.")
     known = [p for p in inspect.signature(function).parameters if p != "grid"]
     for key in options:
         if key not in known:
             raise UnknownName(f"option of {name!r}", key, [*known, "sites"])
-    rule = Rule(name, granularity, options)
-    function(Grid(np.linspace(1.0, 0.1, 10)), **options)  # a value it cannot take is refused here, not in the run
-    return rule
+    return function
 
 
 def _number(spec: str, key: str, value: str) -> float | int:
