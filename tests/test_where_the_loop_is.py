@@ -441,6 +441,11 @@ class ToyPipeline(DiffusionPipeline):
         elif habit == "the last timestep is left out":
             for t in self.progress_bar(self.scheduler.timesteps[:-1]):
                 x = self.one(x, t)
+        elif habit == "back to the start from step 2":
+            with self.progress_bar(total=steps):
+                for i in (0, 1, 2, 0, 1, 2):
+                    self.scheduler._step_index = i
+                    x = self.one(x, self.scheduler.timesteps[i])
         elif habit == "the noise scheduler steps twice":
             for t in self.progress_bar(self.scheduler.timesteps):
                 y = copy.deepcopy(self.scheduler).step(self.transformer(x, t)[0], t, x)[0]
@@ -479,7 +484,8 @@ def test_a_bar_over_something_else_is_no_sampling_loop_even_for_a_schedule_of_ot
     pipe = toy()
     plain = pipe("a bar over something else")
     with accelerated(pipe, bound(pipe, hold("#.#."))):
-        assert torch.equal(pipe("a bar over something else"), plain)
+        with pytest.warns(FailedOpen, match="ToyPipeline was called and no sampling loop of its own was seen"):
+            assert torch.equal(pipe("a bar over something else"), plain)
         assert report(pipe).runs == 0
         with pytest.raises(ScheduleMismatch):
             pipe("the loop runs over numbers")
@@ -494,6 +500,29 @@ def test_a_loop_that_goes_round_again_never_uses_what_the_first_pass_kept() -> N
         assert report(pipe).bytes_held == 0
     # Pass 2: its first forward is beyond the schedule, step 1 has lost its anchor; steps 2 and 5 are computed.
     assert pipe.transformer.calls == 3 + 4
+
+
+def test_a_loop_that_goes_back_does_not_use_what_it_kept_before() -> None:
+    pipe = toy()
+    with accelerated(pipe, bound(pipe, hold("#....#"))):
+        with pytest.warns(FailedOpen, match="2 predictions were computed in full instead: an anchor is missing"):
+            pipe("back to the start from step 2")
+    # Where the loop went is known when the noise scheduler has stepped there: the fourth forward was taken for step 3.
+    assert pipe.transformer.calls == 1 + 2
+
+
+def test_going_back_is_told_and_taking_a_step_twice_is_not() -> None:
+    timesteps, told = torch.arange(6.0), []
+    run = hosting.Run(None, timesteps, 0, 0, again=lambda: told.append(run.index))
+    for i in (0, 1, 2, 2, 3):
+        run.step_done(timesteps[i])
+        assert run.index == i + 1
+    assert told == []
+    run.step_done(timesteps[1])
+    assert (run.index, told) == (2, [4])
+    run.step_done(timesteps[4])
+    run.step_done("no tensor")
+    assert (run.index, told) == (6, [4])
 
 
 def test_the_start_of_a_loop_is_read_off_the_timesteps_it_iterates_over() -> None:
@@ -515,6 +544,45 @@ def test_a_step_is_told_by_the_address_of_its_timestep_and_by_nothing_else() -> 
     assert hosting._position(views[2].clone(), timesteps) is None
     assert hosting._position(timesteps.double()[1], timesteps) is None
     assert hosting._position(5.0, timesteps) is None
+
+
+CALLS_CHANGE = {
+    "sd3": {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.1, "skip_layer_guidance_stop": 0.8},
+    "lumina2": {"cfg_trunc_ratio": 0.5},
+    "z_image": {"cfg_truncation": 0.5},
+    "ltx2": {"stg_scale": 1.0, "spatio_temporal_guidance_blocks": [1]},
+}
+
+
+@pytest.mark.parametrize("name", CALLS_CHANGE)
+@pytest.mark.filterwarnings("ignore::diffcache.executor.FailedOpen")
+def test_calls_that_come_and_go_within_a_run_keep_their_own_anchors(name: str) -> None:
+    """Guidance by skipped layers adds a call at some steps, truncated guidance drops one, or half of the batch."""
+    pipe, tiny = shared(name), TINY[name]
+    call = {**tiny.call(pipe), **CALLS_CHANGE[name]}
+    with watch(pipe, tiny.denoisers) as calls:
+        plain = run(pipe, call)
+    kinds = {(c.batch, tuple(c.output.shape)) for c in calls}
+    assert len(kinds) > 1 or len(calls) % tiny.steps
+    with accelerated(pipe, "full"):
+        assert torch.equal(run(pipe, call), plain)
+    with accelerated(pipe, "uniform:every=2"):
+        assert bool(run(pipe, call).isfinite().all())
+        rows = report(pipe).rows
+    assert sum(row.predicted for row in rows) > 0
+    assert sum(row.computed + row.predicted + sum(row.failed_open.values()) for row in rows) == len(calls)
+
+
+def test_another_type_between_runs_needs_nothing() -> None:
+    pipe = fresh("flux")
+    with accelerated(pipe, "taylor:every=2"):
+        fast = run(pipe, TINY["flux"].call(pipe))
+        pipe.to(torch.bfloat16)
+        call = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in TINY["flux"].call(pipe).items()}
+        half = run(pipe, call)
+        assert report(pipe).predicted == 3
+        pipe.to(torch.float32)
+    assert fast.shape == half.shape
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
