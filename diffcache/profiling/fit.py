@@ -21,7 +21,8 @@ from diffcache.errors import BadOption
 from diffcache.predictors import predict
 from diffcache.profiling.replay import Position, Replay
 
-ANCHORS = 3  # a fourth was measured to add nothing
+# Of 3, 5 and 8: on the Flux-type demo model, 8 of 50 steps, held out, 52, 57 and 58 dB. An anchor is one small latent.
+ANCHORS = 6
 RIDGE = 1e-9  # relative to the regressors' energy; differences of neighbouring outputs are nearly collinear
 
 

@@ -13,7 +13,7 @@ import torch
 
 from diffcache.profiling.record import Trajectory
 
-ANCHORS = 3
+ANCHORS = 5
 RIDGE = 1e-6
 
 

@@ -21,7 +21,7 @@ from diffcache.profile import Dynamics, Profile
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly
 
-ANCHORS = 3
+ANCHORS = 6
 RIDGE = 1e-9
 REACH = 4  # how far a move may shift a computed step
 
