@@ -105,7 +105,7 @@ def test_a_denoiser_that_takes_over_has_no_anchors_yet() -> None:
     assert simulated.error == pytest.approx(error, rel=1e-6)
     assert simulated.weights == pytest.approx(weights, abs=1e-5)
     assert not simulated.weights[4:6, 1:].any()
-    assert simulate(loop.dynamics(), compute).weights[4:6, 1:].all()
+    assert simulate(loop.dynamics(), compute).weights[4:6, 1].all()
 
 
 @given(st.integers(1, 12), st.integers(0, 99))
@@ -119,7 +119,7 @@ def test_nothing_is_missing_when_all_is_computed(steps: int, seed: int) -> None:
 def test_a_step_that_moves_nothing_reuses() -> None:
     still = dynamics(reach=np.zeros((6, 6)))
     compute = evenly(6, 2)
-    assert simulate(still, compute).weights.tolist() == [[float(not c), 0.0, 0.0] for c in compute]
+    assert simulate(still, compute).weights.tolist() == [(~c * np.eye(ANCHORS)[0]).tolist() for c in compute]
 
 
 # Choosing.

@@ -95,7 +95,7 @@ def test_the_fit_beats_reuse_and_knows_its_own_error(name: str) -> None:
     pairs = zip(torch.cat(ends).double().numpy(), torch.cat(references).double().numpy(), strict=True)
     errors = [10 * np.log10((b.max() - b.min()) ** 2 / ((a - b) ** 2).mean()) for a, b in pairs]
     assert found.error_db == pytest.approx(errors)
-    reuse = np.where(compute, 0.0, 1.0)[None, :, None] * np.eye(3)[0]
+    reuse = np.where(compute, 0.0, 1.0)[None, :, None] * np.eye(fitting.ANCHORS)[0]
     assert found.score > run(replays, compute, reuse).mean()
 
 

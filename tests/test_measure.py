@@ -192,7 +192,7 @@ def test_a_plan_from_a_profile_alone_beats_reuse(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("qwen_image", "no linear combination"),
+        ("cogvideox_dpm", "carries tensors"),
         ("flux_inpaint", "changes the state"),
         ("ddim", "clips"),
         ("z_image", "several tensors"),

@@ -15,7 +15,7 @@ from pipelines import STEPS, TINY, shared
 import diffcache
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.profiling import Calibration, optimize
-from diffcache.profiling.fit import Fit
+from diffcache.profiling.fit import ANCHORS, Fit
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly
 
@@ -144,13 +144,13 @@ def test_a_mask_of_ones_own_is_fitted() -> None:
     schedule = calibrated.fitted(compute)
     plan = schedule.denoisers["transformer"].sites["model"]
     assert plan.compute.tolist() == compute.tolist()
-    assert plan.weights.shape == (2, 6, 3)
+    assert plan.weights.shape == (2, 6, ANCHORS)
     together = calibrated.fitted(compute, per_branch=False).denoisers["transformer"].sites["model"]
-    assert together.weights.shape == (1, 6, 3)
+    assert together.weights.shape == (1, 6, ANCHORS)
     with pytest.raises(BadOption, match="one entry for each of the loop's 6 steps"):
         calibrated.fitted(compute[:5])
-    with pytest.raises(ScheduleMismatch, match=r"cannot be replayed: .*linear combination"):
-        calibration("qwen_image").fitted(compute)
+    with pytest.raises(ScheduleMismatch, match=r"cannot be replayed: .*carries tensors"):
+        calibration("cogvideox_dpm").fitted(compute)
 
 
 def test_every_fit_that_was_tried_is_shown() -> None:
@@ -205,7 +205,7 @@ def test_branches_that_differ_in_their_input_share_coefficients() -> None:
 
 
 def test_an_output_fit_is_least_squares_on_the_full_run() -> None:
-    calibrated = calibration("qwen_image")
+    calibrated = calibration("cogvideox_dpm")
     plan = calibrated.schedule(3, time_limit_s=0).denoisers["transformer"].sites["model"]
     steps = [t.steps for t in calibrated.trajectories]
     for i in np.flatnonzero(~plan.compute):

@@ -22,8 +22,6 @@ from diffcache.schedulers.uniform import evenly
 
 OUTPUT_ONLY = {
     "flux_inpaint": "changes the state between two steps",
-    "qwen_image": "no linear combination of the branches",
-    "lumina2": "no linear combination of the branches",
     "z_image": "returns several tensors",
     "ltx2": "returns several tensors",
     "cogvideox_dpm": "carries tensors from one noise-scheduler step to the next",
@@ -31,7 +29,7 @@ OUTPUT_ONLY = {
 
 # Every form of guidance, every kind of noise scheduler: one step, second order, multistep, with memory written in place
 # (PNDM's first steps), with noise of its own, with clipping; a late start, condition channels and tokens, a ControlNet,
-# states that carry samples twice, two denoisers.
+# states that carry samples twice, two denoisers, guidance that gives vectors another length.
 REPLAYED = [
     ("flux", ""),
     ("flux_img2img", ""),
@@ -39,6 +37,8 @@ REPLAYED = [
     ("flux_kontext", ""),
     ("flux_controlnet", ""),
     ("chroma", ""),
+    ("qwen_image", ""),
+    ("lumina2", ""),
     ("sd3", "euler"),
     ("sd3", "heun"),
     ("sd3", "dpmpp_2m"),
@@ -198,6 +198,19 @@ def test_a_fork_does_not_inherit_a_step_that_moves_the_original() -> None:
 def test_guidance_is_recognised(name: str, weights: list[float]) -> None:
     for one in calibration(name).replays:
         assert np.array(one.guidance) == pytest.approx(np.tile(weights, (TINY[name].steps, 1)), abs=2e-4)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("qwen_image", [4, -3]), ("lumina2", [-4, 3])])
+def test_guidance_that_stretches_vectors_is_recognised(name: str, weights: list[float]) -> None:
+    for one in calibration(name).replays:
+        assert one.stretched == 0  # the conditional branch comes first
+        assert np.array(one.guidance) == pytest.approx(np.tile(weights, (TINY[name].steps, 1)), abs=1e-3)
+        for i in range(len(one.steps)):
+            cond, uncond = one.recorded(i)
+            mixed = weights[0] * cond + weights[1] * uncond
+            assert distance(mixed * one.stretch(i), one._handed(i)) < 1e-4
+            assert distance(mixed, one._handed(i)) > 0.01
+    assert calibration("chroma").replays[0].stretched is None
 
 
 def test_guidance_is_told_where_one_step_could_not_tell() -> None:

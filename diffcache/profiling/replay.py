@@ -3,8 +3,9 @@
 The loop of a pipeline is (input from state) -> denoiser, once per branch -> guided output -> noise scheduler. The
 first and third stages live in pipeline code that cannot be called alone, so they are identified from the recording:
 the input is the state itself, scaled, repeated or with condition channels behind it; the guided output is a linear
-combination of the branches, its vectors perhaps stretched to the length of one branch's. Each identification is checked on every recorded step; a loop that does not fit says so
-(``NotReplayable``), and planning falls back to what needs no replay.
+combination of the branches, its vectors perhaps stretched to the length of one branch's. Each identification is checked
+on every recorded step; a loop that does not fit says so (``NotReplayable``), and planning falls back to what needs no
+replay.
 """
 
 from __future__ import annotations
@@ -211,9 +212,10 @@ class Replay:
             t = self._handed(i).double()
             aa, ab, bb, at, bt = ((x * y).sum(-1).flatten() for x, y in ((a, a), (a, b), (b, b), (a, t), (b, t)))
             found.append(torch.stack([bb * at - ab * bt, aa * bt - ab * at]) / (aa * bb - ab * ab))
-        first, second = torch.cat(found, 1).cpu().numpy()
-        sign, share = np.sign(np.nanmedian(first + second)), np.nanmedian(first / (first + second))
-        return [float(sign * share), float(sign * (1 - share))]
+        first, second = torch.cat(found, 1)
+        sign = float((first + second).nanmedian().sign())
+        share = float((first / (first + second)).nanmedian())
+        return [sign * share, sign * (1 - share)]
 
     def _input(self, i: int, recorded: Any, position: Position) -> Tensor:
         """The denoiser's main input for this state, built as the recorded one was."""
@@ -319,7 +321,8 @@ def _fork(scheduler: Any) -> Any:
 
 
 def _stretch(like: Tensor, combined: Tensor) -> Tensor:
-    return like.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True)
+    """By how much the vectors of ``combined`` are shorter than those of ``like``."""
+    return (like.square().sum(-1, keepdim=True) / combined.square().sum(-1, keepdim=True)).sqrt()
 
 
 def _mix(table: np.ndarray) -> np.ndarray:
