@@ -1,7 +1,7 @@
 """diffcache: a training-free feature-cache accelerator for diffusion models.
 
-    from diffcache import accelerate
-    pipe = accelerate(pipe, "schedule.safetensors")
+from diffcache import accelerate
+pipe = accelerate(pipe, "schedule.safetensors")
 """
 
 from diffcache.api import accelerate, accelerated, estimate, report, restore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import re
 import struct
@@ -49,7 +50,7 @@ def header(text: str | bytes, tensors: bytes = b"") -> bytes:
 
 
 def description(text: str) -> bytes:
-    return save({}, metadata={"diffcache": text})
+    return header(json.dumps({"__metadata__": {"diffcache": text}}))
 
 
 VALID = schedule().to_bytes()
@@ -79,7 +80,10 @@ HUGE = '{"__metadata__": {"diffcache": "{}"}, "a": {"dtype": "F64", "shape": [99
         pytest.param(save(LORA), "metadata", "a LoRA", id="a LoRA"),
         pytest.param(save(LORA, {"format": "pt"}), "metadata", "found the keys 'format'", id="weights saved by torch"),
         pytest.param(
-            save({}, {"diffcache": "{}", "x": ""}), "metadata", "'diffcache', 'x'", id="a second metadata key"
+            header('{"__metadata__": {"diffcache": "{}", "x": ""}}'),
+            "metadata",
+            "'diffcache', 'x'",
+            id="a second metadata key",
         ),
         pytest.param(header('{"__metadata__": {"diffcache": 1}}'), "metadata", "Allowed: one key", id="a number there"),
         pytest.param(header('{"__metadata__": []}'), "metadata", "found none", id="a list there"),
@@ -232,9 +236,14 @@ SCHEDULE_LIES = [
     lie("denoisers", put({}), "found none. Allowed: at least one"),
     lie("denoisers", put(["transformer"]), "found ['transformer']. Allowed: an object"),
     lie("transformer", put(None), "found None. Allowed: an object"),
-    lie("denoisers", lambda *file: rename(*file, "the net"), "found the name 'the net'. Allowed: letters, digits"),
+    lie(
+        "denoisers",
+        lambda *file: rename(*file, "the net"),
+        "found the name 'the net'. Allowed: up to 256 letters, digits",
+    ),
     lie("denoisers", lambda *file: rename(*file, "net\n"), r"found the name 'net\n'"),
     lie("denoisers", lambda *file: rename(*file, "a..b"), "found the name 'a..b'"),
+    lie("denoisers", lambda *file: rename(*file, "a" * 257), "found the name 'aaaa", "Allowed: up to 256 letters"),
     lie("denoisers", lambda *file: rename(*file, ""), "found ''"),
     lie("provenance", put("me"), "found 'me'. Allowed: an object"),
     lie("provenance", put({"": "x"}), "found ''. Allowed: Unicode text, not empty"),
@@ -447,6 +456,15 @@ def test_a_number_written_too_large(tmp_path: Path, word: str, field: str, found
     refused(CacheSchedule, path, field, f"found {found}. Allowed: ")
 
 
+def test_a_message_stays_short_however_long_the_names(tmp_path: Path) -> None:
+    def edit(tree: Tree, arrays: Arrays, field: str) -> None:
+        put("")(tree, arrays, "transformer/class_name")
+        rename(tree, arrays, field, "x" * 10**5)
+
+    path = forged(schedule(), tmp_path / "schedule.safetensors", edit, "")
+    refused(CacheSchedule, path, "x" * 200, "found ''")
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(VALID) - 1), st.integers(1, 255), st.booleans())
 def test_a_damaged_byte_is_refused_or_harmless(where: int, flip: int, cut: bool) -> None:
@@ -462,9 +480,29 @@ def test_a_damaged_byte_is_refused_or_harmless(where: int, flip: int, cut: bool)
 def test_errors_made_in_memory_name_the_class_and_the_field() -> None:
     with pytest.raises(DocumentError, match=re.escape("SitePlan: field 'weights': branch 0, step 0, anchor 0 is nan")):
         SitePlan(compute=np.array([True, False]), weights=np.full((1, 2, 1), np.nan))
-    with pytest.raises(DocumentError, match=re.escape("CacheSchedule: field 'transformer/model/compute': 6 steps.")):
+    with pytest.raises(DocumentError, match=re.escape("CacheSchedule: field 'transformer/block:blocks.0/compute': 6")):
         schedule(steps=7, timesteps=None)
     with pytest.raises(
         DocumentError, match=re.escape("field 'weights': found list. Allowed: a numpy array of float64")
     ):
         SitePlan(compute=np.array([True, False]), weights=[[[0.0], [1.0]]])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"weights": np.zeros((1, 2, 1))},
+        {"weights": np.ones((1, 2, 1)), "scale": np.zeros((1, 2))},
+        {
+            "weights": np.ones((1, 2, 1)),
+            "kappa": np.ones((1, 2)),
+            "scale": np.zeros((1, 2, 3)),
+            "bias": np.zeros((1, 2)),
+        },
+    ],
+)
+def test_a_prediction_of_zero_is_refused_whatever_makes_it_zero(terms: dict[str, np.ndarray]) -> None:
+    compute = np.array([True, False])
+    terms["weights"] = terms["weights"] * ~compute[:, None]
+    with pytest.raises(DocumentError, match="branch 0, step 1 is predicted, with all coefficients zero"):
+        SitePlan(compute=compute, **terms)
