@@ -151,7 +151,7 @@ def random_plan(mask: str, branches: int, anchors: int, *, kappa: bool = True, c
 
 
 def per_channel(value: np.ndarray, like: Tensor) -> Tensor:
-    t = torch.as_tensor(value)
+    t = torch.tensor(value)
     return t.view(1, -1, 1, 1) if like.ndim == 4 and t.ndim else t
 
 
