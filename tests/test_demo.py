@@ -17,7 +17,7 @@ from diffcache.demo.baselines import better_solver, uniform_reuse
 from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.demo.run import split
 
-SMALL = Size(budgets=(12,), calibration=4, held_out=4, search_s=0, repeats=1)
+SMALL = Size(budgets=(12,), calibration=8, held_out=4, search_s=1, repeats=1)
 
 
 @pytest.fixture(scope="module", params=NAMES)
