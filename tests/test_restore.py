@@ -68,7 +68,7 @@ def test_every_dict_is_as_found(name: str, granularity: str) -> None:
 def test_after_runs_nothing_is_left_and_the_bits_are_those_of_a_pipeline_never_touched(
     name: str, granularity: str
 ) -> None:
-    pipe, twin, tiny = fresh(name), shared(name), TINY[name]
+    pipe, twin, tiny = fresh(name), fresh(name), TINY[name]
     before = weights(pipe)
     expected = run(twin, tiny.call(twin), num_inference_steps=3)
     with accelerated(pipe, f"full:sites={granularity}"):
