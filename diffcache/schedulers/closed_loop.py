@@ -21,8 +21,9 @@ from diffcache.profile import Dynamics, Profile
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly
 
+# Of 3, 5 and 8: on the Flux-type demo model, 8 of 50 steps, held out, 52, 57 and 58 dB. An anchor is one small latent.
 ANCHORS = 6
-RIDGE = 1e-9
+RIDGE = 1e-9  # relative to the regressors' energy; differences of neighbouring outputs are nearly collinear
 REACH = 4  # how far a move may shift a computed step
 
 
