@@ -6,7 +6,7 @@ made, like a schedule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
@@ -23,43 +23,106 @@ AXES = {1: ("step",), 2: ("step", "other"), 3: ("branch", "step", "other")}  # b
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SiteProfile(Record):
-    """One site, measured over full runs. F_i is its output at step i; all tables are means over the samples.
+class Tables(Record):
+    """How tensors X_0 … X_{T-1}, one per step, lie to each other; all tables are means over the samples.
 
-    distance      float64 [B, T, T], ‖F_i − F_j‖ / ‖F_j‖ at [b, i, j]: the error of using step j's output at step i
-    gram          float64 [B, T, T], ⟨F_i, F_j⟩ per element; symmetric
-    seconds       time of one call that computes
-    flops         floating-point operations of one such call
-    output_bytes  size of one output
-    cosine        float64 [B, T, T], ⟨F_i, F_j⟩ / (‖F_i‖ ‖F_j‖), or None; symmetric
+    l1           float64 [B, T, T], mean of |X_i − X_j| over the elements; symmetric
+    relative_l1  float64 [B, T, T], ‖X_i − X_j‖₁ / ‖X_j‖₁ at [b, i, j]: the error of having X_j in the place of X_i
+    gram         float64 [B, T, T], ⟨X_i, X_j⟩ per element; symmetric
     """
 
-    distance: np.ndarray
+    l1: np.ndarray
+    relative_l1: np.ndarray
     gram: np.ndarray
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, l1=_checks.array(me, "l1", self.l1, np.float64, branch=None, step=None, other=None))
+        branches, steps, _ = self.l1.shape
+        for name in ("l1", "relative_l1", "gram"):
+            shape = {"branch": branches, "step": steps, "other": steps}
+            put(self, **{name: _checks.array(me, name, getattr(self, name), np.float64, **shape)})
+        off_diagonal = np.eye(steps) == 0
+        for name in ("l1", "relative_l1"):
+            _demand(me, name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+            _demand(me, name, getattr(self, name), off_diagonal | (getattr(self, name) == 0), "0 on the diagonal")
+        _demand(me, "gram", self.gram, off_diagonal | (self.gram >= 0), "0 or more on the diagonal")
+        _demand_symmetry(me, "l1", self.l1, np.full_like(self.l1, max(self.l1.max(), 1e-300)))
+        size = np.sqrt(self.energy)
+        _demand_symmetry(me, "gram", self.gram, size[:, :, None] * size[:, None, :])
+
+    @property
+    def energy(self) -> np.ndarray:
+        """float64 [B, T]: mean square of the elements."""
+        return np.diagonal(self.gram, axis1=1, axis2=2)
+
+    @property
+    def squared(self) -> np.ndarray:
+        """float64 [B, T, T]: mean square of X_i − X_j per element."""
+        return np.maximum(self.energy[:, :, None] + self.energy[:, None, :] - 2 * self.gram, 0)
+
+    @property
+    def cosine(self) -> np.ndarray:
+        """float64 [B, T, T], of all samples flattened into one vector; 1 where a tensor is all zero."""
+        size = np.sqrt(self.energy)
+        product = size[:, :, None] * size[:, None, :]
+        ratio = np.divide(self.gram, product, out=np.ones_like(self.gram), where=product > 0)
+        return np.asarray(np.clip(ratio, -1, 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SiteProfile(Record):
+    """One site, measured over full runs. x_i is its input and F_i its output at step i.
+
+    output            of F_i
+    residual          of F_i − x_i, None where the two differ in shape
+    residual_ratio    float64 [B, T], mean over the vectors along the last axis of ‖F_i − x_i‖ / ‖F_{i-1} − x_{i-1}‖, 1
+                      at step 0; None where there is no residual
+    input_change      float64 [B, T], ‖x_i − x_{i-1}‖₁ / ‖x_{i-1}‖₁, 0 at step 0
+    modulated_change  the same of what the first normalisation inside makes of x_i; None where there is none
+    influence         float64 [T], mean square by which the denoiser's output moves per mean square by which F_i does, when
+                      F_i alone is what it was one step before; None if not measured
+    seconds           time of one call that computes
+    flops             floating-point operations of one such call
+    calls             how often it is called in one step
+    output_bytes      size of one output
+    """
+
+    output: Tables
+    residual: Tables | None = None
+    residual_ratio: np.ndarray | None = None
+    input_change: np.ndarray
+    modulated_change: np.ndarray | None = None
+    influence: np.ndarray | None = None
     seconds: float
     flops: int
+    calls: int
     output_bytes: int
-    cosine: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         me = type(self).__name__
         put(self, seconds=_checks.real(me, "seconds", self.seconds, least=0))
+        put(self, calls=_checks.count(me, "calls", self.calls, least=1))
         for name in ("flops", "output_bytes"):
             put(self, **{name: _checks.count(me, name, getattr(self, name), least=0)})
-        put(self, distance=_checks.array(me, "distance", self.distance, np.float64, branch=None, step=None, other=None))
-        branches, steps, _ = self.distance.shape
-        for name in ("distance", "gram") if self.cosine is None else ("distance", "gram", "cosine"):
-            shape = {"branch": branches, "step": steps, "other": steps}
-            put(self, **{name: _checks.array(me, name, getattr(self, name), np.float64, **shape)})
-        off_diagonal = np.eye(steps) == 0
-        _demand(me, "distance", self.distance, self.distance >= 0, "0 or more")
-        _demand(me, "distance", self.distance, off_diagonal | (self.distance == 0), "0 on the diagonal")
-        _demand(me, "gram", self.gram, off_diagonal | (self.gram >= 0), "0 or more on the diagonal")
-        size = np.sqrt(np.diagonal(self.gram, axis1=1, axis2=2))
-        _demand_symmetry(me, "gram", self.gram, size[:, :, None] * size[:, None, :])
-        if self.cosine is not None:
-            _demand(me, "cosine", self.cosine, np.abs(self.cosine) <= 1 + SYMMETRY, "-1 to 1")
-            _demand_symmetry(me, "cosine", self.cosine, np.ones_like(self.cosine))
+        shape = _checks.instance(me, "output", self.output, Tables).gram.shape
+        if self.residual is not None and _checks.instance(me, "residual", self.residual, Tables).gram.shape != shape:
+            refuse(me, "residual/l1", f"found shape {list(self.residual.l1.shape)}", f"{list(shape)}, as of the output")
+        rows = {"branch": shape[0], "step": shape[1]}
+        for name, axes in (
+            ("residual_ratio", rows),
+            ("input_change", rows),
+            ("modulated_change", rows),
+            ("influence", {"step": shape[1]}),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "input_change":
+                continue
+            value = _checks.array(me, name, value, np.float64, **axes)
+            put(self, **{name: value})
+            _demand(me, name, value, value >= 0, "0 or more", tuple(axes))
+        if (self.residual is None) != (self.residual_ratio is None):
+            refuse(me, "residual_ratio", "found without residual, or residual without it", "both or neither")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,27 +149,37 @@ class DenoiserProfile(Record):
 class Dynamics(Record):
     """How the sampling loop passes errors on. m_i is the guided output that the full run hands to its i-th step.
 
-    gram      float64 [T, T], ⟨m_i, m_j⟩ per element; symmetric
+    grams     float64 [N, T, T], ⟨m_i, m_j⟩ per element, sample by sample; symmetric
+    peaks     float64 [N], range (largest less smallest element) of each sample's final state
     reach     float64 [T, T], at [i, j]: by how much the state after step i moves per unit of what was handed to step j,
               through the noise scheduler alone; 0 for j > i
     response  float64 [T], the part of a state's error that the network's answer repeats: m(x + e) ≈ m(x) + response · e
     """
 
-    gram: np.ndarray
+    grams: np.ndarray
+    peaks: np.ndarray
     reach: np.ndarray
     response: np.ndarray
 
     def __post_init__(self) -> None:
         me = type(self).__name__
         put(self, response=_checks.array(me, "response", self.response, np.float64, step=None))
-        steps = len(self.response)
-        for name in ("gram", "reach"):
-            put(self, **{name: _checks.array(me, name, getattr(self, name), np.float64, step=steps, other=steps)})
-        _demand(me, "gram", self.gram, (np.eye(steps) == 0) | (self.gram >= 0), "0 or more on the diagonal")
-        size = np.sqrt(np.diagonal(self.gram))
-        _demand_symmetry(me, "gram", self.gram, size[:, None] * size)
+        put(self, peaks=_checks.array(me, "peaks", self.peaks, np.float64, sample=None))
+        _demand(me, "peaks", self.peaks, self.peaks >= 0, "0 or more", ("sample",))
+        steps, samples = len(self.response), len(self.peaks)
+        axes = {"sample": samples, "step": steps, "other": steps}
+        put(self, grams=_checks.array(me, "grams", self.grams, np.float64, **axes))
+        put(self, reach=_checks.array(me, "reach", self.reach, np.float64, step=steps, other=steps))
+        _demand(me, "grams", self.grams, (np.eye(steps) == 0) | (self.grams >= 0), "0 or more on the diagonal", axes)
+        size = np.sqrt(np.diagonal(self.grams, axis1=1, axis2=2))
+        _demand_symmetry(me, "grams", self.grams, size[:, :, None] * size[:, None, :], axes)
         later = np.triu(np.ones((steps, steps), bool), 1)
         _demand(me, "reach", self.reach, ~later | (self.reach == 0), "0 where other > step: it comes later")
+
+    @property
+    def gram(self) -> np.ndarray:
+        """float64 [T, T]: mean over the samples."""
+        return np.asarray(self.grams.mean(0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,6 +194,7 @@ class Profile(Document):
     noise_scheduler  that drove the loop, None if unknown
     guidance         that was in use, None if unknown
     dynamics         of the loop, None if it could not be repeated apart from its pipeline
+    seconds          time of one full sampling loop, all denoiser calls in it; 0 if not measured
     samples          number of calibration runs the tables are means of
     provenance       free text by key: prompts, seeds, device, versions
     """
@@ -137,6 +211,7 @@ class Profile(Document):
     noise_scheduler: NoiseSchedulerId | None = None
     guidance: Guidance | None = None
     dynamics: Dynamics | None = None
+    seconds: float = 0.0
     samples: int
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -145,6 +220,7 @@ class Profile(Document):
         for name in ("steps", "samples"):
             put(self, **{name: _checks.count(me, name, getattr(self, name), least=1)})
         put(self, start=_checks.count(me, "start", self.start, least=0))
+        put(self, seconds=_checks.real(me, "seconds", self.seconds, least=0))
         put(self, timesteps=_checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
         if self.sigmas is not None:
             put(self, sigmas=_checks.array(me, "sigmas", self.sigmas, np.float64, step=self.steps + 1))
@@ -158,8 +234,8 @@ class Profile(Document):
                 refuse(me, "dynamics/response", f"{steps} steps", f"{self.steps}, the steps of the profile")
         for name, denoiser in self.denoisers.items():
             for site, found in denoiser.sites.items():
-                branches, steps, _ = found.distance.shape
-                at = f"{name}/{site}/distance"
+                branches, steps, _ = found.output.l1.shape
+                at = f"{name}/{site}/output/l1"
                 if steps != self.steps:
                     refuse(me, at, f"{steps} steps", f"{self.steps}, the steps of the profile")
                 check_branches(me, at, branches, self.guidance)
@@ -171,9 +247,10 @@ class Profile(Document):
             lines.append(f"{name} ({denoiser.class_name})")
             width = max(map(len, denoiser.sites))
             for site, found in denoiser.sites.items():
-                drift = np.diagonal(found.distance, offset=-1, axis1=1, axis2=2)
+                drift = np.diagonal(found.output.relative_l1, offset=-1, axis1=1, axis2=2)
                 change = f"changes {drift.mean():.3g} per step, " if drift.size else ""
                 cost = f"{1e3 * found.seconds:.3g} ms, {found.flops / 1e9:.3g} GFLOP, {found.output_bytes} bytes"
+                cost += f", {found.calls} times a step" if found.calls > 1 else ""
                 lines.append(f"  {site:{width}}  {change}{cost}")
         return "\n".join(lines + [f"{key}: {value}" for key, value in self.provenance.items()])
 
@@ -181,13 +258,16 @@ class Profile(Document):
         return self.describe()
 
 
-def _demand(where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str) -> None:
+def _demand(
+    where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str, axes: Iterable[str] = ()
+) -> None:
     if index := first(~holds):
-        refuse(where, name, f"{place(AXES[table.ndim], index)} is {table[index]:g}", allowed)
+        found = f"{place(axes or AXES[table.ndim], index)} is {table[index]:g}"
+        refuse(where, name, found, allowed)
 
 
-def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray) -> None:
+def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray, axes: Iterable[str] = ()) -> None:
     mirror = np.swapaxes(table, -1, -2)
     if index := first(np.abs(table - mirror) > SYMMETRY * size):
-        found = f"{place(AXES[table.ndim], index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
+        found = f"{place(axes or AXES[table.ndim], index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
         refuse(where, name, found, "the same on both sides", f"Average them: ({name} + {name}ᵀ) / 2.")

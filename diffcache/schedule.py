@@ -26,6 +26,8 @@ from diffcache._document import Document, Record
 from diffcache.sites import GRANULARITIES, parse
 
 GuidanceMode = Literal["none", "separate", "batched"]
+OnlineRule = Literal["first_block", "modulated_input", "output_rate", "drift"]
+Origin = Literal["simulated", "calibration", "held-out"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -95,22 +97,105 @@ class SitePlan(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Online(Record):
+    """A decision left to the run: steps that the plans predict are computed after all where this rule says so.
+
+    Where the plans compute, nothing is asked. All rules compare mean absolute values (L1) within one branch's calls.
+
+    rule        "first_block": the first block always runs, and the stacks are what follows it; computed where the block's
+                residual differs from that of the newest computed step by more than ``limit`` (FirstBlockCache)
+                "modulated_input": changes of the first normalisation's output from call to call, each put through
+                ``polynomial``, add up until they reach ``limit`` (TeaCache, arXiv 2411.19108)
+                "output_rate": the same of the whole denoiser's input, times how fast its output answered between the
+                two newest computed steps (EasyCache, arXiv 2507.02860)
+                "drift": the input has moved from that of the newest computed step by more than ``limit``
+    limit       float64 [T], relative
+    polynomial  float64 [P], highest power first; None: the change itself
+    most        steps in a row that may be predicted; None: any number
+    """
+
+    rule: OnlineRule
+    limit: np.ndarray
+    polynomial: np.ndarray | None = None
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        if self.rule not in get_args(OnlineRule):
+            refuse(me, "rule", f"found {self.rule!r:.80}", ", ".join(map(repr, get_args(OnlineRule))))
+        put(self, limit=_checks.array(me, "limit", self.limit, np.float64, step=None))
+        if index := first(self.limit < 0):
+            refuse(me, "limit", f"step {index[0]} is {self.limit[index]:g}", "0 or more")
+        if self.polynomial is not None:
+            put(self, polynomial=_checks.array(me, "polynomial", self.polynomial, np.float64, power=None))
+        if self.most is not None:
+            put(self, most=_checks.count(me, "most", self.most, least=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """Fidelity to the full run that planning saw: PSNR of the final state in dB, the reference sample's range as peak.
+
+    mean_db   mean over the samples
+    low_db    the decile that is worst
+    high_db   the decile that is best
+    samples   how many there were
+    origin    "simulated" (from the profile alone), or run on "calibration" or "held-out" calls
+    """
+
+    mean_db: float
+    low_db: float
+    high_db: float
+    samples: int
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        for name in ("mean_db", "low_db", "high_db"):
+            put(self, **{name: _checks.real(me, name, getattr(self, name))})
+        put(self, samples=_checks.count(me, "samples", self.samples, least=1))
+        if self.origin not in get_args(Origin):
+            refuse(me, "origin", f"found {self.origin!r:.80}", ", ".join(map(repr, get_args(Origin))))
+
+    @classmethod
+    def over(cls, psnr_db: np.ndarray, origin: Origin) -> Expected:
+        """From one PSNR per sample; what is beyond any float32 counts as 200 dB."""
+        psnr = np.minimum(psnr_db, 200.0)
+        low, high = np.quantile(psnr, [0.1, 0.9])
+        return cls(mean_db=float(psnr.mean()), low_db=float(low), high_db=float(high), samples=len(psnr), origin=origin)
+
+    def __str__(self) -> str:
+        return f"{self.mean_db:.1f} dB, {self.low_db:.1f} to {self.high_db:.1f} over {self.samples} samples, {self.origin}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DenoiserPlan(Record):
     """The sites of one denoiser, and which network they were made for.
 
     sites          ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its plan; at least one
+    online         what of that the run itself decides, or None
     class_name     class of the network, None if the plan fits any
     config_digest  sha256 of its configuration, None if the plan fits any
+
+    An online rule decides for all sites together; except under "drift", their plans use the newest output alone.
     """
 
     sites: Mapping[str, SitePlan]
+    online: Online | None = None
     class_name: str | None = None
     config_digest: str | None = None
 
     def __post_init__(self) -> None:
         me = type(self).__name__
+        if self.online is not None:
+            _checks.instance(me, "online", self.online, Online)
         put(self, sites=_checks.named(me, "sites", self.sites, SitePlan, _checks.site))
         check_network(me, self.class_name, self.config_digest)
+        if self.online is not None and self.online.rule != "drift":
+            for site, plan in self.sites.items():
+                if plan.anchors > 1:
+                    found = f"{plan.anchors} anchors under the online rule {self.online.rule!r}"
+                    refuse(me, f"{site}/weights", found, "1: which steps are computed is not known before the run")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +242,9 @@ class CacheSchedule(Document):
     noise_scheduler  None: fits any
     guidance         None: fits any, and no site has coefficients per branch
     timesteps        float64 [T] the loop ran over when the schedule was made, or None
+    sigmas           float64 [T + 1] noise levels that the loop is to run over instead of the noise scheduler's own, falling;
+                     None: its own
+    expected         fidelity that planning saw, or None
     provenance       free text by key: scheduler, budget, expected error, versions
 
     Where a site is predicted, nothing inside it runs, so nothing inside it may be marked as computed there.
@@ -171,6 +259,8 @@ class CacheSchedule(Document):
     noise_scheduler: NoiseSchedulerId | None = None
     guidance: Guidance | None = None
     timesteps: np.ndarray | None = None
+    sigmas: np.ndarray | None = None
+    expected: Expected | None = None
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
@@ -181,12 +271,21 @@ class CacheSchedule(Document):
         check_circumstances(me, self.noise_scheduler, self.guidance)
         if self.timesteps is not None:
             put(self, timesteps=_checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
+        if self.sigmas is not None:
+            put(self, sigmas=_checks.array(me, "sigmas", self.sigmas, np.float64, step=self.steps + 1))
+            if index := first(np.append(np.diff(self.sigmas) > 0, self.sigmas[-1] < 0)):
+                found = f"step {index[0]} is {self.sigmas[index]:g}, the one after it higher, or the last below 0"
+                refuse(me, "sigmas", found, "noise levels that never rise, 0 or more")
+        if self.expected is not None:
+            _checks.instance(me, "expected", self.expected, Expected)
         for name, site, plan in self.plans():
             if (steps := len(plan.compute)) != self.steps:
                 refuse(me, f"{name}/{site}/compute", f"{steps} steps", f"{self.steps}, the steps of the schedule")
             check_branches(me, f"{name}/{site}/weights", len(plan.weights), self.guidance)
         for name, denoiser in self.denoisers.items():
             _check_nesting(me, name, denoiser.sites)
+            if denoiser.online is not None and (steps := len(denoiser.online.limit)) != self.steps:
+                refuse(me, f"{name}/online/limit", f"{steps} steps", f"{self.steps}, the steps of the schedule")
 
     def plans(self) -> Iterator[tuple[str, str, SitePlan]]:
         """Every (name of a denoiser, name of a site in it, plan of the site)."""
@@ -211,8 +310,14 @@ class CacheSchedule(Document):
         if self.guidance:
             scale = "" if self.guidance.scale is None else f", scale {self.guidance.scale:g}"
             lines.append(f"guidance {self.guidance.mode}, branches {self.guidance.branches}{scale}")
+        if self.expected:
+            lines.append(f"expected {self.expected}")
+        if self.sigmas is not None:
+            lines.append("noise levels moved")
         for name, denoiser in self.denoisers.items():
             lines.append(name + (f" ({denoiser.class_name})" if denoiser.class_name else ""))
+            if denoiser.online:
+                lines.append(f"  decided in the run by {denoiser.online.rule}, limit {denoiser.online.limit.max():.3g}")
             width = max(map(len, denoiser.sites))
             for site, plan in denoiser.sites.items():
                 strip = "".join("■" if computed else "·" for computed in plan.compute)

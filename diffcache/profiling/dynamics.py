@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,15 +15,18 @@ from diffcache.profiling.replay import Position, Replay
 
 
 def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
-    """Gram table of the guided outputs and the sampler's reach; the network's response is 0 until measured."""
+    """Gram tables of the guided outputs and the sampler's reach; the network's response is 0 until measured."""
     steps = len(replays[0].steps)
-    gram, elements = np.zeros((steps, steps)), 0
+    grams, peaks = [], []
     for replay in replays:
-        rows = torch.stack([_flat(replay.guided(i, replay.recorded(i))) for i in range(steps)])
-        gram += (rows @ rows.T).cpu().numpy()
-        elements += rows.shape[1]
-    gram /= elements
-    return Dynamics(gram=(gram + gram.T) / 2, reach=_reach(replays[0]), response=np.zeros(steps))
+        outputs = torch.stack([replay.guided(i, replay.recorded(i)).double() for i in range(steps)], 1).flatten(2)
+        table = (outputs @ outputs.mT / outputs.shape[2]).cpu().numpy()
+        grams.append((table + table.transpose(0, 2, 1)) / 2)
+        end = replay.reference(steps - 1)[: len(outputs)].double().flatten(1)
+        peaks.append((end.amax(1) - end.amin(1)).cpu().numpy())
+    return Dynamics(
+        grams=np.concatenate(grams), peaks=np.concatenate(peaks), reach=_reach(replays[0]), response=np.zeros(steps)
+    )
 
 
 def with_response(dynamics: Dynamics, replays: Sequence[Replay], fits: Sequence[Fit]) -> Dynamics:
@@ -45,7 +49,7 @@ def with_response(dynamics: Dynamics, replays: Sequence[Replay], fits: Sequence[
     if not len(known):
         return dynamics
     response = np.interp(np.arange(steps), known, product[known] / energy[known])
-    return Dynamics(gram=dynamics.gram, reach=dynamics.reach, response=response)
+    return dataclasses.replace(dynamics, response=response)
 
 
 def _reach(replay: Replay) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffcache.errors import BadOption
 from diffcache.predictors import predict
 from diffcache.profiling.replay import Position, Replay
-from diffcache.schedulers.closed_loop import ANCHORS, RIDGE
+from diffcache.schedulers._simulation import ANCHORS, RIDGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from diffcache.profiling.dynamics import measure_dynamics, with_response
 from diffcache.profiling.fit import fit
 from diffcache.profiling.record import Trajectory, record_all
 from diffcache.profiling.replay import Replay
+from diffcache.profiling.tables import Sums, site_tables
 from diffcache.schedulers.uniform import evenly
 
 
@@ -84,31 +85,27 @@ def _site(trajectories: Sequence[Trajectory], branches: int) -> SiteProfile:
     """Tables per branch; of all rows of all calls together where ``branches`` is 1."""
     from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
 
-    tables: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(branches)]
+    sums = [Sums() for _ in range(branches)]
     for trajectory in trajectories:
         rows = _rows(trajectory)
-        for n, row in enumerate(rows):
-            tables[n * branches // len(rows)].append(_tables(row))
-    distance, gram, cosine = (
-        np.stack([np.mean([sample[k] for sample in branch], axis=0) for branch in tables]) for k in range(3)
-    )
-    call = trajectories[0].steps[0].calls[0]
-    like = [c for t in trajectories for s in t.steps for c in s.calls if c.output.shape == call.output.shape]
+        for n, (inputs, outputs) in enumerate(rows):
+            sums[n * branches // len(rows)].add(inputs, outputs)
+    calls = trajectories[0].steps[0].calls
+    like = [c for t in trajectories for s in t.steps for c in s.calls if c.output.shape == calls[0].output.shape]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call.again(call.input)
+        calls[0].again(calls[0].input)
     return SiteProfile(
-        distance=distance,
-        gram=gram,
-        cosine=cosine,
+        **site_tables(sums),
         seconds=float(np.median([c.seconds for c in like])),  # the first call of all also warms up
         flops=counter.get_total_flops(),
-        output_bytes=sum(t.numel() * t.element_size() for t in call.outputs),
+        calls=len(calls),
+        output_bytes=sum(t.numel() * t.element_size() for t in calls[0].outputs),
     )
 
 
-def _rows(trajectory: Trajectory) -> list[Tensor]:
-    """The outputs of every sample of every call within a step, branch after branch: [steps, elements] each."""
-    found = []
+def _rows(trajectory: Trajectory) -> list[tuple[Tensor | None, Tensor]]:
+    """Inputs and outputs of every sample of every call within a step, branch after branch: [steps, …] each."""
+    found: list[tuple[Tensor | None, Tensor]] = []
     for ordinal in range(min(len(step.calls) for step in trajectory.steps)):
         calls = [step.calls[ordinal] for step in trajectory.steps]
         shapes = {tuple(t.shape for t in call.outputs) for call in calls}
@@ -119,21 +116,12 @@ def _rows(trajectory: Trajectory) -> list[Tensor]:
                 "Call the pipeline with guidance that lasts for all steps."
             )
         if len(calls[0].outputs) == 1:
-            found += [torch.stack([c.output[row].flatten() for c in calls]) for row in range(len(calls[0].output))]
+            for row in range(len(calls[0].output)):
+                inputs = [c.input[row] for c in calls] if isinstance(calls[0].input, Tensor) else None
+                found.append((torch.stack(inputs) if inputs else None, torch.stack([c.output[row] for c in calls])))
         else:  # several streams, or a list of samples: they move together
-            found.append(torch.stack([torch.cat([t.flatten() for t in call.outputs]) for call in calls]))
+            found.append((None, torch.stack([torch.cat([t.flatten() for t in call.outputs]) for call in calls])))
     return found
-
-
-def _tables(outputs: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distance, Gram and cosine tables of one sample's outputs [T, N]."""
-    wide = outputs.double()
-    inner = (wide @ wide.T).cpu().numpy()
-    inner = (inner + inner.T) / 2
-    energy = np.diagonal(inner)
-    size = np.sqrt(np.maximum(energy, 1e-24 * max(energy.max(), 1e-276)))  # a silent step divides nothing
-    between = np.sqrt(np.maximum(energy[:, None] + energy - 2 * inner, 0))
-    return between / size, inner / outputs.shape[1], np.clip(inner / np.outer(size, size), -1, 1)
 
 
 def _sigmas(trajectory: Trajectory) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,7 +10,8 @@ import numpy as np
 from diffcache.profiling.dynamics import measure_dynamics, with_response
 from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.replay import Replay
-from diffcache.schedulers.closed_loop import final_error, improve, shifts
+from diffcache.schedulers._simulation import Simulator
+from diffcache.schedulers.closed_loop import improve, shifts
 from diffcache.schedulers.uniform import evenly
 
 REPLANNED = 3  # masks taken from the simulation before single moves begin
@@ -46,7 +46,7 @@ def search(
     best = even
     for _ in range(REPLANNED):  # each real run teaches the simulation how the network answers to errors
         dynamics = with_response(dynamics, replays, tries)
-        wanted = improve(best.compute, functools.partial(final_error, dynamics, begins=begins), begins)
+        wanted = improve(best.compute, Simulator(dynamics, begins).error, begins)
         if wanted.tobytes() in seen:
             break
         seen.add(wanted.tobytes())
@@ -54,7 +54,7 @@ def search(
         best = max(best, tries[-1], key=lambda f: f.score)
         if time.monotonic() >= deadline:
             break
-    dynamics = with_response(dynamics, replays, tries)
+    simulator = Simulator(with_response(dynamics, replays, tries), begins)
 
     while time.monotonic() < deadline:
         movable = np.setdiff1d(np.flatnonzero(best.compute), begins)
@@ -62,7 +62,7 @@ def search(
         fresh = [c for c in candidates if c.tobytes() not in seen]
         if not fresh:
             break
-        for candidate in sorted(fresh, key=functools.partial(final_error, dynamics, begins=begins)):
+        for candidate in sorted(fresh, key=simulator.error):
             if time.monotonic() >= deadline:
                 break
             seen.add(candidate.tobytes())

@@ -3,7 +3,9 @@
 Two kinds of function live in these files:
 
 * ``rule(grid, **options) -> SitePlan``: needs no measurement; reachable as a short spec, ``"uniform:every=3"``;
-* ``plan(profile, budget, **options) -> CacheSchedule``: works from a profile.
+* ``plan(profile, computed_steps, **options) -> Planned``: works from a profile; ``diffcache.plan`` calls it. Its file
+  says in ``SOURCE`` where the method comes from. ``computed_steps`` is the work to be done, in full steps of the loop: a
+  whole number for methods that decide about whole steps. Sites and steps are those of the profile.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from diffcache import _rooms
 from diffcache.errors import BadOption, UnknownName
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
 from diffcache.sites import GRANULARITIES
 
 
@@ -31,6 +33,21 @@ class Grid:
     @property
     def steps(self) -> int:
         return len(self.timesteps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """What a scheduler decides for the one denoiser of a profile; the fields are those of the schedule made of it.
+
+    expected  where the scheduler knows better than the simulation of its plan
+    notes     for the schedule's provenance
+    """
+
+    sites: Mapping[str, SitePlan]
+    online: Online | None = None
+    sigmas: np.ndarray | None = None
+    expected: Expected | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +67,7 @@ class Rule:
 
     def schedule(self, grid: Grid, sites: Mapping[str, tuple[str, ...]]) -> CacheSchedule:
         """The schedule for one loop. ``sites``: denoiser -> names of its sites."""
-        site_plan = _function(self.name, self.options)(grid, **self.options)
+        site_plan = function(self.name, "rule", self.options)(grid, **self.options)
         wanted = {d: [n for n in names if n.partition(":")[0] == self.granularity] for d, names in sites.items()}
         denoisers = {d: DenoiserPlan(sites=dict.fromkeys(names, site_plan)) for d, names in wanted.items() if names}
         if not denoisers:
@@ -61,44 +78,61 @@ class Rule:
         return CacheSchedule(steps=grid.steps, denoisers=denoisers, provenance={"scheduler": str(self)})
 
 
+def having(kind: str) -> tuple[str, ...]:
+    """Names of the files with a function ``kind``: looking for one means importing every file, numpy only."""
+    return tuple(name for name in _rooms.names(__name__) if hasattr(_rooms.load(__name__, name), kind))
+
+
 def rules() -> tuple[str, ...]:
-    """Names that a short spec may begin with: looking for a function means importing every file, numpy only."""
-    return tuple(name for name in _rooms.names(__name__) if hasattr(_rooms.load(__name__, name), "rule"))
+    """Names that a rule's spec may begin with."""
+    return having("rule")
 
 
 def parse_rule(spec: str) -> Rule:
-    """``"name:key=value,key=value"`` -> Rule. Values are numbers; ``sites=block`` picks the granularity."""
-    name, _, rest = spec.partition(":")
-    if name not in rules():
-        raise UnknownName("rule", name, rules(), next_step='A spec reads like "uniform:every=3".')
-    options: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if key in options:
-            raise BadOption(key, value, f"one value, in the spec {spec!r}")
-        options[key] = _number(spec, key, value) if equals and key != "sites" else value
+    """``"name:key=value,key=value"`` -> Rule. ``sites=block`` picks the granularity."""
+    name, options = parse_spec(spec, "rule")
     granularity = options.pop("sites", "model")
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
     # A value it cannot take is refused here, not in the run.
-    _function(name, options)(Grid(np.linspace(1.0, 0.1, 10)), **options)
+    function(name, "rule", options)(Grid(np.linspace(1.0, 0.1, 10)), **options)
     return Rule(name, granularity, options)
 
 
-def _function(name: str, options: Iterable[str]) -> Callable[..., SitePlan]:
-    """The rule of that name, once it is known to have these options."""
-    function: Callable[..., SitePlan] | None = getattr(_rooms.load(__name__, name), "rule", None)
-    if function is None:
-        raise UnknownName("rule", name, rules(), next_step="What plans from a profile is no rule.")
-    known = [p for p in inspect.signature(function).parameters if p != "grid"]
+def parse_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """``"name:key=value,key=value"`` -> the name of a file that has ``kind``, and options. Values that look like numbers
+    are numbers."""
+    name, _, rest = spec.partition(":")
+    if name not in having(kind):
+        example = "uniform:every=3" if kind == "rule" else "path:gamma=4"
+        raise UnknownName(kind, name, having(kind), next_step=f'A spec reads like "{example}".')
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not value:
+            raise BadOption(key, value, f"key=value, in the spec {spec!r}")
+        if key in options:
+            raise BadOption(key, value, f"one value, in the spec {spec!r}")
+        options[key] = _value(value)
+    return name, options
+
+
+def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]:
+    """The function ``kind`` of the file ``name``, once it is known to have these options."""
+    found: Callable[..., Any] | None = getattr(_rooms.load(__name__, name), kind, None)
+    if found is None:
+        raise UnknownName(kind, name, having(kind), next_step="It has no function of that kind.")
+    known = [p for p in inspect.signature(found).parameters if p not in ("grid", "profile", "computed_steps")]
     for key in options:
-        if key not in known:
-            raise UnknownName(f"option of {name!r}", key, [*known, "sites"])
-    return function
+        if key not in known and not (kind == "rule" and key == "sites"):
+            raise UnknownName(f"option of {name!r}", key, [*known, "sites"] if kind == "rule" else known)
+    return found
 
 
-def _number(spec: str, key: str, value: str) -> float | int:
-    try:
-        return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
-    except ValueError:
-        raise BadOption(key, value, f"a number, in the spec {spec!r}") from None
+def _value(text: str) -> float | int | str:
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

@@ -9,15 +9,26 @@ from __future__ import annotations
 import numpy as np
 
 from diffcache.errors import BadOption
+from diffcache.profile import Profile
 from diffcache.schedule import SitePlan
-from diffcache.schedulers import Grid
-from diffcache.schedulers.uniform import every_kth
+from diffcache.schedulers import Grid, Planned
+from diffcache.schedulers.uniform import evenly, every_kth
+
+SOURCE = "TaylorSeer, arXiv 2503.06923; exact divided differences on irregular grids"
 
 
 def rule(grid: Grid, *, every: int = 4, order: int = 1) -> SitePlan:
+    return extrapolated(grid, every_kth(grid, every), order)
+
+
+def plan(profile: Profile, computed_steps: float, *, order: int = 1) -> Planned:
+    compute = evenly(profile.steps, computed_steps)
+    return Planned(sites={"model": extrapolated(Grid(profile.timesteps), compute, order)})
+
+
+def extrapolated(grid: Grid, compute: np.ndarray, order: int) -> SitePlan:
     if not isinstance(order, int) or not 0 <= order <= 4:
         raise BadOption("order", order, "0 to 4")
-    compute = every_kth(grid, every)
     return SitePlan(compute=compute, weights=extrapolation(grid, compute, order))
 
 

@@ -7,12 +7,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from diffcache.errors import BadOption
+from diffcache.profile import Profile
 from diffcache.schedule import SitePlan
-from diffcache.schedulers import Grid
+from diffcache.schedulers import Grid, Planned
+
+SOURCE = "FORA, arXiv 2407.01425, at any site"
 
 
 def rule(grid: Grid, *, every: int = 2) -> SitePlan:
     return reuse(every_kth(grid, every))
+
+
+def plan(profile: Profile, computed_steps: float) -> Planned:
+    return Planned(sites={"model": reuse(evenly(profile.steps, computed_steps))})
 
 
 def reuse(compute: np.ndarray) -> SitePlan:
@@ -28,7 +35,7 @@ def every_kth(grid: Grid, every: int) -> np.ndarray:
     return np.asarray((past_start < 0) | (past_start % every == 0))
 
 
-def evenly(steps: int, computed: int, among: Iterable[int] = ()) -> np.ndarray:
+def evenly(steps: int, computed: float, among: Iterable[int] = ()) -> np.ndarray:
     """bool [T] with exactly ``computed`` steps, spread as evenly as whole numbers allow, the first among them.
 
     Where a step of ``among`` is not among them, the nearest moves there.

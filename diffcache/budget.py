@@ -1,0 +1,61 @@
+"""What a plan may cost, or how far it may stray: one type for every scheduler."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from diffcache.errors import BadOption
+
+_GOALS = ("computed_steps", "speedup", "max_error_db")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One goal, and beside it a limit on memory if one is wanted.
+
+    computed_steps  work of that many full steps of the loop; fractions are for tables of sites, whose work need not
+                    come in whole steps
+    speedup         of the sampling loop over the full run, by the seconds that the profile measured; above 1
+    max_error_db    the cheapest plan whose expected fidelity to the full run, PSNR of the final state in dB, is no
+                    lower than this
+    memory_bytes    most bytes of kept tensors at one time, for the batch that was profiled
+
+    Raises BadOption for no goal, two of them, or a value that no plan could meet.
+    """
+
+    computed_steps: float | None = None
+    speedup: float | None = None
+    max_error_db: float | None = None
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in _GOALS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise BadOption("budget", str(self), f"exactly one of {', '.join(_GOALS)}; memory_bytes beside it")
+        _demand("computed_steps", self.computed_steps, least=1, allowed="1 or more")
+        _demand("speedup", self.speedup, least=1, allowed="1 or more; 1 is the full run")
+        _demand("max_error_db", self.max_error_db, least=-math.inf, allowed="a number of dB, such as 40")
+        if self.memory_bytes is not None and (
+            not isinstance(self.memory_bytes, Integral) or isinstance(self.memory_bytes, bool) or self.memory_bytes < 0
+        ):
+            raise BadOption("memory_bytes", self.memory_bytes, "a whole number of bytes, 0 or more")
+
+    @classmethod
+    def of(cls, budget: Budget | float) -> Budget:
+        """``budget`` itself, or a bare number as ``computed_steps``."""
+        return budget if isinstance(budget, Budget) else cls(computed_steps=budget)
+
+    def __str__(self) -> str:
+        values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return ", ".join(f"{name} {value:g}" for name, value in values if value is not None) or "nothing"
+
+
+def _demand(name: str, value: object, *, least: float, allowed: str) -> None:
+    if value is None:
+        return
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < least:  # type: ignore[operator]
+        raise BadOption(name, value, allowed)
