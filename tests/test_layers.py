@@ -20,11 +20,14 @@ PACKAGE = Path(__file__).parents[1] / "diffcache"
 # A room is a file or a folder of the package. It may import the rooms of the lines above its own.
 LAYERS = (
     ("errors",),
-    ("schedule", "profile", "sites", "patch", "_rooms", "_document", "_container", "_checks", "_hub", "_settings"),
+    (
+        *("schedule", "profile", "budget", "sites", "patch"),
+        *("_rooms", "_document", "_container", "_checks", "_hub", "_settings"),
+    ),
     ("schedulers", "kernels", "predictors"),
-    ("store", "adapters", "host"),
+    ("store", "adapters", "host", "planning"),
     ("executor", "profiling"),
-    ("reports", "estimates", "api"),
+    ("reports", "estimates", "plots", "api"),
     ("eval", "assets"),
     ("demo", "cli"),
     ("__init__", "__main__"),
@@ -36,8 +39,8 @@ SOCIABLE = {RANK["schedule"], RANK["api"], RANK["cli"], RANK["__init__"]}
 
 ONLY = {"assets": {"errors"}}  # room -> all it may import, whatever its rank allows
 NEVER = {"kernels": {"sites"}}  # kernels see tensors, never places
-LIGHT = ("errors", "schedule", "profile", "_document", "_rooms", "schedulers")  # documents and arithmetic
-HEAVY = {"torch", "diffusers"}  # unreachable from LIGHT, through other rooms too
+LIGHT = ("errors", "schedule", "profile", "budget", "_document", "_rooms", "schedulers", "planning", "plots")
+HEAVY = {"torch", "diffusers"}  # unreachable from LIGHT, documents and arithmetic, through other rooms too
 
 CALLS = {"load", "entry", "names", "import_module"}  # calls whose first argument, when spelled out, is an import
 
@@ -179,6 +182,9 @@ def heard(root: Path, **files: str) -> str:
         ("schedulers__planted", "from diffcache.predictors.hold import predict", "imports predictors (layer 2)"),
         ("host", "from diffcache.adapters import bind", "imports adapters (layer 3)"),
         ("profiling__planted", "import diffcache.executor", "imports executor (layer 4)"),
+        ("budget", "from diffcache.schedulers import Planned", "imports schedulers (layer 2)"),
+        ("schedulers__planted", "from diffcache.planning import plan", "imports planning (layer 3)"),
+        ("planning", "from diffcache.profiling import fit", "imports profiling (layer 4)"),
         ("assets__planted", "from diffcache.eval import fid", "imports eval (layer 6)"),
         ("estimates", "from diffcache.demo import run_demo", "imports demo (layer 7)"),
         ("profiling__planted", "from diffcache.estimates import Estimate", "imports estimates (layer 5)"),
@@ -205,7 +211,7 @@ def test_a_planted_import_is_heard_of(copy: Path, file: str, code: str, words: s
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
     ],
 )
-@pytest.mark.parametrize("file", ["schedulers__planted", "schedule", "profile"])
+@pytest.mark.parametrize("file", ["schedulers__planted", "schedule", "profile", "planning"])
 def test_torch_or_diffusers_planted_into_a_light_room_is_heard_of(copy: Path, file: str, code: str) -> None:
     assert "must stay without" in heard(copy, **{file: code})
 

@@ -1,4 +1,4 @@
-"""The ``diffcache`` command."""
+"""``diffcache demo``: the whole way, on a model that comes with the package."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffcache.errors import DiffCacheError
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Training-free feature caching for diffusion models."
-)
-
-
-@app.callback()
-def command() -> None:
-    """Training-free feature caching for diffusion models."""
-
-
-@app.command()
 def demo(
     model: Annotated[
         Literal["flux", "dit"], typer.Option(help="flux: text to picture, no guidance; dit: class to picture, guided.")
@@ -39,12 +27,3 @@ def demo(
         'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylor:every=3,order=1")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, computed_steps=12))"
     )
-
-
-def main() -> None:
-    """Entry point: errors of this library are one line, not a traceback."""
-    try:
-        app()
-    except DiffCacheError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
