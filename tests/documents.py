@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,8 +13,17 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
+from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile, Tables
+from diffcache.schedule import (
+    CacheSchedule,
+    DenoiserPlan,
+    Expected,
+    Guidance,
+    NoiseSchedulerId,
+    Online,
+    OnlineRule,
+    SitePlan,
+)
 
 DIGEST = "0123456789abcdef" * 4
 STEPS = 6
@@ -48,31 +57,40 @@ def schedule(**changes: Any) -> CacheSchedule:
         bias=np.full((2, STEPS, 3), -0.125),
     )
     sites = {"model": full, "block:blocks.0": hold("■·····")}
+    plan = DenoiserPlan(sites=sites, online=online(), class_name="Net", config_digest=DIGEST)
     fields: dict[str, Any] = {
         "steps": STEPS,
-        "denoisers": {"transformer": DenoiserPlan(sites=sites, class_name="Net", config_digest=DIGEST)},
+        "denoisers": {"transformer": plan},
         "noise_scheduler": NoiseSchedulerId(class_name="Euler", config_digest=DIGEST, prediction_type="epsilon"),
         "guidance": Guidance(mode="batched", branches=2, scale=5.0),
         "timesteps": np.linspace(999, 1, STEPS),
+        "sigmas": np.linspace(1, 0, STEPS + 1),
+        "expected": Expected(mean_db=40.0, low_db=35.5, high_db=44.0, samples=16, origin="held-out"),
         "provenance": {"scheduler": "by hand"},
     }
     return CacheSchedule(**fields | changes)
 
 
+def online(**changes: Any) -> Online:
+    """A guard against drift: the one rule beside which plans may use several anchors."""
+    fields = {"rule": "drift", "limit": np.linspace(0.5, 0.25, STEPS), "polynomial": np.array([2.0, -1.0]), "most": 3}
+    return Online(**fields | changes)
+
+
 def profile(**changes: Any) -> Profile:
     """Two branches of one site, six steps; nothing left at its default."""
+    steps = changes.get("steps", STEPS)
     outputs = np.random.default_rng(0).normal(size=(2, STEPS, 8)).cumsum(axis=1)
     fields: dict[str, Any] = {
         "steps": STEPS,
         "start": 3,
         "timesteps": np.linspace(999, 1, STEPS),
         "sigmas": np.linspace(1, 0, STEPS + 1),
-        "denoisers": {
-            "unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": tables(outputs)})
-        },
+        "denoisers": {"unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": site(outputs)})},
         "noise_scheduler": NoiseSchedulerId(class_name="Euler", config_digest=DIGEST, prediction_type="epsilon"),
         "guidance": Guidance(mode="separate", branches=2, scale=7.5),
-        "dynamics": dynamics(changes.get("steps", STEPS)),
+        "dynamics": dynamics(steps),
+        "seconds": 0.03,
         "samples": 16,
         "provenance": {"prompts": "sixteen"},
     }
@@ -80,33 +98,49 @@ def profile(**changes: Any) -> Profile:
 
 
 def dynamics(steps: int = STEPS, **changes: np.ndarray) -> Dynamics:
-    """A sampler of equal steps, and outputs that turn slowly."""
+    """A sampler of equal steps, and outputs that turn slowly, faster in the second of two samples."""
     angle = np.linspace(0, 1, steps)
+    turn = angle[:, None] - angle
     fields = {
-        "gram": np.cos(angle[:, None] - angle),
+        "grams": np.cos([turn, 2 * turn]),
+        "peaks": np.array([2.0, 3.0]),
         "reach": np.tril(np.full((steps, steps), -1 / steps)),
         "response": np.linspace(0.5, 0.25, steps),
     }
     return Dynamics(**fields | changes)
 
 
-def measured(site: SiteProfile) -> DenoiserProfile:
-    return DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": site})
+def measured(found: SiteProfile) -> DenoiserProfile:
+    return DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": found})
 
 
-def tables(outputs: np.ndarray, **changes: Any) -> SiteProfile:
-    """What a profile says about the outputs [B, T, C] of a site."""
-    size = np.linalg.norm(outputs, axis=-1)
-    inner = np.einsum("bic,bjc->bij", outputs, outputs)
+def site(outputs: np.ndarray, **changes: Any) -> SiteProfile:
+    """What a profile says about a site with the outputs [B, T, C]: its input stands still, so the residual moves as the
+    output does."""
+    rows = outputs.shape[:2]
+    residuals = outputs - 1
+    length = np.maximum(np.linalg.norm(residuals, axis=-1), 1e-9)
     fields: dict[str, Any] = {
-        "distance": np.linalg.norm(outputs[:, :, None] - outputs[:, None], axis=-1) / size[:, None, :],
-        "gram": inner / outputs.shape[-1],
-        "cosine": np.clip(inner / (size[:, :, None] * size[:, None, :]), -1, 1),
+        "output": tables(outputs),
+        "residual": tables(residuals),
+        "residual_ratio": np.concatenate([np.ones_like(length[:, :1]), length[:, 1:] / length[:, :-1]], axis=1),
+        "input_change": np.full(rows, 0.25),
+        "modulated_change": np.full(rows, 0.125),
+        "influence": np.linspace(1, 0.5, rows[1]),
         "seconds": 0.004,
         "flops": 3 * 10**9,
+        "calls": 1,
         "output_bytes": 4096,
     }
     return SiteProfile(**fields | changes)
+
+
+def tables(tensors: np.ndarray, **changes: np.ndarray) -> Tables:
+    """Of the tensors [B, T, C]."""
+    l1 = np.abs(tensors[:, :, None] - tensors[:, None]).mean(-1)
+    size = np.maximum(np.abs(tensors).mean(-1), 1e-9)
+    gram = np.einsum("bic,bjc->bij", tensors, tensors) / tensors.shape[-1]
+    return Tables(**{"l1": l1, "relative_l1": l1 / size[:, None, :], "gram": gram} | changes)
 
 
 def forge(document: CacheSchedule | Profile, path: Path, edit: Edit) -> Path:
@@ -135,6 +169,14 @@ guidances = st.builds(
     st.sampled_from(["none", "separate", "batched"]),
     st.integers(2, 3),
     st.none() | finite,
+)
+expectations = st.builds(
+    Expected,
+    mean_db=finite,
+    low_db=finite,
+    high_db=finite,
+    samples=st.integers(1, 10**6),
+    origin=st.sampled_from(["simulated", "calibration", "held-out"]),
 )
 
 
@@ -169,7 +211,23 @@ def denoiser_plans(draw: st.DrawFn, steps: int, branches: list[int]) -> Denoiser
         compute = compute & draw(hnp.arrays(bool, steps))  # what lies inside a predicted site does not run
         compute[0] = True
         sites[name] = draw(site_plans(compute, branches))
-    return DenoiserPlan(sites=sites, class_name=draw(st.none() | names), config_digest=draw(st.none() | digests))
+    several = any(plan.anchors > 1 for plan in sites.values())
+    return DenoiserPlan(
+        sites=sites,
+        online=draw(st.none() | onlines(steps, ["drift"] if several else list(get_args(OnlineRule)))),
+        class_name=draw(st.none() | names),
+        config_digest=draw(st.none() | digests),
+    )
+
+
+def onlines(steps: int, rules: list[str]) -> st.SearchStrategy[Online]:
+    return st.builds(
+        Online,
+        rule=st.sampled_from(rules),
+        limit=arrays(steps, elements=st.floats(0, 1e9)),
+        polynomial=st.none() | st.integers(1, 4).flatmap(arrays),
+        most=st.none() | st.integers(1, 9),
+    )
 
 
 @st.composite
@@ -183,6 +241,8 @@ def schedules(draw: st.DrawFn) -> CacheSchedule:
         noise_scheduler=draw(st.none() | noise_schedulers),
         guidance=guidance,
         timesteps=draw(st.none() | arrays(steps)),
+        sigmas=draw(st.none() | arrays(steps + 1, elements=st.floats(0, 1e6)).map(lambda s: np.sort(s)[::-1].copy())),
+        expected=draw(st.none() | expectations),
         provenance=draw(provenances),
     )
 
@@ -193,24 +253,39 @@ def profiles(draw: st.DrawFn) -> Profile:
     steps, guidance = draw(st.integers(1, 4)), draw(st.none() | guidances)
     branches = [1, guidance.branches] if guidance else [1]
     outputs = st.sampled_from(branches).flatmap(lambda b: arrays(b, steps, 3, elements=st.floats(0.5, 2)))
-    costs = st.fixed_dictionaries(
-        {"seconds": st.floats(0, 1e6), "flops": st.integers(0, 2**63 - 1), "output_bytes": st.integers(0, 2**63 - 1)},
-        optional={"cosine": st.none()},
+    changes = st.fixed_dictionaries(
+        {
+            "seconds": st.floats(0, 1e6),
+            "flops": st.integers(0, 2**63 - 1),
+            "calls": st.integers(1, 2**63 - 1),
+            "output_bytes": st.integers(0, 2**63 - 1),
+        },
+        optional={
+            "modulated_change": st.none(),
+            "influence": st.none() | arrays(steps, elements=st.floats(0, 1e9)),
+        },
     )
-    site_profiles = st.builds(lambda o, c: tables(o, **c), outputs, costs)
+    no_residual = st.sampled_from([{}, {"residual": None, "residual_ratio": None}])
     denoisers = st.builds(
         DenoiserProfile,
         class_name=names,
         config_digest=st.none() | digests,
-        sites=st.dictionaries(site_names, site_profiles, min_size=1, max_size=2),
+        sites=st.dictionaries(
+            site_names,
+            st.builds(lambda o, c, r: site(o, **c, **r), outputs, changes, no_residual),
+            min_size=1,
+            max_size=2,
+        ),
     )
-    outputs_of_loop = draw(arrays(steps, 3, elements=st.floats(0.5, 2)))
+    samples = draw(st.integers(1, 2))
+    of_loop = draw(arrays(samples, steps, 3, elements=st.floats(0.5, 2)))
     loops = st.builds(
-        lambda reach, response: Dynamics(
-            gram=outputs_of_loop @ outputs_of_loop.T, reach=np.tril(reach), response=response
+        lambda reach, response, peaks: Dynamics(
+            grams=of_loop @ of_loop.transpose(0, 2, 1), peaks=peaks, reach=np.tril(reach), response=response
         ),
         arrays(steps, steps),
         arrays(steps),
+        arrays(samples, elements=st.floats(0, 1e9)),
     )
     return Profile(
         steps=steps,
@@ -221,6 +296,7 @@ def profiles(draw: st.DrawFn) -> Profile:
         noise_scheduler=draw(st.none() | noise_schedulers),
         guidance=guidance,
         dynamics=draw(st.none() | loops),
+        seconds=draw(st.floats(0, 1e6)),
         samples=draw(st.integers(1, 10**6)),
         provenance=draw(provenances),
     )

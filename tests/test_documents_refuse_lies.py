@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from diffcache.errors import DiffCacheError, DocumentError
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
+from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile, Tables
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Guidance, NoiseSchedulerId, Online, SitePlan
 
 MODEL = "transformer/model"
 BLOCK = "transformer/block:blocks.0"
+ONLINE = "transformer/online"
+SITE = "unet/model"
 
 
 def refused(kind: type[CacheSchedule] | type[Profile], path: Path, field: str, *words: str) -> str:
@@ -232,6 +234,37 @@ SCHEDULE_LIES = [
     lie("timesteps", entry(3, np.inf), "step 3 is inf. Allowed: finite numbers"),
     lie("timesteps", put([1, 2, 3]), "found [1, 2, 3]. Allowed: 'tensor', which stands for the tensor 'timesteps'"),
     lie("timesteps", put(None), SPARE),
+    lie("sigmas", change(lambda a: a[:-1]), "found shape [6]. Allowed: [step 7]"),
+    lie("sigmas", entry(0, np.nan), "step 0 is nan. Allowed: finite numbers"),
+    lie("sigmas", entry(3, 2), "step 2 is 0.666667, the one after it higher", "Allowed: noise levels that never rise"),
+    lie("sigmas", entry(6, -1), "step 6 is -1", "the last below 0. Allowed: noise levels that never rise, 0 or more"),
+    lie("sigmas", put(None), SPARE),
+    lie("expected", put(40.0), "found 40.0. Allowed: an object"),
+    lie("expected/mean_db", put("40"), "found '40'. Allowed: a finite number"),
+    lie("expected/low_db", put(None), "found None. Allowed: a finite number"),
+    lie("expected/high_db", put(True), "found True"),
+    lie("expected/samples", put(0), "found 0. Allowed: a whole number, at least 1"),
+    lie("expected/origin", put("guessed"), "found 'guessed'. Allowed: 'simulated', 'calibration', 'held-out'"),
+    lie("expected/origin", put({}), "found {}"),
+    lie("transformer/online", put("drift"), "found 'drift'. Allowed: an object"),
+    lie(f"{ONLINE}/limit", put(None, at="transformer/online"), SPARE),
+    lie(
+        f"{ONLINE}/rule", put("magcache"), "found 'magcache'. Allowed: 'first_block', 'modulated_input', 'output_rate'"
+    ),
+    lie(f"{ONLINE}/rule", put(["drift"]), "found ['drift']"),
+    lie(f"{ONLINE}/limit", put(0.1), "found 0.1. Allowed: 'tensor'"),
+    lie(f"{ONLINE}/limit", entry(2, -0.1), "step 2 is -0.1. Allowed: 0 or more"),
+    lie(f"{ONLINE}/limit", entry(2, np.inf), "step 2 is inf. Allowed: finite numbers"),
+    lie(f"{ONLINE}/limit", change(lambda a: a[:5]), "5 steps. Allowed: 6, the steps of the schedule"),
+    lie(f"{ONLINE}/polynomial", change(lambda a: a[:0]), "found shape [0]. Allowed: [power any]"),
+    lie(f"{ONLINE}/polynomial", entry(1, np.nan), "power 1 is nan"),
+    lie(f"{ONLINE}/most", put(0), "found 0. Allowed: a whole number, at least 1"),
+    lie(f"{ONLINE}/most", put(2.0), "found 2.0"),
+    lie(
+        f"{MODEL}/weights",
+        put("first_block", at=f"{ONLINE}/rule"),
+        "2 anchors under the online rule 'first_block'. Allowed: 1",
+    ),
     lie("spare", lambda _, arrays, field: arrays.update({field: np.zeros(1)}), SPARE),
     lie("denoisers", put({}), "found none. Allowed: at least one"),
     lie("denoisers", put(["transformer"]), "found ['transformer']. Allowed: an object"),
@@ -325,28 +358,58 @@ PROFILE_LIES = [
     lie("unet/class_name", put(None), "found None. Allowed: Unicode text, not empty"),
     lie("unet/config_digest", put(7), "found 7. Allowed: a sha256 digest"),
     lie("unet/sites", put(None), "found None. Allowed: an object"),
-    lie("unet/model/seconds", put(-0.5), "found -0.5. Allowed: a finite number, at least 0"),
-    lie("unet/model/seconds", put("fast"), "found 'fast'"),
-    lie("unet/model/flops", put(1.5), "found 1.5. Allowed: a whole number, at least 0"),
-    lie("unet/model/output_bytes", put(None), "found None"),
-    lie("unet/model/distance", put(3, at="guidance/branches"), "2 branches. Allowed: 1, or the 3 of guidance"),
-    lie("unet/model/distance", put(NO_GUIDANCE, at="guidance"), "2 branches. Allowed: 1."),
-    lie("unet/model/distance", change(lambda a: a[:, :5]), "shape [2, 5, 6]. Allowed: [branch 2, step 5, other 5]"),
-    lie("unet/model/distance", entry((1, 2, 3), -0.1), "branch 1, step 2, other 3 is -0.1. Allowed: 0 or more"),
-    lie("unet/model/distance", entry((0, 4, 4), 0.1), "branch 0, step 4, other 4 is 0.1. Allowed: 0 on the diagonal"),
-    lie("unet/model/distance", entry((0, 1, 4), np.inf), "branch 0, step 1, other 4 is inf"),
-    lie("unet/model/gram", change(lambda a: a[:, :5, :5]), "shape [2, 5, 5]. Allowed: [branch 2, step 6, other 6]"),
-    lie("unet/model/gram", entry((0, 1, 4), 99), "step 1, other 4 is 99, its mirror image", "Average them"),
+    lie("seconds", put(-1.0), "found -1.0. Allowed: a finite number, at least 0"),
+    lie("seconds", put(None), "found None"),
+    lie(f"{SITE}/seconds", put(-0.5), "found -0.5. Allowed: a finite number, at least 0"),
+    lie(f"{SITE}/seconds", put("fast"), "found 'fast'"),
+    lie(f"{SITE}/flops", put(1.5), "found 1.5. Allowed: a whole number, at least 0"),
+    lie(f"{SITE}/calls", put(0), "found 0. Allowed: a whole number, at least 1"),
+    lie(f"{SITE}/output_bytes", put(None), "found None"),
+    lie(f"{SITE}/input_change", put(None), "found None. Allowed: 'tensor'"),
+    lie(f"{SITE}/input_change", change(lambda a: a[:, 1:]), "found shape [2, 5]. Allowed: [branch 2, step 6]"),
+    lie(f"{SITE}/input_change", entry((1, 4), -1), "branch 1, step 4 is -1. Allowed: 0 or more"),
+    lie(f"{SITE}/modulated_change", change(lambda a: a[:1]), "found shape [1, 6]. Allowed: [branch 2, step 6]"),
+    lie(f"{SITE}/modulated_change", entry((0, 1), -0.5), "branch 0, step 1 is -0.5. Allowed: 0 or more"),
+    lie(f"{SITE}/modulated_change", put(None), SPARE),
+    lie(f"{SITE}/influence", change(lambda a: a[None]), "found shape [1, 6]. Allowed: [step 6]"),
+    lie(f"{SITE}/influence", entry(5, -1), "step 5 is -1. Allowed: 0 or more"),
+    lie(f"{SITE}/influence", entry(5, np.nan), "step 5 is nan. Allowed: finite numbers"),
+    lie(f"{SITE}/residual", put(0.5), "found 0.5. Allowed: an object"),
+    lie(f"{SITE}/residual/l1", lambda _, arrays, __: branch_less(arrays), "shape [1, 6, 6]. Allowed: [2, 6, 6], as of"),
+    lie(f"{SITE}/residual_ratio", lambda *file: without_residual(*file), "found without residual", "both or neither"),
+    lie(f"{SITE}/residual_ratio", lambda *file: without_ratio(*file), "or residual without it. Allowed: both"),
+    lie(f"{SITE}/residual_ratio", entry((1, 3), -2), "branch 1, step 3 is -2. Allowed: 0 or more"),
+    lie(f"{SITE}/output", put(None), "found None. Allowed: an object"),
+    lie(f"{SITE}/output", put(3), "found 3. Allowed: an object"),
+    lie(f"{SITE}/output/l1", put(3, at="guidance/branches"), "2 branches. Allowed: 1, or the 3 of guidance"),
+    lie(f"{SITE}/output/l1", put(NO_GUIDANCE, at="guidance"), "2 branches. Allowed: 1."),
+    lie(f"{SITE}/output/l1", lambda _, arrays, __: step_less(arrays), "5 steps. Allowed: 6, the steps of the profile"),
+    lie(f"{SITE}/output/l1", change(lambda a: a[:, :5]), "found shape [2, 5, 6]. Allowed: [branch 2, step 5, other 5]"),
+    lie(f"{SITE}/output/l1", change(lambda a: a[0]), "found shape [6, 6]. Allowed: [branch any, step any, other any]"),
+    lie(f"{SITE}/output/l1", entry((1, 2, 3), -0.1), "branch 1, step 2, other 3 is -0.1. Allowed: 0 or more"),
+    lie(f"{SITE}/output/l1", entry((0, 4, 4), 0.1), "branch 0, step 4, other 4 is 0.1. Allowed: 0 on the diagonal"),
     lie(
-        "unet/model/gram", change(lambda a: -np.eye(STEPS) * a), "step 0, other 0", "Allowed: 0 or more on the diagonal"
+        f"{SITE}/output/l1", entry((0, 1, 4), 99), "step 1, other 4 is 99, its mirror image", "Average them: (l1 + l1ᵀ)"
     ),
-    lie("unet/model/cosine", entry((0, 1, 4), 1.1), "step 1, other 4 is 1.1. Allowed: -1 to 1"),
-    lie("unet/model/cosine", entry((0, 1, 4), -1), "step 1, other 4 is -1, its mirror image"),
-    lie("unet/model/cosine", put(None), SPARE),
+    lie(f"{SITE}/output/relative_l1", change(lambda a: a[:1]), "found shape [1, 6, 6]. Allowed: [branch 2, step 6"),
+    lie(f"{SITE}/output/relative_l1", entry((1, 2, 3), -0.1), "branch 1, step 2, other 3 is -0.1. Allowed: 0 or more"),
+    lie(f"{SITE}/output/relative_l1", entry((0, 4, 4), 0.1), "other 4 is 0.1. Allowed: 0 on the diagonal"),
+    lie(f"{SITE}/output/relative_l1", entry((0, 1, 4), np.inf), "branch 0, step 1, other 4 is inf"),
+    lie(f"{SITE}/output/gram", change(lambda a: a[:, :5, :5]), "shape [2, 5, 5]. Allowed: [branch 2, step 6, other 6]"),
+    lie(f"{SITE}/output/gram", entry((0, 1, 4), 99), "step 1, other 4 is 99, its mirror image", "Average them: (gram"),
+    lie(f"{SITE}/output/gram", change(lambda a: -np.eye(STEPS) * a), "step 0, other 0", "0 or more on the diagonal"),
+    lie(
+        f"{SITE}/residual/relative_l1", entry((1, 2, 3), -0.1), "branch 1, step 2, other 3 is -0.1. Allowed: 0 or more"
+    ),
     lie("dynamics", put(0.5), "found 0.5. Allowed: an object"),
-    lie("dynamics/gram", change(lambda a: a[None]), "found shape [1, 6, 6]. Allowed: [step 6, other 6]"),
-    lie("dynamics/gram", entry((1, 4), 2), "step 1, other 4 is 2, its mirror image", "Average them"),
-    lie("dynamics/gram", change(lambda a: -np.eye(STEPS) * a), "step 0, other 0", "Allowed: 0 or more on the diagonal"),
+    lie("dynamics/grams", change(lambda a: a[:1]), "shape [1, 6, 6]. Allowed: [sample 2, step 6, other 6]"),
+    lie("dynamics/grams", entry((1, 1, 4), 2), "sample 1, step 1, other 4 is 2, its mirror image", "Average them"),
+    lie(
+        "dynamics/grams", change(lambda a: -np.eye(STEPS) * a), "sample 0, step 0, other 0", "0 or more on the diagonal"
+    ),
+    lie("dynamics/peaks", change(lambda a: a[None]), "found shape [1, 2]. Allowed: [sample any]"),
+    lie("dynamics/peaks", entry(1, -1), "sample 1 is -1. Allowed: 0 or more"),
+    lie("dynamics/peaks", entry(1, np.inf), "sample 1 is inf. Allowed: finite numbers"),
     lie("dynamics/reach", change(lambda a: a[:, :5]), "found shape [6, 5]. Allowed: [step 6, other 6]"),
     lie("dynamics/reach", entry((2, 3), 1), "step 2, other 3 is 1. Allowed: 0 where other > step"),
     lie("dynamics/response", entry(5, np.nan), "step 5 is nan. Allowed: finite numbers"),
@@ -356,8 +419,31 @@ PROFILE_LIES = [
 
 def shorten_dynamics(arrays: Arrays) -> None:
     arrays["dynamics/response"] = arrays["dynamics/response"][:5].copy()
-    for name in ("dynamics/gram", "dynamics/reach"):
-        arrays[name] = arrays[name][:5, :5].copy()
+    for name in ("dynamics/grams", "dynamics/reach"):
+        arrays[name] = arrays[name][..., :5, :5].copy()
+
+
+def step_less(arrays: Arrays) -> None:
+    """A site measured over a loop of one step less."""
+    for name in [name for name in arrays if name.startswith(f"{SITE}/")]:
+        is_table = arrays[name].ndim == 3
+        arrays[name] = (arrays[name][:, :5, :5] if is_table else arrays[name][..., :5]).copy()
+
+
+def branch_less(arrays: Arrays) -> None:
+    for name in [name for name in arrays if name.startswith(f"{SITE}/residual/")]:
+        arrays[name] = arrays[name][:1].copy()
+
+
+def without_residual(tree: Tree, arrays: Arrays, _: str) -> None:
+    put(None)(tree, arrays, f"{SITE}/residual")
+    for name in [name for name in arrays if name.startswith(f"{SITE}/residual/")]:
+        del arrays[name]
+
+
+def without_ratio(tree: Tree, arrays: Arrays, field: str) -> None:
+    put(None)(tree, arrays, field)
+    del arrays[field]
 
 
 def rename(tree: Tree, arrays: Arrays, _: str, name: str) -> None:
@@ -416,8 +502,8 @@ def test_a_forgery_without_a_lie_is_read(tmp_path: Path, document: CacheSchedule
 @pytest.mark.parametrize(
     ("kinds", "lies"),
     [
-        ((CacheSchedule, DenoiserPlan, SitePlan, NoiseSchedulerId, Guidance), SCHEDULE_LIES),
-        ((Profile, DenoiserProfile, SiteProfile, Dynamics), PROFILE_LIES),
+        ((CacheSchedule, DenoiserPlan, SitePlan, Online, Expected, NoiseSchedulerId, Guidance), SCHEDULE_LIES),
+        ((Profile, DenoiserProfile, SiteProfile, Tables, Dynamics), PROFILE_LIES),
     ],
 )
 def test_every_field_has_been_lied_about(kinds: tuple[type, ...], lies: list[Any]) -> None:
@@ -481,7 +567,7 @@ def test_errors_made_in_memory_name_the_class_and_the_field() -> None:
     with pytest.raises(DocumentError, match=re.escape("SitePlan: field 'weights': branch 0, step 0, anchor 0 is nan")):
         SitePlan(compute=np.array([True, False]), weights=np.full((1, 2, 1), np.nan))
     with pytest.raises(DocumentError, match=re.escape("CacheSchedule: field 'transformer/block:blocks.0/compute': 6")):
-        schedule(steps=7, timesteps=None)
+        schedule(steps=7, timesteps=None, sigmas=None)
     with pytest.raises(
         DocumentError, match=re.escape("field 'weights': found list. Allowed: a numpy array of float64")
     ):

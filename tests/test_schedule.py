@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from documents import STEPS, hold, mask, schedule, schedules
+from documents import STEPS, hold, mask, online, schedule, schedules
 from hypothesis import HealthCheck, given, settings
 
 from diffcache.errors import DocumentError
-from diffcache.profile import DenoiserProfile, Profile, SiteProfile
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
+from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile, Tables
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Guidance, NoiseSchedulerId, Online, SitePlan
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,12 @@ def another(site: str, **changes: np.ndarray | None) -> dict[str, DenoiserPlan]:
     old = schedule().denoisers["transformer"]
     fields = {name: getattr(old.sites[site], name) for name in ("compute", "weights", "kappa", "scale", "bias")}
     sites = {**old.sites, site: SitePlan(**fields | changes)}
-    return {"transformer": DenoiserPlan(sites=sites, class_name=old.class_name, config_digest=old.config_digest)}
+    return {"transformer": dataclasses.replace(old, sites=sites)}
+
+
+def decided(rule: Online | None) -> dict[str, DenoiserPlan]:
+    """The denoisers of ``schedule()`` under another online rule."""
+    return {"transformer": dataclasses.replace(schedule().denoisers["transformer"], online=rule)}
 
 
 def one_bit_up(array: np.ndarray) -> np.ndarray:
@@ -72,6 +77,17 @@ FULL = schedule().denoisers["transformer"].sites["model"]
         pytest.param({"noise_scheduler": None}, id="no noise scheduler"),
         pytest.param({"guidance": Guidance(mode="batched", branches=2, scale=5.5)}, id="guidance"),
         pytest.param({"timesteps": None}, id="no timesteps"),
+        pytest.param({"sigmas": None}, id="no noise levels"),
+        pytest.param({"sigmas": one_bit_up(schedule().sigmas)}, id="one bit of one noise level"),  # type: ignore[arg-type]
+        pytest.param({"denoisers": decided(None)}, id="nothing decided online"),
+        pytest.param({"denoisers": decided(online(most=4))}, id="most steps in a row"),
+        pytest.param({"denoisers": decided(online(polynomial=None))}, id="no polynomial"),
+        pytest.param({"denoisers": decided(online(limit=one_bit_up(online().limit)))}, id="one bit of one limit"),
+        pytest.param({"expected": None}, id="no expectation"),
+        pytest.param(
+            {"expected": dataclasses.replace(schedule().expected, origin="calibration")},  # type: ignore[type-var]
+            id="where the expectation comes from",
+        ),
         pytest.param({"provenance": {}}, id="no provenance"),
     ],
 )
@@ -82,7 +98,7 @@ def test_the_smallest_difference_makes_schedules_unequal(changes: dict[str, Any]
 
 def test_schedules_are_equal_by_value_whatever_made_them() -> None:
     reordered = dict(reversed(schedule().denoisers["transformer"].sites.items()))
-    plan = DenoiserPlan(sites=reordered, class_name="Net", config_digest="0123456789abcdef" * 4)
+    plan = DenoiserPlan(sites=reordered, online=online(), class_name="Net", config_digest="0123456789abcdef" * 4)
     fortran = np.asfortranarray(schedule().timesteps)
     again = schedule(denoisers={"transformer": plan}, timesteps=fortran, steps=np.int64(STEPS))
     assert again == schedule()
@@ -143,8 +159,10 @@ def test_what_a_schedule_was_made_from_can_change_without_it() -> None:
 def test_nothing_in_a_schedule_can_be_changed() -> None:
     for document in (schedule(), CacheSchedule.from_bytes(schedule().to_bytes())):
         plan = document.denoisers["transformer"].sites["model"]
-        with pytest.raises(ValueError, match="read-only"):
-            plan.weights[0, 2, 0] = 7
+        rule = document.denoisers["transformer"].online
+        for array in (plan.weights, document.sigmas, rule.limit, rule.polynomial):  # type: ignore[union-attr]
+            with pytest.raises(ValueError, match="read-only"):
+                array.flat[0] = 7  # type: ignore[union-attr]
         with pytest.raises(TypeError):
             document.denoisers["vae"] = document.denoisers["transformer"]  # type: ignore[index]
         with pytest.raises(AttributeError):
@@ -206,13 +224,37 @@ def test_a_schedule_printed_shows_its_masks() -> None:
         "3 of 6 steps computed",
         "noise scheduler Euler",
         "guidance batched, branches 2, scale 5",
+        "expected 40.0 dB, 35.5 to 44.0 over 16 samples, held-out",
+        "noise levels moved",
         "transformer (Net)",
+        "  decided in the run by drift, limit 0.5",
         "  block:blocks.0  1/6 ■·····",
         "  model           3/6 ■■·■··",
         "scheduler: by hand",
     ]
     bare = CacheSchedule(steps=2, denoisers={"unet": DenoiserPlan(sites={"model": hold("■·")})})
     assert bare.describe().splitlines() == ["1 of 2 steps computed", "unet", "  model  1/2 ■·"]
+
+
+def test_an_expectation_is_the_mean_and_the_deciles_of_what_was_seen() -> None:
+    psnr_db = np.arange(20.0, 41.0)
+    seen = Expected.over(np.random.default_rng(0).permutation(psnr_db), "calibration")
+    assert (seen.mean_db, seen.low_db, seen.high_db, seen.samples) == (30.0, 22.0, 38.0, 21)
+    exact = Expected.over(np.array([np.inf, 100.0]), "simulated")  # a sample that ends where the full run does
+    assert (exact.mean_db, exact.samples, exact.origin) == (150.0, 2, "simulated")
+
+
+def test_plans_of_several_anchors_need_to_know_what_is_computed() -> None:
+    """Where the run decides, nobody knows beforehand which output will be the second newest."""
+    sites = schedule().denoisers["transformer"].sites
+    assert sites["model"].anchors == 2
+    DenoiserPlan(sites=sites, online=online(rule="drift"))
+    DenoiserPlan(sites={"model": hold("■·")}, online=online(rule="output_rate"))
+    for rule in ("first_block", "modulated_input", "output_rate"):
+        with pytest.raises(
+            DocumentError, match=f"'model/weights': 2 anchors under the online rule '{rule}'. Allowed: 1"
+        ):
+            DenoiserPlan(sites=sites, online=online(rule=rule))
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +303,10 @@ def test_the_example_of_the_format_document_is_what_it_prints(
 
 @pytest.mark.parametrize(
     "kind",
-    [CacheSchedule, DenoiserPlan, SitePlan, NoiseSchedulerId, Guidance, Profile, DenoiserProfile, SiteProfile],
+    [
+        *(CacheSchedule, DenoiserPlan, SitePlan, Online, Expected, NoiseSchedulerId, Guidance),
+        *(Profile, DenoiserProfile, SiteProfile, Tables, Dynamics),
+    ],
 )
 def test_the_format_document_names_every_field(kind: type) -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
