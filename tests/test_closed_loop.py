@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import itertools
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from documents import DIGEST, dynamics, measured, profile, tables
+from documents import dynamics, measured, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcache.errors import BadOption
-from diffcache.profile import DenoiserProfile, Dynamics, Profile
-from diffcache.schedule import CacheSchedule
+from diffcache.profile import Dynamics, Profile
+from diffcache.schedule import SitePlan
 from diffcache.schedulers import closed_loop
-from diffcache.schedulers.closed_loop import ANCHORS, final_error, improve, plan, shifts, simulate
-from diffcache.schedulers.uniform import evenly
+from diffcache.schedulers._simulation import ANCHORS, EXACT_DB, Simulator
+from diffcache.schedulers.closed_loop import improve, plan, shifts
+from diffcache.schedulers.uniform import evenly, reuse
 
-WIDTH = 40  # elements of a state
+WIDTH = 40  # elements of a state, over all samples
+SAMPLES = 2
+
+Weigh = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Loop:
@@ -49,12 +53,34 @@ class Loop:
         steps = len(self.outputs)
         nothing = self.walk(np.zeros((steps, WIDTH)))
         ones = [self.walk(np.repeat(row[:, None], WIDTH, 1)) - nothing for row in np.eye(steps)]
-        gram = self.outputs @ self.outputs.T / WIDTH
-        return Dynamics(gram=(gram + gram.T) / 2, reach=np.stack([o[:, 0] for o in ones], 1), response=self.response)
+        parts = np.stack(np.split(self.outputs, SAMPLES, axis=1))
+        grams = parts @ parts.transpose(0, 2, 1) * SAMPLES / WIDTH
+        return Dynamics(
+            grams=(grams + grams.transpose(0, 2, 1)) / 2,
+            peaks=np.ptp(self.states[-1].reshape(SAMPLES, -1), axis=1),
+            reach=np.stack([o[:, 0] for o in ones], 1),
+            response=self.response,
+        )
 
-    def run(self, compute: np.ndarray, begins: tuple[int, ...] = ()) -> tuple[np.ndarray, float]:
-        """The closed loop with these masks, fitted by lstsq: weights, mean squared error of the final state."""
+    def fitted(self, compute: np.ndarray, begins: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """The closed loop with this mask, fitted by lstsq: weights, error [WIDTH] of the final state."""
         weights = np.zeros((len(compute), ANCHORS))
+
+        def weigh(i: int, anchors: np.ndarray, rest: np.ndarray) -> np.ndarray:
+            w, *_ = np.linalg.lstsq(self.gain[i] * anchors.T, rest, rcond=None)
+            weights[i, : len(w)] = w
+            return np.asarray(w)
+
+        return weights, self.end(compute, weigh, ANCHORS, begins)
+
+    def played(self, plan: SitePlan) -> np.ndarray:
+        """The closed loop with the plan's own weights: error [WIDTH] of the final state."""
+        scale = np.ones(len(plan.compute)) if plan.scale is None else plan.scale[0]
+        keep = plan.weights.shape[2]
+        return self.end(plan.compute, lambda i, anchors, _: scale[i] * plan.weights[0, i, : len(anchors)], keep)
+
+    def end(self, compute: np.ndarray, weigh: Weigh, keep: int, begins: tuple[int, ...] = ()) -> np.ndarray:
+        """``weigh``: (step, anchors [k, WIDTH], what the state after the step still misses) -> weights [k]."""
         handed: list[np.ndarray] = []
         anchors: list[np.ndarray] = []
         for i, computed in enumerate(compute):
@@ -62,13 +88,11 @@ class Loop:
             if computed:
                 error = self.walk(past)[i - 1] - self.states[i - 1] if i else 0
                 handed.append(self.outputs[i] + self.response[i] * error)
-                anchors = [handed[i], *([] if i in begins else anchors)][:ANCHORS]
+                anchors = [handed[i], *([] if i in begins else anchors)][:keep]
             else:
-                rest = self.states[i] - self.walk(past)[i]
-                w, *_ = np.linalg.lstsq(self.gain[i] * np.stack(anchors, 1), rest, rcond=None)
-                weights[i, : len(w)] = w
+                w = weigh(i, np.stack(anchors), self.states[i] - self.walk(past)[i])
                 handed.append(w @ np.stack(anchors))
-        return weights, float(((self.walk(np.array(handed))[-1] - self.states[-1]) ** 2).mean())
+        return np.asarray(self.walk(np.array(handed))[-1] - self.states[-1])
 
 
 masks = st.lists(st.booleans(), min_size=1, max_size=9).map(lambda rest: np.array([True, *rest]))
@@ -78,60 +102,152 @@ masks = st.lists(st.booleans(), min_size=1, max_size=9).map(lambda rest: np.arra
 @given(masks, st.integers(0, 99), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.3]))
 def test_a_simulated_run_is_the_run(compute: np.ndarray, seed: int, memory: float, response: float) -> None:
     loop = Loop(len(compute), seed, memory=memory, response=response)
-    weights, error = loop.run(compute)
-    simulated = simulate(loop.dynamics(), compute)
-    assert simulated.error == pytest.approx(error, rel=1e-4, abs=1e-9)
+    weights, end = loop.fitted(compute)
+    simulated = Simulator(loop.dynamics()).fitted(compute)
+    assert simulated.error == pytest.approx((end**2).mean(), rel=1e-4, abs=1e-9)
     assert simulated.weights == pytest.approx(weights, rel=1e-3, abs=1e-4)
-    assert final_error(loop.dynamics(), compute) == simulated.error
+    assert simulated.end @ loop.outputs == pytest.approx(end, abs=1e-4)
+    assert Simulator(loop.dynamics()).error(compute) == simulated.error
 
 
 def test_the_simulation_sees_memory_and_response() -> None:
     """What a simulation that takes the sampler for a one-step one, or the network for deaf, would miss."""
     compute = evenly(10, 4)
-    _, error = (loop := Loop(10, 0, memory=0.5, response=0.3)).run(compute)
-    whole = loop.dynamics()
-    deaf = Dynamics(gram=whole.gram, reach=whole.reach, response=np.zeros(10))
-    one_step = Dynamics(gram=whole.gram, reach=Loop(10, 0).dynamics().reach, response=whole.response)
-    assert final_error(whole, compute) == pytest.approx(error, rel=1e-4)
-    assert final_error(deaf, compute) != pytest.approx(error, rel=0.01)
-    assert final_error(one_step, compute) != pytest.approx(error, rel=0.01)
+    _, end = (loop := Loop(10, 0, memory=0.5, response=0.3)).fitted(compute)
+    whole, error = loop.dynamics(), (end**2).mean()
+    deaf = dataclasses.replace(whole, response=np.zeros(10))
+    one_step = dataclasses.replace(whole, reach=Loop(10, 0).dynamics().reach)
+    assert Simulator(whole).error(compute) == pytest.approx(error, rel=1e-4)
+    assert Simulator(deaf).error(compute) != pytest.approx(error, rel=0.01)
+    assert Simulator(one_step).error(compute) != pytest.approx(error, rel=0.01)
 
 
 def test_a_denoiser_that_takes_over_has_no_anchors_yet() -> None:
     loop = Loop(8, 3)
     compute = np.array([letter == "■" for letter in "■■·■··■·"])
-    weights, error = loop.run(compute, begins=(3,))
-    simulated = simulate(loop.dynamics(), compute, begins=(3,))
-    assert simulated.error == pytest.approx(error, rel=1e-6)
+    weights, end = loop.fitted(compute, begins=(3,))
+    simulated = Simulator(loop.dynamics(), begins=(3,)).fitted(compute)
+    assert simulated.error == pytest.approx((end**2).mean(), rel=1e-6)
     assert simulated.weights == pytest.approx(weights, abs=1e-5)
     assert not simulated.weights[4:6, 1:].any()
-    assert simulate(loop.dynamics(), compute).weights[4:6, 1].all()
+    assert Simulator(loop.dynamics()).fitted(compute).weights[4:6, 1].all()
 
 
 @given(st.integers(1, 12), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_nothing_is_missing_when_all_is_computed(steps: int, seed: int) -> None:
-    simulated = simulate(Loop(steps, seed, response=0.3).dynamics(), np.ones(steps, bool))
+    simulator = Simulator(Loop(steps, seed, response=0.3).dynamics())
+    simulated = simulator.fitted(np.ones(steps, bool))
     assert simulated.error == 0
     assert not simulated.weights.any()
+    assert (simulator.psnr_db(simulated) == EXACT_DB).all()
 
 
 def test_a_step_that_moves_nothing_reuses() -> None:
     still = dynamics(reach=np.zeros((6, 6)))
     compute = evenly(6, 2)
-    assert simulate(still, compute).weights.tolist() == [(~c * np.eye(ANCHORS)[0]).tolist() for c in compute]
+    assert Simulator(still).fitted(compute).weights.tolist() == [(~c * np.eye(ANCHORS)[0]).tolist() for c in compute]
+
+
+def test_fewer_anchors_are_newer_anchors() -> None:
+    loop, compute = Loop(8, 3), evenly(8, 5)
+    two = Simulator(loop.dynamics(), anchors=2).fitted(compute)
+    assert two.weights.shape == (8, 2)
+    assert Simulator(loop.dynamics()).error(compute) < two.error < Simulator(loop.dynamics(), anchors=1).error(compute)
+
+
+# Plans with weights of their own.
+
+
+@st.composite
+def played(draw: st.DrawFn) -> tuple[Loop, SitePlan]:
+    """Any loop, and any plan that stays within what its simulation knows."""
+    compute = draw(masks)
+    steps, keep = len(compute), draw(st.integers(1, 3))
+    draw_number = np.random.default_rng(draw(st.integers(0, 999)))
+    exists = np.arange(keep) < np.cumsum(compute)[:, None]
+    weights = np.where(exists & ~compute[:, None], draw_number.uniform(-1, 1, (steps, keep)) / keep, 0.0)
+    scale = draw(st.sampled_from([None, draw_number.uniform(0.5, 1.5, (1, steps))]))
+    plan = SitePlan(
+        compute=compute, weights=weights[None], scale=scale, kappa=draw(st.none() | st.just(compute[None] + 0.0))
+    )
+    return Loop(steps, draw(st.integers(0, 99)), memory=draw(st.sampled_from([0.0, 0.5])), response=0.3), plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(played())
+def test_a_played_run_is_the_run_and_its_psnr_that_of_every_sample(drawn: tuple[Loop, SitePlan]) -> None:
+    loop, plan = drawn
+    end = loop.played(plan)
+    simulator = Simulator(loop.dynamics())
+    run = simulator.played(plan)
+    assert run is not None
+    assert run.error == pytest.approx((end**2).mean(), rel=1e-6, abs=1e-12)
+    assert run.end @ loop.outputs == pytest.approx(end, abs=1e-8)
+    reference = loop.states[-1].reshape(SAMPLES, -1)
+    for psnr_db, missed, whole in zip(simulator.psnr_db(run), end.reshape(SAMPLES, -1), reference, strict=True):
+        mse = (missed**2).mean()
+        wanted = 20 * np.log10(whole.max() - whole.min()) - 10 * np.log10(mse) if mse > 1e-19 else EXACT_DB
+        assert psnr_db == pytest.approx(wanted, abs=1e-3) or mse < 1e-17
+
+
+@settings(max_examples=30, deadline=None)
+@given(masks, st.integers(0, 99))
+def test_the_fitted_weights_played_are_the_fitted_run(compute: np.ndarray, seed: int) -> None:
+    simulator = Simulator(Loop(len(compute), seed, memory=0.5, response=0.3).dynamics())
+    fitted = simulator.fitted(compute)
+    again = simulator.played(SitePlan(compute=compute, weights=fitted.weights[None]))
+    assert again is not None
+    assert np.array_equal(again.weights, fitted.weights)
+    assert np.array_equal(again.end, fitted.end)
+    assert again.error == fitted.error
+
+
+def test_samples_are_told_apart() -> None:
+    """One mean Gram table would give both the same decibels but for their peaks."""
+    loop = Loop(10, 2)
+    simulator = Simulator(loop.dynamics())
+    run = simulator.played(reuse(evenly(10, 4)))
+    assert run is not None
+    alike = dataclasses.replace(loop.dynamics(), grams=np.repeat(simulator.gram[None], SAMPLES, 0))
+    assert not np.allclose(simulator.psnr_db(run), Simulator(alike).psnr_db(run), atol=0.01)
+
+
+def test_a_sample_that_stays_where_it_began_has_no_range_and_no_infinity() -> None:
+    flat = dynamics(peaks=np.zeros(2))
+    simulator = Simulator(flat)
+    run = simulator.played(reuse(evenly(6, 2)))
+    assert run is not None
+    assert np.isfinite(simulator.psnr_db(run)).all()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"kappa": np.ones((1, 6))},
+        {"bias": np.ones((1, 6))},
+        {"bias": np.ones((1, 6, 3))},
+        {"scale": np.ones((1, 6, 3))},
+        {"weights": np.repeat(reuse(evenly(6, 2)).weights, 2, axis=0)},
+    ],
+    ids=["drift of the input", "bias", "bias per channel", "scale per channel", "branches apart"],
+)
+def test_what_the_simulation_knows_nothing_of_is_not_played(more: dict[str, np.ndarray]) -> None:
+    plain = reuse(evenly(6, 2))
+    assert Simulator(dynamics()).played(plain) is not None
+    assert Simulator(dynamics()).played(dataclasses.replace(plain, **more)) is None
 
 
 # Choosing.
 
 
-def costs(loop: Dynamics, steps: int, computed: int) -> dict[bytes, float]:
+def costs(simulator: Simulator, computed: int) -> dict[bytes, float]:
     """Every mask there is."""
     found = {}
-    for chosen in itertools.combinations(range(1, steps), computed - 1):
-        compute = np.zeros(steps, bool)
+    for chosen in itertools.combinations(range(1, simulator.steps), computed - 1):
+        compute = np.zeros(simulator.steps, bool)
         compute[[0, *chosen]] = True
-        found[compute.tobytes()] = final_error(loop, compute)
+        found[compute.tobytes()] = simulator.error(compute)
     return found
 
 
@@ -139,9 +255,8 @@ def costs(loop: Dynamics, steps: int, computed: int) -> dict[bytes, float]:
 @given(st.integers(3, 8).flatmap(lambda t: st.tuples(st.just(t), st.integers(2, t - 1))), st.integers(0, 999))
 def test_improving_ends_where_no_move_helps_and_never_worsens(size: tuple[int, int], seed: int) -> None:
     steps, computed = size
-    loop = Loop(steps, seed, response=0.2).dynamics()
-    cost = functools.partial(final_error, loop)
-    every = costs(loop, steps, computed)
+    simulator = Simulator(Loop(steps, seed, response=0.2).dynamics())
+    every, cost = costs(simulator, computed), simulator.error
     better = improve(evenly(steps, computed), cost)
     assert better[0]
     assert better.sum() == computed
@@ -153,12 +268,12 @@ def test_improving_ends_where_no_move_helps_and_never_worsens(size: tuple[int, i
 def test_the_best_of_all_masks_is_mostly_found_and_stays_where_it_is() -> None:
     found = 0
     for seed in range(20):
-        loop = Loop(8, seed).dynamics()
-        every = costs(loop, 8, 3)
+        simulator = Simulator(Loop(8, seed).dynamics())
+        every = costs(simulator, 3)
         best = np.frombuffer(min(every, key=every.__getitem__), bool)
-        assert np.array_equal(improve(best, functools.partial(final_error, loop)), best)
-        better = improve(evenly(8, 3), functools.partial(final_error, loop))
-        found += bool(np.isclose(final_error(loop, better), min(every.values())))
+        assert np.array_equal(improve(best, simulator.error), best)
+        better = improve(evenly(8, 3), simulator.error)
+        found += bool(np.isclose(simulator.error(better), min(every.values())))
     assert 10 <= found < 20  # by single moves from the even mask: not always
 
 
@@ -204,7 +319,7 @@ def test_an_even_mask_has_the_steps_that_must_be_among_it(steps: int, data: st.D
         evenly(steps, len(among | {0}) - 1, among)
 
 
-# From a profile to a schedule.
+# From a profile to a plan.
 
 
 def of(loop: Loop, **changes: object) -> Profile:
@@ -214,7 +329,7 @@ def of(loop: Loop, **changes: object) -> Profile:
         "start": 0,
         "timesteps": np.linspace(999, 1, steps),
         "sigmas": None,
-        "denoisers": {"transformer": measured(tables(loop.outputs[None]))},
+        "denoisers": {"transformer": measured(site(loop.outputs[None]))},
         "dynamics": loop.dynamics(),
     }
     return profile(**fields | changes)
@@ -223,41 +338,28 @@ def of(loop: Loop, **changes: object) -> Profile:
 @pytest.mark.parametrize("computed", [1, 2, 5, 12])
 def test_a_plan_is_the_improved_mask_with_the_simulated_weights(computed: int) -> None:
     loop = Loop(12, 1, response=0.2)
-    schedule = plan(of(loop), computed)
-    site = schedule.denoisers["transformer"].sites["model"]
-    assert schedule.computed_steps == computed
-    assert schedule.steps == 12
-    assert np.array_equal(site.weights[0], simulate(loop.dynamics(), site.compute).weights)
-    assert float(schedule.provenance["expected_state_mse"]) == pytest.approx(
-        final_error(loop.dynamics(), site.compute), rel=0.01
-    )
-    assert final_error(loop.dynamics(), site.compute) <= final_error(loop.dynamics(), evenly(12, computed))
+    simulator = Simulator(loop.dynamics())
+    planned = plan(of(loop), computed)
+    assert list(planned.sites) == ["model"]
+    found = planned.sites["model"]
+    assert found.steps_computed == computed
+    assert np.array_equal(found.compute, improve(evenly(12, computed), simulator.error))
+    assert np.array_equal(found.weights[0], simulator.fitted(found.compute).weights)
+    assert planned.expected is not None
+    assert planned.expected.origin == "simulated"
+    assert planned.expected.samples == SAMPLES
+    psnr_db = simulator.psnr_db(simulator.fitted(found.compute))
+    assert planned.expected.mean_db == pytest.approx(psnr_db.mean())
+    assert (planned.sigmas, planned.online) == (None, None)
 
 
-def test_a_plan_belongs_to_what_was_measured(tmp_path: Path) -> None:
-    measured_ = of(Loop(12, 1))
-    schedule = plan(measured_, 4)
-    assert schedule.denoisers["transformer"].class_name == "Net"
-    assert schedule.denoisers["transformer"].config_digest == DIGEST
-    assert schedule.noise_scheduler == measured_.noise_scheduler
-    assert schedule.guidance == measured_.guidance
-    assert schedule.timesteps.tolist() == measured_.timesteps.tolist()  # type: ignore[union-attr]
-    assert schedule.provenance["profile"] == measured_.digest()
-    again = plan(Profile.load(measured_.save(tmp_path / "profile.safetensors")), 4)
-    assert again.to_bytes() == schedule.to_bytes()
-    assert CacheSchedule.load(schedule.save(tmp_path / "schedule.safetensors")) == schedule
-
-
-def test_a_loop_that_starts_late_is_planned_from_there() -> None:
-    loop = Loop(8, 1)
-    late = plan(of(loop, start=3), 3)
-    early = plan(of(loop), 3)
-    there, here = late.denoisers["transformer"].sites["model"], early.denoisers["transformer"].sites["model"]
-    assert late.steps == 11
-    assert late.timesteps is None
-    assert there.compute[:3].all()
-    assert np.array_equal(there.compute[3:], here.compute)
-    assert np.array_equal(there.weights[:, 3:], here.weights)
+@pytest.mark.parametrize("anchors", [1, 3])
+def test_a_plan_keeps_no_more_anchors_than_it_is_given(anchors: int) -> None:
+    loop = Loop(12, 1, response=0.2)
+    found = plan(of(loop), 6, anchors=anchors).sites["model"]
+    assert found.anchors == anchors
+    assert plan(of(loop), 6).sites["model"].anchors > anchors
+    assert np.array_equal(found.weights[0], Simulator(loop.dynamics(), anchors=anchors).fitted(found.compute).weights)
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
@@ -268,7 +370,6 @@ def test_what_cannot_be_planned_is_refused() -> None:
         plan(of(loop, dynamics=None, provenance={"no_dynamics": "it clips"}), 3)
     for computed in (0, 9, 2.5):
         with pytest.raises(BadOption, match=r"computed_steps=.* Allowed: 1 to 8"):
-            plan(of(loop), computed)  # type: ignore[arg-type]
-    block = DenoiserProfile(class_name="Net", sites={"block:blocks.0": tables(loop.outputs[None])})
-    with pytest.raises(BadOption, match=r"one of block:blocks\.0 in 'unet'"):
-        plan(of(loop, denoisers={"unet": block}), 3)
+            plan(of(loop), computed)
+    with pytest.raises(BadOption, match=r"anchors=0 was given\. Allowed: 1 or more"):
+        plan(of(loop), 3, anchors=0)
