@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffcache.errors import BadOption, UnknownName
-from diffcache.schedulers import Grid, Rule, parse_rule, rules
+from diffcache.schedulers import Grid, Rule, function, having, parse_rule, parse_spec, rules
 from diffcache.schedulers.full import rule as full
 from diffcache.schedulers.taylor import extrapolation
 from diffcache.schedulers.taylor import rule as taylor
@@ -172,8 +175,9 @@ REFUSED = [
     ("uniform:every=2.5", BadOption, "every=2.5 was given."),
     ("uniform:every=nan", BadOption, "every=nan was given."),
     ("uniform:every", BadOption, "every='' was given."),
-    ("uniform:every=two", BadOption, "every='two' was given. Allowed: a number, in the spec 'uniform:every=two'."),
+    ("uniform:every=two", BadOption, "every='two' was given. Allowed: a whole number, at least 1"),
     ("uniform:every=²", BadOption, "every='²' was given."),
+    ("taylor:order=high", BadOption, "order='high' was given. Allowed: 0 to 4."),
     ("taylor:order=5", BadOption, "order=5 was given. Allowed: 0 to 4."),
     ("taylor:order=-1", BadOption, "order=-1 was given."),
     ("uniform:sites=blocks", BadOption, "sites='blocks' was given. Allowed: one of model, stack, block, sublayer."),
@@ -187,6 +191,38 @@ def test_a_spec_that_makes_no_sense_is_refused_at_once(spec: str, error: type[Ex
     with pytest.raises(error) as refused:
         parse_rule(spec)
     assert says in str(refused.value)
+
+
+def test_values_that_look_like_numbers_are_numbers() -> None:
+    assert parse_spec("closed_loop: a=3, b=0.5,c=1e-3 ,d=-2,e=text,f=x=y", "plan") == (
+        "closed_loop",
+        {"a": 3, "b": 0.5, "c": 1e-3, "d": -2, "e": "text", "f": "x=y"},
+    )
+
+
+def test_a_spec_names_a_file_that_has_such_a_function() -> None:
+    assert "closed_loop" in having("plan")
+    assert "full" not in having("plan")
+    with pytest.raises(UnknownName, match="no rule called 'closed_loop'"):
+        parse_spec("closed_loop", "rule")
+    with pytest.raises(UnknownName, match=r"called 'full'\. Known: .*closed_loop.*taylor"):
+        parse_spec("full:every=2", "plan")
+    with pytest.raises(UnknownName, match="Did you mean 'closed_loop'"):
+        parse_spec("closedloop", "plan")
+    with pytest.raises(UnknownName, match=r"no option of 'closed_loop' called 'sites'\. Known: anchors"):
+        function("closed_loop", "plan", ["sites"])
+    assert function("closed_loop", "plan", ["anchors"]).__module__ == "diffcache.schedulers.closed_loop"
+
+
+@pytest.mark.parametrize("name", having("plan"))
+def test_a_scheduler_says_what_it_is_and_where_it_comes_from(name: str) -> None:
+    """What ``diffcache plan --list`` prints of it, and the head that every caller relies on."""
+    module = importlib.import_module(f"diffcache.schedulers.{name}")
+    assert (module.__doc__ or "").strip()
+    assert module.SOURCE.strip()
+    first, second, *options = inspect.signature(module.plan).parameters.values()
+    assert (first.name, second.name) == ("profile", "computed_steps")
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in options)
 
 
 # --- for a pipeline --------------------------------------------------------------------------------------------------
