@@ -19,8 +19,7 @@ from probes import BRANCHES, PLACES, leaf_calls, naive_reuse
 from torch import Tensor
 
 from diffcache import accelerated, report
-from diffcache import executor as executing
-from diffcache.executor import Executor, FailedOpen
+from diffcache.executor import FailedOpen, arounds, decide
 from diffcache.reports import Report
 from diffcache.store import Store
 
@@ -181,13 +180,13 @@ def test_training_mode_of_autograd_does_not_change_what_is_predicted() -> None:
 
 
 def test_an_output_altered_at_a_computed_step_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = Executor._keep
+    keep = decide.keep
 
-    def keep_and_spoil(self: Executor, call: Any, site: str, x: Any, value: Any) -> None:
-        keep(self, call, site, x, value)
+    def keep_and_spoil(call: Any, site: str, x: Any, value: Any) -> None:
+        keep(call, site, x, value)
         value[0].mul_(1 + 2**-20)
 
-    monkeypatch.setattr(Executor, "_keep", keep_and_spoil)
+    monkeypatch.setattr(decide, "keep", keep_and_spoil)
     with pytest.raises(AssertionError):
         test_with_every_step_computed_the_bits_are_those_of_the_untouched_pipeline("flux", "model")
 
@@ -197,12 +196,13 @@ def test_a_forward_that_runs_although_it_is_predicted_would_be_noticed(
     granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves("flux")
-    guess = Executor._guess
+    guess = decide.guess
 
-    def guess_and_compute(self: Executor, call: Any, site: str, x: Any) -> Any:
-        guess(self, call, site, x)  # counts a prediction
+    def guess_and_compute(call: Any, site: str, x: Any) -> Any:
+        guess(call, site, x)  # counts a prediction
 
-    monkeypatch.setattr(Executor, "_guess", guess_and_compute)
+    for module in (decide, arounds):
+        monkeypatch.setattr(module, "guess", guess_and_compute)
     pipe = shared("flux")
     with accelerated(pipe, rule(granularity)), leaf_calls(pipe, TINY["flux"].denoisers) as calls:
         run(pipe, TINY["flux"].call(pipe))
@@ -243,14 +243,14 @@ def test_branches_that_share_anchors_would_be_noticed(monkeypatch: pytest.Monkey
 
 
 def test_a_prediction_that_mixes_samples_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    combine = executing.combine
+    combine = decide.combine
 
     def mixed(*args: Any) -> Any:
         output = combine(*args)
         output[0].add_(output[0].mean(0, keepdim=True), alpha=1e-3)
         return output
 
-    monkeypatch.setattr(executing, "combine", mixed)
+    monkeypatch.setattr(decide, "combine", mixed)
     with pytest.raises(AssertionError):
         assert_mates_do_not_matter("flux", rule("model"))
 

@@ -21,10 +21,9 @@ from probes import BRANCHES, bound, hold, leaf_calls, naive_reuse, ours
 from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerate, accelerated, report, restore
-from diffcache import executor as executing
 from diffcache import host as hosting
 from diffcache.errors import ScheduleMismatch
-from diffcache.executor import FailedOpen
+from diffcache.executor import FailedOpen, arounds
 from diffcache.executor.guess import repeats
 from diffcache.schedule import DenoiserPlan, Guidance
 
@@ -658,7 +657,7 @@ def test_a_late_start_taken_for_an_early_one_would_be_noticed(monkeypatch: pytes
 
 
 def test_a_run_seen_by_every_thread_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hosting, executing):
+    for module in (hosting, arounds):
         monkeypatch.setattr(module, "threading", SimpleNamespace(local=SimpleNamespace))
     with pytest.raises(AssertionError):
         test_two_threads_with_pipelines_that_share_a_denoiser_do_not_meet()

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from diffcache import host
 from diffcache.errors import ScheduleMismatch, UnknownName, UnsupportedModel
+from diffcache.executor.guess import repeats
+from diffcache.executor.state import Call
 from diffcache.schedule import CacheSchedule
 
 SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
@@ -119,3 +121,32 @@ def _check_guidance_scale(pipe: Any, schedule: CacheSchedule) -> None:
             f"the schedule was fitted with guidance scale {wanted:g}; this run uses {here:g}. Pass "
             f"guidance_scale={wanted:g}, or fit a schedule for {here:g}; strict=False accepts it as it is."
         )
+
+
+def check_guidance(pipe: Any, run: host.Run, call: Call, x: Sequence[Tensor]) -> None:
+    """In a run's first two steps: are there as many branches as the coefficients were fitted for?"""
+    guidance = call.state.schedule.guidance
+    if guidance is None:
+        return
+    if call.step == run.start:
+        call.state.calls_at_start[call.denoiser] = call.branch + 1
+        if guidance.mode == "batched" and call.branch == 0 and not repeats(x, guidance.branches):
+            raise ScheduleMismatch(
+                f"the schedule was fitted with guidance: {guidance.branches} branches in one batch. This run's "
+                "batch does not repeat its samples so; guidance is off or has another form. Turn guidance on as it "
+                "was, or fit a schedule for this setting."
+            )
+        if guidance.mode == "none" and host.batches_guidance(pipe) and repeats(x, 2):
+            raise ScheduleMismatch(
+                "the schedule was fitted without guidance; this run is guided, with both branches in one batch. "
+                "Turn guidance off as it was, or fit a schedule for this setting."
+            )
+    elif call.branch == 0 and call.step == run.start + 1:
+        expected = guidance.branches if guidance.mode == "separate" else 1
+        seen = call.state.calls_at_start.get(call.denoiser, expected)
+        if seen != expected:
+            raise ScheduleMismatch(
+                f"the schedule was fitted for {expected} calls of {call.denoiser!r} at each step "
+                f"(guidance {guidance.mode!r}); this run makes {seen}. Set guidance as it was, or fit a schedule "
+                "for this setting."
+            )

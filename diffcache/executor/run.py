@@ -1,0 +1,128 @@
+"""Carries out a schedule, or a rule, on one pipeline. Knows when, never the name of a model."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffcache import host
+from diffcache.errors import ScheduleMismatch
+from diffcache.executor.arounds import Arounds
+from diffcache.executor.checks import Sites, check_compiled, check_pipeline, check_run
+from diffcache.executor.placing import Patch, patched
+from diffcache.executor.program import compile_plan
+from diffcache.executor.state import State
+from diffcache.schedule import CacheSchedule
+from diffcache.schedulers import Grid, Rule
+
+
+class FailedOpen(RuntimeWarning):
+    """A step that the schedule wanted to predict was computed in full instead."""
+
+
+class Executor:
+    """Carries out a schedule on one pipeline. ``attach`` and ``detach`` leave no trace behind.
+
+    They hold it, through its layers; it holds neither the pipeline nor a module.
+    """
+
+    def __init__(self, pipe: Any, source: CacheSchedule | Rule, sites: Sites, *, strict: bool = True) -> None:
+        self.source = source
+        self.strict = strict
+        self.sites = {name: tuple(names) for name, names in sites.items()}
+        self.host = host.Host(pipe, self._begin, self._end, self._missed)
+        self.last: State | None = None
+        self.runs = 0
+        arounds = Arounds(self.host)
+        self._warned: set[str] = set()
+        if isinstance(source, CacheSchedule):
+            check_pipeline(pipe, source, sites, strict=strict)
+            schedule = source
+        else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
+            schedule = source.schedule(Grid(np.linspace(1.0, 0.1, 10)), self.sites)
+        for name in sites:
+            check_compiled(name, sites[name]["model"][0], patched(schedule, name))
+        self._roots = {name: weakref.ref(modules["model"][0]) for name, modules in sites.items()}
+        self._patches = [
+            Patch(weakref.ref(module), around)
+            for name, modules in sites.items()
+            for site in patched(schedule, name)
+            for module, around in arounds.of(name, site, modules[site])
+        ]
+
+    def attach(self) -> None:
+        try:
+            for patch in self._patches:
+                patch.put()
+            self.host.attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        try:
+            self.host.detach()
+        finally:
+            for patch in self._patches:
+                patch.off()
+
+    def _begin(self, run: host.Run) -> None:
+        self._check_denoisers()
+        if isinstance(self.source, Rule):
+            timesteps = run.timesteps.detach().cpu().double().numpy()
+            schedule = self.source.schedule(Grid(timesteps, run.start), self.sites)
+        else:
+            schedule = self.source
+            check_run(self.host.pipe, run, schedule, strict=self.strict)
+        programs = {
+            (denoiser, site): compile_plan(plan)
+            for denoiser, p in schedule.denoisers.items()
+            for site, plan in p.sites.items()
+        }
+        for patch in self._patches:
+            patch.put()
+        self.last = run.state = state = State(schedule, programs)
+        run.again = state.store.clear
+        self.runs += 1
+
+    def _end(self, run: host.Run) -> None:
+        state: State = run.state
+        state.store.clear()
+        if state.suspects and not bool(torch.stack([s.cpu() for s in state.suspects]).all()):
+            self._warn(
+                "non-finite output",
+                "the denoiser returned NaN or Inf and predictions were made from it; the result is suspect",
+            )
+        state.suspects.clear()
+        for reason, times in state.failures().items():
+            first, *more = sorted(times)
+            places = first + (f" and {len(more)} more sites" if more else "")
+            self._warn(reason, f"{places}: {sum(times.values())} predictions were computed in full instead: {reason}")
+
+    def _missed(self) -> None:
+        self._warn(
+            "no loop",
+            f"{type(self.host.pipe).__name__} was called and no sampling loop of its own was seen: nothing was "
+            "skipped. Its loop does not use pipe.progress_bar, or runs in another pipeline inside: accelerate that.",
+        )
+
+    def _warn(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(text, FailedOpen, stacklevel=2)
+
+    def _check_denoisers(self) -> None:
+        pipe = self.host.pipe
+        for name, root in self._roots.items():
+            here = getattr(pipe, name, None)
+            if isinstance(here, nn.Module) and here is not root():
+                raise ScheduleMismatch(
+                    f"{name!r} of this {type(pipe).__name__} is another object than when it was accelerated (now: "
+                    f"{type(here).__name__}); it would run without the cache. Call diffcache.restore(pipe), then "
+                    "accelerate it as it is: compile first, accelerate last."
+                )
