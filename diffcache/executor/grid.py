@@ -37,17 +37,15 @@ def move(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
         return lambda: None
     scheduler, times = run.scheduler, run.timesteps
     if obstacle := _obstacle(pipe, run, schedule.sigmas):
-        raise ScheduleMismatch(
-            f"the schedule runs over noise levels of its own, and {type(scheduler).__name__} in {type(pipe).__name__} "
-            f"cannot: {obstacle}. Use a schedule without moved levels."
-        )
+        raise _refusal(pipe, scheduler, obstacle)
     sigmas: Tensor = scheduler.sigmas
-    wanted = _timesteps(scheduler, sigmas, times, schedule.sigmas)
+    way = _way(scheduler, _array(sigmas)[:-1], times)
+    if way is None:
+        raise _refusal(pipe, scheduler, "how it makes timesteps from noise levels is not known")
+    wanted = _rounded(way(scheduler, schedule.sigmas[:-1]), way(scheduler, _array(sigmas)[:-1]), times)
     if (wanted[1:] == wanted[0]).any() and getattr(scheduler, "begin_index", None) is None:
-        raise ScheduleMismatch(
-            f"on the schedule's noise levels the first timestep of {type(scheduler).__name__}, {wanted[0]:g}, comes "
-            "again after rounding, and the loop would start there. Use a schedule that moves its levels less."
-        )
+        why = f"rounded, the timestep {wanted[0]:g} of its first step comes again, and it would begin there"
+        raise _refusal(pipe, scheduler, why)
     kept = sigmas.clone(), times.clone()
     off = layer(scheduler, "step", _guard(run, wanted, _array(times)), copies=True)
     _write(sigmas, torch.from_numpy(schedule.sigmas.copy()))
@@ -81,29 +79,17 @@ def _obstacle(pipe: Any, run: host.Run, levels: np.ndarray) -> str | None:
             return f"this run {name} at the level {here[at]:.6g}, the schedule's at {levels[at]:.6g}"
     if any(hasattr(scheduler, name) for name in HISTORY) and (np.diff(levels[:-1]) == 0).any():
         return "it divides by the distance between two levels, and the schedule's repeat"
-    if _way(scheduler, here[:-1], run.timesteps) is None:
-        return "how it makes timesteps from noise levels is not known"
     return None
 
 
+def _refusal(pipe: Any, scheduler: Any, why: str) -> ScheduleMismatch:
+    return ScheduleMismatch(
+        f"the schedule runs over noise levels of its own, and {type(scheduler).__name__} in {type(pipe).__name__} "
+        f"cannot: {why}. Use a schedule without moved levels."
+    )
+
+
 # ------------------------------------------------------------------ from levels to timesteps
-
-
-def _timesteps(scheduler: Any, sigmas: Tensor, times: Tensor, levels: np.ndarray) -> np.ndarray:
-    """float64 [T]: the timesteps of ``levels``, rounded as the noise scheduler rounds those of its own levels."""
-    here = _array(sigmas)[:-1]
-    way = _way(scheduler, here, times)
-    assert way is not None
-    found = way(scheduler, levels[:-1])
-    if times.is_floating_point():
-        return found
-    # Some round, some cut off; 1e-3 is for levels that lost their last digits as float32.
-    own, now = way(scheduler, here), _array(times)
-    cuts = sum(np.trunc(own + 1e-3) == now) > sum(np.round(own) == now)
-    return np.asarray(np.trunc(found + 1e-3) if cuts else np.round(found))
-
-
-Way = Callable[[Any, np.ndarray], "np.ndarray | None"]
 
 
 def _way(scheduler: Any, here: np.ndarray, times: Tensor) -> Callable[[Any, np.ndarray], np.ndarray] | None:
@@ -111,36 +97,46 @@ def _way(scheduler: Any, here: np.ndarray, times: Tensor) -> Callable[[Any, np.n
     now = _array(times)
     tolerance = SAME_TIME * np.abs(now).max() + (not times.is_floating_point())
     for way in (_scaled, _preconditioned, _quarter_log, _looked_up):
-        found = way(scheduler, here)
-        if found is not None and np.abs(found - now).max() <= tolerance:
-            return way  # type: ignore[return-value]
+        if np.abs(way(scheduler, here) - now).max() <= tolerance:
+            return way
     return None
 
 
-def _scaled(scheduler: Any, sigmas: np.ndarray) -> np.ndarray | None:
+def _rounded(wanted: np.ndarray, own: np.ndarray, times: Tensor) -> np.ndarray:
+    """``wanted`` as the noise scheduler rounds timesteps: some round, some cut off; ``times`` are its own, ``own`` the
+    same unrounded, up to what a float32 lost."""
+    if times.is_floating_point():
+        return wanted
+    cuts = np.sum(np.trunc(own + 1e-3) == _array(times)) > np.sum(np.round(own) == _array(times))
+    return np.asarray(np.trunc(wanted + 1e-3) if cuts else np.round(wanted))
+
+
+# Each [levels] -> [timesteps], NaN where the noise scheduler is not of that kind.
+
+
+def _scaled(scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
     """Flow matching: the level is the time."""
-    steps = scheduler.config.get("num_train_timesteps")
-    return None if steps is None else sigmas * steps
+    return np.asarray(sigmas * scheduler.config.get("num_train_timesteps", np.nan))
 
 
-def _preconditioned(scheduler: Any, sigmas: np.ndarray) -> np.ndarray | None:
+def _preconditioned(scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
     """EDM and its kin say it themselves."""
     own = getattr(scheduler, "precondition_noise", None)
-    return None if own is None else _array(own(torch.from_numpy(sigmas)))
+    return np.full(len(sigmas), np.nan) if own is None else _array(own(torch.from_numpy(sigmas.copy())))
 
 
-def _quarter_log(_scheduler: Any, sigmas: np.ndarray) -> np.ndarray | None:
-    """Continuous times of EDM in noise schedulers that do not say it."""
-    return 0.25 * np.log(np.maximum(sigmas, 1e-10))
+def _quarter_log(_scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
+    """Times of EDM in noise schedulers that do not say it."""
+    return np.asarray(0.25 * np.log(np.maximum(sigmas, 1e-10)))
 
 
-def _looked_up(scheduler: Any, sigmas: np.ndarray) -> np.ndarray | None:
+def _looked_up(scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
     """Variance preserving: between the levels of the training steps, on a logarithmic scale."""
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(alphas, Tensor):
-        return None
+        return np.full(len(sigmas), np.nan)
     table = _array(((1 - alphas) / alphas) ** 0.5)
-    return np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(table), np.arange(len(table)))
+    return np.asarray(np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(table), np.arange(len(table))))
 
 
 # ------------------------------------------------------------------ what else may hold levels

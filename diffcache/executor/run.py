@@ -14,6 +14,7 @@ from diffcache import host
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor.arounds import Arounds
 from diffcache.executor.checks import Sites, check_compiled, check_pipeline, check_run
+from diffcache.executor.grid import move
 from diffcache.executor.placing import Patch, patched
 from diffcache.executor.program import compile_plan
 from diffcache.executor.state import State
@@ -86,12 +87,14 @@ class Executor:
         }
         for patch in self._patches:
             patch.put()
-        self.last = run.state = state = State(schedule, programs)
+        levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
+        self.last = run.state = state = State(schedule, programs, levels_back=levels_back)
         run.again = state.store.clear
         self.runs += 1
 
     def _end(self, run: host.Run) -> None:
         state: State = run.state
+        state.levels_back()
         state.store.clear()
         if state.suspects and not bool(torch.stack([s.cpu() for s in state.suspects]).all()):
             self._warn(

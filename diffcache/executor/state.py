@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diffcache.executor.program import Program
+from diffcache.patch import Undo
 from diffcache.schedule import CacheSchedule
 from diffcache.store import Store
 
@@ -33,6 +34,7 @@ class State:
     counts: dict[tuple[str, str, int], Counts] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
     suspects: list[Tensor] = field(default_factory=list)  # finiteness flags not yet read from an accelerator
+    levels_back: Undo = lambda: None
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
         return self.counts.setdefault((denoiser, site, branch), Counts())
