@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from diffcache import _rooms, schedulers
 from diffcache.budget import Budget
 from diffcache.errors import BadOption
 from diffcache.profile import DenoiserProfile, Profile
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
 from diffcache.schedulers import Planned
 from diffcache.schedulers._simulation import Simulator
 
@@ -44,11 +47,11 @@ def plan(profile: Profile, scheduler: str, budget: Budget | float, **options: An
     name, given = schedulers.parse_spec(scheduler, "plan")
     options = given | options
     make = schedulers.function(name, "plan", options)
+    _demand_types(make, options)
     _only_denoiser(profile)
 
     def planned(computed_steps: float) -> Planned:
-        found: Planned = make(profile, computed_steps, **options)
-        return found
+        return _within_memory(profile, name, make, options, computed_steps, budget.memory_bytes)
 
     if budget.computed_steps is not None:
         found = planned(_steps(profile, budget.computed_steps))
@@ -57,9 +60,7 @@ def plan(profile: Profile, scheduler: str, budget: Budget | float, **options: An
     else:
         assert budget.max_error_db is not None
         found = _cheapest(profile, planned, budget.max_error_db)
-    if budget.memory_bytes is not None:
-        _demand_memory(profile, found, budget.memory_bytes)
-    return document(profile, found, {"scheduler": _spec(name, options), "budget": str(budget)})
+    return document(profile, found, {"budget": str(budget)})
 
 
 def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> CacheSchedule:
@@ -71,7 +72,7 @@ def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> Cache
         denoisers={
             name: DenoiserPlan(
                 sites={site: _begun_late(plan, before) for site, plan in planned.sites.items()},
-                online=planned.online,
+                online=planned.online and _asked_late(planned.online, before),
                 class_name=denoiser.class_name,
                 config_digest=denoiser.config_digest,
             )
@@ -94,14 +95,17 @@ def expected(profile: Profile, planned: Planned) -> Expected | None:
     return None if run is None else Expected.over(simulator.psnr_db(run), "simulated")
 
 
-def cache_bytes(profile: Profile, planned: Planned) -> int:
-    """Most bytes of kept outputs at one time, for the batch that was profiled; inputs that drift terms need included."""
+def cache_bytes(profile: Profile, planned: Planned, anchors: int | None = None) -> int:
+    """Most bytes of kept tensors at one time, for the batch that was profiled: outputs, and inputs that κ needs.
+
+    anchors  as if predictions used the newest so many outputs only
+    """
     _, denoiser = _only_denoiser(profile)
-    total = 0
-    for site, plan in planned.sites.items():
-        held = denoiser.sites[site].output_bytes * denoiser.sites[site].calls
-        total += held * (plan.anchors + (plan.kappa is not None and bool(plan.kappa.any())))
-    return total
+    held = np.zeros(profile.steps, np.int64)
+    for name, plan in planned.sites.items():
+        site = denoiser.sites[name]
+        held += site.output_bytes * site.calls * _held(plan, anchors)
+    return int(held.max())
 
 
 def steps_for_speedup(profile: Profile, speedup: float) -> float:
@@ -110,8 +114,8 @@ def steps_for_speedup(profile: Profile, speedup: float) -> float:
     root = denoiser.sites.get("model")
     if root is None or not root.seconds or not profile.seconds:
         raise BadOption("speedup", speedup, "a budget in computed_steps: this profile measured no seconds of the loop")
-    step = root.seconds * root.calls
-    rest = max(profile.seconds - step * profile.steps, 0.0)
+    step = min(root.seconds * root.calls, profile.seconds / profile.steps)  # a median may exceed the mean
+    rest = profile.seconds - step * profile.steps
     computed = math.floor((profile.seconds / speedup - rest) / step + 1e-9)
     if computed < 1:
         best = profile.seconds / (rest + step)
@@ -126,32 +130,80 @@ def _steps(profile: Profile, computed_steps: float) -> float:
     return whole if whole == computed_steps else computed_steps
 
 
-def _cheapest(profile: Profile, planned: Any, least_db: float) -> Planned:
-    """The plan of fewest computed steps that is expected to be good enough; error falls as steps are added."""
-    best: Planned | None = None
-    low, high = 1, profile.steps
-    while low <= high:
-        middle = (low + high) // 2
-        found: Planned = planned(middle)
+def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: float) -> Planned:
+    """The plan of fewest computed steps that is expected to be good enough; fidelity need not rise with every step."""
+    best, best_db = 0, -math.inf
+    for computed_steps in range(1, profile.steps + 1):
+        try:
+            found = planned(computed_steps)
+        except BadOption as error:
+            if error.name != "computed_steps" or (computed_steps == profile.steps and not best):
+                raise
+            continue  # fewer than this scheduler can do with
         seen = found.expected or expected(profile, found)
         if seen is None:
             raise BadOption(
                 "max_error_db", least_db, "a budget in computed_steps: what this plan would end at cannot be simulated"
             )
         if seen.mean_db >= least_db:
-            best, high = found, middle - 1
-        else:
-            low = middle + 1
-    if best is None:
-        raise BadOption("max_error_db", least_db, f"up to {seen.mean_db:.1f}, at {profile.steps} computed steps")
-    return best
+            return found
+        if seen.mean_db > best_db:
+            best, best_db = computed_steps, seen.mean_db
+    raise BadOption("max_error_db", least_db, f"up to {best_db:.1f}, at {best} computed steps")
 
 
-def _demand_memory(profile: Profile, planned: Planned, most: int) -> None:
-    if (needed := cache_bytes(profile, planned)) > most:
-        raise BadOption(
-            "memory_bytes", most, f"{needed} or more, which this plan keeps; fewer anchors, or coarser sites, keep less"
-        )
+def _within_memory(
+    profile: Profile,
+    name: str,
+    make: Callable[..., Planned],
+    options: dict[str, Any],
+    computed_steps: float,
+    most: int | None,
+) -> Planned:
+    """The plan, if need be with fewer anchors than the options say; its notes say with which options it was made."""
+    while True:
+        found = make(profile, computed_steps, **options)
+        if most is None or (needed := cache_bytes(profile, found)) <= most:
+            return dataclasses.replace(found, notes={**found.notes, "scheduler": _spec(name, options)})
+        kept = max(plan.anchors for plan in found.sites.values())
+        can_fewer = "anchors" in inspect.signature(make).parameters
+        fewer = [n for n in range(1, kept) if can_fewer and cache_bytes(profile, found, n) <= most]
+        if not fewer:
+            least = cache_bytes(profile, found, 1) if can_fewer else needed
+            how = "with one anchor" if can_fewer else f"at {computed_steps:g} computed steps"
+            raise BadOption("memory_bytes", most, f"{least} or more, which {name} keeps {how}")
+        options = options | {"anchors": fewer[-1]}
+
+
+def _held(plan: SitePlan, anchors: int | None) -> np.ndarray:
+    """int64 [T]: tensors of one output's size that the site keeps at each step, as the executor's store does."""
+    computed = np.flatnonzero(plan.compute)
+    last_use: dict[int, int] = {}
+    with_input: set[int] = set()
+    for step in np.flatnonzero(~plan.compute):
+        newest = computed[computed < step][::-1]
+        used = np.array(plan.weights[:, step, :anchors].any(axis=0))
+        used[0] = True  # what is predicted takes its shape from the newest
+        last_use |= dict.fromkeys(newest[np.flatnonzero(used)].tolist(), int(step))
+        if plan.kappa is not None and plan.kappa[:, step].any():
+            with_input.add(int(newest[0]))
+    held = np.zeros(len(plan.compute), np.int64)
+    for anchor, last in last_use.items():
+        held[anchor : last + 1] += 1 + (anchor in with_input)
+    return held
+
+
+def _demand_types(make: Callable[..., Planned], options: dict[str, Any]) -> None:
+    """Options that are numbers are numbers; what else they may be, the scheduler says."""
+    kinds = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "text")}
+    hints, parameters = get_type_hints(make), inspect.signature(make).parameters
+    for name, value in options.items():
+        if hints.get(name) not in kinds:
+            continue
+        kind, words = kinds[hints[name]]
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not isinstance(value, kind) or isinstance(value, bool) or not finite:
+            raise BadOption(name, value, f"{words}, such as {parameters[name].default}")
 
 
 def _only_denoiser(profile: Profile) -> tuple[str, DenoiserProfile]:
@@ -175,6 +227,10 @@ def _begun_late(plan: SitePlan, before: int) -> SitePlan:
         scale=later(plan.scale),
         bias=later(plan.bias),
     )
+
+
+def _asked_late(online: Online, before: int) -> Online:
+    return dataclasses.replace(online, limit=np.concatenate([np.zeros(before), online.limit]))
 
 
 def _described(name: str) -> Scheduler:

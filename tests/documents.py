@@ -78,14 +78,14 @@ def online(**changes: Any) -> Online:
 
 
 def profile(**changes: Any) -> Profile:
-    """Two branches of one site, six steps; nothing left at its default."""
+    """Two branches of one site, six steps or as many as ``changes`` say; nothing left at its default."""
     steps = changes.get("steps", STEPS)
-    outputs = np.random.default_rng(0).normal(size=(2, STEPS, 8)).cumsum(axis=1)
+    outputs = np.random.default_rng(0).normal(size=(2, steps, 8)).cumsum(axis=1)
     fields: dict[str, Any] = {
-        "steps": STEPS,
+        "steps": steps,
         "start": 3,
-        "timesteps": np.linspace(999, 1, STEPS),
-        "sigmas": np.linspace(1, 0, STEPS + 1),
+        "timesteps": np.linspace(999, 1, steps),
+        "sigmas": np.linspace(1, 0, steps + 1),
         "denoisers": {"unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": site(outputs)})},
         "noise_scheduler": NoiseSchedulerId(class_name="Euler", config_digest=DIGEST, prediction_type="epsilon"),
         "guidance": Guidance(mode="separate", branches=2, scale=7.5),
