@@ -95,6 +95,7 @@ class Executor:
     def _end(self, run: host.Run) -> None:
         state: State = run.state
         state.levels_back()
+        state.levels_back = lambda: None  # it holds the noise scheduler
         state.store.clear()
         if state.suspects and not bool(torch.stack([s.cpu() for s in state.suspects]).all()):
             self._warn(
