@@ -178,9 +178,9 @@ def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Around:
             time = float(given.flatten()[0] if isinstance(given, Tensor) else given)
             if abs(time - wanted[here]) > abs(time - before[here]):
                 raise ScheduleMismatch(
-                    f"the schedule moved step {here} to timestep {wanted[here]:g}; the pipeline runs it at {time:g}: it "
-                    "iterates over a copy of the timesteps, made before its loop. Use a schedule without moved noise "
-                    "levels."
+                    f"the schedule moved step {here} to timestep {wanted[here]:g}; the pipeline runs it at {time:g}: "
+                    "it iterates over a copy of the timesteps, made before its loop. Use a schedule without moved "
+                    "noise levels."
                 )
         return inner(*args, **kwargs)
 
