@@ -5,19 +5,24 @@ pipe = accelerate(pipe, "schedule.safetensors")
 """
 
 from diffcache.api import accelerate, accelerated, estimate, report, restore
+from diffcache.budget import Budget
 from diffcache.errors import DiffCacheError
+from diffcache.planning import plan
 from diffcache.profile import Profile
-from diffcache.profiling import optimize
+from diffcache.profiling import measure, optimize
 from diffcache.schedule import CacheSchedule
 
 __all__ = [
+    "Budget",
     "CacheSchedule",
     "DiffCacheError",
     "Profile",
     "accelerate",
     "accelerated",
     "estimate",
+    "measure",
     "optimize",
+    "plan",
     "report",
     "restore",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -14,17 +15,87 @@ from diffcache.profiling.replay import NotReplayable, Replay
 from diffcache.schedule import Guidance, GuidanceMode, NoiseSchedulerId
 
 
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """Of one run, in plain values.
+
+    grid            steps of the noise scheduler, and the one the loop begins at
+    begins          steps of the loop at which a denoiser takes over
+    samples         how many were made
+    guidance_scale  where the pipeline tells
+    obstacle        why the loop cannot be replayed; "" if it can. The rest is known only then:
+    branches        number of denoiser outputs that guidance combines
+    in_batch        how many of them share one forward
+    copies          how often the state itself holds every sample
+    repeats         whether branches that share a forward are given the same main input
+    bent            whether the noise scheduler's step is somewhere not affine in the guided output
+    """
+
+    grid: tuple[int, int]
+    begins: tuple[int, ...]
+    samples: int
+    guidance_scale: float | None
+    obstacle: str
+    branches: int = 1
+    in_batch: int = 1
+    copies: int = 1
+    repeats: bool = True
+    bent: bool = False
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, replay: Replay | None, obstacle: str = "") -> Circumstances:
+        states = trajectory.steps[0].state
+        samples = 0 if states is None else len(states)
+        known: dict[str, Any] = {}
+        if replay is not None:
+            samples //= replay.copies
+            known = {
+                "branches": replay.branches,
+                "in_batch": replay.in_batch,
+                "copies": replay.copies,
+                "repeats": replay.inputs_repeat,
+                "bent": bool(replay.bent),
+            }
+        grid = len(trajectory.timesteps), trajectory.start
+        return cls(grid, trajectory.begins, samples, trajectory.guidance_scale, obstacle, **known)
+
+    @property
+    def separable(self) -> int:
+        """How many branches can have tables and coefficients of their own. Not those of several calls that each hold
+        several, nor of a batch whose parts differ in more than the prompt: a schedule could not tell them apart."""
+        told_apart = not self.obstacle and self.in_batch in (1, self.branches) and self.repeats
+        return self.branches if told_apart else 1
+
+
 def replay_all(trajectories: Sequence[Trajectory]) -> tuple[list[Replay], str]:
     """The replays, and why there are none. Raises BadOption for runs that no one schedule could serve."""
-    if len({(len(t.timesteps), t.start, t.begins) for t in trajectories}) != 1:
-        raise BadOption("calls", "of several step counts", "calls that all take the same steps")
-    try:
-        replays = [Replay(t) for t in trajectories]
-    except NotReplayable as reason:
-        return [], str(reason)
-    if len({(r.branches, r.in_batch, r.copies) for r in replays}) != 1:
-        raise BadOption("calls", "with several kinds of guidance", "calls that all use guidance, or none that does")
+    demand_agreement([Circumstances.of(t, None) for t in trajectories])
+    replays = []
+    for trajectory in trajectories:
+        replay, obstacle = replayed(trajectory)
+        if replay is None:
+            return [], obstacle
+        replays.append(replay)
+    demand_agreement([Circumstances.of(t, r) for t, r in zip(trajectories, replays, strict=True)])
     return replays, ""
+
+
+def replayed(trajectory: Trajectory) -> tuple[Replay | None, str]:
+    """The replay, or why there is none."""
+    try:
+        return Replay(trajectory), ""
+    except NotReplayable as reason:
+        return None, str(reason)
+
+
+def demand_agreement(runs: Sequence[Circumstances]) -> None:
+    """Raises BadOption for runs that no one schedule could serve."""
+    if len({(run.grid, run.begins) for run in runs}) > 1:
+        raise BadOption("calls", "of several step counts", "calls that all take the same steps")
+    if any(run.obstacle for run in runs):
+        return
+    if len({(run.branches, run.in_batch, run.copies) for run in runs}) > 1:
+        raise BadOption("calls", "with several kinds of guidance", "calls that all use guidance, or none that does")
 
 
 def denoisers(pipe: Any, trajectory: Trajectory) -> dict[str, nn.Module]:
@@ -43,18 +114,22 @@ def noise_scheduler(trajectory: Trajectory) -> NoiseSchedulerId:
 
 
 def guidance(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> Guidance | None:
-    """How branches reach the denoiser. None if unknown, or in a way a schedule cannot tell apart (several calls, each
-    with several branches; a batch whose parts differ in more than the prompt), where they share all coefficients."""
+    """How branches reach the denoiser. None if unknown, or in a way a schedule cannot tell apart, where they share all
+    coefficients."""
     if not replays:
         return None
-    replay = replays[0]
-    mode: GuidanceMode = "none" if replay.branches == 1 else "batched" if replay.in_batch > 1 else "separate"
-    if replay.in_batch not in (1, replay.branches) or not all(r.inputs_repeat for r in replays):
+    return guidance_of([Circumstances.of(t, r) for t, r in zip(trajectories, replays, strict=True)])
+
+
+def guidance_of(runs: Sequence[Circumstances]) -> Guidance | None:
+    run = runs[0]
+    if any(r.obstacle or r.separable != r.branches for r in runs):
         return None
-    scales = {t.guidance_scale for t in trajectories}
-    return Guidance(mode=mode, branches=replay.branches, scale=scales.pop() if len(scales) == 1 else None)
+    mode: GuidanceMode = "none" if run.branches == 1 else "batched" if run.in_batch > 1 else "separate"
+    scales = {r.guidance_scale for r in runs}
+    return Guidance(mode=mode, branches=run.branches, scale=scales.pop() if len(scales) == 1 else None)
 
 
 def samples(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> int:
-    copies = replays[0].copies if replays else 1
-    return sum(len(t.steps[0].state) // copies for t in trajectories if t.steps[0].state is not None)
+    runs = [Circumstances.of(t, replays[i] if replays else None) for i, t in enumerate(trajectories)]
+    return sum(run.samples for run in runs)

@@ -16,43 +16,57 @@ from diffcache.profiling.replay import Position, Replay
 
 def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
     """Gram tables of the guided outputs and the sampler's reach; the network's response is 0 until measured."""
-    steps = len(replays[0].steps)
-    grams, peaks = [], []
-    for replay in replays:
-        outputs = torch.stack([replay.guided(i, replay.recorded(i)).double() for i in range(steps)], 1).flatten(2)
-        table = (outputs @ outputs.mT / outputs.shape[2]).cpu().numpy()
-        grams.append((table + table.transpose(0, 2, 1)) / 2)
-        end = replay.reference(steps - 1)[: len(outputs)].double().flatten(1)
-        peaks.append((end.amax(1) - end.amin(1)).cpu().numpy())
+    tables, ranges = zip(*map(grams_and_peaks, replays), strict=True)
     return Dynamics(
-        grams=np.concatenate(grams), peaks=np.concatenate(peaks), reach=_reach(replays[0]), response=np.zeros(steps)
+        grams=np.concatenate(tables),
+        peaks=np.concatenate(ranges),
+        reach=measure_reach(replays[0]),
+        response=np.zeros(len(replays[0].steps)),
     )
+
+
+def grams_and_peaks(replay: Replay) -> tuple[np.ndarray, np.ndarray]:
+    """Of one run: Gram tables of the guided outputs float64 [N, T, T], and the final states' ranges [N]."""
+    steps = len(replay.steps)
+    outputs = torch.stack([replay.guided(i, replay.recorded(i)).double() for i in range(steps)], 1).flatten(2)
+    table = (outputs @ outputs.mT / outputs.shape[2]).cpu().numpy()
+    end = replay.reference(steps - 1)[: len(outputs)].double().flatten(1)
+    return (table + table.transpose(0, 2, 1)) / 2, (end.amax(1) - end.amin(1)).cpu().numpy()
 
 
 def with_response(dynamics: Dynamics, replays: Sequence[Replay], fits: Sequence[Fit]) -> Dynamics:
     """How the network answered to the states' errors in real closed-loop runs, by least squares per computed step and
     linear in between."""
-    steps = len(dynamics.response)
-    product, energy = np.zeros(steps), np.zeros(steps)
-    for fit in fits:
-        for i in np.flatnonzero(fit.compute)[1:]:
-            before, after = fit.checkpoints[i], fit.checkpoints.get(i + 1)
-            if after is None:
-                continue
-            for replay, position, outputs in zip(replays, before.positions, after.outputs, strict=True):
-                count = len(position.state) // replay.copies
-                error = _flat(position.state[:count]) - _flat(replay.reference(i - 1)[:count])
-                change = _flat(replay.guided(i, outputs[i])) - _flat(replay.guided(i, replay.recorded(i)))
-                product[i] += float(change @ error)
-                energy[i] += float(error @ error)
+    product, energy = np.sum([answers(replays, fit) for fit in fits], axis=0)
+    response = response_of(product, energy)
+    return dynamics if response is None else dataclasses.replace(dynamics, response=response)
+
+
+def answers(replays: Sequence[Replay], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """The sums that the response is the quotient of, float64 [T] each: of products of the network's answer with the
+    state's error, and of squares of the error. Sums of several runs may be added up; replays held out, which stand last
+    in a fit, may be left out."""
+    product, energy = np.zeros(len(fit.compute)), np.zeros(len(fit.compute))
+    for i in np.flatnonzero(fit.compute)[1:]:
+        before, after = fit.checkpoints[i], fit.checkpoints.get(i + 1)
+        if after is None:
+            continue
+        for replay, position, outputs in zip(replays, before.positions, after.outputs, strict=False):
+            count = len(position.state) // replay.copies
+            error = _flat(position.state[:count]) - _flat(replay.reference(i - 1)[:count])
+            change = _flat(replay.guided(i, outputs[i])) - _flat(replay.guided(i, replay.recorded(i)))
+            product[i] += float(change @ error)
+            energy[i] += float(error @ error)
+    return product, energy
+
+
+def response_of(product: np.ndarray, energy: np.ndarray) -> np.ndarray | None:
+    """float64 [T]; None if no run ever strayed."""
     known = np.flatnonzero(energy > 0)
-    if not len(known):
-        return dynamics
-    response = np.interp(np.arange(steps), known, product[known] / energy[known])
-    return dataclasses.replace(dynamics, response=response)
+    return np.interp(np.arange(len(energy)), known, product[known] / energy[known]) if len(known) else None
 
 
-def _reach(replay: Replay) -> np.ndarray:
+def measure_reach(replay: Replay) -> np.ndarray:
     """What each step's output adds to every later state, found by handing the noise scheduler a one among zeros.
 
     A noise scheduler treats all elements alike, so a state of one element per sample tells all. Samples stay apart

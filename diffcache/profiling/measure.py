@@ -1,133 +1,131 @@
-"""Measure full runs: how far apart the denoiser's outputs lie, what a call costs, how the loop passes errors on."""
+"""Measure full runs: how a network's sites change from step to step, what they cost, how the loop passes errors on."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from torch import nn
+from tqdm import tqdm
 
 from diffcache import host
-from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
-from diffcache.profiling import circumstances
-from diffcache.profiling.dynamics import measure_dynamics, with_response
-from diffcache.profiling.fit import fit
-from diffcache.profiling.record import Trajectory, record_all
+from diffcache.errors import BadOption
+from diffcache.profile import Profile
+from diffcache.profiling.circumstances import replayed
+from diffcache.profiling.findings import Findings
+from diffcache.profiling.observe import Observer
+from diffcache.profiling.places import granularities, inner_places
+from diffcache.profiling.record import Trajectory, record, restored_generators
+from diffcache.profiling.recorded import RecordedCall
 from diffcache.profiling.replay import Replay
-from diffcache.profiling.tables import Sums, site_tables
-from diffcache.schedulers.uniform import evenly
+from diffcache.profiling.resume import Folder
+from diffcache.profiling.shards import all_shares, demand_own_generators
+from diffcache.sites import Granularity
 
 
-def measure(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Profile:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be measured. ``influence``: at how many steps at most; 0: not at all."""
+
+    granularities: tuple[Granularity, ...] = ("model",)
+    influence: int = 0
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"sites": ", ".join(self.granularities), "influence steps": str(self.influence)}
+
+
+def measure(
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    *,
+    sites: str | Sequence[str] = "model",
+    influence: bool | None = None,
+    influence_steps: int = 4,
+    resume: str | Path | None = None,
+    progress: bool = False,
+) -> Profile:
     """Run ``pipe(**call)`` in full for each call, and write down what a scheduler needs to know.
 
-    The whole denoiser is the one site that is measured. Where the loop can be repeated apart from its pipeline, half
-    of its steps are computed once more, to see how the network answers to errors. Generators in the calls are left
-    where they were found. Raises UnsupportedModel, BadOption.
+    calls            arguments of the pipeline; each call may hold a batch. Generators in them are left where they were
+                     found
+    sites            granularities that are measured beside the model: "stack", "block", "sublayer", several in a list
+                     or with commas. Of inner sites a fixed random subset of tokens is looked at
+    influence        measure how far an error of each inner site reaches, by running the first call's denoiser up to
+                     four full runs' worth more; None: if there are inner sites
+    influence_steps  at how many steps at most; between them it is interpolated
+    resume           a folder in which every measured call is kept: the same measurement, started again, goes on there
+                     and comes to the same profile, bit for bit
+    progress         show a bar
+
+    Where the loop can be repeated apart from its pipeline, those of the first four calls are run once more with half
+    of their steps predicted, to see how the network answers to errors. Memory does not grow with the number of calls.
+
+    Under ``torchrun``, or wherever torch.distributed is initialised, each process measures its share of the calls and
+    all return the same profile; times are those of the first process. Give every call generators of its own then.
+
+    Raises UnsupportedModel, AlreadyAccelerated, BadOption.
     """
     if not calls:
         raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
-    trajectories = record_all(pipe, calls)
-    return profile_of(pipe, trajectories, *circumstances.replay_all(trajectories))
+    if influence_steps < 1:
+        raise BadOption("influence_steps", influence_steps, "1 or more")
+    asked = granularities(sites)
+    with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
+    wanted = Wanted(asked, influence_steps if with_influence else 0)
+    host.denoisers(pipe)  # says what is no pipeline before a folder is made
+
+    def share(rank: int, size: int) -> bytes:
+        if size > 1:
+            demand_own_generators(calls)
+        folder = None if resume is None else Folder(Path(resume), pipe, wanted.settings)
+        mine = [(index, call) for index, call in enumerate(calls) if index % size == rank]
+        found = Findings()
+        with restored_generators(calls):
+            for index, call in tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress):
+                found.merge(_of_call(pipe, index, call, wanted, folder))
+        return found.to_bytes()
+
+    found = Findings()
+    for rank, data in enumerate(all_shares(share)):
+        found.merge(Findings.from_bytes(data, f"the findings of process {rank}")[0])
+    return found.profile()
 
 
 def profile_of(
     pipe: Any, trajectories: Sequence[Trajectory], replays: Sequence[Replay], why_no_replays: str
 ) -> Profile:
-    first = trajectories[0]
-    denoisers = circumstances.denoisers(pipe, first)
-    if len(denoisers) != 1:
-        raise UnsupportedModel(
-            f"{type(pipe).__name__} changes denoisers on its way ({', '.join(denoisers)}); a profile holds tables of "
-            "one for all steps. Make the schedule from a Calibration."
-        )
-    (name, module), *_ = denoisers.items()
-    guidance = circumstances.guidance(trajectories, replays)
-    dynamics, why_none = _dynamics(replays, why_no_replays)
-    output = first.steps[0].calls[0].output
-    notes = {"batch": str(len(output)), "device": output.device.type, "dtype": str(output.dtype).removeprefix("torch.")}
-    if why_none:
-        notes["no_dynamics"] = why_none
-    return Profile(
-        steps=len(first.steps),
-        start=first.start,
-        timesteps=first.timesteps[first.start :].double().cpu().numpy(),
-        sigmas=_sigmas(first),
-        denoisers={
-            name: DenoiserProfile(
-                class_name=host.class_name(module),
-                config_digest=host.config_digest(module),
-                sites={"model": _site(trajectories, guidance.branches if guidance else 1)},
-            )
-        },
-        noise_scheduler=circumstances.noise_scheduler(first),
-        guidance=guidance,
-        dynamics=dynamics,
-        samples=circumstances.samples(trajectories, replays),
-        provenance=notes,
-    )
+    """What recorded runs tell about the model site: the profile that ``measure`` makes of the same calls."""
+    found = Findings()
+    for index, trajectory in enumerate(trajectories):
+        recorded = RecordedCall(pipe, index, trajectory, replays[index] if replays else None, why_no_replays)
+        found.merge(recorded.findings())
+    return found.profile()
 
 
-def _dynamics(replays: Sequence[Replay], why_not: str) -> tuple[Dynamics | None, str]:
-    if not replays:
-        return None, why_not
-    if any(r.bent for r in replays):
-        return None, "the noise scheduler's step is not affine in the model's output (it clips)."
-    steps, begins = len(replays[0].steps), replays[0].begins
-    run = fit(replays, evenly(steps, max(steps // 2, len(begins)), begins), per_branch=False)
-    return with_response(measure_dynamics(replays), replays, [run]), ""
+def _of_call(pipe: Any, index: int, call: Mapping[str, Any], wanted: Wanted, folder: Folder | None) -> Findings:
+    """Taken from the folder, or measured and left there."""
+    if folder and (known := folder.find(index, call)):
+        return known
+    keep = folder.keeper(index, call) if folder else lambda found: None
+    observers = {}
+    if len(wanted.granularities) > 1:
+        for name, module in host.denoisers(pipe).items():
+            observers[id(module)] = Observer(inner_places(name, module, wanted.granularities))
 
+    def inside(module: nn.Module, step: int, ordinal: int, x: Any) -> contextlib.AbstractContextManager[None]:
+        observer = observers.get(id(module))
+        return contextlib.nullcontext() if observer is None else observer.forward(step, ordinal, len(x))
 
-def _site(trajectories: Sequence[Trajectory], branches: int) -> SiteProfile:
-    """Tables per branch; of all rows of all calls together where ``branches`` is 1."""
-    from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
-
-    sums = [Sums() for _ in range(branches)]
-    for trajectory in trajectories:
-        rows = _rows(trajectory)
-        for n, (inputs, outputs) in enumerate(rows):
-            sums[n * branches // len(rows)].add(inputs, outputs)
-    calls = trajectories[0].steps[0].calls
-    like = [c for t in trajectories for s in t.steps for c in s.calls if c.output.shape == calls[0].output.shape]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        calls[0].again(calls[0].input)
-    return SiteProfile(
-        **site_tables(sums),
-        seconds=float(np.median([c.seconds for c in like])),  # the first call of all also warms up
-        flops=counter.get_total_flops(),
-        calls=len(calls),
-        output_bytes=sum(t.numel() * t.element_size() for t in calls[0].outputs),
-    )
-
-
-def _rows(trajectory: Trajectory) -> list[tuple[Tensor | None, Tensor]]:
-    """Inputs and outputs of every sample of every call within a step, branch after branch: [steps, …] each."""
-    found: list[tuple[Tensor | None, Tensor]] = []
-    for ordinal in range(min(len(step.calls) for step in trajectory.steps)):
-        calls = [step.calls[ordinal] for step in trajectory.steps]
-        shapes = {tuple(t.shape for t in call.outputs) for call in calls}
-        if len(shapes) != 1:
-            raise UnsupportedModel(
-                f"the outputs of {type(calls[0].module).__name__} change their shape on the way "
-                f"({' and '.join(str([*map(tuple, s)]) for s in sorted(shapes))}); a profile has one for all steps. "
-                "Call the pipeline with guidance that lasts for all steps."
-            )
-        if len(calls[0].outputs) == 1:
-            for row in range(len(calls[0].output)):
-                inputs = [c.input[row] for c in calls] if isinstance(calls[0].input, Tensor) else None
-                found.append((torch.stack(inputs) if inputs else None, torch.stack([c.output[row] for c in calls])))
-        else:  # several streams, or a list of samples: they move together
-            found.append((None, torch.stack([torch.cat([t.flatten() for t in call.outputs]) for call in calls])))
+    with contextlib.ExitStack() as undo:
+        for observer in observers.values():
+            undo.enter_context(observer.attached())
+        trajectory = record(pipe, call, inside)
+    seen = observers.get(id(trajectory.steps[0].calls[0].module))
+    replay, obstacle = replayed(trajectory)
+    found = RecordedCall(pipe, index, trajectory, replay, obstacle, call, seen, wanted.influence).findings()
+    keep(found)
     return found
-
-
-def _sigmas(trajectory: Trajectory) -> np.ndarray | None:
-    """The noise levels of the loop's steps and the one it ends at, where the noise scheduler has them."""
-    sigmas = getattr(trajectory.scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) != len(trajectory.timesteps) + 1:
-        return None
-    levels = torch.as_tensor(sigmas).double().cpu().numpy()[trajectory.start :]
-    return levels if np.isfinite(levels).all() and (levels >= 0).all() else None

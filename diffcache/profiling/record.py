@@ -10,7 +10,7 @@ import contextlib
 import copy
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,7 @@ class Trajectory:
     scheduler  the noise scheduler as it was before the first step (a copy)
     start      index of the first iteration; ``steps[0]`` is iteration ``start``
     timesteps  the noise scheduler's own tensor [T]
+    rest_s     seconds of the loop outside the denoiser, without those that the recording took
     """
 
     scheduler: Any
@@ -92,6 +93,7 @@ class Trajectory:
     timesteps: Tensor
     guidance_scale: float | None
     steps: list[LoopStep]
+    rest_s: float = 0.0
 
     @property
     def begins(self) -> tuple[int, ...]:
@@ -100,7 +102,13 @@ class Trajectory:
         return tuple(i for i in range(len(called)) if i == 0 or called[i] != called[i - 1])
 
 
-def record(pipe: Any, call: Mapping[str, Any]) -> Trajectory:
+# (network, step, how many forwards the step had before this one, its main input) -> what is entered around a forward
+Inside = Callable[[nn.Module, int, int, Any], contextlib.AbstractContextManager[None]]
+
+
+def record(
+    pipe: Any, call: Mapping[str, Any], inside: Inside = lambda *forward: contextlib.nullcontext()
+) -> Trajectory:
     """Run ``pipe(**call)`` in full, unchanged, and return its last sampling loop."""
     name = type(pipe).__name__
     if ACCELERATED in getattr(pipe, "__dict__", {}):
@@ -108,7 +116,7 @@ def record(pipe: Any, call: Mapping[str, Any]) -> Trajectory:
             f"this {name} is accelerated; a recording would take predictions for the full run. "
             "Call diffcache.restore(pipe) first, then record, then accelerate it anew."
         )
-    recorder = _Recorder(pipe)
+    recorder = _Recorder(pipe, inside)
     with recorder.attached(), torch.no_grad():
         pipe(**call)
     if not recorder.trajectories:
@@ -139,16 +147,33 @@ def record_all(
     Generators in the calls are drawn from as in any run, one shared by several calls too, and left at the end where
     they were found: the same calls, run again, repeat the recorded runs.
     """
-    found = {id(g): (g, g.get_state()) for call in calls for value in call.values() for g in _generators(value)}
     trajectories = []
-    try:
+    with restored_generators(calls):
         for call in calls:
             trajectories.append(record(pipe, call))
             done()
+    return trajectories
+
+
+@contextlib.contextmanager
+def restored_generators(calls: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Generators in the calls are left at the end where they were found."""
+    found = {id(g): (g, g.get_state()) for call in calls for g in generators(call)}
+    try:
+        yield
     finally:
         for generator, state in found.values():
             generator.set_state(state)
-    return trajectories
+
+
+def generators(call: Mapping[str, Any]) -> list[torch.Generator]:
+    """The random generators among the arguments of a call, or in lists there."""
+    return [
+        member
+        for value in call.values()
+        for member in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(member, torch.Generator)
+    ]
 
 
 def frozen(value: Any) -> Any:
@@ -156,11 +181,6 @@ def frozen(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return torch.Generator(value.device).set_state(value.get_state())
     return [frozen(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _generators(value: Any) -> list[torch.Generator]:
-    members = value if isinstance(value, (list, tuple)) else [value]
-    return [member for member in members if isinstance(member, torch.Generator)]
 
 
 def _first_parameter(module: nn.Module) -> str:
@@ -176,14 +196,16 @@ def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
 
 
 class _Recorder:
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, inside: Inside) -> None:
+        self.inside = inside
         self.denoisers = host.denoisers(pipe)
         self.feeders = [
             part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name.startswith(FEEDERS)
         ]
-        self.host = host.Host(pipe, self._begin, lambda run: None)
+        self.host = host.Host(pipe, self._begin, self._end)
         self.trajectories: list[Trajectory] = []
         self._step_layer = contextlib.ExitStack()
+        self._clock = 0.0  # when the loop, or what of it is the pipeline's own, went on
 
     @contextlib.contextmanager
     def attached(self) -> Any:
@@ -203,6 +225,19 @@ class _Recorder:
         scale = host.guidance_scale(self.host.pipe)
         self.trajectories.append(Trajectory(scheduler, run.start, run.timesteps.clone(), scale, [LoopStep()]))
         self._step_layer.callback(layer(run.scheduler, "step", self._step, copies=True))
+        self._go_on()
+
+    def _end(self, run: host.Run) -> None:
+        self._pause()
+
+    def _pause(self) -> None:
+        """Stop the clock of what the pipeline itself does in the loop, outside the denoiser."""
+        wait()
+        self.trajectories[-1].rest_s += time.perf_counter() - self._clock
+
+    def _go_on(self) -> None:
+        wait()
+        self._clock = time.perf_counter()
 
     def _feeder(self, module: nn.Module) -> Callable[..., Any]:
         main = _first_parameter(module)
@@ -224,24 +259,32 @@ class _Recorder:
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.host.run is None:
                 return inner(*args, **kwargs)
-            wait()
-            began = time.perf_counter()
-            value = inner(*args, **kwargs)
-            wait()
-            seconds = time.perf_counter() - began
+            self._pause()
+            steps = self.trajectories[-1].steps
+            x = args[0] if args else kwargs.get(main)
+            with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
+                wait()
+                began = time.perf_counter()
+                value = inner(*args, **kwargs)
+                wait()
+                seconds = time.perf_counter() - began
             outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
-            self.trajectories[-1].steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds))
+            steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds))
+            self._go_on()
             return value
 
         return around
 
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._pause()
         given = inspect.signature(inner).bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         extra = {
             k: frozen(v) for k, v in given.items() if k not in ("model_output", "timestep", "sample", "return_dict")
         }
+        self._go_on()
         value = inner(*args, **kwargs)
+        self._pause()
         steps = self.trajectories[-1].steps
         step = steps[-1]
         step.model_output = _kept(given["model_output"], *(t for call in step.calls for t in call.outputs))
@@ -250,4 +293,5 @@ class _Recorder:
         step.extra = extra
         step.result = Output.of(value).tensors[0].detach().clone()
         steps.append(LoopStep())
+        self._go_on()
         return value

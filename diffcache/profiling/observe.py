@@ -1,0 +1,187 @@
+"""Look into the denoiser's forwards while a run is recorded: of every site's input and output a few tokens are kept.
+
+The tokens are a fixed random subset, the same for all steps, samples and sites of as many tokens, with all their
+channels: so tensors of different steps can be compared element by element. They lie in main memory, and are dropped as
+soon as tables were made of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcache import host
+from diffcache.patch import Around
+from diffcache.profiling.places import Places, few, first_norm, layered, main_output
+from diffcache.store import Output
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One call of one site: a few tokens [samples, tokens, channels] of its input, its output, its first norm's; the
+    whole input's shape, and whether the output has been seen."""
+
+    x: Tensor | None = None
+    output: Tensor | None = None
+    modulated: Tensor | None = None
+    shape: torch.Size | None = None
+    left: bool = False
+
+    def to_main_memory(self) -> None:
+        self.x, self.output, self.modulated = (
+            None if t is None else t.cpu() for t in (self.x, self.output, self.modulated)
+        )
+
+
+@dataclass(slots=True)
+class Series:
+    """One sample of one branch, all steps: [T, tokens, channels] each."""
+
+    x: Tensor
+    outputs: Tensor
+    modulated: Tensor | None
+
+
+@dataclass(slots=True)
+class _Forward:
+    """The forward that runs now."""
+
+    step: int
+    batch: int
+    visits: dict[str, _Visit] = field(default_factory=dict)
+
+
+class Observer:
+    """``places`` of one denoiser. ``attached`` lets it see, ``forward`` brackets each forward of the denoiser.
+
+    calls         per site, how often it is called in one step
+    output_bytes  per site, of one call's output, all tensors of it
+    main          per site, which of its output's tensors carries on its input
+    device        of the tensors it saw
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.device = torch.device("cpu")
+        self.clear()
+
+    def clear(self) -> None:
+        self.calls: dict[str, int] = {}
+        self.output_bytes: dict[str, int] = {}
+        self.main: dict[str, int] = {}
+        self._visits: dict[str, dict[tuple[int, int], _Visit]] = {site: {} for site in self.places}
+        self._now: _Forward | None = None
+
+    def attached(self) -> contextlib.AbstractContextManager[None]:
+        return layered(self._arounds())
+
+    @contextlib.contextmanager
+    def forward(self, step: int, ordinal: int, batch: int) -> Iterator[None]:
+        """The ``ordinal``-th forward of a step, on ``batch`` samples (branches in the batch count as samples)."""
+        if step == ordinal == 0:
+            self.clear()  # a pipeline may run several loops; the last one counts
+        self._now = now = _Forward(step, batch)
+        try:
+            yield
+        finally:
+            self._now = None
+        for site, visit in now.visits.items():
+            visit.to_main_memory()
+            self._visits[site][step, ordinal] = visit
+
+    def series(self, site: str, steps: int) -> list[Series] | str:
+        """Branch after branch as they were called, and every sample in it; or why there is none."""
+        found = self._visits[site]
+        ordinals = sorted({ordinal for _, ordinal in found})
+        if not ordinals:
+            return "is never called"
+        rows = []
+        for ordinal in ordinals:
+            visits = [found[step, ordinal] for step in range(steps) if (step, ordinal) in found]
+            if len(visits) < steps:
+                return "is not called at every step"
+            if any(v.output is None for v in visits):
+                return "does not return a batch of samples"
+            outputs = _together([v.output for v in visits], self.device)
+            if outputs is None:
+                return "changes its shape on the way"
+            x, modulated = (_together([getattr(v, n) for v in visits], self.device) for n in ("x", "modulated"))
+            if x is None:
+                return "is not given a batch of samples"
+            for n in range(outputs.shape[1]):
+                rows.append(Series(x[:, n], outputs[:, n], None if modulated is None else modulated[:, n]))
+        return rows
+
+    def _arounds(self) -> Iterator[tuple[nn.Module, Around]]:
+        for site, modules in self.places.items():
+            whole = not site.startswith("stack:")
+            for module in modules:
+                yield module, self._around(site, first=whole, last=module is modules[-1])
+            norm = None if whole else first_norm(modules[0])
+            if norm is not None:
+                yield norm, self._norm(site)
+
+    def _around(self, site: str, *, first: bool, last: bool) -> Around:
+        """``first``: every call enters the site. If not, the first call of a forward that belongs to it does: hosts can
+        be told to leave blocks of a stack out."""
+        main = host.main_input(self.places[site][0])
+
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            now = self._now
+            if now is None:
+                return inner(*args, **kwargs)
+            if first or site not in now.visits:
+                # A second visit within one forward is counted, and not looked at.
+                tensors = Output.of(args[0] if args else kwargs.get(main)).tensors if site not in now.visits else ()
+                visit = now.visits.setdefault(site, _Visit())
+                if tensors:
+                    visit.x, visit.shape = few(tensors[0], now.batch), tensors[0].shape
+            value = inner(*args, **kwargs)
+            if last:
+                self._leave(now, site, Output.of(value).tensors)
+            return value
+
+        return around
+
+    def _leave(self, now: _Forward, site: str, outputs: tuple[Tensor, ...]) -> None:
+        if now.step == 0:
+            self.calls[site] = self.calls.get(site, 0) + 1
+        visit = now.visits[site]
+        if visit.left or not outputs:
+            return
+        visit.left = True
+        if site not in self.main:
+            self.main[site] = main_output(outputs, visit.shape, lambda t: _distance(few(t, now.batch), visit.x))
+            self.output_bytes[site] = sum(t.numel() * t.element_size() for t in outputs)
+            self.device = outputs[0].device
+        visit.output = few(outputs[self.main[site]], now.batch) if self.main[site] < len(outputs) else None
+
+    def _norm(self, site: str) -> Around:
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            visit = self._now.visits.get(site) if self._now else None
+            if self._now and visit and visit.modulated is None and not visit.left:
+                outputs = Output.of(value).tensors
+                visit.modulated = few(outputs[0], self._now.batch) if outputs else None
+            return value
+
+        return around
+
+
+def _together(tensors: list[Tensor | None], device: torch.device) -> Tensor | None:
+    """[T, …], or None unless all are there and of one shape."""
+    there = [t for t in tensors if t is not None]
+    alike = len(there) == len(tensors) and len({t.shape for t in there}) == 1
+    return torch.stack(there).to(device) if alike else None
+
+
+def _distance(a: Tensor | None, b: Tensor | None) -> float:
+    if a is None or b is None or a.shape != b.shape:
+        return math.inf
+    return float((a.double() - b.double()).square().mean())

@@ -1,0 +1,210 @@
+"""What one recorded call tells of its pipeline, before the recording is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffcache import host
+from diffcache.errors import UnsupportedModel
+from diffcache.profiling import circumstances
+from diffcache.profiling.circumstances import Circumstances
+from diffcache.profiling.costs import count_flops, time_sites
+from diffcache.profiling.dynamics import answers, grams_and_peaks, measure_reach
+from diffcache.profiling.findings import Arrays, CallFindings, Findings, FirstCall, SiteCosts
+from diffcache.profiling.fit import fit
+from diffcache.profiling.influence import measure_influence, steps_to_measure
+from diffcache.profiling.observe import Observer, Series
+from diffcache.profiling.places import main_output, of_samples
+from diffcache.profiling.record import DenoiserCall, Trajectory
+from diffcache.profiling.replay import Replay
+from diffcache.profiling.tables import Sums
+from diffcache.schedulers.uniform import evenly
+
+ANSWERED = 4  # the first calls, whose loops are run once more with half of their steps predicted, for the response
+
+
+@dataclass(slots=True)
+class RecordedCall:
+    """One of the calls of a measurement.
+
+    index      its place among them: the first ones tell more
+    call       the arguments, for the record
+    replay     or ``obstacle``, why there is none
+    observer   what was seen inside; None: the model site alone
+    influence  at how many steps to measure it, at most; 0: not at all
+    """
+
+    pipe: Any
+    index: int
+    trajectory: Trajectory
+    replay: Replay | None
+    obstacle: str
+    call: Mapping[str, Any] = field(default_factory=dict)
+    observer: Observer | None = None
+    influence: int = 0
+
+    def findings(self) -> Findings:
+        name, module = self._denoiser()
+        here = Circumstances.of(self.trajectory, self.replay, self.obstacle)
+        found = Findings(calls={self.index: CallFindings(here, self._arrays(here))})
+        found.sites["model"] = _sums(_model_series(self.trajectory), here.separable)
+        if self.observer:
+            left_out = {}
+            for site in self.observer.places:
+                rows = self.observer.series(site, len(self.trajectory.steps))
+                if isinstance(rows, str):
+                    left_out[site] = rows
+                else:
+                    found.sites[site] = _sums(rows, here.separable)
+            found.calls[self.index].left_out = left_out
+        if self.index == 0:
+            found.first = self._first(name, module)
+        return found
+
+    def _denoiser(self) -> tuple[str, nn.Module]:
+        denoisers = circumstances.denoisers(self.pipe, self.trajectory)
+        if len(denoisers) != 1:
+            raise UnsupportedModel(
+                f"{type(self.pipe).__name__} changes denoisers on its way ({', '.join(denoisers)}); a profile holds "
+                "tables of one for all steps. Make the schedule from a Calibration."
+            )
+        return next(iter(denoisers.items()))
+
+    def _arrays(self, here: Circumstances) -> Arrays:
+        """Dynamics, as far as one call tells."""
+        if self.replay is None:
+            return {}
+        grams, peaks = grams_and_peaks(self.replay)
+        found = {"grams": grams, "peaks": peaks}
+        if self.index < ANSWERED and not here.bent:
+            steps = len(self.replay.steps)
+            mask = evenly(steps, max(steps // 2, len(here.begins)), here.begins)
+            run = fit([self.replay], mask, per_branch=False)
+            found["product"], found["energy"] = answers([self.replay], run)
+        return found
+
+    def _first(self, name: str, module: nn.Module) -> FirstCall:
+        trajectory = self.trajectory
+        steps = trajectory.steps
+        arrays = {"timesteps": trajectory.timesteps[trajectory.start :].double().cpu().numpy()}
+        sigmas = _sigmas(trajectory)
+        arrays |= {} if sigmas is None else {"sigmas": sigmas}
+        arrays |= {} if self.replay is None else {"reach": measure_reach(self.replay)}
+        costs, notes = self._costs()
+        return FirstCall(
+            denoiser=(name, host.class_name(module), host.config_digest(module)),
+            noise_scheduler=circumstances.noise_scheduler(trajectory),
+            rest_s=trajectory.rest_s,
+            forwards=sum(len(step.calls) for step in steps),
+            costs=costs,
+            arrays=arrays,
+            notes=_notes(self.call, steps[0].calls[0]) | notes,
+        )
+
+    def _costs(self) -> tuple[dict[str, SiteCosts], dict[str, str]]:
+        """By site, and notes on how they were found."""
+        steps, observer = self.trajectory.steps, self.observer
+        call = steps[0].calls[0]
+        places = observer.places if observer else {}
+        flops = count_flops(call, places)
+        if observer:
+            seconds = time_sites(call, places)
+        else:  # nothing was looked at inside, so the run itself tells; its first call also warmed up
+            like = [c.seconds for s in steps for c in s.calls if c.output.shape == call.output.shape]
+            seconds = {"model": float(np.median(like))}
+        size = sum(t.numel() * t.element_size() for t in call.outputs)
+        costs = {"model": SiteCosts(seconds["model"], flops["model"], len(steps[0].calls), size)}
+        if observer is None:
+            return costs, {}
+        called = {site: modules for site, modules in places.items() if site in seconds and site in observer.calls}
+        for site in called:
+            costs[site] = SiteCosts(seconds[site], flops[site], observer.calls[site], observer.output_bytes[site])
+        if not self.influence or len(steps) < 2:
+            return costs, {}
+        forwards = sum(len(step.calls) for step in steps)
+        at = steps_to_measure(len(steps), forwards, len(called), self.influence)
+        costs["model"].influence = np.ones(len(steps))  # by definition
+        for site, found in measure_influence([s.calls[0] for s in steps], called, observer.main, at).items():
+            costs[site].influence = found
+        return costs, {"influence_steps": ", ".join(map(str, at))}
+
+
+def _sums(rows: Sequence[Series], branches: int) -> list[Sums]:
+    """Tables per branch: branches come one after the other, each with all its samples."""
+    sums = [Sums() for _ in range(branches)]
+    for n, row in enumerate(rows):
+        sums[n * branches // len(rows)].add(row.x, row.outputs, row.modulated)
+    return sums
+
+
+def _model_series(trajectory: Trajectory) -> list[Series]:
+    """Inputs and outputs of every sample of every call within a step, branch after branch."""
+    rows = []
+    for ordinal in range(min(len(step.calls) for step in trajectory.steps)):
+        calls = [step.calls[ordinal] for step in trajectory.steps]
+        _demand_one_shape(calls)
+        given, made = ([_samples(call)[n] for call in calls] for n in range(2))
+        for n in range(len(given[0])):
+            rows.append(Series(torch.stack([x[n] for x in given]), torch.stack([y[n] for y in made]), None))
+    return rows
+
+
+def _samples(call: DenoiserCall) -> tuple[list[Tensor], list[Tensor]]:
+    """What went into a forward and what came out, [tokens, channels] of each sample. Raises UnsupportedModel."""
+    x = call.input
+    if isinstance(x, Tensor):
+        main = main_output(call.outputs, x.shape, lambda t: float((t - x).double().square().mean()))
+        found = of_samples([x], len(x), listed=False), of_samples([call.outputs[main]], len(x), listed=False)
+    else:
+        members = [t for t in x if isinstance(t, Tensor)] if isinstance(x, (list, tuple)) else []
+        found = (of_samples(members, len(members), listed=True), of_samples(call.outputs, len(members), listed=True))
+    given, made = found
+    if not given or not made:
+        shapes = ", ".join(str(list(t.shape)) for t in call.outputs)
+        raise UnsupportedModel(f"{type(call.module).__name__} returns {shapes}: no batch of samples like its input.")
+    return given, made
+
+
+def _demand_one_shape(calls: Sequence[DenoiserCall]) -> None:
+    shapes = {tuple(t.shape for t in call.outputs) for call in calls}
+    if len(shapes) != 1:
+        raise UnsupportedModel(
+            f"the outputs of {type(calls[0].module).__name__} change their shape on the way "
+            f"({' and '.join(str([*map(tuple, s)]) for s in sorted(shapes))}); a profile has one for all steps. "
+            "Call the pipeline with guidance that lasts for all steps."
+        )
+
+
+def _sigmas(trajectory: Trajectory) -> np.ndarray | None:
+    """The noise levels of the loop's steps and the one it ends at, where the noise scheduler has them."""
+    sigmas = getattr(trajectory.scheduler, "sigmas", None)
+    if sigmas is None or len(sigmas) != len(trajectory.timesteps) + 1:
+        return None
+    levels = torch.as_tensor(sigmas).double().cpu().numpy()[trajectory.start :]
+    return levels if np.isfinite(levels).all() and (levels >= 0).all() else None
+
+
+def _notes(call: Mapping[str, Any], forward: DenoiserCall) -> dict[str, str]:
+    """Sizes, device, type, versions: of the first call."""
+    output = forward.output
+    notes = {
+        "batch": str(len(forward.input)),
+        "device": output.device.type,
+        "dtype": str(output.dtype).removeprefix("torch."),
+    }
+    notes |= {key: str(call[key]) for key in ("height", "width", "num_frames") if call.get(key) is not None}
+    return notes | {package: _version(package) for package in ("torch", "diffusers", "diffcache")}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,154 @@
+"""A folder in which a measurement keeps every call it has made, so that it can go on after it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffcache import _container, host
+from diffcache.errors import BadOption, DocumentError
+from diffcache.profiling.findings import Arrays, Findings
+from diffcache.profiling.record import generators
+
+ABOUT = "measurement.json"
+ELEMENTS = 64  # of every parameter, evenly spread: what tells a fine-tune from its original
+
+
+class Folder:
+    """``path`` is made if it is not there. ``settings``: what else, beside pipeline and call, the findings depend on.
+
+    Raises BadOption for a folder that holds something else, or another measurement.
+    """
+
+    def __init__(self, path: Path, pipe: Any, settings: Mapping[str, str]) -> None:
+        self.path = path
+        about = _about(pipe) | dict(settings)
+        if path.exists() and not path.is_dir():
+            raise BadOption("resume", str(path), "a folder, or a path where one can be made")
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / ABOUT
+        if file.exists():
+            self._demand_same(file, about)
+        elif any(path.iterdir()):
+            raise BadOption(
+                "resume", str(path), f"a new or an empty folder, or one of a measurement; this has no {ABOUT}"
+            )
+        else:
+            _container.write(file, json.dumps(about, indent=2, sort_keys=True).encode())
+
+    def find(self, index: int, call: Mapping[str, Any]) -> Findings | None:
+        """What was found on this call, if it was made; random generators are then where it left them."""
+        file = self._file(index, call)
+        if not file.exists():
+            return None
+        found, states = Findings.from_bytes(_container.read(file), str(file))
+        _set_random_states(call, states)
+        return found
+
+    def keeper(self, index: int, call: Mapping[str, Any]) -> Callable[[Findings], Any]:
+        """To be asked for before the call is made, while its generators stand where they do, and called with what was
+        found after it."""
+        file = self._file(index, call)
+        return lambda found: _container.write(file, found.to_bytes(**_random_states(call)))
+
+    def _file(self, index: int, call: Mapping[str, Any]) -> Path:
+        digest = hashlib.sha256()
+        _feed(digest, (index, dict(call)), "calls")
+        return self.path / f"call-{digest.hexdigest()[:32]}.safetensors"
+
+    def _demand_same(self, file: Path, about: Mapping[str, str]) -> None:
+        try:
+            found = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise DocumentError(
+                str(file), "file", f"cannot be read: {error}. Remove the folder to begin anew."
+            ) from None
+        if not isinstance(found, dict):
+            raise DocumentError(str(file), "file", "no JSON object. Remove the folder to begin anew.")
+        for key in sorted(about.keys() | found.keys()):
+            if about.get(key) != found.get(key):
+                was = f"{self.path} with {key} {found.get(key, 'unknown')}"
+                raise BadOption("resume", was, f"a folder of this measurement, with {key} {about.get(key, 'unknown')}")
+
+
+def _about(pipe: Any) -> dict[str, str]:
+    """What the findings depend on, beside the call: names and digests."""
+    about = {"format": "diffcache.measurement", "pipeline": type(pipe).__name__}
+    about["noise scheduler"] = f"{type(pipe.scheduler).__name__} {host.config_digest(pipe.scheduler)}"
+    for name, module in host.denoisers(pipe).items():
+        about[name] = f"{host.class_name(module)} {host.config_digest(module)}"
+        about[f"{name} weights"] = _weights(module)
+    for package in ("torch", "diffusers"):
+        about[package] = metadata.version(package)
+    return about
+
+
+def _weights(module: nn.Module) -> str:
+    """A digest of names, shapes, types, devices and of some elements of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        _feed(digest, (name, tuple(parameter.shape), str(parameter.dtype), parameter.device.type), name)
+        if parameter.numel() and not parameter.is_meta:
+            flat = parameter.detach().reshape(-1)
+            _feed(digest, flat[:: max(1, len(flat) // ELEMENTS)][:ELEMENTS], name)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: object, where: str) -> None:
+    """Equal values feed equal bytes, in every process; what cannot promise that is a BadOption."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        _feed(digest, (str(value.dtype), tuple(value.shape)), where)
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        _feed(digest, (str(value.dtype), value.shape), where)
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, torch.Generator):
+        _feed(digest, (value.device.type, value.get_state()), where)
+    elif isinstance(value, Mapping):
+        _feed(digest, sorted((str(key), item) for key, item in value.items()), where)
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{len(value)}:".encode())
+        for item in value:
+            _feed(digest, item, where)
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path, torch.dtype, torch.device)):
+        digest.update(f"{type(value).__name__}={value!r};".encode())
+    elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # a picture of PIL's
+        _feed(digest, (value.mode, value.size, value.tobytes()), where)  # type: ignore[attr-defined]
+    elif callable(value) and hasattr(value, "__qualname__"):
+        digest.update(f"{value.__module__}.{value.__qualname__};".encode())
+    else:
+        raise BadOption(
+            where,
+            f"with an argument of type {type(value).__name__}",
+            "tensors, arrays, pictures, numbers, texts, generators, and lists or dictionaries of them, if they are to "
+            "be known again; or a measurement without resume",
+        )
+
+
+def _random_states(call: Mapping[str, Any]) -> Arrays:
+    """Of torch's own generators, then of the call's."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    states |= {str(n): generator.get_state() for n, generator in enumerate(generators(call))}
+    return {name: state.numpy().astype(np.float64) for name, state in states.items()}
+
+
+def _set_random_states(call: Mapping[str, Any], states: Arrays) -> None:
+    def state(name: str) -> Tensor:
+        return torch.from_numpy(states[name].astype(np.uint8))
+
+    torch.set_rng_state(state("cpu"))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state("cuda"))
+    for n, generator in enumerate(generators(call)):
+        generator.set_state(state(str(n)))

@@ -1,0 +1,85 @@
+"""Several processes, each with its share of the calls, that end with the same findings: under torch.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from diffcache.errors import BadOption, DiffCacheError
+from diffcache.profiling.record import generators
+
+Share = Callable[[int, int], bytes]  # (rank, number of processes) -> what this process found
+
+
+def all_shares(share: Share) -> list[bytes]:
+    """What every process found, by rank, the same in every process. One that fails makes all fail, with its reason.
+
+    The processes are those of torch.distributed's default group, or of ``torchrun``; else there is but this one.
+    """
+    with _group() as (rank, size):
+        if size == 1:
+            return [share(rank, size)]
+        found, failure = b"", None
+        try:
+            found = share(rank, size)
+        except Exception as error:  # the others wait for this process; it has to tell them first
+            failure = error
+        trouble = "" if failure is None else f"{type(failure).__name__}: {failure}"
+        troubles = [text.decode() for text in _exchanged(trouble.encode(), size)]
+        if failure is not None:
+            raise failure
+        for other, text in enumerate(troubles):
+            if text:
+                raise DiffCacheError(f"process {other} of {size} could not measure its share of the calls: {text}")
+        return list(_exchanged(found, size))
+
+
+def demand_own_generators(calls: Sequence[Mapping[str, Any]]) -> None:
+    """Calls that draw from one generator, one after the other, cannot be made by several processes: a BadOption."""
+    seen: dict[int, int] = {}
+    for index, call in enumerate(calls):
+        for generator in generators(call):
+            if seen.setdefault(id(generator), index) != index:
+                found = f"with one generator in calls {seen[id(generator)]} and {index}"
+                raise BadOption(
+                    "calls", found, "a generator of its own for every call, where several processes measure"
+                )
+
+
+@contextlib.contextmanager
+def _group() -> Iterator[tuple[int, int]]:
+    """(rank, number of processes). Under ``torchrun``, a group is made where there is none, and taken down again."""
+    if not dist.is_available():
+        yield 0, 1
+    elif dist.is_initialized():
+        yield dist.get_rank(), dist.get_world_size()
+    elif dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+        try:
+            yield dist.get_rank(), dist.get_world_size()
+        finally:
+            dist.destroy_process_group()
+    else:
+        yield 0, 1
+
+
+def _exchanged(data: bytes, size: int) -> Iterator[bytes]:
+    """The data of every process, by rank; every process takes part to the end."""
+    device = "cpu" if "gloo" in dist.get_backend() else torch.device("cuda", torch.cuda.current_device())
+    mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    for source in range(size):
+        length = torch.tensor([len(mine)], device=device)
+        dist.broadcast(length, source)
+        sent = mine.to(device) if source == dist.get_rank() else _room(int(length), device)
+        if len(sent):
+            dist.broadcast(sent, source)
+        yield sent.cpu().numpy().tobytes()
+
+
+def _room(length: int, device: str | torch.device) -> Tensor:
+    return torch.empty(length, dtype=torch.uint8, device=device)
