@@ -19,7 +19,7 @@ from probes import BRANCHES, PLACES, leaf_calls, naive_reuse
 from torch import Tensor
 
 from diffcache import accelerated, report
-from diffcache.executor import FailedOpen, arounds, decide
+from diffcache.executor import FailedOpen, decide, stacks
 from diffcache.reports import Report
 from diffcache.store import Store
 
@@ -201,7 +201,7 @@ def test_a_forward_that_runs_although_it_is_predicted_would_be_noticed(
     def guess_and_compute(call: Any, site: str, x: Any) -> Any:
         guess(call, site, x)  # counts a prediction
 
-    for module in (decide, arounds):
+    for module in (decide, stacks):
         monkeypatch.setattr(module, "guess", guess_and_compute)
     pipe = shared("flux")
     with accelerated(pipe, rule(granularity)), leaf_calls(pipe, TINY["flux"].denoisers) as calls:

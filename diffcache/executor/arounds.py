@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from diffcache import host
 from diffcache.executor.checks import check_guidance
-from diffcache.executor.decide import guess, keep, visit
-from diffcache.executor.state import Call, Stack
+from diffcache.executor.decide import visit
+from diffcache.executor.stacks import Place, run_block
+from diffcache.executor.state import Call
+from diffcache.executor.streams import reader
 from diffcache.host import Host
 from diffcache.patch import Around
+from diffcache.schedule import OnlineRule
 from diffcache.store import Output
 
 
@@ -24,76 +26,86 @@ class Arounds:
         self.host = watched
         self._current = threading.local()
 
-    def of(self, name: str, site: str, modules: tuple[nn.Module, ...]) -> Iterator[tuple[nn.Module, Around]]:
-        """What to layer on the modules of one site."""
+    def of(
+        self, name: str, site: str, modules: tuple[nn.Module, ...], rule: OnlineRule | None = None
+    ) -> Iterator[tuple[nn.Module, Around]]:
+        """What to layer on the modules of one site. ``rule``: what its first block decides by, if it does."""
         for module in modules:
-            main = host.main_input(module)
             if site == "model":
-                yield module, self._root(name, main)
+                yield module, self._root(name, module)
             elif site.startswith("stack:"):
-                yield module, self._part_of_stack(name, site, main, last=module is modules[-1])
+                place = Place(module is modules[0], module is modules[-1], rule)
+                yield module, self._block(name, site, module, place)
             else:
-                yield module, self._single(name, site, main)
+                yield module, self._single(name, site, module)
 
-    def _root(self, name: str, main: str) -> Around:
+    def hears(self, name: str) -> Around:
+        """What to layer on the normalisation whose output decides."""
+
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            call: Call | None = getattr(self._current, "call", None)
+            if call is not None and call.denoiser == name and call.heard is not None:
+                heard, call.heard = call.heard, None
+                heard(Output.of(value).tensors[:1])
+            return value
+
+        return around
+
+    def _root(self, name: str, module: nn.Module) -> Around:
+        read = reader(module)
+
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             run = self.host.run
             if run is None:  # outside this pipeline's loop: somebody else's call, or the user's own
                 return inner(*args, **kwargs)
-            call = Call(run.state, name, run.index, run.next_call(name))
-            x = _tensors(main, args, kwargs)
-            check_guidance(self.host.pipe, run, call, x)
+            ordinal = run.next_call(name)
+            call = Call(run.state, name, run.index, ordinal, run.state.watch(name, ordinal))
+            inputs = read(args, kwargs)
+            check_guidance(self.host.pipe, run, call, inputs.main)
+            if call.watch is not None and call.watch.at_the_root:
+                call.decide(inputs.main)
+
+            def compute() -> Any:
+                value = inner(*args, **kwargs)
+                if call.watch is not None and not call.predicts:
+                    call.watch.answered(inputs.main, Output.of(value).tensors)
+                return value
+
             outer = getattr(self._current, "call", None)
             self._current.call = call
             try:
                 if (name, "model") in call.state.programs:
-                    return visit(call, "model", x, lambda: inner(*args, **kwargs))
-                call.state.count(name, "model", call.branch).computed += 1
-                return inner(*args, **kwargs)
+                    return visit(call, "model", inputs, compute)
+                call.state.count(name, "model", call.branch).compute()
+                return compute()
             finally:
                 self._current.call = outer
 
         return around
 
-    def _single(self, name: str, site: str, main: str) -> Around:
+    def _single(self, name: str, site: str, module: nn.Module) -> Around:
+        read = reader(module)
+
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = self._call_of(name, site)
             if call is None:
                 return inner(*args, **kwargs)
-            return visit(call, site, _tensors(main, args, kwargs), lambda: inner(*args, **kwargs))
+            return visit(call, site, read(args, kwargs), lambda: inner(*args, **kwargs))
 
         return around
 
-    def _part_of_stack(self, name: str, site: str, main: str, *, last: bool) -> Around:
-        """At a predicted step every block hands on a copy of the stack's predicted output, and the last one the output
-        itself. What the host adds in between (ControlNet residuals) is lost with the copy; the prediction holds it."""
+    def _block(self, name: str, site: str, module: nn.Module, place: Place) -> Around:
+        read = reader(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = self._call_of(name, site)
             if call is None:
                 return inner(*args, **kwargs)
-            if site not in call.stacks:  # at the first block that runs: hosts can be told to leave some out
-                x = _tensors(main, args, kwargs)
-                call.stacks[site] = Stack(x, guess(call, site, x))
-            stack = call.stacks[site]
-            if stack.guess is None:
-                value = inner(*args, **kwargs)
-                if last:
-                    keep(call, site, stack.x, value)
-                return value
-            if last:
-                return stack.guess[0]
-            if stack.stand_in is None:
-                stack.stand_in = Output.of(stack.guess[0]).copied()
-            return stack.stand_in
+            return run_block(call, site, place, read(args, kwargs), lambda: inner(*args, **kwargs))
 
         return around
 
     def _call_of(self, name: str, site: str) -> Call | None:
         call: Call | None = getattr(self._current, "call", None)
         return call if call and call.denoiser == name and (name, site) in call.state.programs else None
-
-
-def _tensors(main: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The tensors of a forward's main input."""
-    return Output.of(args[0] if args else kwargs.get(main)).tensors

@@ -2,57 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
-
-from torch import Tensor
 
 from diffcache import store
 from diffcache.executor.guess import combine, problem
+from diffcache.executor.program import NEWEST
 from diffcache.executor.state import Call
+from diffcache.executor.streams import Inputs, pair
 from diffcache.store import Anchor, Output
 
 
-def visit(call: Call, site: str, x: tuple[Tensor, ...], compute: Callable[[], Any]) -> Any:
+def visit(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
     """The output of ``site``, one way or the other."""
-    predicted = guess(call, site, x)
+    predicted = guess(call, site, inputs)
     if predicted is not None:
         return predicted[0]
+    inputs = safe(call, site, inputs)
     value = compute()
-    keep(call, site, x, value)
+    keep(call, site, inputs, value)
     return value
 
 
-def guess(call: Call, site: str, x: tuple[Tensor, ...]) -> tuple[Any] | None:
+def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     """The predicted output in a tuple of one, or None where the step is to be computed; counts either."""
     program = call.state.programs[call.denoiser, site]
     counts = call.state.count(call.denoiser, site, call.branch)
     if call.step >= len(program.terms):
-        counts.failed_open["step beyond the schedule"] += 1
+        counts.fail("step beyond the schedule")
         return None
     terms = program.terms[call.step]
     if terms is None:
-        counts.computed += 1
+        counts.compute()
         return None
     key = (call.denoiser, site, call.branch)
     anchors = [call.state.store.get(key, a) for a in terms.anchors]
     for step in program.drops[call.step]:
         call.state.store.drop(key, step)
+    if program.newest and call.verdict is None:
+        counts.fail("the block that decides did not run before it")
+        return None
+    if call.verdict is not None and not call.verdict.predict:
+        if call.verdict.reason:
+            counts.fail(call.verdict.reason)
+        elif program.newest:
+            counts.compute()
+        else:
+            counts.guard()
+        return None
     guidance = call.state.schedule.guidance
     branch = None if guidance is not None and guidance.mode == "batched" else call.branch
-    obstacle = problem(anchors, terms, x, branch)
+    pairing = call.state.pairings.get(key)
+    x = inputs.main if pairing is None else pairing.x(inputs)
+    obstacle = problem(anchors, terms, x, branch, pairing)
     if obstacle:
-        counts.failed_open[obstacle] += 1
+        counts.fail(obstacle)
         return None
-    counts.predicted += 1
-    return (combine([a for a in anchors if a is not None], terms, x, branch),)
+    counts.predict()
+    return (combine([a for a in anchors if a is not None], terms, x, branch, pairing),)
 
 
-def keep(call: Call, site: str, x: tuple[Tensor, ...], value: Any) -> None:
-    """Put what ``site`` returned into the store, if a later step refers to it and it is finite."""
+def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
+    """The inputs as they are now, if they are to be kept: what is about to run may write into them."""
+    program = call.state.programs[call.denoiser, site]
+    if call.step not in program.keeps_x:
+        return inputs
+    pairing = call.state.pairings.get((call.denoiser, site, call.branch))
+    wanted = inputs.others if pairing is None else {n: t for n, t in inputs.others.items() if n in pairing.names}
+    copies = {name: t.detach().clone() for name, t in wanted.items()}
+    return Inputs(tuple(t.detach().clone() for t in inputs.main), copies)
+
+
+def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, int] | None = None) -> None:
+    """Put what ``site`` returned into the store, if a later step refers to it and it is finite.
+
+    inputs  as ``safe`` gave them
+    flow    as ``streams.pair`` needs it
+    """
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps:
         return
+    key = (call.denoiser, site, call.branch)
+    step = NEWEST if program.newest else call.step
+    call.state.store.drop(key, step)
     output = Output.of(value)
     if not output.tensors:  # a type whose tensors cannot be reached: nothing can be made of it later
         return
@@ -61,6 +93,9 @@ def keep(call: Call, site: str, x: tuple[Tensor, ...], value: Any) -> None:
         call.state.suspects.append(finite)  # read when the run is over: no synchronisation inside the loop
     elif finite is not None and not finite:
         return
-    kept_x = tuple(t.detach().clone() for t in x) if call.step in program.keeps_x else ()
-    key = (call.denoiser, site, call.branch)
-    call.state.store.put(key, call.step, Anchor(output.kept(), kept_x, store.signature(x)))
+    x = inputs.main
+    if program.keeps_x:
+        call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {})
+        x = pairing.x(inputs)
+    kept_x = x if call.step in program.keeps_x else ()
+    call.state.store.put(key, step, Anchor(output.kept(), kept_x, store.signature(x)))

@@ -10,25 +10,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffcache.executor.program import Terms
+from diffcache.executor.streams import Pairing, alone, channel_dim
 from diffcache.predictors import predict
 from diffcache.store import Anchor, signature
 
+OTHER_INPUT = "shape, dtype or device of the input changed"
 
-def problem(anchors: Sequence[Anchor | None], terms: Terms, x: Sequence[Tensor], branch: int | None) -> str | None:
-    """Why no prediction can be made from these anchors for input ``x``; None if one can. ``branch`` as in combine."""
+
+def problem(
+    anchors: Sequence[Anchor | None],
+    terms: Terms,
+    x: Sequence[Tensor],
+    branch: int | None,
+    pairing: Pairing | None = None,
+) -> str | None:
+    """Why no prediction can be made from these anchors for input ``x``; None if one can. The rest as in combine."""
     kept = [a for a in anchors if a is not None]
     if len(kept) < len(anchors):
         return "an anchor is missing (late start, another denoiser, or non-finite output)"
     here = signature(x)
     if any(a.signature != here for a in kept):
-        return "shape, dtype or device of the input changed"
+        return OTHER_INPUT
     outputs = kept[0].output.tensors
     if any(signature(a.output.tensors) != signature(outputs) for a in kept):
         return "shape, dtype or device of the output changed"
-    if terms.needs_x and not any(_own(x, j, like) is not None for j, like in enumerate(outputs)):
+    pairing = pairing or alone(x, outputs)
+    if terms.needs_x and pairing.unclear:
+        return "the site's inputs fit its outputs in more than one way, so kappa has no meaning"
+    if terms.needs_x and not any(i is not None for i in pairing.own):
         return "the site's input does not have the shape of its output, so kappa has no meaning"
     rows = 1 if branch is not None else len(terms.weights)
-    parts = [len(outputs)] if _samples_in_list(x, outputs) else [len(t) for t in outputs if t.ndim]
+    parts = [len(outputs)] if pairing.listed else [len(t) for t in outputs if t.ndim]
     if any(count % rows for count in parts):
         return "the output's batch does not split into the branches that have coefficients of their own"
     channels = {v.size for v in (*terms.scale, *terms.bias) if isinstance(v, np.ndarray)}
@@ -37,17 +49,24 @@ def problem(anchors: Sequence[Anchor | None], terms: Terms, x: Sequence[Tensor],
     return None
 
 
-def combine(anchors: Sequence[Anchor], terms: Terms, x: Sequence[Tensor], branch: int | None) -> object:
-    """The predicted output. ``branch``: whose coefficients; None when all branches lie in the batch, in equal parts."""
+def combine(
+    anchors: Sequence[Anchor], terms: Terms, x: Sequence[Tensor], branch: int | None, pairing: Pairing | None = None
+) -> object:
+    """The predicted output.
+
+    branch   whose coefficients; None when all branches lie in the batch, in equal parts
+    pairing  how ``x`` goes with the output's tensors; None: ``x`` is the main input
+    """
     newest = anchors[0].output
+    pairing = pairing or alone(x, newest.tensors)
     rows = range(len(terms.weights)) if branch is None else [min(branch, len(terms.weights) - 1)]
-    members = len(x) if _samples_in_list(x, newest.tensors) else 0
+    members = len(newest.tensors) if pairing.listed else 0
     tensors = []
     for j, like in enumerate(newest.tensors):
         if not like.is_floating_point():  # indices, masks: nothing to interpolate
             tensors.append(like.clone())
             continue
-        own = _own(x, j, like) if terms.needs_x else None
+        own = pairing.own[j] if terms.needs_x else None
         here = [rows[j * len(rows) // members]] if members else rows
         kept = [a.output.tensors[j].chunk(len(here)) for a in anchors]
         now = then = None
@@ -71,32 +90,17 @@ def combine(anchors: Sequence[Anchor], terms: Terms, x: Sequence[Tensor], branch
 def repeats(x: Sequence[Tensor], times: int) -> bool:
     """Whether the batch of ``x`` is ``times`` equal parts, as batched guidance builds it. The first channel decides:
     what a pipeline puts behind the sample's own channels may differ from branch to branch."""
-    samples = list(x) if len(x) > 1 else list(x[0].narrow(_usual_channel_dim(x[0]), 0, 1)) if x else []
+    samples = list(x) if len(x) > 1 else list(x[0].narrow(channel_dim(x[0]), 0, 1)) if x else []
     if not samples or len(samples) % times:
         return False
     apart = len(samples) // times
     return all(torch.equal(one, other) for one, other in zip(samples, samples[apart:], strict=False))
 
 
-def _samples_in_list(x: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-    """Whether the batch is a list of samples, one tensor each: the branches are then equal parts of the list."""
-    return len(outputs) == len(x) > 1
-
-
-def _own(x: Sequence[Tensor], j: int, like: Tensor) -> int | None:
-    """Which input tensor belongs to output tensor ``j``: the one of its shape, channels apart. None: it has none."""
-    fitting = [i for i, t in enumerate(x) if _without_channels(t) == _without_channels(like)]
-    return j if j in fitting else fitting[0] if fitting else None
-
-
-def _without_channels(t: Tensor) -> list[int]:
-    return [n for d, n in enumerate(t.shape) if d != _usual_channel_dim(t)]
-
-
 def _channels_as(x: Tensor, like: Tensor) -> Tensor:
     """``x`` with the channels of ``like``: condition channels cut off, channels only the output has (a learned
     variance) filled with zeros, where no drift is added."""
-    dim = _usual_channel_dim(like)
+    dim = channel_dim(like)
     missing = like.shape[dim] - x.shape[dim]
     if missing <= 0:
         return x.narrow(dim, 0, like.shape[dim])
@@ -114,10 +118,5 @@ def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:
 
 def _channel_dim(like: Tensor, channels: int) -> int | None:
     """The dimension with that many channels: the usual one, else the first that fits. None: there is none."""
-    usual = _usual_channel_dim(like)
+    usual = channel_dim(like)
     return next((d for d in (usual, *range(1, like.ndim), 0) if like.shape[d] == channels), None)
-
-
-def _usual_channel_dim(like: Tensor) -> int:
-    """Pictures and videos carry channels at 1, token sequences at the end."""
-    return 1 if like.ndim >= 4 else like.ndim - 1

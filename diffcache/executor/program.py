@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
-from diffcache.schedule import SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+
+NEWEST = -1  # stands for the step of an anchor that is whatever was computed last
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Equation (1) at one step. ``anchors`` are steps, newest first; the other tuples hold one entry per branch."""
+    """Equation (1) at one step. ``anchors`` are steps, newest first, or NEWEST alone; the other tuples hold one entry
+    per branch."""
 
     anchors: tuple[int, ...]
     weights: tuple[tuple[float, ...], ...]
@@ -27,21 +31,50 @@ class Terms:
 @dataclass(frozen=True, slots=True)
 class Program:
     """``terms[i]`` is None where step i computes. ``keeps``: computed steps that a later step refers to;
-    ``keeps_x``: those whose input is needed too; ``drops[i]``: anchors nobody refers to after step i."""
+    ``keeps_x``: those whose input is needed too; ``drops[i]``: anchors nobody refers to after step i.
+
+    newest  which steps compute is decided in the run: ``terms`` say where they need not, and the newest output takes
+            the place of the one before
+    """
 
     terms: tuple[Terms | None, ...]
     keeps: frozenset[int]
     keeps_x: frozenset[int]
     drops: tuple[tuple[int, ...], ...]
+    newest: bool = False
 
 
-def compile_plan(plan: SitePlan) -> Program:
+def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
     steps = len(plan.compute)
     terms = tuple(_terms(plan, i) for i in range(steps))
+    if newest:
+        asking = [i for i, t in enumerate(terms) if t]
+        with_x = [i for i, t in enumerate(terms) if t and t.needs_x]
+        return Program(
+            terms=tuple(t and dataclasses.replace(t, anchors=(NEWEST,)) for t in terms),
+            keeps=frozenset(range(max(asking, default=0))),
+            keeps_x=frozenset(range(max(with_x, default=0))),
+            drops=((),) * steps,
+            newest=True,
+        )
     last_use = {anchor: i for i, t in enumerate(terms) if t for anchor in t.anchors}
     drops = tuple(tuple(sorted(a for a, last in last_use.items() if last == i)) for i in range(steps))
     keeps_x = frozenset(t.anchors[0] for t in terms if t and t.needs_x)
     return Program(terms, frozenset(last_use), keeps_x, drops)
+
+
+def compile_schedule(schedule: CacheSchedule) -> dict[tuple[str, str], Program]:
+    """(denoiser, site) -> program."""
+    return {
+        (name, site): compile_plan(plan, newest=decides(denoiser))
+        for name, denoiser in schedule.denoisers.items()
+        for site, plan in denoiser.sites.items()
+    }
+
+
+def decides(plan: DenoiserPlan) -> bool:
+    """Whether anchors are whatever the run computes. A guard against drift leaves the planned ones in use."""
+    return plan.online is not None and plan.online.rule != "drift"
 
 
 def _terms(plan: SitePlan, step: int) -> Terms | None:

@@ -13,10 +13,10 @@ from torch import nn
 from diffcache import host
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor.arounds import Arounds
-from diffcache.executor.checks import Sites, check_compiled, check_pipeline, check_run
+from diffcache.executor.checks import Sites, check_pipeline, check_run
 from diffcache.executor.grid import move
-from diffcache.executor.placing import Patch, patched
-from diffcache.executor.program import compile_plan
+from diffcache.executor.placing import place
+from diffcache.executor.program import compile_schedule
 from diffcache.executor.state import State
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Grid, Rule
@@ -39,22 +39,14 @@ class Executor:
         self.host = host.Host(pipe, self._begin, self._end, self._missed)
         self.last: State | None = None
         self.runs = 0
-        arounds = Arounds(self.host)
         self._warned: set[str] = set()
         if isinstance(source, CacheSchedule):
             check_pipeline(pipe, source, sites, strict=strict)
             schedule = source
         else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
             schedule = source.schedule(Grid(np.linspace(1.0, 0.1, 10)), self.sites)
-        for name in sites:
-            check_compiled(name, sites[name]["model"][0], patched(schedule, name))
+        self._patches = place(Arounds(self.host), schedule, sites)
         self._roots = {name: weakref.ref(modules["model"][0]) for name, modules in sites.items()}
-        self._patches = [
-            Patch(weakref.ref(module), around)
-            for name, modules in sites.items()
-            for site in patched(schedule, name)
-            for module, around in arounds.of(name, site, modules[site])
-        ]
 
     def attach(self) -> None:
         try:
@@ -80,16 +72,12 @@ class Executor:
         else:
             schedule = self.source
             check_run(self.host.pipe, run, schedule, strict=self.strict)
-        programs = {
-            (denoiser, site): compile_plan(plan)
-            for denoiser, p in schedule.denoisers.items()
-            for site, plan in p.sites.items()
-        }
+        programs = compile_schedule(schedule)
         for patch in self._patches:
             patch.put()
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
         self.last = run.state = state = State(schedule, programs, levels_back=levels_back)
-        run.again = state.store.clear
+        run.again = state.forget
         self.runs += 1
 
     def _end(self, run: host.Run) -> None:

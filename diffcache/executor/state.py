@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from diffcache.executor.online import Verdict, Watch
 from diffcache.executor.program import Program
+from diffcache.executor.streams import Inputs, Pairing
 from diffcache.patch import Undo
 from diffcache.schedule import CacheSchedule
 from diffcache.store import Store
@@ -17,27 +19,75 @@ from diffcache.store import Store
 
 @dataclass(slots=True)
 class Counts:
-    """What one site did for one branch."""
+    """What one site did for one branch.
+
+    guarded  predictions that were computed instead, because the input had moved too far
+    strip    True or False per forward, as they came: computed, for whatever reason, or predicted
+    """
 
     computed: int = 0
     predicted: int = 0
+    guarded: int = 0
     failed_open: Counter[str] = field(default_factory=Counter)
+    strip: list[bool] = field(default_factory=list)
+
+    def compute(self) -> None:
+        self.computed += 1
+        self.strip.append(True)
+
+    def predict(self) -> None:
+        self.predicted += 1
+        self.strip.append(False)
+
+    def guard(self) -> None:
+        self.guarded += 1
+        self.strip.append(True)
+
+    def fail(self, reason: str) -> None:
+        self.failed_open[reason] += 1
+        self.strip.append(True)
 
 
 @dataclass
 class State:
-    """Everything one run owns; dropped with it."""
+    """Everything one run owns; dropped with it.
+
+    pairings  (denoiser, site, branch) -> how x goes with F, where equation (1) needs x
+    flows     (denoiser, stack) -> which output of one block is which input of the next
+    """
 
     schedule: CacheSchedule
     programs: Mapping[tuple[str, str], Program]
     store: Store = field(default_factory=Store)
     counts: dict[tuple[str, str, int], Counts] = field(default_factory=dict)
+    watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
+    pairings: dict[tuple[str, str, int], Pairing] = field(default_factory=dict)
+    flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
     suspects: list[Tensor] = field(default_factory=list)  # finiteness flags not yet read from an accelerator
     levels_back: Undo = lambda: None
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
         return self.counts.setdefault((denoiser, site, branch), Counts())
+
+    def watch(self, denoiser: str, branch: int) -> Watch | None:
+        """The signal of one branch, if its plan has an online rule."""
+        plan = self.schedule.denoisers.get(denoiser)
+        if plan is None or plan.online is None:
+            return None
+        if (denoiser, branch) not in self.watches:
+            self.watches[denoiser, branch] = Watch(plan.online, self.store, denoiser, branch)
+        return self.watches[denoiser, branch]
+
+    def asks(self, denoiser: str, step: int) -> bool:
+        """Whether the plan predicts anything at this step."""
+        programs = [program for (name, _), program in self.programs.items() if name == denoiser]
+        return any(step < len(p.terms) and p.terms[step] is not None for p in programs)
+
+    def forget(self) -> None:
+        """Back to the beginning of a loop."""
+        self.store.clear()
+        self.watches.clear()
 
     def failures(self) -> dict[str, Counter[str]]:
         """Reason -> site -> times."""
@@ -53,19 +103,48 @@ class Stack:
     """A stack's pass within one forward: its input, and its prediction if it is not computed.
 
     stand_in  what goes from block to block at a predicted step: hosts may write into it
+    before    what the block that ran last returned
     """
 
-    x: tuple[Tensor, ...]
+    inputs: Inputs
     guess: tuple[Any] | None
     stand_in: Any = None
+    before: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What the block that decides was given, and what it returned."""
+
+    inputs: Inputs
+    outputs: tuple[Tensor, ...]
 
 
 @dataclass
 class Call:
-    """One forward of a denoiser: which step and branch it serves, and the stacks entered in it."""
+    """One forward of a denoiser: which step and branch it serves, and the stacks entered in it.
+
+    watch    what decides, where the run does
+    verdict  its decision, as soon as it is taken
+    lead     the first block's run, where it decides
+    heard    called with the output of the first normalisation in the first block, once
+    """
 
     state: State
     denoiser: str
     step: int
     branch: int
+    watch: Watch | None = None
+    verdict: Verdict | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)
+    lead: Lead | None = None
+    heard: Callable[[tuple[Tensor, ...]], None] | None = None
+
+    def decide(self, signal: tuple[Tensor, ...]) -> None:
+        """Let the signal say whether this forward is predicted."""
+        if self.watch is not None:
+            self.verdict = self.watch.decide(self.step, self.state.asks(self.denoiser, self.step), signal)
+
+    @property
+    def predicts(self) -> bool:
+        return self.verdict is not None and self.verdict.predict
