@@ -1,0 +1,77 @@
+"""``diffcache show``: what stands in a schedule or a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from diffcache.errors import BadOption, DocumentError
+from diffcache.profile import Profile
+from diffcache.schedule import CacheSchedule, SitePlan
+
+
+def show(
+    file: Annotated[Path, typer.Argument(help="A schedule or a profile.")],
+    coefficients: Annotated[
+        bool, typer.Option("--coefficients", help="Also the coefficients of every predicted step.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw it into this picture: .png, .svg, .pdf.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Draw a schedule's masks over the distances that this profile measured.")
+    ] = None,
+) -> None:
+    """Print a schedule (masks, coefficients, expected fidelity) or a profile, and draw it."""
+    document = load(file)
+    if isinstance(document, Profile) and (coefficients or profile):
+        raise BadOption("file", str(file), "a schedule, where --coefficients or --profile is asked for")
+    if profile is not None and plot is None:
+        raise BadOption("profile", str(profile), "beside --plot, which draws the masks over it")
+    typer.echo(document.describe())
+    if coefficients and isinstance(document, CacheSchedule):
+        for denoiser, site, plan in document.plans():
+            typer.echo(f"\n{denoiser} {site}\n{table(plan)}")
+    if plot is not None:
+        from diffcache import plots
+
+        beside = Profile.load(profile) if profile else None
+        typer.echo(f"drawn into {plots.save(document, plot, beside)}")
+
+
+def load(file: Path) -> CacheSchedule | Profile:
+    """Either document, whichever the file says it is."""
+    try:
+        return CacheSchedule.load(file)
+    except DocumentError as error:
+        if error.field != "format":
+            raise
+    return Profile.load(file)
+
+
+def table(plan: SitePlan) -> str:
+    """Equation (1) at every predicted step: w of the newest outputs, and κ, s and b where there are any."""
+    branches = len(plan.weights)
+    heads = ["step", *(["branch"] if branches > 1 else []), "newest", *(f"w{k}" for k in range(plan.anchors))]
+    more = {"κ": plan.kappa, "s": plan.scale, "b": plan.bias}
+    heads += [head for head, array in more.items() if array is not None]
+    rows = []
+    for step in np.flatnonzero(~plan.compute):
+        newest = int(np.flatnonzero(plan.compute[:step])[-1])
+        kept = int(plan.compute[:step].sum())
+        for branch in range(branches):
+            weights = [_number(w) if k < kept else "" for k, w in enumerate(plan.weights[branch, step, : plan.anchors])]
+            others = [_number(array[branch, step]) for array in more.values() if array is not None]
+            rows.append([str(step), *([str(branch)] if branches > 1 else []), str(newest), *weights, *others])
+    if not rows:
+        return "  every step is computed"
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows])
+    return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def _number(value: np.ndarray | float) -> str:
+    """One coefficient; of one per channel, the least and the greatest."""
+    low, high = np.min(value), np.max(value)
+    return f"{low:.4g}" if np.ndim(value) == 0 else f"{low:.4g} to {high:.4g}"
