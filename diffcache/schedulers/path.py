@@ -12,7 +12,7 @@ taylor    least sum of edges that depend on the two newest computed steps (DPCac
 ``edge`` says what an edge weighs. "state": the final state's error, root mean square, if everything but this edge is
 computed; that is LeMiCa's measure, with the loop's dynamics in the place of runs of the network: to first order, exact
 for steps that answer to errors as the profile says. "local": the relative errors of the edge's outputs, added up; L1
-for reuse, as DPCache and others have it, and L2 from the Gram table for the other two.
+for reuse, L2 from the Gram table for the other two.
 
 The mean velocity in terms of equation (1): MeanCache predicts v̂_i = v_{i-1} + (τ_{i+1} − τ_i) · J with
 J = (ū − v_j) / (τ_i − τ_j), j = i − span, and ū the mean of what was handed to the steps j … i − 1, weighed by their
