@@ -1,0 +1,149 @@
+"""Pictures show the numbers of the documents: what is drawn is read back from the figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from documents import STEPS, hold, mask, profile, schedule, site
+
+from diffcache.errors import BadOption
+from diffcache.profile import DenoiserProfile, Profile
+from diffcache.schedule import CacheSchedule, DenoiserPlan
+
+pytest.importorskip("matplotlib")
+
+from diffcache import plots
+
+BLOCKS = [f"block:blocks.{n}" for n in range(11)]
+
+
+def measured(steps: int = STEPS, *names: str, start: int = 0) -> Profile:
+    """Sites with tables of their own, two branches each."""
+    outputs = np.random.default_rng(0).normal(size=(len(names), 2, steps, 8)).cumsum(axis=2)
+    sites = {name: site(found) for name, found in zip(names, outputs, strict=True)}
+    return profile(steps=steps, start=start, denoisers={"unet": DenoiserProfile(class_name="Net", sites=sites)})
+
+
+def distance(found: Profile, *names: str) -> np.ndarray:
+    tables = [found.denoisers["unet"].sites[name].output.relative_l1.mean(0) for name in names]
+    return np.mean(tables, axis=0)
+
+
+def planned(sites: dict[str, str], **changes: Any) -> CacheSchedule:
+    plan = DenoiserPlan(sites={name: hold(strip) for name, strip in sites.items()}, class_name="Net")
+    return CacheSchedule(steps=len(next(iter(sites.values()))), denoisers={"unet": plan}, **changes)
+
+
+def heats(figure: Any) -> dict[str, Any]:
+    """Axes with a table, by title."""
+    return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.images}
+
+
+def test_a_profile_is_a_panel_per_granularity_with_its_mean_distance() -> None:
+    found = measured(STEPS, "model", *BLOCKS[:3], "sublayer:blocks.0.attn")
+    panels = heats(plots.figure(found))
+    assert list(panels) == ["model", "block, mean of 3 sites", "sublayer"]
+    for title, names in zip(panels, (["model"], BLOCKS[:3], ["sublayer:blocks.0.attn"]), strict=True):
+        (image,) = panels[title].images
+        assert np.array_equal(image.get_array(), distance(found, *names))
+        assert panels[title].get_xlabel() == "output of step"
+        assert panels[title].get_ylabel() == "in the place of step"
+
+
+def test_a_profile_shows_what_is_known_of_the_loop() -> None:
+    found = measured(STEPS, "model", BLOCKS[0])
+    assert found.dynamics is not None
+    figure = plots.figure(found)
+    change, share, answer = [axes for axes in figure.axes if axes.get_title(loc="left") and not axes.images]
+    for line, name in zip(change.lines, ("model", BLOCKS[0]), strict=True):
+        assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
+        assert line.get_ydata() == pytest.approx([distance(found, name)[i, i - 1] for i in range(1, STEPS)])
+    assert [text.get_text() for text in change.get_legend().get_texts()] == ["model", "block"]
+    moved = [abs(found.dynamics.reach[-1, j]) * found.dynamics.gram[j, j] ** 0.5 for j in range(STEPS)]
+    assert [bar.get_height() for bar in share.patches] == pytest.approx(moved)
+    assert answer.lines[-1].get_ydata() == pytest.approx(found.dynamics.response)
+    assert figure.get_suptitle() == "Net · Euler · 6\xa0steps · 16\xa0samples".replace(" ·", "\xa0·")
+
+    bare = plots.figure(dataclasses.replace(found, dynamics=None))
+    assert len(bare.axes) == len(figure.axes) - 2
+
+
+def test_a_schedule_is_its_masks_in_the_order_in_which_sites_run() -> None:
+    strips = {"block:blocks.10": "■·■·", "block:blocks.2": "■■··", "block:blocks.0": "■···"}
+    (axes,) = plots.figure(planned(strips)).axes
+    (mesh,) = axes.collections
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["block:blocks.0", "block:blocks.2", "block:blocks.10"]
+    assert np.array_equal(mesh.get_array().astype(bool), [mask(strips[name]) for name in names])
+    assert [text.get_text() for text in axes.texts] == ["1/4", "2/4", "2/4"]
+
+
+def test_sites_of_several_denoisers_keep_their_names_apart() -> None:
+    two = {name: DenoiserPlan(sites={"model": hold("■·")}) for name in ("transformer", "transformer_2")}
+    (axes,) = plots.figure(CacheSchedule(steps=2, denoisers=two)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["transformer model", "transformer_2 model"]
+
+
+def test_many_sites_are_not_all_named_but_all_drawn() -> None:
+    sites = {f"block:blocks.{n}": "■·■·" for n in range(100)}
+    (axes,) = plots.figure(planned(sites)).axes
+    assert axes.collections[0].get_array().shape == (100, 4)
+    assert len(axes.get_yticklabels()) <= plots.MOST_LABELS
+
+
+def squares(axes: Any) -> list[tuple[float, float, float, float]]:
+    return [(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in axes.patches]
+
+
+def test_a_mask_over_distances_is_a_square_per_computed_step_as_wide_as_its_output_lasts() -> None:
+    found = measured(7, "model")
+    (panel,) = heats(plots.figure(planned({"model": "■■··■·■"}), found)).items()
+    title, axes = panel
+    assert title == "model: 4 of 7 computed"
+    assert np.array_equal(axes.images[0].get_array(), distance(found, "model"))
+    assert squares(axes) == [(-0.5, -0.5, 1, 1), (0.5, 0.5, 3, 3), (3.5, 3.5, 2, 2), (5.5, 5.5, 1, 1)]
+
+
+def test_sites_of_one_mask_share_a_panel_and_the_rarest_are_left_out() -> None:
+    strips = dict.fromkeys(BLOCKS[:3], "■·■·") | dict.fromkeys(BLOCKS[3:5], "■··■") | {BLOCKS[5]: "■···"}
+    found = measured(4, *BLOCKS[:6])
+    panels = heats(plots.figure(planned(strips), found))
+    assert list(panels) == [
+        "block, 3 sites: 2 of 4 computed",
+        "block, 2 sites: 2 of 4 computed",
+        f"{BLOCKS[5]}: 1 of 4 computed",
+    ]
+    assert np.array_equal(panels["block, 3 sites: 2 of 4 computed"].images[0].get_array(), distance(found, *BLOCKS[:3]))
+    each = {name: "■" + "".join("■" if n >> bit & 1 else "·" for bit in range(3)) for n, name in enumerate(BLOCKS[:8])}
+    figure = plots.figure(planned(each), measured(4, *BLOCKS[:8]))
+    assert len(heats(figure)) == plots.MOST_PANELS
+    assert "2\xa0more\xa0masks\xa0not\xa0shown" in figure.get_suptitle()
+
+
+def test_a_loop_that_starts_late_is_drawn_from_there() -> None:
+    late = planned({"model": "■■■·■·"})
+    (axes,) = heats(plots.figure(late, measured(4, "model", start=2))).values()
+    assert squares(axes) == [(-0.5, -0.5, 2, 2), (1.5, 1.5, 2, 2)]
+
+
+def test_a_profile_of_something_else_is_refused() -> None:
+    made = planned({"model": "■·■·"})
+    with pytest.raises(BadOption, match=r"profile='one of 5 steps' was given\. Allowed: one of 4"):
+        plots.figure(made, measured(5, "model"))
+    with pytest.raises(BadOption, match="one that measured none of the schedule's sites"):
+        plots.figure(made, measured(4, "block:blocks.0"))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_short_and_long_loops_can_be_drawn(steps: int, tmp_path: Any) -> None:
+    found, made = measured(steps, "model"), planned({"model": "■" + "·" * (steps - 1)})
+    for n, of in enumerate(([found], [made], [made, found])):
+        assert plots.save(of[0], tmp_path / f"{n}.svg", *of[1:]).stat().st_size > 1000  # type: ignore[arg-type]
+
+
+def test_what_to_expect_stands_in_the_headline() -> None:
+    headline = plots.figure(schedule()).get_suptitle().replace("\xa0", " ").replace("\n", " ")
+    assert headline == "Net · Euler · 3 of 6 steps computed · 40.0 dB expected"
