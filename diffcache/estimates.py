@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffcache import host
 from diffcache.adapters import find_sites
 from diffcache.executor.checks import Sites, check_pipeline, check_run
-from diffcache.executor.program import Program, compile_plan
+from diffcache.executor.placing import first_norm, head
+from diffcache.executor.program import NEWEST, Program, compile_schedule
+from diffcache.executor.streams import Inputs, pair, reader
 from diffcache.patch import layer
-from diffcache.schedule import CacheSchedule
+from diffcache.schedule import CacheSchedule, OnlineRule
 from diffcache.schedulers import Grid, Rule
 from diffcache.store import Output
 
@@ -28,11 +31,13 @@ class Estimate:
     compute_fraction  floating-point operations of the sampling loop's denoiser, relative to the full run
     cache_bytes       most bytes of kept tensors alive at one time
     gain              1 / compute_fraction: the speed-up of the sampling loop where the denoiser is all that costs
+    online            whether the run itself decides: then the fraction is the least that can be, and the gain the most
     """
 
     steps: int
     compute_fraction: float
     cache_bytes: int
+    online: bool = False
 
     @property
     def gain(self) -> float:
@@ -41,21 +46,40 @@ class Estimate:
     def __str__(self) -> str:
         if self.compute_fraction > NO_GAIN:
             return f"no gain expected: {self.compute_fraction:.0%} of the work of {self.steps} steps is still done"
+        work = f"{self.compute_fraction:.1%} of the denoiser's work" + (" or more, as the run decides" * self.online)
         return (
-            f"{self.steps} steps at {self.compute_fraction:.1%} of the denoiser's work: up to {self.gain:.2f}x faster "
-            f"sampling; {self.cache_bytes:,} bytes of cache at most"
+            f"{self.steps} steps at {work}: up to {self.gain:.2f}x faster sampling; "
+            f"{self.cache_bytes:,} bytes of cache at most"
         )
 
 
 @dataclass(slots=True)
 class _Visit:
-    """One site in one denoiser call of the first step."""
+    """One site in one denoiser call of the first step. Of its tensors, shapes and types.
+
+    site         or "norm:" and a stack, for the first normalisation in it
+    first_flops  of the first block of a stack
+    """
 
     denoiser: str
     site: str
     flops: int
-    output_bytes: int
-    input_bytes: int
+    inputs: Inputs
+    outputs: tuple[torch.Tensor, ...]
+    first_flops: int = 0
+
+    @property
+    def output_bytes(self) -> int:
+        return _size(self.outputs)
+
+    @property
+    def input_bytes(self) -> int:
+        return _size(self.inputs.main)
+
+    @property
+    def x_bytes(self) -> int:
+        """Of every input that carries on in an output."""
+        return _size(pair(self.inputs, self.outputs, {}).x(self.inputs))
 
 
 class _EnoughError(Exception):
@@ -77,10 +101,17 @@ def estimate_for(pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any
         pipe.__dict__.clear()
         pipe.__dict__.update(found)
         pipe.maybe_free_model_hooks()
-    programs = {(d, s): compile_plan(plan) for d, p in schedule.denoisers.items() for s, plan in p.sites.items()}
+    programs = compile_schedule(schedule)
+    heads = {name: head(schedule, name, sites) for name in schedule.denoisers}
+    always = [(name, site) for name, (site, rule) in heads.items() if rule == "first_block"]
+    for visit in visits:
+        if (visit.denoiser, visit.site) in always:
+            visit.flops -= visit.first_flops  # its stack is what follows the first block
     done = sum(_work(programs, visits, step) for step in range(start, schedule.steps))
     full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
-    return Estimate(schedule.steps - start, done / max(full, 1), _peak_bytes(programs, visits, start, schedule.steps))
+    peak = _peak_bytes(programs, visits, start, schedule.steps) + _watched_bytes(schedule, heads, visits)
+    online = any(plan.online for plan in schedule.denoisers.values())
+    return Estimate(schedule.steps - start, done / max(full, 1), peak, online)
 
 
 def _first_step(
@@ -107,8 +138,12 @@ def _first_step(
         for denoiser, found in sites.items():
             for site, modules in found.items():
                 for i, module in enumerate(modules):
-                    around = _meter(visits, denoiser, site, host.main_input(module), last=i == len(modules) - 1)
+                    around = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
                     undo.callback(layer(module, "forward", around))
+                norm = first_norm(modules[0]) if site.startswith("stack:") else None
+                if norm is not None:
+                    around = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
+                    undo.callback(layer(norm, "forward", around))
         undo.callback(watcher.detach)
         watcher.attach()
         with contextlib.suppress(_EnoughError):
@@ -117,19 +152,28 @@ def _first_step(
     return schedule, start, _stacks_summed(visits)
 
 
-def _meter(visits: list[_Visit], denoiser: str, site: str, main: str, *, last: bool) -> Callable[..., Any]:
+def _meter(
+    visits: list[_Visit], denoiser: str, site: str, module: nn.Module, *, first: bool, last: bool
+) -> Callable[..., Any]:
     from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
 
+    read = reader(module)
+
     def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = _shapes(read(args, kwargs))
         with FlopCounterMode(display=False) as counter:
             value = inner(*args, **kwargs)
-        inputs = Output.of(args[0] if args else kwargs.get(main)).tensors
+        flops = counter.get_total_flops()
         # All parts of a stack cost work; only its last part's output is kept.
-        size = _size(Output.of(value).tensors) if last else 0
-        visits.append(_Visit(denoiser, site, counter.get_total_flops(), size, _size(inputs)))
+        outputs = tuple(t.to("meta") for t in Output.of(value).tensors) if last else ()
+        visits.append(_Visit(denoiser, site, flops, inputs, outputs, flops if first else 0))
         return value
 
     return around
+
+
+def _shapes(inputs: Inputs) -> Inputs:
+    return Inputs(tuple(t.to("meta") for t in inputs.main), {n: t.to("meta") for n, t in inputs.others.items()})
 
 
 def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
@@ -140,10 +184,11 @@ def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
         if not v.site.startswith("stack:"):
             summed.append(v)
             continue
-        whole = open_stacks.setdefault((v.denoiser, v.site), _Visit(v.denoiser, v.site, 0, 0, v.input_bytes))
+        whole = _Visit(v.denoiser, v.site, 0, v.inputs, (), v.first_flops)
+        whole = open_stacks.setdefault((v.denoiser, v.site), whole)
         whole.flops += v.flops
-        whole.output_bytes += v.output_bytes
-        if v.output_bytes:
+        whole.outputs = v.outputs
+        if v.outputs:
             summed.append(open_stacks.pop((v.denoiser, v.site)))
     return summed
 
@@ -173,11 +218,30 @@ def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit
             if program is None:
                 continue
             if program.terms[step] is None and step in program.keeps:
-                held[n, step] = v.output_bytes + (v.input_bytes if step in program.keeps_x else 0)
+                at = NEWEST if program.newest else step
+                held[n, at] = v.output_bytes + (v.x_bytes if step in program.keeps_x else 0)
                 peak = max(peak, sum(held.values()))
             for dropped in program.drops[step]:
                 held.pop((n, dropped), None)
     return peak
+
+
+def _watched_bytes(
+    schedule: CacheSchedule, heads: Mapping[str, tuple[str, OnlineRule | None]], visits: list[_Visit]
+) -> int:
+    """What online rules compare with."""
+    total = 0
+    for v in visits:
+        plan = schedule.denoisers.get(v.denoiser)
+        rule = plan.online.rule if plan is not None and plan.online is not None else None
+        first = heads[v.denoiser][0] if plan is not None else ""
+        if v.site == "model" and rule in ("drift", "output_rate"):
+            total += v.input_bytes + (rule == "output_rate") * (v.input_bytes + v.output_bytes)
+        elif v.site == first and rule == "first_block":
+            total += v.input_bytes
+        elif v.site == f"norm:{first}" and rule == "modulated_input":
+            total += _size(v.outputs[:1])
+    return total
 
 
 def _size(tensors: tuple[torch.Tensor, ...]) -> int:

@@ -100,18 +100,22 @@ class SitePlan(Record):
 class Online(Record):
     """A decision left to the run: steps that the plans predict are computed after all where this rule says so.
 
-    Where the plans compute, nothing is asked. All rules compare mean absolute values (L1) within one branch's calls.
+    Where the plans compute, nothing is asked. All rules compare mean absolute values (L1) within one branch's calls. A
+    step is predicted while what they find stays below ``limit``; what cannot be compared, or is not finite, computes.
 
-    rule        "first_block": the first block always runs, and the stacks are what follows it; computed where the block's
-                residual differs from that of the newest computed step by more than ``limit`` (FirstBlockCache)
-                "modulated_input": changes of the first normalisation's output from call to call, each put through
-                ``polynomial``, add up until they reach ``limit`` (TeaCache, arXiv 2411.19108)
+    rule        "first_block": how far the first block's residual differs from that of the newest computed step; the
+                block itself always runs, and the stacks are what follows it (FirstBlockCache)
+                "modulated_input": changes of the first block's first normalisation's output from call to call, added up
+                since the newest computed step (TeaCache, arXiv 2411.19108)
                 "output_rate": the same of the whole denoiser's input, times how fast its output answered between the
-                two newest computed steps (EasyCache, arXiv 2507.02860)
-                "drift": the input has moved from that of the newest computed step by more than ``limit``
-    limit       float64 [T], relative
-    polynomial  float64 [P], highest power first; None: the change itself
+                two newest computed steps, relative to that output (EasyCache, arXiv 2507.02860)
+                "drift": how far the denoiser's input has moved from that of the newest step that the plans compute;
+                what this rule computes beside them is used once
+    limit       float64 [T], relative; 0 computes
+    polynomial  float64 [P], highest power first, that each change is put through; None: the change itself
     most        steps in a row that may be predicted; None: any number
+
+    The first two decide inside the network, and govern stacks alone; of several, the first one's first block decides.
     """
 
     rule: OnlineRule

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from diffcache import host
-from diffcache.errors import UnsupportedModel
+from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor.arounds import Arounds
 from diffcache.executor.checks import Sites, check_compiled, entry_point
 from diffcache.patch import Around, Undo, layer, on_top
@@ -38,12 +38,19 @@ def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch
     for name, modules in sites.items():
         root = modules["model"][0]
         patched = _patched(schedule, name)
-        head, rule = _head(schedule, name, sites)
+        first, rule = head(schedule, name, sites)
         check_compiled(name, root, patched)
         for site in patched:
-            pairs = list(arounds.of(name, site, modules[site], rule if site == head else None))
-            if site == head and rule == "modulated_input":
-                path, norm = _first_norm(root, site, modules[site][0])
+            pairs = list(arounds.of(name, site, modules[site], rule if site == first else None))
+            if site == first and rule == "modulated_input":
+                norm = first_norm(modules[site][0])
+                if norm is None:
+                    raise UnsupportedModel(
+                        f"the online rule {rule!r} looks at the first normalisation in {site!r} of "
+                        f"{host.class_name(root)}; there is none in {type(modules[site][0]).__name__}. Use another "
+                        "rule: 'output_rate'."
+                    )
+                path = next(path for path, module in root.named_modules() if module is norm)
                 check_compiled(name, root, [f"sublayer:{path}"])
                 pairs.append((norm, arounds.hears(name)))
             found += [Patch(weakref.ref(module), around) for module, around in pairs]
@@ -56,22 +63,19 @@ def _patched(schedule: CacheSchedule, denoiser: str) -> tuple[str, ...]:
     return ("model", *(site for site in plan.sites if site != "model")) if plan else ("model",)
 
 
-def _head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, OnlineRule | None]:
+def head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, OnlineRule | None]:
     """The stack whose first block decides, and by what; of several the first that the network was built with."""
     plan = schedule.denoisers.get(denoiser)
     if plan is None or plan.online is None or plan.online.rule not in ("first_block", "modulated_input"):
         return "", None
+    for site in plan.sites:
+        if not site.startswith("stack:"):
+            raise BadOption("sites", site, f"stacks, under the online rule {plan.online.rule!r}: it decides in a block")
     return next(site for site in sites[denoiser] if site in plan.sites), plan.online.rule
 
 
-def _first_norm(root: nn.Module, stack: str, block: nn.Module) -> tuple[str, nn.Module]:
-    """The path and the module of the normalisation that a block begins with; those inside its attention come later."""
+def first_norm(block: nn.Module) -> nn.Module | None:
+    """The normalisation that a block begins with. Those inside its parts (of queries and keys) come later, wherever
+    they are registered."""
     found = [(path, m) for path, m in block.named_modules() if m is not block and "Norm" in type(m).__name__]
-    if not found:
-        raise UnsupportedModel(
-            f"the online rule 'modulated_input' looks at the first normalisation in {stack!r} of "
-            f"{host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: 'output_rate'."
-        )
-    path, norm = min(found, key=lambda f: f[0].count("."))
-    above = next(path for path, m in root.named_modules() if m is block)
-    return f"{above}.{path}", norm
+    return min(found, key=lambda f: f[0].count("."))[1] if found else None
