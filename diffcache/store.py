@@ -100,5 +100,10 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor | None:
     return torch.stack(flags).all() if flags else None
 
 
+def channel_dim(tensor: Tensor) -> int:
+    """Where channels usually lie: pictures and videos carry them at 1, token sequences at the end."""
+    return 1 if tensor.ndim >= 4 else tensor.ndim - 1
+
+
 def _bytes(anchor: Anchor) -> int:
     return sum(t.numel() * t.element_size() for t in anchor.tensors)

@@ -21,7 +21,7 @@ def mask(text: str) -> np.ndarray:
 
 
 def same(a: Fit, b: Fit) -> bool:
-    return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("compute", "weights", "error_db"))
+    return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("compute", "weights", "error_db", "held_db"))
 
 
 def residual(replays: list[Replay], i: int, here: Checkpoint, weights: np.ndarray) -> float:
@@ -201,3 +201,41 @@ def test_where_the_equations_say_nothing_the_answer_is_what_it_is_drawn_towards(
     assert solved(table, 3 * table[:, 2], np.array([1.0, 0, 1, 0])) == pytest.approx([1, 0, 3, 0])
     twice = np.stack([table[:, 2], table[:, 2]], 1)  # neither of the two alone
     assert solved(twice, 3 * table[:, 2], np.array([1.0, 0])) == pytest.approx([2, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flux", "dit", "chroma", "sd15_ddim"])
+@pytest.mark.parametrize("apart", [True, False], ids=["branches apart", "branches together"])
+def test_a_scale_per_channel_is_the_least_squares_solution(name: str, apart: bool) -> None:
+    """By a general solver, channel after channel."""
+    replays = calibration(name).replays
+    steps = len(replays[0].steps)
+    compute = mask("■·■■·" + "·" * (steps - 5))
+    found = fit(replays, compute, per_branch=apart, per_channel=True)
+    assert found.scale is not None
+    groups = len(found.weights)
+    for i in map(int, np.flatnonzero(~compute)):
+        here = found.checkpoints[i]
+        tables: list[list[np.ndarray]] = []
+        targets: list[np.ndarray] = []
+        for one, position, history in zip(replays, here.positions, here.outputs, strict=True):
+            at_zero, gain = one.affine(i, position)
+            like = one.guided(i, one.recorded(i))
+            columns = []
+            for b in range(one.branches):
+                w = found.weights[min(b, groups - 1), i]
+                guess = sum(history[a][b].double() * w[k] for k, a in enumerate(here.anchors))
+                columns.append(guess * one.guidance[i][b] * gain)  # type: ignore[operator]
+            columns = columns if groups > 1 else [torch.stack(columns).sum(0)]
+            dim = 1 if like.ndim >= 4 else like.ndim - 1
+            tables.append([c.movedim(dim, 0).flatten(1).numpy() for c in columns])
+            target = (one.reference(i).double() - at_zero)[: len(like)]
+            targets.append(target.movedim(dim, 0).flatten(1).numpy())
+        for channel in range(targets[0].shape[0]):
+            table = np.concatenate([np.stack([c[channel] for c in t], 1) for t in tables])
+            target = np.concatenate([t[channel] for t in targets])
+            pull = np.sqrt(fitting.CHANNEL_RIDGE) * np.diag(np.linalg.norm(table, axis=0))  # towards 1
+            best, *_ = np.linalg.lstsq(np.vstack([table, pull]), np.append(target, pull @ np.ones(groups)), rcond=None)
+            assert found.scale[:, i, channel] == pytest.approx(best, abs=1e-5)
+    walked = run(replays, compute, found.weights, found.scale)
+    assert walked == pytest.approx(found.error_db, abs=1e-6)
+    assert abs(run(replays, compute, found.weights) - found.error_db).max() > 1e-3  # the scale matters

@@ -13,9 +13,10 @@ from calibrated import BATCH, CALLS, calibration, calls, final_states
 from pipelines import STEPS, TINY, shared
 
 import diffcache
-from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.budget import Budget
+from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
 from diffcache.profiling import Calibration, optimize
-from diffcache.profiling.fit import ANCHORS, Fit
+from diffcache.profiling.fit import ANCHORS, Fit, run
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly
 
@@ -75,8 +76,16 @@ def test_a_schedule_for_every_pipeline(name: str, tmp_path: Path) -> None:
     assert not any(row.failed_open for row in report.rows)
     assert len(errors) == CALLS * BATCH
     if calibrated.target == "state":
-        # The replays the schedule was chosen on ended where the pipeline ends.
-        assert np.mean(errors) == pytest.approx(float(schedule.provenance["expected_state_psnr_db"]), abs=0.02)
+        # The replays end where the pipeline ends.
+        plans = {d: p.sites["model"] for d, p in schedule.denoisers.items()}
+        if len(plans) == 1:
+            (plan,) = plans.values()
+            start = calibrated.start
+            scale = None if plan.scale is None else plan.scale[:, start:]
+            replayed = run(calibrated.replays, plan.compute[start:], plan.weights[:, start:], scale)
+            assert np.mean(errors) == pytest.approx(replayed.mean(), abs=0.02)
+        assert schedule.expected is not None
+        assert (schedule.expected.origin, schedule.expected.samples) == ("held-out", BATCH)
         even = calibrated.fitted(evenly(tiny.steps, computed, calibrated.replays[0].begins))
         held, _ = tried_out(calibrated, name, reuse(even))
         assert np.mean(errors) > np.mean(held) + 0.02
@@ -87,21 +96,78 @@ def test_a_schedule_for_every_pipeline(name: str, tmp_path: Path) -> None:
 
 def test_optimize_is_record_and_schedule() -> None:
     pipe = shared("flux")
-    made = optimize(pipe, calls("flux", pipe), computed_steps=3, time_limit_s=0)
+    made = optimize(pipe, calls("flux", pipe), 3, time_limit_s=0)
     assert made == calibration("flux").schedule(3, time_limit_s=0)
-    assert made.provenance["scheduler"] == "closed-loop fit"
+    assert made.provenance["scheduler"] == "search"
     assert made.provenance["fit_target"] == "state"
+    assert made.provenance["budget"] == "computed_steps 3"
     assert made.provenance["samples"] == str(CALLS * BATCH)
     assert "3 of 6 steps computed" in str(made)
 
 
+def expected_db(schedule: CacheSchedule) -> float:
+    assert schedule.expected is not None
+    return schedule.expected.mean_db
+
+
 def test_more_computed_steps_end_nearer() -> None:
-    scores = [
-        float(calibration("sd15_ddim").schedule(n, time_limit_s=0).provenance["expected_state_psnr_db"])
-        for n in range(1, STEPS + 1)
-    ]
+    scores = [expected_db(calibration("sd15_ddim").schedule(n, time_limit_s=0)) for n in range(1, STEPS + 1)]
     assert scores == sorted(scores)
     assert scores[-1] > 100
+
+
+def test_an_optimum_is_the_same_every_time_and_says_what_its_neighbours_gave() -> None:
+    pipe = shared("flux")
+    first, second = (optimize(pipe, calls("flux", pipe), 3) for _ in range(2))
+    assert first == second
+    front = [entry.split() for entry in first.provenance["front"].split(", ")]
+    assert [int(n) for n, *_ in front] == [1, 2, 3, 4, 5]
+    values = [float(entry[2]) for entry in front]
+    assert values == sorted(values)
+    assert values[2] == pytest.approx(expected_db(first), abs=0.06)  # held-out samples are few: the same ones
+
+
+def test_held_out_calls_have_no_say_in_the_coefficients() -> None:
+    pipe = shared("flux")
+    every = calls("flux", pipe)
+    named = optimize(pipe, every[:1], 3, held_out=every[1:], time_limit_s=0)
+    alone = optimize(pipe, every[:1], 3, time_limit_s=0)
+    both = optimize(pipe, every, 3, time_limit_s=0)
+    weights = [s.denoisers["transformer"].sites["model"].weights for s in (named, alone, both)]
+    assert np.array_equal(weights[0], weights[1])
+    assert not np.allclose(weights[0], weights[2])
+    assert [s.expected and s.expected.origin for s in (named, alone, both)] == ["held-out", "calibration", "held-out"]
+
+
+def test_a_budget_of_fidelity_takes_the_fewest_steps_that_reach_it() -> None:
+    calibrated = calibration("sd15_ddim")
+    found = calibrated.schedule(Budget(max_error_db=30))
+    assert expected_db(found) > 29  # planned on the best mask the simulation knows, searched further
+    fewer = calibrated.schedule(found.computed_steps - 1)
+    assert expected_db(fewer) < 30
+    with pytest.raises(BadOption, match=r"max_error_db=300 .* Allowed: up to 200\.0, with every step computed"):
+        calibrated.schedule(Budget(max_error_db=300))
+
+
+def test_a_budget_of_memory_limits_the_outputs_kept() -> None:
+    calibrated = calibration("flux")
+    one = sum(t.numel() * t.element_size() for t in calibrated.trajectories[0].steps[0].calls[0].outputs)
+    found = calibrated.schedule(Budget(computed_steps=4, memory_bytes=2 * one + 1), time_limit_s=0)
+    plan = found.denoisers["transformer"].sites["model"]
+    assert plan.weights.shape[2] == 2
+    with pytest.raises(BadOption, match=f"memory_bytes=3 .* Allowed: {one} or more"):
+        calibrated.schedule(Budget(computed_steps=4, memory_bytes=3))
+
+
+def test_the_mask_of_another_scheduler_is_fitted() -> None:
+    calibrated = calibration("flux")
+    made = calibrated.schedule(3, scheduler="uniform")
+    plan = made.denoisers["transformer"].sites["model"]
+    assert plan.compute.tolist() == evenly(6, 3).tolist()
+    assert made.provenance["scheduler"] == "mask of uniform"
+    assert np.array_equal(plan.weights, calibrated.schedule(3, time_limit_s=0).denoisers["transformer"].sites["model"].weights)
+    with pytest.raises(UnknownName, match="no plan called 'unheard'"):
+        calibrated.schedule(3, scheduler="unheard")
 
 
 def test_a_schedule_serves_calls_it_was_not_fitted_on() -> None:

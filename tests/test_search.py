@@ -12,18 +12,24 @@ from calibrated import calibration
 
 from diffcache.errors import BadOption
 from diffcache.profiling import search as searching
-from diffcache.profiling.fit import Fit, fit
-from diffcache.profiling.search import search
+from diffcache.profiling.fit import Fit, fit, run
+from diffcache.profiling.search import FITS, Search
 from diffcache.schedulers.closed_loop import shifts
 from diffcache.schedulers.uniform import evenly
 
 AMPLE = 60.0  # seconds: these searches end by themselves, long before
 
 
+def search(name: str, computed: int, **limits: float) -> tuple[Fit, tuple[Fit, ...]]:
+    """The best fit on all replays of a tiny pipeline, and every fit that was tried."""
+    tried: list[Fit] = []
+    best = Search(calibration(name).replays, tried=tried.append).run(computed, **limits)  # type: ignore[arg-type]
+    return best, tuple(tried)
+
+
 @functools.cache
 def searched(name: str, computed: int) -> tuple[Fit, tuple[Fit, ...]]:
-    tried: list[Fit] = []
-    return search(calibration(name).replays, computed, time_limit_s=AMPLE, tried=tried.append), tuple(tried)
+    return search(name, computed, time_limit_s=AMPLE)
 
 
 CASES = [("flux", 2), ("flux", 3), ("chroma", 3), ("sd15_ddim", 2), ("wan22", 3), ("ddim", 3)]
@@ -72,22 +78,20 @@ def test_a_fit_in_the_search_is_the_fit_from_the_start() -> None:
 
 def test_a_search_repeats_itself() -> None:
     best, tried = searched("sd15_ddim", 2)
-    again: list[Fit] = []
-    found = search(calibration("sd15_ddim").replays, 2, time_limit_s=AMPLE, tried=again.append)
+    found, again = search("sd15_ddim", 2, time_limit_s=AMPLE)
     assert [f.compute.tolist() for f in again] == [f.compute.tolist() for f in tried]
     assert np.array_equal(found.weights, best.weights)
 
 
 def test_without_time_the_even_mask_is_fitted_and_nothing_else() -> None:
-    tried: list[Fit] = []
-    found = search(calibration("flux").replays, 3, time_limit_s=0, tried=tried.append)
+    found, tried = search("flux", 3, time_limit_s=0)
     assert found is tried[0]
     assert len(tried) == 1
 
 
 def test_with_every_step_computed_there_is_nothing_to_search() -> None:
-    tried: list[Fit] = []
-    assert search(calibration("flux").replays, 6, time_limit_s=AMPLE, tried=tried.append).compute.all()
+    found, tried = search("flux", 6, time_limit_s=AMPLE)
+    assert found.compute.all()
     assert len(tried) == 1
 
 
@@ -96,8 +100,7 @@ def test_a_search_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(searching, "fit", lambda *a, **k: (now.__setitem__(0, now[0] + 1), fit(*a, **k))[1])
-    tried: list[Fit] = []
-    best = search(calibration("sd3_heun").replays, 4, time_limit_s=4.5, tried=tried.append)
+    best, tried = search("sd3_heun", 4, time_limit_s=4.5)
     assert len(tried) == 5
     assert best.score == max(f.score for f in tried)
 
@@ -105,12 +108,44 @@ def test_a_search_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_or_fewer_computed_steps_than_there_can_be_are_refused() -> None:
     for computed in (0, 7):
         with pytest.raises(BadOption, match="Allowed: 1 to 6"):
-            search(calibration("flux").replays, computed, time_limit_s=0)
+            search("flux", computed)
     with pytest.raises(BadOption, match=r"Allowed: 2 to 6 \(steps 0, \d are always computed\)"):
-        search(calibration("wan22").replays, 1, time_limit_s=0)
+        search("wan22", 1)
 
 
 def test_branches_can_share_their_coefficients() -> None:
-    found = search(calibration("chroma").replays, 3, time_limit_s=0, per_branch=False)
+    found = Search(calibration("chroma").replays, per_branch=False).run(3, time_limit_s=0)
     assert len(found.weights) == 1
     assert len(searched("chroma", 3)[0].weights) == 2
+
+
+def test_without_a_clock_a_search_ends_after_a_number_of_fits() -> None:
+    assert [len(search("ddim", 3, fits=n)[1]) for n in (1, 5)] == [1, 5]
+    assert len(searched("ddim", 3)[1]) < FITS  # which is ample for six steps: the same mask is found
+    assert np.array_equal(search("ddim", 3)[0].compute, searched("ddim", 3)[0].compute)
+
+
+def test_candidates_are_accepted_by_samples_that_nothing_is_fitted_to() -> None:
+    train, held = calibration("chroma").replays[:1], calibration("chroma").replays[1:]
+    tried: list[Fit] = []
+    best = Search(train, held, tried=tried.append).run(3, time_limit_s=AMPLE)
+    assert best.score == max(f.held_db.mean() for f in tried)
+    for one in tried:
+        alone = fit(train, one.compute)
+        assert np.array_equal(one.weights, alone.weights)  # no say in the coefficients
+        assert np.array_equal(one.error_db, alone.error_db)
+        assert one.held_db == pytest.approx(run(held, one.compute, one.weights), abs=1e-6)
+
+
+def test_budgets_nearby_are_shown_with_what_they_gave() -> None:
+    seeker = Search(calibration("flux").replays)
+    best = seeker.run(3)
+    front = seeker.nearby(best)
+    assert list(front) == [1, 2, 3, 4, 5]
+    assert front[3] is best
+    for computed, one in front.items():
+        assert one.compute.sum() == computed
+        assert one.compute[0]
+        assert one.score == fit(calibration("flux").replays, one.compute).score
+    two = Search(calibration("wan22").replays)
+    assert list(two.nearby(two.run(2, fits=1))) == [2, 3, 4]  # two steps are always computed

@@ -21,6 +21,9 @@ from diffcache.errors import BadOption
 from diffcache.predictors import predict
 from diffcache.profiling.replay import Position, Replay
 from diffcache.schedulers._simulation import ANCHORS, RIDGE
+from diffcache.store import channel_dim
+
+CHANNEL_RIDGE = 1e-3  # one channel's branches are nearly collinear, and its samples few
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,80 +34,106 @@ class Checkpoint:
     anchors: tuple[int, ...]
     outputs: tuple[Mapping[int, Sequence[Tensor]], ...]  # per replay: anchor step -> branch outputs
 
+    def first(self, replays: int) -> Checkpoint:
+        """Of the first so many replays."""
+        return Checkpoint(self.positions[:replays], self.anchors, self.outputs[:replays])
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """weights float64 [B, T, K] of equation (1); ``checkpoints[i]``: the run before step i.
+    """weights float64 [B, T, K] of equation (1), scale float64 [B, T, C] or None; ``checkpoints[i]``: the run before
+    step i.
 
     error_db  per sample, PSNR of the final state against the full run's; peak: the reference sample's own range
+    held_db   the same of samples that nothing was fitted to; may be empty
     """
 
     compute: np.ndarray
     weights: np.ndarray
+    scale: np.ndarray | None
     error_db: np.ndarray
+    held_db: np.ndarray
     checkpoints: Mapping[int, Checkpoint]
 
     @property
     def score(self) -> float:
-        """Mean over samples, in dB: higher is better."""
-        return float(self.error_db.mean())
+        """Mean over samples, in dB, over those held out if there are any: higher is better."""
+        return float((self.held_db if len(self.held_db) else self.error_db).mean())
 
 
 def fit(
     replays: Sequence[Replay],
     compute: np.ndarray,
     *,
+    held: Sequence[Replay] = (),
     per_branch: bool = True,
+    per_channel: bool = False,
     anchors: int = ANCHORS,
     resume: Fit | None = None,
 ) -> Fit:
-    """Closed-loop fit of the mask ``compute`` (bool [steps of the loop]).
+    """Closed-loop fit of the mask ``compute`` (bool [steps of the loop]) to ``replays``.
 
-    per_branch  separate weights for each guidance branch, else one set for all
-    resume      an earlier fit of these replays whose mask agrees up to some step: its run is taken over up to there
+    held         replays that walk along and are scored, without a say in the coefficients
+    per_branch   separate weights for each guidance branch, else one set for all
+    per_channel  a scale per channel on top of them
+    anchors      most computed steps that a prediction uses
+    resume       an earlier fit of these replays whose mask agrees up to some step: its run is taken over up to there
     """
     _demand(replays, compute)
-    steps = len(compute)
+    steps, everyone = len(compute), [*replays, *held]
     branches = replays[0].branches if per_branch else 1
     weights = np.zeros((branches, steps, anchors))
-    if resume is not None and resume.weights.shape != weights.shape:
+    scale = np.ones((branches, steps, replays[0].channels)) if per_channel else None
+    if resume is not None and (resume.weights.shape != weights.shape or (resume.scale is None) == per_channel):
         resume = None  # was made with other options
     first = _first_difference(compute, resume)
     checkpoints: dict[int, Checkpoint] = {}
     if resume is not None and first > 0:
         weights[:, :first] = resume.weights[:, :first]
+        if scale is not None and resume.scale is not None:
+            scale[:, :first] = resume.scale[:, :first]
         checkpoints = {i: c for i, c in resume.checkpoints.items() if i <= first}
         here = checkpoints[first]
     else:
-        here = _start(replays)
+        here = _start(everyone)
     for i in range(first, steps):
         checkpoints[i] = here
         if compute[i]:
-            here = _computed(replays, i, here, anchors)
-        else:
-            weights[:, i, : len(here.anchors)] = w = _solve(replays, i, here, branches)
-            here = _predicted(replays, i, here, w)
-    return Fit(compute.copy(), weights, _errors(replays, here), checkpoints)
+            here = _computed(everyone, i, here, anchors)
+            continue
+        mine = here.first(len(replays))
+        weights[:, i, : len(here.anchors)] = w = _solve(replays, i, mine, branches)
+        if scale is not None:
+            scale[:, i] = _channel_scale(replays, i, mine, w)
+        here = _predicted(everyone, i, here, w, None if scale is None else scale[:, i])
+    errors = _errors(everyone, here)
+    own = sum(len(r.reference(0)) // r.copies for r in replays)
+    return Fit(compute.copy(), weights, scale, errors[:own], errors[own:], checkpoints)
 
 
-def run(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """PSNR in dB per sample of the final state for given weights [B, T, K]: nothing is fitted here."""
-    return _errors(replays, _end(replays, compute, weights))
+def run(
+    replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None = None
+) -> np.ndarray:
+    """PSNR in dB per sample of the final state for given weights [B, T, K] and scale [B, T, C]: nothing is fitted."""
+    return _errors(replays, _end(replays, compute, weights, scale))
 
 
 def final_states(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> list[Tensor]:
     """Where ``run`` ends: per replay, what its last ``scheduler.step`` returns."""
-    return [position.state for position in _end(replays, compute, weights).positions]
+    return [position.state for position in _end(replays, compute, weights, None).positions]
 
 
-def _end(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> Checkpoint:
+def _end(
+    replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None
+) -> Checkpoint:
     _demand(replays, compute)
     here = _start(replays)
     for i in range(len(compute)):
         if compute[i]:
             here = _computed(replays, i, here, weights.shape[2])
         else:
-            here = _predicted(replays, i, here, weights[:, i, : len(here.anchors)])
+            w = weights[:, i, : len(here.anchors)]
+            here = _predicted(replays, i, here, w, None if scale is None else scale[:, i])
     return here
 
 
@@ -136,15 +165,28 @@ def _computed(replays: Sequence[Replay], i: int, here: Checkpoint, most: int) ->
     return Checkpoint(tuple(positions), kept, tuple(outputs))
 
 
-def _predicted(replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray) -> Checkpoint:
+def _predicted(
+    replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray, scale: np.ndarray | None = None
+) -> Checkpoint:
     positions = []
     for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
-        guess = [
-            predict([history[a][b] for a in here.anchors], weights[min(b, len(weights) - 1)].tolist())
-            for b in range(replay.branches)
-        ]
+        guess = []
+        for b in range(replay.branches):
+            row = min(b, len(weights) - 1)
+            kept = [history[a][b] for a in here.anchors]
+            channels = 1.0 if scale is None else per_channel_vector(scale[row], kept[0])
+            guess.append(predict(kept, weights[row].tolist(), scale=channels))
         positions.append(replay.move(i, position, replay.guided(i, guess)))
     return Checkpoint(tuple(positions), here.anchors, here.outputs)
+
+
+def per_channel_vector(values: np.ndarray, like: Tensor) -> Tensor:
+    """``values`` [C or more] for the channels of ``like``, in the shape that broadcasts against it."""
+    shape = [1] * like.ndim
+    dim = channel_dim(like)
+    shape[dim] = like.shape[dim]
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor(values[: like.shape[dim]], dtype=wide, device=like.device).view(shape)
 
 
 def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -> np.ndarray:
@@ -182,10 +224,39 @@ def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -
     return weights
 
 
-def _least_squares(gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray) -> np.ndarray:
+def _channel_scale(replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray) -> np.ndarray:
+    """Scales [branches, channels] of the weighed predictions that bring the next state nearest to the reference.
+
+    Channels that the guided output lacks (learned variances) keep 1.
+    """
+    branches = len(weights)
+    tables, moments = [], []
+    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
+        at_zero, gain = replay.affine(i, position)
+        like = replay.guided(i, replay.recorded(i))
+        gain = (gain * replay.stretch(i)).expand_as(like)
+        target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies]
+        parts = []
+        for b in range(replay.branches):
+            kept = [history[a][b].double() for a in here.anchors]
+            parts.append(predict(kept, weights[min(b, branches - 1)].tolist()) * replay.guidance[i][b])
+        grouped = parts if branches > 1 else [torch.stack(parts).sum(0)]
+        dim = channel_dim(like)
+        rows = torch.stack([(p * gain).movedim(dim, 0).flatten(1) for p in [*grouped]], 1)  # [C, branches, elements]
+        tables.append((rows @ rows.mT).cpu().numpy())
+        moments.append((rows @ target.movedim(dim, 0).flatten(1)[:, :, None])[..., 0].cpu().numpy())
+    scale = np.ones((branches, replays[0].channels))
+    for c, (gram, moment) in enumerate(zip(sum(tables), sum(moments), strict=True)):
+        scale[:, c] = _least_squares(gram, moment, towards=np.ones(branches), ridge=CHANNEL_RIDGE)
+    return scale
+
+
+def _least_squares(
+    gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray, ridge: float = RIDGE
+) -> np.ndarray:
     """Solve the normal equations, with a ridge that draws ``towards`` a solution where they say nothing."""
     scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    normal = gram / np.outer(scale, scale) + RIDGE * np.eye(len(gram))
+    normal = gram / np.outer(scale, scale) + ridge * np.eye(len(gram))
     left = moment - gram @ towards
     return np.asarray(towards + np.linalg.solve(normal, left / scale) / scale)
 

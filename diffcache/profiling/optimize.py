@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from diffcache import host
+from diffcache import host, planning
+from diffcache.budget import Budget
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.profile import Profile
 from diffcache.profiling import circumstances
@@ -17,32 +18,44 @@ from diffcache.profiling.measure import profile_of
 from diffcache.profiling.output_fit import fit_outputs
 from diffcache.profiling.record import Trajectory, record_all
 from diffcache.profiling.replay import Replay
-from diffcache.profiling.search import search
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.profiling.search import Search
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan
+from diffcache.schedulers._simulation import ANCHORS
 from diffcache.schedulers.uniform import evenly
 
 Target = Literal["state", "output"]
 SEARCHED_SAMPLES = 16  # a mask needs fewer samples than its coefficients do; the final fit sees all of them
+HELD_SAMPLES = 8  # on which the search accepts
+HELD_SHARE = 4  # one call in so many is held out where none are named
+PAYS_DB = 0.1  # what coefficients per channel must gain on held-out samples to be kept
 
 
 class Calibration:
     """Full runs of a pipeline, recorded once; schedules for any number of budgets are made from them.
 
-    target  "state" if the loop can be replayed (closed-loop fit), else "output", and ``why_output`` says why not
+    target    "state" if the loop can be replayed (closed-loop fit), else "output", and ``why_output`` says why not
+    held_out  runs that masks are accepted by; without any, the last quarter of the runs while the mask is sought, and
+              every run then has a say in the coefficients
     """
 
-    def __init__(self, pipe: Any, trajectories: Sequence[Trajectory]) -> None:
+    def __init__(self, pipe: Any, trajectories: Sequence[Trajectory], held_out: Sequence[Trajectory] = ()) -> None:
         self.pipe = pipe
         self.trajectories = trajectories
         self.start = trajectories[0].start
         self.steps = len(trajectories[0].timesteps)
-        self.replays, self.why_output = circumstances.replay_all(trajectories)
+        everyone, self.why_output = circumstances.replay_all([*trajectories, *held_out])
+        self.replays, self.held = everyone[: len(trajectories)], everyone[len(trajectories) :]
         self.target: Target = "state" if self.replays else "output"
-        self.guidance = circumstances.guidance(trajectories, self.replays)
+        self.guidance = circumstances.guidance([*trajectories, *held_out], everyone)
 
     @classmethod
     def record(
-        cls, pipe: Any, calls: Sequence[Mapping[str, Any]], done: Callable[[], None] = lambda: None
+        cls,
+        pipe: Any,
+        calls: Sequence[Mapping[str, Any]],
+        done: Callable[[], None] = lambda: None,
+        *,
+        held_out: Sequence[Mapping[str, Any]] = (),
     ) -> Calibration:
         """Run ``pipe(**call)`` in full for each call. Each call may hold a batch.
 
@@ -50,7 +63,8 @@ class Calibration:
         """
         if not calls:
             raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
-        return cls(pipe, record_all(pipe, calls, done))
+        found = record_all(pipe, [*calls, *held_out], done)
+        return cls(pipe, found[: len(calls)], found[len(calls) :])
 
     def profile(self) -> Profile:
         """What the recorded runs tell a scheduler. Repeats half of each loop, to see how the network answers errors."""
@@ -58,38 +72,143 @@ class Calibration:
 
     def schedule(
         self,
-        computed_steps: int,
+        budget: Budget | float,
         *,
-        time_limit_s: float = 60.0,
+        scheduler: str = "search",
+        time_limit_s: float | None = None,
         per_branch: bool = True,
         tried: Callable[[Fit], None] = lambda f: None,
     ) -> CacheSchedule:
-        """The best schedule found with ``computed_steps`` computed steps; ``time_limit_s`` 0 keeps the even mask."""
-        notes = {"scheduler": "closed-loop fit", "fit_target": self.target, "computed_steps": str(computed_steps)}
-        if self.target == "output":
-            notes["fit_target_reason"] = self.why_output
-            compute = evenly(self.steps - self.start, computed_steps, self.trajectories[0].begins)
-            return self._document(compute, fit_outputs(self.trajectories, compute), notes)
-        apart = per_branch and self.guidance is not None
-        few = leading(self.replays, SEARCHED_SAMPLES)
-        best = search(few, computed_steps, time_limit_s=time_limit_s, per_branch=apart, tried=tried)
-        if len(few) < len(self.replays):
-            best = fit(self.replays, best.compute, per_branch=apart)
-        notes["expected_state_psnr_db"] = f"{best.score:.2f}"
-        notes["expected_state_psnr_db_worst_tenth"] = f"{np.quantile(best.error_db, 0.1):.2f}"
-        return self._document(best.compute, best.weights, notes)
+        """The best schedule found within ``budget`` (a bare number: computed steps).
 
-    def fitted(self, compute: np.ndarray, *, per_branch: bool = True) -> CacheSchedule:
+        scheduler     "search", or one whose mask is taken as it is (``diffcache plan --list``); the fit is the same
+        time_limit_s  seconds for the search; None: a fixed number of fits, which yields the same schedule every time;
+                      0 keeps the even mask
+        tried         sees every fit of the search
+        """
+        budget = Budget.of(budget)
+        if self.target == "output":
+            return self._by_outputs(budget, scheduler)
+        train, held = self._apart()
+        options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
+        few, few_held = leading(train, SEARCHED_SAMPLES), leading(held, HELD_SAMPLES)
+        seeker = Search(few, few_held, **options, tried=tried)  # type: ignore[arg-type]
+        if scheduler == "search":
+            best = seeker.run(self._steps(budget, seeker), time_limit_s=time_limit_s)
+            front = {} if time_limit_s == 0 else seeker.nearby(best)
+        else:
+            best, front = seeker.evaluate(self._mask(budget, scheduler)), {}
+        seen, channels = self._best_options(best.compute, train, held, options)
+        everyone = train if self.held else [*train, *held]
+        final = seen
+        if len(everyone) > len(train):
+            final = fit(everyone, best.compute, per_channel=channels, **options)  # type: ignore[arg-type]
+        notes = {
+            "scheduler": "search" if scheduler == "search" else f"mask of {scheduler}",
+            "fit": "closed loop",
+            "fit_target": "state",
+            "budget": str(budget),
+        }
+        if front:
+            notes["front"] = ", ".join(f"{n} steps {f.score:.1f} dB" for n, f in front.items())
+        expected = Expected.over(seen.held_db, "held-out") if held else Expected.over(seen.error_db, "calibration")
+        return self._document(best.compute, final.weights, notes, final.scale, expected)
+
+    def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
         """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
-        found = fit(self.replays, compute, per_branch=per_branch and self.guidance is not None)
-        return self._document(compute, found.weights, {"scheduler": "closed-loop fit", "fit_target": "state"})
+        apart = per_branch and self.guidance is not None
+        found = fit(self.replays, compute, held=self.held, per_branch=apart, per_channel=per_channel)
+        notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
+        held = len(found.held_db) > 0
+        expected = Expected.over(found.held_db if held else found.error_db, "held-out" if held else "calibration")
+        return self._document(compute, found.weights, notes, found.scale, expected)
 
-    def _document(self, compute: np.ndarray, weights: np.ndarray, notes: Mapping[str, str]) -> CacheSchedule:
+    def _apart(self) -> tuple[Sequence[Replay], Sequence[Replay]]:
+        """Replays to fit, and others to accept by."""
+        if self.held or len(self.replays) < 2:
+            return self.replays, self.held
+        cut = len(self.replays) - max(1, len(self.replays) // HELD_SHARE)
+        return self.replays[:cut], self.replays[cut:]
+
+    def _best_options(
+        self, compute: np.ndarray, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
+    ) -> tuple[Fit, bool]:
+        """The fit to all of ``train``, and whether it has a scale per channel: only if held-out samples gain by it."""
+        plain = fit(train, compute, held=held, **options)
+        if not held or compute.all():
+            return plain, False
+        scaled = fit(train, compute, held=held, per_channel=True, **options)
+        return (scaled, True) if scaled.score > plain.score + PAYS_DB else (plain, False)
+
+    def _anchors(self, budget: Budget) -> int:
+        """How many outputs may be kept at once."""
+        if budget.memory_bytes is None:
+            return ANCHORS
+        held = sum(t.numel() * t.element_size() for call in self.trajectories[0].steps[0].calls for t in call.outputs)
+        if budget.memory_bytes < held:
+            raise BadOption("memory_bytes", budget.memory_bytes, f"{held} or more: one step's outputs, of this batch")
+        return min(ANCHORS, budget.memory_bytes // held)
+
+    def _steps(self, budget: Budget, seeker: Search) -> int:
+        """How many steps the loop may compute."""
+        if budget.computed_steps is not None:
+            return _whole(budget.computed_steps)
+        if budget.speedup is not None:
+            return int(planning.steps_for_speedup(self.profile(), budget.speedup))
+        assert budget.max_error_db is not None
+        least, low, high = None, len(seeker.begins), seeker.steps
+        while low <= high:  # by one real run each, of the mask that the simulation prefers
+            middle = (low + high) // 2
+            found = seeker.evaluate(seeker.planned(evenly(seeker.steps, middle, seeker.begins)))
+            if found.score >= budget.max_error_db:
+                least, high = middle, middle - 1
+            else:
+                low = middle + 1
+        if least is None:
+            raise BadOption("max_error_db", budget.max_error_db, f"up to {found.score:.1f}, with every step computed")
+        return least
+
+    def _mask(self, budget: Budget, scheduler: str) -> np.ndarray:
+        """bool [steps of the loop], of another scheduler."""
+        profile = self.profile()
+        plans = [(site, plan) for _, site, plan in planning.plan(profile, scheduler, budget).plans()]
+        if [site for site, _ in plans] != ["model"]:
+            sites = ", ".join(site for site, _ in plans)[:80]
+            raise BadOption("scheduler", scheduler, f"one that plans for 'model' (this one: {sites})")
+        return plans[0][1].compute[self.start :]
+
+    def _by_outputs(self, budget: Budget, scheduler: str) -> CacheSchedule:
+        begins, steps = self.trajectories[0].begins, self.steps - self.start
+        if scheduler != "search":
+            compute = self._mask(budget, scheduler)
+        elif budget.computed_steps is not None:
+            compute = evenly(steps, _whole(budget.computed_steps), begins)
+        elif budget.speedup is not None:
+            compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), begins)
+        else:
+            raise BadOption("max_error_db", budget.max_error_db, f"a budget in computed_steps: {self.why_output}")
+        notes = {
+            "scheduler": "even mask" if scheduler == "search" else f"mask of {scheduler}",
+            "fit": "least squares",
+            "fit_target": "output",
+            "fit_target_reason": self.why_output,
+            "budget": str(budget),
+        }
+        return self._document(compute, fit_outputs(self.trajectories, compute), notes)
+
+    def _document(
+        self,
+        compute: np.ndarray,
+        weights: np.ndarray,
+        notes: Mapping[str, str],
+        scale: np.ndarray | None = None,
+        expected: Expected | None = None,
+    ) -> CacheSchedule:
         denoisers = {
             name: DenoiserPlan(
-                sites={"model": self._plan(module, compute, weights)},
+                sites={"model": self._plan(module, compute, weights, scale)},
                 class_name=host.class_name(module),
                 config_digest=host.config_digest(module),
             )
@@ -103,10 +222,11 @@ class Calibration:
             noise_scheduler=circumstances.noise_scheduler(self.trajectories[0]),
             guidance=self.guidance,
             timesteps=timesteps[0] if alike else None,
+            expected=expected,
             provenance=dict(notes) | {"samples": str(circumstances.samples(self.trajectories, self.replays))},
         )
 
-    def _plan(self, module: nn.Module, compute: np.ndarray, weights: np.ndarray) -> SitePlan:
+    def _plan(self, module: nn.Module, compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None) -> SitePlan:
         """The part of these decisions that is ``module``'s."""
         own = np.array([any(call.module is module for call in s.calls) for s in self.trajectories[0].steps])
         mine = compute & own
@@ -117,6 +237,7 @@ class Calibration:
         return SitePlan(
             compute=np.concatenate([np.ones(self.start, bool), mine]),
             weights=np.pad(weights, ((0, 0), (self.start, 0), (0, 0))),
+            scale=None if scale is None else np.pad(scale, ((0, 0), (self.start, 0), (0, 0)), constant_values=1.0),
         )
 
 
@@ -127,13 +248,30 @@ def leading(replays: Sequence[Replay], samples: int) -> Sequence[Replay]:
 
 
 def optimize(
-    pipe: Any, calls: Sequence[Mapping[str, Any]], *, computed_steps: int, time_limit_s: float = 60.0
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    budget: Budget | float,
+    *,
+    scheduler: str = "search",
+    held_out: Sequence[Mapping[str, Any]] | None = None,
+    time_limit_s: float | None = None,
 ) -> CacheSchedule:
     """Measure ``pipe`` on ``calls`` (arguments for ``pipe(**call)``, 16 prompts or more in all) and return the best
-    schedule found that computes ``computed_steps`` of the loop's steps.
+    schedule found within ``budget`` (a :class:`Budget`, or a number of computed steps).
 
-    The calls run once, in full; the search then repeats parts of their loops for ``time_limit_s`` seconds. Generators
-    in the calls are left where they were found.
+    scheduler     "search": moves of computed steps, each fitted and scored on the final state; or the name of a scheduler
+                  whose mask is taken as it is and fitted
+    held_out      calls that candidates are accepted by; None: every fourth of ``calls``, if there are several
+    time_limit_s  for the search; None: a fixed number of fits, which makes the schedule the same every time
+
+    Calls run once, in full; the search then repeats parts of their loops. Generators in the calls are left where they
+    were found. The schedule says what fidelity to expect, and what other budgets would have given ("front").
     Raises UnsupportedModel, BadOption.
     """
-    return Calibration.record(pipe, calls).schedule(computed_steps, time_limit_s=time_limit_s)
+    calibration = Calibration.record(pipe, calls, held_out=held_out or ())
+    return calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
+
+
+def _whole(computed_steps: float) -> Any:
+    """An int where it is one: fractions of a step are refused where masks are made."""
+    return int(computed_steps) if computed_steps == int(computed_steps) else computed_steps

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffcache.errors import DiffCacheError
 from diffcache.profiling.record import Forward, LoopStep, Trajectory, frozen
+from diffcache.store import channel_dim
 
 TOLERANCE = 1e-3  # relative error up to which a recorded tensor counts as explained; one rounding, if that is more
 
@@ -81,6 +82,12 @@ class Replay:
         position = self.start
         for i in range(len(self.steps)):
             position = self._check(i, position)
+
+    @property
+    def channels(self) -> int:
+        """Of the denoiser's output."""
+        output = self.steps[0].calls[0].output
+        return int(output.shape[channel_dim(output)])
 
     @property
     def inputs_repeat(self) -> bool:

@@ -2,74 +2,131 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffcache.profiling.dynamics import measure_dynamics, with_response
+from diffcache.profiling.dynamics import answers, measure_dynamics, response_of
 from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.replay import Replay
-from diffcache.schedulers._simulation import Simulator
+from diffcache.schedulers._simulation import ANCHORS, Simulator
 from diffcache.schedulers.closed_loop import improve, shifts
 from diffcache.schedulers.uniform import evenly
 
-REPLANNED = 3  # masks taken from the simulation before single moves begin
+REPLANNED = 6  # masks taken from the simulation, at most, before single moves begin
+FITS = 40  # without a time limit: on the demo models more of them were worth less than 0.2 dB
+NEIGHBOURS = (-2, -1, 1, 2)  # budgets beside the one asked for that a front is made of
 
 
-def search(
-    replays: Sequence[Replay],
-    computed: int,
-    *,
-    time_limit_s: float,
-    per_branch: bool = True,
-    tried: Callable[[Fit], None] = lambda f: None,
-) -> Fit:
-    """The best fit found with ``computed`` computed steps. Anytime: stops at the limit with the best so far.
+class Search:
+    """Masks of one loop, fitted to ``replays`` and accepted by their score on ``held`` (on ``replays`` if there are
+    none). Nothing is drawn: with a number of fits as its limit, the same replays yield the same search.
 
-    Starts from the evenly spread mask and from those that the simulated closed loop prefers; then moves single
-    computed steps, most promising first by the simulation, and keeps what really scores higher. ``tried`` sees every
-    candidate's fit. Moves are ordered, never drawn: the same time yields the same search.
+    tried  sees the fit of every candidate
     """
-    deadline = time.monotonic() + time_limit_s
-    steps, begins = len(replays[0].steps), replays[0].begins
 
-    def evaluate(compute: np.ndarray, near: Fit | None = None) -> Fit:
-        found = fit(replays, compute, per_branch=per_branch, resume=near)
-        tried(found)
+    def __init__(
+        self,
+        replays: Sequence[Replay],
+        held: Sequence[Replay] = (),
+        *,
+        per_branch: bool = True,
+        anchors: int = ANCHORS,
+        tried: Callable[[Fit], None] = lambda f: None,
+    ) -> None:
+        self.replays, self.held = replays, held
+        self.options = {"per_branch": per_branch, "anchors": anchors}
+        self.tried = tried
+        self.begins = replays[0].begins
+        self.steps = len(replays[0].steps)
+        self.seen: set[bytes] = set()
+        self.fits = 0
+        self._dynamics = measure_dynamics(replays)
+        self._answers = np.zeros((2, self.steps))
+
+    def evaluate(self, compute: np.ndarray, near: Fit | None = None) -> Fit:
+        """The fit of a mask; what it has in common with ``near`` from the start is not run again."""
+        self.seen.add(compute.tobytes())
+        self.fits += 1
+        found = fit(self.replays, compute, held=self.held, resume=near, **self.options)  # type: ignore[arg-type]
+        if self.fits <= REPLANNED + 1:  # the first ones lie far apart; later ones would say the same again
+            self._answers += answers(self.replays, found)
+        self.tried(found)
         return found
 
-    even = evaluate(evenly(steps, computed, begins))
-    if computed == steps or time_limit_s <= 0:
-        return even
-    dynamics, tries, seen = measure_dynamics(replays), [even], {even.compute.tobytes()}
-    best = even
-    for _ in range(REPLANNED):  # each real run teaches the simulation how the network answers to errors
-        dynamics = with_response(dynamics, replays, tries)
-        wanted = improve(best.compute, Simulator(dynamics, begins).error, begins)
-        if wanted.tobytes() in seen:
-            break
-        seen.add(wanted.tobytes())
-        tries.append(evaluate(wanted, best))
-        best = max(best, tries[-1], key=lambda f: f.score)
-        if time.monotonic() >= deadline:
-            break
-    simulator = Simulator(with_response(dynamics, replays, tries), begins)
+    def simulator(self) -> Simulator:
+        """With the network's response as the fits so far have shown it."""
+        response = response_of(*self._answers)
+        known = self._dynamics if response is None else dataclasses.replace(self._dynamics, response=response)
+        return Simulator(known, self.begins, int(self.options["anchors"]))
 
-    while time.monotonic() < deadline:
-        movable = np.setdiff1d(np.flatnonzero(best.compute), begins)
-        candidates = [c for s in movable for c in shifts(best.compute, int(s))]
-        fresh = [c for c in candidates if c.tobytes() not in seen]
-        if not fresh:
-            break
-        for candidate in sorted(fresh, key=simulator.error):
-            if time.monotonic() >= deadline:
+    def planned(self, compute: np.ndarray) -> np.ndarray:
+        """The mask that the simulation prefers to ``compute``, by moves of single computed steps."""
+        return improve(compute, self.simulator().error, self.begins)
+
+    def run(self, computed: int, *, time_limit_s: float | None = None, fits: int = FITS) -> Fit:
+        """The best fit found with ``computed`` computed steps. Anytime: stops at the limit with the best so far.
+
+        time_limit_s  seconds; None: ends after so many ``fits`` instead, and 0 keeps the even mask
+
+        Starts from the evenly spread mask and from those that the simulated closed loop prefers; then moves single
+        computed steps, most promising first by the simulation, and keeps what really scores higher.
+        """
+        deadline = time.monotonic() + (np.inf if time_limit_s is None else time_limit_s)
+        last = self.fits + fits
+
+        def spent() -> bool:
+            return time.monotonic() >= deadline or (time_limit_s is None and self.fits >= last)
+
+        best = self.evaluate(evenly(self.steps, computed, self.begins))
+        if computed == self.steps or spent():
+            return best
+        for _ in range(REPLANNED):  # each real run teaches the simulation how the network answers to errors
+            wanted = self.planned(best.compute)
+            if wanted.tobytes() in self.seen or spent():
                 break
-            seen.add(candidate.tobytes())
-            found = evaluate(candidate, best)
-            if found.score > best.score:
-                best = found
+            best = max(best, self.evaluate(wanted, best), key=lambda f: f.score)
+        simulator = self.simulator()
+        while not spent():
+            movable = np.setdiff1d(np.flatnonzero(best.compute), self.begins)
+            candidates = [c for s in movable for c in shifts(best.compute, int(s))]
+            fresh = [c for c in candidates if c.tobytes() not in self.seen]
+            for candidate in sorted(fresh, key=simulator.error):
+                if spent():
+                    return best
+                found = self.evaluate(candidate, best)
+                if found.score > best.score:
+                    best = found
+                    break
+            else:
                 break
-        else:
-            break
-    return best
+        return best
+
+    def nearby(self, best: Fit) -> dict[int, Fit]:
+        """Fits at budgets a little smaller and larger, one real run each: computed steps -> fit, ``best`` among them."""
+        front = {int(best.compute.sum()): best}
+        simulator = self.simulator()
+        for direction in (-1, 1):
+            compute = best.compute
+            for _ in (n for n in NEIGHBOURS if n * direction > 0):
+                changed = _one_step(compute, direction, self.begins, simulator.error)
+                if changed is None:
+                    break
+                compute = improve(changed, simulator.error, self.begins)
+                front[int(compute.sum())] = self.evaluate(compute)
+        return dict(sorted(front.items()))
+
+
+def _one_step(
+    compute: np.ndarray, direction: int, fixed: Sequence[int], cost: Callable[[np.ndarray], float]
+) -> np.ndarray | None:
+    """``compute`` with the one computed step more (or fewer) that costs least; None if there is no such step."""
+    places = np.flatnonzero(~compute) if direction > 0 else np.setdiff1d(np.flatnonzero(compute), list(fixed))
+    masks = []
+    for place in places:
+        mask = compute.copy()
+        mask[place] = direction > 0
+        masks.append(mask)
+    return min(masks, key=cost) if masks else None
