@@ -5,53 +5,70 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from calibrated import BATCH, CALLS, calibration, calls, final_states
+from measured import check_tables
 from pipelines import SCHEDULERS, TINY, fresh, run, shared, watch
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffcache
 from diffcache import host
 from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.planning import plan
 from diffcache.profile import Profile
 from diffcache.profiling.dynamics import measure_dynamics, with_response
 from diffcache.profiling.fit import fit
 from diffcache.profiling.measure import measure
-from diffcache.schedulers.closed_loop import plan, simulate
+from diffcache.schedulers._simulation import Simulator
 from diffcache.schedulers.uniform import evenly
 
 
-def outputs(name: str) -> np.ndarray:
-    """[B, samples, T, elements] of the calibration's calls, seen by a hook on runs of their own."""
-    tiny, pipe, found = TINY[name], calibration(name).pipe, []
+def seen_by_a_hook(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and outputs [B, samples, T, tokens, channels] of the calibration's calls, on runs of their own."""
+    tiny, pipe = TINY[name], calibration(name).pipe
+    branches = 1 if tiny.guidance == "none" else 2
+    found = []
     for call in calls(name, pipe):
-        with watch(pipe, tiny.denoisers) as seen:
-            pipe(**call)
-        flat = np.stack([s.output.double().numpy() for s in seen])
-        branches = 1 if tiny.guidance == "none" else 2
-        found.append(flat.reshape(tiny.steps, branches, BATCH, -1).transpose(1, 2, 0, 3))
-    return np.concatenate(found, axis=1)
+        given: list[np.ndarray] = []
+        made: list[np.ndarray] = []
+
+        def hook(module: Any, args: Any, kwargs: Any, output: Any, given: Any = given, made: Any = made) -> None:
+            given.append(vectors(args[0] if args else kwargs["hidden_states"]))
+            made.append(vectors(output[0]))
+
+        handle = getattr(pipe, tiny.denoisers[0]).register_forward_hook(hook, with_kwargs=True)
+        pipe(**call)
+        handle.remove()
+        pair = []
+        for seen in (given, made):
+            flat = np.stack(seen)
+            pair.append(flat.reshape(tiny.steps, branches, BATCH, *flat.shape[2:]).transpose(1, 2, 0, 3, 4))
+        found.append(pair)
+    inputs, outputs = (np.concatenate([pair[n] for pair in found], axis=1) for n in range(2))
+    return inputs, outputs
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "dit"])
+def vectors(tensor: torch.Tensor) -> np.ndarray:
+    """[batch, tokens, channels], whatever the layout."""
+    plain = tensor.detach().double().numpy()
+    if plain.ndim > 3:
+        plain = np.moveaxis(plain, 1, -1)
+    return plain.reshape(len(plain), -1, plain.shape[-1])
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "dit", "wan", "flux_control"])
 def test_tables_are_what_they_are_defined_to_be(name: str) -> None:
     site = calibration(name).profile().denoisers[TINY[name].denoisers[0]].sites["model"]
-    seen = outputs(name)
-    assert site.distance.shape == (len(seen), TINY[name].steps, TINY[name].steps)
-    for b, i, j in np.ndindex(site.distance.shape):
-        f, g = seen[b, :, i], seen[b, :, j]
-        size_f, size_g = np.linalg.norm(f, axis=1), np.linalg.norm(g, axis=1)
-        inner = (f * g).sum(1)
-        assert site.distance[b, i, j] == pytest.approx((np.linalg.norm(f - g, axis=1) / size_g).mean(), abs=1e-6)
-        assert site.gram[b, i, j] == pytest.approx((inner / f.shape[1]).mean())
-        assert site.cosine is not None
-        assert site.cosine[b, i, j] == pytest.approx((inner / size_f / size_g).mean(), abs=1e-7)
-    assert not np.allclose(site.distance, site.distance.transpose(0, 2, 1))  # relative to the second
-    if len(seen) > 1:
-        assert not np.allclose(site.gram[0], site.gram[1], rtol=0.01)  # branches are told apart
+    inputs, outputs = seen_by_a_hook(name)
+    check_tables(site, inputs, outputs)
+    if name in ("dit", "flux_control"):
+        assert inputs.shape != outputs.shape  # a learned variance, condition channels
+    if len(outputs) > 1:
+        assert not np.allclose(site.output.gram[0], site.output.gram[1], rtol=0.01)  # branches are told apart
 
 
 def test_costs_are_those_of_one_call() -> None:
@@ -105,7 +122,7 @@ def test_a_late_start_is_measured_from_there() -> None:
     assert measured.timesteps.tolist() == pipe.scheduler.timesteps[2:].double().tolist()
     assert measured.sigmas is not None
     assert measured.sigmas.tolist() == pipe.scheduler.sigmas[2:].double().tolist()
-    assert plan(measured, 2).steps == 6
+    assert plan(measured, "closed_loop", 2).steps == 6
 
 
 def test_noise_levels_that_do_not_belong_to_the_steps_are_left_out() -> None:
@@ -134,7 +151,8 @@ def test_reach_tells_where_the_noise_scheduler_takes_an_error(name: str, noise_s
 
 
 def test_gram_is_of_the_guided_outputs() -> None:
-    seen = outputs("chroma")
+    _, seen = seen_by_a_hook("chroma")
+    seen = seen.reshape(*seen.shape[:3], -1)
     guided = 4 * seen[0] - 3 * seen[1]
     expected = np.einsum("ntc,nsc->ts", guided, guided) / guided.shape[0] / guided.shape[2]
     assert measure_dynamics(calibration("chroma").replays).gram == pytest.approx(expected, rel=1e-4)
@@ -168,7 +186,7 @@ def test_the_simulation_foresees_the_real_error() -> None:
     for seed in range(12):
         compute = np.zeros(6, bool)
         compute[[0, *np.random.default_rng(seed).choice(np.arange(1, 6), 2, replace=False)]] = True
-        simulated.append(-10 * np.log10(simulate(dynamics, compute).error))
+        simulated.append(-10 * np.log10(Simulator(dynamics).error(compute)))
         real.append(fit(replays, compute, per_branch=False).score)
     assert np.corrcoef(simulated, real)[0, 1] > 0.8
 
@@ -176,7 +194,7 @@ def test_the_simulation_foresees_the_real_error() -> None:
 @pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "wan", "sdxl_img2img"])
 def test_a_plan_from_a_profile_alone_beats_reuse(name: str, tmp_path: Path) -> None:
     calibrated = calibration(name)
-    schedule = plan(Profile.load(calibrated.profile().save(tmp_path / "profile.safetensors")), 2)
+    schedule = plan(Profile.load(calibrated.profile().save(tmp_path / "profile.safetensors")), "closed_loop", 2)
     full = torch.cat([r.reference(len(r.steps) - 1) for r in calibrated.replays])
 
     def error(how: object) -> float:
@@ -203,10 +221,10 @@ def test_a_loop_without_dynamics_says_why_and_keeps_its_tables(name: str, why: s
     assert measured.dynamics is None
     assert why in measured.provenance["no_dynamics"]
     site = measured.denoisers[TINY[name].denoisers[0]].sites["model"]
-    assert site.distance.any()
+    assert site.output.l1.any()
     assert Profile.from_bytes(measured.to_bytes()) == measured
     with pytest.raises(BadOption, match=f"without dynamics .*{why}"):
-        plan(measured, 3)
+        plan(measured, "closed_loop", 3)
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "wan"])

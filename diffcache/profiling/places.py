@@ -75,8 +75,10 @@ def given(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def first_norm(block: nn.Module) -> nn.Module | None:
-    """The normalisation that a block begins with; most of them also modulate what they normalise by the timestep."""
-    return next((m for m in block.modules() if m is not block and "Norm" in type(m).__name__), None)
+    """The normalisation that a block begins with; most of them also modulate what they normalise by the timestep. Those
+    inside its parts (of queries and keys) come later, wherever they are registered."""
+    found = [(path, m) for path, m in block.named_modules() if m is not block and "Norm" in type(m).__name__]
+    return min(found, key=lambda f: f[0].count("."))[1] if found else None
 
 
 def of_samples(tensors: Sequence[Tensor], batch: int, listed: bool) -> list[Tensor] | None:

@@ -119,12 +119,14 @@ def record(
     recorder = _Recorder(pipe, inside)
     with recorder.attached(), torch.no_grad():
         pipe(**call)
-    if not recorder.trajectories:
+    # The recorder and its host hold each other, until a cycle collection: they must not hold the recording too.
+    trajectories, recorder.trajectories = recorder.trajectories, []
+    if not trajectories:
         raise UnsupportedModel(
             f"{name} finished without a sampling loop this library can see: its loop calls neither "
             "pipe.progress_bar nor scheduler.step. It cannot be measured; accelerate it with a rule instead."
         )
-    trajectory = recorder.trajectories[-1]
+    trajectory = trajectories[-1]
     trajectory.steps.pop()  # was opened for a step that did not come
     planned = len(trajectory.timesteps) - trajectory.start
     if len(trajectory.steps) != planned:

@@ -35,14 +35,16 @@ class Folder:
             raise BadOption("resume", str(path), "a folder, or a path where one can be made")
         path.mkdir(parents=True, exist_ok=True)
         file = path / ABOUT
+        # Listed before looked for: another process may be making it. Hidden files are what a killed one left behind.
+        strange = any(not found.name.startswith(".") for found in path.iterdir())
         if file.exists():
             self._demand_same(file, about)
-        elif any(path.iterdir()):
+        elif strange:
             raise BadOption(
                 "resume", str(path), f"a new or an empty folder, or one of a measurement; this has no {ABOUT}"
             )
         else:
-            _container.write(file, json.dumps(about, indent=2, sort_keys=True).encode())
+            _container.write(file, json.dumps(about, indent=2).encode())
 
     def find(self, index: int, call: Mapping[str, Any]) -> Findings | None:
         """What was found on this call, if it was made; random generators are then where it left them."""
@@ -73,7 +75,7 @@ class Folder:
             ) from None
         if not isinstance(found, dict):
             raise DocumentError(str(file), "file", "no JSON object. Remove the folder to begin anew.")
-        for key in sorted(about.keys() | found.keys()):
+        for key in [*about, *found]:
             if about.get(key) != found.get(key):
                 was = f"{self.path} with {key} {found.get(key, 'unknown')}"
                 raise BadOption("resume", was, f"a folder of this measurement, with {key} {about.get(key, 'unknown')}")
