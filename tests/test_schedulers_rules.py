@@ -18,6 +18,7 @@ from diffcache.schedulers.taylor import rule as taylor
 from diffcache.schedulers.uniform import evenly, every_kth
 from diffcache.schedulers.uniform import rule as uniform
 
+RULES = "easycache, first_block, full, taylor, uniform"
 SITES = {"transformer": ("model", "stack:blocks", "block:blocks.0", "block:blocks.1"), "unet": ("model",)}
 
 
@@ -147,7 +148,7 @@ def test_the_exactness_test_can_fail() -> None:
 
 
 def test_the_rules_are_the_files_that_have_one() -> None:
-    assert set(rules()) == {"full", "taylor", "uniform"}
+    assert set(rules()) == {"easycache", "first_block", "full", "taylor", "uniform"}
 
 
 @pytest.mark.parametrize(
@@ -166,8 +167,8 @@ def test_a_spec_says_name_options_and_sites(spec: str, rule: Rule) -> None:
 
 
 REFUSED = [
-    ("unifrom:every=2", UnknownName, "no rule called 'unifrom'. Known: full, taylor, uniform. Did you mean 'uniform'?"),
-    ("", UnknownName, "no rule called ''. Known: full, taylor, uniform."),
+    ("unifrom:every=2", UnknownName, f"no rule called 'unifrom'. Known: {RULES}. Did you mean 'uniform'?"),
+    ("", UnknownName, f"no rule called ''. Known: {RULES}."),
     ("uniform:evry=2", UnknownName, "no option of 'uniform' called 'evry'. Known: every, sites. Did you mean 'every'?"),
     ("full:every=2", UnknownName, "no option of 'full' called 'every'. Known: sites."),
     ("uniform:every=0", BadOption, "every=0 was given. Allowed: a whole number, at least 1"),

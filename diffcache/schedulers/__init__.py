@@ -2,7 +2,9 @@
 
 Two kinds of function live in these files:
 
-* ``rule(grid, **options) -> SitePlan``: needs no measurement; reachable as a short spec, ``"uniform:every=3"``;
+* ``rule(grid, **options) -> SitePlan``: needs no measurement; reachable as a short spec, ``"uniform:every=3"``. Beside
+  the plan it may return what is left to the run, ``-> (SitePlan, Online)``. ``GRANULARITY`` in its file says at which
+  sites it is used unless a spec says otherwise: at the model where it is not there;
 * ``plan(profile, computed_steps, **options) -> Planned``: works from a profile; ``diffcache.plan`` calls it. Its file
   says in ``SOURCE`` where the method comes from. ``computed_steps`` is the work to be done, in full steps of the loop: a
   whole number for methods that decide about whole steps. Sites and steps are those of the profile.
@@ -67,9 +69,14 @@ class Rule:
 
     def schedule(self, grid: Grid, sites: Mapping[str, tuple[str, ...]]) -> CacheSchedule:
         """The schedule for one loop. ``sites``: denoiser -> names of its sites."""
-        site_plan = function(self.name, "rule", self.options)(grid, **self.options)
+        made: SitePlan | tuple[SitePlan, Online] = function(self.name, "rule", self.options)(grid, **self.options)
+        site_plan, online = made if isinstance(made, tuple) else (made, None)
         wanted = {d: [n for n in names if n.partition(":")[0] == self.granularity] for d, names in sites.items()}
-        denoisers = {d: DenoiserPlan(sites=dict.fromkeys(names, site_plan)) for d, names in wanted.items() if names}
+        denoisers = {
+            d: DenoiserPlan(sites=dict.fromkeys(names, site_plan), online=online)
+            for d, names in wanted.items()
+            if names
+        }
         if not denoisers:
             there = sorted({n.partition(":")[0] for names in sites.values() for n in names})
             raise BadOption(
@@ -91,7 +98,7 @@ def rules() -> tuple[str, ...]:
 def parse_rule(spec: str) -> Rule:
     """``"name:key=value,key=value"`` -> Rule. ``sites=block`` picks the granularity."""
     name, options = parse_spec(spec, "rule")
-    granularity = options.pop("sites", "model")
+    granularity = options.pop("sites", getattr(_rooms.load(__name__, name), "GRANULARITY", "model"))
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
     # A value it cannot take is refused here, not in the run.

@@ -1,0 +1,73 @@
+"""What schedulers of online rules share: the rule played on a profile, for the threshold that meets a budget.
+
+A profile holds means over its samples, so a run of one sample computes about as many steps, not exactly as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from diffcache.errors import BadOption
+from diffcache.profile import Profile
+from diffcache.schedule import Online, OnlineRule, SitePlan
+from diffcache.schedulers._sites import count
+from diffcache.schedulers.threshold import residual_reuse
+
+
+def per_decision(profile: Profile, table: np.ndarray) -> np.ndarray:
+    """Of a table [B, …], what each decision sees: branches called apart decide apart, those in one batch together."""
+    apart = profile.guidance is not None and profile.guidance.mode == "separate"
+    return table if apart else table.mean(0, keepdims=True)
+
+
+def always_done(profile: Profile, *, skipped: Iterable[str], kept: Iterable[str] = ()) -> float:
+    """The share of a full step's operations that a predicted step still does: all but those of the sites ``skipped``,
+    and of these what the sites ``kept`` inside them do. 0 where the operations were not counted."""
+    ((_, denoiser),) = profile.denoisers.items()
+
+    def operations(sites: Iterable[str]) -> int:
+        return sum(denoiser.sites[name].flops * denoiser.sites[name].calls for name in sites if name in denoiser.sites)
+
+    full = operations(["model"])
+    return min(max(full - operations(skipped) + operations(kept), 0) / full, 1.0) if full else 0.0
+
+
+def work_of(masks: np.ndarray, predicted: float) -> np.ndarray:
+    """float64 [N], in full steps: of masks bool [N, G, T], of which predicted steps do the share ``predicted``."""
+    computed = masks.mean(1)
+    return np.asarray((computed + (1 - computed) * predicted).sum(-1))
+
+
+def best(limits: np.ndarray, work: np.ndarray, computed_steps: float) -> tuple[float, float]:
+    """The limit that does most work within the budget, the lowest of several, and that work.
+
+    Raises BadOption where none does little enough.
+    """
+    affordable = work <= computed_steps + 1e-9
+    if not affordable.any():
+        raise BadOption("computed_steps", computed_steps, f"{work.min():.4g} or more: so much is always done")
+    chosen = int(np.where(affordable, work, -1).argmax())
+    return float(limits[chosen]), float(work[chosen])
+
+
+def in_a_row(most: int | None, steps: int) -> int:
+    """How many steps in a row may be predicted. Raises BadOption."""
+    return steps if most is None else count("most", most, least=1)
+
+
+def asked(steps: int, first: int) -> SitePlan:
+    """Residual reuse wherever the run allows it, from step ``first`` on."""
+    return residual_reuse(np.arange(steps) < max(first, 1))
+
+
+def online(
+    rule: OnlineRule, steps: int, threshold: float, *, polynomial: np.ndarray | None = None, most: int | None = None
+) -> Online:
+    """One threshold for all steps. Raises BadOption."""
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if not number or not np.isfinite(threshold) or threshold < 0:
+        raise BadOption("threshold", threshold, "a number, 0 or more; 0 computes every step")
+    in_a_row(most, steps)
+    return Online(rule=rule, limit=np.full(steps, float(threshold)), polynomial=polynomial, most=most)
