@@ -75,8 +75,9 @@ class SiteProfile(Record):
     """One site, measured over full runs. x_i is its input and F_i its output at step i.
 
     output            of F_i
-    residual          of F_i − x_i, None where the two differ in shape
-    residual_ratio    float64 [B, T], mean over the vectors along the last axis of ‖F_i − x_i‖ / ‖F_{i-1} − x_{i-1}‖, 1
+    residual          of F_i − x_i; where one has more channels (a learned variance, a condition), of the leading ones
+                      that both have; None where the two differ in more than channels
+    residual_ratio    float64 [B, T], mean over the vectors along the channels of ‖F_i − x_i‖ / ‖F_{i-1} − x_{i-1}‖, 1
                       at step 0; None where there is no residual
     input_change      float64 [B, T], ‖x_i − x_{i-1}‖₁ / ‖x_{i-1}‖₁, 0 at step 0
     modulated_change  the same of what the first normalisation inside makes of x_i; None where there is none
