@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import diffcache
 from diffcache import host
 from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.patch import layer
 from diffcache.planning import plan
 from diffcache.profile import Profile
-from diffcache.profiling.dynamics import measure_dynamics, with_response
+from diffcache.profiling import record as recording
+from diffcache.profiling.dynamics import answers, measure_dynamics, with_response
 from diffcache.profiling.fit import fit
 from diffcache.profiling.measure import measure
 from diffcache.schedulers._simulation import Simulator
@@ -89,6 +92,34 @@ def test_costs_are_those_of_one_call() -> None:
     assert (2 * half.flops, 2 * half.output_bytes) == (site.flops, site.output_bytes)
 
 
+def test_the_loop_is_timed_without_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, kept = fresh("sd3"), recording._kept
+    call = TINY["sd3"].call(pipe)
+
+    def lingering(inner: Any, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.02)
+        return inner(*args, **kwargs)
+
+    def slow(*args: Any) -> torch.Tensor:
+        time.sleep(0.1)
+        return kept(*args)
+
+    monkeypatch.setattr(recording, "_kept", slow)
+    undo = layer(pipe.scheduler, "step", lingering, copies=True)
+    measured = measure(pipe, [call])
+    undo()
+    steps = TINY["sd3"].steps
+    network = measured.denoisers["transformer"].sites["model"].seconds * steps
+    assert 0.02 * steps + network < measured.seconds < 0.06 * steps + network
+
+
+def test_seconds_count_every_call_of_a_step() -> None:
+    measured = measure(shared("wan"), calls("wan", shared("wan"))[:1])
+    model = measured.denoisers["transformer"].sites["model"]
+    assert model.calls == 2
+    assert measured.seconds > 2 * TINY["wan"].steps * model.seconds
+
+
 def test_circumstances_are_written_down() -> None:
     pipe = shared("sd15_heun")
     measured = calibration("sd15_heun").profile()
@@ -108,6 +139,8 @@ def test_circumstances_are_written_down() -> None:
     assert measured.samples == CALLS * BATCH
     assert measured.provenance["batch"] == str(2 * BATCH)
     assert measured.provenance["dtype"] == "float32"
+    sized = measure(shared("flux"), calls("flux", shared("flux"))[:1]).provenance
+    assert (sized["height"], sized["width"], sized["torch"]) == ("32", "24", metadata.version("torch"))
 
 
 def test_samples_carried_twice_count_once() -> None:
@@ -189,6 +222,16 @@ def test_the_simulation_foresees_the_real_error() -> None:
         simulated.append(-10 * np.log10(Simulator(dynamics).error(compute)))
         real.append(fit(replays, compute, per_branch=False).score)
     assert np.corrcoef(simulated, real)[0, 1] > 0.8
+
+
+def test_the_response_is_the_sum_over_calls_each_fitted_alone() -> None:
+    replays, measured = calibration("sd3").replays, calibration("sd3").profile().dynamics
+    mask = evenly(6, 3)
+    sums = [answers([one], fit([one], mask, per_branch=False)) for one in replays]
+    product, energy = np.sum(sums, axis=0)
+    assert measured is not None
+    assert measured.response[[2, 4]] == pytest.approx(product[[2, 4]] / energy[[2, 4]])
+    assert with_response(measure_dynamics(replays), replays, [fit(replays, mask)]).response[2] != measured.response[2]
 
 
 @pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "wan", "sdxl_img2img"])
