@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.errors import ScheduleMismatch
+from diffcache.executor import grid
 from diffcache.schedulers.timesteps import moved
 
 REACH = np.array([1, 0.5, 1, 0.7, 1, 1])  # how far each of the six steps goes
@@ -323,14 +324,29 @@ def test_a_copy_of_the_timesteps_is_found_out_at_the_first_moved_step(taken: Cal
     assert len(pipe()) == 1
 
 
+def test_a_loop_may_end_outside_of_the_mode_that_its_tensors_are_of() -> None:
+    pipe = loop(FlowMatchEulerDiscreteScheduler())
+    pipe()
+    nominal = pipe.scheduler.sigmas.double().numpy()
+    with accelerated(pipe, schedule_for(pipe, moved(nominal, REACH))):
+        with torch.inference_mode():
+            pipe.scheduler.set_timesteps(STEPS)
+            bar = pipe.progress_bar(total=STEPS)
+            bar.__enter__()
+        assert pipe.scheduler.sigmas[2] > nominal[2]
+        bar.__exit__(None, None, None)
+        assert (pipe.scheduler.sigmas.double().numpy() == nominal).all()
+
+
 @pytest.mark.parametrize("taken", [lambda t: t, lambda t: t[0:], list, lambda t: t.to("cpu").float()])
-def test_views_of_the_timesteps_are_no_copies(taken: Callable[[Tensor], Any]) -> None:
+def test_views_of_the_timesteps_are_no_copies(taken: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(STEPS)
     sigmas = moved(scheduler.sigmas.double().numpy(), REACH)
     pipe = loop(scheduler)
     pipe.taken, pipe.times = taken, 2
     schedule = schedule_for(pipe, sigmas, timesteps=scheduler.timesteps.double().numpy())
+    monkeypatch.setattr(grid, "float", lambda _: pytest.fail("a device was read"), raising=False)
     with accelerated(pipe, schedule):
         pipe()
     np.testing.assert_allclose(pipe.transformer.seen, [*sigmas[:-1] * 1000] * 2, rtol=1e-6)

@@ -190,6 +190,13 @@ def test_the_budget_is_kept_and_spent_as_long_as_that_helps(seed: int, share: fl
     assert here.sum() >= best - 1e-9
 
 
+def test_the_least_budget_is_kept_whatever_the_rounding() -> None:
+    for seed in range(300):
+        draw = np.random.default_rng(seed)
+        table, costs = -np.sort(-draw.uniform(0, 1, (2, 3)), axis=1), draw.uniform(0.1, 1, 2)
+        assert (within(table, costs, float(costs.sum())) == 1).all()
+
+
 def test_a_price_between_two_budgets_loses_to_the_best_by_less_than_a_step() -> None:
     """Two equal sites and work for three computed steps: one of them gets two."""
     counts = within(np.array([[4.0, 1, 0], [4.0, 1, 0]]), np.ones(2), 3.0)
