@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import diffcache
 from diffcache import host
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.patch import layer
 from diffcache.planning import plan
 from diffcache.profile import Profile
 from diffcache.profiling import record as recording
@@ -94,9 +94,10 @@ def test_costs_are_those_of_one_call() -> None:
 
 
 class LingeringScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
-    def step(self, model_output: Any, timestep: Any, sample: Any, **more: Any) -> Any:
+    @functools.wraps(diffusers.FlowMatchEulerDiscreteScheduler.step)  # what it takes is read from its signature
+    def step(self, *args: Any, **kwargs: Any) -> Any:
         time.sleep(0.01)
-        return super().step(model_output, timestep, sample, **more)
+        return super().step(*args, **kwargs)
 
 
 def test_the_loop_is_timed_without_what_measuring_takes(monkeypatch: pytest.MonkeyPatch) -> None:
