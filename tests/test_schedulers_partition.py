@@ -192,6 +192,14 @@ def test_a_step_that_moves_nothing_may_be_wrong() -> None:
     assert not plan(found, 3, weighted=False, bounded=False).sites["model"].compute[4:].all()
 
 
+def test_squares_are_weighed_by_squares() -> None:
+    """Reusing step 0 costs (3 · 1)², reusing step 1 (1 · 2)²."""
+    reach = np.tril(np.tile([0.0, -3, 1], (3, 1)))
+    found = measured({"model": np.array([1.0, 2, 4])[None, :, None]}, dynamics=dynamics(3, reach=reach))
+    made = plan(found, 2, norm="l2", bounded=False).sites["model"].compute
+    assert np.flatnonzero(made).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2", "coherent"])
 def test_without_dynamics_steps_weigh_what_their_noise_levels_say(norm: str) -> None:
     sigmas = np.linspace(1, 0, 13) ** 2

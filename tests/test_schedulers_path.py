@@ -316,7 +316,7 @@ def test_the_plan_is_the_best_of_all_by_its_own_measure(kind: str, seed: int) ->
 
 
 def test_local_edges_of_reuse_are_the_relative_l1_of_what_is_missed() -> None:
-    found = measured(8, 3)
+    found = measured(8, handed=outputs(8, 3) * np.geomspace(1, 50, 8)[:, None])
     table = found.denoisers["transformer"].sites["model"].output.relative_l1[0]
 
     def total(cut: tuple[int, ...]) -> float:

@@ -113,10 +113,10 @@ def test_of_too_many_thresholds_some_are_tried_and_the_ends_stay() -> None:
 
 
 def test_work_is_time_and_how_often_it_is_spent() -> None:
-    """The feed-forward takes three quarters of a step, in two calls; it changes once, the attention at every step."""
+    """The feed-forward takes three quarters of a step and changes once; the attention is called twice."""
     sites = {
-        "sublayer:blocks.0.attn": moving(1, 2, 4, 8, seconds=1.0, calls=2),
-        "sublayer:blocks.0.ff": moving(1, 1, 99, 99, seconds=3.0, calls=2),
+        "sublayer:blocks.0.attn": moving(1, 2, 4, 8, seconds=0.5, calls=2),
+        "sublayer:blocks.0.ff": moving(1, 1, 99, 99, seconds=3.0, calls=1),
     }
     found = measured(sites, 4)
     made = plan(found, 3.0, kind="smoothcache")
@@ -205,9 +205,9 @@ def test_blocks_of_a_list_share_a_mask_and_stacks_do_not() -> None:
 
 
 def test_ertacache_looks_at_residuals_and_reuses_them() -> None:
-    """The output moves as much at every step; the residual once."""
+    """The output moves at once; the residual later."""
     residuals = np.array([1.0, 1.0, 5.0, 5.0])[None, :, None]
-    found = measured({"model": moving(10, 20, 40, 80, residual=tables(residuals))}, 4)
+    found = measured({"model": moving(10, 99, 99, 99, residual=tables(residuals))}, 4)
     made = plan(found, 2).sites["model"]
     assert strip(made.compute) == "■·■·"
     assert made.kappa is not None
