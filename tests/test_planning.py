@@ -172,7 +172,7 @@ def test_a_fraction_of_a_step_is_for_schedulers_that_know_what_to_do_with_it(mon
         pytest.param(10.0, 0.09, 2, 2.0, 22, id="two calls a step"),
         pytest.param(10.0, 0.18, 1, 8.0, 1, id="almost as fast as can be"),  # (1.25 - 1) / 0.18 = 1.4
         pytest.param(10.0, 0.3, 1, 2.0, 25, id="a median above the mean"),
-        pytest.param(5.0, 0.1, 1, 1.25, 40, id="as much as is allowed, though 1/10 is no binary number"),
+        pytest.param(10.0, 0.2, 1, 50 / 22, 22, id="as much as is allowed, though 1/5 is no binary number"),
     ],
 )
 def test_a_speedup_is_reckoned_from_the_seconds_measured(
