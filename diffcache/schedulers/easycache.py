@@ -87,7 +87,7 @@ def _threshold(
     """The lowest threshold, as far as bisection finds it, that computes few enough steps; and how many those are."""
     change, l1 = per_decision(profile, site.input_change), per_decision(profile, site.output.l1)
     relative = per_decision(profile, site.output.relative_l1).sum(1)
-    size = np.divide(l1.sum(1), relative, out=np.zeros_like(relative), where=relative > 0)
+    size = np.divide(l1.sum(1), relative, out=np.ones_like(relative), where=relative > 0)  # one that stays has any size
 
     def work(limit: float) -> float:
         runs = [played(*tables, limit, first, most) for tables in zip(change, l1, size, strict=True)]

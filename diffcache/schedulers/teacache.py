@@ -52,8 +52,9 @@ def plan(
     polynomial = fitted(head.modulated_change, _output_change(profile), degree)
     notes = {"polynomial": " ".join(f"{c:.6g}" for c in polynomial)}
     if threshold is None:
-        added = np.cumsum(np.polyval(polynomial, per_decision(profile, head.modulated_change)), axis=1)
-        error = added[:, None, :] - added[:, :, None]  # at [a, i]: of the calls after a, up to i
+        counted = np.polyval(polynomial, per_decision(profile, head.modulated_change))
+        after = np.triu(np.ones((profile.steps, profile.steps), bool), 1)
+        error = np.cumsum(np.where(after, counted[:, None], 0.0), axis=2)  # at [a, i]: of the calls after a, up to i
         limits = np.maximum(candidates(error), 0)
         work = work_of(walks(error, limits, row, first), always_done(profile, skipped=stacks))
         threshold, done = best(limits, work, computed_steps)
