@@ -68,6 +68,9 @@ def promises_are_kept_without_assert(room: str, tree: ast.Module, _text: str) ->
 
 def nothing_read_can_run(_room: str, tree: ast.Module, _text: str) -> Iterator[int]:
     modules = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    plain = [
+        node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and any(map(_weights_only, node.keywords))
+    ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import) and modules & {alias.name.partition(".")[0] for alias in node.names}:
             yield node.lineno
@@ -76,7 +79,12 @@ def nothing_read_can_run(_room: str, tree: ast.Module, _text: str) -> Iterator[i
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"eval", "exec"}:
             yield node.lineno
         elif isinstance(node, ast.Attribute) and node.attr == "load" and _name(node.value) == "torch":
-            yield node.lineno
+            if node not in plain:
+                yield node.lineno
+
+
+def _weights_only(keyword: ast.keyword) -> bool:
+    return keyword.arg == "weights_only" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True
 
 
 def no_file_is_too_long(_room: str, _tree: ast.Module, text: str) -> Iterator[int]:
@@ -153,8 +161,15 @@ CASES: dict[Rule, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
             ("profile.py", "from joblib import load"),
             ("profile.py", "x = eval(text)"),
             ("assets/__init__.py", "import torch\nx = torch.load(path)"),
+            ("assets/__init__.py", "import torch\nx = torch.load(path, weights_only=False)"),
+            ("assets/__init__.py", "import torch\nx = torch.load(path, weights_only=safe)"),
+            ("assets/__init__.py", "import torch\nread = torch.load\nx = f(weights_only=True)"),
         ],
-        [("assets/__init__.py", "model.eval()\nx = load_file(path)"), ("cli.py", "import torch\ntorch.utils.load(x)")],
+        [
+            ("assets/__init__.py", "model.eval()\nx = load_file(path)"),
+            ("assets/__init__.py", "import torch\nx = torch.load(path, weights_only=True)"),
+            ("cli.py", "import torch\ntorch.utils.load(x)"),
+        ],
     ),
     no_file_is_too_long: ([("api.py", "x = 1\n" * (LONGEST + 1))], [("api.py", "x = 1\n" * LONGEST)]),
     nothing_is_left_for_later: (

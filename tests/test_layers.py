@@ -26,7 +26,7 @@ LAYERS = (
     ),
     ("schedulers", "kernels", "predictors"),
     ("store", "adapters", "host", "planning"),
-    ("executor", "profiling"),
+    ("executor", "profiling", "routers_file"),
     ("reports", "estimates", "plots", "api"),
     ("eval", "assets"),
     ("demo", "cli"),

@@ -53,7 +53,7 @@ def plan(
     measured = at(profile, sites)
     longest = None if max_age is None else count("max_age", max_age) + 1
     table = np.where(following(profile.steps, most=longest), anchored(errors(profile, measured, reuse)), np.inf)
-    costs, outside = _costs(profile, measured, cost)
+    costs, outside = work(profile, measured, cost)
     cheapest = Cheapest(table, profile.steps)
     by_count = np.stack([cheapest.total(k) for k in range(1, profile.steps + 1)], axis=-1)
     full = outside + costs.sum()
@@ -141,8 +141,8 @@ def _moved(name: str, site: SiteProfile, reuse: str) -> np.ndarray:
     return np.asarray(site.influence * tables.squared.mean(0))
 
 
-def _costs(profile: Profile, sites: Mapping[str, SiteProfile], cost: str) -> tuple[np.ndarray, float]:
-    """float64 [S]: of each site in one step; and of what lies outside them all."""
+def work(profile: Profile, sites: Mapping[str, SiteProfile], cost: str = "measured") -> tuple[np.ndarray, float]:
+    """What one step costs: float64 [S], of each site; and of what lies outside them all. ``cost`` as for plan."""
     one_of("cost", cost, ("measured", "seconds", "flops"))
     everything = [at(profile, "model")["model"], *sites.values()]
     for unit in ("seconds", "flops") if cost == "measured" else (cost,):

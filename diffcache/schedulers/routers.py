@@ -1,0 +1,106 @@
+"""A table of sites and steps that somebody trained: the routers of Learning-to-Cache and HarmoniCa, as they are.
+
+A router says for every attention and feed-forward of a DiT, at every step, whether it runs. It was trained for one
+network, one number of steps and one sampler, and has the budget it has. Its file is torch's; ``diffcache.routers_file``
+reads it, and can make a schedule of it without a profile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffcache.errors import BadOption
+from diffcache.profile import Profile
+from diffcache.schedule import SitePlan
+from diffcache.schedulers import Planned
+from diffcache.schedulers._sites import at
+from diffcache.schedulers.allocate import work
+from diffcache.schedulers.uniform import reuse
+
+SOURCE = (
+    "Learning-to-Cache, arXiv 2406.01733, horseee/learning-to-cache @23d8045; "
+    "HarmoniCa, arXiv 2410.01723, ModelTC/HarmoniCa @5d7f78d"
+)
+STACK, PARTS = "transformer_blocks", ("attn1", "ff")  # of diffusers' DiT: the routers' entries 2i and 2i + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """``compute`` bool [T, 2 · depth], in the order in which steps and sites run; the first step is all True."""
+
+    compute: np.ndarray
+    name: str = "a router"
+
+    def __post_init__(self) -> None:
+        table = self.compute
+        if table.dtype != bool or table.ndim != 2 or not table.shape[0] or not table.shape[1] or table.shape[1] % 2:
+            raise BadOption("router", f"a {table.dtype} array {list(table.shape)}", "a bool array [steps, 2 · blocks]")
+        if not table[0].all():
+            raise BadOption("router", "one that skips at the first step", "one that computes everything there")
+
+    @property
+    def steps(self) -> int:
+        return len(self.compute)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        blocks = range(self.compute.shape[1] // len(PARTS))
+        return tuple(f"sublayer:{STACK}.{i}.{part}" for i in blocks for part in PARTS)
+
+    def plans(self) -> dict[str, SitePlan]:
+        """Plain reuse of each site's newest output where the table is False."""
+        return {name: reuse(column) for name, column in zip(self.sites, self.compute.T, strict=True)}
+
+    def check_sites(self, there: Iterable[str]) -> None:
+        """Raise BadOption unless these are the sublayers that the router decides about, all of them."""
+        found = {name for name in there if name.startswith("sublayer:")}
+        if apart := sorted(found ^ set(self.sites)):
+            raise BadOption(
+                "file",
+                str(self),
+                f"a router for the sublayers of this network: {len(found)}, where the router has {len(self.sites)} for "
+                f"{self.compute.shape[1] // 2} blocks of a DiT; {apart[0]!r} is in one of them only",
+            )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def plan(profile: Profile, computed_steps: float, *, file: Router | str = "") -> Planned:
+    """``file``: what ``diffcache.routers_file.read`` returned, or the path of a ``.npy`` file with such a table.
+
+    The table is taken as it is. Raises BadOption where its work is more than ``computed_steps``, and for a profile of
+    another number of steps or of other sublayers.
+    """
+    router = file if isinstance(file, Router) else _from_npy(file)
+    if profile.start or profile.steps != router.steps:
+        late = f", begun at step {profile.start}" if profile.start else ""
+        raise BadOption("file", str(router), f"a router of {profile.steps} steps{late}; it has {router.steps}")
+    measured = at(profile, "sublayer")
+    router.check_sites(measured)
+    costs, outside = work(profile, {name: measured[name] for name in router.sites})
+    done = router.steps * outside + float(router.compute.sum(0) @ costs)
+    steps = done / (outside + costs.sum())
+    if computed_steps < steps * (1 - 1e-9):
+        least = math.ceil(steps * 1e4) / 1e4
+        raise BadOption("computed_steps", computed_steps, f"{least} or more: the work of {router}, which is fixed")
+    return Planned(sites=router.plans(), notes={"work": f"{steps:.4g} of {profile.steps} full steps"})
+
+
+def _from_npy(path: str) -> Router:
+    allowed = (
+        "diffcache.routers_file.read(path), for a file of Learning-to-Cache or HarmoniCa; or the path of a .npy file "
+        "with its table: numpy.save(path, router.compute)"
+    )
+    if not path.endswith(".npy"):
+        raise BadOption("file", path, allowed)
+    try:
+        return Router(np.load(path, allow_pickle=False), Path(path).name)
+    except (OSError, ValueError) as error:  # BadOption, of a table that is none, is a ValueError
+        raise BadOption("file", path, f"{allowed}. Found: {error}") from error
