@@ -3,7 +3,7 @@
 ERTACache's second stage, with the two slips of the printed rule mended: the distance left is spread over the steps left
 (the print lacks the 1/T), and in proportion to the grid's own steps, so shifted grids keep their shape. How far a
 predicted step goes is decided from the profile, so all of it comes down to one fixed list of levels. The outputs were
-measured on the grid as it was; where levels move far, tables and fitted weights no longer describe them.
+measured on the grid as it was: where levels move far, tables and fitted weights no longer describe them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ SOURCE = "ERTACache, arXiv 2508.21091: trajectory-aware timestep adjustment, res
 
 
 def plan(
-    profile: Profile, computed_steps: float, *, mask: str = "threshold:kind=ertacache", strength: float = 1.0
+    profile: Profile, computed_steps: float, *, mask: str = "threshold:kind=ertacache", strength: float = 0.1
 ) -> Planned:
-    """``mask``: spec of the scheduler whose plan is taken, ";" between its options; it must decide about whole steps.
-    ``strength``: how much of the shortening is applied, 0 to 1.
+    """The plan of another scheduler, on moved levels.
+
+    mask      spec of that scheduler, ";" between its options; it must decide about whole steps
+    strength  how much of the shortening is applied; 1 is the paper's. At 1 a step does not move at all if its error is as
+              large as the change of the output over it, which plain reuse reaches at once: on the Flux-type demo model
+              (4 samples, latents; 10 and 25 of 50 steps; masks of ertacache, uniform, taylor, closed_loop) 1 lost 6 to
+              17 dB, 0.1 gained 0.6 in the mean
 
     Raises BadOption where the levels cannot be moved (none in the profile, a loop that starts late, levels that rise or
     are visited twice), and for masks that plan other sites, decide in the run or move levels themselves.
