@@ -26,10 +26,10 @@ def plan(
     """The plan of another scheduler, on moved levels.
 
     mask      spec of that scheduler, ";" between its options; it must decide about whole steps
-    strength  how much of the shortening is applied; 1 is the paper's. At 1 a step does not move at all if its error is as
-              large as the change of the output over it, which plain reuse reaches at once: on the Flux-type demo model
-              (4 samples, latents; 10 and 25 of 50 steps; masks of ertacache, uniform, taylor, closed_loop) 1 lost 6 to
-              17 dB, 0.1 gained 0.6 in the mean
+    strength  how much of the shortening is applied; 1 is the paper's. At 1 a step does not move at all if its error is
+              as large as the change of the output over it, which plain reuse reaches at once: on the Flux-type demo
+              model (4 samples, latents; 10 and 25 of 50 steps; masks of ertacache, uniform, taylor, closed_loop) 1 lost
+              6 to 17 dB, 0.1 gained 0.6 in the mean
 
     Raises BadOption where the levels cannot be moved (none in the profile, a loop that starts late, levels that rise or
     are visited twice), and for masks that plan other sites, decide in the run or move levels themselves.
