@@ -100,23 +100,22 @@ def _matplotlib() -> Any:
 
 def _draw_profile(figure: Any, profile: Profile) -> None:
     groups = _granularities(profile)
-    columns = len(groups) + 1
-    _sized(figure, profile, WIDTH * columns, 3.6)
-    grid = figure.add_gridspec(3, columns)
+    columns = min(len(groups), 2)
+    rows = -(-len(groups) // columns)
+    _sized(figure, profile, WIDTH * (columns + 1), 3.2 * rows + 0.4)
+    left, right = figure.add_gridspec(1, 2, width_ratios=(columns, 1))
+    tables = left.subgridspec(rows, columns)
     for n, (name, sites) in enumerate(groups.items()):
         title = name if len(sites) == 1 else f"{name}, mean of {len(sites)} sites"
-        _heat(figure, figure.add_subplot(grid[:, n]), _mean_distance(sites), title)
-    rows = [_draw_change]
-    if profile.dynamics is not None:
-        rows += [_draw_say, _draw_response]
-    for n, draw in enumerate(rows):
-        axes = figure.add_subplot(grid[:, -1] if len(rows) == 1 else grid[n, -1])
+        _heat(figure, figure.add_subplot(tables[divmod(n, columns)]), _mean_distance(sites), title)
+    lines = [_draw_change] if profile.dynamics is None else [_draw_change, _draw_say, _draw_response]
+    panels = right.subgridspec(len(lines), 1)
+    for n, draw in enumerate(lines):
+        axes = figure.add_subplot(panels[n])
         draw(axes, profile)
         axes.set_xlim(-0.5, profile.steps - 0.5)
         axes.yaxis.set_major_locator(_few_ticks())
-        if n < len(rows) - 1:
-            axes.set_xticklabels([])
-    axes.set_xlabel("step")
+        axes.set_xlabel("step" if n == len(lines) - 1 else "")
 
 
 def _draw_change(axes: Any, profile: Profile) -> None:
@@ -186,7 +185,7 @@ def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.nda
     for (granularity, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
         name = members[0][0] if len(members) == 1 else f"{granularity}, {len(members)} sites"
         compute = members[0][2].compute[profile.start :]
-        title = f"{name}: {compute.sum()} of {len(compute)} computed"
+        title = f"{name}\n{compute.sum()} of {len(compute)} steps computed"
         panels.append((title, _mean_distance([site for _, site, _ in members]), compute))
     return panels
 
@@ -274,4 +273,5 @@ def _headline(document: Profile | CacheSchedule) -> list[str]:
     if isinstance(document, Profile):
         return [*parts, f"{document.steps} steps", f"{document.samples} samples"]
     parts.append(f"{document.computed_steps} of {document.steps} steps computed")
+    parts += [f"others decided in the run by {d.online.rule}" for d in document.denoisers.values() if d.online]
     return parts + ([f"{document.expected.mean_db:.1f} dB expected"] if document.expected else [])

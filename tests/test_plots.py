@@ -102,7 +102,7 @@ def test_a_mask_over_distances_is_a_square_per_computed_step_as_wide_as_its_outp
     found = measured(7, "model")
     (panel,) = heats(plots.figure(planned({"model": "■■··■·■"}), found)).items()
     title, axes = panel
-    assert title == "model: 4 of 7 computed"
+    assert title == "model\n4 of 7 steps computed"
     assert np.array_equal(axes.images[0].get_array(), distance(found, "model"))
     assert squares(axes) == [(-0.5, -0.5, 1, 1), (0.5, 0.5, 3, 3), (3.5, 3.5, 2, 2), (5.5, 5.5, 1, 1)]
 
@@ -112,11 +112,13 @@ def test_sites_of_one_mask_share_a_panel_and_the_rarest_are_left_out() -> None:
     found = measured(4, *BLOCKS[:6])
     panels = heats(plots.figure(planned(strips), found))
     assert list(panels) == [
-        "block, 3 sites: 2 of 4 computed",
-        "block, 2 sites: 2 of 4 computed",
-        f"{BLOCKS[5]}: 1 of 4 computed",
+        "block, 3 sites\n2 of 4 steps computed",
+        "block, 2 sites\n2 of 4 steps computed",
+        f"{BLOCKS[5]}\n1 of 4 steps computed",
     ]
-    assert np.array_equal(panels["block, 3 sites: 2 of 4 computed"].images[0].get_array(), distance(found, *BLOCKS[:3]))
+    assert np.array_equal(
+        panels["block, 3 sites\n2 of 4 steps computed"].images[0].get_array(), distance(found, *BLOCKS[:3])
+    )
     each = {name: "■" + "".join("■" if n >> bit & 1 else "·" for bit in range(3)) for n, name in enumerate(BLOCKS[:8])}
     figure = plots.figure(planned(each), measured(4, *BLOCKS[:8]))
     assert len(heats(figure)) == plots.MOST_PANELS
@@ -146,4 +148,4 @@ def test_short_and_long_loops_can_be_drawn(steps: int, tmp_path: Any) -> None:
 
 def test_what_to_expect_stands_in_the_headline() -> None:
     headline = plots.figure(schedule()).get_suptitle().replace("\xa0", " ").replace("\n", " ")
-    assert headline == "Net · Euler · 3 of 6 steps computed · 40.0 dB expected"
+    assert headline == ("Net · Euler · 3 of 6 steps computed · others decided in the run by drift · 40.0 dB expected")
