@@ -16,6 +16,7 @@ from diffcache.schedulers._sites import at, count
 
 SOURCE = "EasyCache, arXiv 2507.02860, H-EmbodVis/EasyCache @5127804; every branch called apart decides for itself"
 BISECTIONS = 50  # of the range between the least and the largest threshold: to float32's precision and beyond
+CLEAR = 1e-6  # relative
 
 
 def rule(grid: Grid, *, threshold: float = 0.05, warmup: int = 10, most: int | None = None) -> tuple[SitePlan, Online]:
@@ -104,4 +105,6 @@ def _threshold(
             high = middle
         else:
             low = middle
-    return high, work(high)
+    clear = high + CLEAR * high  # off the edge, where rounding would decide
+    limit = clear if work(clear) <= computed_steps + 1e-9 else high
+    return limit, work(limit)
