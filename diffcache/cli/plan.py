@@ -57,6 +57,8 @@ def table(schedulers: tuple[planning.Scheduler, ...], width: int) -> str:
     for found in schedulers:
         options = [name if value is None else f"{name}={value}" for name, value in found.options.items()]
         lines = [found.summary, f"options: {', '.join(options) or 'none'}", f"source: {found.source}"]
-        wrapped = "\n".join(part for line in lines for part in textwrap.wrap(line, room, subsequent_indent="  "))
+        wrapped = "\n".join(
+            part for line in lines for part in textwrap.wrap(line, room, subsequent_indent="  ", break_on_hyphens=False)
+        )
         blocks.append(found.name.ljust(column) + textwrap.indent(wrapped, " " * column).lstrip())
     return "\n\n".join(blocks)
