@@ -17,6 +17,8 @@ def visit(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> 
     """The output of ``site``, one way or the other."""
     predicted = guess(call, site, inputs)
     if predicted is not None:
+        if call.state.lesson is not None:
+            call.state.lesson(call, site, compute())
         return predicted[0]
     inputs = safe(call, site, inputs)
     value = compute()
@@ -59,7 +61,10 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
         counts.fail(obstacle)
         return None
     counts.predict()
-    return (combine([a for a in anchors if a is not None], terms, x, branch, pairing),)
+    there = [a for a in anchors if a is not None]
+    if call.state.lesson is not None:
+        call.plain[site] = combine(there, terms.plain, x, branch, pairing)
+    return (combine(there, terms, x, branch, pairing),)
 
 
 def safe(call: Call, site: str, inputs: Inputs) -> Inputs:

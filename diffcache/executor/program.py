@@ -24,6 +24,11 @@ class Terms:
     bias: tuple[float | np.ndarray, ...]
 
     @property
+    def plain(self) -> Terms:
+        """Without scale and bias."""
+        return dataclasses.replace(self, scale=(1.0,) * len(self.scale), bias=(0.0,) * len(self.bias))
+
+    @property
     def needs_x(self) -> bool:
         return any(self.kappa)
 

@@ -17,7 +17,7 @@ from diffcache.executor.checks import Sites, check_pipeline, check_run
 from diffcache.executor.grid import move
 from diffcache.executor.placing import place
 from diffcache.executor.program import compile_schedule
-from diffcache.executor.state import State
+from diffcache.executor.state import Lesson, State
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Grid, Rule
 
@@ -30,10 +30,21 @@ class Executor:
     """Carries out a schedule on one pipeline. ``attach`` and ``detach`` leave no trace behind.
 
     They hold it, through its layers; it holds neither the pipeline nor a module.
+
+    lesson  see State
     """
 
-    def __init__(self, pipe: Any, source: CacheSchedule | Rule, sites: Sites, *, strict: bool = True) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        source: CacheSchedule | Rule,
+        sites: Sites,
+        *,
+        strict: bool = True,
+        lesson: Lesson | None = None,
+    ) -> None:
         self.source = source
+        self.lesson = lesson
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
         self.host = host.Host(pipe, self._begin, self._end, self._missed)
@@ -76,7 +87,7 @@ class Executor:
         for patch in self._patches:
             patch.put()
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
-        self.last = run.state = state = State(schedule, programs, levels_back=levels_back)
+        self.last = run.state = state = State(schedule, programs, levels_back=levels_back, lesson=self.lesson)
         run.again = state.forget
         self.runs += 1
 

@@ -67,6 +67,11 @@ def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Call
         if place.last:
             keep(call, site, stack.inputs, value, call.state.flows.get((call.denoiser, site)))
         return value
+    if call.state.lesson is not None:  # every block runs, and the last one's output is what was to be predicted
+        value = compute()
+        if not place.last:
+            return value
+        call.state.lesson(call, site, value)
     if place.last:
         return stack.guess[0]
     if stack.stand_in is None:

@@ -53,6 +53,7 @@ class State:
     """Everything one run owns; dropped with it.
 
     pairings  (denoiser, site, branch) -> how x goes with F, where equation (1) needs x
+    lesson    is shown what every predicted site would have computed; then everything runs, and nothing is saved
     flows     (denoiser, stack) -> which output of one block is which input of the next
     """
 
@@ -66,6 +67,7 @@ class State:
     calls_at_start: dict[str, int] = field(default_factory=dict)
     suspects: list[Tensor] = field(default_factory=list)  # finiteness flags not yet read from an accelerator
     levels_back: Undo = lambda: None
+    lesson: Lesson | None = None
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
         return self.counts.setdefault((denoiser, site, branch), Counts())
@@ -127,6 +129,7 @@ class Call:
     watch    what decides, where the run does
     verdict  its decision, as soon as it is taken
     lead     the first block's run, where it decides
+    plain    site -> its prediction without scale and bias, while there is a lesson
     heard    called with the output of the first normalisation in the first block, once
     """
 
@@ -138,6 +141,7 @@ class Call:
     verdict: Verdict | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)
     lead: Lead | None = None
+    plain: dict[str, Any] = field(default_factory=dict)
     heard: Callable[[tuple[Tensor, ...]], None] | None = None
 
     def decide(self, signal: tuple[Tensor, ...]) -> None:
@@ -148,3 +152,6 @@ class Call:
     @property
     def predicts(self) -> bool:
         return self.verdict is not None and self.verdict.predict
+
+
+Lesson = Callable[[Call, str, Any], None]  # (forward, site, what the site would have computed)

@@ -161,7 +161,7 @@ class Calibration:
         least, low, high = None, len(seeker.begins), seeker.steps
         while low <= high:  # by one real run each, of the mask that the simulation prefers
             middle = (low + high) // 2
-            found = seeker.evaluate(seeker.planned(evenly(seeker.steps, middle, seeker.begins)))
+            found = seeker.evaluate(seeker.planned(middle)[0])
             if found.score >= budget.max_error_db:
                 least, high = middle, middle - 1
             else:

@@ -12,7 +12,7 @@ from diffcache.profiling.dynamics import answers, measure_dynamics, response_of
 from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.replay import Replay
 from diffcache.schedulers._simulation import ANCHORS, Simulator
-from diffcache.schedulers.closed_loop import improve, shifts
+from diffcache.schedulers.closed_loop import improve, shifts, thinned
 from diffcache.schedulers.uniform import evenly
 
 REPLANNED = 6  # masks taken from the simulation, at most, before single moves begin
@@ -51,7 +51,7 @@ class Search:
         self.seen.add(compute.tobytes())
         self.fits += 1
         found = fit(self.replays, compute, held=self.held, resume=near, **self.options)  # type: ignore[arg-type]
-        if self.fits <= REPLANNED + 1:  # the first ones lie far apart; later ones would say the same again
+        if self.fits <= 2 * REPLANNED + 1:  # the first ones lie far apart; later ones would say the same again
             self._answers += answers(self.replays, found)
         self.tried(found)
         return found
@@ -62,16 +62,19 @@ class Search:
         known = self._dynamics if response is None else dataclasses.replace(self._dynamics, response=response)
         return Simulator(known, self.begins, int(self.options["anchors"]))
 
-    def planned(self, compute: np.ndarray) -> np.ndarray:
-        """The mask that the simulation prefers to ``compute``, by moves of single computed steps."""
-        return improve(compute, self.simulator().error, self.begins)
+    def planned(self, computed: int, *near: np.ndarray) -> list[np.ndarray]:
+        """Masks that the simulation ends at, best first: from all steps by leaving out, and from those in ``near``."""
+        cost = self.simulator().error
+        starts = [thinned(self.steps, computed, cost, self.begins), *near]
+        ends = {end.tobytes(): end for end in (improve(start, cost, self.begins) for start in starts)}
+        return sorted(ends.values(), key=cost)
 
     def run(self, computed: int, *, time_limit_s: float | None = None, fits: int = FITS) -> Fit:
         """The best fit found with ``computed`` computed steps. Anytime: stops at the limit with the best so far.
 
         time_limit_s  seconds; None: ends after so many ``fits`` instead, and 0 keeps the even mask
 
-        Starts from the evenly spread mask and from those that the simulated closed loop prefers; then moves single
+        Starts from the evenly spread mask and from those that the simulated closed loop ends at; then moves single
         computed steps, most promising first by the simulation, and keeps what really scores higher.
         """
         deadline = time.monotonic() + (np.inf if time_limit_s is None else time_limit_s)
@@ -84,10 +87,10 @@ class Search:
         if computed == self.steps or spent():
             return best
         for _ in range(REPLANNED):  # each real run teaches the simulation how the network answers to errors
-            wanted = self.planned(best.compute)
-            if wanted.tobytes() in self.seen or spent():
+            wanted = [mask for mask in self.planned(computed, best.compute) if mask.tobytes() not in self.seen]
+            if not wanted or spent():
                 break
-            best = max(best, self.evaluate(wanted, best), key=lambda f: f.score)
+            best = max([best, *(self.evaluate(mask, best) for mask in wanted)], key=lambda f: f.score)
         simulator = self.simulator()
         while not spent():
             movable = np.setdiff1d(np.flatnonzero(best.compute), self.begins)
@@ -106,27 +109,9 @@ class Search:
 
     def nearby(self, best: Fit) -> dict[int, Fit]:
         """Fits at budgets a little smaller and larger, one real run each: computed steps -> fit, ``best`` among them."""
-        front = {int(best.compute.sum()): best}
-        simulator = self.simulator()
-        for direction in (-1, 1):
-            compute = best.compute
-            for _ in (n for n in NEIGHBOURS if n * direction > 0):
-                changed = _one_step(compute, direction, self.begins, simulator.error)
-                if changed is None:
-                    break
-                compute = improve(changed, simulator.error, self.begins)
-                front[int(compute.sum())] = self.evaluate(compute)
+        computed = int(best.compute.sum())
+        front = {computed: best}
+        for other in (computed + n for n in NEIGHBOURS):
+            if len(self.begins) <= other <= self.steps:
+                front[other] = self.evaluate(self.planned(other)[0])
         return dict(sorted(front.items()))
-
-
-def _one_step(
-    compute: np.ndarray, direction: int, fixed: Sequence[int], cost: Callable[[np.ndarray], float]
-) -> np.ndarray | None:
-    """``compute`` with the one computed step more (or fewer) that costs least; None if there is no such step."""
-    places = np.flatnonzero(~compute) if direction > 0 else np.setdiff1d(np.flatnonzero(compute), list(fixed))
-    masks = []
-    for place in places:
-        mask = compute.copy()
-        mask[place] = direction > 0
-        masks.append(mask)
-    return min(masks, key=cost) if masks else None

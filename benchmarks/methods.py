@@ -1,0 +1,291 @@
+"""Published rules, peers' packages and this project at equal computed steps: held-out pictures and seeds, one process.
+
+    python benchmarks/methods.py --model flux
+    python benchmarks/methods.py --model dit
+
+Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``. Every row is compared with the full
+run of the same pictures; speed-ups are of the sampling loop. Peers decide how much they compute by thresholds: settings
+that no other of the same package beats are chosen on other pictures than the table is made of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers.measure import behind, frontier, measure_peers
+
+from diffcache import CacheSchedule, estimate, planning
+from diffcache.assets import NAMES, DemoModel, load
+from diffcache.demo import Size
+from diffcache.demo.baselines import better_solver, solver_of
+from diffcache.demo.fidelity import psnr_db, ssim
+from diffcache.demo.run import STEPS, Trial, batches, circumstances, split, trial
+from diffcache.profile import Profile
+from diffcache.profiling import Calibration, measure
+from diffcache.profiling.correct import correct
+
+RESULTS = Path(__file__).parent / "results"
+OURS = "optimize"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One method at one budget. ``computed``: work in the denoiser, in full steps; psnr_low_db: the worst decile."""
+
+    method: str
+    budget: float
+    computed: float
+    speedup: float
+    psnr_db: float
+    psnr_low_db: float
+    ssim: float
+    note: str = ""
+
+
+# name in the table -> (scheduler's spec, correction fitted on the calibration calls)
+PUBLISHED: dict[str, tuple[str, str]] = {
+    "uniform reuse": ("uniform", ""),
+    "SmoothCache": ("threshold:kind=smoothcache,sites=sublayer", ""),
+    "MagCache": ("threshold:kind=magcache", ""),
+    "ERTACache mask": ("threshold:kind=ertacache", ""),
+    "ERTACache": ("timesteps", "one for all channels"),
+    "CacheQuant DPS": ("partition", ""),
+    "CacheQuant DPS + DEC": ("partition", "per channel"),
+    "LeMiCa path": ("path:kind=minimax", ""),
+    "MeanCache path": ("path:kind=peak", ""),
+    "DPCache path": ("path:kind=taylor", ""),
+    "TaylorSeer, order 1": ("taylor:order=1", ""),
+    "TaylorSeer, order 2": ("taylor:order=2", ""),
+    "simulated plan (diffcache, no fit)": ("closed_loop", ""),
+}
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--model", choices=NAMES, default="flux")
+    args.add_argument("--budgets", type=int, nargs="+", default=[25, 17, 12, 10, 8, 6])
+    args.add_argument("--calibration", type=int, default=32, help="pictures to calibrate on")
+    args.add_argument("--held-out", type=int, default=32, help="pictures to compare on")
+    args.add_argument("--repeats", type=int, default=1, help="timed runs of every method; the median counts")
+    args.add_argument("--choose", type=int, default=8, help="pictures that peers' settings are chosen on; 0: no peers")
+    args.add_argument("--out", type=Path, default=RESULTS)
+    o = args.parse_args()
+    model = load(o.model)
+    size = Size(budgets=tuple(o.budgets), calibration=o.calibration, held_out=o.held_out, repeats=o.repeats)
+    fitted, shown = split(model, size)
+    calls = [model.call(*part, steps=STEPS) for part in batches(fitted)]
+    trial(model, (shown[0][:2], shown[1][:2]), 4, 1)  # warm-up
+    full = trial(model, shown, STEPS, max(3, o.repeats))
+    table = Table(model, shown, o.repeats, full)
+    table.add("full run", STEPS, lambda: full, STEPS)
+    few_steps(table, o.budgets)
+    profile = measured(model, calls)
+    for budget in o.budgets:
+        for method, (spec, correction) in PUBLISHED.items():
+            table.plan(method, budget, published(model, profile, spec, budget, correction, calls))
+    began = time.perf_counter()
+    calibration = Calibration.record(model.pipe, calls)
+    recorded = time.perf_counter() - began
+    for budget in o.budgets:
+        began = time.perf_counter()
+        schedule = calibration.schedule(budget)
+        note = f"found in {recorded + time.perf_counter() - began:.0f} s; expected {schedule.expected}"
+        table.plan(OURS, budget, schedule, note)
+    if o.choose:
+        peers(table, model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), shown, o.repeats)
+    table.save(o.out, o.model, circumstances(size))
+
+
+class Table:
+    """Results as they come, printed at once."""
+
+    def __init__(self, model: DemoModel, shown: tuple[Sequence[str], Sequence[int]], repeats: int, full: Trial) -> None:
+        self.model, self.shown, self.repeats, self.full = model, shown, repeats, full
+        self.results: list[Result] = []
+
+    def add(self, method: str, budget: float, run: Callable[[], Trial], computed: float, note: str = "") -> None:
+        got = run()
+        psnr = psnr_db(got.images, self.full.images)
+        self.put(
+            Result(
+                method,
+                budget,
+                round(computed, 2),
+                round(self.full.seconds / got.seconds, 3),
+                round(float(psnr.mean()), 3),
+                round(float(np.quantile(psnr, 0.1)), 3),
+                round(float(ssim(got.images, self.full.images).mean()), 5),
+                note,
+            )
+        )
+
+    def plan(self, method: str, budget: float, schedule: CacheSchedule | str, note: str = "") -> None:
+        """A schedule, or the reason why there is none."""
+        if isinstance(schedule, str):
+            print(f"{method}, {budget}: {schedule}", flush=True)
+            return
+        few = self.model.call(self.shown[0][:2], self.shown[1][:2], steps=STEPS)
+        computed = STEPS * estimate(self.model.pipe, schedule, **few).compute_fraction
+        self.add(method, budget, lambda: trial(self.model, self.shown, STEPS, self.repeats, schedule), computed, note)
+
+    def put(self, result: Result) -> None:
+        self.results.append(result)
+        print(
+            f"{result.method:38} {result.computed:5.1f} steps  {result.speedup:5.2f}x  {result.psnr_db:6.2f} dB  "
+            f"{result.psnr_low_db:6.2f}  {result.ssim:.4f}  {result.note}",
+            flush=True,
+        )
+
+    def save(self, folder: Path, name: str, about: dict[str, Any]) -> None:
+        folder.mkdir(exist_ok=True)
+        record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.results]}
+        (folder / f"methods-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (folder / f"methods-{name}.md").write_text(markdown(self.results) + "\n")
+        plot(self.results, name, folder / f"methods-{name}.png")
+        print(markdown(self.results))
+
+
+def few_steps(table: Table, budgets: Sequence[int]) -> None:
+    """The same work without a cache: the model's own noise scheduler, and a better one."""
+    pipe = table.model.pipe
+    own, (name, solver) = pipe.scheduler, better_solver(pipe)
+    for budget in budgets:
+        run = lambda n=budget: trial(table.model, table.shown, n, table.repeats)  # noqa: E731
+        table.add(f"fewer steps ({solver_of(pipe)})", budget, run, budget)
+        pipe.scheduler = solver
+        try:
+            table.add(f"fewer steps ({name})", budget, run, budget)
+        finally:
+            pipe.scheduler = own
+
+
+def measured(model: DemoModel, calls: Sequence[dict[str, Any]]) -> Profile:
+    began = time.perf_counter()
+    profile = measure(model.pipe, calls, sites=("model", "sublayer"), influence=False)
+    print(f"profile in {time.perf_counter() - began:.0f} s", flush=True)
+    return profile
+
+
+def published(
+    model: DemoModel, profile: Profile, spec: str, budget: int, correction: str, calls: Sequence[dict[str, Any]]
+) -> CacheSchedule | str:
+    try:
+        schedule = planning.plan(profile, spec, budget)
+        if correction:
+            schedule = correct(model.pipe, schedule, calls, per_channel=correction == "per channel")
+    except ValueError as error:  # what this method cannot do here: the noise scheduler steps by a fixed stride
+        return str(error)
+    return schedule
+
+
+def peers(
+    table: Table,
+    model: DemoModel,
+    choose: tuple[Sequence[str], Sequence[int]],
+    shown: tuple[Sequence[str], Sequence[int]],
+    repeats: int,
+) -> None:
+    chosen = behind(frontier(measure_peers(model, *choose, repeats=0)))
+    for row in measure_peers(model, *shown, repeats=repeats, peers=chosen):
+        if row.computed is None or row.psnr_db is None or row.speedup is None or row.ssim is None:
+            print(f"{row.package} {row.name} {row.setting}: {row.failed}", flush=True)
+            continue
+        table.put(
+            Result(
+                f"{row.package} {row.version}: {row.name}",
+                round(row.computed, 1),
+                row.computed,
+                row.speedup,
+                row.psnr_db,
+                float("nan"),
+                row.ssim,
+                row.setting,
+            )
+        )
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """By budget; peers' settings stand with the budget next above the work they do."""
+    budgets = sorted({r.budget for r in results if r.method == OURS}, reverse=True)
+    lines = [
+        "| method | computed steps | sampling speed-up | PSNR (dB) | worst tenth | SSIM |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for budget in budgets:
+        lower = max((b for b in budgets if b < budget), default=0)
+        here = [r for r in results if lower < r.budget <= budget]
+        for r in sorted(here, key=lambda r: -r.psnr_db):
+            name = f"**diffcache {r.method}**" if r.method == OURS else r.method
+            name += f" ({r.note})" if ": " in r.method else ""
+            low = "–" if np.isnan(r.psnr_low_db) else f"{r.psnr_low_db:.1f}"
+            lines.append(
+                f"| {name} | {r.computed:.1f} of {STEPS} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} | {r.ssim:.4f} |"
+            )
+    return "\n".join([*lines, "", *leads(results, budgets)])
+
+
+def leads(results: Sequence[Result], budgets: Sequence[float]) -> list[str]:
+    """What ours is ahead of the best of the others that take no more time than 1.05 of ours."""
+    kinds: dict[str, Callable[[Result], bool]] = {
+        "fewer steps": lambda r: r.method.startswith("fewer"),
+        "uniform reuse": lambda r: r.method == "uniform reuse",
+        "published rules": lambda r: r.method in PUBLISHED and "diffcache" not in r.method,
+        "peers' packages": lambda r: ": " in r.method,
+    }
+    lines = [
+        "Lead of optimize in dB at equal time, over the best of each kind:",
+        "",
+        "| computed steps | " + " | ".join(kinds) + " |",
+        "|---:|" + "---:|" * len(kinds),
+    ]
+    for budget in budgets:
+        (own,) = (r for r in results if r.method == OURS and r.budget == budget)
+        cells = []
+        for is_kind in kinds.values():
+            others = [r for r in results if is_kind(r) and r.speedup >= own.speedup / 1.05]
+            best = max(others, key=lambda r: r.psnr_db, default=None)
+            cells.append("–" if best is None else f"{own.psnr_db - best.psnr_db:+.1f} ({best.psnr_db:.1f})")
+        lines.append(f"| {budget:g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(results: Sequence[Result], name: str, path: Path) -> None:
+    """Fidelity over speed-up, a line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    groups: dict[str, list[Result]] = {}
+    for r in results:
+        if r.method != "full run":
+            groups.setdefault(r.method.partition(": ")[0] if ": " in r.method else r.method, []).append(r)
+    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for n, (method, rows) in enumerate(groups.items()):
+        rows = sorted(rows, key=lambda r: r.speedup)
+        own = method == OURS
+        label = f"diffcache {OURS}" if own else method
+        axes.plot(
+            [r.speedup for r in rows], [r.psnr_db for r in rows],
+            "o-" if own else ".--" if ": " in rows[0].method else ".-",
+            color="black" if own else colours[n % len(colours)], linewidth=2.5 if own else 1, label=label,
+        )  # fmt: skip
+    axes.set(xlabel="speed-up of the sampling loop", ylabel="PSNR against the full run (dB)", xscale="log")
+    axes.set_xticks([2, 3, 4, 5, 6, 8], [f"{t}x" for t in (2, 3, 4, 5, 6, 8)], minor=False)
+    axes.minorticks_off()
+    axes.set_title(f"{name}: held-out pictures, 50 steps")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=140)
+
+
+if __name__ == "__main__":
+    main()
