@@ -17,7 +17,7 @@ from diffcache.profile import Dynamics, Profile
 from diffcache.schedule import SitePlan
 from diffcache.schedulers import closed_loop
 from diffcache.schedulers._simulation import ANCHORS, EXACT_DB, Simulator
-from diffcache.schedulers.closed_loop import improve, plan, shifts
+from diffcache.schedulers.closed_loop import improve, plan, shifts, thinned
 from diffcache.schedulers.uniform import evenly, reuse
 
 WIDTH = 40  # elements of a state, over all samples
@@ -275,6 +275,40 @@ def test_the_best_of_all_masks_is_mostly_found_and_stays_where_it_is() -> None:
         better = improve(evenly(8, 3), simulator.error)
         found += bool(np.isclose(simulator.error(better), min(every.values())))
     assert 10 <= found < 20  # by single moves from the even mask: not always
+
+
+def test_thinning_leaves_out_what_costs_least_one_by_one() -> None:
+    worth = np.array([0, 5, 3, 8, 1, 2])
+
+    def cost(compute: np.ndarray) -> float:
+        return float(worth[~compute].sum())
+
+    assert [np.flatnonzero(thinned(6, n, cost)).tolist() for n in (6, 4, 2, 1)] == [
+        [*range(6)],
+        [0, 1, 2, 3],
+        [0, 3],
+        [0],
+    ]
+    assert np.flatnonzero(thinned(6, 2, cost, fixed=(0, 4))).tolist() == [0, 4]
+    simulator = Simulator(Loop(9, 4, response=0.2).dynamics())
+    for computed in range(1, 9):
+        more, fewer = (thinned(9, n, simulator.error) for n in (computed + 1, computed))
+        (gone,) = np.flatnonzero(more & ~fewer)
+        others = [more & (np.arange(9) != step) for step in np.flatnonzero(more)[1:]]
+        assert gone
+        assert simulator.error(fewer) == min(map(simulator.error, others))
+
+
+def test_a_plan_starts_from_the_better_valley() -> None:
+    """Thinned out, or the even mask: now the one, now the other ends lower."""
+    better = set()
+    for seed in range(20):
+        loop = Loop(12, seed)
+        error = Simulator(loop.dynamics()).error
+        even, thin = (error(improve(start, error)) for start in (evenly(12, 4), thinned(12, 4, error)))
+        better.add(np.sign(even - thin))
+        assert error(plan(of(loop), 4).sites["model"].compute) == min(even, thin)
+    assert {-1, 1} <= better
 
 
 def test_improving_leaves_alone_what_is_fixed() -> None:
