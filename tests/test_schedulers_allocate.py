@@ -126,7 +126,14 @@ def test_a_reused_residual_is_measured_by_the_residuals_and_adds_the_drift_of_th
     made = plan(found, 3, sites="block", reuse="residual").sites["block:b.0"]
     assert (made.kappa == ~made.compute).all()
     assert made.kappa.sum() > 0
-    assert plan(found, 3, sites="block").sites["block:b.0"].kappa is None
+    assert plan(found, 3, sites="block", reuse="output").sites["block:b.0"].kappa is None
+
+
+def test_blocks_reuse_residuals_and_sublayers_outputs_unless_asked_otherwise() -> None:
+    sites = {**blocks(1), "sublayer:b.0.attn": site(walk(1), seconds=1.0)}
+    found = measured(sites)
+    assert plan(found, 5, sites="block").sites["block:b.0"].kappa is not None
+    assert plan(found, 5, sites="sublayer").sites["sublayer:b.0.attn"].kappa is None
 
 
 # --- each site for itself --------------------------------------------------------------------------------------------
@@ -281,7 +288,9 @@ def test_memory_is_told() -> None:
     assert plan(measured(sites), STEPS, sites="block").notes["memory"] == "0 bytes kept"
     kept = [p for p in plan(measured(sites), 3, sites="block").sites.values() if not p.compute.all()]
     assert kept
-    assert plan(measured(sites), 3, sites="block").notes["memory"] == f"{2000 * len(kept)} bytes kept"
+    by_output = plan(measured(sites), 3, sites="block", reuse="output").notes["memory"]
+    assert by_output == f"{2000 * len(kept)} bytes kept"
+    assert plan(measured(sites), 3, sites="block").notes["memory"] == f"{4000 * len(kept)} bytes kept"  # and inputs
 
 
 def test_a_greatest_age_is_kept_to() -> None:

@@ -5,10 +5,11 @@ place of F_t, an output F_a kept from step a makes an error in the final state o
 
     e[t, a] = (reach of step t)² · influence of the site at t · mean square of F_a − F_t
 
-Influence turns the site's error into the denoiser's; the reach is how far the final state moves per
-unit of what step t is handed, with all later steps answering the state's error. Errors of different sites and steps are
-added up as if they were independent. Then sites do not know of each other, and a price on work decides for each of them
-alone, exactly, by a dynamic program over its steps; the price is raised until the budget is met.
+Influence turns the site's error into the denoiser's; the reach is how far the final state moves per unit of what step t
+is handed, with all later steps answering the state's error. Errors of different sites and steps are added up as if they
+were independent; sites that age together can make smaller ones, of which no table of single sites tells. Then sites do
+not know of each other, and a price on work decides for each of them alone, exactly, by a dynamic program over its
+steps; the price is raised until the budget is met.
 """
 
 from __future__ import annotations
@@ -36,19 +37,21 @@ def plan(
     computed_steps: float,
     *,
     sites: str = "block",
-    reuse: str = "output",
+    reuse: str | None = None,
     cost: str = "measured",
     max_age: int | None = None,
 ) -> Planned:
     """``computed_steps``: work of that many full steps, what lies outside the sites included. That part always runs.
 
     sites    granularity
-    reuse    "output", or "residual": what the site adds to its input, for blocks that change it little
+    reuse    "output", or "residual": what the site adds to its input. None: the residual of blocks and stacks, for with
+             an old output they would hand on nothing of what ran before them; else the output
     cost     of a site's call: "seconds", "flops", or "measured": seconds where the profile has them, else operations
     max_age  most steps that one output may serve after its own
 
     Raises BadOption; for a profile without influence, and for a budget that what always runs uses up.
     """
+    reuse = reuse or ("output" if sites == "sublayer" else "residual")
     one_of("reuse", reuse, ("output", "residual"))
     measured = at(profile, sites)
     longest = None if max_age is None else count("max_age", max_age) + 1
