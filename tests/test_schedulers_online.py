@@ -196,6 +196,22 @@ def test_without_stacks_there_is_nothing_to_govern(scheduler: Any) -> None:
         scheduler.plan(of_sites({"model": site(np.ones((1, 4, 2)))}), 2)
 
 
+@pytest.mark.parametrize("scheduler", [first_block, teacache])
+def test_stacks_that_prepare_the_text_are_left_alone(scheduler: Any) -> None:
+    """Their first block could decide nothing, and they run before the one that does."""
+    still = np.ones((1, 4, 2))
+    sites = {
+        "model": site(still, flops=20),
+        "stack:context_refiner": site(still, flops=2, input_change=np.zeros((1, 4))),
+        "stack:layers": site(still, flops=9),
+        "stack:noise_refiner": site(still, flops=3),
+    }
+    chosen = scheduler.plan(of_sites(sites), 2, threshold=0.1)
+    assert list(chosen.sites) == ["stack:noise_refiner", "stack:layers"]
+    with pytest.raises(BadOption, match="stacks whose input never changes"):
+        scheduler.plan(of_sites({n: s for n, s in sites.items() if n in ("model", "stack:context_refiner")}), 2)
+
+
 # --- easycache -------------------------------------------------------------------------------------------------------
 
 

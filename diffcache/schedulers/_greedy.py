@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
+from diffcache.profile import Profile, SiteProfile
 from diffcache.schedule import Online, OnlineRule, SitePlan
-from diffcache.schedulers._sites import count
+from diffcache.schedulers._sites import at, count
 from diffcache.schedulers.threshold import residual_reuse
 
 
@@ -32,6 +32,15 @@ def always_done(profile: Profile, *, skipped: Iterable[str], kept: Iterable[str]
 
     full = operations(["model"])
     return min(max(full - operations(skipped) + operations(kept), 0) / full, 1.0) if full else 0.0
+
+
+def moving_stacks(profile: Profile) -> dict[str, SiteProfile]:
+    """The stacks whose input changes at all, in the order in which they run. Those that prepare the text (Lumina 2,
+    Z-Image) come before what could decide, and have nothing to decide. Raises BadOption."""
+    found = {name: site for name, site in at(profile, "stack").items() if site.input_change.any()}
+    if not found:
+        raise BadOption("profile", "one of stacks whose input never changes", "one with a stack that sees the sample")
+    return found
 
 
 def work_of(masks: np.ndarray, predicted: float) -> np.ndarray:

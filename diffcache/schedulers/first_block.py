@@ -10,8 +10,17 @@ from diffcache.errors import BadOption
 from diffcache.profile import Profile
 from diffcache.schedule import Online, SitePlan
 from diffcache.schedulers import Grid, Planned
-from diffcache.schedulers._greedy import always_done, asked, best, in_a_row, online, per_decision, work_of
-from diffcache.schedulers._sites import at, place
+from diffcache.schedulers._greedy import (
+    always_done,
+    asked,
+    best,
+    in_a_row,
+    moving_stacks,
+    online,
+    per_decision,
+    work_of,
+)
+from diffcache.schedulers._sites import place
 from diffcache.schedulers.threshold import candidates, walks
 
 SOURCE = "ParaAttention, chengzeyi/ParaAttention; diffusers' hooks/first_block_cache.py"
@@ -36,7 +45,7 @@ def plan(
     Work counts what runs at predicted steps too: the first block, and what lies outside the stacks. Raises BadOption,
     also for a profile that lacks the stacks, or the first block where it is needed.
     """
-    stacks = at(profile, "stack")
+    stacks = moving_stacks(profile)
     notes = {}
     if threshold is None:
         threshold, work = _threshold(profile, list(stacks), computed_steps, in_a_row(most, profile.steps))

@@ -13,7 +13,16 @@ import numpy as np
 from diffcache.errors import BadOption
 from diffcache.profile import Profile
 from diffcache.schedulers import Planned
-from diffcache.schedulers._greedy import always_done, asked, best, in_a_row, online, per_decision, work_of
+from diffcache.schedulers._greedy import (
+    always_done,
+    asked,
+    best,
+    in_a_row,
+    moving_stacks,
+    online,
+    per_decision,
+    work_of,
+)
 from diffcache.schedulers._sites import at, count
 from diffcache.schedulers.threshold import candidates, walks
 
@@ -43,7 +52,7 @@ def plan(
     if count("degree", degree) > HIGHEST:
         raise BadOption("degree", degree, f"0 to {HIGHEST}")
     first, row = count("warmup", warmup, least=1), in_a_row(most, profile.steps)
-    stacks = at(profile, "stack")
+    stacks = moving_stacks(profile)
     name, head = next(iter(stacks.items()))
     if head.modulated_change is None:
         raise BadOption(
