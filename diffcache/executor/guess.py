@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffcache.executor.program import Terms
-from diffcache.executor.streams import Pairing, alone, channel_dim
+from diffcache.executor.streams import Pairing, alone
 from diffcache.predictors import predict
-from diffcache.store import Anchor, signature
+from diffcache.store import Anchor, channel_dim, signature
 
 OTHER_INPUT = "shape, dtype or device of the input changed"
 

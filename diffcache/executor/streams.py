@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffcache.store import Output
+from diffcache.store import Output, channel_dim
 
 MAIN = ""  # in a flow: the main input
 
@@ -105,11 +105,6 @@ def pair(inputs: Inputs, outputs: Sequence[Tensor], flow: Mapping[str, int]) -> 
 
 def without_channels(t: Tensor) -> list[int]:
     return [n for d, n in enumerate(t.shape) if d != channel_dim(t)]
-
-
-def channel_dim(t: Tensor) -> int:
-    """Pictures and videos carry channels at 1, token sequences at the end."""
-    return 1 if t.ndim >= 4 else t.ndim - 1
 
 
 def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, str]:
