@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.adapters import PEERS
 from peers.measure import behind, frontier, measure_peers
+from peers.peer import Peer
 
 from diffcache import CacheSchedule, estimate, planning
 from diffcache.assets import NAMES, DemoModel, load
@@ -29,10 +31,11 @@ from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.demo.run import STEPS, Trial, batches, circumstances, split, trial
 from diffcache.profile import Profile
 from diffcache.profiling import Calibration, measure
-from diffcache.profiling.correct import correct
+from diffcache.correction import correct
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "optimize"
+CORRECTED_ON = 2  # calls of eight pictures: a scale and a bias need fewer samples than a mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +79,26 @@ def main() -> None:
     args.add_argument("--repeats", type=int, default=1, help="timed runs of every method; the median counts")
     args.add_argument("--choose", type=int, default=8, help="pictures that peers' settings are chosen on; 0: no peers")
     args.add_argument("--out", type=Path, default=RESULTS)
+    args.add_argument("--keep", type=Path, help="folder for schedules and choices: what lies there is not made again")
+    args.add_argument("--plan-only", action="store_true", help="make what --keep is for, compare nothing")
     o = args.parse_args()
     model = load(o.model)
     size = Size(budgets=tuple(o.budgets), calibration=o.calibration, held_out=o.held_out, repeats=o.repeats)
     fitted, shown = split(model, size)
     calls = [model.call(*part, steps=STEPS) for part in batches(fitted)]
+    plans = schedules(model, calls, o.budgets, o.keep)
+    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), o.keep) if o.choose else []
+    if o.plan_only:
+        return
     trial(model, (shown[0][:2], shown[1][:2]), 4, 1)  # warm-up
     full = trial(model, shown, STEPS, max(3, o.repeats))
     table = Table(model, shown, o.repeats, full)
     table.add("full run", STEPS, lambda: full, STEPS)
     few_steps(table, o.budgets)
-    profile = measured(model, calls)
-    for budget in o.budgets:
-        for method, (spec, correction) in PUBLISHED.items():
-            table.plan(method, budget, published(model, profile, spec, budget, correction, calls))
-    began = time.perf_counter()
-    calibration = Calibration.record(model.pipe, calls)
-    recorded = time.perf_counter() - began
-    for budget in o.budgets:
-        began = time.perf_counter()
-        schedule = calibration.schedule(budget)
-        note = f"found in {recorded + time.perf_counter() - began:.0f} s; expected {schedule.expected}"
-        table.plan(OURS, budget, schedule, note)
-    if o.choose:
-        peers(table, model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), shown, o.repeats)
+    for (method, budget), schedule in plans.items():
+        table.plan(method, budget, schedule)
+    if chosen:
+        peers(table, model, chosen, shown, o.repeats)
     table.save(o.out, o.model, circumstances(size))
 
 
@@ -166,6 +165,45 @@ def few_steps(table: Table, budgets: Sequence[int]) -> None:
             pipe.scheduler = own
 
 
+def schedules(
+    model: DemoModel, calls: Sequence[dict[str, Any]], budgets: Sequence[int], keep: Path | None
+) -> dict[tuple[str, int], CacheSchedule | str]:
+    """Of every method at every budget, or the reason why there is none."""
+    found: dict[tuple[str, int], CacheSchedule | str] = {}
+    profile: Profile | None = None
+    calibration: Calibration | None = None
+    for budget in budgets:
+        for method in [*PUBLISHED, OURS]:
+            path = keep / f"{model.name}-{budget}-{method.replace(' ', '-')}.safetensors" if keep else None
+            if path is not None and path.is_file():
+                found[method, budget] = CacheSchedule.load(path)
+                continue
+            began = time.perf_counter()
+            if method == OURS:
+                calibration = calibration or Calibration.record(model.pipe, calls)
+                found[method, budget] = made = calibration.schedule(budget)
+            else:
+                profile = profile or measured(model, calls)
+                found[method, budget] = made = published(model, profile, *PUBLISHED[method], budget, calls)
+            print(f"planned {method}, {budget}, in {time.perf_counter() - began:.0f} s", flush=True)
+            if path is not None and isinstance(made, CacheSchedule):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                made.save(path)
+    return found
+
+
+def choice(model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep: Path | None) -> list[Peer]:
+    """The peers' settings that are best at some amount of work on these pictures."""
+    path = keep / f"{model.name}-peers.json" if keep else None
+    if path is not None and path.is_file():
+        names = [tuple(name) for name in json.loads(path.read_text())]
+        return [p for p in PEERS if (p.package, p.name, p.setting) in names]
+    chosen = behind(frontier(measure_peers(model, *pictures, repeats=0)))
+    if path is not None:
+        path.write_text(json.dumps([(p.package, p.name, p.setting) for p in chosen]))
+    return chosen
+
+
 def measured(model: DemoModel, calls: Sequence[dict[str, Any]]) -> Profile:
     began = time.perf_counter()
     profile = measure(model.pipe, calls, sites=("model", "sublayer"), influence=False)
@@ -174,12 +212,12 @@ def measured(model: DemoModel, calls: Sequence[dict[str, Any]]) -> Profile:
 
 
 def published(
-    model: DemoModel, profile: Profile, spec: str, budget: int, correction: str, calls: Sequence[dict[str, Any]]
+    model: DemoModel, profile: Profile, spec: str, correction: str, budget: int, calls: Sequence[dict[str, Any]]
 ) -> CacheSchedule | str:
     try:
         schedule = planning.plan(profile, spec, budget)
         if correction:
-            schedule = correct(model.pipe, schedule, calls, per_channel=correction == "per channel")
+            schedule = correct(model.pipe, schedule, calls[:CORRECTED_ON], per_channel=correction == "per channel")
     except ValueError as error:  # what this method cannot do here: the noise scheduler steps by a fixed stride
         return str(error)
     return schedule
@@ -188,11 +226,10 @@ def published(
 def peers(
     table: Table,
     model: DemoModel,
-    choose: tuple[Sequence[str], Sequence[int]],
+    chosen: Sequence[Peer],
     shown: tuple[Sequence[str], Sequence[int]],
     repeats: int,
 ) -> None:
-    chosen = behind(frontier(measure_peers(model, *choose, repeats=0)))
     for row in measure_peers(model, *shown, repeats=repeats, peers=chosen):
         if row.computed is None or row.psnr_db is None or row.speedup is None or row.ssim is None:
             print(f"{row.package} {row.name} {row.setting}: {row.failed}", flush=True)

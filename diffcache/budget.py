@@ -50,7 +50,8 @@ class Budget:
 
     def __str__(self) -> str:
         values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return ", ".join(f"{name} {value:g}" for name, value in values if value is not None) or "nothing"
+        shown = ((name, f"{v:g}" if isinstance(v, float) else f"{v}") for name, v in values if v is not None)
+        return ", ".join(f"{name} {value}" for name, value in shown) or "nothing"
 
 
 def _demand(name: str, value: object, *, least: float, allowed: str) -> None:

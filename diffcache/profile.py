@@ -54,7 +54,7 @@ class Tables(Record):
     @property
     def energy(self) -> np.ndarray:
         """float64 [B, T]: mean square of the elements."""
-        return np.diagonal(self.gram, axis1=1, axis2=2)
+        return np.asarray(np.diagonal(self.gram, axis1=1, axis2=2))
 
     @property
     def squared(self) -> np.ndarray:
@@ -81,8 +81,8 @@ class SiteProfile(Record):
                       at step 0; None where there is no residual
     input_change      float64 [B, T], ‖x_i − x_{i-1}‖₁ / ‖x_{i-1}‖₁, 0 at step 0
     modulated_change  the same of what the first normalisation inside makes of x_i; None where there is none
-    influence         float64 [T], mean square by which the denoiser's output moves per mean square by which F_i does, when
-                      F_i alone is what it was one step before; None if not measured
+    influence         float64 [T], mean square by which the denoiser's output moves per mean square by which F_i does,
+                      when F_i alone is what it was one step before; None if not measured
     seconds           time of one call that computes
     flops             floating-point operations of one such call
     calls             how often it is called in one step

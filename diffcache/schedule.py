@@ -158,6 +158,8 @@ class Expected:
         for name in ("mean_db", "low_db", "high_db"):
             put(self, **{name: _checks.real(me, name, getattr(self, name))})
         put(self, samples=_checks.count(me, "samples", self.samples, least=1))
+        if not self.low_db <= self.high_db:
+            refuse(me, "low_db", f"found {self.low_db:g}, above high_db {self.high_db:g}", "low_db <= high_db")
         if self.origin not in get_args(Origin):
             refuse(me, "origin", f"found {self.origin!r:.80}", ", ".join(map(repr, get_args(Origin))))
 
@@ -169,7 +171,8 @@ class Expected:
         return cls(mean_db=float(psnr.mean()), low_db=float(low), high_db=float(high), samples=len(psnr), origin=origin)
 
     def __str__(self) -> str:
-        return f"{self.mean_db:.1f} dB, {self.low_db:.1f} to {self.high_db:.1f} over {self.samples} samples, {self.origin}"
+        spread = f"{self.low_db:.1f} to {self.high_db:.1f} over {self.samples} samples"
+        return f"{self.mean_db:.1f} dB, {spread}, {self.origin}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -246,8 +249,8 @@ class CacheSchedule(Document):
     noise_scheduler  None: fits any
     guidance         None: fits any, and no site has coefficients per branch
     timesteps        float64 [T] the loop ran over when the schedule was made, or None
-    sigmas           float64 [T + 1] noise levels that the loop is to run over instead of the noise scheduler's own, falling;
-                     None: its own
+    sigmas           float64 [T + 1] noise levels, falling, that the loop is to run over instead of the noise scheduler's
+                     own; None: its own
     expected         fidelity that planning saw, or None
     provenance       free text by key: scheduler, budget, expected error, versions
 

@@ -123,9 +123,7 @@ def final_states(replays: Sequence[Replay], compute: np.ndarray, weights: np.nda
     return [position.state for position in _end(replays, compute, weights, None).positions]
 
 
-def _end(
-    replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None
-) -> Checkpoint:
+def _end(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None) -> Checkpoint:
     _demand(replays, compute)
     here = _start(replays)
     for i in range(len(compute)):
@@ -230,7 +228,7 @@ def _channel_scale(replays: Sequence[Replay], i: int, here: Checkpoint, weights:
     Channels that the guided output lacks (learned variances) keep 1.
     """
     branches = len(weights)
-    tables, moments = [], []
+    tables, moments = [], []  # per replay: [C, branches, branches], [C, branches]
     for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
         at_zero, gain = replay.affine(i, position)
         like = replay.guided(i, replay.recorded(i))
@@ -246,14 +244,12 @@ def _channel_scale(replays: Sequence[Replay], i: int, here: Checkpoint, weights:
         tables.append((rows @ rows.mT).cpu().numpy())
         moments.append((rows @ target.movedim(dim, 0).flatten(1)[:, :, None])[..., 0].cpu().numpy())
     scale = np.ones((branches, replays[0].channels))
-    for c, (gram, moment) in enumerate(zip(sum(tables), sum(moments), strict=True)):
+    for c, (gram, moment) in enumerate(zip(np.sum(tables, axis=0), np.sum(moments, axis=0), strict=True)):
         scale[:, c] = _least_squares(gram, moment, towards=np.ones(branches), ridge=CHANNEL_RIDGE)
     return scale
 
 
-def _least_squares(
-    gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray, ridge: float = RIDGE
-) -> np.ndarray:
+def _least_squares(gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
     """Solve the normal equations, with a ridge that draws ``towards`` a solution where they say nothing."""
     scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
     normal = gram / np.outer(scale, scale) + ridge * np.eye(len(gram))

@@ -259,8 +259,8 @@ def optimize(
     """Measure ``pipe`` on ``calls`` (arguments for ``pipe(**call)``, 16 prompts or more in all) and return the best
     schedule found within ``budget`` (a :class:`Budget`, or a number of computed steps).
 
-    scheduler     "search": moves of computed steps, each fitted and scored on the final state; or the name of a scheduler
-                  whose mask is taken as it is and fitted
+    scheduler     "search": moves of computed steps, each fitted and scored on the final state; or the name of a
+                  scheduler whose mask is taken as it is and fitted
     held_out      calls that candidates are accepted by; None: every fourth of ``calls``, if there are several
     time_limit_s  for the search; None: a fixed number of fits, which makes the schedule the same every time
 
@@ -272,6 +272,7 @@ def optimize(
     return calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
 
 
-def _whole(computed_steps: float) -> Any:
-    """An int where it is one: fractions of a step are refused where masks are made."""
-    return int(computed_steps) if computed_steps == int(computed_steps) else computed_steps
+def _whole(computed_steps: float) -> int:
+    if computed_steps != int(computed_steps):
+        raise BadOption("computed_steps", computed_steps, "a whole number: the whole denoiser is computed, or not")
+    return int(computed_steps)

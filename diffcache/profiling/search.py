@@ -108,7 +108,7 @@ class Search:
         return best
 
     def nearby(self, best: Fit) -> dict[int, Fit]:
-        """Fits at budgets a little smaller and larger, one real run each: computed steps -> fit, ``best`` among them."""
+        """Fits at budgets a little smaller and larger, one real run each, and ``best``: computed steps -> fit."""
         computed = int(best.compute.sum())
         front = {computed: best}
         for other in (computed + n for n in NEIGHBOURS):

@@ -6,8 +6,8 @@ Two kinds of function live in these files:
   the plan it may return what is left to the run, ``-> (SitePlan, Online)``. ``GRANULARITY`` in its file says at which
   sites it is used unless a spec says otherwise: at the model where it is not there;
 * ``plan(profile, computed_steps, **options) -> Planned``: works from a profile; ``diffcache.plan`` calls it. Its file
-  says in ``SOURCE`` where the method comes from. ``computed_steps`` is the work to be done, in full steps of the loop: a
-  whole number for methods that decide about whole steps. Sites and steps are those of the profile.
+  says in ``SOURCE`` where the method comes from. ``computed_steps`` is the work to be done, in full steps of the loop:
+  a whole number for methods that decide about whole steps. Sites and steps are those of the profile.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def parse_rule(spec: str) -> Rule:
 
 
 def parse_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
-    """``"name:key=value,key=value"`` -> the name of a file that has ``kind``, and options. Values that look like numbers
-    are numbers."""
+    """``"name:key=value,key=value"`` -> the name of a file that has ``kind``, and options. Values that look like
+    numbers are numbers."""
     name, _, rest = spec.partition(":")
     if name not in having(kind):
         example = "uniform:every=3" if kind == "rule" else "path:gamma=4"

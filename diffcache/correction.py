@@ -99,10 +99,8 @@ class _Sums:
 
     def solve(self, per_channel: bool) -> tuple[np.ndarray, np.ndarray]:
         """(scale, bias) per channel, or of one entry."""
-        moments, count = (self.moments, self.count) if per_channel else (
-            self.moments.sum(1, keepdims=True), self.count * self.moments.shape[1],
-        )  # fmt: skip
-        x, y, xx, xy, yy = moments / count
+        mean = self.moments / self.count
+        x, y, xx, xy, yy = mean if per_channel else mean.mean(axis=1, keepdims=True)
         variance, covariance = xx - x * x, xy - x * y
         tells = variance > FLAT * np.maximum(xx, 1e-300)
         scale = np.where(tells, covariance / np.where(tells, variance, 1), 1.0)
@@ -140,9 +138,10 @@ def _corrected(
     if not per_channel:
         scale, bias = scale[..., 0], bias[..., 0]
 
-    def apart(array: np.ndarray | None) -> np.ndarray | None:
-        return array if array is None or len(array) == branches else array.repeat(branches, axis=0)
+    def apart(array: np.ndarray) -> np.ndarray:
+        return array if len(array) == branches else array.repeat(branches, axis=0)
 
+    kappa = None if plan.kappa is None else apart(plan.kappa)
     return dataclasses.replace(
-        plan, weights=apart(plan.weights), kappa=apart(plan.kappa), scale=scale, bias=None if not bias.any() else bias
+        plan, weights=apart(plan.weights), kappa=kappa, scale=scale, bias=bias if bias.any() else None
     )
