@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +41,17 @@ class _Visit:
 
 @dataclass(slots=True)
 class Series:
-    """One sample of one branch, all steps: [T, tokens, channels] each."""
+    """One sample of one branch, step by step: [tokens, channels] each. ``on``: the device to work on it."""
 
-    x: Tensor
-    outputs: Tensor
-    modulated: Tensor | None
+    x: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    modulated: Sequence[Tensor] | None
+    on: torch.device
+
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[T, tokens, channels] of each."""
+        x, outputs = (torch.stack(list(tensors)).to(self.on) for tensors in (self.x, self.outputs))
+        return x, outputs, None if self.modulated is None else torch.stack(list(self.modulated)).to(self.on)
 
 
 @dataclass(slots=True)
@@ -108,14 +114,14 @@ class Observer:
                 return "is not called at every step"
             if any(v.output is None for v in visits):
                 return "does not return a batch of samples"
-            outputs = _together([v.output for v in visits], self.device)
+            outputs, x, modulated = (_alike([getattr(v, n) for v in visits]) for n in ("output", "x", "modulated"))
             if outputs is None:
                 return "changes its shape on the way"
-            x, modulated = (_together([getattr(v, n) for v in visits], self.device) for n in ("x", "modulated"))
             if x is None:
                 return "is not given a batch of samples"
-            for n in range(outputs.shape[1]):
-                rows.append(Series(x[:, n], outputs[:, n], None if modulated is None else modulated[:, n]))
+            for n in range(len(outputs[0])):
+                norms = None if modulated is None else [t[n] for t in modulated]
+                rows.append(Series([t[n] for t in x], [t[n] for t in outputs], norms, self.device))
         return rows
 
     def _arounds(self) -> Iterator[tuple[nn.Module, Around]]:
@@ -174,11 +180,10 @@ class Observer:
         return around
 
 
-def _together(tensors: list[Tensor | None], device: torch.device) -> Tensor | None:
-    """[T, …], or None unless all are there and of one shape."""
+def _alike(tensors: list[Tensor | None]) -> list[Tensor] | None:
+    """All of them, or None unless all are there and of one shape."""
     there = [t for t in tensors if t is not None]
-    alike = len(there) == len(tensors) and len({t.shape for t in there}) == 1
-    return torch.stack(there).to(device) if alike else None
+    return there if len(there) == len(tensors) and len({t.shape for t in there}) == 1 else None
 
 
 def _distance(a: Tensor | None, b: Tensor | None) -> float:

@@ -26,6 +26,7 @@ from diffcache.profiling.record import DenoiserCall, Trajectory
 from diffcache.profiling.replay import Replay
 from diffcache.profiling.tables import Sums
 from diffcache.schedulers.uniform import evenly
+from diffcache.sites import parse
 
 ANSWERED = 4  # the first calls, whose loops are run once more with half of their steps predicted, for the response
 
@@ -126,21 +127,23 @@ class RecordedCall:
         called = {site: modules for site, modules in places.items() if site in seconds and site in observer.calls}
         for site in called:
             costs[site] = SiteCosts(seconds[site], flops[site], observer.calls[site], observer.output_bytes[site])
+        order = dict.fromkeys(parse(site).path for site in observer.calls if site.startswith("stack:"))
+        notes = {"stacks": ", ".join(order)} if order else {}  # as they run, which names do not tell
         if not self.influence or len(steps) < 2:
-            return costs, {}
+            return costs, notes
         forwards = sum(len(step.calls) for step in steps)
         at = steps_to_measure(len(steps), forwards, len(called), self.influence)
         costs["model"].influence = np.ones(len(steps))  # by definition
         for site, found in measure_influence([s.calls[0] for s in steps], called, observer.main, at).items():
             costs[site].influence = found
-        return costs, {"influence_steps": ", ".join(map(str, at))}
+        return costs, notes | {"influence_steps": ", ".join(map(str, at))}
 
 
 def _sums(rows: Sequence[Series], branches: int) -> list[Sums]:
     """Tables per branch: branches come one after the other, each with all its samples."""
     sums = [Sums() for _ in range(branches)]
     for n, row in enumerate(rows):
-        sums[n * branches // len(rows)].add(row.x, row.outputs, row.modulated)
+        sums[n * branches // len(rows)].add(*row.stacked())
     return sums
 
 
@@ -152,7 +155,7 @@ def _model_series(trajectory: Trajectory) -> list[Series]:
         _demand_one_shape(calls)
         given, made = ([_samples(call)[n] for call in calls] for n in range(2))
         for n in range(len(given[0])):
-            rows.append(Series(torch.stack([x[n] for x in given]), torch.stack([y[n] for y in made]), None))
+            rows.append(Series([x[n] for x in given], [y[n] for y in made], None, calls[0].output.device))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.linalg import vector_norm
 from diffcache.profile import Tables
 
 TINY = 1e-12  # of the largest step's: a silent step divides nothing
+PIECE = 2**12  # elements of a step that are worked on at a time
 
 
 @dataclass
@@ -22,19 +24,16 @@ class Sums:
     samples: int = 0
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, inputs: Tensor | None, outputs: Tensor, modulated: Tensor | None = None) -> None:
-        """One sample. ``outputs`` [T, tokens, channels], ``inputs`` of that shape or another or None, ``modulated``."""
-        wide = outputs.double()
-        found = _tables("output", wide)
-        if inputs is not None:
-            given = inputs.double()
-            found["input_change"] = _change(given)
-            if given.shape[:2] == wide.shape[:2]:
-                both = min(given.shape[2], wide.shape[2])  # condition channels and a learned variance stay out
-                residual = wide[:, :, :both] - given[:, :, :both]
-                found |= _tables("residual", residual) | {"residual_ratio": _ratio(residual)}
+    def add(self, inputs: Tensor, outputs: Tensor, modulated: Tensor | None = None) -> None:
+        """One sample: ``outputs`` [T, tokens, channels], ``inputs`` of that shape or another, ``modulated``."""
+        found = _distances("output", outputs)
+        found["input_change"] = _change(inputs)
+        if inputs.shape[:2] == outputs.shape[:2]:
+            both = min(inputs.shape[2], outputs.shape[2])  # condition channels and a learned variance stay out
+            residual = _plain(outputs[:, :, :both]) - _plain(inputs[:, :, :both])
+            found |= _distances("residual", residual) | {"residual_ratio": _ratio(residual)}
         if modulated is not None:
-            found["modulated_change"] = _change(modulated.double())
+            found["modulated_change"] = _change(modulated)
         self.merge(Sums(1, found))
 
     def merge(self, other: Sums) -> None:
@@ -66,34 +65,51 @@ def site_tables(branches: list[Sums]) -> dict[str, Any]:
     }
 
 
-def _tables(name: str, series: Tensor) -> dict[str, np.ndarray]:
-    flat = series.flatten(1)
-    steps, elements = flat.shape
+def _distances(name: str, series: Tensor) -> dict[str, np.ndarray]:
+    """The three tables of [T, …]."""
+    steps, elements = len(series), series[0].numel()
+    pairs = torch.zeros(steps * (steps - 1) // 2, dtype=torch.double, device=series.device)
+    gram = torch.zeros(steps, steps, dtype=torch.double, device=series.device)
+    size = torch.zeros(steps, dtype=torch.double, device=series.device)
+    for piece in _pieces(series):
+        wide = piece.double()  # distances are differences of entries of the Gram table
+        gram += wide @ wide.T
+        pairs += torch.pdist(piece, p=1)
+        size += vector_norm(wide, ord=1, dim=1)
     l1 = np.zeros((steps, steps))
-    l1[np.triu_indices(steps, 1)] = torch.pdist(flat, p=1).cpu().numpy() / elements
+    l1[np.triu_indices(steps, 1)] = pairs.cpu().numpy() / elements
     l1 += l1.T
-    relative = l1 / _size(flat).cpu().numpy()
-    gram = (flat @ flat.T).cpu().numpy() / elements
-    return {f"{name}/l1": l1, f"{name}/relative_l1": relative, f"{name}/gram": (gram + gram.T) / 2}
+    table = gram.cpu().numpy() / elements
+    relative = l1 / _at_least_tiny(size / elements).cpu().numpy()
+    return {f"{name}/l1": l1, f"{name}/relative_l1": relative, f"{name}/gram": (table + table.T) / 2}
 
 
 def _change(series: Tensor) -> np.ndarray:
     """[T]: relative L1 change from the step before; 0 at step 0."""
-    flat = series.flatten(1)
-    change = vector_norm(flat.diff(dim=0), ord=1, dim=1) / flat.shape[1] / _size(flat)[:-1]
-    return np.concatenate([[0.0], change.cpu().numpy()])
+    moved = torch.zeros(len(series) - 1, dtype=torch.double, device=series.device)
+    size = torch.zeros(len(series), dtype=torch.double, device=series.device)
+    for piece in _pieces(series):
+        moved += vector_norm(piece.diff(dim=0), ord=1, dim=1)
+        size += vector_norm(piece, ord=1, dim=1)
+    return np.concatenate([[0.0], (moved / _at_least_tiny(size)[:-1]).cpu().numpy()])
 
 
 def _ratio(residual: Tensor) -> np.ndarray:
     """[T]: mean over vectors along the channels of their length relative to the step before; 1 at step 0."""
-    length = vector_norm(residual, dim=-1)
+    length = vector_norm(residual, dim=-1).double()
     ratio = (length[1:] / _at_least_tiny(length)[:-1]).mean(1)
     return np.concatenate([[1.0], ratio.cpu().numpy()])
 
 
-def _size(flat: Tensor) -> Tensor:
-    """[T]: mean of the absolute values; what is divided by."""
-    return _at_least_tiny(vector_norm(flat, ord=1, dim=1) / flat.shape[1])
+def _pieces(series: Tensor) -> Iterator[Tensor]:
+    """[T, elements] at a time. On a CPU so many that they stay in its cache; summed up in float64."""
+    size = PIECE if series.device.type == "cpu" else PIECE * 256
+    return (_plain(piece) for piece in torch.split(series.flatten(1), size, dim=1))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """In float32 at least, contiguous."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
 
 
 def _at_least_tiny(size: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""From samples to calls of a pipeline: seeds, batches, and the arguments that all of them share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from diffcache import host
+from diffcache.cli._models import Call, Loaded
+from diffcache.cli._samples import Row
+from diffcache.errors import BadOption, UnknownName
+
+OWN = ("prompt", "class_labels", "_embeds", "_mask", "seed")  # words in the names of what every sample has its own of
+
+
+def seeds_of(text: str | None, row: int) -> list[int]:
+    """Seeds of one row: those of a list ``"0,1,2"``; of a count, as many that no other row has; of nothing, one."""
+    if text is None:
+        return [row]
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0 or ("," not in text and numbers[0] < 1):
+        raise BadOption("seeds", text, "a list like 0,1,2 or how many each prompt gets, like 4")
+    return numbers if "," in text else [row * numbers[0] + n for n in range(numbers[0])]
+
+
+def calls_of(
+    loaded: Loaded, rows: Sequence[Row], seeds: str | None, batch: int, shared: Mapping[str, Any]
+) -> list[Call]:
+    """Calls of up to ``batch`` samples each, one generator a sample. Samples in one call agree in all that is not
+    their own. ``shared``: arguments for all, None where not given; a row's own go first. Raises BadOption, UnknownName.
+    """
+    if batch < 1:
+        raise BadOption("batch", batch, "1 or more")
+    common = {name: value for name, value in shared.items() if value is not None}
+    samples = [
+        common | row | {"seed": seed}
+        for n, row in enumerate(rows)
+        for seed in ([row["seed"]] if "seed" in row else seeds_of(seeds, n))
+    ]
+    return [_checked(loaded.pipe, loaded.prepare(_call(loaded.pipe, group))) for group in _groups(samples, batch)]
+
+
+def _groups(samples: Sequence[Row], batch: int) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    for sample in samples:
+        if group and (len(group) == batch or _common(sample) != _common(group[0])):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def _common(sample: Row) -> tuple[set[str], Row]:
+    """What samples of one call agree in: which arguments there are, and those that are not a sample's own."""
+    return set(sample), {name: value for name, value in sample.items() if not _own(name)}
+
+
+def _own(name: str) -> bool:
+    return any(word in name for word in OWN)
+
+
+def _call(pipe: Any, group: Sequence[Row]) -> Call:
+    call = {name: value for name, value in group[0].items() if not _own(name)}
+    for name in (name for name in group[0] if _own(name)):
+        values = [sample[name] for sample in group]
+        if name == "seed":
+            call["generator"] = [_generator(seed) for seed in values]
+        else:
+            call[name] = _tensor(pipe, name, values) if any(isinstance(v, list) for v in values) else values
+    return call
+
+
+def _generator(seed: object) -> torch.Generator:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise BadOption("seed", seed, "a whole number, 0 or more")
+    return torch.Generator().manual_seed(seed)  # of the CPU: the same noise on every device
+
+
+def _tensor(pipe: Any, name: str, values: Sequence[object]) -> torch.Tensor:
+    """Embeddings and masks of several samples, in the type and on the device of the network."""
+    try:
+        tensor = torch.tensor(values)
+    except (TypeError, ValueError) as error:
+        raise BadOption(
+            name, "of several shapes or kinds", f"lists of numbers, alike in all samples ({error})"
+        ) from None
+    like = next(next(iter(host.denoisers(pipe).values())).parameters())
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _checked(pipe: Any, call: Call) -> Call:
+    """The call, if the pipeline takes all of it; what comes out is not looked at, so it need not be decoded."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    known = [name for name in parameters if name != "self"]
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for name in call:
+            if name not in known:
+                raise UnknownName(f"argument of {type(pipe).__name__}", name, known)
+    return ({"output_type": "latent"} if "output_type" in known else {}) | call

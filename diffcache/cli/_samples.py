@@ -1,0 +1,74 @@
+"""What a pipeline is to be asked for, one sample a row, out of a text, CSV or JSON Lines file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from diffcache.errors import BadOption
+
+Row = dict[str, Any]  # arguments of the pipeline for one sample
+
+READERS = ".txt, .csv, .jsonl"
+
+
+def read(file: Path) -> list[Row]:
+    """Rows of a ``.txt`` (a prompt a line), ``.csv`` (a column an argument) or ``.jsonl`` file (an object a line).
+
+    Empty lines are passed over, and so are empty fields of a CSV file. Raises BadOption, which tells the line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadOption("prompts", str(file), f"a text file that can be read ({error})") from None
+    readers = {".txt": _lines, ".csv": _table, ".jsonl": _objects}
+    if file.suffix.lower() not in readers:
+        raise BadOption("prompts", str(file), f"a file that ends in {READERS}")
+    rows = readers[file.suffix.lower()](file, text)
+    if not rows:
+        raise BadOption("prompts", str(file), "a file with at least one sample in it")
+    return rows
+
+
+def _lines(_: Path, text: str) -> list[Row]:
+    return [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+
+
+def _table(file: Path, text: str) -> list[Row]:
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    names = reader.fieldnames or []
+    if not names or not all(name and name.strip() for name in names) or len(set(names)) < len(names):
+        raise BadOption("prompts", str(file), "a first line that names every column once")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise BadOption("prompts", f"{file}, line {reader.line_num}", f"{len(names)} fields, as in the first line")
+        rows.append({name.strip(): _value(name.strip(), field) for name, field in row.items() if field.strip()})
+    return [row for row in rows if row]
+
+
+def _objects(file: Path, text: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BadOption("prompts", f"{file}, line {number}", f"one JSON object a line ({error})") from None
+        if not isinstance(row, dict) or not row:
+            raise BadOption("prompts", f"{file}, line {number}", "one JSON object a line, with arguments in it")
+        rows.append(row)
+    return rows
+
+
+def _value(name: str, field: str) -> Any:
+    """Numbers, true, false, null and lists as JSON writes them; prompts, and all else, as text."""
+    if "prompt" in name and "embeds" not in name:
+        return field
+    try:
+        return json.loads(field.strip().lower() if field.strip().lower() in ("true", "false", "null") else field)
+    except ValueError:
+        return field

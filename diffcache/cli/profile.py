@@ -1,0 +1,105 @@
+"""``diffcache profile``: run a pipeline in full on some prompts, and write down what schedulers need to know."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffcache.cli import _samples
+from diffcache.errors import BadOption
+
+
+def profile(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder or an id on the Hub; demo:flux or demo:dit; or package.module:function of yours, which "
+            "returns a pipeline, or a pipeline and calls: dictionaries of its arguments."
+        ),
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="What to ask for: .txt, a prompt a line; .csv, a column for each argument of the pipeline; .jsonl, an "
+            "object with arguments a line. An argument `seed` is the sample's own."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampling loop.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")] = None,
+    height: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="For every prompt: these (0,1,2), or so many of its own (4). One if not given.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples that run together.")] = 1,
+    sites: Annotated[str, typer.Option(help="What is measured: model, stack, block, sublayer, with commas.")] = "model",
+    influence_steps: Annotated[
+        int, typer.Option(help="At how many steps the influence of inner sites is measured; 0: not at all.")
+    ] = 4,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16. Of a folder: bfloat16, on the CPU float32.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, … Of a folder: cuda where there is one.")] = None,
+    out: Annotated[Path, typer.Option(help="File of the profile.")] = Path("profile.safetensors"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps every measured call. Default: one beside --out, removed at the end."),
+    ] = None,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep nothing on the way.")] = False,
+) -> None:
+    """Measure a pipeline in full runs. Stopped, it goes on where it was; under torchrun, processes share the work."""
+    _demand_writable(out)
+    if resume and no_resume:
+        raise BadOption("resume", str(resume), "either --resume or --no-resume")
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
+    rows = _samples.read(prompts) if prompts else None
+
+    from diffcache.cli import _calls, _models  # torch and diffusers load only now
+    from diffcache.profiling import measure
+    from diffcache.profiling.places import granularities
+
+    granularities(sites)  # what is wrong with the words is said before a model is loaded
+    loaded = _models.load(model, dtype, device)
+    if loaded.calls is not None:
+        if rows or any(value is not None for value in (*options.values(), seeds)):
+            raise BadOption("model", model, "no --prompts, --seeds and the like: this function brings calls of its own")
+        calls: list[dict[str, Any]] = [dict(call) for call in loaded.calls]
+    else:
+        rows = rows or [dict(sample) for sample in loaded.samples]
+        if not rows:
+            raise BadOption("prompts", None, f"a file that ends in {_samples.READERS}")
+        if (steps is None and not all("num_inference_steps" in row for row in rows)) or (
+            steps is not None and steps < 1
+        ):
+            raise BadOption("steps", steps, "1 or more")
+        calls = _calls.calls_of(loaded, rows, seeds, batch, options)
+
+    folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
+    found = measure(
+        loaded.pipe,
+        calls,
+        sites=sites,
+        influence=influence_steps > 0,
+        influence_steps=max(influence_steps, 1),
+        resume=folder,
+        progress=True,
+    )
+    notes = {"model": model} | ({"prompts": prompts.name} if prompts else {}) | ({"seeds": seeds} if seeds else {})
+    found = dataclasses.replace(found, provenance={**found.provenance, **notes})
+    if not _models.is_first_process():
+        return
+    found.save(out)
+    if folder and not resume:
+        shutil.rmtree(folder)
+    typer.echo(found.describe())
+    typer.echo(f"written to {out}")
+
+
+def _demand_writable(out: Path) -> None:
+    """Before hours are spent."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise BadOption("out", str(out), "a file in a folder that exists")
