@@ -7,9 +7,10 @@ pipe = accelerate(pipe, "schedule.safetensors")
 from diffcache.api import accelerate, accelerated, estimate, report, restore
 from diffcache.budget import Budget
 from diffcache.errors import DiffCacheError
+from diffcache.optimizing import optimize
 from diffcache.planning import plan
 from diffcache.profile import Profile
-from diffcache.profiling import measure, optimize
+from diffcache.profiling import measure
 from diffcache.schedule import CacheSchedule
 
 __all__ = [

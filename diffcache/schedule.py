@@ -249,8 +249,8 @@ class CacheSchedule(Document):
     noise_scheduler  None: fits any
     guidance         None: fits any, and no site has coefficients per branch
     timesteps        float64 [T] the loop ran over when the schedule was made, or None
-    sigmas           float64 [T + 1] noise levels, falling, that the loop is to run over instead of the noise scheduler's
-                     own; None: its own
+    sigmas           float64 [T + 1] noise levels, falling, that the loop is to run over instead of the noise
+                     scheduler's own; None: its own
     expected         fidelity that planning saw, or None
     provenance       free text by key: scheduler, budget, expected error, versions
 

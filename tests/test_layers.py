@@ -27,7 +27,7 @@ LAYERS = (
     ("schedulers", "kernels", "predictors"),
     ("store", "adapters", "host", "planning"),
     ("executor", "profiling", "routers_file"),
-    ("reports", "estimates", "plots", "correction", "api"),
+    ("reports", "estimates", "plots", "correction", "optimizing", "api"),
     ("eval", "assets"),
     ("demo", "cli"),
     ("__init__", "__main__"),

@@ -15,7 +15,8 @@ from pipelines import STEPS, TINY, shared
 import diffcache
 from diffcache.budget import Budget
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
-from diffcache.profiling import Calibration, optimize
+from diffcache.optimizing import optimize
+from diffcache.profiling import Calibration
 from diffcache.profiling.fit import ANCHORS, Fit, run
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly

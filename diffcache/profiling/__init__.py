@@ -1,6 +1,6 @@
 """Run and measure; fit what was measured."""
 
+from diffcache.profiling.calibration import Calibration
 from diffcache.profiling.measure import measure
-from diffcache.profiling.optimize import Calibration, optimize
 
-__all__ = ["Calibration", "measure", "optimize"]
+__all__ = ["Calibration", "measure"]

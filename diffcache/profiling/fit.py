@@ -150,7 +150,12 @@ def _start(replays: Sequence[Replay]) -> Checkpoint:
 def _errors(replays: Sequence[Replay], end: Checkpoint) -> np.ndarray:
     last = len(replays[0].steps) - 1
     pairs = zip(end.positions, replays, strict=True)
-    return np.concatenate([_psnr(p.state, r.reference(last), r.copies) for p, r in pairs])
+    return np.concatenate([psnr_db(_once(p.state, r), _once(r.reference(last), r)).numpy() for p, r in pairs])
+
+
+def _once(state: Tensor, replay: Replay) -> Tensor:
+    """Every sample once."""
+    return state[: len(state) // replay.copies]
 
 
 def _computed(replays: Sequence[Replay], i: int, here: Checkpoint, most: int) -> Checkpoint:
@@ -264,10 +269,9 @@ def _first_difference(compute: np.ndarray, resume: Fit | None) -> int:
     return int(differing[0]) if len(differing) else len(compute) - 1
 
 
-def _psnr(state: Tensor, reference: Tensor, copies: int) -> np.ndarray:
-    """Per sample, in dB; the peak is the reference sample's own range."""
-    n = len(state) // copies
-    a, b = state[:n].double().flatten(1), reference[:n].double().flatten(1)
+def psnr_db(state: Tensor, reference: Tensor) -> Tensor:
+    """float64 [N], on the CPU: PSNR of each sample in dB; the peak is the reference sample's own range."""
+    a, b = state.double().flatten(1), reference.double().flatten(1)
     mse = (a - b).square().mean(1).clamp(min=1e-20)
     peak = b.amax(1) - b.amin(1)
-    return (10 * torch.log10(peak**2 / mse)).cpu().numpy()
+    return (10 * torch.log10(peak**2 / mse)).cpu()

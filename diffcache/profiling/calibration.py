@@ -1,4 +1,4 @@
-"""From a pipeline and a few calls to a schedule: record, replay, search, fit."""
+"""From recorded runs to schedules of the whole denoiser: replay, search, fit."""
 
 from __future__ import annotations
 
@@ -245,31 +245,6 @@ def leading(replays: Sequence[Replay], samples: int) -> Sequence[Replay]:
     """The first replays that together hold ``samples`` samples, or all."""
     held = np.cumsum([len(r.reference(0)) // r.copies for r in replays])
     return replays[: int(np.searchsorted(held, samples)) + 1]
-
-
-def optimize(
-    pipe: Any,
-    calls: Sequence[Mapping[str, Any]],
-    budget: Budget | float,
-    *,
-    scheduler: str = "search",
-    held_out: Sequence[Mapping[str, Any]] | None = None,
-    time_limit_s: float | None = None,
-) -> CacheSchedule:
-    """Measure ``pipe`` on ``calls`` (arguments for ``pipe(**call)``, 16 prompts or more in all) and return the best
-    schedule found within ``budget`` (a :class:`Budget`, or a number of computed steps).
-
-    scheduler     "search": moves of computed steps, each fitted and scored on the final state; or the name of a
-                  scheduler whose mask is taken as it is and fitted
-    held_out      calls that candidates are accepted by; None: every fourth of ``calls``, if there are several
-    time_limit_s  for the search; None: a fixed number of fits, which makes the schedule the same every time
-
-    Calls run once, in full; the search then repeats parts of their loops. Generators in the calls are left where they
-    were found. The schedule says what fidelity to expect, and what other budgets would have given ("front").
-    Raises UnsupportedModel, BadOption.
-    """
-    calibration = Calibration.record(pipe, calls, held_out=held_out or ())
-    return calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
 
 
 def _whole(computed_steps: float) -> int:

@@ -1,0 +1,83 @@
+"""From a pipeline and a few calls to the best schedule that a budget allows, at whatever sites."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcache import planning
+from diffcache.api import accelerated
+from diffcache.budget import Budget
+from diffcache.correction import correct
+from diffcache.patch import layer
+from diffcache.profiling import Calibration, measure
+from diffcache.profiling.fit import psnr_db
+from diffcache.profiling.record import frozen
+from diffcache.schedule import CacheSchedule, Expected
+from diffcache.store import Output
+
+Calls = Sequence[Mapping[str, Any]]
+
+
+def optimize(
+    pipe: Any,
+    calls: Calls,
+    budget: Budget | float,
+    *,
+    scheduler: str = "search",
+    held_out: Calls | None = None,
+    time_limit_s: float | None = None,
+    sites: str = "model",
+) -> CacheSchedule:
+    """Measure ``pipe`` on ``calls`` (arguments for ``pipe(**call)``, 16 prompts or more in all) and return the best
+    schedule found within ``budget`` (a :class:`Budget`, or a number of computed steps).
+
+    scheduler     "search": at the whole denoiser, moves of computed steps, each fitted and scored on the final state;
+                  at inner sites, "allocate". Or a scheduler by name or spec, whose decisions are taken as they are
+                  and fitted
+    held_out      calls that candidates are accepted by; None: every fourth of ``calls``, if there are several
+    time_limit_s  for the search; None: a fixed number of fits, which makes the schedule the same every time
+    sites         "model", the whole denoiser, or "stack", "block", "sublayer" inside
+
+    Calls run once, in full; then parts of their loops are repeated: the search at the model site fits each candidate to
+    the full run's states. At inner sites the calls run twice more, to correct what is predicted, channel by channel.
+    Generators in the calls are left where they were found. The schedule says what fidelity to expect, and at the model
+    site what budgets nearby would have given ("front").
+
+    Raises UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
+    """
+    if sites == "model":
+        calibration = Calibration.record(pipe, calls, held_out=held_out or ())
+        return calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
+    profile = measure(pipe, calls, sites=("model", sites))
+    name = "allocate" if scheduler == "search" else scheduler
+    schedule = correct(pipe, planning.plan(profile, name, budget, sites=sites), calls)
+    judged, origin = (held_out, "held-out") if held_out else (calls, "calibration")
+    full = final_states(pipe, judged)
+    with accelerated(pipe, schedule):
+        ends = final_states(pipe, judged)
+    psnr = torch.cat([psnr_db(end, reference) for end, reference in zip(ends, full, strict=True)]).numpy()
+    return dataclasses.replace(schedule, expected=Expected.over(psnr, origin))  # type: ignore[arg-type]
+
+
+def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
+    """What the last ``scheduler.step`` of each call returned; generators are left where they were found."""
+    ends = []
+    for call in calls:
+        states: list[Tensor] = []
+
+        def step(inner: Callable[..., Any], *args: Any, states: list[Tensor] = states, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            states[:] = [Output.of(value).tensors[0]]
+            return value
+
+        with ExitStack() as undo, torch.no_grad():
+            undo.callback(layer(pipe.scheduler, "step", step, copies=True))
+            pipe(**{name: frozen(value) for name, value in call.items()})
+        ends.append(states[0])
+    return ends
