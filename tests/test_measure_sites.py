@@ -25,7 +25,7 @@ from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.patch import Layers, layer
 from diffcache.profile import Profile, SiteProfile
-from diffcache.profiling import places
+from diffcache.profiling import observe, places
 from diffcache.profiling import record as recording
 from diffcache.profiling.influence import MOST_RUNS, steps_to_measure
 from diffcache.profiling.places import few, granularities, main_output
@@ -282,6 +282,39 @@ def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.Mon
     assert frames is not None
     assert frames[:, :, 0].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     places._chosen.cache_clear()
+
+
+def test_what_is_handed_on_is_kept_once_unless_somebody_writes_into_it() -> None:
+    memory = observe._Memory()
+    forward = observe._Forward(0, 2, memory)
+    tensor = torch.randn(2, 3, 4)
+    kept = forward.look(tensor)
+    assert kept is not None
+    assert torch.equal(kept, tensor)
+    assert forward.look(tensor) is kept
+    tensor.add_(1)
+    again = forward.look(tensor)
+    assert again is not kept
+    assert torch.equal(again, kept + 1)  # type: ignore[arg-type]
+    assert forward.look(tensor.clone()) is not again
+    with torch.inference_mode():
+        unversioned = torch.randn(2, 3, 4)
+        first = forward.look(unversioned)
+        unversioned.add_(1)
+        assert torch.equal(forward.look(unversioned), first + 1)  # type: ignore[arg-type, operator]
+
+
+def test_memory_is_used_again() -> None:
+    memory = observe._Memory()
+    first = memory.copy(torch.ones(3))
+    second = memory.copy(torch.zeros(3))
+    assert first.tolist() == [1, 1, 1]
+    memory.take_back()
+    third = [memory.copy(torch.full((3,), 5.0)) for _ in range(2)]
+    assert {t.data_ptr() for t in third} == {first.data_ptr(), second.data_ptr()}
+    assert memory.copy(torch.ones(3)).data_ptr() not in {t.data_ptr() for t in third}
+    memory.take_back()
+    assert memory.copy(torch.ones(3, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_tables_are_of_the_tokens_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

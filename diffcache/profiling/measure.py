@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,11 @@ def measure(
             demand_own_generators(calls)
         folder = None if resume is None else Folder(Path(resume), pipe, wanted.settings)
         mine = [(index, call) for index, call in enumerate(calls) if index % size == rank]
+        watch = Watch(pipe, wanted.granularities)
         found = Findings()
         with restored_generators(calls):
             for index, call in tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress):
-                found.merge(_of_call(pipe, index, call, wanted, folder))
+                found.merge(_of_call(pipe, index, call, wanted.influence, watch, folder))
         return found.to_bytes()
 
     found = Findings()
@@ -106,26 +107,44 @@ def profile_of(
     return found.profile()
 
 
-def _of_call(pipe: Any, index: int, call: Mapping[str, Any], wanted: Wanted, folder: Folder | None) -> Findings:
+def _of_call(
+    pipe: Any, index: int, call: Mapping[str, Any], influence: int, watch: Watch, folder: Folder | None
+) -> Findings:
     """Taken from the folder, or measured and left there."""
     if folder and (known := folder.find(index, call)):
         return known
     keep = folder.keeper(index, call) if folder else lambda found: None
-    observers = {}
-    if len(wanted.granularities) > 1:
-        for name, module in host.denoisers(pipe).items():
-            observers[id(module)] = Observer(inner_places(name, module, wanted.granularities))
-
-    def inside(module: nn.Module, step: int, ordinal: int, x: Any) -> contextlib.AbstractContextManager[None]:
-        observer = observers.get(id(module))
-        return contextlib.nullcontext() if observer is None else observer.forward(step, ordinal, len(x))
-
-    with contextlib.ExitStack() as undo:
-        for observer in observers.values():
-            undo.enter_context(observer.attached())
-        trajectory = record(pipe, call, inside)
-    seen = observers.get(id(trajectory.steps[0].calls[0].module))
+    with watch.attached():
+        trajectory = record(pipe, call, watch.forward)
+    seen = watch.observers.get(id(trajectory.steps[0].calls[0].module))
     replay, obstacle = replayed(trajectory)
-    found = RecordedCall(pipe, index, trajectory, replay, obstacle, call, seen, wanted.influence).findings()
+    found = RecordedCall(pipe, index, trajectory, replay, obstacle, call, seen, influence).findings()
+    watch.clear()
     keep(found)
     return found
+
+
+class Watch:
+    """Observers of the networks that a pipeline has, by id; none where the model site alone is wanted."""
+
+    def __init__(self, pipe: Any, wanted: Sequence[Granularity]) -> None:
+        self.observers = {
+            id(module): Observer(inner_places(name, module, wanted))
+            for name, module in host.denoisers(pipe).items()
+            if len(wanted) > 1
+        }
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        with contextlib.ExitStack() as undo:
+            for observer in self.observers.values():
+                undo.enter_context(observer.attached())
+            yield
+
+    def forward(self, module: nn.Module, step: int, ordinal: int, x: Any) -> contextlib.AbstractContextManager[None]:
+        observer = self.observers.get(id(module))
+        return contextlib.nullcontext() if observer is None else observer.forward(step, ordinal, len(x))
+
+    def clear(self) -> None:
+        for observer in self.observers.values():
+            observer.clear()

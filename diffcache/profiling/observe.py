@@ -33,11 +33,6 @@ class _Visit:
     shape: torch.Size | None = None
     left: bool = False
 
-    def to_main_memory(self) -> None:
-        self.x, self.output, self.modulated = (
-            None if t is None else t.cpu() for t in (self.x, self.output, self.modulated)
-        )
-
 
 @dataclass(slots=True)
 class Series:
@@ -54,13 +49,44 @@ class Series:
         return x, outputs, None if self.modulated is None else torch.stack(list(self.modulated)).to(self.on)
 
 
+class _Memory:
+    """Main memory for what is kept, used again from call to call: fresh memory costs more than what is done with it."""
+
+    def __init__(self) -> None:
+        self._given: list[Tensor] = []
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        free = self._free.get((tensor.shape, tensor.dtype))
+        kept = free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype)
+        self._given.append(kept.copy_(tensor))
+        return kept
+
+    def take_back(self) -> None:
+        """What it gave is not looked at any more."""
+        for tensor in self._given:
+            self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+        self._given = []
+
+
 @dataclass(slots=True)
 class _Forward:
-    """The forward that runs now."""
+    """The forward that runs now. ``latest``: what was looked at last, its version, and the copy."""
 
     step: int
     batch: int
+    memory: _Memory
     visits: dict[str, _Visit] = field(default_factory=dict)
+    latest: tuple[Tensor, int, Tensor | None] | None = None
+
+    def look(self, tensor: Tensor) -> Tensor | None:
+        """A few of its tokens. What one site hands on to the next, unchanged, is looked at and kept once."""
+        version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
+        if self.latest and self.latest[0] is tensor and self.latest[1] == version >= 0:
+            return self.latest[2]
+        seen = few(tensor, self.batch)
+        self.latest = tensor, version, None if seen is None else self.memory.copy(seen)
+        return self.latest[2]
 
 
 class Observer:
@@ -75,9 +101,12 @@ class Observer:
     def __init__(self, places: Places) -> None:
         self.places = places
         self.device = torch.device("cpu")
+        self._memory = _Memory()
         self.clear()
 
     def clear(self) -> None:
+        """Forget what was seen; series that were given out lose their contents at the next forward."""
+        self._memory.take_back()
         self.calls: dict[str, int] = {}
         self.output_bytes: dict[str, int] = {}
         self.main: dict[str, int] = {}
@@ -92,13 +121,12 @@ class Observer:
         """The ``ordinal``-th forward of a step, on ``batch`` samples (branches in the batch count as samples)."""
         if step == ordinal == 0:
             self.clear()  # a pipeline may run several loops; the last one counts
-        self._now = now = _Forward(step, batch)
+        self._now = now = _Forward(step, batch, self._memory)
         try:
             yield
         finally:
             self._now = None
         for site, visit in now.visits.items():
-            visit.to_main_memory()
             self._visits[site][step, ordinal] = visit
 
     def series(self, site: str, steps: int) -> list[Series] | str:
@@ -147,7 +175,7 @@ class Observer:
                 tensors = Output.of(args[0] if args else kwargs.get(main)).tensors if site not in now.visits else ()
                 visit = now.visits.setdefault(site, _Visit())
                 if tensors:
-                    visit.x, visit.shape = few(tensors[0], now.batch), tensors[0].shape
+                    visit.x, visit.shape = now.look(tensors[0]), tensors[0].shape
             value = inner(*args, **kwargs)
             if last:
                 self._leave(now, site, Output.of(value).tensors)
@@ -166,7 +194,7 @@ class Observer:
             self.main[site] = main_output(outputs, visit.shape, lambda t: _distance(few(t, now.batch), visit.x))
             self.output_bytes[site] = sum(t.numel() * t.element_size() for t in outputs)
             self.device = outputs[0].device
-        visit.output = few(outputs[self.main[site]], now.batch) if self.main[site] < len(outputs) else None
+        visit.output = now.look(outputs[self.main[site]]) if self.main[site] < len(outputs) else None
 
     def _norm(self, site: str) -> Around:
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +202,7 @@ class Observer:
             visit = self._now.visits.get(site) if self._now else None
             if self._now and visit and visit.modulated is None and not visit.left:
                 outputs = Output.of(value).tensors
-                visit.modulated = few(outputs[0], self._now.batch) if outputs else None
+                visit.modulated = self._now.look(outputs[0]) if outputs else None
             return value
 
         return around

@@ -101,12 +101,13 @@ def _tokens(tensor: Tensor, batch: int) -> Tensor:
 
 
 def few(tensor: Tensor, batch: int) -> Tensor | None:
-    """A copy [batch, tokens, channels] of few tokens, the same ones of every tensor of as many; None as above."""
+    """[batch, tokens, channels] of few tokens, the same ones of every tensor of as many; None as above. No copy where
+    all of them are few enough."""
     if tensor.ndim < 2 or len(tensor) == 0 or len(tensor) % batch or not tensor.is_floating_point():
         return None
     tokens = _tokens(tensor.detach(), batch)
     index = _chosen(tokens.shape[1], max(1, ELEMENTS // tokens.shape[2]), tensor.device)
-    return tokens.clone() if index is None else tokens.index_select(1, index)
+    return tokens if index is None else tokens.index_select(1, index)
 
 
 @functools.cache
