@@ -11,6 +11,7 @@ from diffcache.optimizing import optimize
 from diffcache.planning import plan
 from diffcache.profile import Profile
 from diffcache.profiling import measure
+from diffcache.resampling import resampled
 from diffcache.schedule import CacheSchedule
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "optimize",
     "plan",
     "report",
+    "resampled",
     "restore",
 ]
 

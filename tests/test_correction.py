@@ -62,7 +62,9 @@ def test_the_first_predicted_step_is_corrected_by_least_squares(
     step, branches = MASK.index("·"), guidance.branches if guidance else 1
     ((_, module), *_) = denoisers(pipe).items()
     seen = watched(pipe, module, granularity, calls(name, pipe))
-    site = next(iter(seen))  # the first to run: blocks and sublayers after it see inputs that predictions before them have bent
+    site = next(
+        iter(seen)
+    )  # the first to run: blocks and sublayers after it see inputs that predictions before them have bent
     plan = plans(made)[site]
     per_call = len(seen[site]) // len(calls(name, pipe))
     assert plan.scale is not None

@@ -12,7 +12,7 @@ from diffcache.profiling.dynamics import answers, measure_dynamics, response_of
 from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.replay import Replay
 from diffcache.schedulers._simulation import ANCHORS, Simulator
-from diffcache.schedulers.closed_loop import improve, shifts, thinned
+from diffcache.schedulers.closed_loop import improve, shifts, thinned, thinning
 from diffcache.schedulers.uniform import evenly
 
 REPLANNED = 6  # masks taken from the simulation, at most, before single moves begin
@@ -110,8 +110,11 @@ class Search:
     def nearby(self, best: Fit) -> dict[int, Fit]:
         """Fits at budgets a little smaller and larger, one real run each, and ``best``: computed steps -> fit."""
         computed = int(best.compute.sum())
-        front = {computed: best}
-        for other in (computed + n for n in NEIGHBOURS):
-            if len(self.begins) <= other <= self.steps:
-                front[other] = self.evaluate(self.planned(other)[0])
+        front, wanted = {computed: best}, {computed + n for n in NEIGHBOURS}
+        cost = self.simulator().error
+        for mask in thinning(self.steps, cost, self.begins):
+            if (count := int(mask.sum())) in wanted:
+                front[count] = self.evaluate(improve(mask, cost, self.begins))
+            if count <= min(wanted):
+                break
         return dict(sorted(front.items()))

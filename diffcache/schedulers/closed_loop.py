@@ -6,7 +6,7 @@ Its weights come from the simulation too; all branches share them. A fit on reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -44,20 +44,26 @@ def plan(profile: Profile, computed_steps: float, *, anchors: int = ANCHORS) -> 
 def thinned(
     steps: int, computed: int, cost: Callable[[np.ndarray], float], fixed: Collection[int] = (0,)
 ) -> np.ndarray:
-    """Of all steps, leave out one after another, each time the one that costs least, until ``computed`` are left.
+    """The mask of ``thinning`` with ``computed`` computed steps.
 
     A start for ``improve`` that lies far from the even mask, and often in a better valley: on the class-conditional
     demo model, guided, 25 of 50 steps, held-out samples ended at 62 dB instead of 46.
     """
+    return next(mask for mask in thinning(steps, cost, fixed) if mask.sum() == computed)
+
+
+def thinning(steps: int, cost: Callable[[np.ndarray], float], fixed: Collection[int] = (0,)) -> Iterator[np.ndarray]:
+    """Masks of all steps, all but one, … down to those in ``fixed``: each leaves out the step that costs least."""
     compute = np.ones(steps, bool)
-    while compute.sum() > computed:
+    yield compute
+    while (free := np.setdiff1d(np.flatnonzero(compute), list(fixed))).size:
         without = []
-        for step in np.setdiff1d(np.flatnonzero(compute), list(fixed)):
+        for step in free:
             candidate = compute.copy()
             candidate[step] = False
             without.append(candidate)
         compute = min(without, key=cost)
-    return compute
+        yield compute
 
 
 def improve(compute: np.ndarray, cost: Callable[[np.ndarray], float], fixed: Collection[int] = (0,)) -> np.ndarray:
