@@ -109,9 +109,11 @@ def test_the_loop_is_timed_without_what_measuring_takes(monkeypatch: pytest.Monk
         return kept(*args)
 
     monkeypatch.setattr(recording, "_kept", slow)
+    after = pipe.transformer.register_forward_hook(lambda *_: time.sleep(0.01))  # the pipeline's own, before the step
     measured = measure(pipe, [TINY["sd3"].call(pipe)])
+    after.remove()
     network = measured.denoisers["transformer"].sites["model"].seconds * steps
-    assert 0.01 * steps + network < measured.seconds < 0.06 * steps + network
+    assert 0.02 * steps + network < measured.seconds < 0.07 * steps + network
 
 
 def test_seconds_count_every_call_of_a_step() -> None:

@@ -254,10 +254,14 @@ def test_without_processes_there_is_one_share() -> None:
 def test_several_processes_come_to_the_profile_of_one(name: str, count: int, processes: int, tmp_path: Path) -> None:
     pipe = shared(name)
 
-    def job(rank: int) -> bytes:
-        return measure(pipe, calls(name, count), sites=SITES).to_bytes()
+    def job(rank: int) -> tuple[int, bytes]:
+        ran: list[int] = []
+        layer(pipe, "progress_bar", lambda inner, *a, **k: (ran.append(1), inner(*a, **k))[1])
+        profile = measure(pipe, calls(name, count), sites=SITES)
+        return len(ran), profile.to_bytes()
 
-    found = in_processes(processes, job, tmp_path)
+    loops, found = zip(*in_processes(processes, job, tmp_path), strict=True)
+    assert list(loops) == [len(range(rank, count, processes)) for rank in range(processes)]
     assert found == found[:1] * processes
     ours = without_times(Profile.from_bytes(found[0]))
     theirs = without_times(measure(pipe, calls(name, count), sites=SITES))

@@ -272,6 +272,9 @@ def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.Mon
     assert tokens.tolist() == sorted(set(tokens.tolist()))
     assert torch.equal(kept, tokens[None, :, None].expand(2, 3, 10))  # all channels, the same of both samples
     assert torch.equal(few(tensor + 100, 2), kept + 100)  # type: ignore[arg-type]
+    places._chosen.cache_clear()  # as in another process, whatever has been drawn there
+    torch.randn(3)
+    assert torch.equal(few(tensor, 2), kept)  # type: ignore[arg-type]
     picture = few(tensor.movedim(2, 1).reshape(2, 10, 8, 5), 2)
     assert picture is not None
     assert torch.equal(picture, kept)  # channels first
@@ -302,6 +305,34 @@ def test_what_is_handed_on_is_kept_once_unless_somebody_writes_into_it() -> None
         first = forward.look(unversioned)
         unversioned.add_(1)
         assert torch.equal(forward.look(unversioned), first + 1)  # type: ignore[arg-type, operator]
+
+
+class Twice(nn.Module):
+    """A denoiser that calls its one block twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        once: Tensor = self.block(x)
+        return self.block(once + 1)  # type: ignore[no-any-return]
+
+
+def test_the_last_loop_counts_and_of_visits_in_one_forward_the_first() -> None:
+    network = Twice()
+    observer = observe.Observer({"block:block": (network.block,)})
+    with observer.attached():
+        for loop, steps in ((0, 3), (1, 2)):  # a pipeline may run its loop several times
+            for step in range(steps):
+                with observer.forward(step, 0, 1):
+                    network(torch.full((1, 2, 3), 10.0 * loop + step))
+        network(torch.zeros(1, 2, 3))  # outside of a loop
+    assert observer.calls == {"block:block": 2}
+    rows = observer.series("block:block", 2)
+    assert not isinstance(rows, str)
+    assert [t.flatten()[0].item() for t in rows[0].outputs] == [10, 11]
+    assert observer.series("block:block", 3) == "is not called at every step"
 
 
 def test_memory_is_used_again() -> None:

@@ -119,7 +119,6 @@ def _of_call(
     seen = watch.observers.get(id(trajectory.steps[0].calls[0].module))
     replay, obstacle = replayed(trajectory)
     found = RecordedCall(pipe, index, trajectory, replay, obstacle, call, seen, influence).findings()
-    watch.clear()
     keep(found)
     return found
 
@@ -144,7 +143,3 @@ class Watch:
     def forward(self, module: nn.Module, step: int, ordinal: int, x: Any) -> contextlib.AbstractContextManager[None]:
         observer = self.observers.get(id(module))
         return contextlib.nullcontext() if observer is None else observer.forward(step, ordinal, len(x))
-
-    def clear(self) -> None:
-        for observer in self.observers.values():
-            observer.clear()

@@ -154,26 +154,24 @@ class Observer:
 
     def _arounds(self) -> Iterator[tuple[nn.Module, Around]]:
         for site, modules in self.places.items():
-            whole = not site.startswith("stack:")
             for module in modules:
-                yield module, self._around(site, first=whole, last=module is modules[-1])
-            norm = None if whole else first_norm(modules[0])
+                yield module, self._around(site, last=module is modules[-1])
+            norm = first_norm(modules[0]) if site.startswith("stack:") else None
             if norm is not None:
                 yield norm, self._norm(site)
 
-    def _around(self, site: str, *, first: bool, last: bool) -> Around:
-        """``first``: every call enters the site. If not, the first call of a forward that belongs to it does: hosts can
-        be told to leave blocks of a stack out."""
+    def _around(self, site: str, *, last: bool) -> Around:
+        """A visit begins at the first block of a stack that runs: hosts can be told to leave some out. One visit in a
+        forward is looked at; others are counted."""
         main = host.main_input(self.places[site][0])
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             now = self._now
             if now is None:
                 return inner(*args, **kwargs)
-            if first or site not in now.visits:
-                # A second visit within one forward is counted, and not looked at.
-                tensors = Output.of(args[0] if args else kwargs.get(main)).tensors if site not in now.visits else ()
-                visit = now.visits.setdefault(site, _Visit())
+            if site not in now.visits:
+                now.visits[site] = visit = _Visit()
+                tensors = Output.of(args[0] if args else kwargs.get(main)).tensors
                 if tensors:
                     visit.x, visit.shape = now.look(tensors[0]), tensors[0].shape
             value = inner(*args, **kwargs)
