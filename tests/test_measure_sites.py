@@ -470,6 +470,13 @@ def test_other_pipelines_are_measured_too(name: str) -> None:
         assert one.flops > 0
 
 
+@pytest.mark.parametrize("sites", ["stack", "block", "sublayer"])
+def test_lists_of_blocks_are_told_in_the_order_in_which_they_run(sites: str) -> None:
+    pipe = shared("flux")
+    found = measure(pipe, calls("flux", pipe)[:1], sites=sites, influence=False)
+    assert found.provenance["stacks"] == "transformer_blocks, single_transformer_blocks"
+
+
 def test_loops_that_end_at_once_have_no_influence() -> None:
     pipe = shared("flux")
     call = calls("flux", pipe)[0] | {"num_inference_steps": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -127,8 +128,8 @@ class RecordedCall:
         called = {site: modules for site, modules in places.items() if site in seconds and site in observer.calls}
         for site in called:
             costs[site] = SiteCosts(seconds[site], flops[site], observer.calls[site], observer.output_bytes[site])
-        order = dict.fromkeys(parse(site).path for site in observer.calls if site.startswith("stack:"))
-        notes = {"stacks": ", ".join(order)} if order else {}  # as they run, which names do not tell
+        lists = dict.fromkeys(re.split(r"\.\d+(?:\.|$)", parse(site).path)[0] for site in observer.calls)
+        notes = {"stacks": ", ".join(lists)}  # lists of blocks as they run, which their names do not tell
         if not self.influence or len(steps) < 2:
             return costs, notes
         forwards = sum(len(step.calls) for step in steps)
