@@ -65,14 +65,14 @@ def test_a_line_is_a_prompt(tmp_path: Path) -> None:
 
 def test_a_column_is_an_argument(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(
-        "prompt,negative_prompt,guidance_scale,width,seed,flag,mu,name\n"
-        '"a cat, black",,7.5,512,3,TRUE,"[1, 2]",plain\n'
+        "prompt,negative_prompt,guidance_scale,width,seed,flag,mu,name,num_images_per_prompt,prompt_embeds\n"
+        '"a cat, black",,7.5,512,3,TRUE,"[1, 2]",plain,1,[[0.5]]\n'
         "\n"
-        "1984,2,,,,false,null,x\n"
+        "1984,2,,,,false,null,x,,\n"
     )
     assert _samples.read(tmp_path / "p.csv") == [
         {"prompt": "a cat, black", "guidance_scale": 7.5, "width": 512, "seed": 3, "flag": True, "mu": [1, 2],
-         "name": "plain"},
+         "name": "plain", "num_images_per_prompt": 1, "prompt_embeds": [[0.5]]},
         {"prompt": "1984", "negative_prompt": "2", "flag": False, "mu": None, "name": "x"},
     ]  # fmt: skip
 
@@ -121,7 +121,12 @@ class Pipe:
     """Takes these arguments and no others."""
 
     def __call__(
-        self, prompt: Any = None, negative_prompt: Any = None, guidance_scale: float = 1, generator: Any = None
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        guidance_scale: float = 1,
+        num_images_per_prompt: int = 1,
+        generator: Any = None,
     ) -> None: ...
 
 
@@ -138,6 +143,8 @@ def test_samples_that_agree_run_together() -> None:
         (["d"], 2, [3]),  # a row's own goes before what is said for all
         (["e"], 5.0, [4]),
     ]
+    (call,) = calls_of(Loaded(Pipe()), [{"prompt": "a", "num_images_per_prompt": 2}], None, 2, {})
+    assert (call["prompt"], call["num_images_per_prompt"]) == (["a"], 2)
     calls = calls_of(Loaded(Pipe()), [{"prompt": "a", "negative_prompt": "n"}, {"prompt": "b"}], None, 2, {})
     assert [sorted(c) for c in calls] == [["generator", "negative_prompt", "prompt"], ["generator", "prompt"]]
 

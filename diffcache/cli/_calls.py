@@ -13,7 +13,7 @@ from diffcache.cli._models import Call, Loaded
 from diffcache.cli._samples import Row
 from diffcache.errors import BadOption, UnknownName
 
-OWN = ("prompt", "class_labels", "_embeds", "_mask", "seed")  # words in the names of what every sample has its own of
+OWN = ("class_labels", "seed")  # what every sample has its own of, beside prompts, their embeddings and masks
 
 
 def seeds_of(text: str | None, row: int) -> list[int]:
@@ -63,7 +63,7 @@ def _common(sample: Row) -> tuple[set[str], Row]:
 
 
 def _own(name: str) -> bool:
-    return any(word in name for word in OWN)
+    return name in OWN or name.startswith(("prompt", "negative_prompt")) or name.endswith(("_embeds", "_mask"))
 
 
 def _call(pipe: Any, group: Sequence[Row]) -> Call:

@@ -66,7 +66,7 @@ def _objects(file: Path, text: str) -> list[Row]:
 
 def _value(name: str, field: str) -> Any:
     """Numbers, true, false, null and lists as JSON writes them; prompts, and all else, as text."""
-    if "prompt" in name and "embeds" not in name:
+    if name.startswith(("prompt", "negative_prompt")) and not name.endswith(("_embeds", "_mask")):
         return field
     try:
         return json.loads(field.strip().lower() if field.strip().lower() in ("true", "false", "null") else field)
