@@ -59,7 +59,7 @@ class Tables(Record):
     @property
     def squared(self) -> np.ndarray:
         """float64 [B, T, T]: mean square of X_i − X_j per element."""
-        return np.maximum(self.energy[:, :, None] + self.energy[:, None, :] - 2 * self.gram, 0)
+        return np.asarray(np.maximum(self.energy[:, :, None] + self.energy[:, None, :] - 2 * self.gram, 0))
 
     @property
     def cosine(self) -> np.ndarray:

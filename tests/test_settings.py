@@ -18,7 +18,7 @@ def fitted(name: str):
     return (
         pipe,
         call,
-        optimize(pipe, [call | {"generator": torch.Generator().manual_seed(0)}], computed_steps=3, time_limit_s=0),
+        optimize(pipe, [call | {"generator": torch.Generator().manual_seed(0)}], 3, time_limit_s=0),
     )
 
 

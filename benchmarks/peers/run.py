@@ -23,9 +23,7 @@ from peers.measure import PeerRow, frontier, measure_peers, table
 def main() -> list[PeerRow]:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", choices=NAMES, default="flux")
-    args.add_argument(
-        "--calibration", type=int, default=32, help="pictures left out, as demo_models.py leaves them out"
-    )
+    args.add_argument("--calibration", type=int, default=32, help="pictures left out, as methods.py leaves them out")
     args.add_argument("--held-out", type=int, default=8, help="pictures to compare on")
     args.add_argument("--batch", type=int, help="pictures per call; all at once if not given")
     args.add_argument("--repeats", type=int, default=3, help="timed runs of each; 0 times nothing")

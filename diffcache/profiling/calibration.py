@@ -110,6 +110,7 @@ class Calibration:
             "budget": str(budget),
         }
         if front:
+            front[int(best.compute.sum())] = seen
             notes["front"] = ", ".join(f"{n} steps {f.score:.1f} dB" for n, f in front.items())
         expected = Expected.over(seen.held_db, "held-out") if held else Expected.over(seen.error_db, "calibration")
         return self._document(best.compute, final.weights, notes, final.scale, expected)

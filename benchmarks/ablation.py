@@ -1,0 +1,250 @@
+"""What each part of the method is worth, how much calibration it needs, and where else a schedule serves.
+
+    python benchmarks/ablation.py --model flux
+    python benchmarks/ablation.py --model dit
+
+PSNR of the final state against the full run, on held-out subjects and seeds. Prints the tables and writes
+``results/ablation-<model>.md`` and ``.json``. No timing: inner sites are compared at equal work in the denoiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffcache import CacheSchedule, accelerated, estimate, optimize, planning, resampled
+from diffcache.assets import NAMES, DemoModel, load
+from diffcache.demo import Size
+from diffcache.demo.run import STEPS, batches, circumstances, split
+from diffcache.optimizing import final_states
+from diffcache.profiling import Calibration, measure
+from diffcache.profiling.fit import Fit, fit, psnr_db, run
+from diffcache.profiling.output_fit import fit_outputs
+from diffcache.profiling.search import Search
+from diffcache.schedulers.uniform import evenly, reuse
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """PSNR of final states in dB: on the samples it was made of (None where that means nothing), and held out."""
+
+    part: str
+    what: str
+    calibration_db: float | None
+    held_out_db: float
+    worst_tenth_db: float
+    computed: float
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--model", choices=NAMES, default="flux")
+    args.add_argument("--computed", type=int, default=12)
+    args.add_argument("--calibration", type=int, default=32)
+    args.add_argument("--held-out", type=int, default=32)
+    args.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16, 64], help="sizes of calibration to compare")
+    args.add_argument("--fits", type=int, default=20, help="of every search")
+    o = args.parse_args()
+    model = load(o.model)
+    size = Size(budgets=(o.computed,), calibration=max(o.calibration, *o.samples), held_out=o.held_out)
+    fitted, shown = split(model, size)
+    rows = Rows()
+    most = Calibration.record(model.pipe, calls(model, fitted))
+    held = Calibration.record(model.pipe, calls(model, shown))
+    parts(rows, most, held, o.calibration, o.computed, o.fits)
+    amounts(rows, model, fitted, held, o.samples, o.computed, o.fits)
+    schedule = Calibration(model.pipe, most.trajectories[: o.calibration // 8]).schedule(o.computed)
+    elsewhere(rows, model, schedule, fitted, shown)
+    inside(rows, model, schedule, fitted, shown, o.computed)
+    rows.save(o.model, circumstances(size))
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def add(
+        self, part: str, what: str, held: np.ndarray, computed: float, calibration: np.ndarray | None = None
+    ) -> None:
+        own = None if calibration is None else round(float(calibration.mean()), 2)
+        row = Row(part, what, own, round(float(held.mean()), 2), round(float(np.quantile(held, 0.1)), 2), computed)
+        self.rows.append(row)
+        print(row, flush=True)
+
+    def save(self, name: str, about: Mapping[str, Any]) -> None:
+        lines = []
+        for part in dict.fromkeys(row.part for row in self.rows):
+            lines += [
+                f"**{part}**",
+                "",
+                "| | computed steps | calibration (dB) | held out (dB) | worst tenth |",
+                "|---|---:|---:|---:|---:|",
+            ]
+            for row in (r for r in self.rows if r.part == part):
+                own = "–" if row.calibration_db is None else f"{row.calibration_db:.1f}"
+                lines.append(
+                    f"| {row.what} | {row.computed:.1f} | {own} | {row.held_out_db:.1f} | {row.worst_tenth_db:.1f} |"
+                )
+            lines.append("")
+        RESULTS.mkdir(exist_ok=True)
+        record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.rows]}
+        (RESULTS / f"ablation-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (RESULTS / f"ablation-{name}.md").write_text("\n".join(lines))
+        print("\n".join(lines))
+
+
+def calls(model: DemoModel, samples: tuple[Sequence[str], Sequence[int]], **more: Any) -> list[dict[str, Any]]:
+    return [model.call(*part, **({"steps": STEPS} | more)) for part in batches((list(samples[0]), list(samples[1])))]
+
+
+def parts(rows: Rows, most: Calibration, held: Calibration, samples: int, computed: int, fits: int) -> None:
+    """Mask, target of the fit, branches, search, channels: one after another."""
+    title = "Parts of the method"
+    train, even = most.replays[: samples // 8], evenly(STEPS, computed)
+    apart = most.guidance is not None and most.guidance.branches > 1
+
+    def weighed(what: str, compute: np.ndarray, weights: np.ndarray) -> None:
+        own, others = (run(replays, compute, weights) for replays in (train, held.replays))
+        rows.add(title, what, others, compute.sum(), own)
+
+    def fitted(what: str, compute: np.ndarray, **options: Any) -> Fit:
+        found = fit(train, compute, held=held.replays, **options)
+        rows.add(title, what, found.held_db, compute.sum(), found.error_db)
+        return found
+
+    weighed("even mask, reuse", even, reuse(even).weights)
+    weighed("even mask, fit to outputs", even, fit_outputs(most.trajectories[: samples // 8], even))
+    fitted("even mask, fit to states", even, per_branch=False)
+    if apart:
+        fitted("even mask, fit to states, weights per branch", even)
+    profile = Calibration(most.pipe, most.trajectories[: samples // 8]).profile()
+    simulated = planning.plan(profile, "closed_loop", computed).denoisers["transformer"].sites["model"]
+    weighed("simulated mask, reuse", simulated.compute, reuse(simulated.compute).weights)
+    weighed("simulated mask, simulated weights", simulated.compute, simulated.weights)
+    fitted("simulated mask, fit to states", simulated.compute, per_branch=apart)
+    cut = max(1, len(train) - 1)
+    searched = Search(train[:2], train[cut:], per_branch=apart).run(computed, fits=fits)
+    fitted("searched mask, fit to states", searched.compute, per_branch=apart)
+    fitted("searched mask, fit to states, scale per channel", searched.compute, per_branch=apart, per_channel=True)
+    fitted("searched mask, fit to states, 3 anchors", searched.compute, per_branch=apart, anchors=3)
+
+
+def amounts(
+    rows: Rows,
+    model: DemoModel,
+    fitted: tuple[Sequence[str], Sequence[int]],
+    held: Calibration,
+    sizes: Sequence[int],
+    computed: int,
+    fits: int,
+) -> None:
+    """The gap between calibration and held-out samples, by the number of the former."""
+    for count in sizes:
+        own = Calibration.record(model.pipe, calls(model, (fitted[0][:count], fitted[1][:count])))
+        apart = own.guidance is not None and own.guidance.branches > 1
+        mask = Search(own.replays[:2], per_branch=apart).run(computed, fits=fits).compute
+        found = fit(own.replays, mask, held=held.replays, per_branch=apart)
+        rows.add("Samples to calibrate on", f"{count}", found.held_db, computed, found.error_db)
+
+
+def elsewhere(
+    rows: Rows,
+    model: DemoModel,
+    schedule: CacheSchedule,
+    fitted: tuple[Sequence[str], Sequence[int]],
+    shown: tuple[Sequence[str], Sequence[int]],
+) -> None:
+    """The same schedule on other seeds, at another guidance, on another number of steps."""
+    title = "A schedule elsewhere"
+    held_reuse = reuse_of(schedule)
+
+    def both(what: str, made: CacheSchedule, plain: CacheSchedule, some: list[dict[str, Any]]) -> None:
+        full = final_states(model.pipe, some)
+        for name, one in ((what, made), (f"{what}: reuse on the same mask", plain)):
+            rows.add(title, name, compared(model, one, some, full), one.computed_steps)
+
+    both("where it was made for, held out", schedule, held_reuse, calls(model, shown))
+    seeds = [seed + 500_000 for seed in fitted[1][: len(shown[1])]]
+    both("calibration subjects, other seeds", schedule, held_reuse, calls(model, (fitted[0][: len(seeds)], seeds)))
+    if model.encoder is None:
+        for scale in (2.0, 6.0):
+            both(f"guidance {scale:g}", schedule, held_reuse, calls(model, shown, guidance_scale=scale))
+    for steps in (40, 60):
+        some = calls(model, shown, steps=steps)
+        grid = grid_of(model, some[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            both(f"{steps} steps, resampled", resampled(schedule, grid), resampled(held_reuse, grid), some)
+
+
+def inside(
+    rows: Rows,
+    model: DemoModel,
+    schedule: CacheSchedule,
+    fitted: tuple[Sequence[str], Sequence[int]],
+    shown: tuple[Sequence[str], Sequence[int]],
+    computed: int,
+) -> None:
+    """Sites inside the denoiser at the same work."""
+    title = "Sites, at equal work"
+    some, own = calls(model, shown), calls(model, (fitted[0][:16], fitted[1][:16]))
+    full = final_states(model.pipe, some)
+    few = model.call(shown[0][:2], shown[1][:2], steps=STEPS)
+    profile = measure(model.pipe, own[:1], sites=("stack",), influence=False)
+    least = sum(site.seconds * site.calls for name, site in only(profile).items() if name.startswith("stack:"))
+    whole = only(profile)["model"]
+    outside = 1 - least / (whole.seconds * whole.calls)  # of a step: runs at every step where stacks are cached
+    masks = max(2, round((computed - outside * STEPS) / (1 - outside)))
+    attempts: dict[str, Callable[[], CacheSchedule]] = {
+        "model": lambda: schedule,
+        "stack": lambda: optimize(model.pipe, own, masks, scheduler="partition", sites="stack", held_out=some[:1]),
+        "block": lambda: optimize(model.pipe, own, computed, sites="block", held_out=some[:1]),
+        "sublayer": lambda: optimize(model.pipe, own, computed, sites="sublayer", held_out=some[:1]),
+    }
+    for name, make in attempts.items():
+        try:
+            made = make()
+        except ValueError as reason:
+            print(f"{name}: {reason}")
+            continue
+        work = STEPS * estimate(model.pipe, made, **few).compute_fraction
+        rows.add(title, name, compared(model, made, some, full), work)
+
+
+def only(profile: Any) -> Mapping[str, Any]:
+    ((_, denoiser),) = profile.denoisers.items()
+    return denoiser.sites  # type: ignore[no-any-return]
+
+
+def compared(model: DemoModel, made: CacheSchedule, some: list[dict[str, Any]], full: Sequence[Any]) -> np.ndarray:
+    with accelerated(model.pipe, made, strict=False):
+        ends = final_states(model.pipe, some)
+    return np.concatenate([psnr_db(a, b).numpy() for a, b in zip(ends, full, strict=True)])
+
+
+def reuse_of(schedule: CacheSchedule) -> CacheSchedule:
+    """The same mask with plain reuse."""
+    denoisers = {
+        name: dataclasses.replace(d, sites={site: reuse(plan.compute) for site, plan in d.sites.items()})
+        for name, d in schedule.denoisers.items()
+    }
+    return dataclasses.replace(schedule, denoisers=denoisers)
+
+
+def grid_of(model: DemoModel, call: dict[str, Any]) -> np.ndarray:
+    """The timesteps of one call's loop."""
+    return Calibration.record(model.pipe, [call]).trajectories[0].timesteps.double().numpy()
+
+
+if __name__ == "__main__":
+    main()
