@@ -58,30 +58,36 @@ def main() -> None:
     model = load(o.model)
     size = Size(budgets=(o.computed,), calibration=max(o.calibration, *o.samples), held_out=o.held_out)
     fitted, shown = split(model, size)
-    rows = Rows()
+    rows = Rows(o.model, circumstances(size))
     most = Calibration.record(model.pipe, calls(model, fitted))
     held = Calibration.record(model.pipe, calls(model, shown))
     parts(rows, most, held, o.calibration, o.computed, o.fits)
+    rows.save()
     amounts(rows, model, fitted, held, o.samples, o.computed, o.fits)
+    rows.save()
     schedule = Calibration(model.pipe, most.trajectories[: o.calibration // 8]).schedule(o.computed)
     elsewhere(rows, model, schedule, fitted, shown)
+    rows.save()
     inside(rows, model, schedule, fitted, shown, o.computed)
-    rows.save(o.model, circumstances(size))
+    rows.save()
 
 
 class Rows:
-    def __init__(self) -> None:
+    """Written after every part, for the whole takes long."""
+
+    def __init__(self, model: str, about: Mapping[str, Any]) -> None:
+        self.model, self.about = model, about
         self.rows: list[Row] = []
 
     def add(
         self, part: str, what: str, held: np.ndarray, computed: float, calibration: np.ndarray | None = None
     ) -> None:
         own = None if calibration is None else round(float(calibration.mean()), 2)
-        row = Row(part, what, own, round(float(held.mean()), 2), round(float(np.quantile(held, 0.1)), 2), computed)
+        row = Row(part, what, own, round(float(held.mean()), 2), round(float(np.quantile(held, 0.1)), 2), float(computed))
         self.rows.append(row)
         print(row, flush=True)
 
-    def save(self, name: str, about: Mapping[str, Any]) -> None:
+    def save(self) -> None:
         lines = []
         for part in dict.fromkeys(row.part for row in self.rows):
             lines += [
@@ -97,10 +103,9 @@ class Rows:
                 )
             lines.append("")
         RESULTS.mkdir(exist_ok=True)
-        record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.rows]}
-        (RESULTS / f"ablation-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-        (RESULTS / f"ablation-{name}.md").write_text("\n".join(lines))
-        print("\n".join(lines))
+        record = {"model": self.model, "circumstances": self.about, "rows": [asdict(r) for r in self.rows]}
+        (RESULTS / f"ablation-{self.model}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (RESULTS / f"ablation-{self.model}.md").write_text("\n".join(lines))
 
 
 def calls(model: DemoModel, samples: tuple[Sequence[str], Sequence[int]], **more: Any) -> list[dict[str, Any]]:
