@@ -83,7 +83,9 @@ class Rows:
         self, part: str, what: str, held: np.ndarray, computed: float, calibration: np.ndarray | None = None
     ) -> None:
         own = None if calibration is None else round(float(calibration.mean()), 2)
-        row = Row(part, what, own, round(float(held.mean()), 2), round(float(np.quantile(held, 0.1)), 2), float(computed))
+        row = Row(
+            part, what, own, round(float(held.mean()), 2), round(float(np.quantile(held, 0.1)), 2), float(computed)
+        )
         self.rows.append(row)
         print(row, flush=True)
 
