@@ -50,7 +50,7 @@ class Budget:
 
     def __str__(self) -> str:
         values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
-        shown = ((name, f"{v:g}" if isinstance(v, float) else f"{v}") for name, v in values if v is not None)
+        shown = ((name, f"{v:g}" if isinstance(v, float) else str(v)) for name, v in values if v is not None)
         return ", ".join(f"{name} {value}" for name, value in shown) or "nothing"
 
 

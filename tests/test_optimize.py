@@ -170,7 +170,7 @@ def test_the_mask_of_another_scheduler_is_fitted() -> None:
     assert made.provenance["scheduler"] == "mask of uniform"
     even = calibrated.schedule(3, time_limit_s=0)
     assert np.array_equal(plan.weights, even.denoisers["transformer"].sites["model"].weights)
-    with pytest.raises(UnknownName, match="no plan called 'unheard'"):
+    with pytest.raises(UnknownName, match="no scheduler called 'unheard'"):
         calibrated.schedule(3, scheduler="unheard")
 
 

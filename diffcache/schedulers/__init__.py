@@ -25,6 +25,9 @@ from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, Si
 from diffcache.sites import GRANULARITIES
 
 
+_TITLE = {"rule": "rule", "plan": "scheduler"}  # what errors call a file with such a function
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The loop a rule plans for: ``timesteps`` float64 [T] of the noise scheduler, and the iteration it starts at."""
@@ -112,7 +115,7 @@ def parse_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = spec.partition(":")
     if name not in having(kind):
         example = "uniform:every=3" if kind == "rule" else "path:gamma=4"
-        raise UnknownName(kind, name, having(kind), next_step=f'A spec reads like "{example}".')
+        raise UnknownName(_TITLE[kind], name, having(kind), next_step=f'A spec reads like "{example}".')
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -128,7 +131,7 @@ def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]
     """The function ``kind`` of the file ``name``, once it is known to have these options."""
     found: Callable[..., Any] | None = getattr(_rooms.load(__name__, name), kind, None)
     if found is None:
-        raise UnknownName(kind, name, having(kind), next_step="It has no function of that kind.")
+        raise UnknownName(_TITLE[kind], name, having(kind), next_step="It has no function of that kind.")
     known = [p for p in inspect.signature(found).parameters if p not in ("grid", "profile", "computed_steps")]
     for key in options:
         if key not in known and not (kind == "rule" and key == "sites"):
