@@ -32,6 +32,9 @@ def main() -> None:
         if source.exists():
             shutil.rmtree(o.to / name, ignore_errors=True)
             kind.from_pretrained(source).to(torch.bfloat16).save_pretrained(o.to / name, max_shard_size="4900KB")
+            config = o.to / name / "config.json"
+            kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+            config.write_text(json.dumps(kept, indent=2) + "\n")  # where it was trained is nobody's business
     train_dit.noise_scheduler().save_pretrained(o.to / "dit")
     shutil.copy(o.words, o.to / "words.safetensors")
     pictures = data.noto(o.noto)
