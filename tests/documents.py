@@ -171,12 +171,13 @@ guidances = st.builds(
     st.none() | finite,
 )
 expectations = st.builds(
-    Expected,
-    mean_db=finite,
-    low_db=finite,
-    high_db=finite,
-    samples=st.integers(1, 10**6),
-    origin=st.sampled_from(["simulated", "calibration", "held-out"]),
+    lambda mean, ends, samples, origin: Expected(
+        mean_db=mean, low_db=min(ends), high_db=max(ends), samples=samples, origin=origin
+    ),
+    finite,
+    st.tuples(finite, finite),
+    st.integers(1, 10**6),
+    st.sampled_from(["simulated", "calibration", "held-out"]),
 )
 
 
