@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from diffcache import host
-from diffcache.adapters import find_sites
+from diffcache.adapters import find_sites, first_norm
 from diffcache.executor.checks import Sites, check_pipeline, check_run
-from diffcache.executor.placing import first_norm, head
+from diffcache.executor.placing import head
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.streams import Inputs, pair, reader
 from diffcache.patch import layer

@@ -42,6 +42,11 @@ def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Und
     return undo
 
 
+def entry_point(module: Any) -> str:
+    """The method that a call of a network runs: what ``Module.compile()`` made, around which we stay, else forward."""
+    return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+
+
 def on_top(owner: Any, name: str, around: Around) -> bool:
     """Whether a call of ``owner.name`` meets ``around`` before any stranger's wrapper, or at all."""
     stack = owner.__dict__.get(name)

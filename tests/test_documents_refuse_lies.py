@@ -243,6 +243,7 @@ SCHEDULE_LIES = [
     lie("expected/mean_db", put("40"), "found '40'. Allowed: a finite number"),
     lie("expected/low_db", put(None), "found None. Allowed: a finite number"),
     lie("expected/high_db", put(True), "found True"),
+    lie("expected/low_db", put(50.0), "found 50, above high_db 44. Allowed: low_db <= high_db"),
     lie("expected/samples", put(0), "found 0. Allowed: a whole number, at least 1"),
     lie("expected/origin", put("guessed"), "found 'guessed'. Allowed: 'simulated', 'calibration', 'held-out'"),
     lie("expected/origin", put({}), "found {}"),

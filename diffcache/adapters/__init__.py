@@ -1,5 +1,5 @@
 """Where a model can be cached, found from its structure."""
 
-from diffcache.adapters.structure import find_sites
+from diffcache.adapters.structure import find_sites, first_norm
 
-__all__ = ["find_sites"]
+__all__ = ["find_sites", "first_norm"]

@@ -29,6 +29,13 @@ def find_sites(denoiser: nn.Module) -> Mapping[str, tuple[nn.Module, ...]]:
     return sites
 
 
+def first_norm(block: nn.Module) -> nn.Module | None:
+    """The normalisation that a block begins with; most of them also modulate what they normalise by the timestep. Those
+    inside its parts (of queries and keys) come later, wherever they are registered."""
+    found = [(path, m) for path, m in block.named_modules() if m is not block and "Norm" in type(m).__name__]
+    return min(found, key=lambda f: f[0].count("."))[1] if found else None
+
+
 def _regular(blocks: nn.ModuleList) -> bool:
     return len({type(block) for block in blocks}) == 1 and any(_kind(part) for part in blocks[0].modules())
 

@@ -12,6 +12,7 @@ from diffcache import host
 from diffcache.errors import ScheduleMismatch, UnknownName, UnsupportedModel
 from diffcache.executor.guess import repeats
 from diffcache.executor.state import Call
+from diffcache.patch import entry_point
 from diffcache.schedule import CacheSchedule
 
 SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
@@ -40,11 +41,6 @@ def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: 
             if site not in sites[name]:
                 raise UnknownName(f"site in {found}", site, tuple(sites[name]))
     check_noise_scheduler(pipe.scheduler, schedule, strict=strict)
-
-
-def entry_point(module: nn.Module) -> str:
-    """The method that a call of ``module`` runs: what ``Module.compile()`` made, around which we stay, else forward."""
-    return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
 
 
 def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> None:

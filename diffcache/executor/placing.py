@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from diffcache import host
+from diffcache.adapters import first_norm
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor.arounds import Arounds
-from diffcache.executor.checks import Sites, check_compiled, entry_point
-from diffcache.patch import Around, Undo, layer, on_top
+from diffcache.executor.checks import Sites, check_compiled
+from diffcache.patch import Around, Undo, entry_point, layer, on_top
 from diffcache.schedule import CacheSchedule, OnlineRule
 
 
@@ -72,10 +73,3 @@ def head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, Onl
         if not site.startswith("stack:"):
             raise BadOption("sites", site, f"stacks, under the online rule {plan.online.rule!r}: it decides in a block")
     return next(site for site in sites[denoiser] if site in plan.sites), plan.online.rule
-
-
-def first_norm(block: nn.Module) -> nn.Module | None:
-    """The normalisation that a block begins with. Those inside its parts (of queries and keys) come later, wherever
-    they are registered."""
-    found = [(path, m) for path, m in block.named_modules() if m is not block and "Norm" in type(m).__name__]
-    return min(found, key=lambda f: f[0].count("."))[1] if found else None

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from diffcache import host
+from diffcache.adapters import first_norm
 from diffcache.patch import Around
-from diffcache.profiling.places import Places, few, first_norm, layered, main_output
+from diffcache.profiling.places import Places, few, layered, main_output
 from diffcache.store import Output
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffcache import host
 from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.patch import Around, layer
+from diffcache.patch import Around, entry_point, layer
 from diffcache.sites import GRANULARITIES, Granularity, parse
 from diffcache.store import Output
 
@@ -55,11 +55,6 @@ def inner_places(name: str, denoiser: nn.Module, asked: Sequence[Granularity]) -
     return chosen
 
 
-def entry_point(module: nn.Module) -> str:
-    """The method that a call of ``module`` runs: what ``Module.compile()`` made, or forward."""
-    return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
-
-
 @contextlib.contextmanager
 def layered(arounds: Iterable[tuple[nn.Module, Around]]) -> Iterator[None]:
     """These layers on these modules, while the block lasts."""
@@ -72,13 +67,6 @@ def layered(arounds: Iterable[tuple[nn.Module, Around]]) -> Iterator[None]:
 def given(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """The tensors of a forward's main input."""
     return Output.of(args[0] if args else kwargs.get(host.main_input(module))).tensors
-
-
-def first_norm(block: nn.Module) -> nn.Module | None:
-    """The normalisation that a block begins with; most of them also modulate what they normalise by the timestep. Those
-    inside its parts (of queries and keys) come later, wherever they are registered."""
-    found = [(path, m) for path, m in block.named_modules() if m is not block and "Norm" in type(m).__name__]
-    return min(found, key=lambda f: f[0].count("."))[1] if found else None
 
 
 def of_samples(tensors: Sequence[Tensor], batch: int, listed: bool) -> list[Tensor] | None:

@@ -24,7 +24,6 @@ from diffcache.errors import BadOption, UnknownName
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
 from diffcache.sites import GRANULARITIES
 
-
 _TITLE = {"rule": "rule", "plan": "scheduler"}  # what errors call a file with such a function
 
 
