@@ -4,12 +4,14 @@
     python benchmarks/ablation.py --model dit
 
 PSNR of the final state against the full run, on held-out subjects and seeds. Prints the tables and writes
-``results/ablation-<model>.md`` and ``.json``. No timing: inner sites are compared at equal work in the denoiser.
+``results/ablation-<model>.md`` and ``.json``. Sites inside the denoiser stand beside the whole one at several budgets,
+with the speed-up of the sampling loop as measured, so that equal times can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import warnings
@@ -23,20 +25,24 @@ import numpy as np
 from diffcache import CacheSchedule, accelerated, estimate, optimize, planning, resampled
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
-from diffcache.demo.run import STEPS, batches, circumstances, split
+from diffcache.demo.run import STEPS, batches, circumstances, split, trial
+from diffcache.levels import CannotFollow
 from diffcache.optimizing import final_states
-from diffcache.profiling import Calibration, measure
+from diffcache.profiling import Calibration
 from diffcache.profiling.fit import Fit, fit, psnr_db, run
 from diffcache.profiling.output_fit import fit_outputs
 from diffcache.profiling.search import Search
+from diffcache.profiling.warp import Movable
 from diffcache.schedulers.uniform import evenly, reuse
 
 RESULTS = Path(__file__).parent / "results"
+TIMED = 3  # runs, whose median counts
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """PSNR of final states in dB: on the samples it was made of (None where that means nothing), and held out."""
+    """PSNR of final states in dB: on the samples it was made of (None where that means nothing), and held out.
+    ``speedup`` of the loop, where it was timed."""
 
     part: str
     what: str
@@ -44,6 +50,7 @@ class Row:
     held_out_db: float
     worst_tenth_db: float
     computed: float
+    speedup: float | None = None
 
 
 def main() -> None:
@@ -68,7 +75,7 @@ def main() -> None:
     schedule = Calibration(model.pipe, most.trajectories[: o.calibration // 8]).schedule(o.computed)
     elsewhere(rows, model, schedule, fitted, shown)
     rows.save()
-    inside(rows, model, schedule, fitted, shown, o.computed)
+    inside(rows, model, Calibration(model.pipe, most.trajectories[: o.calibration // 8]), fitted, shown, o.computed)
     rows.save()
 
 
@@ -80,12 +87,17 @@ class Rows:
         self.rows: list[Row] = []
 
     def add(
-        self, part: str, what: str, held: np.ndarray, computed: float, calibration: np.ndarray | None = None
+        self,
+        part: str,
+        what: str,
+        held: np.ndarray,
+        computed: float,
+        calibration: np.ndarray | None = None,
+        speedup: float | None = None,
     ) -> None:
         own = None if calibration is None else round(float(calibration.mean()), 2)
-        row = Row(
-            part, what, own, round(float(held.mean()), 2), round(float(np.quantile(held, 0.1)), 2), float(computed)
-        )
+        low = round(float(np.quantile(held, 0.1)), 2)
+        row = Row(part, what, own, round(float(held.mean()), 2), low, round(float(computed), 2), speedup)
         self.rows.append(row)
         print(row, flush=True)
 
@@ -95,13 +107,15 @@ class Rows:
             lines += [
                 f"**{part}**",
                 "",
-                "| | computed steps | calibration (dB) | held out (dB) | worst tenth |",
-                "|---|---:|---:|---:|---:|",
+                "| | computed steps | speed-up | calibration (dB) | held out (dB) | worst tenth |",
+                "|---|---:|---:|---:|---:|---:|",
             ]
             for row in (r for r in self.rows if r.part == part):
                 own = "–" if row.calibration_db is None else f"{row.calibration_db:.1f}"
+                timed = "–" if row.speedup is None else f"{row.speedup:.2f}x"
                 lines.append(
-                    f"| {row.what} | {row.computed:.1f} | {own} | {row.held_out_db:.1f} | {row.worst_tenth_db:.1f} |"
+                    f"| {row.what} | {row.computed:.1f} | {timed} | {own} | {row.held_out_db:.1f} | "
+                    f"{row.worst_tenth_db:.1f} |"
                 )
             lines.append("")
         RESULTS.mkdir(exist_ok=True)
@@ -140,8 +154,15 @@ def parts(rows: Rows, most: Calibration, held: Calibration, samples: int, comput
     weighed("simulated mask, simulated weights", simulated.compute, simulated.weights)
     fitted("simulated mask, fit to states", simulated.compute, per_branch=apart)
     cut = max(1, len(train) - 1)
-    searched = Search(train[:2], train[cut:], per_branch=apart).run(computed, fits=fits)
+    seeker = Search(train[:2], train[cut:], per_branch=apart)
+    searched = seeker.run(computed, fits=fits)
     fitted("searched mask, fit to states", searched.compute, per_branch=apart)
+    with contextlib.suppress(CannotFollow):  # DDIM has no levels to move
+        levels = seeker.nudged(most.pipe, searched).levels
+        if levels is not None:
+            own, others = ([Movable(most.pipe, r).on(levels) for r in part] for part in (train, held.replays))
+            moved = fit(own, searched.compute, held=others, levels=levels, per_branch=apart)
+            rows.add(title, "searched mask, noise levels moved", moved.held_db, computed, moved.error_db)
     fitted("searched mask, fit to states, scale per channel", searched.compute, per_branch=apart, per_channel=True)
     fitted("searched mask, fit to states, 3 anchors", searched.compute, per_branch=apart, anchors=3)
 
@@ -197,27 +218,26 @@ def elsewhere(
 def inside(
     rows: Rows,
     model: DemoModel,
-    schedule: CacheSchedule,
+    most: Calibration,
     fitted: tuple[Sequence[str], Sequence[int]],
     shown: tuple[Sequence[str], Sequence[int]],
     computed: int,
 ) -> None:
-    """Sites inside the denoiser at the same work."""
-    title = "Sites, at equal work"
+    """Sites inside the denoiser, and the whole one at more budgets, by the clock."""
+    title = "Sites, by the clock"
     some, own = calls(model, shown), calls(model, (fitted[0][:16], fitted[1][:16]))
     full = final_states(model.pipe, some)
     few = model.call(shown[0][:2], shown[1][:2], steps=STEPS)
-    profile = measure(model.pipe, own[:1], sites=("stack",), influence=False)
-    least = sum(site.seconds * site.calls for name, site in only(profile).items() if name.startswith("stack:"))
-    whole = only(profile)["model"]
-    outside = 1 - least / (whole.seconds * whole.calls)  # of a step: runs at every step where stacks are cached
-    masks = max(2, round((computed - outside * STEPS) / (1 - outside)))
-    attempts: dict[str, Callable[[], CacheSchedule]] = {
-        "model": lambda: schedule,
-        "stack": lambda: optimize(model.pipe, own, masks, scheduler="partition", sites="stack", held_out=some[:1]),
-        "block": lambda: optimize(model.pipe, own, computed, sites="block", held_out=some[:1]),
-        "sublayer": lambda: optimize(model.pipe, own, computed, sites="sublayer", held_out=some[:1]),
-    }
+    clock = trial(model, shown, STEPS, TIMED).seconds
+    attempts: dict[str, Callable[[], CacheSchedule]] = {}
+    for budget in (computed, 17, 25):
+        attempts |= {f"model, {budget}": lambda n=budget: most.schedule(n)}
+        attempts |= {
+            f"{sites}, {budget}": lambda n=budget, s=sites, by=scheduler: optimize(
+                model.pipe, own, n, sites=s, scheduler=by, held_out=some[:1]
+            )
+            for sites, scheduler in (("stack", "partition"), ("block", "search"), ("sublayer", "search"))
+        }
     for name, make in attempts.items():
         try:
             made = make()
@@ -225,12 +245,8 @@ def inside(
             print(f"{name}: {reason}")
             continue
         work = STEPS * estimate(model.pipe, made, **few).compute_fraction
-        rows.add(title, name, compared(model, made, some, full), work)
-
-
-def only(profile: Any) -> Mapping[str, Any]:
-    ((_, denoiser),) = profile.denoisers.items()
-    return denoiser.sites  # type: ignore[no-any-return]
+        speedup = round(clock / trial(model, shown, STEPS, TIMED, made).seconds, 2)
+        rows.add(title, name, compared(model, made, some, full), work, speedup=speedup)
 
 
 def compared(model: DemoModel, made: CacheSchedule, some: list[dict[str, Any]], full: Sequence[Any]) -> np.ndarray:

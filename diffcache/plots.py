@@ -140,7 +140,10 @@ def _draw_say(axes: Any, profile: Profile) -> None:
 def _draw_response(axes: Any, profile: Profile) -> None:
     assert profile.dynamics is not None
     axes.axhline(0, color=MUTED, lw=0.6)
-    axes.plot(profile.dynamics.response, color=LINES[0], lw=1.4)
+    part, rest = profile.dynamics.response, profile.dynamics.spread**0.5
+    axes.plot(part, color=LINES[0], lw=1.4, label="along it")
+    axes.plot(rest, color=LINES[1], lw=1.4, label="beside it")
+    axes.legend(fontsize=7, frameon=False)
     axes.set_title("the network's answer to an error", fontsize=9)
 
 

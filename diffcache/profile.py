@@ -155,16 +155,20 @@ class Dynamics(Record):
     reach     float64 [T, T], at [i, j]: by how much the state after step i moves per unit of what was handed to step j,
               through the noise scheduler alone; 0 for j > i
     response  float64 [T], the part of a state's error that the network's answer repeats: m(x + e) ≈ m(x) + response · e
+    spread    float64 [T], what else is in the answer, ‖m(x + e) − m(x) − response · e‖² / ‖e‖²
     """
 
     grams: np.ndarray
     peaks: np.ndarray
     reach: np.ndarray
     response: np.ndarray
+    spread: np.ndarray
 
     def __post_init__(self) -> None:
         me = type(self).__name__
         put(self, response=_checks.array(me, "response", self.response, np.float64, step=None))
+        put(self, spread=_checks.array(me, "spread", self.spread, np.float64, step=len(self.response)))
+        _demand(me, "spread", self.spread, self.spread >= 0, "0 or more")
         put(self, peaks=_checks.array(me, "peaks", self.peaks, np.float64, sample=None))
         _demand(me, "peaks", self.peaks, self.peaks >= 0, "0 or more", ("sample",))
         steps, samples = len(self.response), len(self.peaks)

@@ -22,13 +22,14 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
     """``schedule`` on the grid ``timesteps`` [T'], falling: what ``pipe.scheduler.set_timesteps(n)`` leaves in
     ``pipe.scheduler.timesteps``.
 
-    Computed steps move to the nearest times; in between, coefficients are interpolated over time. That is no fit: warns
-    with :class:`Resampled`, and the result expects nothing of itself. Raises BadOption for a schedule that does not
-    know its own timesteps, moves noise levels or decides in the run, and for a grid that does not fall.
+    Computed steps move to the nearest times; in between, coefficients are interpolated over time; noise levels of the
+    schedule's own are dropped. That is no fit: warns with :class:`Resampled`, and the result expects nothing of itself.
+    Raises BadOption for a schedule that does not know its own timesteps or decides in the run, and for a grid that does
+    not fall.
     """
     new = np.asarray(timesteps, np.float64).reshape(-1)
-    if schedule.timesteps is None or schedule.sigmas is not None:
-        raise BadOption("schedule", "one without timesteps, or with moved noise levels", "one on a grid it names")
+    if schedule.timesteps is None:
+        raise BadOption("schedule", "one without timesteps", "one on a grid it names")
     if any(denoiser.online is not None for denoiser in schedule.denoisers.values()):
         raise BadOption("schedule", "one that decides in the run", "one whose computed steps are known")
     for name, grid in (("timesteps", new), ("schedule", schedule.timesteps)):
@@ -50,6 +51,7 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
         schedule,
         steps=len(new),
         timesteps=new,
+        sigmas=None,
         denoisers=denoisers,
         expected=None,
         provenance={**schedule.provenance, "resampled": f"from {schedule.steps} steps"},

@@ -106,6 +106,7 @@ def dynamics(steps: int = STEPS, **changes: np.ndarray) -> Dynamics:
         "peaks": np.array([2.0, 3.0]),
         "reach": np.tril(np.full((steps, steps), -1 / steps)),
         "response": np.linspace(0.5, 0.25, steps),
+        "spread": np.linspace(0.1, 0.4, steps),
     }
     return Dynamics(**fields | changes)
 
@@ -281,11 +282,16 @@ def profiles(draw: st.DrawFn) -> Profile:
     samples = draw(st.integers(1, 2))
     of_loop = draw(arrays(samples, steps, 3, elements=st.floats(0.5, 2)))
     loops = st.builds(
-        lambda reach, response, peaks: Dynamics(
-            grams=of_loop @ of_loop.transpose(0, 2, 1), peaks=peaks, reach=np.tril(reach), response=response
+        lambda reach, response, spread, peaks: Dynamics(
+            grams=of_loop @ of_loop.transpose(0, 2, 1),
+            peaks=peaks,
+            reach=np.tril(reach),
+            response=response,
+            spread=spread,
         ),
         arrays(steps, steps),
         arrays(steps),
+        arrays(steps, elements=st.floats(0, 1e9)),
         arrays(samples, elements=st.floats(0, 1e9)),
     )
     return Profile(

@@ -27,16 +27,21 @@ Weigh = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Loop:
-    """A sampler with explicit vectors. The network's answers are given: ``outputs`` [T, WIDTH], and ``response`` times
-    the state's error. ``memory``: how much of the last output the sampler uses again, as multistep ones do."""
+    """A sampler with explicit vectors. The network's answers are given: ``outputs`` [T, WIDTH], ``response`` times the
+    state's error, and ``spread`` times its energy in a direction of the step's ``own``, at a right angle to all others.
+    ``memory``: how much of the last output the sampler uses again, as multistep ones do."""
 
-    def __init__(self, steps: int, seed: int, *, memory: float = 0.0, response: float = 0.0) -> None:
+    def __init__(
+        self, steps: int, seed: int, *, memory: float = 0.0, response: float = 0.0, spread: float = 0.0
+    ) -> None:
         draw = np.random.default_rng(seed)
         self.outputs = np.cumsum(draw.normal(size=(steps, WIDTH)), axis=0) + 3 * draw.normal(size=WIDTH)
         self.keep = draw.uniform(0.8, 1.1, steps)
         self.gain = draw.uniform(-0.4, -0.1, steps)
         self.memory = memory
         self.response = response * draw.uniform(-1, 1, steps)
+        self.spread = spread * draw.uniform(0, 1, steps)
+        self.own = WIDTH**0.5 * np.linalg.qr(self.outputs.T, mode="complete")[0].T[steps : 2 * steps]
         self.begin = draw.normal(size=WIDTH)
         self.states = self.walk(self.outputs)
 
@@ -60,6 +65,7 @@ class Loop:
             peaks=np.ptp(self.states[-1].reshape(SAMPLES, -1), axis=1),
             reach=np.stack([o[:, 0] for o in ones], 1),
             response=self.response,
+            spread=self.spread,
         )
 
     def fitted(self, compute: np.ndarray, begins: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +93,8 @@ class Loop:
             past = np.array([*handed, *np.zeros((len(compute) - i, WIDTH))])
             if computed:
                 error = self.walk(past)[i - 1] - self.states[i - 1] if i else 0
-                handed.append(self.outputs[i] + self.response[i] * error)
+                own = np.sqrt(self.spread[i] * np.mean(error**2)) * self.own[i]
+                handed.append(self.outputs[i] + self.response[i] * error + own)
                 anchors = [handed[i], *([] if i in begins else anchors)][:keep]
             else:
                 w = weigh(i, np.stack(anchors), self.states[i] - self.walk(past)[i])
@@ -99,15 +106,26 @@ masks = st.lists(st.booleans(), min_size=1, max_size=9).map(lambda rest: np.arra
 
 
 @settings(max_examples=60, deadline=None)
-@given(masks, st.integers(0, 99), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.3]))
-def test_a_simulated_run_is_the_run(compute: np.ndarray, seed: int, memory: float, response: float) -> None:
-    loop = Loop(len(compute), seed, memory=memory, response=response)
+@given(masks, st.integers(0, 99), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 2.0]))
+def test_a_simulated_run_is_the_run(
+    compute: np.ndarray, seed: int, memory: float, response: float, spread: float
+) -> None:
+    loop = Loop(len(compute), seed, memory=memory, response=response, spread=spread)
     weights, end = loop.fitted(compute)
     simulated = Simulator(loop.dynamics()).fitted(compute)
     assert simulated.error == pytest.approx((end**2).mean(), rel=1e-4, abs=1e-9)
     assert simulated.weights == pytest.approx(weights, rel=1e-3, abs=1e-4)
-    assert simulated.end @ loop.outputs == pytest.approx(end, abs=1e-4)
+    assert simulated.end @ np.concatenate([loop.outputs, loop.own]) == pytest.approx(end, abs=1e-4)
     assert Simulator(loop.dynamics()).error(compute) == simulated.error
+
+
+def test_doubt_is_how_much_of_the_spread_is_reckoned_with() -> None:
+    loop, compute = Loop(10, 1, response=0.3, spread=4.0), evenly(10, 4)
+    halved = dataclasses.replace(loop.dynamics(), spread=loop.spread / 2)
+    believing = dataclasses.replace(loop.dynamics(), spread=np.zeros(10))
+    for doubt, same in ((1.0, loop.dynamics()), (0.5, halved), (0.0, believing)):
+        assert Simulator(loop.dynamics(), doubt=doubt).error(compute) == Simulator(same).error(compute)
+    assert Simulator(believing).error(compute) < Simulator(halved).error(compute)
 
 
 def test_the_simulation_sees_memory_and_response() -> None:
@@ -183,7 +201,7 @@ def test_a_played_run_is_the_run_and_its_psnr_that_of_every_sample(drawn: tuple[
     run = simulator.played(plan)
     assert run is not None
     assert run.error == pytest.approx((end**2).mean(), rel=1e-6, abs=1e-12)
-    assert run.end @ loop.outputs == pytest.approx(end, abs=1e-8)
+    assert run.end @ np.concatenate([loop.outputs, loop.own]) == pytest.approx(end, abs=1e-8)
     reference = loop.states[-1].reshape(SAMPLES, -1)
     for psnr_db, missed, whole in zip(simulator.psnr_db(run), end.reshape(SAMPLES, -1), reference, strict=True):
         mse = (missed**2).mean()
@@ -209,7 +227,7 @@ def test_samples_are_told_apart() -> None:
     simulator = Simulator(loop.dynamics())
     run = simulator.played(reuse(evenly(10, 4)))
     assert run is not None
-    alike = dataclasses.replace(loop.dynamics(), grams=np.repeat(simulator.gram[None], SAMPLES, 0))
+    alike = dataclasses.replace(loop.dynamics(), grams=np.repeat(simulator.dynamics.gram[None], SAMPLES, 0))
     assert not np.allclose(simulator.psnr_db(run), Simulator(alike).psnr_db(run), atol=0.01)
 
 

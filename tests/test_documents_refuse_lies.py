@@ -413,13 +413,16 @@ PROFILE_LIES = [
     lie("dynamics/peaks", entry(1, np.inf), "sample 1 is inf. Allowed: finite numbers"),
     lie("dynamics/reach", change(lambda a: a[:, :5]), "found shape [6, 5]. Allowed: [step 6, other 6]"),
     lie("dynamics/reach", entry((2, 3), 1), "step 2, other 3 is 1. Allowed: 0 where other > step"),
+    lie("dynamics/spread", entry(2, -0.5), "step 2 is -0.5. Allowed: 0 or more"),
+    lie("dynamics/spread", change(lambda a: a[:5]), "found shape [5]. Allowed: [step 6]"),
     lie("dynamics/response", entry(5, np.nan), "step 5 is nan. Allowed: finite numbers"),
     lie("dynamics/response", lambda _, arrays, __: shorten_dynamics(arrays), "5 steps. Allowed: 6, the steps of the"),
 ]
 
 
 def shorten_dynamics(arrays: Arrays) -> None:
-    arrays["dynamics/response"] = arrays["dynamics/response"][:5].copy()
+    for name in ("dynamics/response", "dynamics/spread"):
+        arrays[name] = arrays[name][:5].copy()
     for name in ("dynamics/grams", "dynamics/reach"):
         arrays[name] = arrays[name][..., :5, :5].copy()
 

@@ -24,7 +24,7 @@ from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.planning import plan
 from diffcache.profile import Profile
 from diffcache.profiling import record as recording
-from diffcache.profiling.dynamics import answers, measure_dynamics, with_response
+from diffcache.profiling.dynamics import answers, measure_dynamics, with_answer
 from diffcache.profiling.fit import fit
 from diffcache.profiling.measure import measure
 from diffcache.schedulers._simulation import Simulator
@@ -197,20 +197,25 @@ def test_gram_is_of_the_guided_outputs() -> None:
 def test_response_is_how_the_network_answers_to_errors() -> None:
     replays = calibration("chroma").replays
     found = fit(replays, evenly(6, 3))
-    response = with_response(measure_dynamics(replays), replays, [found]).response
+    measured = with_answer(measure_dynamics(replays), answers(replays, found))
+    response, spread = measured.response, measured.spread
     for i in (2, 4):
         errors, changes = [], []
         for one, position in zip(replays, found.checkpoints[i].positions, strict=True):
             true = one.steps[i].state
             assert true is not None
-            answers = one.guided(i, one.compute(i, position)), one.guided(i, one.recorded(i))
+            given = one.guided(i, one.compute(i, position)), one.guided(i, one.recorded(i))
             errors.append((position.state - true).flatten().double().numpy())
-            changes.append((answers[0] - answers[1]).flatten().double().numpy())
-        expected, *_ = np.linalg.lstsq(np.concatenate(errors)[:, None], np.concatenate(changes), rcond=None)
+            changes.append((given[0] - given[1]).flatten().double().numpy())
+        error, change = np.concatenate(errors), np.concatenate(changes)
+        expected, rest, *_ = np.linalg.lstsq(error[:, None], change, rcond=None)
         assert response[i] == pytest.approx(expected[0], rel=1e-3, abs=1e-5)
-    assert response[3] == pytest.approx((response[2] + response[4]) / 2)
-    assert response[5] == response[4]
+        assert spread[i] == pytest.approx(rest[0] / (error @ error), rel=1e-3)
+    for found_at in (response, spread):
+        assert found_at[3] == pytest.approx((found_at[2] + found_at[4]) / 2)
+        assert found_at[5] == found_at[4]
     assert abs(response[2]) > 1e-3
+    assert spread[2] > 1e-3
 
 
 def test_the_simulation_foresees_the_real_error() -> None:
@@ -231,10 +236,11 @@ def test_the_response_is_the_sum_over_calls_each_fitted_alone() -> None:
     replays, measured = calibration("sd3").replays, calibration("sd3").profile().dynamics
     mask = evenly(6, 3)
     sums = [answers([one], fit([one], mask, per_branch=False)) for one in replays]
-    product, energy = np.sum(sums, axis=0)
+    product, energy, _ = np.sum(sums, axis=0)
     assert measured is not None
     assert measured.response[[2, 4]] == pytest.approx(product[[2, 4]] / energy[[2, 4]])
-    assert with_response(measure_dynamics(replays), replays, [fit(replays, mask)]).response[2] != measured.response[2]
+    together = with_answer(measure_dynamics(replays), answers(replays, fit(replays, mask)))
+    assert together.response[2] != measured.response[2]
 
 
 @pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "wan", "sdxl_img2img"])

@@ -18,6 +18,7 @@ from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
 from diffcache.optimizing import optimize
 from diffcache.profiling import Calibration
 from diffcache.profiling.fit import ANCHORS, Fit, run
+from diffcache.profiling.warp import Movable
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers.uniform import evenly
 
@@ -83,7 +84,10 @@ def test_a_schedule_for_every_pipeline(name: str, tmp_path: Path) -> None:
             (plan,) = plans.values()
             start = calibrated.start
             scale = None if plan.scale is None else plan.scale[:, start:]
-            replayed = run(calibrated.replays, plan.compute[start:], plan.weights[:, start:], scale)
+            replays = calibrated.replays
+            if schedule.sigmas is not None:
+                replays = [Movable(calibrated.pipe, replay).on(schedule.sigmas) for replay in replays]
+            replayed = run(replays, plan.compute[start:], plan.weights[:, start:], scale)
             assert np.mean(errors) == pytest.approx(replayed.mean(), abs=0.02)
         assert schedule.expected is not None
         assert (schedule.expected.origin, schedule.expected.samples) == ("held-out", BATCH)

@@ -64,7 +64,9 @@ def test_a_profile_shows_what_is_known_of_the_loop() -> None:
     assert [text.get_text() for text in change.get_legend().get_texts()] == ["model", "block"]
     moved = [abs(found.dynamics.reach[-1, j]) * found.dynamics.gram[j, j] ** 0.5 for j in range(STEPS)]
     assert [bar.get_height() for bar in share.patches] == pytest.approx(moved)
-    assert answer.lines[-1].get_ydata() == pytest.approx(found.dynamics.response)
+    along, beside = answer.lines[-2:]
+    assert along.get_ydata() == pytest.approx(found.dynamics.response)
+    assert beside.get_ydata() == pytest.approx(found.dynamics.spread**0.5)
     assert figure.get_suptitle() == "Net · Euler · 6\xa0steps · 16\xa0samples".replace(" ·", "\xa0·")
 
     bare = plots.figure(dataclasses.replace(found, dynamics=None))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from calibrated import calibration, calls
-from documents import hold, mask, schedule
+from documents import hold, mask
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,6 +100,13 @@ def test_a_resampled_schedule_runs_and_beats_reuse() -> None:
     assert scores[0] > scores[1]
 
 
+def test_levels_of_its_own_are_dropped() -> None:
+    own = made("■··■")
+    moved = dataclasses.replace(own, sigmas=np.array([1.0, 0.8, 0.4, 0.3, 0.0]))
+    with pytest.warns(Resampled):
+        assert resampled(moved, [9.0, 5.0, 1.0]) == resampled(own, [9.0, 5.0, 1.0])
+
+
 def test_what_cannot_be_resampled_is_refused() -> None:
     own = made("■··■")
     with pytest.raises(BadOption, match="a grid that falls"):
@@ -108,5 +115,3 @@ def test_what_cannot_be_resampled_is_refused() -> None:
         resampled(own, [])
     with pytest.raises(BadOption, match="on a grid it names"):
         resampled(dataclasses.replace(own, timesteps=None), [3.0, 2.0])
-    with pytest.raises(BadOption, match="on a grid it names"):
-        resampled(schedule(), [3.0, 2.0])

@@ -103,6 +103,7 @@ def measurement(
             peaks=np.full(SAMPLES, 4.0),
             reach=np.tril(np.broadcast_to(np.diff(sigmas), (steps, steps))),
             response=np.linspace(-0.1, 0.5, steps),
+            spread=np.linspace(0.2, 0.1, steps),
         ),
         "seconds": 0.1 * steps,
         "samples": SAMPLES,

@@ -228,7 +228,14 @@ def test_the_coherent_cost_of_one_run_is_the_final_error_of_it(steps: int, seed:
     handed = draw.normal(size=(steps, 4)).cumsum(0)
     reach = np.tril(draw.normal(size=(steps, steps)))
     reach[-1] = draw.normal(size=steps)
-    loop = dynamics(steps, grams=(handed @ handed.T)[None], peaks=np.ones(1), reach=reach, response=np.zeros(steps))
+    loop = dynamics(
+        steps,
+        grams=(handed @ handed.T)[None],
+        peaks=np.ones(1),
+        reach=reach,
+        response=np.zeros(steps),
+        spread=np.zeros(steps),
+    )
     found = measured({"model": walk(seed, steps)}, dynamics=loop)
     runs = data.draw(st.integers(1, steps))
     made = plan(found, runs, norm="coherent", bounded=False).sites["model"].compute

@@ -93,7 +93,7 @@ def only_run(steps: int, a: int, b: int) -> np.ndarray:
 
 def played(found: Dynamics, compute: np.ndarray, weights: np.ndarray) -> float:
     """The simulated loop's final error."""
-    run = Simulator(found).played(SitePlan(compute=compute, weights=weights))
+    run = Simulator(found, doubt=0).played(SitePlan(compute=compute, weights=weights))
     assert run is not None
     return run.error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 from diffcache import host, planning
 from diffcache.budget import Budget
 from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.levels import CannotFollow
 from diffcache.profile import Profile
 from diffcache.profiling import circumstances
 from diffcache.profiling.fit import Fit, fit
@@ -19,6 +21,7 @@ from diffcache.profiling.output_fit import fit_outputs
 from diffcache.profiling.record import Trajectory, record_all
 from diffcache.profiling.replay import Replay
 from diffcache.profiling.search import Search
+from diffcache.profiling.warp import Movable
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan
 from diffcache.schedulers._simulation import ANCHORS
 from diffcache.schedulers.uniform import evenly
@@ -28,6 +31,8 @@ SEARCHED_SAMPLES = 16  # a mask needs fewer samples than its coefficients do; th
 HELD_SAMPLES = 8  # on which the search accepts
 HELD_SHARE = 4  # one call in so many is held out where none are named
 PAYS_DB = 0.1  # what coefficients per channel must gain on held-out samples to be kept
+LEVELS_PAY_DB = 0.3  # what moved noise levels must gain there: they tie a schedule closer to its noise scheduler
+NUDGED_SHARE = 0.25  # of the time for the search
 
 
 class Calibration:
@@ -93,27 +98,35 @@ class Calibration:
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
         few, few_held = leading(train, SEARCHED_SAMPLES), leading(held, HELD_SAMPLES)
         seeker = Search(few, few_held, **options, tried=tried)  # type: ignore[arg-type]
-        if scheduler == "search":
-            best = seeker.run(self._steps(budget, seeker), time_limit_s=time_limit_s)
-            front = {} if time_limit_s == 0 else seeker.nearby(best)
-        else:
-            best, front = seeker.evaluate(self._mask(budget, scheduler)), {}
-        seen, channels = self._best_options(best.compute, train, held, options)
-        everyone = train if self.held else [*train, *held]
-        final = seen
-        if len(everyone) > len(train):
-            final = fit(everyone, best.compute, per_channel=channels, **options)  # type: ignore[arg-type]
         notes = {
             "scheduler": "search" if scheduler == "search" else f"mask of {scheduler}",
             "fit": "closed loop",
             "fit_target": "state",
             "budget": str(budget),
         }
+        front: dict[int, Fit] = {}
+        if scheduler == "search":
+            masks_s = None if time_limit_s is None else (1 - NUDGED_SHARE) * time_limit_s
+            levels_s = None if time_limit_s is None else NUDGED_SHARE * time_limit_s
+            best = seeker.run(self._steps(budget, seeker), time_limit_s=masks_s)
+            if time_limit_s != 0:
+                front = seeker.nearby(best)
+                with contextlib.suppress(CannotFollow):
+                    best = seeker.nudged(self.pipe, best, time_limit_s=levels_s)
+        else:
+            best = seeker.evaluate(self._mask(budget, scheduler))
+        seen, channels = self._best_options(best, train, held, options)
+        if seen.levels is not None:
+            notes["levels"] = "moved"
+        everyone = train if self.held else [*train, *held]
+        final = seen
+        if len(everyone) > len(train):
+            final = self._fit(everyone, (), best.compute, seen.levels, per_channel=channels, **options)
         if front:
             front[int(best.compute.sum())] = seen
-            notes["front"] = ", ".join(f"{n} steps {f.score:.1f} dB" for n, f in front.items())
+            notes["front"] = ", ".join(f"{n} steps {f.held_score:.1f} dB" for n, f in front.items())
         expected = Expected.over(seen.held_db, "held-out") if held else Expected.over(seen.error_db, "calibration")
-        return self._document(best.compute, final.weights, notes, final.scale, expected)
+        return self._document(best.compute, final.weights, notes, final.scale, expected, final.levels)
 
     def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
         """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
@@ -134,14 +147,30 @@ class Calibration:
         return self.replays[:cut], self.replays[cut:]
 
     def _best_options(
-        self, compute: np.ndarray, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
+        self, best: Fit, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
     ) -> tuple[Fit, bool]:
-        """The fit to all of ``train``, and whether it has a scale per channel: only if held-out samples gain by it."""
-        plain = fit(train, compute, held=held, **options)
-        if not held or compute.all():
-            return plain, False
-        scaled = fit(train, compute, held=held, per_channel=True, **options)
-        return (scaled, True) if scaled.score > plain.score + PAYS_DB else (plain, False)
+        """The fit to all of ``train``, and whether it has a scale per channel. Levels of its own and that scale are
+        only kept if held-out samples gain by them."""
+        found = self._fit(train, held, best.compute, None, **options)
+        if not held or best.compute.all():
+            return found, False
+        if best.levels is not None:
+            moved = self._fit(train, held, best.compute, best.levels, **options)
+            found = moved if moved.beats(found, LEVELS_PAY_DB) else found
+        scaled = self._fit(train, held, best.compute, found.levels, per_channel=True, **options)
+        return (scaled, True) if scaled.held_score > found.held_score + PAYS_DB else (found, False)
+
+    def _fit(
+        self,
+        train: Sequence[Replay],
+        held: Sequence[Replay],
+        compute: np.ndarray,
+        levels: np.ndarray | None,
+        **options: Any,
+    ) -> Fit:
+        if levels is not None:
+            train, held = ([Movable(self.pipe, replay).on(levels) for replay in part] for part in (train, held))
+        return fit(train, compute, held=held, levels=levels, **options)
 
     def _anchors(self, budget: Budget) -> int:
         """How many outputs may be kept at once."""
@@ -163,12 +192,14 @@ class Calibration:
         while low <= high:  # by one real run each, of the mask that the simulation prefers
             middle = (low + high) // 2
             found = seeker.evaluate(seeker.planned(middle)[0])
-            if found.score >= budget.max_error_db:
+            if found.held_score >= budget.max_error_db:
                 least, high = middle, middle - 1
             else:
                 low = middle + 1
         if least is None:
-            raise BadOption("max_error_db", budget.max_error_db, f"up to {found.score:.1f}, with every step computed")
+            raise BadOption(
+                "max_error_db", budget.max_error_db, f"up to {found.held_score:.1f}, with every step computed"
+            )
         return least
 
     def _mask(self, budget: Budget, scheduler: str) -> np.ndarray:
@@ -206,6 +237,7 @@ class Calibration:
         notes: Mapping[str, str],
         scale: np.ndarray | None = None,
         expected: Expected | None = None,
+        levels: np.ndarray | None = None,
     ) -> CacheSchedule:
         denoisers = {
             name: DenoiserPlan(
@@ -223,6 +255,7 @@ class Calibration:
             noise_scheduler=circumstances.noise_scheduler(self.trajectories[0]),
             guidance=self.guidance,
             timesteps=timesteps[0] if alike else None,
+            sigmas=levels,
             expected=expected,
             provenance=dict(notes) | {"samples": str(circumstances.samples(self.trajectories, self.replays))},
         )

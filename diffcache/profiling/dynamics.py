@@ -15,13 +15,15 @@ from diffcache.profiling.replay import Position, Replay
 
 
 def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
-    """Gram tables of the guided outputs and the sampler's reach; the network's response is 0 until measured."""
+    """Gram tables of the guided outputs and the sampler's reach; the network's answer is 0 until measured."""
     tables, ranges = zip(*map(grams_and_peaks, replays), strict=True)
+    silent = np.zeros(len(replays[0].steps))
     return Dynamics(
         grams=np.concatenate(tables),
         peaks=np.concatenate(ranges),
         reach=measure_reach(replays[0]),
-        response=np.zeros(len(replays[0].steps)),
+        response=silent,
+        spread=silent,
     )
 
 
@@ -34,19 +36,24 @@ def grams_and_peaks(replay: Replay) -> tuple[np.ndarray, np.ndarray]:
     return (table + table.transpose(0, 2, 1)) / 2, (end.amax(1) - end.amin(1)).cpu().numpy()
 
 
-def with_response(dynamics: Dynamics, replays: Sequence[Replay], fits: Sequence[Fit]) -> Dynamics:
-    """How the network answered to the states' errors in real closed-loop runs, by least squares per computed step and
-    linear in between."""
-    product, energy = np.sum([answers(replays, fit) for fit in fits], axis=0)
-    response = response_of(product, energy)
-    return dynamics if response is None else dataclasses.replace(dynamics, response=response)
+def with_answer(dynamics: Dynamics, sums: np.ndarray) -> Dynamics:
+    """How the network answered to the states' errors in real closed-loop runs, ``answers`` added up: by least squares
+    per computed step and linear in between. As it was if no run ever strayed."""
+    product, energy, square = sums
+    known = np.flatnonzero(energy > 0)
+    if not len(known):
+        return dynamics
+    part = product[known] / energy[known]
+    rest = np.maximum(square[known] / energy[known] - part**2, 0)
+    response, spread = (np.interp(np.arange(len(energy)), known, found) for found in (part, rest))
+    return dataclasses.replace(dynamics, response=response, spread=spread)
 
 
-def answers(replays: Sequence[Replay], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """The sums that the response is the quotient of, float64 [T] each: of products of the network's answer with the
-    state's error, and of squares of the error. Sums of several runs may be added up; replays held out, which stand last
-    in a fit, may be left out."""
-    product, energy = np.zeros(len(fit.compute)), np.zeros(len(fit.compute))
+def answers(replays: Sequence[Replay], fit: Fit) -> np.ndarray:
+    """Sums that tell the response and its spread, float64 [3, T]: of products of the network's answer with the state's
+    error, of squares of the error, of squares of the answer. Sums of several runs may be added up; replays held out,
+    which stand last in a fit, may be left out."""
+    product, energy, square = np.zeros((3, len(fit.compute)))
     for i in np.flatnonzero(fit.compute)[1:]:
         before, after = fit.checkpoints[i], fit.checkpoints.get(i + 1)
         if after is None:
@@ -57,13 +64,8 @@ def answers(replays: Sequence[Replay], fit: Fit) -> tuple[np.ndarray, np.ndarray
             change = _flat(replay.guided(i, outputs[i])) - _flat(replay.guided(i, replay.recorded(i)))
             product[i] += float(change @ error)
             energy[i] += float(error @ error)
-    return product, energy
-
-
-def response_of(product: np.ndarray, energy: np.ndarray) -> np.ndarray | None:
-    """float64 [T]; None if no run ever strayed."""
-    known = np.flatnonzero(energy > 0)
-    return np.interp(np.arange(len(energy)), known, product[known] / energy[known]) if len(known) else None
+            square[i] += float(change @ change)
+    return np.stack([product, energy, square])
 
 
 def measure_reach(replay: Replay) -> np.ndarray:

@@ -17,7 +17,7 @@ from diffcache import _container
 from diffcache._checks import refuse
 from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
 from diffcache.profiling.circumstances import Circumstances, demand_agreement, guidance_of
-from diffcache.profiling.dynamics import response_of
+from diffcache.profiling.dynamics import with_answer
 from diffcache.profiling.tables import Sums, site_tables
 from diffcache.schedule import NoiseSchedulerId
 
@@ -140,16 +140,16 @@ class Findings:
             return None, obstacle
         if any(c.circumstances.bent for c in calls):
             return None, "the noise scheduler's step is not affine in the model's output (it clips)."
-        looked_at = [c.arrays for c in calls if "product" in c.arrays]
-        steps = len(first.arrays["timesteps"])
-        product, energy = (sum((a[n] for a in looked_at), np.zeros(steps)) for n in ("product", "energy"))
-        response = response_of(product, energy)
-        return Dynamics(
+        silent = np.zeros(len(first.arrays["timesteps"]))
+        found = Dynamics(
             grams=np.concatenate([c.arrays["grams"] for c in calls]),
             peaks=np.concatenate([c.arrays["peaks"] for c in calls]),
             reach=first.arrays["reach"],
-            response=np.zeros(steps) if response is None else response,
-        ), ""
+            response=silent,
+            spread=silent,
+        )
+        heard = [c.arrays["answers"] for c in calls if "answers" in c.arrays]
+        return with_answer(found, np.sum(heard, axis=0)) if heard else found, ""
 
     # ----------------------------------------------------------------- bytes
 

@@ -9,6 +9,7 @@ trajectory instead of the clean one leaves no bias.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Fit:
 
     error_db  per sample, PSNR of the final state against the full run's; peak: the reference sample's own range
     held_db   the same of samples that nothing was fitted to; may be empty
+    levels    float64 [T + 1], the noise levels that the loop ran over; None: its own
     """
 
     compute: np.ndarray
@@ -54,11 +56,22 @@ class Fit:
     error_db: np.ndarray
     held_db: np.ndarray
     checkpoints: Mapping[int, Checkpoint]
+    levels: np.ndarray | None = None
 
     @property
     def score(self) -> float:
-        """Mean over samples, in dB, over those held out if there are any: higher is better."""
-        return float((self.held_db if len(self.held_db) else self.error_db).mean())
+        """Mean in dB over all samples. Those that were fitted to count as well: coefficients are few, and so is what
+        they gain over the others, while a mean over more samples errs less."""
+        return float(np.concatenate([self.error_db, self.held_db]).mean())
+
+    @property
+    def held_score(self) -> float:
+        """Mean in dB over the samples held out, if there are any."""
+        return float(self.held_db.mean()) if len(self.held_db) else self.score
+
+    def beats(self, other: Fit, by: float = 0.0) -> bool:
+        """Whether it is better by more than ``by`` dB, and not for the samples that it was fitted to alone."""
+        return self.score > other.score + by and self.held_score >= other.held_score
 
 
 def fit(
@@ -69,6 +82,7 @@ def fit(
     per_branch: bool = True,
     per_channel: bool = False,
     anchors: int = ANCHORS,
+    levels: np.ndarray | None = None,
     resume: Fit | None = None,
 ) -> Fit:
     """Closed-loop fit of the mask ``compute`` (bool [steps of the loop]) to ``replays``.
@@ -77,7 +91,9 @@ def fit(
     per_branch   separate weights for each guidance branch, else one set for all
     per_channel  a scale per channel on top of them
     anchors      most computed steps that a prediction uses
-    resume       an earlier fit of these replays whose mask agrees up to some step: its run is taken over up to there
+    levels       the noise levels that the replays are on, if not their own
+    resume       an earlier fit of these replays whose mask and levels agree up to some step: its run is taken over up
+                 to there
     """
     _demand(replays, compute)
     steps, everyone = len(compute), [*replays, *held]
@@ -86,7 +102,7 @@ def fit(
     scale = np.ones((branches, steps, replays[0].channels)) if per_channel else None
     if resume is not None and (resume.weights.shape != weights.shape or (resume.scale is None) == per_channel):
         resume = None  # was made with other options
-    first = _first_difference(compute, resume)
+    first = _first_difference(compute, levels, resume)
     checkpoints: dict[int, Checkpoint] = {}
     if resume is not None and first > 0:
         weights[:, :first] = resume.weights[:, :first]
@@ -94,6 +110,9 @@ def fit(
             scale[:, :first] = resume.scale[:, :first]
         checkpoints = {i: c for i, c in resume.checkpoints.items() if i <= first}
         here = checkpoints[first]
+        if levels is not None or resume.levels is not None:
+            positions = tuple(r.taken_over(p) for r, p in zip(everyone, here.positions, strict=True))
+            here = dataclasses.replace(here, positions=positions)
     else:
         here = _start(everyone)
     for i in range(first, steps):
@@ -108,7 +127,7 @@ def fit(
         here = _predicted(everyone, i, here, w, None if scale is None else scale[:, i])
     errors = _errors(everyone, here)
     own = sum(len(r.reference(0)) // r.copies for r in replays)
-    return Fit(compute.copy(), weights, scale, errors[:own], errors[own:], checkpoints)
+    return Fit(compute.copy(), weights, scale, errors[:own], errors[own:], checkpoints, levels)
 
 
 def run(
@@ -262,11 +281,14 @@ def _least_squares(gram: np.ndarray, moment: np.ndarray, *, towards: np.ndarray,
     return np.asarray(towards + np.linalg.solve(normal, left / scale) / scale)
 
 
-def _first_difference(compute: np.ndarray, resume: Fit | None) -> int:
-    if resume is None:
+def _first_difference(compute: np.ndarray, levels: np.ndarray | None, resume: Fit | None) -> int:
+    """The first step that is not as it was; a step ends at the level of the next one."""
+    if resume is None or (levels is None) != (resume.levels is None):
         return 0
-    differing = np.flatnonzero(compute != resume.compute)
-    return int(differing[0]) if len(differing) else len(compute) - 1
+    differing = [*np.flatnonzero(compute != resume.compute)[:1], len(compute) - 1]
+    if levels is not None and resume.levels is not None:
+        differing += [max(int(i) - 1, 0) for i in np.flatnonzero(levels != resume.levels)[:1]]
+    return int(min(differing))
 
 
 def psnr_db(state: Tensor, reference: Tensor) -> Tensor:

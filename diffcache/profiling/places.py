@@ -17,7 +17,7 @@ from diffcache.patch import Around, entry_point, layer
 from diffcache.sites import GRANULARITIES, Granularity, parse
 from diffcache.store import Output
 
-ELEMENTS = 2**14  # kept of one tensor of one sample; means over so many differ little from those over all
+ELEMENTS = 2**13  # kept of one tensor of one sample; means over so many differ little from those over all
 SEED = 0  # of the choice of tokens
 
 Places = Mapping[str, tuple[nn.Module, ...]]  # site -> the modules whose calls make it up

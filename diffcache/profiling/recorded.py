@@ -89,7 +89,7 @@ class RecordedCall:
             steps = len(self.replay.steps)
             mask = evenly(steps, max(steps // 2, len(here.begins)), here.begins)
             run = fit([self.replay], mask, per_branch=False)
-            found["product"], found["energy"] = answers([self.replay], run)
+            found["answers"] = answers([self.replay], run)
         return found
 
     def _first(self, name: str, module: nn.Module) -> FirstCall:

@@ -161,6 +161,27 @@ class Replay:
         gain = (above - below) / (2 * nudge)
         return self.move(i, wide, like).state.double() - gain * self._spread(like), gain[: len(like)]
 
+    # -------------------------------------------------------- other levels
+
+    def with_steps(self, trajectory: Trajectory) -> Replay:
+        """The same loop with other timesteps, references and a noise scheduler of other levels: what was identified of
+        the pipeline holds there too."""
+        other = copy.copy(self)
+        other.trajectory, other.steps = trajectory, trajectory.steps
+        other._feeds = [
+            [new for new, old in zip(step.feeds, own.feeds, strict=True) if any(old is f for f in feeds)]
+            for step, own, feeds in zip(other.steps, self.steps, self._feeds, strict=True)
+        ]
+        return other
+
+    def taken_over(self, position: Position) -> Position:
+        """A position of this loop on other levels, which differ from here on only."""
+        scheduler = _fork(position.scheduler)
+        for name in ("sigmas", "timesteps"):
+            if hasattr(scheduler, name):
+                setattr(scheduler, name, getattr(self.trajectory.scheduler, name))
+        return Position(position.state, scheduler)
+
     # -------------------------------------------------------- identification
 
     def _handed(self, i: int) -> Tensor:
