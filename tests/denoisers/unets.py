@@ -1,0 +1,9 @@
+"""U-Nets and their kin."""
+
+from __future__ import annotations
+
+from denoisers.tiny import TinyDenoiser
+
+DENOISERS: tuple[TinyDenoiser, ...] = ()
+
+NO_DENOISERS: dict[str, str] = {}
