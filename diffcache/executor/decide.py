@@ -15,15 +15,18 @@ from diffcache.store import Anchor, Output
 
 def visit(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
     """The output of ``site``, one way or the other."""
-    predicted = guess(call, site, inputs)
-    if predicted is not None:
-        if call.state.lesson is not None:
-            call.state.lesson(call, site, compute())
-        return predicted[0]
-    inputs = safe(call, site, inputs)
-    value = compute()
-    keep(call, site, inputs, value)
-    return value
+    try:
+        predicted = guess(call, site, inputs)
+        if predicted is not None:
+            if call.state.lesson is not None:
+                call.state.lesson(call, site, compute())
+            return predicted[0]
+        inputs = safe(call, site, inputs)
+        value = compute()
+        keep(call, site, inputs, value)
+        return value
+    finally:
+        call.visits[site] += 1
 
 
 def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
@@ -37,7 +40,7 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     if terms is None:
         counts.compute()
         return None
-    key = (call.denoiser, site, call.branch)
+    key = call.key(site)
     anchors = [call.state.store.get(key, a) for a in terms.anchors]
     for step in program.drops[call.step]:
         call.state.store.drop(key, step)
@@ -72,7 +75,7 @@ def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps_x:
         return inputs
-    pairing = call.state.pairings.get((call.denoiser, site, call.branch))
+    pairing = call.state.pairings.get(call.key(site))
     wanted = inputs.others if pairing is None else {n: t for n, t in inputs.others.items() if n in pairing.names}
     copies = {name: t.detach().clone() for name, t in wanted.items()}
     return Inputs(tuple(t.detach().clone() for t in inputs.main), copies)
@@ -87,7 +90,7 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps:
         return
-    key = (call.denoiser, site, call.branch)
+    key = call.key(site)
     step = NEWEST if program.newest else call.step
     call.state.store.drop(key, step)
     output = Output.of(value)

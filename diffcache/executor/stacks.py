@@ -42,6 +42,8 @@ class _PredictedError(Exception):
 def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Callable[[], Any]) -> Any:
     """What one block of the stack ``site`` hands on. ``compute`` runs it."""
     stack = call.stacks.get(site)
+    if stack is not None and stack.left:  # the host runs its blocks once more
+        stack, call.visits[site] = None, call.visits[site] + 1
     if stack is None and place.first and place.rule == "first_block":
         given = Inputs(tuple(t.detach().clone() for t in inputs.main), inputs.others)  # blocks may write into it
         value = compute()
@@ -59,6 +61,7 @@ def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Call
         stack = call.stacks[site] = Stack(inputs, predicted)
         if place.rule == "first_block" and call.lead is not None:
             stack.before = call.lead.outputs
+    stack.left = place.last
     if stack.guess is None:
         if call.state.programs[call.denoiser, site].keeps_x:
             _learn(call, site, inputs, stack.before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,7 @@ class Counts:
 class State:
     """Everything one run owns; dropped with it.
 
-    pairings  (denoiser, site, branch) -> how x goes with F, where equation (1) needs x
+    pairings  by ``Call.key``: how x goes with F, where equation (1) needs x
     lesson    is shown what every predicted site would have computed; then everything runs, and nothing is saved
     flows     (denoiser, stack) -> which output of one block is which input of the next
     """
@@ -62,7 +62,7 @@ class State:
     store: Store = field(default_factory=Store)
     counts: dict[tuple[str, str, int], Counts] = field(default_factory=dict)
     watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
-    pairings: dict[tuple[str, str, int], Pairing] = field(default_factory=dict)
+    pairings: dict[Hashable, Pairing] = field(default_factory=dict)
     flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
     suspects: list[Tensor] = field(default_factory=list)  # finiteness flags not yet read from an accelerator
@@ -106,12 +106,14 @@ class Stack:
 
     stand_in  what goes from block to block at a predicted step: hosts may write into it
     before    what the block that ran last returned
+    left      its last block has run: the next block belongs to another pass
     """
 
     inputs: Inputs
     guess: tuple[Any] | None
     stand_in: Any = None
     before: tuple[Tensor, ...] = ()
+    left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Call:
 
     watch    what decides, where the run does
     verdict  its decision, as soon as it is taken
+    visits   how often each site was entered before: one feed-forward may serve pictures, then text
     lead     the first block's run, where it decides
     plain    site -> its prediction without scale and bias, while there is a lesson
     heard    called with the output of the first normalisation in the first block, once
@@ -140,9 +143,14 @@ class Call:
     watch: Watch | None = None
     verdict: Verdict | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)
+    visits: Counter[str] = field(default_factory=Counter)
     lead: Lead | None = None
     plain: dict[str, Any] = field(default_factory=dict)
     heard: Callable[[tuple[Tensor, ...]], None] | None = None
+
+    def key(self, site: str) -> Hashable:
+        """Whose anchors serve the site now: every branch has its own, and every visit within a forward."""
+        return self.denoiser, site, self.branch, self.visits[site]
 
     def decide(self, signal: tuple[Tensor, ...]) -> None:
         """Let the signal say whether this forward is predicted."""
