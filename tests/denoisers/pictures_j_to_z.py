@@ -71,7 +71,10 @@ def _joy_edit_plus(x: Tensor, t: Tensor) -> dict[str, object]:
 
 
 def _qwen_21(x: Tensor, t: Tensor) -> dict[str, object]:
-    """Of the twelve places of the prompt one stands for the reference; four more are for the picture to be made."""
+    """As the pipeline does under ``use_kv_cache=False``; else it has one long sequence first and then short ones.
+
+    Of the twelve places of the prompt one stands for the reference; four more are for the picture to be made.
+    """
     slots = torch.arange(TOKENS + PICTURE // 4)
     return {
         "hidden_states": torch.cat([_normal("reference", REFERENCE, x.shape[-1], batch=len(x)), x], dim=1),
