@@ -136,8 +136,8 @@ def _cosmos(x: Tensor, t: Tensor) -> dict[str, object]:
 
 
 def _cosmos3(x: Tensor, t: Tensor) -> dict[str, object]:
-    """One packed sequence: the text, then the patches of every video. The pipeline packs a single video; of several, each
-    sees the others, for attention knows of no borders in the sequence."""
+    """One packed sequence: the text, then the patches of every video. The pipeline packs a single video; several see
+    each other, for attention knows of no borders in the sequence."""
     batch, _, frames, height, width = x.shape
     shape = (frames, height // 2, width // 2)
     patches = shape[0] * shape[1] * shape[2]
