@@ -29,6 +29,11 @@ class Output:
         """The same with tensors of its own: hosts may write into what a module returned."""
         return Output(tuple(t.detach().clone() for t in self.tensors), self.others, self.spec)
 
+    def blank(self) -> Output:
+        """The same with zeros that take no memory: ``copied`` makes of it what has the form and not the values."""
+        zeros = (torch.zeros((), dtype=t.dtype, device=t.device).expand(t.shape) for t in self.tensors)
+        return Output(tuple(zeros), self.others, self.spec)
+
     def copied(self) -> Any:
         """The module's output again, of new tensors."""
         return self.rebuild(self.kept().tensors)
@@ -98,6 +103,14 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor | None:
     """Whether all are finite, as one tensor on their device (reading it is the caller's choice); None without any."""
     flags = [torch.isfinite(t).all() for t in tensors if t.is_floating_point()]
     return torch.stack(flags).all() if flags else None
+
+
+def batch_first(tensor: Tensor, batch: int) -> bool:
+    """Whether the first dimension is the batch, or holds it times something else (the frames of a video). No where a
+    later one is as long as the batch instead: some networks work on [tokens, batch, channels] inside."""
+    if tensor.ndim == 0 or len(tensor) % batch:
+        return False
+    return len(tensor) == batch or batch == 1 or batch not in tensor.shape[1:-1]
 
 
 def channel_dim(tensor: Tensor) -> int:

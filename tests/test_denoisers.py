@@ -78,6 +78,21 @@ def schedule(name: str, granularity: str, compute: np.ndarray) -> CacheSchedule 
     )
 
 
+@functools.cache
+def called(name: str) -> set[str]:
+    """Sites that a forward runs: some networks hold parts for their checkpoints' sake."""
+    found: set[str] = set()
+    pipe = loop(name)
+    hooks = [
+        modules[-1].register_forward_hook(lambda *_, site=site: found.add(site))
+        for site, modules in find_sites(pipe.transformer).items()
+    ]
+    run(pipe)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 everyone = pytest.mark.parametrize("name", TINY)
 
 
@@ -87,20 +102,25 @@ def test_the_state_and_every_block_have_a_say(name: str) -> None:
     assert torch.isfinite(plain(name)).all()
     assert torch.equal(run(loop(name)), plain(name))
     pipe = loop(name)
-    for module in [m for n, m in pipe.transformer.named_modules() if n.count(".") == 1 and n.split(".")[1].isdigit()]:
+    members = [m for n, m in pipe.transformer.named_modules() if n.count(".") == 1 and n.split(".")[1].isdigit()]
+    for module in members:
+        if isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+            continue
         kept = module.forward
-        module.forward = lambda *args, module=module, kept=kept, **kwargs: scaled(kept(*args, **kwargs))  # type: ignore[method-assign]
+        module.forward = lambda *args, module=module, kept=kept, **kwargs: disturbed(kept(*args, **kwargs))  # type: ignore[method-assign]
         try:
             assert not torch.equal(run(pipe), plain(name)), type(module).__name__
         finally:
             del module.forward
 
 
-def scaled(value: object) -> object:
+def disturbed(value: object) -> object:
+    """By a wave along the channels, which no norm behind it undoes."""
     if isinstance(value, Tensor):
-        return value * 1.1 if value.is_floating_point() else value
+        wave = torch.sin(torch.arange(value.shape[-1])) if value.ndim else torch.zeros(())
+        return value + 0.1 * wave if value.is_floating_point() else value
     if isinstance(value, (tuple, list)):
-        return type(value)(scaled(v) for v in value)
+        return type(value)(disturbed(v) for v in value)
     return value
 
 
@@ -125,11 +145,30 @@ def test_all_computed_is_bit_equal_and_skips_skip(name: str, granularity: str) -
     assert not torch.equal(first, plain(name))
     assert not any(row.failed_open for row in seen.rows)
     rows = [row for row in seen.rows if row.site in some.denoisers["transformer"].sites]
-    assert {row.site for row in rows} == set(some.denoisers["transformer"].sites)
+    assert {row.site for row in rows} == set(some.denoisers["transformer"].sites) & called(name)
     for row in rows:  # a module may serve several streams in one forward
         assert row.strip == "".join("■·"[not computed] * (row.computed // 3) for computed in MASK)
     assert {n: dict(m.__dict__) for n, m in pipe.transformer.named_modules()} == before
     assert torch.equal(run(pipe), plain(name))
+
+
+@everyone
+def test_where_nothing_moves_reuse_is_exact(name: str) -> None:
+    """Every stack alone, all blocks together, all parts of blocks together: a site whose output is not all that the
+    rest of the network sees of it would show."""
+    pipe = loop(name)
+    sites = [site for site in find_sites(pipe.transformer) if site != "model"]
+    alone = [[site] for site in sites if site.startswith("stack:")]
+    together = [[s for s in sites if s.startswith(granularity)] for granularity in ("block:", "sublayer:")]
+    for some in filter(None, (*alone, *together)):
+        plan = CacheSchedule(
+            steps=STEPS, denoisers={"transformer": DenoiserPlan(sites=dict.fromkeys(some, reuse(MASK)))}
+        )
+        with accelerated(pipe, plan):
+            outputs = pipe(generator=torch.Generator().manual_seed(0), still=True, batch=2)
+            assert not any(row.failed_open for row in report(pipe).rows)
+        for output in outputs:
+            assert torch.equal(output, outputs[0]), some
 
 
 def test_a_module_that_serves_two_streams_predicts_each_from_its_own() -> None:
@@ -147,3 +186,42 @@ def test_a_module_that_serves_two_streams_predicts_each_from_its_own() -> None:
         for i, computed in enumerate(MASK):
             assert torch.equal(stream[i], stream[i - 1]) is not bool(computed) or i == 0
     assert outputs[0].shape != outputs[1].shape
+
+
+def parts(name: str) -> list[str]:
+    """Paths of the parts of a U-Net's deep branch."""
+    network = loop(name).transformer
+    paths = {id(module): path for path, module in network.named_modules()}
+    return [paths[id(module)] for module in find_sites(network)["stack:up_blocks"]]
+
+
+def test_the_deep_branch_of_a_unet_ends_before_the_last_layer() -> None:
+    found = parts("UNetSpatioTemporalConditionModel")
+    assert found[0] == "down_blocks.0"
+    assert "mid_block" in found
+    assert found[-1].startswith("up_blocks.1.")
+    assert not any(path.endswith(f"up_blocks.1.{column}.2") for path in found for column in ("resnets", "attentions"))
+
+
+@pytest.mark.parametrize("name", ["UNet1DModel", "Kandinsky3UNet"])
+def test_where_layers_have_no_skips_of_their_own_it_lies_between_the_outer_blocks(name: str) -> None:
+    found = parts(name)
+    assert "down_blocks.0" not in found
+    assert "down_blocks.1" in found
+    last = len(loop(name).transformer.up_blocks) - 1
+    assert found[-1] == f"up_blocks.{last - 1}"
+
+
+@pytest.mark.parametrize(
+    "name", ["UNet3DConditionModel", "UNetMotionModel", "UNetSpatioTemporalConditionModel", "I2VGenXLUNet"]
+)
+def test_the_parts_of_a_deep_branch_run_in_its_order(name: str) -> None:
+    pipe, order = loop(name), list[int]()
+    modules = find_sites(pipe.transformer)["stack:up_blocks"]
+    hooks = [m.register_forward_hook(lambda *_, i=i: order.append(i)) for i, m in enumerate(modules)]
+    try:
+        pipe(num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert order == list(range(len(modules)))

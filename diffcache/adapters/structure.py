@@ -1,4 +1,5 @@
-"""Find the sites of a denoiser from how it is built: blocks repeated in a list, attention and feed-forward inside."""
+"""Find the sites of a denoiser from how it is built: blocks repeated in a list, attention and feed-forward inside; in a
+U-Net its deep branch."""
 
 from __future__ import annotations
 
@@ -7,26 +8,68 @@ from collections.abc import Mapping
 from torch import nn
 
 ATTENTION = ("Attention", "Attn")
-FEED_FORWARD = ("FeedForward", "MLP", "Mlp", "FFN")
+NO_CHAINS = {  # lists of which more than the last block's output is used: no structure tells
+    ("WanVACETransformer3DModel", "vace_blocks"): "each block also returns a hint for a block of the other list",
+}
+FEED_FORWARD = ("FeedForward", "MLP", "Mlp", "FFN", "SwiGLU", "MoE")
 
 
 def find_sites(denoiser: nn.Module) -> Mapping[str, tuple[nn.Module, ...]]:
     """Site name -> the modules whose calls make it up (one, or all blocks of a stack in order).
 
     A stack is a ``ModuleList`` directly under the denoiser whose items are of one class and contain attention or a
-    feed-forward. Models without one (U-Nets: their blocks differ) have the ``model`` site alone.
+    feed-forward. A U-Net has one stack, ``stack:up_blocks``, whose parts differ: ``deep_branch``. Models with neither
+    have the ``model`` site alone.
     """
     sites: dict[str, tuple[nn.Module, ...]] = {"model": (denoiser,)}
+    if deep := deep_branch(denoiser):
+        return sites | {"stack:up_blocks": deep}
     for list_name, blocks in denoiser.named_children():
         if not isinstance(blocks, nn.ModuleList) or len(blocks) < 2 or not _regular(blocks):
             continue
-        sites[f"stack:{list_name}"] = tuple(blocks)
+        if (type(denoiser).__name__, list_name) not in NO_CHAINS:
+            sites[f"stack:{list_name}"] = tuple(blocks)
         for i, block in enumerate(blocks):
             sites[f"block:{list_name}.{i}"] = (block,)
             for name, part in block.named_children():
                 if _kind(part):
                     sites[f"sublayer:{list_name}.{i}.{name}"] = (part,)
     return sites
+
+
+def deep_branch(denoiser: nn.Module) -> tuple[nn.Module, ...]:
+    """The parts of a U-Net, in the order in which they run, whose last output is all that the shallow rest needs of
+    them; empty for other networks.
+
+    Where each layer of the last up block has a skip connection of its own, all of the U-Net but its first and last
+    convolutions and that block's last layer: the cut of CacheQuant (arXiv 2503.01323), and of DeepCache (arXiv
+    2312.00858) at its first skip connection. Else all between the first down block and the last up block.
+    """
+    lists = [getattr(denoiser, name, None) for name in ("down_blocks", "up_blocks")]
+    if not all(isinstance(blocks, nn.ModuleList) and len(blocks) for blocks in lists):
+        return ()
+    if any(isinstance(block, nn.ModuleList) for blocks in lists for block in blocks):
+        return ()  # Stable Cascade: lists of lists, whose members are called one by one
+    (first, *down), (*up, last) = lists
+    middle = [m for m in [getattr(denoiser, "mid_block", None)] if isinstance(m, nn.Module)]
+    columns = _columns(last)
+    if not columns:
+        return (*down, *middle, *up)
+    layers = [part for row in zip(*columns, strict=True) for part in row]
+    return (first, *down, *middle, *up, *layers[: -len(columns)])
+
+
+def _columns(block: nn.Module) -> list[nn.ModuleList]:
+    """What the layers of an up block are made of: its resnets, which run first, and lists as long beside them. Empty
+    where the last layer is not set apart by a skip connection, or something else goes past it."""
+    resnets = getattr(block, "resnets", None)
+    if not isinstance(resnets, nn.ModuleList) or len(resnets) < 2 or hasattr(block, "skip_conv"):
+        return []
+    widths = [[m for m in resnets[i].modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))] for i in (-2, -1)]
+    if not all(widths) or widths[1][0].in_channels <= widths[0][-1].out_channels:
+        return []
+    others = [part for part in block.children() if isinstance(part, nn.ModuleList) and part is not resnets]
+    return [resnets, *(part for part in others if len(part) == len(resnets))]
 
 
 def first_norm(block: nn.Module) -> nn.Module | None:
@@ -37,7 +80,15 @@ def first_norm(block: nn.Module) -> nn.Module | None:
 
 
 def _regular(blocks: nn.ModuleList) -> bool:
-    return len({type(block) for block in blocks}) == 1 and any(_kind(part) for part in blocks[0].modules())
+    """Blocks of one class, with attention or a feed-forward inside. Lists of nothing but attention are no chain of
+    blocks: ConsisID and Wan Animate add what each of them returns to the state, here and there."""
+    alike = len({type(block) for block in blocks}) == 1 and not isinstance(blocks[0], nn.ModuleList)
+    return alike and not _kind_of(blocks[0]) and any(map(_kind, blocks[0].modules()))
+
+
+def _kind_of(module: nn.Module) -> bool:
+    """Whether it is attention or a feed-forward, rather than a block of such."""
+    return type(module).__name__.endswith(ATTENTION + FEED_FORWARD)
 
 
 def _kind(module: nn.Module) -> bool:

@@ -30,11 +30,12 @@ class Arounds:
         self, name: str, site: str, modules: tuple[nn.Module, ...], rule: OnlineRule | None = None
     ) -> Iterator[tuple[nn.Module, Around]]:
         """What to layer on the modules of one site. ``rule``: what its first block decides by, if it does."""
-        for module in modules:
+        unlike = len({type(module) for module in modules}) > 1
+        for i, module in enumerate(modules):
             if site == "model":
                 yield module, self._root(name, module)
             elif site.startswith("stack:"):
-                place = Place(module is modules[0], module is modules[-1], rule)
+                place = Place(module is modules[0], module is modules[-1], rule, i if unlike else None)
                 yield module, self._block(name, site, module, place)
             else:
                 yield module, self._single(name, site, module)
@@ -60,8 +61,9 @@ class Arounds:
             if run is None:  # outside this pipeline's loop: somebody else's call, or the user's own
                 return inner(*args, **kwargs)
             ordinal = run.next_call(name)
-            call = Call(run.state, name, run.index, ordinal, run.state.watch(name, ordinal))
             inputs = read(args, kwargs)
+            batch = len(inputs.main) if len(inputs.main) != 1 else len(inputs.main[0])
+            call = Call(run.state, name, run.index, ordinal, batch, run.state.watch(name, ordinal))
             check_guidance(self.host.pipe, run, call, inputs.main)
             if call.watch is not None and call.watch.at_the_root:
                 call.decide(inputs.main)

@@ -59,7 +59,7 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     branch = None if guidance is not None and guidance.mode == "batched" else call.branch
     pairing = call.state.pairings.get(key)
     x = inputs.main if pairing is None else pairing.x(inputs)
-    obstacle = problem(anchors, terms, x, branch, pairing)
+    obstacle = problem(anchors, terms, x, branch, pairing, call.batch)
     if obstacle:
         counts.fail(obstacle)
         return None

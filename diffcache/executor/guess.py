@@ -12,7 +12,7 @@ from torch import Tensor
 from diffcache.executor.program import Terms
 from diffcache.executor.streams import Pairing, alone
 from diffcache.predictors import predict
-from diffcache.store import Anchor, channel_dim, signature
+from diffcache.store import Anchor, batch_first, channel_dim, signature
 
 OTHER_INPUT = "shape, dtype or device of the input changed"
 
@@ -23,8 +23,10 @@ def problem(
     x: Sequence[Tensor],
     branch: int | None,
     pairing: Pairing | None = None,
+    batch: int = 1,
 ) -> str | None:
-    """Why no prediction can be made from these anchors for input ``x``; None if one can. The rest as in combine."""
+    """Why no prediction can be made from these anchors for input ``x``; None if one can. ``batch``: of the forward. The
+    rest as in combine."""
     kept = [a for a in anchors if a is not None]
     if len(kept) < len(anchors):
         return "an anchor is missing (late start, another denoiser, or non-finite output)"
@@ -43,6 +45,8 @@ def problem(
     parts = [len(outputs)] if pairing.listed else [len(t) for t in outputs if t.ndim]
     if any(count % rows for count in parts):
         return "the output's batch does not split into the branches that have coefficients of their own"
+    if rows > 1 and not pairing.listed and not all(batch_first(t, batch) for t in outputs if t.ndim):
+        return "which dimension of the output carries the batch is not clear, and branches have their own coefficients"
     channels = {v.size for v in (*terms.scale, *terms.bias) if isinstance(v, np.ndarray)}
     if any(like.is_floating_point() and _channel_dim(like, n) is None for n in channels for like in outputs):
         return f"the output does not have the {max(channels)} channels that the coefficients are for"

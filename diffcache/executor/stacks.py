@@ -1,7 +1,9 @@
 """A stack's pass through one forward, block by block: computed, or predicted from where the prediction begins.
 
 At a predicted step every block hands on a copy of the stack's predicted output, and the last one the output itself.
-What the host adds in between (ControlNet residuals) is lost with the copy; the prediction holds it.
+What the host adds in between (ControlNet residuals) is lost with the copy; the prediction holds it. Where the parts of
+a stack differ, as in the deep branch of a U-Net, each hands on zeros in the form of what it returned when it ran: only
+other parts of the stack ever see them.
 
 Two online rules decide inside the first block of the first stack they govern. Under "first_block" that block always
 runs, and its stack is what follows it. The residual is looked at where the next block begins: what that is given tells
@@ -28,11 +30,16 @@ from diffcache.store import Output
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Of a block in its stack. ``rule``: what this stack's first block decides by, None if it decides nothing."""
+    """Of a block in its stack.
+
+    rule  what this stack's first block decides by, None if it decides nothing
+    part  its number, where the parts of the stack differ: then none can hand on what another one returns
+    """
 
     first: bool
     last: bool
     rule: OnlineRule | None = None
+    part: int | None = None
 
 
 class _PredictedError(Exception):
@@ -66,6 +73,8 @@ def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Call
         if call.state.programs[call.denoiser, site].keeps_x:
             _learn(call, site, inputs, stack.before)
         value = compute() if begun is None else begun[0]
+        if place.part is not None:
+            call.state.blanks[call.key(site), place.part] = Output.of(value).blank()
         stack.before = () if place.last else Output.of(value).tensors
         if place.last:
             keep(call, site, stack.inputs, value, call.state.flows.get((call.denoiser, site)))
@@ -77,6 +86,9 @@ def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Call
         call.state.lesson(call, site, value)
     if place.last:
         return stack.guess[0]
+    if place.part is not None:
+        blank = call.state.blanks.get((call.key(site), place.part))
+        return compute() if blank is None else blank.copied()  # T2I-Adapters add to it in place
     if stack.stand_in is None:
         stack.stand_in = Output.of(stack.guess[0]).copied()
     return stack.stand_in

@@ -14,7 +14,7 @@ from diffcache.executor.program import Program
 from diffcache.executor.streams import Inputs, Pairing
 from diffcache.patch import Undo
 from diffcache.schedule import CacheSchedule
-from diffcache.store import Store
+from diffcache.store import Output, Store
 
 
 @dataclass(slots=True)
@@ -54,6 +54,7 @@ class State:
 
     pairings  by ``Call.key``: how x goes with F, where equation (1) needs x
     lesson    is shown what every predicted site would have computed; then everything runs, and nothing is saved
+    blanks    by ``Call.key`` and part of a stack whose parts differ: what it returned, without the values
     flows     (denoiser, stack) -> which output of one block is which input of the next
     """
 
@@ -63,6 +64,7 @@ class State:
     counts: dict[tuple[str, str, int], Counts] = field(default_factory=dict)
     watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
     pairings: dict[Hashable, Pairing] = field(default_factory=dict)
+    blanks: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
     flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
     suspects: list[Tensor] = field(default_factory=list)  # finiteness flags not yet read from an accelerator
@@ -128,6 +130,7 @@ class Lead:
 class Call:
     """One forward of a denoiser: which step and branch it serves, and the stacks entered in it.
 
+    batch    samples in it, branches in the batch counted apart
     watch    what decides, where the run does
     verdict  its decision, as soon as it is taken
     visits   how often each site was entered before: one feed-forward may serve pictures, then text
@@ -140,6 +143,7 @@ class Call:
     denoiser: str
     step: int
     branch: int
+    batch: int = 1
     watch: Watch | None = None
     verdict: Verdict | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)

@@ -49,7 +49,7 @@ def measure_influence(
                 if site not in before or not moved.get(site):
                     ratios[site].append(0.0)  # what does not move has no say, and nothing is divided by it
                     continue
-                with layered(_replaced(modules, before[site], calls[i].output.device)):
+                with layered([(modules[-1], _handing_on(before[site], calls[i].output.device))]):
                     outputs = calls[i].again(calls[i].input)
                 ratios[site].append(_mean_square(outputs, calls[i].outputs) / moved[site])
     steps = np.arange(len(calls))
@@ -98,15 +98,11 @@ def _seen(places: Places, look: Callable[[str, Output], None]) -> Iterator[tuple
     return ((modules[-1], around(site)) for site, modules in places.items())
 
 
-def _replaced(
-    modules: tuple[nn.Module, ...], output: Output, device: torch.device
-) -> Iterator[tuple[nn.Module, Around]]:
-    """None of the modules runs; each hands on the output, as a predicted stack of an accelerated run does."""
-
+def _handing_on(output: Output, device: torch.device) -> Around:
     def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return output.rebuild([t.to(device, copy=True) for t in output.tensors])
 
-    return ((module, around) for module in modules)
+    return around
 
 
 def _mean_square(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

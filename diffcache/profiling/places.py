@@ -15,7 +15,7 @@ from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.patch import Around, entry_point, layer
 from diffcache.sites import GRANULARITIES, Granularity, parse
-from diffcache.store import Output
+from diffcache.store import Output, batch_first
 
 ELEMENTS = 2**13  # kept of one tensor of one sample; means over so many differ little from those over all
 SEED = 0  # of the choice of tokens
@@ -77,7 +77,7 @@ def of_samples(tensors: Sequence[Tensor], batch: int, listed: bool) -> list[Tens
     if listed:
         return [_tokens(t[None], 1)[0] for t in tensors] if len(tensors) == batch else None
     tensor = tensors[0]
-    if tensor.ndim < 2 or len(tensor) == 0 or len(tensor) % batch:
+    if tensor.ndim < 2 or len(tensor) == 0 or not batch_first(tensor, batch):
         return None
     return list(_tokens(tensor, batch))
 
@@ -91,7 +91,7 @@ def _tokens(tensor: Tensor, batch: int) -> Tensor:
 def few(tensor: Tensor, batch: int) -> Tensor | None:
     """[batch, tokens, channels] of few tokens, the same ones of every tensor of as many; None as above. No copy where
     all of them are few enough."""
-    if tensor.ndim < 2 or len(tensor) == 0 or len(tensor) % batch or not tensor.is_floating_point():
+    if tensor.ndim < 2 or len(tensor) == 0 or not batch_first(tensor, batch) or not tensor.is_floating_point():
         return None
     tokens = _tokens(tensor.detach(), batch)
     index = _chosen(tokens.shape[1], max(1, ELEMENTS // tokens.shape[2]), tensor.device)

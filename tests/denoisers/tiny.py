@@ -66,13 +66,20 @@ class Loop(DiffusionPipeline):  # type: ignore[misc]
         return pipe
 
     @torch.no_grad()
-    def __call__(self, num_inference_steps: int = STEPS, generator: Any = None, batch: int = 1) -> Tensor:
+    def __call__(
+        self, num_inference_steps: int = STEPS, generator: Any = None, batch: int = 1, still: bool = False
+    ) -> Tensor:
+        """``still``: every step sees the first state and time; returns what the denoiser gave [steps, B, *state]."""
         self.scheduler.set_timesteps(num_inference_steps)
         x = torch.randn((batch, *self.tiny.state), generator=generator)
+        outputs = []
         with self.progress_bar(total=num_inference_steps) as bar:
             for t in self.scheduler.timesteps:
-                output = self.transformer(**self.tiny.call(x, t.expand(batch)))
-                x = self.scheduler.step(self.tiny.taken(output), t, x, return_dict=False)[0]
+                time = self.scheduler.timesteps[0] if still else t
+                output = self.tiny.taken(self.transformer(**self.tiny.call(x, time.expand(batch))))
+                outputs.append(output)
+                after = self.scheduler.step(output, t, x, return_dict=False)[0]
+                x = x if still else after
                 bar.update()
         self.maybe_free_model_hooks()
-        return x
+        return torch.stack(outputs) if still else x
