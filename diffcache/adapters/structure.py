@@ -45,12 +45,12 @@ def deep_branch(denoiser: nn.Module) -> tuple[nn.Module, ...]:
     convolutions and that block's last layer: the cut of CacheQuant (arXiv 2503.01323), and of DeepCache (arXiv
     2312.00858) at its first skip connection. Else all between the first down block and the last up block.
     """
-    lists = [getattr(denoiser, name, None) for name in ("down_blocks", "up_blocks")]
-    if not all(isinstance(blocks, nn.ModuleList) and len(blocks) for blocks in lists):
+    below, above = (getattr(denoiser, name, None) for name in ("down_blocks", "up_blocks"))
+    if not isinstance(below, nn.ModuleList) or not isinstance(above, nn.ModuleList) or not below or not above:
         return ()
-    if any(isinstance(block, nn.ModuleList) for blocks in lists for block in blocks):
+    if any(isinstance(block, nn.ModuleList) for block in (*below, *above)):
         return ()  # Stable Cascade: lists of lists, whose members are called one by one
-    (first, *down), (*up, last) = lists
+    (first, *down), (*up, last) = below, above
     middle = [m for m in [getattr(denoiser, "mid_block", None)] if isinstance(m, nn.Module)]
     columns = _columns(last)
     if not columns:
