@@ -36,7 +36,15 @@ from diffcache.profiling.warp import Movable
 from diffcache.schedulers.uniform import evenly, reuse
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = {
+    "parts": "Parts of the method",
+    "samples": "Samples to calibrate on",
+    "elsewhere": "A schedule elsewhere",
+    "sites": "Sites, by the clock",
+}
 TIMED = 3  # runs, whose median counts
+INSIDE = 17  # computed steps of inner sites: much fewer are not possible, for the rest of a step always runs
+SEARCHED_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +69,42 @@ def main() -> None:
     args.add_argument("--held-out", type=int, default=32)
     args.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16, 64], help="sizes of calibration to compare")
     args.add_argument("--fits", type=int, default=20, help="of every search")
+    args.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="tables to make; others stay as they are")
+    args.add_argument("--out", type=Path, default=RESULTS)
     o = args.parse_args()
     model = load(o.model)
     size = Size(budgets=(o.computed,), calibration=max(o.calibration, *o.samples), held_out=o.held_out)
     fitted, shown = split(model, size)
-    rows = Rows(o.model, circumstances(size))
+    rows = Rows(o.model, circumstances(size), o.out)
     most = Calibration.record(model.pipe, calls(model, fitted))
     held = Calibration.record(model.pipe, calls(model, shown))
-    parts(rows, most, held, o.calibration, o.computed, o.fits)
-    rows.save()
-    amounts(rows, model, fitted, held, o.samples, o.computed, o.fits)
-    rows.save()
-    schedule = Calibration(model.pipe, most.trajectories[: o.calibration // 8]).schedule(o.computed)
-    elsewhere(rows, model, schedule, fitted, shown)
-    rows.save()
-    inside(rows, model, Calibration(model.pipe, most.trajectories[: o.calibration // 8]), fitted, shown, o.computed)
-    rows.save()
+    some = Calibration(model.pipe, most.trajectories[: o.calibration // 8])
+    if "parts" in o.only:
+        rows.begin(PARTS["parts"])
+        parts(rows, most, held, o.calibration, o.computed, o.fits)
+    if "samples" in o.only:
+        rows.begin(PARTS["samples"])
+        amounts(rows, model, fitted, held, o.samples, o.computed, o.fits)
+    if "elsewhere" in o.only:
+        rows.begin(PARTS["elsewhere"])
+        elsewhere(rows, model, some.schedule(o.computed), fitted, shown)
+    if "sites" in o.only:
+        rows.begin(PARTS["sites"])
+        inside(rows, model, some, fitted, shown, o.computed)
 
 
 class Rows:
-    """Written after every part, for the whole takes long."""
+    """Written after every row, for the whole takes long; tables that were made before stay."""
 
-    def __init__(self, model: str, about: Mapping[str, Any]) -> None:
-        self.model, self.about = model, about
-        self.rows: list[Row] = []
+    def __init__(self, model: str, about: Mapping[str, Any], folder: Path) -> None:
+        self.model, self.about, self.folder = model, about, folder
+        record = folder / f"ablation-{model}.json"
+        known = json.loads(record.read_text())["rows"] if record.is_file() else []
+        self.rows = [Row(**row) for row in known if row["part"] in PARTS.values()]
+
+    def begin(self, part: str) -> None:
+        """A table anew."""
+        self.rows = [row for row in self.rows if row.part != part]
 
     def add(
         self,
@@ -100,10 +120,11 @@ class Rows:
         row = Row(part, what, own, round(float(held.mean()), 2), low, round(float(computed), 2), speedup)
         self.rows.append(row)
         print(row, flush=True)
+        self.save()
 
     def save(self) -> None:
         lines = []
-        for part in dict.fromkeys(row.part for row in self.rows):
+        for part in (part for part in PARTS.values() if any(row.part == part for row in self.rows)):
             lines += [
                 f"**{part}**",
                 "",
@@ -118,10 +139,10 @@ class Rows:
                     f"{row.worst_tenth_db:.1f} |"
                 )
             lines.append("")
-        RESULTS.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         record = {"model": self.model, "circumstances": self.about, "rows": [asdict(r) for r in self.rows]}
-        (RESULTS / f"ablation-{self.model}.json").write_text(json.dumps(record, indent=2) + "\n")
-        (RESULTS / f"ablation-{self.model}.md").write_text("\n".join(lines))
+        (self.folder / f"ablation-{self.model}.json").write_text(json.dumps(record, indent=2) + "\n")
+        (self.folder / f"ablation-{self.model}.md").write_text("\n".join(lines))
 
 
 def calls(model: DemoModel, samples: tuple[Sequence[str], Sequence[int]], **more: Any) -> list[dict[str, Any]]:
@@ -130,7 +151,7 @@ def calls(model: DemoModel, samples: tuple[Sequence[str], Sequence[int]], **more
 
 def parts(rows: Rows, most: Calibration, held: Calibration, samples: int, computed: int, fits: int) -> None:
     """Mask, target of the fit, branches, search, channels: one after another."""
-    title = "Parts of the method"
+    title = PARTS["parts"]
     train, even = most.replays[: samples // 8], evenly(STEPS, computed)
     apart = most.guidance is not None and most.guidance.branches > 1
 
@@ -182,7 +203,7 @@ def amounts(
         apart = own.guidance is not None and own.guidance.branches > 1
         mask = Search(own.replays[:2], per_branch=apart).run(computed, fits=fits).compute
         found = fit(own.replays, mask, held=held.replays, per_branch=apart)
-        rows.add("Samples to calibrate on", f"{count}", found.held_db, computed, found.error_db)
+        rows.add(PARTS["samples"], f"{count}", found.held_db, computed, found.error_db)
 
 
 def elsewhere(
@@ -193,7 +214,7 @@ def elsewhere(
     shown: tuple[Sequence[str], Sequence[int]],
 ) -> None:
     """The same schedule on other seeds, at another guidance, on another number of steps."""
-    title = "A schedule elsewhere"
+    title = PARTS["elsewhere"]
     held_reuse = reuse_of(schedule)
 
     def both(what: str, made: CacheSchedule, plain: CacheSchedule, some: list[dict[str, Any]]) -> None:
@@ -224,20 +245,20 @@ def inside(
     computed: int,
 ) -> None:
     """Sites inside the denoiser, and the whole one at more budgets, by the clock."""
-    title = "Sites, by the clock"
+    title = PARTS["sites"]
     some, own = calls(model, shown), calls(model, (fitted[0][:16], fitted[1][:16]))
     full = final_states(model.pipe, some)
     few = model.call(shown[0][:2], shown[1][:2], steps=STEPS)
     clock = trial(model, shown, STEPS, TIMED).seconds
-    attempts: dict[str, Callable[[], CacheSchedule]] = {}
-    for budget in (computed, 17, 25):
-        attempts |= {f"model, {budget}": lambda n=budget: most.schedule(n)}
-        attempts |= {
-            f"{sites}, {budget}": lambda n=budget, s=sites, by=scheduler: optimize(
-                model.pipe, own, n, sites=s, scheduler=by, held_out=some[:1]
-            )
-            for sites, scheduler in (("stack", "partition"), ("block", "search"), ("sublayer", "search"))
-        }
+    attempts: dict[str, Callable[[], CacheSchedule]] = {
+        f"model, {n} steps": lambda n=n: most.schedule(n, time_limit_s=SEARCHED_S) for n in (computed, 17, 25)
+    }
+    attempts |= {
+        f"{sites}, {INSIDE} steps": lambda s=sites, by=scheduler: optimize(
+            model.pipe, own, INSIDE, sites=s, scheduler=by, held_out=some[:1]
+        )
+        for sites, scheduler in (("stack", "partition"), ("block", "search"), ("sublayer", "search"))
+    }
     for name, make in attempts.items():
         try:
             made = make()

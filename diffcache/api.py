@@ -61,6 +61,7 @@ def accelerate(pipe: P, schedule: CacheSchedule | Rule | str | Path, *, strict: 
             f"this {type(pipe).__name__} is accelerated already, by {_title(current)}. "
             "Call diffcache.restore(pipe) first, then accelerate it anew."
         )
+    host.demand_no_other_cache(pipe)
     source = resolve(schedule)
     executor = Executor(pipe, source, {name: find_sites(m) for name, m in modules.items()}, strict=strict)
     executor.attach()

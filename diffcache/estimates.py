@@ -100,7 +100,8 @@ def estimate_for(pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any
     finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
         pipe.__dict__.clear()
         pipe.__dict__.update(found)
-        pipe.maybe_free_model_hooks()
+        if hasattr(pipe, "maybe_free_model_hooks"):
+            pipe.maybe_free_model_hooks()
     programs = compile_schedule(schedule)
     heads = {name: head(schedule, name, sites) for name in schedule.denoisers}
     always = [(name, site) for name, (site, rule) in heads.items() if rule == "first_block"]

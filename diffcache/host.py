@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffcache.errors import UnsupportedModel
+from diffcache.errors import AlreadyAccelerated, UnsupportedModel
 from diffcache.patch import Undo, layer
 
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
@@ -97,8 +97,12 @@ class Host:
         return getattr(self._open, "run", None)
 
     def attach(self) -> None:
-        self._undo.callback(layer(self.pipe, "progress_bar", self._progress_bar))
-        self._undo.callback(layer(self.pipe, "maybe_free_model_hooks", self._last_call))
+        if hasattr(self.pipe, "progress_bar"):
+            self._undo.callback(layer(self.pipe, "progress_bar", self._progress_bar))
+            self._undo.callback(layer(self.pipe, "maybe_free_model_hooks", self._last_call))
+        for block in looping_blocks(self.pipe):  # two pipelines may share them
+            self._undo.callback(layer(block, "progress_bar", self._progress_bar, copies=True))
+            self._undo.callback(layer(block, "loop_step", self._loop_step, copies=True))
 
     def detach(self) -> None:
         self.close()
@@ -127,6 +131,17 @@ class Host:
     ) -> Any:
         return _Bar(self, inner(iterable=iterable, total=total, **more), iterable, total)
 
+    def _loop_step(self, inner: Callable[..., Any], components: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of a modular pipeline: its bar does not know whose loop it is, its steps do."""
+        bar: _Bar | None = getattr(self._open, "bar", None)
+        if bar is not None and components is self.pipe:
+            bar.begin()
+            self._open.bar = None
+        return inner(components, *args, **kwargs)
+
+    def wait_for_step(self, bar: _Bar | None) -> None:
+        self._open.bar = bar
+
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = inner(*args, **kwargs)
         run = self.run
@@ -149,13 +164,21 @@ class _Bar:
         self._host, self._bar, self._iterable, self._total = host, bar, iterable, total
         self._run: Run | None = None
 
-    def __enter__(self) -> Any:
+    def begin(self) -> None:
         scheduler = self._host.pipe.scheduler
         self._run = self._host.open(scheduler, _start(scheduler, self._total))
+
+    def __enter__(self) -> Any:
+        if hasattr(self._host.pipe, "progress_bar"):
+            self.begin()
+        else:
+            self._host.wait_for_step(self)
         return self._bar.__enter__()
 
     def __exit__(self, *exception: Any) -> Any:
-        self._host.close(self._run)
+        self._host.wait_for_step(None)
+        if self._run is not None:
+            self._host.close(self._run)
         return self._bar.__exit__(*exception)
 
     def __iter__(self) -> Iterator[Any]:
@@ -172,10 +195,22 @@ class _Bar:
         return getattr(self._bar, name)
 
 
+def looping_blocks(pipe: Any) -> list[Any]:
+    """Of a modular pipeline: its blocks whose ``progress_bar`` is the sampling loop, and ``loop_step`` an iteration."""
+    found, left = [], [getattr(pipe, "_blocks", None)]
+    while left:
+        block = left.pop()
+        if hasattr(block, "progress_bar") and hasattr(block, "loop_step"):
+            found.append(block)
+        left += (getattr(block, "sub_blocks", None) or {}).values()
+    return found
+
+
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The networks that ``pipe`` calls at every step, by component name."""
     components = getattr(pipe, "components", None)
-    if not isinstance(components, dict) or not hasattr(pipe, "scheduler") or not hasattr(pipe, "progress_bar"):
+    looks = hasattr(pipe, "scheduler") and (hasattr(pipe, "progress_bar") or looping_blocks(pipe))
+    if not isinstance(components, dict) or not looks:
         raise UnsupportedModel(
             f"accelerate was asked for a {type(pipe).__name__}. A diffusers pipeline is needed: an object with a "
             "scheduler, components and a progress_bar. Pass the pipeline, not its transformer."
@@ -191,6 +226,24 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
             f"looked for: {', '.join(DENOISER_NAMES)} and a scheduler."
         )
     return found
+
+
+def demand_no_other_cache(pipe: Any) -> None:
+    """Raise AlreadyAccelerated if a cache of diffusers' own, or of cache-dit, is on: both would skip, each unaware of
+    what the other left out."""
+    for name, module in denoisers(pipe).items():
+        network = getattr(module, "_orig_mod", module)
+        whose = None
+        if getattr(network, "is_cache_enabled", False) is True:
+            config = type(getattr(network, "_cache_config", None)).__name__
+            whose = f"a cache of diffusers' own ({config})", f"pipe.{name}.disable_cache()"
+        elif getattr(network, "_is_cached", False) is True:
+            whose = "a cache of cache-dit", "cache_dit.disable_cache(pipe)"
+        if whose:
+            raise AlreadyAccelerated(
+                f"the {name} of this {type(pipe).__name__} has {whose[0]} on. Call {whose[1]} first: two caches would "
+                "skip work unaware of each other."
+            )
 
 
 def main_input(module: nn.Module) -> str:

@@ -22,8 +22,8 @@ BRANCHES = {"none": 1, "separate": 2, "batched": 1}  # denoiser calls at each st
 
 
 def granularities(tiny: Tiny) -> tuple[str, ...]:
-    """U-Nets have no regular stack of blocks: their one site is the whole model."""
-    return GRANULARITIES[:1] if tiny.denoisers == ("unet",) else GRANULARITIES
+    """U-Nets have one stack, their deep branch, and nothing finer."""
+    return GRANULARITIES[:2] if tiny.denoisers == ("unet",) else GRANULARITIES
 
 
 PLACES = [(name, granularity) for name, tiny in TINY.items() for granularity in granularities(tiny)]

@@ -116,6 +116,7 @@ def record(
             f"this {name} is accelerated; a recording would take predictions for the full run. "
             "Call diffcache.restore(pipe) first, then record, then accelerate it anew."
         )
+    host.demand_no_other_cache(pipe)
     recorder = _Recorder(pipe, inside)
     with recorder.attached(), torch.no_grad():
         pipe(**call)

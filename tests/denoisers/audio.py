@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
+import diffusers
 import torch
-from diffusers import (
-    AceStepTransformer1DModel,
-    LongCatAudioDiTTransformer,
-    MiniMaxMusic3Transformer1DModel,
-    StableAudio3DiTModel,
-    T5FilmDecoder,
-)
 from pipelines import TEXT, TOKENS, _normal, _prompt
 from torch import Tensor
 
@@ -85,7 +79,7 @@ def _t5_film(x: Tensor, t: Tensor) -> dict[str, object]:
 DENOISERS = (
     TinyDenoiser(
         name="AceStepTransformer1DModel",
-        make=lambda: AceStepTransformer1DModel(
+        make=lambda: diffusers.AceStepTransformer1DModel(
             hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
             head_dim=8, in_channels=3 * CHANNELS, audio_acoustic_hidden_dim=CHANNELS, sliding_window=2,
             encoder_hidden_size=TEXT,
@@ -95,7 +89,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="LongCatAudioDiTTransformer",
-        make=lambda: LongCatAudioDiTTransformer(
+        make=lambda: diffusers.LongCatAudioDiTTransformer(
             dit_dim=16, dit_depth=3, dit_heads=2, dit_text_dim=TEXT, latent_dim=CHANNELS, ff_mult=2.0,
         ),
         state=(LENGTH, CHANNELS),
@@ -103,7 +97,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="MiniMaxMusic3Transformer1DModel",
-        make=lambda: MiniMaxMusic3Transformer1DModel(
+        make=lambda: diffusers.MiniMaxMusic3Transformer1DModel(
             in_channels=CHANNELS, condition_dim=TEXT, num_layers=3, num_attention_heads=2, attention_head_dim=8,
             ff_inner_dim=32, rotary_dim=4, fourier_embedding_dim=8,
         ),
@@ -112,7 +106,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="StableAudio3DiTModel",
-        make=lambda: StableAudio3DiTModel(
+        make=lambda: diffusers.StableAudio3DiTModel(
             io_channels=CHANNELS, embed_dim=16, depth=3, num_heads=2, cond_token_dim=TEXT, global_cond_dim=TEXT,
             local_add_cond_dim=1 + CHANNELS, timestep_features_dim=8, ff_mult=2.0, num_memory_tokens=2,
         ),
@@ -121,7 +115,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="T5FilmDecoder",
-        make=lambda: T5FilmDecoder(
+        make=lambda: diffusers.T5FilmDecoder(
             input_dims=CHANNELS, targets_length=LENGTH, d_model=TEXT, num_layers=3, num_heads=2, d_kv=8, d_ff=32,
         ),
         state=(LENGTH, CHANNELS),

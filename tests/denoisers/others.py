@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import RFD4ProteinaTransformer
 from pipelines import _normal
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def _velocities(output: Any) -> Tensor:
 DENOISERS = (
     TinyDenoiser(
         name="RFD4ProteinaTransformer",
-        make=lambda: RFD4ProteinaTransformer(
+        make=lambda: diffusers.RFD4ProteinaTransformer(
             nlayers=3, token_dim=16, nheads=2, dim_cond=8, pair_repr_dim=8, latent_dim=LATENT, token_type_emb_dim=4,
             t_emb_dim=8, seq_sep_dim=4, xt_pair_dist_dim=8, tri_mult_c=8, num_sequence_classes=KINDS,
             recycle_conditioning_dim=2,

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    BriaFibo2Transformer2DModel,
-    BriaFiboTransformer2DModel,
-    BriaTransformer2DModel,
-    CogView3PlusTransformer2DModel,
-    CogView4Transformer2DModel,
-    ErnieImageTransformer2DModel,
-    Flux3Transformer2DModel,
-    GlmImageTransformer2DModel,
-    HiDreamImageTransformer2DModel,
-    HunyuanDiT2DModel,
-    HunyuanImageTransformer2DModel,
-    Ideogram4Transformer2DModel,
-)
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
-from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
-from diffusers.models.transformers.transformer_ideogram4 import (
-    IMAGE_POSITION_OFFSET,
-    LLM_TOKEN_INDICATOR,
-    OUTPUT_IMAGE_INDICATOR,
-    SEQUENCE_PADDING_INDICATOR,
-)
 from pipelines import POOLED, TEXT, TOKENS, _normal, _prompt
 from torch import Tensor
 
@@ -139,7 +119,7 @@ def _glm(x: Tensor, t: Tensor) -> dict[str, object]:
         "crop_coords": 0 * sizes,
         "attention_kwargs": None,
         "return_dict": False,
-        "kv_caches": GlmImageKVCache(num_layers=3),
+        "kv_caches": diffusers.models.transformers.transformer_glm_image.GlmImageKVCache(num_layers=3),
     }
 
 
@@ -194,9 +174,10 @@ def _ideogram4(x: Tensor, t: Tensor) -> dict[str, object]:
     """One sequence of padding, prompt and picture."""
     padding, pixels = TOKENS - WORDS, x.shape[1]
     words = torch.arange(WORDS)[:, None].expand(-1, 3)
-    places = _grid().long() + IMAGE_POSITION_OFFSET
-    role = torch.tensor([0] * padding + [LLM_TOKEN_INDICATOR] * WORDS + [OUTPUT_IMAGE_INDICATOR] * pixels)
-    segment = torch.tensor([SEQUENCE_PADDING_INDICATOR] * padding + [1] * (WORDS + pixels))
+    ids = diffusers.models.transformers.transformer_ideogram4
+    places = _grid().long() + ids.IMAGE_POSITION_OFFSET
+    role = torch.tensor([0] * padding + [ids.LLM_TOKEN_INDICATOR] * WORDS + [ids.OUTPUT_IMAGE_INDICATOR] * pixels)
+    segment = torch.tensor([ids.SEQUENCE_PADDING_INDICATOR] * padding + [1] * (WORDS + pixels))
     return {
         "hidden_states": torch.nn.functional.pad(x, (0, 0, TOKENS, 0)),
         "timestep": 1 - t / 1000,
@@ -216,7 +197,7 @@ def _negative_picture(output: Any) -> Tensor:
 DENOISERS = (
     TinyDenoiser(
         name="BriaTransformer2DModel",
-        make=lambda: BriaTransformer2DModel(
+        make=lambda: diffusers.BriaTransformer2DModel(
             patch_size=1, in_channels=8, num_layers=3, num_single_layers=3, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=[2, 4, 2],
         ),
@@ -225,7 +206,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="BriaFiboTransformer2DModel",
-        make=lambda: BriaFiboTransformer2DModel(
+        make=lambda: diffusers.BriaFiboTransformer2DModel(
             patch_size=1, in_channels=8, num_layers=3, num_single_layers=3, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=[2, 4, 2], text_encoder_dim=TEXT,
         ),
@@ -235,7 +216,7 @@ DENOISERS = (
     TinyDenoiser(
         name="BriaFibo2Transformer2DModel",
         # the narrowest whose feed-forward has channels, and two of its blocks read the prompt
-        make=lambda: BriaFibo2Transformer2DModel(
+        make=lambda: diffusers.BriaFibo2Transformer2DModel(
             in_channels=4, patch_size=2, dim=32, n_layers=4, n_refiner_layers=2, n_heads=4, cap_feat_dim=TEXT,
             injection_layer_ids=(1, 3), perceiver_num_layers=2, min_num_gist_tokens=4, max_num_gist_tokens=8,
             gist_step=4, gist_min_text_len=4, gist_max_text_len=16, axes_dims=(4, 2, 2), axes_lens=(16, 8, 8),
@@ -245,7 +226,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="CogView3PlusTransformer2DModel",
-        make=lambda: CogView3PlusTransformer2DModel(
+        make=lambda: diffusers.CogView3PlusTransformer2DModel(
             patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2, out_channels=4,
             text_embed_dim=TEXT, time_embed_dim=8, condition_dim=4, pos_embed_max_size=16, sample_size=8,
         ),
@@ -254,7 +235,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="CogView4Transformer2DModel",
-        make=lambda: CogView4Transformer2DModel(
+        make=lambda: diffusers.CogView4Transformer2DModel(
             patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
             text_embed_dim=TEXT, time_embed_dim=8, condition_dim=4, pos_embed_max_size=16, sample_size=8,
             rope_axes_dim=(16, 16),
@@ -264,7 +245,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="ErnieImageTransformer2DModel",
-        make=lambda: ErnieImageTransformer2DModel(
+        make=lambda: diffusers.ErnieImageTransformer2DModel(
             hidden_size=16, num_attention_heads=2, num_layers=3, ffn_hidden_size=32, in_channels=8, out_channels=8,
             patch_size=1, text_in_dim=TEXT, rope_axes_dim=(4, 2, 2),
         ),
@@ -273,7 +254,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="Flux3Transformer2DModel",
-        make=lambda: Flux3Transformer2DModel(
+        make=lambda: diffusers.Flux3Transformer2DModel(
             in_channels=8, cond_in_channels=8, num_layers=3, num_single_layers=3, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=TEXT, timestep_channels=16, axes_dims_rope=(2, 2, 2, 2),
         ),
@@ -282,7 +263,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="GlmImageTransformer2DModel",
-        make=lambda: GlmImageTransformer2DModel(
+        make=lambda: diffusers.GlmImageTransformer2DModel(
             patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
             text_embed_dim=TEXT, time_embed_dim=16, condition_dim=4, prior_vq_quantizer_codebook_size=16,
         ),
@@ -291,7 +272,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="HiDreamImageTransformer2DModel",
-        make=lambda: HiDreamImageTransformer2DModel(
+        make=lambda: diffusers.HiDreamImageTransformer2DModel(
             patch_size=2, in_channels=4, num_layers=3, num_single_layers=3, attention_head_dim=8,
             num_attention_heads=2, caption_channels=[TEXT, TEXT], text_emb_dim=POOLED, axes_dims_rope=(4, 2, 2),
             max_resolution=(2 * SIDE, 2 * SIDE), llama_layers=list(range(6)),
@@ -302,7 +283,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="HunyuanImageTransformer2DModel",
-        make=lambda: HunyuanImageTransformer2DModel(
+        make=lambda: diffusers.HunyuanImageTransformer2DModel(
             in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, num_layers=3,
             num_single_layers=3, num_refiner_layers=2, text_embed_dim=TEXT, text_embed_2_dim=TEXT,
             rope_axes_dim=(4, 4),
@@ -313,7 +294,7 @@ DENOISERS = (
     TinyDenoiser(
         name="HunyuanDiT2DModel",
         # an even number: outputs of the first blocks go to the last ones too, here from two blocks to two
-        make=lambda: HunyuanDiT2DModel(
+        make=lambda: diffusers.HunyuanDiT2DModel(
             num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=2 * SIDE,
             hidden_size=16, num_layers=6, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT,
             pooled_projection_dim=POOLED, text_len=TOKENS, text_len_t5=TOKENS,
@@ -324,7 +305,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="Ideogram4Transformer2DModel",
-        make=lambda: Ideogram4Transformer2DModel(
+        make=lambda: diffusers.Ideogram4Transformer2DModel(
             in_channels=8, num_layers=3, attention_head_dim=8, num_attention_heads=2, intermediate_size=32,
             adaln_dim=16, llm_features_dim=TEXT, mrope_section=(2, 1, 1),
         ),

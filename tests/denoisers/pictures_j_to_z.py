@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    JoyImageEditPlusTransformer3DModel,
-    JoyImageEditTransformer3DModel,
-    Krea2Transformer2DModel,
-    LongCatImageTransformer2DModel,
-    LuminaNextDiT2DModel,
-    NucleusMoEImageTransformer2DModel,
-    OmniGenTransformer2DModel,
-    OvisImageTransformer2DModel,
-    PriorTransformer,
-    PRXTransformer2DModel,
-    QwenImage21Transformer2DModel,
-    Transformer2DModel,
-)
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from pipelines import TEXT, TOKENS, _normal, _prompt
 from torch import Tensor
@@ -159,8 +146,8 @@ def _nucleus(x: Tensor, t: Tensor) -> dict[str, object]:
     }
 
 
-def _make_nucleus() -> NucleusMoEImageTransformer2DModel:
-    module = NucleusMoEImageTransformer2DModel(
+def _make_nucleus() -> diffusers.NucleusMoEImageTransformer2DModel:
+    module = diffusers.NucleusMoEImageTransformer2DModel(
         patch_size=1, in_channels=8, out_channels=8, num_layers=4, attention_head_dim=8, num_attention_heads=2,
         num_key_value_heads=1, joint_attention_dim=TEXT, axes_dims_rope=(4, 2, 2), mlp_ratio=12.0,
         dense_moe_strategy="leave_first_block_dense", num_experts=4, moe_intermediate_dim=16, capacity_factors=2.0,
@@ -238,7 +225,7 @@ def _mean(output: Any) -> Tensor:
 DENOISERS = (
     TinyDenoiser(
         name="JoyImageEditTransformer3DModel",
-        make=lambda: JoyImageEditTransformer3DModel(
+        make=lambda: diffusers.JoyImageEditTransformer3DModel(
             in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=TEXT, mlp_width_ratio=2.0, num_layers=3,
             rope_dim_list=[4, 2, 2],
         ),
@@ -248,7 +235,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="JoyImageEditPlusTransformer3DModel",
-        make=lambda: JoyImageEditPlusTransformer3DModel(
+        make=lambda: diffusers.JoyImageEditPlusTransformer3DModel(
             in_channels=4, hidden_size=16, num_attention_heads=2, text_dim=TEXT, mlp_width_ratio=2.0, num_layers=3,
             rope_dim_list=[4, 2, 2],
         ),
@@ -258,7 +245,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="Krea2Transformer2DModel",
-        make=lambda: Krea2Transformer2DModel(
+        make=lambda: diffusers.Krea2Transformer2DModel(
             in_channels=8, num_layers=3, attention_head_dim=8, num_attention_heads=2, num_key_value_heads=1,
             intermediate_size=32, timestep_embed_dim=16, text_hidden_dim=TEXT, num_text_layers=3,
             text_num_attention_heads=3, text_num_key_value_heads=3, text_intermediate_size=24,
@@ -269,7 +256,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="LongCatImageTransformer2DModel",
-        make=lambda: LongCatImageTransformer2DModel(
+        make=lambda: diffusers.LongCatImageTransformer2DModel(
             in_channels=8, num_layers=3, num_single_layers=3, attention_head_dim=8, num_attention_heads=2,
             joint_attention_dim=TEXT, pooled_projection_dim=TEXT, axes_dims_rope=[4, 2, 2],
         ),
@@ -278,7 +265,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="LuminaNextDiT2DModel",
-        make=lambda: LuminaNextDiT2DModel(
+        make=lambda: diffusers.LuminaNextDiT2DModel(
             sample_size=8, patch_size=2, in_channels=4, hidden_size=16, num_layers=3, num_attention_heads=2,
             num_kv_heads=1, multiple_of=8, learn_sigma=True, cross_attention_dim=TEXT,
         ),
@@ -294,7 +281,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="OmniGenTransformer2DModel",
-        make=lambda: OmniGenTransformer2DModel(
+        make=lambda: diffusers.OmniGenTransformer2DModel(
             in_channels=4, patch_size=2, hidden_size=16, num_attention_heads=2, num_key_value_heads=1,
             intermediate_size=32, num_layers=3, pad_token_id=0, vocab_size=64,
             rope_scaling={"short_factor": [1.0] * 4, "long_factor": [1.0] * 4}, pos_embed_max_size=8, time_step_dim=16,
@@ -305,7 +292,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="OvisImageTransformer2DModel",
-        make=lambda: OvisImageTransformer2DModel(
+        make=lambda: diffusers.OvisImageTransformer2DModel(
             in_channels=8, out_channels=8, num_layers=3, num_single_layers=3, attention_head_dim=8,
             num_attention_heads=2, joint_attention_dim=TEXT, axes_dims_rope=(4, 2, 2),
         ),
@@ -314,7 +301,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="PRXTransformer2DModel",
-        make=lambda: PRXTransformer2DModel(
+        make=lambda: diffusers.PRXTransformer2DModel(
             in_channels=4, patch_size=2, context_in_dim=TEXT, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=3,
             axes_dim=[4, 4], resolution_embeds=True,
         ),
@@ -323,7 +310,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="QwenImage21Transformer2DModel",
-        make=lambda: QwenImage21Transformer2DModel(
+        make=lambda: diffusers.QwenImage21Transformer2DModel(
             in_channels=8, out_channels=8, num_layers=3, attention_head_dim=8, num_attention_heads=2,
             context_in_dim=TEXT, axes_dims_rope=(4, 2, 2),
         ),
@@ -333,7 +320,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="Transformer2DModel",
-        make=lambda: Transformer2DModel(
+        make=lambda: diffusers.Transformer2DModel(
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3,
             cross_attention_dim=16, attention_bias=True, sample_size=8, patch_size=2, activation_fn="gelu-approximate",
             num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
@@ -345,7 +332,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="PriorTransformer",
-        make=lambda: PriorTransformer(
+        make=lambda: diffusers.PriorTransformer(
             num_attention_heads=2, attention_head_dim=8, num_layers=3, embedding_dim=TEXT, num_embeddings=TOKENS,
         ),
         state=(TEXT,),

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    DreamLiteUNetModel,
-    I2VGenXLUNet,
-    Kandinsky3UNet,
-    StableCascadeUNet,
-    UNet1DModel,
-    UNet3DConditionModel,
-    UNetMotionModel,
-    UNetSpatioTemporalConditionModel,
-    UVit2DModel,
-)
 from pipelines import POOLED, TEXT, TOKENS, _normal, _prompt
 from torch import Tensor
 
@@ -126,7 +116,7 @@ def _masked_tokens(x: Tensor, t: Tensor) -> dict[str, object]:
 DENOISERS = (
     TinyDenoiser(
         name="UNet1DModel",
-        make=lambda: UNet1DModel(
+        make=lambda: diffusers.UNet1DModel(
             # Attention has a head for every 32 channels.
             sample_size=32, in_channels=2, out_channels=2, extra_in_channels=16, block_out_channels=(8, 32, 32),
         ),
@@ -135,7 +125,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="UNet3DConditionModel",
-        make=lambda: UNet3DConditionModel(
+        make=lambda: diffusers.UNet3DConditionModel(
             block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=TEXT,
             down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
             up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"), attention_head_dim=2,
@@ -145,7 +135,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="DreamLiteUNetModel",
-        make=lambda: DreamLiteUNetModel(
+        make=lambda: diffusers.DreamLiteUNetModel(
             block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
             transformer_layers_per_block=(1, 1, 2), attention_head_dim=2, use_linear_projection=True, ff_mult=2,
             encoder_hid_dim=TEXT, encoder_hid_dim_type="text_proj_rms", addition_embed_type="time",
@@ -157,7 +147,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="I2VGenXLUNet",
-        make=lambda: I2VGenXLUNet(
+        make=lambda: diffusers.I2VGenXLUNet(
             block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=TEXT,
             down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
             up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"), attention_head_dim=2,
@@ -167,7 +157,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="Kandinsky3UNet",
-        make=lambda: Kandinsky3UNet(
+        make=lambda: diffusers.Kandinsky3UNet(
             time_embedding_dim=16, groups=2, attention_head_dim=4, layers_per_block=2,
             block_out_channels=(8, 8, 16, 16), cross_attention_dim=16, encoder_hid_dim=TEXT,
         ),
@@ -176,7 +166,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="UNetMotionModel",
-        make=lambda: UNetMotionModel(
+        make=lambda: diffusers.UNetMotionModel(
             block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=TEXT,
             down_block_types=("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
             up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
@@ -187,7 +177,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="UNetSpatioTemporalConditionModel",
-        make=lambda: UNetSpatioTemporalConditionModel(
+        make=lambda: diffusers.UNetSpatioTemporalConditionModel(
             # Channels are normalised in 32 groups. A group of one channel would lose the time, a constant added to it.
             block_out_channels=(64, 64), layers_per_block=1, cross_attention_dim=TEXT, num_attention_heads=2,
             down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
@@ -199,7 +189,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="StableCascadeUNet",
-        make=lambda: StableCascadeUNet(
+        make=lambda: diffusers.StableCascadeUNet(
             in_channels=4, out_channels=4, timestep_ratio_embedding_dim=8, conditioning_dim=16,
             block_out_channels=(16, 16), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 2),
             up_num_layers_per_block=(2, 1), clip_text_in_channels=TEXT, clip_text_pooled_in_channels=POOLED,
@@ -210,7 +200,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="UVit2DModel",
-        make=lambda: UVit2DModel(
+        make=lambda: diffusers.UVit2DModel(
             hidden_size=UVIT, cond_embed_dim=POOLED, micro_cond_encode_dim=4, micro_cond_embed_dim=20,
             encoder_hidden_size=TEXT, vocab_size=CODES + 1, codebook_size=CODES, in_channels=UVIT,
             block_out_channels=UVIT, num_res_blocks=2, downsample=True, upsample=True, block_num_heads=2,

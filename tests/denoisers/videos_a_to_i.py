@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
+import diffusers
 import torch
-from diffusers import (
-    AllegroTransformer3DModel,
-    AnyFlowFARTransformer3DModel,
-    AnyFlowTransformer3DModel,
-    ChronoEditTransformer3DModel,
-    ConsisIDTransformer3DModel,
-    Cosmos3OmniTransformer,
-    CosmosTransformer3DModel,
-    EasyAnimateTransformer3DModel,
-    HeliosTransformer3DModel,
-    HunyuanVideo15Transformer3DModel,
-    HunyuanVideoFramepackTransformer3DModel,
-    LatteTransformer3DModel,
-)
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_rotary_pos_embed_allegro
 from pipelines import POOLED, STEPS, TEXT, TOKENS, _normal, _prompt
 from torch import Tensor
@@ -237,7 +224,7 @@ def _framepack(x: Tensor, t: Tensor) -> dict[str, object]:
 DENOISERS = (
     TinyDenoiser(
         name="ConsisIDTransformer3DModel",
-        make=lambda: ConsisIDTransformer3DModel(
+        make=lambda: diffusers.ConsisIDTransformer3DModel(
             num_attention_heads=3, attention_head_dim=16, in_channels=8, out_channels=4, time_embed_dim=16,
             text_embed_dim=TEXT, num_layers=4, sample_width=WIDTH, sample_height=HEIGHT, sample_frames=9,
             max_text_seq_length=TOKENS, use_rotary_positional_embeddings=True, is_train_face=True,
@@ -251,7 +238,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="LatteTransformer3DModel",
-        make=lambda: LatteTransformer3DModel(
+        make=lambda: diffusers.LatteTransformer3DModel(
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3,
             cross_attention_dim=16, attention_bias=True, sample_size=8, patch_size=2,
             activation_fn="gelu-approximate", num_embeds_ada_norm=1000, norm_type="ada_norm_single",
@@ -263,7 +250,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="AllegroTransformer3DModel",
-        make=lambda: AllegroTransformer3DModel(
+        make=lambda: diffusers.AllegroTransformer3DModel(
             num_attention_heads=2, attention_head_dim=12, num_layers=3, cross_attention_dim=24, sample_height=HEIGHT,
             sample_width=WIDTH, sample_frames=FRAMES, caption_channels=TEXT,
         ),
@@ -272,7 +259,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="AnyFlowTransformer3DModel",
-        make=lambda: AnyFlowTransformer3DModel(
+        make=lambda: diffusers.AnyFlowTransformer3DModel(
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, text_dim=TEXT, freq_dim=8,
             ffn_dim=32, num_layers=3, rope_max_seq_len=32,
         ),
@@ -281,7 +268,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="AnyFlowFARTransformer3DModel",
-        make=lambda: AnyFlowFARTransformer3DModel(
+        make=lambda: diffusers.AnyFlowFARTransformer3DModel(
             full_chunk_limit=2, num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4,
             text_dim=TEXT, freq_dim=8, ffn_dim=32, num_layers=3, rope_max_seq_len=32, chunk_partition=(1, 1, 2),
         ),
@@ -290,7 +277,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="ChronoEditTransformer3DModel",
-        make=lambda: ChronoEditTransformer3DModel(
+        make=lambda: diffusers.ChronoEditTransformer3DModel(
             num_attention_heads=4, attention_head_dim=6, in_channels=9, out_channels=4, text_dim=TEXT, freq_dim=8,
             ffn_dim=48, num_layers=3, image_dim=IMAGE, added_kv_proj_dim=24, rope_max_seq_len=32,
         ),
@@ -299,7 +286,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="CosmosTransformer3DModel",
-        make=lambda: CosmosTransformer3DModel(
+        make=lambda: diffusers.CosmosTransformer3DModel(
             in_channels=5, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=3,
             text_embed_dim=16, adaln_lora_dim=8, max_size=(4, 8, 8), rope_scale=(1.0, 3.0, 3.0),
             use_crossattn_projection=True, crossattn_proj_in_channels=TEXT, encoder_hidden_states_channels=16,
@@ -309,7 +296,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="Cosmos3OmniTransformer",
-        make=lambda: Cosmos3OmniTransformer(
+        make=lambda: diffusers.Cosmos3OmniTransformer(
             head_dim=8, hidden_size=16, intermediate_size=32, latent_channel=4, num_attention_heads=2,
             num_hidden_layers=3, num_key_value_heads=1, patch_latent_dim=16, vocab_size=32, rope_axes_dim=(2, 1, 1),
         ),
@@ -319,7 +306,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="EasyAnimateTransformer3DModel",
-        make=lambda: EasyAnimateTransformer3DModel(
+        make=lambda: diffusers.EasyAnimateTransformer3DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, patch_size=2, num_layers=3,
             mmdit_layers=3, time_embed_dim=16, text_embed_dim=TEXT,
         ),
@@ -328,7 +315,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="HeliosTransformer3DModel",
-        make=lambda: HeliosTransformer3DModel(
+        make=lambda: diffusers.HeliosTransformer3DModel(
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, text_dim=TEXT, freq_dim=8,
             ffn_dim=32, num_layers=3, rope_dim=(4, 2, 2),
         ),
@@ -337,7 +324,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="HunyuanVideo15Transformer3DModel",
-        make=lambda: HunyuanVideo15Transformer3DModel(
+        make=lambda: diffusers.HunyuanVideo15Transformer3DModel(
             in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=3,
             text_embed_dim=TEXT, text_embed_2_dim=POOLED, image_embed_dim=IMAGE, rope_axes_dim=(4, 2, 2),
         ),
@@ -346,7 +333,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="HunyuanVideoFramepackTransformer3DModel",
-        make=lambda: HunyuanVideoFramepackTransformer3DModel(
+        make=lambda: diffusers.HunyuanVideoFramepackTransformer3DModel(
             in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
             num_single_layers=3, text_embed_dim=TEXT, pooled_projection_dim=POOLED, rope_axes_dim=(4, 2, 2),
             has_image_proj=True, image_proj_dim=IMAGE, has_clean_x_embedder=True,

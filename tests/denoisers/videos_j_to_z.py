@@ -5,23 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    Kandinsky5Transformer3DModel,
-    Kandinsky6SRTransformer3DModel,
-    Kandinsky6Transformer3DModel,
-    MiniMaxH3Transformer3DModel,
-    MotifVideoTransformer3DModel,
-    SanaVideoTransformer3DModel,
-    SanaWMLTX2RefinerTransformer3DModel,
-    SanaWMTransformer3DModel,
-    SkyReelsV2Transformer3DModel,
-    WanAnimate2Transformer3DModel,
-    WanAnimateTransformer3DModel,
-    WanVACETransformer3DModel,
-)
-from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
-from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from pipelines import POOLED, TEXT, TOKENS, _normal, _picture, _prompt, _text
 from torch import Tensor
 
@@ -185,8 +170,8 @@ def _sana_wm(x: Tensor, t: Tensor) -> dict[str, object]:
     }
 
 
-def _refiner() -> SanaWMLTX2RefinerTransformer3DModel:
-    return SanaWMLTX2RefinerTransformer3DModel(
+def _refiner() -> diffusers.SanaWMLTX2RefinerTransformer3DModel:
+    return diffusers.SanaWMLTX2RefinerTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
         pos_embed_max_pos=8, base_height=64, base_width=64, audio_in_channels=4, audio_out_channels=4,
         audio_num_attention_heads=2, audio_attention_head_dim=4, audio_cross_attention_dim=8,
@@ -204,7 +189,7 @@ def _refined_positions(batch: int, *frames: int) -> tuple[Tensor, Tensor]:
 
 def _sana_wm_refiner(x: Tensor, t: Tensor) -> dict[str, object]:
     """Frames 2 and 3 of a video, that see its first frame and, refined before them, the second."""
-    seen = SanaWMRefinerKVCache(3)
+    seen = diffusers.models.transformers.transformer_sana_wm_refiner.SanaWMRefinerKVCache(3)
     seen.sink_pe = _refined_positions(len(x), 0)
     for i in range(3):
         parts = (_normal(f"seen {i} {part}", _HEIGHT * _WIDTH, 24, batch=len(x)) for part in range(4))
@@ -266,8 +251,8 @@ def _wan_animate(x: Tensor, t: Tensor) -> dict[str, object]:
     }
 
 
-def _make_wan_animate_2() -> WanAnimate2Transformer3DModel:
-    model = WanAnimate2Transformer3DModel(
+def _make_wan_animate_2() -> diffusers.WanAnimate2Transformer3DModel:
+    model = diffusers.WanAnimate2Transformer3DModel(
         text_len=TOKENS, in_dim=12, dim=16, ffn_dim=32, freq_dim=16, text_dim=TEXT, out_dim=4, num_heads=2,
         num_layers=3,
     )  # fmt: skip
@@ -280,7 +265,7 @@ def _make_wan_animate_2() -> WanAnimate2Transformer3DModel:
 def _wan_animate_2(x: Tensor, t: Tensor) -> dict[str, object]:
     """Lists of samples. The keys and values of the driving video, two frames of 4 x 4, are there from a call before."""
     batch, channels, frames, height, width = x.shape
-    driving = WanAnimate2KVCache(3)
+    driving = diffusers.models.transformers.transformer_wan_animate_2.WanAnimate2KVCache(3)
     for i in range(3):
         driving.get(i).store(*(_normal(f"driving {i} {part}", 8, 2, 8, batch=batch) for part in "kv"))
     return {
@@ -319,13 +304,13 @@ def _wan_vace(x: Tensor, t: Tensor) -> dict[str, object]:
 DENOISERS = (
     TinyDenoiser(
         name="Kandinsky5Transformer3DModel",
-        make=lambda: Kandinsky5Transformer3DModel(**_KANDINSKY_TEXT),
+        make=lambda: diffusers.Kandinsky5Transformer3DModel(**_KANDINSKY_TEXT),
         state=(_FRAMES, _HEIGHT, _WIDTH, 4),
         call=_kandinsky5,
     ),
     TinyDenoiser(
         name="Kandinsky6Transformer3DModel",
-        make=lambda: Kandinsky6Transformer3DModel(
+        make=lambda: diffusers.Kandinsky6Transformer3DModel(
             **_KANDINSKY_TEXT, in_audio_dim=4, out_audio_dim=4, model_dim_a=24, time_dim_a=8, ff_dim_a=20,
             ca_rope=True, cross_gates=True, fix_modulation=True, text_token_padding=True,
         ),
@@ -335,13 +320,13 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="Kandinsky6SRTransformer3DModel",
-        make=lambda: Kandinsky6SRTransformer3DModel(**_KANDINSKY, nabla_window=(1, 1, 1)),
+        make=lambda: diffusers.Kandinsky6SRTransformer3DModel(**_KANDINSKY, nabla_window=(1, 1, 1)),
         state=(2, 8, 16, 4),
         call=_kandinsky6_sr,
     ),
     TinyDenoiser(
         name="MiniMaxH3Transformer3DModel",
-        make=lambda: MiniMaxH3Transformer3DModel(
+        make=lambda: diffusers.MiniMaxH3Transformer3DModel(
             num_attention_heads=2, attention_head_dim=8, hidden_size=12, num_layers=3, ffn_dim=24, in_channels=4,
             audio_in_channels=16, text_dim=TEXT, freq_dim=8, time_embed_hidden_dim=12, time_embed_dim=8,
             rope_freq_dim=1,
@@ -352,7 +337,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="MotifVideoTransformer3DModel",
-        make=lambda: MotifVideoTransformer3DModel(
+        make=lambda: diffusers.MotifVideoTransformer3DModel(
             in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=3,
             num_single_layers=5, num_decoder_layers=2, mlp_ratio=2.0, text_embed_dim=TEXT, rope_axes_dim=(4, 2, 2),
             enable_text_cross_attention_dual=True, enable_text_cross_attention_single=True,
@@ -362,7 +347,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="SanaVideoTransformer3DModel",
-        make=lambda: SanaVideoTransformer3DModel(
+        make=lambda: diffusers.SanaVideoTransformer3DModel(
             in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=3,
             num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=TEXT,
             rope_max_seq_len=32,
@@ -372,7 +357,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="SanaWMTransformer3DModel",
-        make=lambda: SanaWMTransformer3DModel(
+        make=lambda: diffusers.SanaWMTransformer3DModel(
             in_channels=4, num_layers=3, hidden_size=16, num_attention_heads=2, linear_head_dim=8, softmax_every_n=3,
             chunk_plucker_channels=6, chunk_plucker_post_attn_blocks=3, caption_channels=TEXT,
         ),
@@ -387,13 +372,13 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="SkyReelsV2Transformer3DModel",
-        make=lambda: SkyReelsV2Transformer3DModel(**_WAN, in_channels=4, num_layers=3),
+        make=lambda: diffusers.SkyReelsV2Transformer3DModel(**_WAN, in_channels=4, num_layers=3),
         state=(4, 3, 4, 6),
         call=_skyreels_v2,
     ),
     TinyDenoiser(
         name="WanAnimateTransformer3DModel",
-        make=lambda: WanAnimateTransformer3DModel(
+        make=lambda: diffusers.WanAnimateTransformer3DModel(
             **_WAN, in_channels=12, latent_channels=4, num_layers=6, image_dim=10, added_kv_proj_dim=24,
             motion_encoder_channel_sizes={"4": 8, "8": 6, "16": 4}, motion_encoder_size=16, motion_style_dim=8,
             motion_dim=4, motion_encoder_dim=8, face_encoder_hidden_dim=8, face_encoder_num_heads=2,
@@ -411,7 +396,7 @@ DENOISERS = (
     ),
     TinyDenoiser(
         name="WanVACETransformer3DModel",
-        make=lambda: WanVACETransformer3DModel(
+        make=lambda: diffusers.WanVACETransformer3DModel(
             **_WAN, in_channels=4, num_layers=4, vace_layers=[0, 2, 3], vace_in_channels=6
         ),
         state=(4, 2, 4, 6),

@@ -1,0 +1,231 @@
+"""Which pipelines and networks of diffusers can be cached, tried on tiny ones: here, with cache-dit, with diffusers.
+
+    python benchmarks/supported.py
+
+Prints the counts and writes ``docs/supported.md``. It takes the tiny pipelines of ``tests/`` (random weights, real
+classes; no download), so it needs a checkout. Every entry is the outcome of runs made there and then:
+
+  yes        with every step computed the result is the untouched pipeline's, bit for bit; with some predicted, fewer
+             parts of the network run, and a second run gives the same bits; afterwards every object is as it was found
+  wrong      with nothing cached the result already differs
+  no effect  nothing is skipped, and nobody says so
+  else       what was said
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.models.cache_utils import CacheMixin
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import denoisers  # noqa: E402
+import pipelines  # noqa: E402
+from pipelines import TINY, fresh  # noqa: E402
+from probes import bound, dicts, granularities, hold, leaf_calls  # noqa: E402
+
+from diffcache import accelerated  # noqa: E402
+from diffcache.adapters import find_sites  # noqa: E402
+
+PEERS = ("cache-dit", "diffusers")
+ANY, NONE = 1e9, 0.0  # thresholds under which everything, or nothing, is served from a cache
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    rows = [
+        (name, {"diffcache": said(ours, name), **{p: said(PEER[p], name) for p in PEERS}}) for name in progress(TINY)
+    ]
+    lines = [*INTRODUCTION, *counts(rows), "", *table(rows), "", "## Networks", "", *networks()]
+    (ROOT / "docs" / "supported.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(counts(rows)))
+
+
+def progress(names: Any) -> Iterator[str]:
+    for n, name in enumerate(names, 1):
+        print(f"{n} of {len(names)}: {name}", file=sys.stderr, flush=True)
+        yield name
+
+
+def said(trial: Callable[[str], str], name: str) -> str:
+    """What a trial came to, or what was raised."""
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return trial(name)
+    except Exception as error:  # a peer may raise anything
+        first = str(error).strip().split("\n")[0]
+        return f"{type(error).__name__}: {first[:70]}{'…' * (len(first) > 70)}"
+
+
+def result(pipe: Any, name: str) -> torch.Tensor:
+    return pipelines.run(pipe, TINY[name].call(pipe))
+
+
+# ------------------------------------------------------------------ here
+
+
+def ours(name: str) -> str:
+    """At every granularity that the denoisers have."""
+    tiny, pipe = TINY[name], fresh(name)
+    steps = len(plain_schedule(pipe, name))
+    untouched, found, whole = result(pipe, name), dicts(pipe), work(pipe, name)
+    for granularity in granularities(tiny):
+        with accelerated(pipe, bound(pipe, hold("#" * steps), granularity)):
+            if not torch.equal(result(pipe, name), untouched):
+                return "wrong"
+        with accelerated(pipe, bound(pipe, hold(np.arange(steps) % 2 == 0), granularity)):
+            if work(pipe, name) >= whole:
+                return "no effect"
+            if not torch.equal(result(pipe, name), result(pipe, name)):
+                return f"another result every time, at {granularity} sites"
+    return "yes" if dicts(pipe) == found and torch.equal(result(pipe, name), untouched) else "leaves traces"
+
+
+def plain_schedule(pipe: Any, name: str) -> list[int]:
+    """Iterations that the noise scheduler plans, those before a late start too."""
+    result(pipe, name)
+    return list(range(len(pipe.scheduler.timesteps)))
+
+
+def work(pipe: Any, name: str) -> int:
+    """How often parts without parts of the denoisers run."""
+    with leaf_calls(pipe, TINY[name].denoisers) as calls:
+        result(pipe, name)
+    return sum(calls.values())
+
+
+# ------------------------------------------------------------------ peers
+
+
+def by_cache_dit(name: str) -> str:
+    import cache_dit
+
+    def on(pipe: Any, threshold: float) -> None:
+        warm = 1 if threshold else 1000
+        config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=warm, residual_diff_threshold=threshold
+        )
+        cache_dit.enable_cache(pipe, cache_config=config)
+
+    return tried(name, on)
+
+
+def by_diffusers(name: str) -> str:
+    def on(pipe: Any, threshold: float) -> None:
+        for denoiser in TINY[name].denoisers:
+            getattr(pipe, denoiser).enable_cache(diffusers.FirstBlockCacheConfig(threshold=threshold))
+
+    if not all(isinstance(getattr(pipelines.shared(name), d), CacheMixin) for d in TINY[name].denoisers):
+        return "not offered"
+    return tried(name, on)
+
+
+def tried(name: str, on: Callable[[Any, float], None]) -> str:
+    pipe = fresh(name)
+    untouched, whole = result(pipe, name), work(pipe, name)
+    on(pipe, NONE)
+    if not torch.equal(result(pipe, name), untouched):
+        return "wrong"
+    pipe = fresh(name)
+    on(pipe, ANY)
+    return "yes" if work(pipe, name) < whole else "no effect"
+
+
+PEER = {"cache-dit": by_cache_dit, "diffusers": by_diffusers}
+
+
+# ------------------------------------------------------------------ the page
+
+INTRODUCTION = (
+    "# What is supported",
+    "",
+    "Written by `python benchmarks/supported.py`, which says what the words mean. Nothing here is asserted: each entry",
+    f"was tried on a tiny pipeline of diffusers {diffusers.__version__}'s own classes.",
+    "",
+)
+
+
+def counts(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
+    yes = {who: sum(found[who] == "yes" for _, found in rows) for who in ("diffcache", *PEERS)}
+    classes = {name: getattr(diffusers, name) for name in networks_known() if hasattr(diffusers, name)}
+    mixed = sum(issubclass(kind, CacheMixin) for kind in classes.values())
+    version = importlib.metadata.version("cache-dit")
+    return [
+        f"Of {len(rows)} pipelines and ways of calling them, {yes['diffcache']} work here, {yes['cache-dit']} with "
+        f"cache-dit {version} (DBCache), {yes['diffusers']} with diffusers' FirstBlockCache.",
+        f"Of {len(classes)} networks in diffusers' folders of transformers and U-Nets, "
+        f"{len(classes) - len(denoisers.NO_DENOISERS)} can be cached here, {mixed} have diffusers' `enable_cache`.",
+    ]
+
+
+def table(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
+    lines = [
+        "| pipeline | as | guidance | sites | here | cache-dit | diffusers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in rows:
+        tiny, pipe = TINY[name], pipelines.shared(name)
+        sites = find_sites(getattr(pipe, tiny.denoisers[0]))
+        kinds = ", ".join(granularities(tiny))
+        lines.append(
+            f"| {type(pipe).__name__} | {name} | {tiny.guidance} | {kinds} ({len(sites)}) | {found['diffcache']} | "
+            f"{found['cache-dit']} | {found['diffusers']} |"
+        )
+    return lines
+
+
+def networks_known() -> list[str]:
+    from diffusers.models import transformers, unets
+
+    found = []
+    for package in (transformers, unets):
+        for kind in vars(package).values():
+            if (
+                inspect.isclass(kind)
+                and issubclass(kind, diffusers.ModelMixin)
+                and kind.__module__.startswith(package.__name__)
+            ):
+                found.append(kind.__name__)
+    return sorted(set(found) | set(denoisers.TINY) | set(denoisers.NO_DENOISERS))
+
+
+def networks() -> list[str]:
+    """Every network, where it is tried, and the sites it has."""
+    within: dict[str, list[str]] = {}
+    modules: dict[str, Any] = {}
+    for name, tiny in TINY.items():
+        for denoiser in tiny.denoisers:
+            module = getattr(pipelines.shared(name), denoiser)
+            modules[type(module).__name__] = module
+            within.setdefault(type(module).__name__, []).append(name)
+    lines = ["| network | tried in | stacks | blocks | sublayers |", "|---|---|---:|---:|---:|"]
+    for name in networks_known():
+        if name in denoisers.NO_DENOISERS:
+            lines.append(f"| {name} | not: {denoisers.NO_DENOISERS[name]} | | | |")
+            continue
+        module = modules[name] if name in modules else denoisers.TINY[name].build()
+        kinds = [site.partition(":")[0] for site in find_sites(module)]
+        where = ", ".join(dict.fromkeys(within.get(name, ["a loop of its own"])))
+        lines.append(
+            f"| {name} | {where} | {' | '.join(str(kinds.count(k)) for k in ('stack', 'block', 'sublayer'))} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

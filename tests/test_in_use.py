@@ -1,0 +1,285 @@
+"""Accelerated pipelines in the settings that people run them in: number types, offloading, compilation, saving,
+quantised weights. Each is compared with the same setting untouched, and skips are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import accelerate as huggingface
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig
+from diffusers.hooks import apply_group_offloading
+from pipelines import TINY, fresh, run, shared
+from probes import bound, granularities, hold
+
+from diffcache import accelerate, accelerated, measure, optimize, report, restore
+from diffcache.errors import AlreadyAccelerated
+
+SOME = ("flux", "sdxl", "wan", "chroma")  # distilled guidance; batched, a U-Net; separate calls, video; separate
+
+
+def planned(pipe: Any, name: str, granularity: str, mask: str) -> Any:
+    return bound(pipe, hold((mask * TINY[name].steps)[: TINY[name].steps]), granularity)
+
+
+def skipped(pipe: Any) -> int:
+    rows = report(pipe).rows
+    assert not any(row.failed_open for row in rows)
+    return sum(row.predicted for row in rows)
+
+
+def assert_serves(pipe: Any, name: str, granularity: str = "model") -> None:
+    """Bit-equal when all is computed, skipping and repeatable when not, as found afterwards; as it is set up now."""
+    call = TINY[name].call(pipe)
+    untouched = run(pipe, call)
+    with accelerated(pipe, planned(pipe, name, granularity, "#")):
+        assert torch.equal(run(pipe, call), untouched)
+        assert skipped(pipe) == 0
+    with accelerated(pipe, planned(pipe, name, granularity, "#.")):
+        fast = run(pipe, call)
+        assert skipped(pipe) > 0
+        assert torch.isfinite(fast).all()
+        assert not torch.equal(fast, untouched)
+        assert torch.equal(run(pipe, call), fast)
+        assert report(pipe).bytes_held == 0
+    assert torch.equal(run(pipe, call), untouched)
+
+
+places = pytest.mark.parametrize(("name", "granularity"), [(n, g) for n in SOME for g in granularities(TINY[n])])
+
+
+@places
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision(name: str, granularity: str, dtype: torch.dtype) -> None:
+    pipe = fresh(name).to(dtype)
+    call = TINY[name].call(pipe)
+    halved = {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in call.items()}
+    untouched = run(pipe, halved)
+    with accelerated(pipe, planned(pipe, name, granularity, "#")):
+        assert torch.equal(run(pipe, halved), untouched)
+    with accelerated(pipe, planned(pipe, name, granularity, "#.")):
+        fast = run(pipe, halved)
+        assert skipped(pipe) > 0
+        assert torch.isfinite(fast).all()
+        assert not torch.equal(fast, untouched)
+
+
+@contextmanager
+def sequentially(pipe: Any, name: str) -> Iterator[None]:
+    """What ``enable_sequential_cpu_offload`` does to a denoiser: weights come layer by layer, and go."""
+    for denoiser in TINY[name].denoisers:
+        huggingface.cpu_offload(getattr(pipe, denoiser), torch.device("cpu"), offload_buffers=True)
+    yield
+    for denoiser in TINY[name].denoisers:
+        huggingface.hooks.remove_hook_from_module(getattr(pipe, denoiser), recurse=True)
+
+
+@contextmanager
+def in_groups(kind: str, pipe: Any, name: str) -> Iterator[None]:
+    for denoiser in TINY[name].denoisers:
+        options: dict[str, Any] = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+        apply_group_offloading(
+            getattr(pipe, denoiser), onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
+            offload_type=kind, **options,
+        )  # fmt: skip
+    yield
+
+
+OFFLOADS: dict[str, Callable[[Any, str], Any]] = {
+    "sequential": sequentially,
+    "groups of blocks": lambda pipe, name: in_groups("block_level", pipe, name),
+    "groups of leaves": lambda pipe, name: in_groups("leaf_level", pipe, name),
+}
+
+
+@places
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_offloaded_before(name: str, granularity: str, offload: str) -> None:
+    pipe = fresh(name)
+    plain = run(pipe, TINY[name].call(pipe))
+    with OFFLOADS[offload](pipe, name):
+        assert torch.equal(run(pipe, TINY[name].call(pipe)), plain)
+        assert_serves(pipe, name, granularity)
+
+
+@places
+@pytest.mark.parametrize("offload", OFFLOADS)
+def test_offloaded_after(name: str, granularity: str, offload: str) -> None:
+    pipe = fresh(name)
+    call = TINY[name].call(pipe)
+    with accelerated(pipe, planned(pipe, name, granularity, "#.")):
+        fast = run(pipe, call)
+    accelerate(pipe, planned(pipe, name, granularity, "#."))
+    with OFFLOADS[offload](pipe, name):
+        assert torch.equal(run(pipe, call), fast)
+        assert skipped(pipe) > 0
+        restore(pipe)
+
+
+def test_tiled_decoding() -> None:
+    pipe = fresh("sdxl")
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+    call = TINY["sdxl"].call(pipe) | {"output_type": "pt"}
+    untouched = run(pipe, call)
+    with accelerated(pipe, planned(pipe, "sdxl", "stack", "#")):
+        assert torch.equal(run(pipe, call), untouched)
+
+
+@pytest.fixture
+def counted() -> Iterator[Any]:
+    """Dynamo's counters, cleared, and its memory of other tests."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan", "sdxl"])
+def test_a_compiled_denoiser_is_one_graph_and_compiled_once(name: str, counted: Any) -> None:
+    """Under ``fullgraph=True`` a break would be an error."""
+    pipe = fresh(name)
+    call = TINY[name].call(pipe)
+    (denoiser,) = TINY[name].denoisers
+    getattr(pipe, denoiser).compile(backend="eager", fullgraph=True)
+    untouched = run(pipe, call)
+    graphs = counted["stats"]["unique_graphs"]
+    with accelerated(pipe, planned(pipe, name, "model", "#.")), torch._dynamo.config.patch(error_on_recompile=True):
+        fast = run(pipe, call)
+        assert torch.equal(run(pipe, call), fast)
+        assert skipped(pipe) > 0
+    assert not torch.equal(fast, untouched)
+    assert counted["graph_break"] == {}
+    assert counted["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan"])
+@pytest.mark.parametrize("granularity", ["model", "stack", "block"])
+def test_repeated_blocks_are_compiled_once(name: str, granularity: str, counted: Any) -> None:
+    pipe = fresh(name)
+    call = TINY[name].call(pipe)
+    (denoiser,) = TINY[name].denoisers
+    getattr(pipe, denoiser).compile_repeated_blocks(backend="eager", fullgraph=True)
+    untouched = run(pipe, call)
+    graphs = counted["stats"]["unique_graphs"]
+    with accelerated(pipe, planned(pipe, name, granularity, "#")):
+        assert torch.equal(run(pipe, call), untouched)
+    with accelerated(pipe, planned(pipe, name, granularity, "#.")):
+        fast = run(pipe, call)
+        assert torch.equal(run(pipe, call), fast)
+        assert skipped(pipe) > 0
+    assert counted["graph_break"] == {}
+    assert counted["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl"])
+def test_what_is_saved_while_accelerated_is_the_plain_pipeline(name: str, tmp_path: Any) -> None:
+    pipe = fresh(name)
+    call = TINY[name].call(pipe)
+    untouched = run(pipe, call)
+    with accelerated(pipe, planned(pipe, name, granularities(TINY[name])[-1], "#.")):
+        pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(run(loaded, call), untouched)
+
+
+@places
+def test_quantised_weights(name: str, granularity: str) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    pipe = fresh(name)
+    for denoiser in TINY[name].denoisers:
+        torchao.quantize_(getattr(pipe, denoiser), torchao.Int8WeightOnlyConfig())
+    assert not torch.equal(run(pipe, TINY[name].call(pipe)), run(shared(name), TINY[name].call(shared(name))))
+    assert_serves(pipe, name, granularity)
+
+
+def test_diffusers_own_cache_is_refused_and_works_on_after_ours() -> None:
+    pipe = fresh("flux")
+    call = TINY["flux"].call(pipe)
+    untouched = run(pipe, call)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    theirs = run(pipe, call)
+    assert not torch.equal(theirs, untouched)
+    with pytest.raises(AlreadyAccelerated, match="disable_cache"):
+        accelerate(pipe, planned(pipe, "flux", "model", "#."))
+    with pytest.raises(AlreadyAccelerated, match="disable_cache"):
+        measure(pipe, [call])
+    assert torch.equal(run(pipe, call), theirs)
+    pipe.transformer.disable_cache()
+    assert_serves(pipe, "flux")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    assert torch.equal(run(pipe, call), theirs)
+
+
+# --- modular pipelines -----------------------------------------------------------------------------------------------
+
+
+def modular(*denoise: Any) -> tuple[Any, dict[str, Any]]:
+    """A modular pipeline of tiny Flux's parts, from prompt embeddings to latents; and a call of it."""
+    from diffusers.modular_pipelines import SequentialPipelineBlocks
+    from diffusers.modular_pipelines.flux.denoise import FluxDenoiseStep
+    from diffusers.modular_pipelines.flux.inputs import FluxTextInputStep
+    from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxBeforeDenoiseStep
+
+    parts = {"input": FluxTextInputStep(), "before": FluxBeforeDenoiseStep()}
+    parts["denoise"] = denoise[0] if denoise else FluxDenoiseStep()
+    pipe = SequentialPipelineBlocks.from_blocks_dict(parts).init_pipeline()
+    plain = fresh("flux")
+    pipe.update_components(transformer=plain.transformer, scheduler=plain.scheduler)
+    call = TINY["flux"].call(plain)
+    wanted = ("prompt_embeds", "pooled_prompt_embeds", "height", "width", "num_inference_steps", "guidance_scale")
+    return pipe, {key: value for key, value in call.items() if key in wanted}
+
+
+def latents(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
+    found = pipe(**call, generator=torch.Generator().manual_seed(0), output="latents")
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+@pytest.mark.parametrize("granularity", ["model", "stack", "block", "sublayer"])
+def test_a_modular_pipeline(granularity: str) -> None:
+    pipe, call = modular()
+    untouched = latents(pipe, call)
+    with accelerated(pipe, planned(pipe, "flux", granularity, "#")):
+        assert torch.equal(latents(pipe, call), untouched)
+    with accelerated(pipe, planned(pipe, "flux", granularity, "#.")):
+        fast = latents(pipe, call)
+        assert skipped(pipe) > 0
+        assert torch.equal(latents(pipe, call), fast)
+        assert report(pipe).bytes_held == 0
+    assert not torch.equal(fast, untouched)
+    assert torch.equal(latents(pipe, call), untouched)
+
+
+def test_modular_pipelines_that_share_their_blocks_are_told_apart() -> None:
+    from diffusers.modular_pipelines.flux.denoise import FluxDenoiseStep
+
+    loop = FluxDenoiseStep()
+    (pipe, call), (other, _) = modular(loop), modular(loop)
+    untouched = latents(other, call)
+    with accelerated(pipe, planned(pipe, "flux", "model", "#.")):
+        assert torch.equal(latents(other, call), untouched)
+        assert report(pipe).runs == 0
+        assert not torch.equal(latents(pipe, call), untouched)
+        assert report(pipe).runs == 1
+    assert "progress_bar" not in vars(loop)
+    assert "loop_step" not in vars(loop)
+
+
+def test_a_modular_pipeline_is_calibrated() -> None:
+    pipe, call = modular()
+    calls = [call | {"generator": torch.Generator().manual_seed(k), "output": "latents"} for k in range(3)]
+    schedule = optimize(pipe, calls, 3, time_limit_s=2)
+    assert schedule.provenance["fit_target"] == "state"
+    assert schedule.computed_steps == 3
+    untouched = latents(pipe, call)
+    with accelerated(pipe, schedule):
+        fast = latents(pipe, call)
+    with accelerated(pipe, planned(pipe, "flux", "model", "#.")):
+        reused = latents(pipe, call)
+    assert (fast - untouched).norm() < (reused - untouched).norm()
