@@ -117,7 +117,6 @@ def _cosmos(x: Tensor, t: Tensor) -> dict[str, object]:
         "condition_mask": given.repeat(1, 1, 1, height, width),
         "timestep": given * 0.1 + (1 - given) * t.view(batch, 1, 1, 1, 1) / 1000,
         "encoder_hidden_states": _prompt("prompt", batch),
-        "padding_mask": x.new_zeros(1, 1, 8 * height, 8 * width),
         "return_dict": False,
     }
 
@@ -288,6 +287,7 @@ DENOISERS = (
         name="CosmosTransformer3DModel",
         make=lambda: diffusers.CosmosTransformer3DModel(
             in_channels=5, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=3,
+            concat_padding_mask=False,  # resizing it needs torchvision
             text_embed_dim=16, adaln_lora_dim=8, max_size=(4, 8, 8), rope_scale=(1.0, 3.0, 3.0),
             use_crossattn_projection=True, crossattn_proj_in_channels=TEXT, encoder_hidden_states_channels=16,
         ),
