@@ -42,7 +42,7 @@ class Size:
 
     @classmethod
     def quick(cls) -> Size:
-        return cls(budgets=(12, 8), calibration=8, held_out=8, search_s=3.0, repeats=1)
+        return cls(budgets=(12, 8), calibration=8, held_out=8, search_s=8.0, repeats=1)
 
 
 @dataclass(frozen=True, slots=True)
