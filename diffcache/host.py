@@ -232,7 +232,7 @@ def demand_no_other_cache(pipe: Any) -> None:
     """Raise AlreadyAccelerated if a cache of diffusers' own, or of cache-dit, is on: both would skip, each unaware of
     what the other left out."""
     for name, module in denoisers(pipe).items():
-        network = getattr(module, "_orig_mod", module)
+        network = unwrapped(module)
         whose = None
         if getattr(network, "is_cache_enabled", False) is True:
             config = type(getattr(network, "_cache_config", None)).__name__
@@ -246,20 +246,25 @@ def demand_no_other_cache(pipe: Any) -> None:
             )
 
 
+def unwrapped(module: Any) -> Any:
+    """What ``torch.compile`` wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
 def main_input(module: nn.Module) -> str:
     """Name of the first parameter of the class's forward: what lies on the object may be anybody's wrapper."""
-    kind: Any = type(getattr(module, "_orig_mod", module))
+    kind: Any = type(unwrapped(module))
     return next(iter(list(inspect.signature(kind.forward).parameters)[1:]), "")
 
 
 def class_name(module: Any) -> str:
     """The network's class; a compiled module answers for what it wraps."""
-    return type(getattr(module, "_orig_mod", module)).__name__
+    return type(unwrapped(module)).__name__
 
 
 def config_digest(module: Any) -> str:
     """sha256 of a diffusers object's configuration, private entries left out."""
-    config = getattr(getattr(module, "_orig_mod", module), "config", {})
+    config = getattr(unwrapped(module), "config", {})
     public = {str(k): v for k, v in dict(config).items() if not str(k).startswith("_")}
     return hashlib.sha256(json.dumps(public, sort_keys=True, default=repr).encode()).hexdigest()
 

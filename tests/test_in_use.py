@@ -190,10 +190,11 @@ def test_what_is_saved_while_accelerated_is_the_plain_pipeline(name: str, tmp_pa
 
 @places
 def test_quantised_weights(name: str, granularity: str) -> None:
-    torchao = pytest.importorskip("torchao.quantization")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     pipe = fresh(name)
     for denoiser in TINY[name].denoisers:
-        torchao.quantize_(getattr(pipe, denoiser), torchao.Int8WeightOnlyConfig())
+        quantize_(getattr(pipe, denoiser), Int8WeightOnlyConfig())
     assert not torch.equal(run(pipe, TINY[name].call(pipe)), run(shared(name), TINY[name].call(shared(name))))
     assert_serves(pipe, name, granularity)
 

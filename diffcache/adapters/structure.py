@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from torch import nn
 
 ATTENTION = ("Attention", "Attn")
-NO_CHAINS = {  # lists of which more than the last block's output is used: no structure tells
-    ("WanVACETransformer3DModel", "vace_blocks"): "each block also returns a hint for a block of the other list",
-}
 FEED_FORWARD = ("FeedForward", "MLP", "Mlp", "FFN", "SwiGLU", "MoE")
+NO_CHAINS = {  # lists of which more than the last block's output is used: no structure tells
+    ("WanVACETransformer3DModel", "vace_blocks"),  # each block also returns a hint for a block of the other list
+}
 
 
 def find_sites(denoiser: nn.Module) -> Mapping[str, tuple[nn.Module, ...]]:
@@ -83,12 +83,8 @@ def _regular(blocks: nn.ModuleList) -> bool:
     """Blocks of one class, with attention or a feed-forward inside. Lists of nothing but attention are no chain of
     blocks: ConsisID and Wan Animate add what each of them returns to the state, here and there."""
     alike = len({type(block) for block in blocks}) == 1 and not isinstance(blocks[0], nn.ModuleList)
-    return alike and not _kind_of(blocks[0]) and any(map(_kind, blocks[0].modules()))
-
-
-def _kind_of(module: nn.Module) -> bool:
-    """Whether it is attention or a feed-forward, rather than a block of such."""
-    return type(module).__name__.endswith(ATTENTION + FEED_FORWARD)
+    parts_themselves = type(blocks[0]).__name__.endswith(ATTENTION + FEED_FORWARD)
+    return alike and not parts_themselves and any(map(_kind, blocks[0].modules()))
 
 
 def _kind(module: nn.Module) -> bool:

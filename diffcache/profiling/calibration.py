@@ -115,13 +115,13 @@ class Calibration:
                     best = seeker.nudged(self.pipe, best, time_limit_s=levels_s)
         else:
             best = seeker.evaluate(self._mask(budget, scheduler))
-        seen, channels = self._best_options(best, train, held, options)
+        seen, channels, (train, held) = self._best_options(best, train, held, options)
         if seen.levels is not None:
             notes["levels"] = "moved"
         everyone = train if self.held else [*train, *held]
         final = seen
         if len(everyone) > len(train):
-            final = self._fit(everyone, (), best.compute, seen.levels, per_channel=channels, **options)
+            final = fit(everyone, best.compute, levels=seen.levels, per_channel=channels, **options)  # type: ignore[arg-type]
         if front:
             front[int(best.compute.sum())] = seen
             notes["front"] = ", ".join(f"{n} steps {f.held_score:.1f} dB" for n, f in front.items())
@@ -148,29 +148,20 @@ class Calibration:
 
     def _best_options(
         self, best: Fit, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
-    ) -> tuple[Fit, bool]:
-        """The fit to all of ``train``, and whether it has a scale per channel. Levels of its own and that scale are
-        only kept if held-out samples gain by them."""
-        found = self._fit(train, held, best.compute, None, **options)
+    ) -> tuple[Fit, bool, tuple[Sequence[Replay], Sequence[Replay]]]:
+        """The fit to all of ``train``, whether it has a scale per channel, and the replays on its levels. Levels of its
+        own and that scale are only kept if held-out samples gain by them."""
+        found, there = fit(train, best.compute, held=held, **options), (train, held)
         if not held or best.compute.all():
-            return found, False
+            return found, False, there
         if best.levels is not None:
-            moved = self._fit(train, held, best.compute, best.levels, **options)
-            found = moved if moved.beats(found, LEVELS_PAY_DB) else found
-        scaled = self._fit(train, held, best.compute, found.levels, per_channel=True, **options)
-        return (scaled, True) if scaled.held_score > found.held_score + PAYS_DB else (found, False)
-
-    def _fit(
-        self,
-        train: Sequence[Replay],
-        held: Sequence[Replay],
-        compute: np.ndarray,
-        levels: np.ndarray | None,
-        **options: Any,
-    ) -> Fit:
-        if levels is not None:
-            train, held = ([Movable(self.pipe, replay).on(levels) for replay in part] for part in (train, held))
-        return fit(train, compute, held=held, levels=levels, **options)
+            moved = [[Movable(self.pipe, replay).on(best.levels) for replay in part] for part in there]
+            other = fit(moved[0], best.compute, held=moved[1], levels=best.levels, **options)
+            if other.beats(found, LEVELS_PAY_DB):
+                found, there = other, (moved[0], moved[1])
+        scaled = fit(there[0], best.compute, held=there[1], levels=found.levels, per_channel=True, **options)
+        better = scaled.held_score > found.held_score + PAYS_DB
+        return scaled if better else found, better, there
 
     def _anchors(self, budget: Budget) -> int:
         """How many outputs may be kept at once."""
