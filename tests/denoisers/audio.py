@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import diffusers
 import torch
-from pipelines import TEXT, TOKENS, _normal, _prompt
+from pipelines.parts import TEXT, TOKENS, normal, prompt
 from torch import Tensor
 
 from denoisers.tiny import TinyDenoiser
@@ -19,12 +19,12 @@ def _padded(batch: int, length: int, padding: int) -> Tensor:
 
 def _ace_step(x: Tensor, t: Tensor) -> dict[str, object]:
     time = t / 1000
-    source = _normal("source latents", LENGTH, CHANNELS, batch=len(x))
+    source = normal("source latents", LENGTH, CHANNELS, batch=len(x))
     return {
         "hidden_states": x,
         "timestep": time,
         "timestep_r": time,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "context_latents": torch.cat([source, torch.ones_like(source)], dim=-1),  # and the mask of what to make
         "attention_kwargs": None,
         "return_dict": False,
@@ -34,7 +34,7 @@ def _ace_step(x: Tensor, t: Tensor) -> dict[str, object]:
 def _longcat_audio(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_attention_mask": _padded(len(x), TOKENS, 3),
         "timestep": t / 1000,
         "attention_mask": _padded(len(x), LENGTH, 0),
@@ -46,7 +46,7 @@ def _minimax_music(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": 1 - t / 1000,  # from noise at 0
-        "encoder_hidden_states": _normal("frames", LENGTH, TEXT, batch=len(x)),
+        "encoder_hidden_states": normal("frames", LENGTH, TEXT, batch=len(x)),
         "return_dict": False,
     }
 
@@ -54,12 +54,12 @@ def _minimax_music(x: Tensor, t: Tensor) -> dict[str, object]:
 def _stable_audio_3(x: Tensor, t: Tensor) -> dict[str, object]:
     """The inpainting pipeline's: the only one that has a use for each block's local condition."""
     mask = _padded(len(x), LENGTH, 5)[:, None].float()
-    kept = _normal("audio latents", CHANNELS, LENGTH, batch=len(x)) * mask
+    kept = normal("audio latents", CHANNELS, LENGTH, batch=len(x)) * mask
     return {
         "hidden_states": x,
         "timestep": t / 1000,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
-        "global_hidden_states": _normal("duration", TEXT, batch=len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
+        "global_hidden_states": normal("duration", TEXT, batch=len(x)),
         "encoder_attention_mask": _padded(len(x), TOKENS, 3),
         "local_add_cond": torch.cat([mask, kept], dim=1),
         "return_dict": False,
@@ -67,8 +67,8 @@ def _stable_audio_3(x: Tensor, t: Tensor) -> dict[str, object]:
 
 
 def _t5_film(x: Tensor, t: Tensor) -> dict[str, object]:
-    notes = (_prompt("notes", len(x)), _padded(len(x), TOKENS, 3))
-    before = (_prompt("segment before", len(x)), _padded(len(x), TOKENS, 0))
+    notes = (prompt("notes", len(x)), _padded(len(x), TOKENS, 3))
+    before = (prompt("segment before", len(x)), _padded(len(x), TOKENS, 0))
     return {
         "encodings_and_masks": [notes, before],
         "decoder_input_tokens": x,

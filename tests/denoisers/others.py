@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from pipelines import _normal
+from pipelines.parts import normal
 from torch import Tensor
 
 from denoisers.tiny import TinyDenoiser
@@ -31,8 +31,8 @@ def _rfd4_proteina(x: Tensor, t: Tensor) -> dict[str, object]:
         "atom37_mask": torch.ones(len(x), RESIDUES, ATOMS, dtype=torch.bool),
         "conditioning": {
             "condition_sequence_1_residue": torch.zeros_like(molecules),
-            "condition_rasa-binned_1_atom": _normal("accessible surface", RESIDUES, ATOMS, batch=len(x)),
-            "condition_ChainCentroid_1_atom": _normal("centroid", RESIDUES, 3, batch=len(x)),
+            "condition_rasa-binned_1_atom": normal("accessible surface", RESIDUES, ATOMS, batch=len(x)),
+            "condition_ChainCentroid_1_atom": normal("centroid", RESIDUES, 3, batch=len(x)),
             "molecule_iid": molecules,
             "token_bond_path_length": (places[:, None] - places).abs().repeat(len(x), 1, 1),
             "is_in_context_conditioning": given,

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
-from pipelines import POOLED, TEXT, TOKENS, _normal, _prompt
+from pipelines.parts import POOLED, TEXT, TOKENS, normal, prompt
 from torch import Tensor
 
 from denoisers.tiny import TinyDenoiser, first_tensor
@@ -34,7 +34,7 @@ def _bria(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "attention_kwargs": None,
         "return_dict": False,
         "txt_ids": torch.zeros(TOKENS, 3),
@@ -47,8 +47,8 @@ def _bria_fibo(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
-        "text_encoder_layers": [_prompt(f"layer {i} of prompt", len(x)) for i in range(6)],
+        "encoder_hidden_states": prompt("prompt", len(x)),
+        "text_encoder_layers": [prompt(f"layer {i} of prompt", len(x)) for i in range(6)],
         "joint_attention_kwargs": {"attention_mask": mask[:, None, None, :]},
         "return_dict": False,
         "txt_ids": torch.zeros(TOKENS, 3),
@@ -60,7 +60,7 @@ def _bria_fibo2(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t / 1000,
-        "encoder_hidden_states": torch.stack([_prompt(f"bundle {i} of prompt", len(x)) for i in range(3)], dim=1),
+        "encoder_hidden_states": torch.stack([prompt(f"bundle {i} of prompt", len(x)) for i in range(3)], dim=1),
         "encoder_attention_mask": _padded(len(x)),
         "context_latents": None,
         "return_dict": False,
@@ -71,7 +71,7 @@ def _cogview(x: Tensor, t: Tensor) -> dict[str, object]:
     sizes = x.new_tensor([[16.0, 16.0]] * len(x))
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "timestep": t,
         "original_size": sizes,
         "target_size": sizes,
@@ -84,7 +84,7 @@ def _ernie(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "text_bth": _prompt("prompt", len(x)) * _padded(len(x))[..., None],
+        "text_bth": prompt("prompt", len(x)) * _padded(len(x))[..., None],
         "text_lens": torch.full((len(x),), WORDS),
         "return_dict": False,
     }
@@ -99,19 +99,19 @@ def _flux3(x: Tensor, t: Tensor) -> dict[str, object]:
         "timestep": t / 1000,
         "return_dict": False,
         "img_ids": places,
-        "image_cond_hidden_states": _normal("reference", *x.shape[1:], batch=len(x)),
+        "image_cond_hidden_states": normal("reference", *x.shape[1:], batch=len(x)),
         "image_cond_ids": places - torch.tensor([0.0, 0.0, 0.0, 1.0]),
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "txt_ids": words,
     }
 
 
 def _glm(x: Tensor, t: Tensor) -> dict[str, object]:
-    prior = (8 * _normal("prior", SIDE * SIDE, batch=len(x))).long() % 16
+    prior = (8 * normal("prior", SIDE * SIDE, batch=len(x))).long() % 16
     sizes = x.new_tensor([[64.0, 64.0]] * len(x))
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "prior_token_id": prior,
         "prior_token_drop": torch.zeros_like(prior, dtype=torch.bool),
         "timestep": t - 1,
@@ -127,9 +127,9 @@ def _hidream(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timesteps": t,
-        "encoder_hidden_states_t5": _prompt("prompt", len(x)),
-        "encoder_hidden_states_llama3": torch.stack([_prompt(f"layer {i} of prompt", len(x)) for i in range(6)]),
-        "pooled_embeds": _normal("pooled", POOLED, batch=len(x)),
+        "encoder_hidden_states_t5": prompt("prompt", len(x)),
+        "encoder_hidden_states_llama3": torch.stack([prompt(f"layer {i} of prompt", len(x)) for i in range(6)]),
+        "pooled_embeds": normal("pooled", POOLED, batch=len(x)),
         "attention_kwargs": None,
         "return_dict": False,
     }
@@ -143,9 +143,9 @@ def _hunyuan_image(x: Tensor, t: Tensor) -> dict[str, object]:
         "guidance": None,
         "attention_kwargs": {},
         "return_dict": False,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_attention_mask": _padded(len(x)).long(),
-        "encoder_hidden_states_2": _normal("glyphs", 4, TEXT, batch=len(x)),
+        "encoder_hidden_states_2": normal("glyphs", 4, TEXT, batch=len(x)),
         "encoder_attention_mask_2": (torch.arange(4) < 3).long().repeat(len(x), 1),
     }
 
@@ -154,9 +154,9 @@ def _hunyuan_dit(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "text_embedding_mask": _padded(len(x)).long(),
-        "encoder_hidden_states_t5": _prompt("prompt of T5", len(x)),
+        "encoder_hidden_states_t5": prompt("prompt of T5", len(x)),
         "text_embedding_mask_t5": _padded(len(x)).long(),
         "image_meta_size": x.new_tensor([[64.0, 64.0, 64.0, 64.0, 0.0, 0.0]] * len(x)),
         "style": torch.zeros(len(x), dtype=torch.long),
@@ -181,7 +181,7 @@ def _ideogram4(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": torch.nn.functional.pad(x, (0, 0, TOKENS, 0)),
         "timestep": 1 - t / 1000,
-        "encoder_hidden_states": torch.nn.functional.pad(_prompt("prompt", len(x)), (0, 0, 0, pixels)),
+        "encoder_hidden_states": torch.nn.functional.pad(prompt("prompt", len(x)), (0, 0, 0, pixels)),
         "position_ids": torch.cat([words.new_zeros(padding, 3), words, places]).repeat(len(x), 1, 1),
         "segment_ids": segment.repeat(len(x), 1),
         "indicator": role.repeat(len(x), 1),

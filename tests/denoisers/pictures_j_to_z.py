@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
-from pipelines import TEXT, TOKENS, _normal, _prompt
+from pipelines.parts import TEXT, TOKENS, normal, prompt
 from torch import Tensor
 
 from denoisers.tiny import TinyDenoiser, first_tensor
@@ -36,21 +36,21 @@ def _picture_ids(kind: int = 0, start: int = 0) -> Tensor:
 
 
 def _joy_edit(x: Tensor, t: Tensor) -> dict[str, object]:
-    reference = _normal("reference", *x.shape[1:], batch=len(x))
+    reference = normal("reference", *x.shape[1:], batch=len(x))
     return {
         "hidden_states": torch.stack([reference, x], dim=1),
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "return_dict": False,
     }
 
 
 def _joy_edit_plus(x: Tensor, t: Tensor) -> dict[str, object]:
-    reference = _normal("reference", REFERENCE, *x.shape[2:], batch=len(x))
+    reference = normal("reference", REFERENCE, *x.shape[2:], batch=len(x))
     return {
         "hidden_states": torch.cat([x, reference], dim=1),
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_hidden_states_mask": _mask(len(x), torch.int64),
         "shape_list": [[(1, GRID, GRID), (1, 2, 2)]] * len(x),
         "return_dict": False,
@@ -64,9 +64,9 @@ def _qwen_21(x: Tensor, t: Tensor) -> dict[str, object]:
     """
     slots = torch.arange(TOKENS + PICTURE // 4)
     return {
-        "hidden_states": torch.cat([_normal("reference", REFERENCE, x.shape[-1], batch=len(x)), x], dim=1),
+        "hidden_states": torch.cat([normal("reference", REFERENCE, x.shape[-1], batch=len(x)), x], dim=1),
         "timestep": t / 1000,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_hidden_states_mask": _mask(len(x)),
         "img_shapes": [[(1, 2, 2), (1, GRID, GRID)]] * len(x),
         "img_mask": ((slots == 4) | (slots >= TOKENS)).repeat(len(x), 1),
@@ -86,8 +86,8 @@ def _omnigen(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": 1 - t / 1000,
-        "input_ids": _normal("prompt", TOKENS, batch=len(x)).mul(10).abs().long(),
-        "input_img_latents": list(_normal("reference", 1, 4, 4, 4, batch=len(x))),
+        "input_ids": normal("prompt", TOKENS, batch=len(x)).mul(10).abs().long(),
+        "input_img_latents": list(normal("reference", 1, 4, 4, 4, batch=len(x))),
         "input_image_sizes": {row: [[2, 2 + REFERENCE]] for row in range(len(x))},
         "attention_mask": sees.repeat(len(x), 1, 1),
         "position_ids": torch.arange(length).repeat(len(x), 1),
@@ -101,7 +101,7 @@ def _omnigen(x: Tensor, t: Tensor) -> dict[str, object]:
 def _krea_2(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _normal("prompt", TOKENS, 3, TEXT, batch=len(x)),
+        "encoder_hidden_states": normal("prompt", TOKENS, 3, TEXT, batch=len(x)),
         "timestep": t / 1000,
         "position_ids": torch.cat([0 * _text_ids(), _picture_ids()]),
         "encoder_attention_mask": _mask(len(x)),
@@ -115,7 +115,7 @@ def _longcat(x: Tensor, t: Tensor) -> dict[str, object]:
         "hidden_states": x,
         "timestep": t / 1000,
         "guidance": None,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "txt_ids": _text_ids(),
         "img_ids": _picture_ids(1, TOKENS),
         "return_dict": False,
@@ -126,7 +126,7 @@ def _ovis(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t / 1000,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "txt_ids": _text_ids(),
         "img_ids": _picture_ids(),
         "joint_attention_kwargs": {},
@@ -138,7 +138,7 @@ def _nucleus(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t / 1000,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_hidden_states_mask": _mask(len(x)),
         "img_shapes": [(1, GRID, GRID)] * len(x),
         "attention_kwargs": {},
@@ -162,7 +162,7 @@ def _prx(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t / 1000,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "attention_mask": _mask(len(x)),
         "return_dict": False,
     }
@@ -174,7 +174,7 @@ def _lumina_next(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": time,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_mask": _mask(len(x), torch.int64),
         "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 8, 8, linear_factor=linear, ntk_factor=ntk),
         "cross_attention_kwargs": {"base_sequence_length": 8},
@@ -186,7 +186,7 @@ def _patches(x: Tensor, t: Tensor) -> dict[str, object]:
     """As PixArt-alpha calls it."""
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_attention_mask": _mask(len(x)),
         "timestep": t,
         "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
@@ -198,8 +198,8 @@ def _prior(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t[0],
-        "proj_embedding": _normal("pooled", TEXT, batch=len(x)),
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "proj_embedding": normal("pooled", TEXT, batch=len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "attention_mask": _mask(len(x)),
     }
 

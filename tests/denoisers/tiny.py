@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from pipelines import STEPS, enliven
+from pipelines.parts import STEPS, enliven
 from torch import Tensor, nn
 
 
@@ -28,7 +28,7 @@ class TinyDenoiser:
     make     a new one; it is called under a seed, and every parameter is given a say afterwards
     state    shape of one sample's noisy state
     call     (x [B, *state], t [B], from 1000 down to 0) -> all arguments of ``forward``, by name, as the class's own
-             pipeline gives them; rows of other arguments depend on the row alone (``pipelines._normal``)
+             pipeline gives them; rows of other arguments depend on the row alone (``pipelines.normal``)
     taken    the output -> what stands for the change of the state, [B, *state]
     gain     what matrices are multiplied with (``pipelines.enliven``)
     """

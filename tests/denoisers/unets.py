@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from pipelines import POOLED, TEXT, TOKENS, _normal, _prompt
+from pipelines.parts import POOLED, TEXT, TOKENS, normal, prompt
 from torch import Tensor
 
 from denoisers.tiny import TinyDenoiser, first_tensor
@@ -28,34 +28,34 @@ def _clip(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "sample": x,
         "timestep": t[0],
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "cross_attention_kwargs": None,
         "return_dict": False,
     }
 
 
 def _animated(x: Tensor, t: Tensor) -> dict[str, object]:
-    prompts = _prompt("prompt", len(x)).repeat_interleave(FRAMES, dim=0)
+    prompts = prompt("prompt", len(x)).repeat_interleave(FRAMES, dim=0)
     return {**_clip(x, t), "encoder_hidden_states": prompts, "added_cond_kwargs": None}
 
 
 def _picture_to_clip(x: Tensor, t: Tensor) -> dict[str, object]:
-    first = _normal("image latents", 4, 1, SIDE, SIDE, batch=len(x))
+    first = normal("image latents", 4, 1, SIDE, SIDE, batch=len(x))
     places = torch.stack([torch.full_like(first[:, :, 0], i / (FRAMES - 1)) for i in range(1, FRAMES)], dim=2)
     return {
         **_clip(x, t),
         "fps": torch.full((len(x),), 16),
         "image_latents": torch.cat([first, places], dim=2),
-        "image_embeddings": _normal("image", 1, TEXT, batch=len(x)),
+        "image_embeddings": normal("image", 1, TEXT, batch=len(x)),
     }
 
 
 def _stable_video(x: Tensor, t: Tensor) -> dict[str, object]:
-    image = _normal("image latents", 1, 4, SIDE, SIDE, batch=len(x)).repeat(1, FRAMES, 1, 1, 1)
+    image = normal("image latents", 1, 4, SIDE, SIDE, batch=len(x)).repeat(1, FRAMES, 1, 1, 1)
     return {
         "sample": torch.cat([x, image], dim=2),
         "timestep": t[0],
-        "encoder_hidden_states": _normal("image", 1, TEXT, batch=len(x)),
+        "encoder_hidden_states": normal("image", 1, TEXT, batch=len(x)),
         "added_time_ids": torch.tensor([[6.0, 127.0, 0.02]]).repeat(len(x), 1),  # frames a second, motion, noise
         "return_dict": False,
     }
@@ -63,11 +63,11 @@ def _stable_video(x: Tensor, t: Tensor) -> dict[str, object]:
 
 def _dream_lite(x: Tensor, t: Tensor) -> dict[str, object]:
     """The picture to change is beside the one to make; one without a picture is beside zeros."""
-    image = _normal("image latents", 4, SIDE, SIDE, batch=len(x))
+    image = normal("image latents", 4, SIDE, SIDE, batch=len(x))
     return {
         "sample": torch.cat([x, image], dim=3),
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_attention_mask": _mask(len(x)),
         "added_cond_kwargs": {"time_ids": torch.tensor([[64.0, 48.0]]).repeat(len(x), 1)},
         "return_dict": False,
@@ -82,7 +82,7 @@ def _kandinsky3(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "sample": x,
         "timestep": t[0],
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_attention_mask": _mask(len(x)),
         "return_dict": False,
     }
@@ -92,9 +92,9 @@ def _cascade(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "sample": x,
         "timestep_ratio": t / 1000,
-        "clip_text_pooled": _normal("pooled", 1, POOLED, batch=len(x)),
-        "clip_text": _prompt("prompt", len(x)),
-        "clip_img": _normal("image", 1, POOLED, batch=len(x)),
+        "clip_text_pooled": normal("pooled", 1, POOLED, batch=len(x)),
+        "clip_text": prompt("prompt", len(x)),
+        "clip_img": normal("image", 1, POOLED, batch=len(x)),
         "return_dict": False,
     }
 
@@ -107,8 +107,8 @@ def _masked_tokens(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "input_ids": torch.where(masked, CODES, x.argmax(dim=1)),
         "micro_conds": torch.tensor([[64.0, 64.0, 0.0, 0.0, 6.0]]).repeat(len(x), 1),  # sizes, crop, beauty
-        "pooled_text_emb": _normal("pooled", POOLED, batch=len(x)),
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "pooled_text_emb": normal("pooled", POOLED, batch=len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "cross_attention_kwargs": None,
     }
 

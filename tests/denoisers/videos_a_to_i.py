@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_rotary_pos_embed_allegro
-from pipelines import POOLED, STEPS, TEXT, TOKENS, _normal, _prompt
+from pipelines.parts import POOLED, STEPS, TEXT, TOKENS, normal, prompt
 from torch import Tensor
 
 from denoisers.tiny import TinyDenoiser
@@ -23,13 +23,13 @@ def _consisid(x: Tensor, t: Tensor) -> dict[str, object]:
     batch, frames, _, height, width = x.shape
     grid = (height // 2, width // 2)
     return {
-        "hidden_states": torch.cat([x, _normal("image latents", *x.shape[1:], batch=batch)], dim=2),
-        "encoder_hidden_states": _prompt("prompt", batch),
+        "hidden_states": torch.cat([x, normal("image latents", *x.shape[1:], batch=batch)], dim=2),
+        "encoder_hidden_states": prompt("prompt", batch),
         "timestep": t,
         "image_rotary_emb": get_3d_rotary_pos_embed(16, ((0, 0), grid), grid, frames),
         "attention_kwargs": None,
-        "id_cond": _normal("face", 6, batch=batch),
-        "id_vit_hidden": [_normal(f"face at scale {scale}", 5, 8, batch=batch) for scale in range(2)],
+        "id_cond": normal("face", 6, batch=batch),
+        "id_vit_hidden": [normal(f"face at scale {scale}", 5, 8, batch=batch) for scale in range(2)],
         "return_dict": False,
     }
 
@@ -37,7 +37,7 @@ def _consisid(x: Tensor, t: Tensor) -> dict[str, object]:
 def _latte(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "timestep": t,
         "enable_temporal_attentions": True,
         "return_dict": False,
@@ -55,7 +55,7 @@ def _allegro(x: Tensor, t: Tensor) -> dict[str, object]:
     places = torch.cartesian_prod(grid_t.long(), grid_h.long(), grid_w.long())
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", batch).unsqueeze(1),
+        "encoder_hidden_states": prompt("prompt", batch).unsqueeze(1),
         "encoder_attention_mask": _mask(batch),
         "timestep": t,
         "image_rotary_emb": (tuple(frequencies), tuple(places.T.unsqueeze(1).contiguous())),
@@ -69,7 +69,7 @@ def _anyflow(x: Tensor, t: Tensor) -> dict[str, object]:
         "hidden_states": x,
         "timestep": times,
         "r_timestep": (times - 1000 / STEPS).clamp(min=0),  # where the step leads to
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "attention_kwargs": None,
         "return_dict": False,
     }
@@ -80,7 +80,7 @@ def _anyflow_far(x: Tensor, t: Tensor) -> dict[str, object]:
     tokens = x.shape[-2] * x.shape[-1] // 4
 
     def remembered(tag: str, length: int) -> Tensor:
-        return _normal(tag, 2, 2, length, 8, batch=len(x)).transpose(0, 1)
+        return normal(tag, 2, 2, length, 8, batch=len(x)).transpose(0, 1)
 
     return {
         **_anyflow(x, t),
@@ -99,10 +99,10 @@ def _anyflow_far(x: Tensor, t: Tensor) -> dict[str, object]:
 def _chronoedit(x: Tensor, t: Tensor) -> dict[str, object]:
     batch, channels, *size = x.shape
     return {
-        "hidden_states": torch.cat([x, _normal("mask and image latents", channels + 1, *size, batch=batch)], dim=1),
+        "hidden_states": torch.cat([x, normal("mask and image latents", channels + 1, *size, batch=batch)], dim=1),
         "timestep": t,
-        "encoder_hidden_states": _normal("prompt", 512, TEXT, batch=batch),  # the length is fixed in its attention
-        "encoder_hidden_states_image": _normal("image", 5, IMAGE, batch=batch),
+        "encoder_hidden_states": normal("prompt", 512, TEXT, batch=batch),  # the length is fixed in its attention
+        "encoder_hidden_states_image": normal("image", 5, IMAGE, batch=batch),
         "attention_kwargs": None,
         "return_dict": False,
     }
@@ -113,10 +113,10 @@ def _cosmos(x: Tensor, t: Tensor) -> dict[str, object]:
     batch, _, frames, height, width = x.shape
     given = (torch.arange(frames) < 1).to(x.dtype).view(1, 1, frames, 1, 1).repeat(batch, 1, 1, 1, 1)
     return {
-        "hidden_states": given * _normal("video", *x.shape[1:], batch=batch) + (1 - given) * x,
+        "hidden_states": given * normal("video", *x.shape[1:], batch=batch) + (1 - given) * x,
         "condition_mask": given.repeat(1, 1, 1, height, width),
         "timestep": given * 0.1 + (1 - given) * t.view(batch, 1, 1, 1, 1) / 1000,
-        "encoder_hidden_states": _prompt("prompt", batch),
+        "encoder_hidden_states": prompt("prompt", batch),
         "return_dict": False,
     }
 
@@ -155,7 +155,7 @@ def _easyanimate(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "return_dict": False,
     }
 
@@ -167,14 +167,14 @@ def _helios(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", batch),
+        "encoder_hidden_states": prompt("prompt", batch),
         "indices_hidden_states": now,
         "indices_latents_history_short": torch.cat([first, last], dim=1),
         "indices_latents_history_mid": mid,
         "indices_latents_history_long": long,
-        "latents_history_short": _normal("short history", channels, 2, *size, batch=batch),
-        "latents_history_mid": _normal("mid history", channels, 2, *size, batch=batch),
-        "latents_history_long": _normal("long history", channels, 4, *size, batch=batch),
+        "latents_history_short": normal("short history", channels, 2, *size, batch=batch),
+        "latents_history_mid": normal("mid history", channels, 2, *size, batch=batch),
+        "latents_history_long": normal("long history", channels, 4, *size, batch=batch),
         "attention_kwargs": None,
         "return_dict": False,
     }
@@ -188,9 +188,9 @@ def _hunyuan_video15(x: Tensor, t: Tensor) -> dict[str, object]:
         "image_embeds": x.new_zeros(batch, 5, IMAGE),
         "timestep": t,
         "attention_kwargs": None,
-        "encoder_hidden_states": _prompt("prompt", batch),
+        "encoder_hidden_states": prompt("prompt", batch),
         "encoder_attention_mask": _mask(batch),
-        "encoder_hidden_states_2": _normal("glyphs", 4, POOLED, batch=batch),
+        "encoder_hidden_states_2": normal("glyphs", 4, POOLED, batch=batch),
         "encoder_attention_mask_2": torch.tensor([1, 1, 1, 0]).repeat(batch, 1),
         "return_dict": False,
     }
@@ -203,17 +203,17 @@ def _framepack(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", batch),
+        "encoder_hidden_states": prompt("prompt", batch),
         "encoder_attention_mask": _mask(batch),
-        "pooled_projections": _normal("pooled", POOLED, batch=batch),
-        "image_embeds": _normal("image", 5, IMAGE, batch=batch),
+        "pooled_projections": normal("pooled", POOLED, batch=batch),
+        "image_embeds": normal("image", 5, IMAGE, batch=batch),
         "indices_latents": now,
         "guidance": x.new_full((batch,), 9000.0),
-        "latents_clean": _normal("clean", channels, 2, *size, batch=batch),
+        "latents_clean": normal("clean", channels, 2, *size, batch=batch),
         "indices_latents_clean": torch.cat([first, next_]),
-        "latents_history_2x": _normal("history, halved", channels, 2, *size, batch=batch),
+        "latents_history_2x": normal("history, halved", channels, 2, *size, batch=batch),
         "indices_latents_history_2x": mid,
-        "latents_history_4x": _normal("history, quartered", channels, 4, *size, batch=batch),
+        "latents_history_4x": normal("history, quartered", channels, 4, *size, batch=batch),
         "indices_latents_history_4x": far,
         "attention_kwargs": None,
         "return_dict": False,

@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from pipelines import POOLED, TEXT, TOKENS, _normal, _picture, _prompt, _text
+from pipelines.parts import POOLED, TEXT, TOKENS, normal, picture, prompt, text
 from torch import Tensor
 
 from denoisers.tiny import TinyDenoiser
@@ -15,7 +15,7 @@ from denoisers.tiny import TinyDenoiser
 
 def _mask(batch: int, dtype: torch.dtype = torch.bool) -> Tensor:
     """True at the words of a prompt, not at its padding."""
-    return _text(batch, mask="mask", dtype=dtype)["mask"]
+    return text(batch, mask="mask", dtype=dtype)["mask"]
 
 
 def _with_unused_condition(x: Tensor, dim: int) -> Tensor:
@@ -47,8 +47,8 @@ def _kandinsky5(x: Tensor, t: Tensor) -> dict[str, object]:
     _, frames, height, width, _ = x.shape
     return {
         "hidden_states": _with_unused_condition(x, dim=-1),
-        "encoder_hidden_states": _prompt("prompt", len(x)),
-        "pooled_projections": _normal("pooled", POOLED, batch=len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
+        "pooled_projections": normal("pooled", POOLED, batch=len(x)),
         "timestep": t,
         "visual_rope_pos": [torch.arange(n) for n in (frames, height // 2, width // 2)],
         "text_rope_pos": torch.arange(TOKENS),
@@ -67,8 +67,8 @@ def _kandinsky6(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": _with_unused_condition(x[:, :pixels].unflatten(1, (_FRAMES, _HEIGHT, _WIDTH)), dim=-1),
         "audio_hidden_states": x[:, pixels:],
-        "encoder_hidden_states": _prompt("prompt", len(x)),
-        "pooled_projections": _normal("pooled", POOLED, batch=len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
+        "pooled_projections": normal("pooled", POOLED, batch=len(x)),
         "timestep": t,
         "visual_rope_pos": None,
         "encoder_attention_mask": _mask(len(x)),
@@ -112,7 +112,7 @@ def _minimax_h3(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x[:, :patches],
         "audio_hidden_states": x[:, patches:],
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "timestep": timestep,
         "timestep_indices": which,
         "token_tags": tags,
@@ -129,7 +129,7 @@ def _motif_video(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": _with_unused_condition(x, dim=1),
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_attention_mask": _mask(len(x)),
         "attention_kwargs": None,
         "return_dict": False,
@@ -142,7 +142,7 @@ def _motif_video(x: Tensor, t: Tensor) -> dict[str, object]:
 def _sana_video(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "encoder_attention_mask": _mask(len(x), torch.long),
         "timestep": t,
         "attention_kwargs": None,
@@ -156,16 +156,16 @@ def _sana_wm(x: Tensor, t: Tensor) -> dict[str, object]:
     timestep = t.float()[:, None, None].repeat(1, 1, frames)
     timestep[:, :, 0] = 0
     pose = torch.eye(4).repeat(batch, frames, 1, 1)
-    pose[..., :3, 3] = _normal("camera", frames, 3, batch=batch)
+    pose[..., :3, 3] = normal("camera", frames, 3, batch=batch)
     lens = x.new_tensor([width, height, width / 2, height / 2]).expand(batch, frames, 4)
     return {
         "hidden_states": x,
         "timestep": timestep,
-        "encoder_hidden_states": _prompt("prompt", batch)[:, None],
+        "encoder_hidden_states": prompt("prompt", batch)[:, None],
         "mask": _mask(batch, torch.long),
         "data_info": {"img_hw": torch.tensor([[32.0 * height, 32.0 * width]])},
         "camera_conditions": torch.cat([pose.flatten(2), lens], dim=-1),
-        "chunk_plucker": _normal("rays", 6, frames, height, width, batch=batch),
+        "chunk_plucker": normal("rays", 6, frames, height, width, batch=batch),
         "return_dict": False,
     }
 
@@ -192,13 +192,13 @@ def _sana_wm_refiner(x: Tensor, t: Tensor) -> dict[str, object]:
     seen = diffusers.models.transformers.transformer_sana_wm_refiner.SanaWMRefinerKVCache(3)
     seen.sink_pe = _refined_positions(len(x), 0)
     for i in range(3):
-        parts = (_normal(f"seen {i} {part}", _HEIGHT * _WIDTH, 24, batch=len(x)) for part in range(4))
+        parts = (normal(f"seen {i} {part}", _HEIGHT * _WIDTH, 24, batch=len(x)) for part in range(4))
         sink_key, sink_value, key, value = parts
         seen.get(i).store_sink(sink_key, sink_value)
         seen.get(i).store_history(key, value)
     return {
         "hidden_states": x,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "timestep": t.float()[:, None].repeat(1, x.shape[1]),
         "video_rotary_emb": _refined_positions(len(x), 2, 3),
         "encoder_attention_mask": _mask(len(x), torch.long),
@@ -226,7 +226,7 @@ def _skyreels_v2(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t[:, None].repeat(1, x.shape[2]),
-        "encoder_hidden_states": _prompt("prompt", len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
         "enable_diffusion_forcing": True,
         "fps": [1] * len(x),
         "attention_kwargs": None,
@@ -237,13 +237,13 @@ def _skyreels_v2(x: Tensor, t: Tensor) -> dict[str, object]:
 def _wan_animate(x: Tensor, t: Tensor) -> dict[str, object]:
     """The first frame stands for the picture of the figure: it has no pose. Two frames have five faces."""
     batch, channels, frames, height, width = x.shape
-    faces = torch.stack([_picture(f"face {i}", 16, 16, batch=batch) for i in range(4 * (frames - 1) - 3)], dim=2)
+    faces = torch.stack([picture(f"face {i}", 16, 16, batch=batch) for i in range(4 * (frames - 1) - 3)], dim=2)
     return {
-        "hidden_states": torch.cat([x, _normal("figure", channels + 4, frames, height, width, batch=batch)], dim=1),
+        "hidden_states": torch.cat([x, normal("figure", channels + 4, frames, height, width, batch=batch)], dim=1),
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", batch),
-        "encoder_hidden_states_image": _normal("image", 5, 10, batch=batch),
-        "pose_hidden_states": _normal("pose", channels, frames - 1, height, width, batch=batch),
+        "encoder_hidden_states": prompt("prompt", batch),
+        "encoder_hidden_states_image": normal("image", 5, 10, batch=batch),
+        "pose_hidden_states": normal("pose", channels, frames - 1, height, width, batch=batch),
         "face_pixel_values": 2 * faces - 1,
         "motion_encode_batch_size": None,
         "attention_kwargs": None,
@@ -267,13 +267,13 @@ def _wan_animate_2(x: Tensor, t: Tensor) -> dict[str, object]:
     batch, channels, frames, height, width = x.shape
     driving = diffusers.models.transformers.transformer_wan_animate_2.WanAnimate2KVCache(3)
     for i in range(3):
-        driving.get(i).store(*(_normal(f"driving {i} {part}", 8, 2, 8, batch=batch) for part in "kv"))
+        driving.get(i).store(*(normal(f"driving {i} {part}", 8, 2, 8, batch=batch) for part in "kv"))
     return {
         "hidden_states": list(x),
         "timestep": t,
-        "encoder_hidden_states": list(_prompt("prompt", batch)),
-        "encoder_hidden_states_image": _normal("image", 3, 1280, batch=batch),
-        "condition_latents": list(_normal("figure", channels + 4, frames, height, width, batch=batch)),
+        "encoder_hidden_states": list(prompt("prompt", batch)),
+        "encoder_hidden_states_image": normal("image", 3, 1280, batch=batch),
+        "condition_latents": list(normal("figure", channels + 4, frames, height, width, batch=batch)),
         "kv_cache": driving,
         "kv_cache_mode": "cached",
         "seq_len": frames * (height // 2) * (width // 2),
@@ -293,8 +293,8 @@ def _wan_vace(x: Tensor, t: Tensor) -> dict[str, object]:
     return {
         "hidden_states": x,
         "timestep": t,
-        "encoder_hidden_states": _prompt("prompt", len(x)),
-        "control_hidden_states": _normal("control", 6, *x.shape[2:], batch=len(x)),
+        "encoder_hidden_states": prompt("prompt", len(x)),
+        "control_hidden_states": normal("control", 6, *x.shape[2:], batch=len(x)),
         "control_hidden_states_scale": torch.ones(3),
         "attention_kwargs": None,
         "return_dict": False,

@@ -1,0 +1,131 @@
+"""What tiny pipelines are made of: seeded parts, prompts, pictures."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+STEPS = 6
+TOKENS = 12  # length of every prompt embedding
+TEXT = 24  # channels of every prompt embedding (where the model does not fix them)
+POOLED = 12  # channels of a pooled prompt embedding
+
+
+def seeded(tag: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(tag.encode()))
+
+
+def normal(tag: str, *shape: int, batch: int = 1) -> Tensor:
+    """Row i depends on the tag and on i alone, so a sample can be compared alone and among batch mates."""
+    return torch.stack([torch.randn(shape, generator=seeded(f"{tag}/{i}")) for i in range(batch)])
+
+
+def prompt(tag: str, batch: int) -> Tensor:
+    """Text embeddings. The tokens of a prompt have a part in common: attention that averages keeps it, and so guidance
+    has something to work on."""
+    return normal(tag, TOKENS, TEXT, batch=batch) + normal(f"{tag} in common", 1, TEXT, batch=batch)
+
+
+def picture(tag: str, height: int, width: int, batch: int = 1) -> Tensor:
+    """Pixels in [0, 1], channels first."""
+    return torch.stack([torch.rand((3, height, width), generator=seeded(f"{tag}/{i}")) for i in range(batch)])
+
+
+def text(
+    batch: int, *, mask: str = "", dtype: torch.dtype = torch.bool, pooled: bool = False, negative: bool = True
+) -> dict[str, Tensor]:
+    """The arguments that stand for prompts, and for negative prompts: embeddings, pooled ones, masks of this name."""
+    arguments: dict[str, Tensor] = {}
+    for sign, tag, padding in (("", "prompt", 3), ("negative_", "negative", 5))[: 1 + negative]:
+        arguments[f"{sign}prompt_embeds"] = prompt(tag, batch)
+        if pooled:
+            arguments[f"{sign}pooled_prompt_embeds"] = normal(f"{tag} pooled", POOLED, batch=batch)
+        if mask:  # its last positions are padding, as a real prompt's are
+            arguments[sign + mask] = (torch.arange(TOKENS) < TOKENS - padding).to(dtype).repeat(batch, 1)
+    return arguments
+
+
+def rows(output: Any) -> Tensor:
+    """[batch, everything else] of whatever a denoiser returns: a tuple, a dataclass, a list of samples, two streams."""
+    if isinstance(output, Tensor):
+        return output.detach().flatten(1)
+    if isinstance(output, list):
+        return torch.stack([sample.detach().flatten() for sample in output])
+    values = output.to_tuple() if hasattr(output, "to_tuple") else output
+    return torch.cat([rows(value) for value in values if value is not None], dim=1)
+
+
+def enliven(module: nn.Module, tag: str, gain: float = 1.5) -> None:
+    """Give every parameter a say: noise on the constant ones, and matrices that do not shrink what passes through.
+
+    A constant parameter (a closed gate, a zero projection, a norm of one) hides faults: behind a gate of zero a whole
+    block could be skipped and the output would still be right. And torch's own initialisation divides a signal by about
+    the square root of 3 at every layer, so that deep blocks and the timestep would hardly matter.
+    """
+    generator = seeded(tag)
+    with torch.no_grad():
+        for _, parameter in sorted(module.named_parameters()):
+            if bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
+            elif parameter.ndim > 1:
+                parameter.mul_(gain)
+
+
+def assemble(name: str, pipeline: type, /, gain: float = 1.5, **parts: Any) -> Any:
+    """Build a pipeline of these parts; those that are functions are called under a seed, encoders left out are None.
+
+    name   parts of one name have one set of weights, whatever the pipeline around them
+    """
+    made: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Said by diffusers to itself: it builds its own models with functions that are on their way out.
+        warnings.filterwarnings("ignore", message=".*(FluxPosEmbed|weight_norm)", category=FutureWarning)
+        for key, part in parts.items():
+            torch.manual_seed(zlib.crc32(f"{name}/{key}".encode()))
+            made[key] = part() if callable(part) else part
+            if isinstance(made[key], nn.Module):
+                enliven(made[key].eval().requires_grad_(False), f"{name}/{key}", gain)
+    required = [
+        key
+        for key, parameter in inspect.signature(pipeline).parameters.items()
+        if parameter.default is parameter.empty and key not in made
+    ]
+    pipe = pipeline(**made, **dict.fromkeys(required))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flow_euler(**over: Any) -> Callable[[], Any]:
+    return lambda: diffusers.FlowMatchEulerDiscreteScheduler(**over)
+
+
+def image_vae(levels: int = 2, **over: Any) -> Callable[[], Any]:
+    """The image autoencoder most pipelines share: 4 latent channels, every level but the first halves the picture."""
+    settings: dict[str, Any] = {
+        "block_out_channels": (4,) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "latent_channels": 4,
+        "norm_num_groups": 2,
+        "sample_size": 32,
+        "shift_factor": 0.05,
+        "scaling_factor": 0.9,
+    }
+    return lambda: diffusers.AutoencoderKL(**{**settings, **over})
+
+
+# Gentler than any published model's: a random network does not predict the noise, and the division by a vanishing alpha
+# at the first steps would blow the sample up by two orders of magnitude.
+BETAS: dict[str, Any] = {"beta_start": 0.0005, "beta_end": 0.005}
+
+# Pictures are not square wherever the pipeline allows it: a swapped height and width should not pass.
+HEIGHT, WIDTH = 32, 24
+IMAGE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "latent"}
+VIDEO: dict[str, Any] = {**IMAGE, "height": 48, "width": 32, "num_frames": 9}
