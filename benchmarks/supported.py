@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from diffusers.models.cache_utils import CacheMixin
 
@@ -35,10 +34,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import denoisers  # noqa: E402
 import pipelines  # noqa: E402
-from pipelines import TINY, fresh  # noqa: E402
-from probes import bound, dicts, granularities, hold, leaf_calls  # noqa: E402
+from pipelines import ALL, fresh  # noqa: E402
+from probes import offered, outcome, work  # noqa: E402
 
-from diffcache import accelerated  # noqa: E402
 from diffcache.adapters import find_sites  # noqa: E402
 
 PEERS = ("cache-dit", "diffusers")
@@ -49,7 +47,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     rows = [
-        (name, {"diffcache": said(ours, name), **{p: said(PEER[p], name) for p in PEERS}}) for name in progress(TINY)
+        (name, {"diffcache": said(ours, name), **{p: said(PEER[p], name) for p in PEERS}}) for name in progress(ALL)
     ]
     lines = [*INTRODUCTION, *counts(rows), "", *table(rows), "", "## Networks", "", *networks()]
     (ROOT / "docs" / "supported.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -73,7 +71,7 @@ def said(trial: Callable[[str], str], name: str) -> str:
 
 
 def result(pipe: Any, name: str) -> torch.Tensor:
-    return pipelines.run(pipe, TINY[name].call(pipe))
+    return pipelines.run(pipe, ALL[name].call(pipe))
 
 
 # ------------------------------------------------------------------ here
@@ -81,37 +79,7 @@ def result(pipe: Any, name: str) -> torch.Tensor:
 
 def ours(name: str) -> str:
     """At every granularity that the denoisers have."""
-    tiny, pipe = TINY[name], fresh(name)
-    steps = len(plain_schedule(pipe, name))
-    untouched, found, whole = result(pipe, name), attributes(pipe), work(pipe, name)
-    for granularity in granularities(tiny):
-        with accelerated(pipe, bound(pipe, hold("#" * steps), granularity)):
-            if not torch.equal(result(pipe, name), untouched):
-                return "wrong"
-        with accelerated(pipe, bound(pipe, hold(np.arange(steps) % 2 == 0), granularity)):
-            if work(pipe, name) >= whole:
-                return "no effect"
-            if not torch.equal(result(pipe, name), result(pipe, name)):
-                return f"another result every time, at {granularity} sites"
-    return "yes" if attributes(pipe) == found and torch.equal(result(pipe, name), untouched) else "leaves traces"
-
-
-def attributes(pipe: Any) -> dict[str, list[str]]:
-    """Of every object that acceleration may touch, by name."""
-    return {owner: [key for key, _ in entries] for owner, entries in dicts(pipe).items()}
-
-
-def plain_schedule(pipe: Any, name: str) -> list[int]:
-    """Iterations that the noise scheduler plans, those before a late start too."""
-    result(pipe, name)
-    return list(range(len(pipe.scheduler.timesteps)))
-
-
-def work(pipe: Any, name: str) -> int:
-    """How often parts without parts of the denoisers run."""
-    with leaf_calls(pipe, TINY[name].denoisers) as calls:
-        result(pipe, name)
-    return sum(calls.values())
+    return outcome(fresh(name), ALL[name])
 
 
 # ------------------------------------------------------------------ peers
@@ -132,23 +100,23 @@ def by_cache_dit(name: str) -> str:
 
 def by_diffusers(name: str) -> str:
     def on(pipe: Any, threshold: float) -> None:
-        for denoiser in TINY[name].denoisers:
+        for denoiser in ALL[name].denoisers:
             getattr(pipe, denoiser).enable_cache(diffusers.FirstBlockCacheConfig(threshold=threshold))
 
-    if not all(isinstance(getattr(pipelines.shared(name), d), CacheMixin) for d in TINY[name].denoisers):
+    if not all(isinstance(getattr(pipelines.shared(name), d), CacheMixin) for d in ALL[name].denoisers):
         return "not offered"
     return tried(name, on)
 
 
 def tried(name: str, on: Callable[[Any, float], None]) -> str:
     pipe = fresh(name)
-    untouched, whole = result(pipe, name), work(pipe, name)
+    untouched, whole = result(pipe, name), work(pipe, ALL[name])
     on(pipe, NONE)
     if not torch.equal(result(pipe, name), untouched):
         return "wrong"
     pipe = fresh(name)
     on(pipe, ANY)
-    return "yes" if work(pipe, name) < whole else "no effect"
+    return "yes" if work(pipe, ALL[name]) < whole else "no effect"
 
 
 PEER = {"cache-dit": by_cache_dit, "diffusers": by_diffusers}
@@ -184,9 +152,9 @@ def table(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in rows:
-        tiny, pipe = TINY[name], pipelines.shared(name)
+        tiny, pipe = ALL[name], pipelines.shared(name)
         sites = find_sites(getattr(pipe, tiny.denoisers[0]))
-        kinds = ", ".join(granularities(tiny))
+        kinds = ", ".join(offered(pipe))
         lines.append(
             f"| {type(pipe).__name__} | {name} | {tiny.guidance} | {kinds} ({len(sites)}) | {found['diffcache']} | "
             f"{found['cache-dit']} | {found['diffusers']} |"
@@ -213,7 +181,7 @@ def networks() -> list[str]:
     """Every network, where it is tried, and the sites it has."""
     within: dict[str, list[str]] = {}
     modules: dict[str, Any] = {}
-    for name, tiny in TINY.items():
+    for name, tiny in ALL.items():
         for denoiser in tiny.denoisers:
             module = getattr(pipelines.shared(name), denoiser)
             modules[type(module).__name__] = module

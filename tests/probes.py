@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pipelines import TINY, Tiny
+from pipelines import TINY, Tiny, run
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from diffcache import CacheSchedule, host
+from diffcache import CacheSchedule, accelerated, host, report
 from diffcache.adapters import find_sites
 from diffcache.schedule import DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 from diffcache.sites import GRANULARITIES
@@ -24,6 +24,43 @@ BRANCHES = {"none": 1, "separate": 2, "batched": 1}  # denoiser calls at each st
 def granularities(tiny: Tiny) -> tuple[str, ...]:
     """U-Nets have one stack, their deep branch, and nothing finer."""
     return GRANULARITIES[:2] if tiny.denoisers == ("unet",) else GRANULARITIES
+
+
+def offered(pipe: Any) -> tuple[str, ...]:
+    """The granularities that every denoiser of a pipeline has."""
+    found = [{site.partition(":")[0] for site in find_sites(module)} for module in host.denoisers(pipe).values()]
+    return tuple(granularity for granularity in GRANULARITIES if all(granularity in kinds for kinds in found))
+
+
+def outcome(pipe: Any, tiny: Tiny) -> str:
+    """Whether a pipeline can be cached at every granularity that it has, in a word or two: "yes", or what is wrong."""
+    call = tiny.call(pipe)
+    untouched, found, whole = run(pipe, call), names(pipe), work(pipe, tiny)
+    steps = len(pipe.scheduler.timesteps)  # those before a late start too
+    for granularity in offered(pipe):
+        with accelerated(pipe, bound(pipe, hold("#" * steps), granularity)):
+            if not torch.equal(run(pipe, call), untouched):
+                return f"wrong at {granularity} sites"
+        with accelerated(pipe, bound(pipe, hold(np.arange(steps) % 2 == 0), granularity)):
+            if work(pipe, tiny) >= whole:
+                return f"no effect at {granularity} sites"
+            fast, told = run(pipe, call), report(pipe)
+            if torch.equal(fast, untouched) or not bool(fast.isfinite().all()):
+                return f"no prediction shows at {granularity} sites"
+            if not torch.equal(run(pipe, call), fast):
+                return f"another result every time at {granularity} sites"
+            if told.bytes_held:
+                return f"holds {told.bytes_held} bytes after a run at {granularity} sites"
+            if reasons := {reason for row in told.rows for reason in row.failed_open}:
+                return f"failed open at {granularity} sites: {', '.join(sorted(reasons))}"
+    return "yes" if names(pipe) == found and torch.equal(run(pipe, call), untouched) else "leaves traces"
+
+
+def work(pipe: Any, tiny: Tiny) -> int:
+    """How often parts without parts of the denoisers run in a call."""
+    with leaf_calls(pipe, tiny.denoisers) as calls:
+        run(pipe, tiny.call(pipe))
+    return sum(calls.values())
 
 
 PLACES = [(name, granularity) for name, tiny in TINY.items() for granularity in granularities(tiny)]

@@ -81,23 +81,32 @@ import functools
 from typing import Any
 
 from pipelines import audio, flux, images, unets, videos
+from pipelines.more import flux as more_flux
+from pipelines.more import images as more_images
+from pipelines.more import sound
+from pipelines.more import unets as more_unets
+from pipelines.more import videos as more_videos
 from pipelines.parts import STEPS
 from pipelines.tiny import FLOW, NOISE, Call, Tiny, blocks, run, watch, with_scheduler
 
 ROOMS = (flux, images, videos, unets, audio)
+MORE = (more_flux, more_images, more_videos, more_unets, sound)
 
 TINY: dict[str, Tiny] = {tiny.name: tiny for room in ROOMS for tiny in room.PIPELINES}
+# Further pipelines and ways of calling them: tried in one walk each (`test_variants.py`), not in every test.
+VARIANTS: dict[str, Tiny] = {tiny.name: tiny for room in MORE for tiny in room.PIPELINES}
+ALL = TINY | VARIANTS
 
 
 def fresh(name: str) -> Any:
     """A pipeline nobody else holds: for tests that patch it, change it or let a run fail."""
-    return TINY[name].build()
+    return ALL[name].build()
 
 
 @functools.cache
 def shared(name: str) -> Any:
     """One pipeline per process: for tests that only run it, or that undo what they do."""
-    return TINY[name].build()
+    return ALL[name].build()
 
 
 # What `with_scheduler` may put into which pipeline.
@@ -126,10 +135,12 @@ NOT_BUILT: dict[str, str] = {
 }
 
 __all__ = [
+    "ALL",
     "NOT_BUILT",
     "SCHEDULERS",
     "STEPS",
     "TINY",
+    "VARIANTS",
     "Call",
     "Tiny",
     "blocks",

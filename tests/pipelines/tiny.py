@@ -24,7 +24,8 @@ class Tiny:
     build       a new pipeline on the CPU, float32, in evaluation mode, the same weights every time
     call        (pipe, batch=1) -> keyword arguments of `pipe(...)`, the generator apart
     denoisers   names of the components called at every step
-    guidance    separate: one call per branch; batched: both branches in one call of twice the batch
+    guidance    separate: one call per branch; batched: both branches in one call of twice the batch; a variant may
+                have a form of its own, in a few words
     steps       iterations of the loop under `call`: fewer than STEPS after a late start, more for a scheduler that
                 evaluates twice
     """
@@ -33,7 +34,7 @@ class Tiny:
     build: Callable[[], Any]
     call: Callable[..., dict[str, Any]]
     denoisers: tuple[str, ...]
-    guidance: Literal["none", "separate", "batched"]
+    guidance: str
     modality: Literal["image", "video", "audio"]
     steps: int = STEPS
 
