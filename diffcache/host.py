@@ -246,6 +246,23 @@ def demand_no_other_cache(pipe: Any) -> None:
             )
 
 
+def in_parts(pipe: Any) -> list[str]:
+    """The denoisers that several processes run together, each its part of the tokens or of the weights (diffusers'
+    ``enable_parallelism``). They wait for each other inside a forward: none may skip what the others compute."""
+    return [n for n, m in denoisers(pipe).items() if getattr(unwrapped(m), "_parallel_config", None) is not None]
+
+
+def demand_one_process(pipe: Any) -> None:
+    """Raise UnsupportedModel where several processes run a denoiser together: each would see its part of it, and end
+    its search at another moment than the others."""
+    for name in in_parts(pipe):
+        raise UnsupportedModel(
+            f"the {name} of this {type(pipe).__name__} is run by several processes together (enable_parallelism). "
+            "Measure and optimize before enable_parallelism, in one process or with a share of the calls in each; the "
+            "schedule that comes of it serves the parallel pipeline too."
+        )
+
+
 def unwrapped(module: Any) -> Any:
     """What ``torch.compile`` wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)

@@ -15,8 +15,7 @@ import pytest
 import torch
 from calibrated import BATCH
 from pipelines import TINY, fresh, shared
-from torch import distributed as dist
-from torch import multiprocessing
+from processes import in_processes
 
 from diffcache import measure
 from diffcache.errors import BadOption, DocumentError
@@ -198,33 +197,6 @@ def test_arguments_that_could_not_be_known_again_are_refused(tmp_path: Path) -> 
 
 
 # ------------------------------------------------------------------- processes
-
-
-def _process(rank: int, size: int, store: str, job: Callable[[int], Any], results: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    try:
-        results[rank] = job(rank)
-    except Exception as error:
-        results[rank] = f"{type(error).__name__}: {error}"
-    finally:
-        dist.destroy_process_group()
-
-
-def in_processes(size: int, job: Callable[[int], Any], tmp_path: Path) -> list[Any]:
-    """What ``job(rank)`` returned, or raised as text, in processes that form a group."""
-    context = multiprocessing.get_context("fork")
-    with context.Manager() as manager:
-        results = manager.dict()
-        processes = [
-            context.Process(target=_process, args=(rank, size, str(tmp_path / "store"), job, results))
-            for rank in range(size)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(120)
-        return [results.get(rank) for rank in range(size)]
 
 
 def test_every_process_gets_all_shares_by_rank(tmp_path: Path) -> None:

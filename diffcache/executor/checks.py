@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffcache import host
 from diffcache.errors import ScheduleMismatch, UnknownName, UnsupportedModel
 from diffcache.executor.guess import repeats
+from diffcache.executor.online import AT_THE_ROOT
 from diffcache.executor.state import Call
 from diffcache.patch import entry_point
 from diffcache.schedule import CacheSchedule
@@ -56,6 +57,18 @@ def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> No
                     "the compiled module itself or what lies around it, or compile block by block "
                     "(compile_repeated_blocks)."
                 )
+
+
+def check_in_parts(pipe: Any, schedule: CacheSchedule) -> None:
+    """Refuse decisions that processes which run a denoiser together would each take from their own part of it."""
+    for name in host.in_parts(pipe):
+        plan = schedule.denoisers.get(name)
+        if plan is not None and plan.online is not None and plan.online.rule not in AT_THE_ROOT:
+            raise UnsupportedModel(
+                f"the rule {plan.online.rule!r} decides inside the first block of {name!r}, of which each process sees "
+                "its part here (enable_parallelism): they would decide differently and wait for each other for ever. "
+                f"Use a schedule without a rule, or one that sees the whole input ({', '.join(AT_THE_ROOT)})."
+            )
 
 
 def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bool) -> None:

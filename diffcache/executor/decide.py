@@ -97,7 +97,7 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     if not output.tensors:  # a type whose tensors cannot be reached: nothing can be made of it later
         return
     finite = store.all_finite(output.tensors)
-    if finite is not None and finite.device.type != "cpu":
+    if finite is not None and (finite.device.type != "cpu" or call.state.together):
         call.state.suspects.append(finite)  # read when the run is over: no synchronisation inside the loop
     elif finite is not None and not finite:
         return

@@ -13,7 +13,7 @@ from torch import nn
 from diffcache import host
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor.arounds import Arounds
-from diffcache.executor.checks import Sites, check_pipeline, check_run
+from diffcache.executor.checks import Sites, check_in_parts, check_pipeline, check_run
 from diffcache.executor.grid import move
 from diffcache.executor.placing import place
 from diffcache.executor.program import compile_schedule
@@ -56,6 +56,7 @@ class Executor:
             schedule = source
         else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
             schedule = source.schedule(Grid(np.linspace(1.0, 0.1, 10)), self.sites)
+        check_in_parts(pipe, schedule)
         self._patches = place(Arounds(self.host), schedule, sites)
         self._roots = {name: weakref.ref(modules["model"][0]) for name, modules in sites.items()}
 
@@ -83,11 +84,13 @@ class Executor:
         else:
             schedule = self.source
             check_run(self.host.pipe, run, schedule, strict=self.strict)
+        check_in_parts(self.host.pipe, schedule)
         programs = compile_schedule(schedule)
         for patch in self._patches:
             patch.put()
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
-        self.last = run.state = state = State(schedule, programs, levels_back=levels_back, lesson=self.lesson)
+        together = bool(host.in_parts(self.host.pipe))
+        self.last = run.state = state = State(schedule, programs, together, levels_back=levels_back, lesson=self.lesson)
         run.again = state.forget
         self.runs += 1
 

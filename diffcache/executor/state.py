@@ -52,6 +52,7 @@ class Counts:
 class State:
     """Everything one run owns; dropped with it.
 
+    together  several processes run the denoiser, each its part: none may decide by what it alone sees
     pairings  by ``Call.key``: how x goes with F, where equation (1) needs x
     lesson    is shown what every predicted site would have computed; then everything runs, and nothing is saved
     blanks    by ``Call.key`` and part of a stack whose parts differ: what it returned, without the values
@@ -60,6 +61,7 @@ class State:
 
     schedule: CacheSchedule
     programs: Mapping[tuple[str, str], Program]
+    together: bool = False
     store: Store = field(default_factory=Store)
     counts: dict[tuple[str, str, int], Counts] = field(default_factory=dict)
     watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class State:
     blanks: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
     flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
-    suspects: list[Tensor] = field(default_factory=list)  # finiteness flags not yet read from an accelerator
+    suspects: list[Tensor] = field(default_factory=list)  # finiteness flags that are read when the run is over
     levels_back: Undo = lambda: None
     lesson: Lesson | None = None
 

@@ -117,6 +117,7 @@ def record(
             "Call diffcache.restore(pipe) first, then record, then accelerate it anew."
         )
     host.demand_no_other_cache(pipe)
+    host.demand_one_process(pipe)
     recorder = _Recorder(pipe, inside)
     with recorder.attached(), torch.no_grad():
         pipe(**call)
