@@ -21,7 +21,7 @@ _FLUX_SIZE: dict[str, Any] = {
 }
 
 
-def _flux(name: str, pipeline: type, *, distilled: bool = True, controlnet: bool = False, **over: Any) -> Any:
+def flux(name: str, pipeline: type, *, distilled: bool = True, controlnet: bool = False, **over: Any) -> Any:
     size = {**_FLUX_SIZE, "guidance_embeds": distilled, **over}
     parts: dict[str, Any] = {
         "transformer": lambda: diffusers.FluxTransformer2DModel(num_layers=2, num_single_layers=3, **size),
@@ -34,41 +34,41 @@ def _flux(name: str, pipeline: type, *, distilled: bool = True, controlnet: bool
 
 
 def _flux_control() -> Any:
-    return _flux("flux_control", diffusers.FluxControlPipeline, in_channels=32, out_channels=16)
+    return flux("flux_control", diffusers.FluxControlPipeline, in_channels=32, out_channels=16)
 
 
 def _flux_controlnet() -> Any:
-    return _flux("flux", diffusers.FluxControlNetPipeline, controlnet=True)
+    return flux("flux", diffusers.FluxControlNetPipeline, controlnet=True)
 
 
-def _flux_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def flux_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**text(batch, pooled=True, negative=False), **IMAGE, "guidance_scale": 3.5}
 
 
-def _flux_true_cfg_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def flux_true_cfg_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**text(batch, pooled=True), **IMAGE, "guidance_scale": 3.5, "true_cfg_scale": 3.0}
 
 
-def _flux_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_flux_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
+def flux_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
 
 
-def _flux_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+def flux_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     mask = torch.zeros(1, 1, HEIGHT, WIDTH)
     mask[..., : HEIGHT // 2, :] = 1
-    return {**_flux_img2img_call(pipe, batch), "mask_image": mask}
+    return {**flux_img2img_call(pipe, batch), "mask_image": mask}
 
 
-def _flux_control_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_flux_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
+def flux_control_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
 
 
-def _flux_kontext_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+def flux_kontext_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     image = picture("image", HEIGHT, WIDTH, batch)
-    return {**_flux_call(pipe, batch), "image": image, "max_area": HEIGHT * WIDTH, "_auto_resize": False}
+    return {**flux_call(pipe, batch), "image": image, "max_area": HEIGHT * WIDTH, "_auto_resize": False}
 
 
-def _flux2() -> Any:
+def flux2() -> Any:
     return assemble(
         "flux2",
         diffusers.Flux2Pipeline,
@@ -93,11 +93,11 @@ def _flux2() -> Any:
     )
 
 
-def _flux2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def flux2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**text(batch, negative=False), **IMAGE}
 
 
-def _chroma() -> Any:
+def chroma() -> Any:
     return assemble(
         "chroma",
         diffusers.ChromaPipeline,
@@ -118,7 +118,7 @@ def _chroma() -> Any:
     )
 
 
-def _chroma_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def chroma_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**text(batch, mask="prompt_attention_mask"), **IMAGE, "guidance_scale": 4.0}
 
 
@@ -148,19 +148,19 @@ def _qwen_image() -> Any:
     )
 
 
-def _qwen_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def qwen_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**text(batch, mask="prompt_embeds_mask", dtype=torch.int64), **IMAGE, "true_cfg_scale": 4.0}
 
 
 PIPELINES = (
-    plain("flux", lambda: _flux("flux", diffusers.FluxPipeline), _flux_call),
-    two_calls("flux_true_cfg", lambda: _flux("flux", diffusers.FluxPipeline, distilled=False), _flux_true_cfg_call),
-    plain("flux_img2img", lambda: _flux("flux", diffusers.FluxImg2ImgPipeline), _flux_img2img_call, steps=4),
-    plain("flux_inpaint", lambda: _flux("flux", diffusers.FluxInpaintPipeline), _flux_inpaint_call, steps=4),
-    plain("flux_control", _flux_control, _flux_control_call),
-    plain("flux_kontext", lambda: _flux("flux", diffusers.FluxKontextPipeline), _flux_kontext_call),
-    plain("flux_controlnet", _flux_controlnet, _flux_control_call),
-    plain("flux2", _flux2, _flux2_call),
-    two_calls("chroma", _chroma, _chroma_call),
-    two_calls("qwen_image", _qwen_image, _qwen_image_call),
+    plain("flux", lambda: flux("flux", diffusers.FluxPipeline), flux_call),
+    two_calls("flux_true_cfg", lambda: flux("flux", diffusers.FluxPipeline, distilled=False), flux_true_cfg_call),
+    plain("flux_img2img", lambda: flux("flux", diffusers.FluxImg2ImgPipeline), flux_img2img_call, steps=4),
+    plain("flux_inpaint", lambda: flux("flux", diffusers.FluxInpaintPipeline), flux_inpaint_call, steps=4),
+    plain("flux_control", _flux_control, flux_control_call),
+    plain("flux_kontext", lambda: flux("flux", diffusers.FluxKontextPipeline), flux_kontext_call),
+    plain("flux_controlnet", _flux_controlnet, flux_control_call),
+    plain("flux2", flux2, flux2_call),
+    two_calls("chroma", chroma, chroma_call),
+    two_calls("qwen_image", _qwen_image, qwen_image_call),
 )

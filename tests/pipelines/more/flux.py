@@ -1,7 +1,147 @@
-"""More of Flux, Qwen-Image, Chroma and their kin."""
+"""More of Flux, Flux 2 and Chroma."""
 
 from __future__ import annotations
 
-from pipelines.tiny import Tiny
+from importlib.util import find_spec
+from typing import Any
 
-PIPELINES: tuple[Tiny, ...] = ()
+import diffusers
+import torch
+
+from pipelines.flux import (
+    flux,
+    flux_img2img_call,
+    flux_inpaint_call,
+    flux_true_cfg_call,
+)
+from pipelines.parts import HEIGHT, TEXT, WIDTH, normal, picture, seeded
+from pipelines.tiny import plain, two_calls
+
+_IMAGE_CHANNELS = 10  # of the image embedding that an IP-Adapter takes
+_IMAGE_TOKENS = 4  # the number that diffusers makes of it
+
+
+def _control(pipeline: type) -> Any:
+    return flux("flux_control", pipeline, in_channels=32, out_channels=16)
+
+
+def _control_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_img2img_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
+
+
+def _control_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_inpaint_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
+
+
+def _fill() -> Any:
+    """The transformer sees the noisy latents, the picture without what the mask covers, and the mask in full size."""
+    return flux("flux_fill", diffusers.FluxFillPipeline, in_channels=48, out_channels=16)
+
+
+def _fill_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_inpaint_call(pipe, batch), "guidance_scale": 30.0, "strength": 1.0}
+
+
+def _kontext_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    call = {**flux_inpaint_call(pipe, batch), "image_reference": picture("reference", HEIGHT, WIDTH, batch)}
+    return {**call, "max_area": HEIGHT * WIDTH, "_auto_resize": False}
+
+
+def _two_controlnets() -> Any:
+    pipe = flux("flux", diffusers.FluxControlNetPipeline, controlnet=True)
+    both = diffusers.FluxMultiControlNetModel([pipe.controlnet, flux("two", type(pipe), controlnet=True).controlnet])
+    pipe.register_modules(controlnet=both)
+    return pipe
+
+
+def _two_controlnets_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    images = [picture("control", HEIGHT, WIDTH, batch), picture("depth", HEIGHT, WIDTH, batch)]
+    scales = {"controlnet_conditioning_scale": [0.7, 0.4], "control_guidance_end": [1.0, 0.5]}
+    return {**flux_true_cfg_call(pipe, batch), "control_image": images, "control_mode": [None, None], **scales}
+
+
+def _ip_adapter() -> Any:
+    pipe = flux("flux", diffusers.FluxPipeline, distilled=False)
+    width, blocks = pipe.transformer.inner_dim, range(len(pipe.transformer.transformer_blocks))
+    adapter = {
+        f"{block}.to_{part}_ip.{kind}": normal(f"ip adapter {block} {part}", width, *shape)
+        for block in blocks
+        for part in "kv"
+        for kind, shape in (("weight", (TEXT,)), ("bias", ()))
+    }
+    projection = {
+        "proj.weight": normal("image projection", _IMAGE_TOKENS * TEXT, _IMAGE_CHANNELS),
+        "proj.bias": normal("image projection", _IMAGE_TOKENS * TEXT),
+        "norm.weight": torch.ones(TEXT),
+        "norm.bias": torch.zeros(TEXT),
+    }
+    states = {
+        "ip_adapter": {key: value[0] for key, value in adapter.items()},
+        "image_proj": {key: value[0] if value.ndim > 1 else value for key, value in projection.items()},
+    }
+    pipe.transformer._load_ip_adapter_weights([states], low_cpu_mem_usage=False)  # what pipe.load_ip_adapter does
+    pipe.transformer.requires_grad_(False)
+    return pipe
+
+
+def _ip_adapter_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    embeds = {
+        f"{sign}ip_adapter_image_embeds": [normal(f"{sign}image", 1, _IMAGE_CHANNELS, batch=batch)]
+        for sign in ("", "negative_")
+    }
+    return {**flux_true_cfg_call(pipe, batch), **embeds}
+
+
+def _lora(*, fused: bool = False) -> Any:
+    from peft import LoraConfig
+
+    pipe = flux("flux", diffusers.FluxPipeline, distilled=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded("lora").initial_seed())
+        layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp"]
+        # "False": not at the zeros of a fresh one.
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
+    pipe.transformer.eval().requires_grad_(False)
+    if fused:
+        pipe.fuse_lora(components=["transformer"])
+    return pipe
+
+
+def _lora_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_true_cfg_call(pipe, batch), "joint_attention_kwargs": {"scale": 0.7}}
+
+
+_LORAS = (
+    two_calls("flux_lora", _lora, _lora_call),
+    two_calls("flux_lora_fused", lambda: _lora(fused=True), flux_true_cfg_call),
+)
+
+PIPELINES = (
+    plain("flux_fill", _fill, _fill_call),
+    plain(
+        "flux_control_img2img", lambda: _control(diffusers.FluxControlImg2ImgPipeline), _control_img2img_call, steps=4
+    ),
+    plain(
+        "flux_control_inpaint", lambda: _control(diffusers.FluxControlInpaintPipeline), _control_inpaint_call, steps=4
+    ),
+    plain(
+        "flux_controlnet_img2img",
+        lambda: flux("flux", diffusers.FluxControlNetImg2ImgPipeline, controlnet=True),
+        _control_img2img_call,
+        steps=4,
+    ),
+    plain(
+        "flux_controlnet_inpaint",
+        lambda: flux("flux", diffusers.FluxControlNetInpaintPipeline, controlnet=True),
+        _control_inpaint_call,
+        steps=4,
+    ),
+    two_calls("flux_two_controlnets", _two_controlnets, _two_controlnets_call),
+    plain(
+        "flux_kontext_inpaint",
+        lambda: flux("flux", diffusers.FluxKontextInpaintPipeline),
+        _kontext_inpaint_call,
+        steps=4,
+    ),
+    two_calls("flux_ip_adapter", _ip_adapter, _ip_adapter_call),
+) + (_LORAS if find_spec("peft") else ())
