@@ -172,7 +172,7 @@ def test_decisions_from_the_whole_input_are_the_same_in_all_processes(tmp_path: 
     def job(rank: int) -> Any:
         pipe = fresh("flux")
         together(pipe)
-        with accelerated(pipe, "easycache:threshold=0.5,first=2"):
+        with accelerated(pipe, "easycache:threshold=0.5,warmup=2"):
             found = run(pipe, TINY["flux"].call(pipe), num_inference_steps=12)
             return found.numpy(), report(pipe).predicted
 
