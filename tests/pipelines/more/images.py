@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterTimeImageProjection
-from peft import LoraConfig
 from torch import nn
 
 from pipelines.images import PIPELINES as IMAGES
@@ -116,10 +116,16 @@ def _sd3_controlnet_inpaint() -> Any:
     )
 
 
-def _sd3_lora() -> Any:
+def _add_lora(module: Any) -> None:
+    from peft import LoraConfig
+
     # Not the usual start, where one matrix is zero.
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
-    return _sd3("sd3_lora", diffusers.StableDiffusion3Pipeline, lambda module: module.add_adapter(config))
+    config = LoraConfig(r=2, lora_alpha=1, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+    module.add_adapter(config)
+
+
+def _sd3_lora() -> Any:
+    return _sd3("sd3_lora", diffusers.StableDiffusion3Pipeline, _add_lora)
 
 
 def _with_image_prompts(module: Any) -> None:
@@ -405,8 +411,8 @@ def _auraflow_lora() -> Any:
     known = _KNOWN["auraflow"].build()
 
     def transformer() -> nn.Module:
-        module: Any = anew(known.transformer)()
-        module.add_adapter(LoraConfig(r=2, lora_alpha=1, target_modules=["to_q", "to_v"], init_lora_weights=False))
+        module = anew(known.transformer)()
+        _add_lora(module)
         return module
 
     return assemble(
@@ -425,4 +431,8 @@ _LUMINA_AND_AURAFLOW = (
 )
 
 
-PIPELINES: tuple[Tiny, ...] = (*_SD3, *_PIXART_AND_HUNYUAN_DIT, *_COGVIEW, *_SANA, *_LUMINA_AND_AURAFLOW)
+PIPELINES: tuple[Tiny, ...] = tuple(
+    tiny
+    for tiny in (*_SD3, *_PIXART_AND_HUNYUAN_DIT, *_COGVIEW, *_SANA, *_LUMINA_AND_AURAFLOW)
+    if find_spec("peft") or not tiny.name.endswith("_lora")
+)
