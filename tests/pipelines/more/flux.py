@@ -7,18 +7,35 @@ from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 
 from pipelines.flux import (
+    chroma,
+    chroma_call,
     flux,
+    flux2,
+    flux2_call,
     flux_img2img_call,
     flux_inpaint_call,
     flux_true_cfg_call,
 )
-from pipelines.parts import HEIGHT, TEXT, WIDTH, normal, picture, seeded
+from pipelines.parts import HEIGHT, TEXT, WIDTH, normal, picture, prompt, seeded
 from pipelines.tiny import plain, two_calls
 
 _IMAGE_CHANNELS = 10  # of the image embedding that an IP-Adapter takes
 _IMAGE_TOKENS = 4  # the number that diffusers makes of it
+
+
+def _reference() -> Any:
+    """Not smaller than the pipelines of Flux 2 allow."""
+    return Image.fromarray((picture("reference", 64, 80)[0].movedim(0, -1) * 255).byte().numpy())
+
+
+def _around(pipeline: type, pipe: Any) -> Any:
+    """Another pipeline around the parts of this one."""
+    made: Any = pipeline(**pipe.components)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def _control(pipeline: type) -> Any:
@@ -111,6 +128,39 @@ def _lora_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**flux_true_cfg_call(pipe, batch), "joint_attention_kwargs": {"scale": 0.7}}
 
 
+def _klein_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux2_call(pipe, batch), "negative_prompt_embeds": prompt("negative", batch), "guidance_scale": 4.0}
+
+
+def _klein_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_klein_call(pipe, batch), "image": _reference()}
+
+
+def _klein_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    images = flux_inpaint_call(pipe, batch)
+    pictures = {key: images[key] for key in ("image", "mask_image", "strength")}
+    return {**_klein_call(pipe, batch), **pictures, "image_reference": picture("reference", HEIGHT, WIDTH, batch)}
+
+
+def _flux2_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux2_call(pipe, batch), "image": _reference()}
+
+
+def _chroma_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**chroma_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
+
+
+def _chroma_inpaint() -> Any:
+    pipe = _around(diffusers.ChromaInpaintPipeline, chroma())
+    pipe.transformer.register_to_config(guidance_embeds=False)  # the pipeline asks; only a file of the original has it
+    return pipe
+
+
+def _chroma_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    mask = flux_inpaint_call(pipe, batch)["mask_image"]
+    return {**_chroma_img2img_call(pipe, batch), "mask_image": mask, "true_cfg_scale": 4.0}
+
+
 _LORAS = (
     two_calls("flux_lora", _lora, _lora_call),
     two_calls("flux_lora_fused", lambda: _lora(fused=True), flux_true_cfg_call),
@@ -144,4 +194,18 @@ PIPELINES = (
         steps=4,
     ),
     two_calls("flux_ip_adapter", _ip_adapter, _ip_adapter_call),
+    plain("flux2_edit", flux2, _flux2_edit_call),
+    two_calls("flux2_klein", lambda: _around(diffusers.Flux2KleinPipeline, flux2()), _klein_call),
+    two_calls("flux2_klein_edit", lambda: _around(diffusers.Flux2KleinPipeline, flux2()), _klein_edit_call),
+    plain("flux2_klein_kv_from_text", lambda: _around(diffusers.Flux2KleinKVPipeline, flux2()), flux2_call),
+    two_calls(
+        "flux2_klein_inpaint",
+        lambda: _around(diffusers.Flux2KleinInpaintPipeline, flux2()),
+        _klein_inpaint_call,
+        steps=4,
+    ),
+    two_calls(
+        "chroma_img2img", lambda: _around(diffusers.ChromaImg2ImgPipeline, chroma()), _chroma_img2img_call, steps=4
+    ),
+    two_calls("chroma_inpaint", _chroma_inpaint, _chroma_inpaint_call, steps=4),
 ) + (_LORAS if find_spec("peft") else ())
