@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -47,11 +48,15 @@ def image_encoder() -> CLIPVisionModel:
 
 
 class ImageProcessor:
-    """Stands for the one of transformers, which would need torchvision: tensors to the size of `image_encoder`."""
+    """Stands for the one of transformers, which would need torchvision: pictures in the size of `image_encoder`."""
 
-    def __call__(self, images: Tensor | list[Tensor], **_: Any) -> BatchFeature:
+    def __call__(self, images: Tensor | Image.Image | list[Tensor], **_: Any) -> BatchFeature:
+        if isinstance(images, Image.Image):
+            images = torch.from_numpy(np.array(images)).permute(2, 0, 1)[None] / 255
         pixels = torch.cat(images) if isinstance(images, list) else images
         return BatchFeature({"pixel_values": interpolate(pixels, (16, 16))})
+
+    preprocess = __call__
 
 
 def frames(tag: str, count: int, height: int = HEIGHT, width: int = WIDTH) -> list[Image.Image]:
