@@ -27,6 +27,7 @@ from pipelines.parts import (
     image_vae,
     normal,
     picture,
+    prompt,
     text,
 )
 from pipelines.tiny import Tiny, one_batch, plain, two_calls
@@ -77,24 +78,13 @@ def _half() -> torch.Tensor:
 _sd3_call = _KNOWN["sd3"].call
 
 
-def _sd3_size(channels: int = 4) -> dict[str, Any]:
-    return {
-        "sample_size": 16,
-        "in_channels": channels,
-        "out_channels": channels,
-        "attention_head_dim": 8,
-        "num_attention_heads": 4,
-        "joint_attention_dim": TEXT,
-        "caption_projection_dim": 32,
-        "pooled_projection_dim": POOLED,
-        "pos_embed_max_size": 16,
-    }
+def _sd3(name: str, pipeline: Any, changed: Any = None, channels: int = 4, **more: Any) -> Any:
+    known = _KNOWN["sd3"].build().transformer
 
-
-def _sd3(name: str, pipeline: Any, changed: Callable[[nn.Module], Any], channels: int = 4, **more: Any) -> Any:
     def transformer() -> nn.Module:
-        module = diffusers.SD3Transformer2DModel(num_layers=3, qk_norm="rms_norm", **_sd3_size(channels))
-        changed(module)
+        module = anew(known, in_channels=channels, out_channels=channels, dual_attention_layers=())()
+        if changed:
+            changed(module)
         return module
 
     vae, scheduler = image_vae(latent_channels=channels), flow_euler(shift=3.0)
@@ -103,16 +93,15 @@ def _sd3(name: str, pipeline: Any, changed: Callable[[nn.Module], Any], channels
 
 def _sd3_inpaint() -> Any:
     # Sixteen channels: the pipeline knows by them that the mask is no part of what the network sees.
-    return _sd3("sd3_inpaint", diffusers.StableDiffusion3InpaintPipeline, lambda module: None, channels=16)
+    return _sd3("sd3_inpaint", diffusers.StableDiffusion3InpaintPipeline, channels=16)
 
 
 def _sd3_controlnet_inpaint() -> Any:
-    controlnet = {"num_layers": 1, "extra_conditioning_channels": 1, **_sd3_size()}
+    size = {**_KNOWN["sd3"].build().transformer.config, "num_layers": 1, "extra_conditioning_channels": 1}  # the mask
     return _sd3(
         "sd3_controlnet_inpaint",
         diffusers.StableDiffusion3ControlNetInpaintingPipeline,
-        lambda module: None,
-        controlnet=lambda: diffusers.SD3ControlNetModel(**controlnet),
+        controlnet=lambda: diffusers.SD3ControlNetModel.from_config(size),
     )
 
 
@@ -205,22 +194,15 @@ _SD3 = (
 
 
 def _pixart_alpha() -> Any:
+    known = _KNOWN["pixart_sigma"].build()
+    # A sample size of 128: only then the pipeline tells the network the size of the picture.
+    size = {"sample_size": 128, "use_additional_conditions": True, "num_attention_heads": 3, "cross_attention_dim": 24}
     return assemble(
         "pixart_alpha",
         diffusers.PixArtAlphaPipeline,
-        transformer=lambda: diffusers.PixArtTransformer2DModel(
-            num_attention_heads=3,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=8,
-            num_layers=3,
-            cross_attention_dim=24,
-            caption_channels=TEXT,
-            sample_size=128,  # only then the pipeline says the size of the picture
-            use_additional_conditions=True,
-        ),
-        vae=image_vae(),
-        scheduler=lambda: diffusers.DPMSolverMultistepScheduler(**BETAS),
+        transformer=anew(known.transformer, **size),
+        vae=anew(known.vae),
+        scheduler=known.scheduler,
     )
 
 
@@ -388,7 +370,7 @@ _SANA = (
 )
 
 
-# --- Lumina, AuraFlow ------------------------------------------------------------------------------------------------
+# --- Lumina, AuraFlow, HiDream ---------------------------------------------------------------------------------------
 
 
 def _lumina() -> Any:
@@ -425,14 +407,36 @@ def _auraflow_lora() -> Any:
     )
 
 
-_LUMINA_AND_AURAFLOW = (
+def _hidream() -> Any:
+    pipe = assemble(
+        "hidream",
+        diffusers.HiDreamImagePipeline,
+        transformer=network("HiDreamImageTransformer2DModel"),
+        vae=image_vae(),
+        scheduler=flow_euler(shift=3.0),
+    )
+    pipe.default_sample_size = 8  # every picture is brought to this area
+    return pipe
+
+
+def _hidream_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    words: dict[str, Any] = {}
+    for sign, tag in (("", "prompt"), ("negative_", "negative")):
+        words[f"{sign}prompt_embeds_t5"] = prompt(tag, batch)
+        words[f"{sign}prompt_embeds_llama3"] = torch.stack([prompt(f"layer {i} of {tag}", batch) for i in range(6)])
+        words[f"{sign}pooled_prompt_embeds"] = normal(f"{tag} pooled", POOLED, batch=batch)
+    return {**words, **IMAGE, "guidance_scale": 4.0}
+
+
+_OTHERS = (
     one_batch("lumina", _lumina, _lumina_call),
+    one_batch("hidream", _hidream, _hidream_call),
     one_batch("auraflow_lora", _auraflow_lora, _KNOWN["auraflow"].call),
 )
 
 
 PIPELINES: tuple[Tiny, ...] = tuple(
     tiny
-    for tiny in (*_SD3, *_PIXART_AND_HUNYUAN_DIT, *_COGVIEW, *_SANA, *_LUMINA_AND_AURAFLOW)
+    for tiny in (*_SD3, *_PIXART_AND_HUNYUAN_DIT, *_COGVIEW, *_SANA, *_OTHERS)
     if find_spec("peft") or not tiny.name.endswith("_lora")
 )
