@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import diffusers
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from pipelines.flux import (
     chroma,
@@ -19,7 +24,7 @@ from pipelines.flux import (
     flux_inpaint_call,
     flux_true_cfg_call,
 )
-from pipelines.parts import HEIGHT, TEXT, WIDTH, normal, picture, prompt, seeded
+from pipelines.parts import HEIGHT, POOLED, STEPS, TEXT, TOKENS, WIDTH, normal, picture, prompt, seeded
 from pipelines.tiny import plain, two_calls
 
 _IMAGE_CHANNELS = 10  # of the image embedding that an IP-Adapter takes
@@ -31,9 +36,16 @@ def _reference() -> Any:
     return Image.fromarray((picture("reference", 64, 80)[0].movedim(0, -1) * 255).byte().numpy())
 
 
-def _around(pipeline: type, pipe: Any) -> Any:
+@contextmanager
+def _seed(tag: str) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(tag).initial_seed())
+        yield
+
+
+def _around(pipeline: type, pipe: Any, **over: Any) -> Any:
     """Another pipeline around the parts of this one."""
-    made: Any = pipeline(**pipe.components)
+    made: Any = pipeline(**{**pipe.components, **over})
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -113,8 +125,7 @@ def _lora(*, fused: bool = False) -> Any:
     from peft import LoraConfig
 
     pipe = flux("flux", diffusers.FluxPipeline, distilled=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeded("lora").initial_seed())
+    with _seed("lora"):
         layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp"]
         # "False": not at the zeros of a fresh one.
         pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
@@ -161,12 +172,43 @@ def _chroma_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**_chroma_img2img_call(pipe, batch), "mask_image": mask, "true_cfg_scale": 4.0}
 
 
+def letters(**over: Any) -> Any:
+    """A tokenizer that needs no file: one token for each letter."""
+    vocabulary = {"<pad>": 0, "<unknown>": 1, **{chr(code): code for code in range(32, 127)}}
+    model = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unknown>"))
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", unk_token="<unknown>", **over)
+
+
+def _visual_cloze() -> Any:
+    """As Flux Fill, whose picture is a grid of examples; it makes its own embeddings, whatever it is given."""
+    sizes = {"vocab_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPTextConfig(hidden_size=POOLED, intermediate_size=16, **sizes)
+    t5 = T5Config(vocab_size=128, d_model=TEXT, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    with _seed("visual cloze"):
+        encoders = {"text_encoder": CLIPTextModel(clip).eval(), "text_encoder_2": T5EncoderModel(t5).eval()}
+    tokenizers = {"tokenizer": letters(model_max_length=TOKENS), "tokenizer_2": letters()}
+    return _around(diffusers.VisualClozeGenerationPipeline, _fill(), **encoders, **tokenizers, resolution=HEIGHT)
+
+
+def _visual_cloze_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    prompts = {"task_prompt": ["turn it upside down"] * batch, "content_prompt": [f"figure {i}" for i in range(batch)]}
+    grids = [[[_reference(), _reference()], [_reference(), None]]] * batch
+    return {
+        **prompts,
+        "image": grids,
+        "max_sequence_length": 2 * TOKENS,
+        "num_inference_steps": STEPS,
+        "output_type": "latent",
+    }
+
+
 _LORAS = (
     two_calls("flux_lora", _lora, _lora_call),
     two_calls("flux_lora_fused", lambda: _lora(fused=True), flux_true_cfg_call),
 )
 
 PIPELINES = (
+    plain("visual_cloze", _visual_cloze, _visual_cloze_call),
     plain("flux_fill", _fill, _fill_call),
     plain(
         "flux_control_img2img", lambda: _control(diffusers.FluxControlImg2ImgPipeline), _control_img2img_call, steps=4
