@@ -280,13 +280,16 @@ def _joy_image(kind: str) -> Any:
         kind,
         getattr(diffusers, f"{kind}Pipeline"),
         transformer=network(f"{kind}Transformer3DModel"),
-        # Every picture that is read has about a million pixels: they are made few at once.
+        # Every picture that is read has about a million pixels: they are made few at once, 16 x 16 to one.
         vae=lambda: diffusers.AutoencoderKLWan(
             base_dim=2,
             z_dim=4,
-            dim_mult=[1] * 7,
+            dim_mult=[1, 1, 1],
             num_res_blocks=0,
-            temperal_downsample=[False] * 6,
+            temperal_downsample=[False, False],
+            patch_size=16,
+            in_channels=3 * 16 * 16,
+            out_channels=3 * 16 * 16,
             latents_mean=[0.1, -0.2, 0.3, 0.0],
             latents_std=[1.1, 0.9, 1.2, 1.0],
             scale_factor_spatial=64,
