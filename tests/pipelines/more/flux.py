@@ -20,8 +20,10 @@ from pipelines.flux import (
     flux,
     flux2,
     flux2_call,
+    flux_call,
     flux_img2img_call,
     flux_inpaint_call,
+    flux_kontext_call,
     flux_true_cfg_call,
 )
 from pipelines.parts import HEIGHT, POOLED, STEPS, TEXT, TOKENS, WIDTH, normal, picture, prompt, seeded
@@ -121,18 +123,22 @@ def _ip_adapter_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**flux_true_cfg_call(pipe, batch), **embeds}
 
 
-def _lora(*, fused: bool = False) -> Any:
+def with_lora(pipe: Any, *more: str, fused: bool = False) -> Any:
+    """A LoRA at the attentions, and at layers of more names."""
     from peft import LoraConfig
 
-    pipe = flux("flux", diffusers.FluxPipeline, distilled=False)
     with _seed("lora"):
-        layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_mlp"]
+        layers = ["to_q", "to_k", "to_v", "to_out.0", *more]
         # "False": not at the zeros of a fresh one.
         pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
     pipe.transformer.eval().requires_grad_(False)
     if fused:
         pipe.fuse_lora(components=["transformer"])
     return pipe
+
+
+def _lora(*, fused: bool = False) -> Any:
+    return with_lora(flux("flux", diffusers.FluxPipeline, distilled=False), "proj_mlp", fused=fused)
 
 
 def _lora_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -151,6 +157,26 @@ def _klein_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     images = flux_inpaint_call(pipe, batch)
     pictures = {key: images[key] for key in ("image", "mask_image", "strength")}
     return {**_klein_call(pipe, batch), **pictures, "image_reference": picture("reference", HEIGHT, WIDTH, batch)}
+
+
+def _own_sigmas_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_call(pipe, batch), "sigmas": [1.0, 0.95, 0.8, 0.6, 0.3, 0.1]}
+
+
+def _img2img_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_img2img_call(pipe, batch), **flux_true_cfg_call(pipe, batch)}
+
+
+def _inpaint_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_inpaint_call(pipe, batch), **flux_true_cfg_call(pipe, batch)}
+
+
+def _kontext_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**flux_kontext_call(pipe, batch), **flux_true_cfg_call(pipe, batch)}
+
+
+def _klein_distilled() -> Any:
+    return _around(diffusers.Flux2KleinPipeline, flux2(), is_distilled=True)
 
 
 def _flux2_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -181,7 +207,7 @@ def letters(**over: Any) -> Any:
 
 def _visual_cloze() -> Any:
     """As Flux Fill, whose picture is a grid of examples; it makes its own embeddings, whatever it is given."""
-    sizes = {"vocab_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPTextConfig(hidden_size=POOLED, intermediate_size=16, **sizes)
     t5 = T5Config(vocab_size=128, d_model=TEXT, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     with _seed("visual cloze"):
@@ -208,6 +234,15 @@ _LORAS = (
 )
 
 PIPELINES = (
+    plain("flux_schnell", lambda: flux("flux", diffusers.FluxPipeline, distilled=False), flux_call),
+    plain("flux_own_sigmas", lambda: flux("flux", diffusers.FluxPipeline), _own_sigmas_call),
+    two_calls(
+        "flux_img2img_true_cfg", lambda: flux("flux", diffusers.FluxImg2ImgPipeline), _img2img_true_cfg_call, steps=4
+    ),
+    two_calls(
+        "flux_inpaint_true_cfg", lambda: flux("flux", diffusers.FluxInpaintPipeline), _inpaint_true_cfg_call, steps=4
+    ),
+    two_calls("flux_kontext_true_cfg", lambda: flux("flux", diffusers.FluxKontextPipeline), _kontext_true_cfg_call),
     plain("visual_cloze", _visual_cloze, _visual_cloze_call),
     plain("flux_fill", _fill, _fill_call),
     plain(
@@ -237,6 +272,7 @@ PIPELINES = (
     ),
     two_calls("flux_ip_adapter", _ip_adapter, _ip_adapter_call),
     plain("flux2_edit", flux2, _flux2_edit_call),
+    plain("flux2_klein_distilled", _klein_distilled, flux2_call),
     two_calls("flux2_klein", lambda: _around(diffusers.Flux2KleinPipeline, flux2()), _klein_call),
     two_calls("flux2_klein_edit", lambda: _around(diffusers.Flux2KleinPipeline, flux2()), _klein_edit_call),
     plain("flux2_klein_kv_from_text", lambda: _around(diffusers.Flux2KleinKVPipeline, flux2()), flux2_call),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from pipelines.flux import qwen_image_call
-from pipelines.more.flux import letters
+from pipelines.more.flux import letters, with_lora
 from pipelines.parts import HEIGHT, IMAGE, TEXT, TOKENS, WIDTH, assemble, flow_euler, image_vae, picture, prompt, text
-from pipelines.tiny import one_batch, two_calls
+from pipelines.tiny import one_batch, plain, two_calls
 
 _QWEN_SIZE: dict[str, Any] = {
     "in_channels": 16,
@@ -33,7 +34,7 @@ _QWEN_VAE: dict[str, Any] = {
 }
 
 
-class _Shrinking(diffusers.AutoencoderKLQwenImage):  # type: ignore[misc]
+class _Shrinking(diffusers.AutoencoderKLQwenImage):
     """For pipelines that bring every picture to a million pixels: means over squares, for convolutions take seconds."""
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def _upper_half() -> Tensor:
 
 def _qwen(pipeline: type, *, huge: bool = False, over: dict[str, bool] | None = None, **parts: Any) -> Any:
     levels = 6 if huge else 1
-    vae = _Shrinking if huge else diffusers.AutoencoderKLQwenImage
+    vae: Any = _Shrinking if huge else diffusers.AutoencoderKLQwenImage
     size = {"num_layers": 3, **_QWEN_SIZE, **(over or {})}
     return assemble(
         "qwen_image",
@@ -66,6 +67,15 @@ def _qwen(pipeline: type, *, huge: bool = False, over: dict[str, bool] | None = 
         scheduler=flow_euler(use_dynamic_shifting=True, shift_terminal=0.02),
         **parts,
     )
+
+
+def _qwen_lightning_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    """Without guidance, and without padding, so that there is no mask."""
+    return {**text(batch, negative=False), **IMAGE}
+
+
+def _qwen_two_pictures_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**qwen_image_call(pipe, batch), "num_images_per_prompt": 2}
 
 
 def _qwen_controlnet(pipeline: type, extra: int = 0) -> Any:
@@ -163,7 +173,12 @@ def _qwen_21_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _language(layers: int, width: int) -> Any:
-    size = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2}
+    size: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+    }
     return LlamaModel(LlamaConfig(vocab_size=128, num_key_value_heads=1, **size))
 
 
@@ -299,6 +314,10 @@ def _z_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**call, **IMAGE, "guidance_scale": 3.0}
 
 
+def _z_image_turbo_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_z_image_call(pipe, batch), "guidance_scale": 0.0}
+
+
 def _z_image_truncated_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**_z_image_call(pipe, batch), "cfg_truncation": 0.4, "cfg_normalization": True}
 
@@ -346,7 +365,14 @@ def _z_image_omni_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return call
 
 
+_LORAS = (
+    two_calls("qwen_lora", lambda: with_lora(_qwen(diffusers.QwenImagePipeline), "add_q_proj"), qwen_image_call),
+    one_batch("z_image_lora", lambda: with_lora(_z_image(diffusers.ZImagePipeline), "w1"), _z_image_call),
+)
+
 PIPELINES = (
+    two_calls("qwen_two_pictures", lambda: _qwen(diffusers.QwenImagePipeline), _qwen_two_pictures_call),
+    plain("qwen_lightning", lambda: _qwen(diffusers.QwenImagePipeline), _qwen_lightning_call),
     two_calls(
         "qwen_controlnet", lambda: _qwen_controlnet(diffusers.QwenImageControlNetPipeline), _qwen_controlnet_call
     ),
@@ -376,6 +402,7 @@ PIPELINES = (
     one_batch("bria", _bria, _bria_call),
     one_batch("bria_fibo", _bria_fibo, _bria_fibo_call),
     two_calls("longcat_image", _longcat, _longcat_call),
+    plain("z_image_turbo", lambda: _z_image(diffusers.ZImagePipeline), _z_image_turbo_call),
     one_batch(
         "z_image_truncated",
         lambda: _z_image(diffusers.ZImagePipeline),
@@ -395,4 +422,4 @@ PIPELINES = (
         _z_image_controlnet_inpaint_call,
     ),
     one_batch("z_image_omni", _z_image_omni, _z_image_omni_call),
-)
+) + (_LORAS if find_spec("peft") else ())
