@@ -204,7 +204,7 @@ def _prx_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _glm_image() -> Any:
-    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.1, 0.9, 1.2, 1.0]}
+    statistics: dict[str, Any] = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.1, 0.9, 1.2, 1.0]}
     return assemble(
         "glm_image",
         diffusers.GlmImagePipeline,
@@ -367,7 +367,7 @@ def _dream_lite_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 def _language_model() -> nn.Module:
     from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
 
-    module = nn.Module()
+    module: Any = nn.Module()
     module.language_model = Qwen3VLTextModel(
         Qwen3VLTextConfig(
             vocab_size=64,
