@@ -29,6 +29,7 @@ from diffcache.errors import AlreadyAccelerated, UnsupportedModel
 from diffcache.patch import Undo, layer
 
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
+GUIDER_METHODS = ("prepare_inputs", "prepare_inputs_from_block_state")
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Run:
     start      first iteration this run enters: above 0 for image-to-image and its kin
     index      the iteration now
     timesteps  the noise scheduler's own tensor [steps]
+    branches   what a guider calls the branches of this step, in the order of their forwards
+    numbers    by name, in the order in which the run met them
     again      called when the loop goes back: a pipeline may run it several times over, chunk by chunk
     """
 
@@ -47,6 +50,8 @@ class Run:
     start: int
     index: int
     calls: dict[str, int] = field(default_factory=dict)
+    branches: list[str] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
     state: Any = None  # whatever ``begin`` wants to find again
     undo: Undo = lambda: None
     again: Callable[[], None] = lambda: None
@@ -56,10 +61,12 @@ class Run:
         return len(self.timesteps)
 
     def next_call(self, denoiser: str) -> int:
-        """Which forward of ``denoiser`` within this step is beginning: 0, 1, …; branches come in a fixed order."""
+        """Which branch the forward of ``denoiser`` that is beginning serves: 0, 1, … Where no guider gives them names,
+        branches come in a fixed order within a step."""
         ordinal = self.calls.get(denoiser, 0)
         self.calls[denoiser] = ordinal + 1
-        return ordinal
+        name = self.branches[ordinal] if ordinal < len(self.branches) else str(ordinal)
+        return self.numbers.setdefault(name, len(self.numbers))
 
     def step_done(self, timestep: Any) -> None:
         # Iterating a tensor yields views, so the address of ``timestep`` tells its index without reading the device.
@@ -68,6 +75,7 @@ class Run:
             self.again()
         self.index = (self.index if here is None else here) + 1
         self.calls.clear()
+        self.branches.clear()
 
 
 class Host:
@@ -112,7 +120,12 @@ class Host:
         self.close()  # an interrupted run that nobody closed
         run = Run(scheduler, scheduler.timesteps, start, start)
         self._begin(run)
-        run.undo = layer(scheduler, "step", self._step, copies=True)
+        undo = contextlib.ExitStack()
+        undo.callback(layer(scheduler, "step", self._step, copies=True))
+        for guider in guiders(self.pipe):
+            for method in GUIDER_METHODS:
+                undo.callback(layer(guider, method, self._prepare, copies=True))
+        run.undo = undo.close
         self._open.run = run
         self._open.seen = True
         return run
@@ -148,6 +161,15 @@ class Host:
         if run is not None:
             run.step_done(args[1] if len(args) > 1 else kwargs.get("timestep"))
         return result
+
+    def _prepare(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Of a guider: it may leave a branch out at some steps, and those behind it move up."""
+        batches = inner(*args, **kwargs)
+        run = self.run
+        if run is not None:
+            names = [getattr(batch, "__guidance_identifier__", "") for batch in batches]
+            run.branches += [name for name in names if name not in run.branches]  # two guiders may share forwards
+        return batches
 
     def _last_call(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.close()
@@ -204,6 +226,11 @@ def looping_blocks(pipe: Any) -> list[Any]:
             found.append(block)
         left += (getattr(block, "sub_blocks", None) or {}).values()
     return found
+
+
+def guiders(pipe: Any) -> list[Any]:
+    """What says anew at every step which branches there are: most modular pipelines have one, or two."""
+    return [part for part in pipe.components.values() if hasattr(part, GUIDER_METHODS[-1])]
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
