@@ -308,7 +308,7 @@ def _joy_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 def _joy_image_plus_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     prompts = [f"Picture {i} of a small house" for i in range(batch)]
-    images = [[_pil(f"image {i}", 32, 24), _pil(f"other image {i}", 32, 32)] for i in range(batch)]
+    images = [[_pil(f"image {i}", 32, 24)] for i in range(batch)]
     return {**IMAGE, "height": 640, "width": 512, "prompt": prompts, "images": images, "guidance_scale": 4.0}
 
 
