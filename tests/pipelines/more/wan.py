@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from transformers import BatchFeature, CLIPVisionConfig, CLIPVisionModel
 
 from pipelines.parts import STEPS, TEXT, VIDEO, assemble, normal, picture, text
-from pipelines.tiny import two_calls
+from pipelines.tiny import one_batch, two_calls
 
 HEIGHT, WIDTH = VIDEO["height"], VIDEO["width"]
 SEEN = 10  # channels of an image embedding
@@ -64,6 +64,28 @@ def frames(tag: str, count: int, height: int = HEIGHT, width: int = WIDTH) -> li
     return [Image.fromarray(frame) for frame in pixels]
 
 
+def network(name: str, **over: Any) -> Callable[[], Any]:
+    """Makes one of the networks of `denoisers`, some of its settings replaced."""
+
+    def make() -> Any:
+        from denoisers import TINY as NETWORKS  # it imports this package
+
+        made = NETWORKS[name].make()
+        return type(made).from_config(made.config, **over) if over else made
+
+    return make
+
+
+def like(name: str, pipe: Any, pipeline: type, /, gain: float = 1.5, **over: dict[str, Any]) -> Any:
+    """Another pipeline, of parts like those of this one; `over`: other settings, by part."""
+    parts = {
+        key: lambda part=part, key=key: type(part).from_config(part.config, **over.get(key, {}))
+        for key, part in pipe.components.items()
+        if part is not None
+    }
+    return assemble(name, pipeline, gain, **parts)
+
+
 def wan_vae() -> Any:
     return diffusers.AutoencoderKLWan(
         base_dim=4,
@@ -79,18 +101,18 @@ def flow_unipc() -> Any:
     return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
-def _wan(pipeline: type, network: Callable[[], Any], **extra: Any) -> Any:
-    return assemble("wan", pipeline, transformer=network, vae=wan_vae, scheduler=flow_unipc, **extra)
+def _wan(pipeline: type, transformer: Callable[[], Any], **extra: Any) -> Any:
+    return assemble("wan", pipeline, transformer=transformer, vae=wan_vae, scheduler=flow_unipc, **extra)
 
 
-def _network(in_channels: int = 4, **over: Any) -> Callable[[], Any]:
+def _transformer(in_channels: int = 4, **over: Any) -> Callable[[], Any]:
     return lambda: diffusers.WanTransformer3DModel(**_SIZE, in_channels=in_channels, **over)
 
 
 def _image_to_video() -> Any:
     return _wan(
         diffusers.WanImageToVideoPipeline,
-        _network(_BESIDE, **_SEES),
+        _transformer(_BESIDE, **_SEES),
         image_encoder=image_encoder,
         image_processor=ImageProcessor,
     )
@@ -100,15 +122,15 @@ def _first_and_last() -> Any:
     """Two pictures are embedded at once: the network knows which token is of which."""
     return _wan(
         diffusers.WanImageToVideoPipeline,
-        _network(_BESIDE, **_SEES, pos_embed_seq_len=2 * 5),  # as many as a picture has tokens, twice
+        _transformer(_BESIDE, **_SEES, pos_embed_seq_len=2 * 5),  # as many as a picture has tokens, twice
         image_encoder=image_encoder,
         image_processor=ImageProcessor,
     )
 
 
 def _image_to_video_22() -> Any:
-    network = _network(_BESIDE)
-    return _wan(diffusers.WanImageToVideoPipeline, network, transformer_2=network, boundary_ratio=0.8)
+    transformer = _transformer(_BESIDE)
+    return _wan(diffusers.WanImageToVideoPipeline, transformer, transformer_2=transformer, boundary_ratio=0.8)
 
 
 def _call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -133,7 +155,7 @@ def _lora() -> Any:
     """An adapter as a fresh one is not: its second matrices are no longer zero."""
     from peft import LoraConfig
 
-    pipe = _wan(diffusers.WanPipeline, _network())
+    pipe = _wan(diffusers.WanPipeline, _transformer())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
@@ -164,11 +186,9 @@ def _vace_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _animate() -> Any:
-    from denoisers import TINY as NETWORKS
-
     return _wan(
         diffusers.WanAnimatePipeline,
-        NETWORKS["WanAnimateTransformer3DModel"].make,
+        network("WanAnimateTransformer3DModel"),
         image_encoder=image_encoder,
         image_processor=ImageProcessor,
     )
@@ -200,6 +220,37 @@ def _sky_reels_image_to_video() -> Any:
     )
 
 
+def _chrono_edit() -> Any:
+    return assemble(
+        "chrono_edit",
+        diffusers.ChronoEditPipeline,
+        transformer=network("ChronoEditTransformer3DModel", in_channels=_BESIDE),
+        vae=wan_vae,
+        image_encoder=image_encoder,
+        image_processor=ImageProcessor,
+        scheduler=flow_unipc,
+    )
+
+
+def _chrono_edit_reasoning_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    """From the third step on only the first and the last frame remain."""
+    return {**_image_call(pipe, batch), "enable_temporal_reasoning": True, "num_temporal_reasoning_steps": 2}
+
+
+def _lucy_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    return {**_call(pipe, batch), "video": frames("video", VIDEO["num_frames"])}
+
+
+def _any_flow() -> Any:
+    return assemble(
+        "any_flow",
+        diffusers.AnyFlowPipeline,
+        transformer=network("AnyFlowTransformer3DModel"),
+        vae=wan_vae,
+        scheduler=lambda: diffusers.FlowMapEulerDiscreteScheduler(shift=5.0),
+    )
+
+
 PIPELINES = (
     two_calls("wan_image_to_video", _image_to_video, _image_call, modality="video"),
     two_calls("wan_first_and_last", _first_and_last, _first_and_last_call, modality="video"),
@@ -212,14 +263,14 @@ PIPELINES = (
     ),
     two_calls(
         "wan22_image_to_video_per_token",
-        lambda: _wan(diffusers.WanImageToVideoPipeline, _network(), expand_timesteps=True),
+        lambda: _wan(diffusers.WanImageToVideoPipeline, _transformer(), expand_timesteps=True),
         _image_call,
         modality="video",
     ),
     two_calls("wan_vace", _vace, _vace_call, modality="video"),
     two_calls(
         "wan_video_to_video",
-        lambda: _wan(diffusers.WanVideoToVideoPipeline, _network()),
+        lambda: _wan(diffusers.WanVideoToVideoPipeline, _transformer()),
         _video_to_video_call,
         modality="video",
         steps=4,
@@ -229,4 +280,13 @@ PIPELINES = (
     *([two_calls("wan_lora", _lora, _call, modality="video")] if find_spec("peft") else []),
     two_calls("sky_reels", lambda: _sky_reels(diffusers.SkyReelsV2Pipeline), _call, modality="video"),
     two_calls("sky_reels_image_to_video", _sky_reels_image_to_video, _image_call, modality="video"),
+    two_calls("chrono_edit", _chrono_edit, _image_call, modality="video"),
+    two_calls("chrono_edit_reasoning", _chrono_edit, _chrono_edit_reasoning_call, modality="video"),
+    two_calls(
+        "lucy_edit",
+        lambda: _wan(diffusers.LucyEditPipeline, _transformer(8), expand_timesteps=True),
+        _lucy_call,
+        modality="video",
+    ),
+    one_batch("any_flow", _any_flow, _call, modality="video"),
 )
