@@ -1,7 +1,8 @@
-"""More of Flux, Flux 2 and Chroma."""
+"""More of Flux, Flux 2, Chroma and what is made in their likeness."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,7 +13,16 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from pipelines.flux import (
     chroma,
@@ -26,8 +36,23 @@ from pipelines.flux import (
     flux_kontext_call,
     flux_true_cfg_call,
 )
-from pipelines.parts import HEIGHT, POOLED, STEPS, TEXT, TOKENS, WIDTH, normal, picture, prompt, seeded
-from pipelines.tiny import plain, two_calls
+from pipelines.parts import (
+    HEIGHT,
+    IMAGE,
+    POOLED,
+    STEPS,
+    TEXT,
+    TOKENS,
+    WIDTH,
+    assemble,
+    flow_euler,
+    image_vae,
+    normal,
+    picture,
+    prompt,
+    seeded,
+)
+from pipelines.tiny import one_batch, plain, two_calls
 
 _IMAGE_CHANNELS = 10  # of the image embedding that an IP-Adapter takes
 _IMAGE_TOKENS = 4  # the number that diffusers makes of it
@@ -200,8 +225,9 @@ def _chroma_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 def letters(**over: Any) -> Any:
     """A tokenizer that needs no file: one token for each letter."""
-    vocabulary = {"<pad>": 0, "<unknown>": 1, **{chr(code): code for code in range(32, 127)}}
-    model = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unknown>"))
+    vocabulary = ["<pad>", "<unknown>", *map(chr, range(32, 127))]
+    numbered = {token: number for number, token in enumerate(vocabulary)}
+    model = Tokenizer(BPE(vocab=numbered, merges=[], unk_token="<unknown>"))
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", unk_token="<unknown>", **over)
 
 
@@ -226,6 +252,122 @@ def _visual_cloze_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
         "num_inference_steps": STEPS,
         "output_type": "latent",
     }
+
+
+def _language(layers: int, width: int) -> Any:
+    size: dict[str, Any] = {
+        "hidden_size": width,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+    }
+    return LlamaModel(LlamaConfig(vocab_size=128, num_key_value_heads=1, **size))
+
+
+def _longcat(pipeline: type, **parts: Any) -> Any:
+    """It takes embeddings and yet asks for the prompt's length, so it has to make them."""
+    made: dict[str, Any] = {"vae": image_vae(), **parts}
+    pipe = assemble(
+        "longcat_image",
+        pipeline,
+        transformer=lambda: diffusers.LongCatImageTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=TEXT,
+            pooled_projection_dim=TEXT,
+            axes_dims_rope=[8, 4, 4],
+        ),
+        scheduler=flow_euler(use_dynamic_shifting=True),
+        text_encoder=lambda: _language(layers=1, width=TEXT),
+        tokenizer=lambda: letters(additional_special_tokens=["<|vision_start|>"]),
+        **made,
+    )
+    pipe.tokenizer_max_length = 2 * TOKENS
+    return pipe
+
+
+def _longcat_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    prompts = {"prompt": [f"figure {i}" for i in range(batch)], "negative_prompt": ["a blur"] * batch}
+    return {**prompts, **IMAGE, "guidance_scale": 4.0, "enable_prompt_rewrite": False}
+
+
+class _Squares(diffusers.AutoencoderKL):
+    """For a pipeline that brings every picture to a million pixels: means over squares, for speed."""
+
+    def _encode(self, x: Tensor) -> Tensor:
+        means = torch.nn.functional.avg_pool2d(x, 64).repeat(1, 6, 1, 1)[:, :16]
+        return torch.cat([means, torch.full_like(means, -8.0)], dim=1)
+
+
+class _Eye:
+    """Stands for the processor of a text encoder that also looks at pictures; here it gets none of them."""
+
+    merge_size = 1
+
+    def __init__(self) -> None:
+        self.image_processor = self
+
+    def __call__(self, images: Any, return_tensors: str) -> dict[str, Tensor]:
+        return {"pixel_values": torch.zeros(4, 4), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+
+
+def _longcat_edit() -> Any:
+    levels = ("DownEncoderBlock2D",) * 7, ("UpDecoderBlock2D",) * 7
+    vae = {"down_block_types": levels[0], "up_block_types": levels[1], "block_out_channels": (4,) * 7}
+    return _longcat(
+        diffusers.LongCatImageEditPipeline,
+        vae=lambda: _Squares(**vae, latent_channels=16, norm_num_groups=2, shift_factor=0.05, scaling_factor=0.9),
+        text_processor=_Eye,
+    )
+
+
+def _longcat_edit_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    prompts = {"prompt": ["turn it upside down"] * batch, "negative_prompt": ["a blur"] * batch}
+    steps = {"num_inference_steps": STEPS, "output_type": "latent"}
+    return {**prompts, **steps, "image": _reference(), "guidance_scale": 4.0}
+
+
+def _bria_fibo(pipeline: type) -> Any:
+    """Each of its blocks reads another layer of the text encoder."""
+    return assemble(
+        "bria_fibo",
+        pipeline,
+        transformer=lambda: diffusers.BriaFiboTransformer2DModel(
+            in_channels=8,
+            num_layers=2,
+            num_single_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=2 * TEXT,
+            text_encoder_dim=TEXT,
+            axes_dims_rope=[8, 4, 4],
+        ),
+        vae=lambda: diffusers.AutoencoderKLWan(
+            base_dim=4,
+            z_dim=8,
+            dim_mult=[1] * 5,
+            num_res_blocks=1,
+            temperal_downsample=[False] * 4,
+            latents_mean=[0.1] * 8,
+            latents_std=[1.1] * 8,
+        ),
+        scheduler=flow_euler(use_dynamic_shifting=True),
+        text_encoder=lambda: _language(layers=5, width=TEXT),
+        tokenizer=letters,
+    )
+
+
+def _bria_fibo_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+    prompts = {"prompt": [f"figure {i}" for i in range(batch)], "negative_prompt": ["a blur, a smear"] * batch}
+    return {**prompts, **IMAGE, "height": 96, "width": 64, "guidance_scale": 4.0}
+
+
+def _bria_fibo_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    call = {**_bria_fibo_call(pipe, batch), "prompt": json.dumps({"edit_instruction": "turn it upside down"})}
+    return {**call, "negative_prompt": "a blur, a smear", "image": _reference()}
 
 
 _LORAS = (
@@ -271,6 +413,10 @@ PIPELINES = (
         steps=4,
     ),
     two_calls("flux_ip_adapter", _ip_adapter, _ip_adapter_call),
+    one_batch("bria_fibo", lambda: _bria_fibo(diffusers.BriaFiboPipeline), _bria_fibo_call),
+    one_batch("bria_fibo_edit", lambda: _bria_fibo(diffusers.BriaFiboEditPipeline), _bria_fibo_edit_call),
+    two_calls("longcat_image", lambda: _longcat(diffusers.LongCatImagePipeline), _longcat_call),
+    two_calls("longcat_image_edit", _longcat_edit, _longcat_edit_call),
     plain("flux2_edit", flux2, _flux2_edit_call),
     plain("flux2_klein_distilled", _klein_distilled, flux2_call),
     two_calls("flux2_klein", lambda: _around(diffusers.Flux2KleinPipeline, flux2()), _klein_call),

@@ -1,4 +1,4 @@
-"""More of Qwen-Image, Z-Image and other transformers for pictures."""
+"""More of Qwen-Image and Z-Image, and a few that stand alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 from PIL import Image
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaModel
 
 from pipelines.flux import qwen_image_call
-from pipelines.more.flux import letters, with_lora
-from pipelines.parts import HEIGHT, IMAGE, TEXT, TOKENS, WIDTH, assemble, flow_euler, image_vae, picture, prompt, text
+from pipelines.more.flux import with_lora
+from pipelines.parts import HEIGHT, IMAGE, TEXT, WIDTH, assemble, flow_euler, image_vae, picture, prompt, text
 from pipelines.tiny import one_batch, plain, two_calls
 
 _QWEN_SIZE: dict[str, Any] = {
@@ -35,7 +34,7 @@ _QWEN_VAE: dict[str, Any] = {
 
 
 class _Shrinking(diffusers.AutoencoderKLQwenImage):
-    """For pipelines that bring every picture to a million pixels: means over squares, for convolutions take seconds."""
+    """For pipelines that bring every picture to a million pixels: means over squares, for speed."""
 
     def _encode(self, x: Tensor) -> Tensor:
         means = nn.functional.avg_pool3d(x, (1, 64, 64))
@@ -170,71 +169,6 @@ def _qwen_21() -> Any:
 
 def _qwen_21_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**qwen_image_call(pipe, batch), "height": 96, "width": 64, "use_kv_cache": False}
-
-
-def _language(layers: int, width: int) -> Any:
-    size: dict[str, Any] = {
-        "hidden_size": width,
-        "intermediate_size": 32,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-    }
-    return LlamaModel(LlamaConfig(vocab_size=128, num_key_value_heads=1, **size))
-
-
-def _longcat() -> Any:
-    """It takes embeddings and yet asks for the prompt's length, so it has to make them."""
-    pipe = assemble(
-        "longcat_image",
-        diffusers.LongCatImagePipeline,
-        transformer=lambda: diffusers.LongCatImageTransformer2DModel(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=3,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=TEXT,
-            pooled_projection_dim=TEXT,
-            axes_dims_rope=[8, 4, 4],
-        ),
-        vae=image_vae(),
-        scheduler=flow_euler(use_dynamic_shifting=True),
-        text_encoder=lambda: _language(layers=1, width=TEXT),
-        tokenizer=letters,
-    )
-    pipe.tokenizer_max_length = 2 * TOKENS
-    return pipe
-
-
-def _longcat_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    prompts = {"prompt": [f"figure {i}" for i in range(batch)], "negative_prompt": ["a blur"] * batch}
-    return {**prompts, **IMAGE, "guidance_scale": 4.0, "enable_prompt_rewrite": False}
-
-
-def _bria_fibo() -> Any:
-    """Each of its blocks reads another layer of the text encoder."""
-    return assemble(
-        "bria_fibo",
-        diffusers.BriaFiboPipeline,
-        transformer=lambda: diffusers.BriaFiboTransformer2DModel(
-            in_channels=8,
-            num_layers=2,
-            num_single_layers=3,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=2 * TEXT,
-            text_encoder_dim=TEXT,
-            axes_dims_rope=[8, 4, 4],
-        ),
-        scheduler=flow_euler(use_dynamic_shifting=True),
-        text_encoder=lambda: _language(layers=5, width=TEXT),
-        tokenizer=letters,
-    )
-
-
-def _bria_fibo_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    prompts = {"prompt": [f"figure {i}" for i in range(batch)], "negative_prompt": ["a blur, a smear"] * batch}
-    return {**prompts, **IMAGE, "height": 96, "width": 64, "guidance_scale": 4.0}
 
 
 def _krea2() -> Any:
@@ -400,8 +334,6 @@ PIPELINES = (
     two_calls("krea2", _krea2, _krea2_call),
     two_calls("ovis_image", _ovis, _ovis_call),
     one_batch("bria", _bria, _bria_call),
-    one_batch("bria_fibo", _bria_fibo, _bria_fibo_call),
-    two_calls("longcat_image", _longcat, _longcat_call),
     plain("z_image_turbo", lambda: _z_image(diffusers.ZImagePipeline), _z_image_turbo_call),
     one_batch(
         "z_image_truncated",
