@@ -98,7 +98,7 @@ class Executor:
         state: State = run.state
         state.levels_back()
         state.levels_back = lambda: None  # it holds the noise scheduler
-        state.store.clear()
+        state.forget()
         if state.suspects and not bool(torch.stack([s.cpu() for s in state.suspects]).all()):
             self._warn(
                 "non-finite output",

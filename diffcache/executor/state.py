@@ -91,9 +91,10 @@ class State:
         return any(step < len(p.terms) and p.terms[step] is not None for p in programs)
 
     def forget(self) -> None:
-        """Back to the beginning of a loop."""
+        """Drop every tensor: the loop is over, or goes back to its beginning."""
         self.store.clear()
         self.watches.clear()
+        self.blanks.clear()
 
     def failures(self) -> dict[str, Counter[str]]:
         """Reason -> site -> times."""
