@@ -83,7 +83,7 @@ from typing import Any
 from pipelines import audio, flux, images, unets, videos
 from pipelines.more import flux as more_flux
 from pipelines.more import images as more_images
-from pipelines.more import newer_images, newer_videos, sound, wan
+from pipelines.more import newer_images, newer_videos, other_unets, sound, unet_videos, wan
 from pipelines.more import qwen as more_qwen
 from pipelines.more import unets as more_unets
 from pipelines.more import videos as more_videos
@@ -91,7 +91,12 @@ from pipelines.parts import STEPS
 from pipelines.tiny import FLOW, NOISE, Call, Tiny, blocks, run, watch, with_scheduler
 
 ROOMS = (flux, images, videos, unets, audio)
-MORE = (more_flux, more_qwen, more_images, newer_images, more_videos, newer_videos, more_unets, wan, sound)
+MORE = (
+    *(more_flux, more_qwen, more_images, newer_images),
+    *(more_videos, newer_videos, wan),
+    *(more_unets, other_unets, unet_videos),
+    sound,
+)
 
 TINY: dict[str, Tiny] = {tiny.name: tiny for room in ROOMS for tiny in room.PIPELINES}
 # Further pipelines and ways of calling them: tried in one walk each (`test_variants.py`), not in every test.

@@ -61,10 +61,6 @@ def euler() -> Any:
     return diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **SD_BETAS)
 
 
-def lcm() -> Any:
-    return diffusers.LCMScheduler(clip_sample=False, **SD_BETAS)
-
-
 def sd15(pipeline: type, size: dict[str, Any] | None = None, **parts: Any) -> Any:
     """``size``: what the U-Net has of its own."""
     up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
@@ -117,7 +113,6 @@ def tiny(
     return unet(name, lambda: then(base(getattr(diffusers, pipeline), **parts)), call, guidance=guidance, steps=steps)
 
 
-unguided = functools.partial(tiny, guidance="none")
 perturbed = functools.partial(tiny, guidance="batched, a perturbed branch beside")
 
 
@@ -348,14 +343,6 @@ def depth_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**sd15_img2img_call(pipe, batch), "depth_map": picture("depth", HEIGHT // 2, WIDTH // 2, batch)[:, 0]}
 
 
-def lcm_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, negative=False), **IMAGE}
-
-
-def lcm_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**unsized(lcm_call(pipe, batch)), "image": image(batch), "strength": 0.6}
-
-
 def sdxl_ends_early_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**sdxl_call(pipe, batch), "denoising_end": 0.7}
 
@@ -365,7 +352,6 @@ def sdxl_refiner_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**unsized(sdxl_call(pipe, batch)), "image": latents, "denoising_start": 0.4}
 
 
-DISTILLED = {"time_cond_proj_dim": 16}
 PIPELINES = (
     tiny("sdxl_ip_adapter", sdxl, "StableDiffusionXLPipeline", sdxl_ip_call, then=with_ip_adapters),
     tiny("sdxl_two_ip_adapters", sdxl, "StableDiffusionXLPipeline", sdxl_two_ips_call, then=with_two_ip_adapters),
@@ -466,14 +452,4 @@ PIPELINES = (
         scheduler=euler,
     ),
     tiny("sd15_depth2img", sd15, "StableDiffusionDepth2ImgPipeline", depth_call, steps=3, size={"in_channels": 5}),
-    unguided("lcm", sd15_plain, "LatentConsistencyModelPipeline", lcm_call, size=DISTILLED, scheduler=lcm),
-    unguided(
-        "lcm_img2img",
-        sd15_plain,
-        "LatentConsistencyModelImg2ImgPipeline",
-        lcm_img2img_call,
-        size=DISTILLED,
-        scheduler=lcm,
-    ),
-    unguided("sdxl_lcm", sdxl, "StableDiffusionXLPipeline", sdxl_call, size=DISTILLED, scheduler=lcm),
 )
