@@ -145,12 +145,17 @@ class Host:
         return _Bar(self, inner(iterable=iterable, total=total, **more), iterable, total)
 
     def _loop_step(self, inner: Callable[..., Any], components: Any, *args: Any, **kwargs: Any) -> Any:
-        """Of a modular pipeline: its bar does not know whose loop it is, its steps do."""
+        """Of a modular pipeline: its bar does not know whose loop it is, its steps do. Those that are given no time are
+        chunks, with the sampling loop inside: it may have no bar of its own."""
         bar: _Bar | None = getattr(self._open, "bar", None)
-        if bar is not None and components is self.pipe:
+        own, chunk = components is self.pipe, "t" not in kwargs
+        if bar is not None and own and not chunk:
             bar.begin()
             self._open.bar = None
-        return inner(components, *args, **kwargs)
+        result = inner(components, *args, **kwargs)
+        if own and chunk and not getattr(self._open, "seen", False):
+            self._missed()
+        return result
 
     def wait_for_step(self, bar: _Bar | None) -> None:
         self._open.bar = bar
@@ -325,11 +330,9 @@ def batches_guidance(pipe: Any) -> bool:
 
 def guidance_scale(pipe: Any) -> float | None:
     """The guidance scale of the run in progress, where the pipeline tells."""
-    for name in ("_guidance_scale", "_true_cfg_scale"):
-        value = getattr(pipe, name, None)
-        if isinstance(value, (int, float)):
-            return float(value)
-    return None
+    told = [getattr(pipe, name, None) for name in ("_guidance_scale", "_true_cfg_scale")]
+    told += [getattr(guider, "guidance_scale", None) for guider in guiders(pipe)]
+    return next((float(value) for value in told if isinstance(value, (int, float))), None)
 
 
 def _start(scheduler: Any, total: int | None) -> int:

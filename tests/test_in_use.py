@@ -16,7 +16,7 @@ from pipelines import TINY, fresh, run, shared
 from probes import bound, granularities, hold
 from torch import nn
 
-from diffcache import accelerate, accelerated, measure, optimize, report, restore
+from diffcache import accelerate, accelerated, measure, report, restore
 from diffcache.errors import AlreadyAccelerated
 
 SOME = ("flux", "sdxl", "wan", "chroma")  # distilled guidance; batched, a U-Net; separate calls, video; separate
@@ -215,73 +215,3 @@ def test_diffusers_own_cache_is_refused_and_works_on_after_ours() -> None:
     assert_serves(pipe, "flux")
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     assert torch.equal(run(pipe, call), theirs)
-
-
-# --- modular pipelines -----------------------------------------------------------------------------------------------
-
-
-def modular(*denoise: Any) -> tuple[Any, dict[str, Any]]:
-    """A modular pipeline of tiny Flux's parts, from prompt embeddings to latents; and a call of it."""
-    from diffusers.modular_pipelines import SequentialPipelineBlocks
-    from diffusers.modular_pipelines.flux.denoise import FluxDenoiseStep
-    from diffusers.modular_pipelines.flux.inputs import FluxTextInputStep
-    from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxBeforeDenoiseStep
-
-    parts = {"input": FluxTextInputStep(), "before": FluxBeforeDenoiseStep()}
-    parts["denoise"] = denoise[0] if denoise else FluxDenoiseStep()
-    pipe = SequentialPipelineBlocks.from_blocks_dict(parts).init_pipeline()
-    plain = fresh("flux")
-    pipe.update_components(transformer=plain.transformer, scheduler=plain.scheduler)
-    call = TINY["flux"].call(plain)
-    wanted = ("prompt_embeds", "pooled_prompt_embeds", "height", "width", "num_inference_steps", "guidance_scale")
-    return pipe, {key: value for key, value in call.items() if key in wanted}
-
-
-def latents(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
-    found = pipe(**call, generator=torch.Generator().manual_seed(0), output="latents")
-    assert isinstance(found, torch.Tensor)
-    return found
-
-
-@pytest.mark.parametrize("granularity", ["model", "stack", "block", "sublayer"])
-def test_a_modular_pipeline(granularity: str) -> None:
-    pipe, call = modular()
-    untouched = latents(pipe, call)
-    with accelerated(pipe, planned(pipe, "flux", granularity, "#")):
-        assert torch.equal(latents(pipe, call), untouched)
-    with accelerated(pipe, planned(pipe, "flux", granularity, "#.")):
-        fast = latents(pipe, call)
-        assert skipped(pipe) > 0
-        assert torch.equal(latents(pipe, call), fast)
-        assert report(pipe).bytes_held == 0
-    assert not torch.equal(fast, untouched)
-    assert torch.equal(latents(pipe, call), untouched)
-
-
-def test_modular_pipelines_that_share_their_blocks_are_told_apart() -> None:
-    from diffusers.modular_pipelines.flux.denoise import FluxDenoiseStep
-
-    loop = FluxDenoiseStep()
-    (pipe, call), (other, _) = modular(loop), modular(loop)
-    untouched = latents(other, call)
-    with accelerated(pipe, planned(pipe, "flux", "model", "#.")):
-        assert torch.equal(latents(other, call), untouched)
-        assert report(pipe).runs == 0
-        assert not torch.equal(latents(pipe, call), untouched)
-        assert report(pipe).runs == 1
-    assert "progress_bar" not in vars(loop)
-    assert "loop_step" not in vars(loop)
-
-
-def test_a_modular_pipeline_is_calibrated() -> None:
-    pipe, call = modular()
-    calls = [call | {"generator": torch.Generator().manual_seed(k), "output": "latents"} for k in range(3)]
-    schedule = optimize(pipe, calls, 3, time_limit_s=2)
-    assert schedule.provenance["fit_target"] == "state"
-    assert schedule.computed_steps == 3
-    untouched = latents(pipe, call)
-    with accelerated(pipe, schedule):
-        fast = latents(pipe, call)
-    with accelerated(pipe, planned(pipe, "flux", "model", "#.")):
-        reused = latents(pipe, call)
-    assert (fast - untouched).norm() < (reused - untouched).norm()

@@ -5,15 +5,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers.modular_pipelines import (
+    ComponentSpec,
+    InputParam,
+    LoopSequentialPipelineBlocks,
+    ModularPipelineBlocks,
+    OutputParam,
+    SequentialPipelineBlocks,
+)
+from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
 from diffusers.utils.import_utils import is_kornia_available
-from pipelines.modular import GUIDED, MODULAR, run, shared
+from pipelines.modular import GUIDED, MODULAR, cfg, run, shared
 from probes import copied, leaf_calls, names, offered
 
-from diffcache import accelerated, report
+from diffcache import accelerated, host, optimize, report
+from diffcache.errors import ScheduleMismatch
+from diffcache.executor.run import FailedOpen
+from diffcache.schedule import Guidance
 
 PLACES = ("model", "stack", "block", "sublayer")
 EVERYWHERE = [(name, place) for name in MODULAR for place in (PLACES[:2] if name.startswith("sdxl") else PLACES)]
@@ -127,3 +140,164 @@ def test_a_guided_pipeline_is_as_before_when_all_is_computed_and_afterwards(kind
             assert report(pipe).bytes_held == 0
     assert names(pipe) == found
     assert torch.equal(run(pipe, call), untouched)
+
+
+@late
+def test_a_guider_may_change_between_runs_and_keeps_nothing_of_ours() -> None:
+    pipe = MODULAR["wan"].build(cfg())
+    call = MODULAR["wan"].call(pipe)
+    skipping = GUIDED["skip layer comes first"]
+    with accelerated(pipe, "uniform:every=2"):
+        run(pipe, call)
+        assert {row.branch for row in report(pipe).rows} == {0, 1}
+        guider = skipping.make("auto")
+        pipe.update_components(guider=guider)
+        found = set(vars(guider))
+        changed = run(pipe, call)
+        assert {row.branch for row in report(pipe).rows} == {0, 1, 2}
+        assert not found ^ set(vars(guider))
+    with reuse_by_hand(pipe.transformer, skipping.steps):
+        assert torch.equal(run(pipe, call), changed)
+
+
+@late
+def test_pipelines_that_share_a_guider_are_told_apart() -> None:
+    guider = GUIDED["skip layer comes first"].make("auto")
+    pipe, other = MODULAR["wan"].build(guider), MODULAR["wan"].build(guider)
+    call = MODULAR["wan"].call(pipe)
+    untouched = run(other, call)
+    with accelerated(pipe, "uniform:every=2"):
+        run(pipe, call)
+        fast = report(pipe).rows
+        assert torch.equal(run(other, call), untouched)
+        assert report(pipe).rows == fast
+        assert report(pipe).runs == 1
+    assert not any(name in vars(guider) for name in host.GUIDER_METHODS)
+
+
+def test_a_run_that_breaks_off_leaves_the_guider_as_it_was() -> None:
+    pipe = MODULAR["qwen_image"].build(cfg())
+    call = MODULAR["qwen_image"].call(pipe)
+    untouched = run(pipe, call)
+    hook = pipe.transformer.proj_out.register_forward_hook(lambda *_: 1 / 0)
+    with accelerated(pipe, "uniform:every=2"):
+        with pytest.raises(ZeroDivisionError):
+            run(pipe, call)
+        hook.remove()
+        assert not any(name in vars(pipe.guider) for name in host.GUIDER_METHODS)
+        assert not torch.equal(run(pipe, call), untouched)
+        assert report(pipe).bytes_held == 0
+    assert torch.equal(run(pipe, call), untouched)
+
+
+def test_a_schedule_fitted_under_a_guider_knows_its_branches_and_its_scale() -> None:
+    pipe = MODULAR["qwen_image"].build(cfg())
+    call = MODULAR["qwen_image"].call(pipe)
+    calls = [call | {"generator": torch.Generator().manual_seed(k), "output": "latents"} for k in range(2)]
+    schedule = optimize(pipe, calls, 3, time_limit_s=1)
+    assert schedule.provenance["fit_target"] == "state"
+    assert schedule.guidance == Guidance(mode="separate", branches=2, scale=4.0)
+    untouched = run(pipe, call)
+    with accelerated(pipe, schedule):
+        fast = run(pipe, call)
+        assert [(row.branch, row.predicted) for row in report(pipe).rows] == [(0, 3), (1, 3)]
+    with accelerated(pipe, "uniform:every=2"):
+        assert (fast - untouched).norm() < (run(pipe, call) - untouched).norm()
+    pipe.update_components(guider=cfg(enabled=False))
+    with accelerated(pipe, schedule, strict=False), pytest.raises(ScheduleMismatch, match="this run makes 1"):
+        run(pipe, call)
+    pipe.guider.guidance_scale = 2.0
+    with accelerated(pipe, schedule), pytest.raises(ScheduleMismatch, match="scale 4; this run uses 2"):
+        run(pipe, call)
+
+
+@late
+@pytest.mark.parametrize("kind", ["classifier-free, late", "perturbed attention stays"])
+def test_a_schedule_fitted_while_branches_come_and_go_computes_what_it_has_no_anchors_for(kind: str) -> None:
+    pipe, call = guided(kind)
+    calls = [call | {"generator": torch.Generator().manual_seed(k), "output": "latents"} for k in range(2)]
+    schedule = optimize(pipe, calls, 3, time_limit_s=1)
+    assert schedule.provenance["fit_target"] == "output"
+    with accelerated(pipe, schedule):
+        fast = run(pipe, call)
+        forwards = sum(map(len, GUIDED[kind].steps))
+        rows = report(pipe).rows
+        assert sum(row.computed + row.predicted + sum(row.failed_open.values()) for row in rows) == forwards
+        assert 0 < sum(row.predicted for row in rows) < forwards / 2
+        assert torch.equal(run(pipe, call), fast)
+
+
+# --- loops -----------------------------------------------------------------------------------------------------------
+
+
+def test_modular_pipelines_that_share_their_blocks_are_told_apart() -> None:
+    blocks = FluxCoreDenoiseStep()
+    pipe, other = MODULAR["flux"].build(blocks=blocks), MODULAR["flux"].build(blocks=blocks)
+    loop = blocks.sub_blocks["denoise"]
+    pipe._blocks = other._blocks = blocks
+    assert loop in host.looping_blocks(pipe)
+    call = MODULAR["flux"].call(pipe)
+    untouched = run(other, call)
+    with accelerated(pipe, "uniform:every=2"):
+        assert torch.equal(run(other, call), untouched)
+        assert report(pipe).runs == 0
+        assert not torch.equal(run(pipe, call), untouched)
+        assert report(pipe).runs == 1
+    assert "progress_bar" not in vars(loop)
+    assert "loop_step" not in vars(loop)
+
+
+def test_a_modular_pipeline_without_a_guider_is_calibrated() -> None:
+    pipe = MODULAR["flux"].build()
+    call = MODULAR["flux"].call(pipe)
+    calls = [call | {"generator": torch.Generator().manual_seed(k), "output": "latents"} for k in range(3)]
+    schedule = optimize(pipe, calls, 3, time_limit_s=2)
+    assert schedule.provenance["fit_target"] == "state"
+    assert schedule.computed_steps == 3
+    untouched = run(pipe, call)
+    with accelerated(pipe, schedule):
+        fast = run(pipe, call)
+    with accelerated(pipe, "uniform:every=2"):
+        assert (fast - untouched).norm() < (run(pipe, call) - untouched).norm()
+
+
+class Chunk(ModularPipelineBlocks):
+    """Three steps and no progress bar, as the blocks have it that go through a film chunk by chunk."""
+
+    expected_components = (  # type: ignore[assignment]
+        ComponentSpec("transformer", WanTransformer3DModel),
+        ComponentSpec("scheduler", UniPCMultistepScheduler),
+    )
+
+    def __call__(self, components: Any, state: Any, k: int) -> Any:
+        components.scheduler.set_timesteps(3)
+        for t in components.scheduler.timesteps:
+            out = components.transformer(state.latents, t[None], state.prompt_embeds, return_dict=False)[0]
+            state.latents = components.scheduler.step(out, t, state.latents, return_dict=False)[0]
+        return components, state
+
+
+class Chunks(LoopSequentialPipelineBlocks):
+    block_classes: ClassVar = [Chunk]
+    block_names: ClassVar = ["chunk"]
+    loop_inputs: ClassVar = [InputParam("latents"), InputParam("prompt_embeds")]
+    loop_intermediate_outputs: ClassVar = [OutputParam("latents")]
+
+    def __call__(self, components: Any, state: Any) -> Any:
+        block_state = self.get_block_state(state)
+        with self.progress_bar(total=6):
+            for k in range(2):
+                components, block_state = self.loop_step(components, block_state, k=k)
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+def test_chunks_whose_loop_is_out_of_sight_are_left_alone_and_said() -> None:
+    pipe = MODULAR["wan"].build(blocks=SequentialPipelineBlocks.from_blocks_dict({"chunks": Chunks()}))
+    call = {k: v for k, v in MODULAR["wan"].call(pipe).items() if k in ("latents", "prompt_embeds")}
+    chunks = functools.partial(pipe, **call, output="latents")
+    untouched = chunks()
+    with accelerated(pipe, "uniform:every=2"):
+        with pytest.warns(FailedOpen, match="no sampling loop"):
+            assert torch.equal(chunks(), untouched)
+        assert report(pipe).runs == 0
