@@ -7,7 +7,8 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders import AutoGuidance, ClassifierFreeGuidance, SkipLayerGuidance
+from diffusers.hooks import LayerSkipConfig
 from torch import nn
 
 from pipelines.more.videos import hunyuan_vae
@@ -226,14 +227,33 @@ def _helios_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**text(batch), **VIDEO, **size, "guidance_scale": 4.0}
 
 
-def _motif_video(pipeline: type) -> Any:
+def _guided() -> Any:
+    return ClassifierFreeGuidance(guidance_scale=4.0)
+
+
+def _without_a_block() -> Any:
+    """The branch to lead away from is the same prompt without the second block, by a hook there for one call."""
+    return AutoGuidance(guidance_scale=4.0, auto_guidance_config=LayerSkipConfig([1], fqn="transformer_blocks"))
+
+
+def _also_without_a_block() -> Any:
+    return SkipLayerGuidance(
+        guidance_scale=4.0,
+        skip_layer_guidance_scale=2.0,
+        skip_layer_guidance_start=0.2,
+        skip_layer_guidance_stop=1.0,
+        skip_layer_config=LayerSkipConfig([1], fqn="transformer_blocks"),
+    )
+
+
+def _motif_video(pipeline: type, guider: Callable[[], Any] = _guided) -> Any:
     return assemble(
         "motif_video",
         pipeline,
         transformer=network("MotifVideoTransformer3DModel"),
         vae=wan_vae,
         scheduler=flow_euler(),
-        guider=lambda: ClassifierFreeGuidance(guidance_scale=4.0),
+        guider=guider,
     )
 
 
@@ -307,6 +327,19 @@ PIPELINES = (
     ),
     two_calls("helios", _helios, _helios_call, modality="video", steps=2 * STEPS),
     two_calls("motif_video", lambda: _motif_video(diffusers.MotifVideoPipeline), _motif_video_call, modality="video"),
+    two_calls(
+        "motif_video_without_a_block",
+        lambda: _motif_video(diffusers.MotifVideoPipeline, _without_a_block),
+        _motif_video_call,
+        modality="video",
+    ),
+    two_calls(
+        "motif_video_also_without_a_block",
+        lambda: _motif_video(diffusers.MotifVideoPipeline, _also_without_a_block),
+        _motif_video_call,
+        modality="video",
+        guidance="separate, a third branch from the third step on",
+    ),
     two_calls(
         "motif_image_to_video",
         lambda: _motif_video(diffusers.MotifVideoImage2VideoPipeline),

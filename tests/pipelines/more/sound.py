@@ -244,6 +244,12 @@ PIPELINES: tuple[Tiny, ...] = (
         _stable_audio_3_inpaint_call,
         modality="audio",
     ),
+    plain(
+        "stable_audio_3_from_audio",
+        lambda: _stable_audio_3(diffusers.StableAudio3AudioToAudioPipeline),
+        _stable_audio_3_from_audio_call,
+        modality="audio",
+    ),
     one_batch("stable_audio_from_audio", _stable_audio_from_audio, _stable_audio_from_audio_call, modality="audio"),
     unet("audioldm2", _audioldm2, _audioldm2_call, modality="audio"),
 )

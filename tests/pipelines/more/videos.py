@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
 from pipelines import videos
@@ -158,6 +158,14 @@ def _ltx2_image_to_video_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return _as("ltx2", pipe, batch, image=picture("image", 64, WIDTH, batch), image_crf=0)
 
 
+def _ltx2_condition_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition  # not in older ones
+
+    first, last = (picture(tag, 64, WIDTH) for tag in ("first", "last"))
+    conditions = [LTX2VideoCondition(first, crf=0), LTX2VideoCondition(last, index=1, strength=0.8, crf=0)]
+    return _as("ltx2", pipe, batch, conditions=conditions)
+
+
 def _ltx2_all_guidance_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     """Every form of guidance that there is: a call with a block left out, and one without the other stream."""
     scales = {"stg_scale": 1.0, "audio_stg_scale": 1.0, "modality_scale": 2.0, "audio_modality_scale": 2.0}
@@ -229,6 +237,14 @@ PIPELINES = (
         guidance="separate, in the first half",
     ),
     two_calls(
+        "hunyuan_video15_projected",
+        lambda: _hunyuan15(
+            diffusers.HunyuanVideo15Pipeline, lambda: AdaptiveProjectedGuidance(guidance_scale=4.0, eta=0.0)
+        ),
+        _hunyuan15_call,
+        modality="video",
+    ),
+    two_calls(
         "hunyuan_video15_image_to_video",
         lambda: _hunyuan15(
             diffusers.HunyuanVideo15ImageToVideoPipeline,
@@ -256,6 +272,9 @@ PIPELINES = (
         lambda: _like("ltx2", diffusers.LTX2ImageToVideoPipeline),
         _ltx2_image_to_video_call,
         modality="video",
+    ),
+    one_batch(
+        "ltx2_condition", lambda: _like("ltx2", diffusers.LTX2ConditionPipeline), _ltx2_condition_call, modality="video"
     ),
     one_batch(
         "ltx2_all_guidance",
