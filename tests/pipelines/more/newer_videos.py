@@ -130,7 +130,7 @@ def _kandinsky5_edit() -> Any:
 
 
 def _kandinsky5_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_kandinsky5_image_call(pipe, batch), "image": frames("image", 1)[0]}
+    return {**_kandinsky5_image_call(pipe, batch), "image": frames("image", batch)}
 
 
 def _kandinsky5_image_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _sana_video_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _sana_image_to_video_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sana_video_call(pipe, batch), "image": picture("image", 64, WIDTH, batch)}
+    return {**_sana_video_call(pipe, batch), "image": picture("image", 64, WIDTH)}
 
 
 def _helios() -> Any:

@@ -50,7 +50,9 @@ def _cogvideox_video_to_video_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _cogvideox_control_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return _as("cogvideox", pipe, batch, "num_frames", control_video=frames("control", FRAMES))
+    return _as(
+        "cogvideox", pipe, batch, "num_frames", control_video=[frames(f"control {i}", FRAMES) for i in range(batch)]
+    )
 
 
 # --- HunyuanVideo ----------------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def _chrono_edit_reasoning_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _lucy_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_call(pipe, batch), "video": frames("video", VIDEO["num_frames"])}
+    return {**_call(pipe, batch), "video": [frames(f"video {i}", VIDEO["num_frames"]) for i in range(batch)]}
 
 
 def _any_flow() -> Any:
