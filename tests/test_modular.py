@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers.guiders import AutoGuidance
+from diffusers.hooks import LayerSkipConfig
 from diffusers.modular_pipelines import (
     ComponentSpec,
     InputParam,
@@ -20,7 +22,7 @@ from diffusers.modular_pipelines import (
 )
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
 from diffusers.utils.import_utils import is_kornia_available
-from pipelines.modular import GUIDED, MODULAR, cfg, run, shared
+from pipelines.modular import GUIDED, MODULAR, cfg, ltx2_guidance, run, shared
 from probes import copied, leaf_calls, names, offered
 
 from diffcache import accelerated, host, optimize, report
@@ -142,6 +144,33 @@ def test_a_guided_pipeline_is_as_before_when_all_is_computed_and_afterwards(kind
     assert torch.equal(run(pipe, call), untouched)
 
 
+@pytest.mark.filterwarnings("ignore:.*(an anchor is missing|did not run before it)")
+@pytest.mark.parametrize(
+    ("rule", "left_out", "failed"),
+    [
+        ("uniform:every=2,sites=stack", 0, {}),
+        ("uniform:every=2,sites=stack", 2, {1: 3}),  # what the stack returned was never seen
+        ("first_block:threshold=0", 0, {1: 5}),  # the block that decides is left out
+        ("first_block:threshold=0", 2, {}),
+    ],
+)
+def test_a_stack_whose_first_or_last_block_a_guider_leaves_out(
+    rule: str, left_out: int, failed: dict[int, int]
+) -> None:
+    config = LayerSkipConfig([left_out], fqn="blocks")
+    pipe = MODULAR["wan"].build(AutoGuidance(4.0, auto_guidance_config=config))
+    call = MODULAR["wan"].call(pipe)
+    untouched, found = run(pipe, call), names(pipe)
+    with accelerated(pipe, "full:sites=stack"):
+        assert torch.equal(run(pipe, call), untouched)
+    with accelerated(pipe, rule):
+        fast = run(pipe, call)
+        assert torch.equal(fast, untouched) == ("first_block" in rule)
+        assert failed_open(pipe) == failed
+        assert torch.equal(run(pipe, call), fast)
+    assert names(pipe) == found
+
+
 @late
 def test_a_guider_may_change_between_runs_and_keeps_nothing_of_ours() -> None:
     pipe = MODULAR["wan"].build(cfg())
@@ -158,6 +187,17 @@ def test_a_guider_may_change_between_runs_and_keeps_nothing_of_ours() -> None:
         assert not found ^ set(vars(guider))
     with reuse_by_hand(pipe.transformer, skipping.steps):
         assert torch.equal(run(pipe, call), changed)
+
+
+def test_two_guiders_of_one_pipeline_share_the_forwards_of_a_branch() -> None:
+    pipe = MODULAR["ltx2"].build(ltx2_guidance(stop=0.5))
+    pipe.update_components(audio_guider=ltx2_guidance(guidance_scale=1.0, stg_scale=1.0))
+    call = MODULAR["ltx2"].call(pipe)
+    with reuse_by_hand(pipe.transformer, ("cus",) * 3 + ("cs",) * 3):
+        expected = run(pipe, call)
+    with accelerated(pipe, "uniform:every=2"):
+        assert torch.equal(run(pipe, call), expected)
+        assert {row.branch: row.predicted for row in report(pipe).rows} == {0: 3, 1: 1, 2: 3}
 
 
 @late
