@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -23,7 +24,7 @@ from diffusers.modular_pipelines import (
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
 from diffusers.utils.import_utils import is_kornia_available
 from pipelines.modular import GUIDED, MODULAR, cfg, ltx2_guidance, run, shared
-from probes import copied, leaf_calls, names, offered
+from probes import bound, copied, hold, leaf_calls, names, offered
 
 from diffcache import accelerated, host, optimize, report
 from diffcache.errors import ScheduleMismatch
@@ -299,6 +300,30 @@ def test_a_modular_pipeline_without_a_guider_is_calibrated() -> None:
         fast = run(pipe, call)
     with accelerated(pipe, "uniform:every=2"):
         assert (fast - untouched).norm() < (run(pipe, call) - untouched).norm()
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen_image", "ltx", "sd3"])
+def test_moved_noise_levels_are_those_that_the_loop_runs_over(name: str) -> None:
+    pipe = MODULAR[name].build()
+    call = MODULAR[name].call(pipe)
+    untouched = run(pipe, call)
+    found = pipe.scheduler.sigmas.clone()
+    moved = found.double().numpy().copy()
+    moved[2] = moved[2:4].mean()
+    with accelerated(pipe, replace(bound(pipe, hold("######")), sigmas=moved)):
+        there = run(pipe, call)
+    assert torch.equal(pipe.scheduler.sigmas, found)
+    inner = pipe.scheduler.set_timesteps
+
+    @functools.wraps(inner)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        inner(*args, **kwargs)
+        pipe.scheduler.sigmas.copy_(torch.from_numpy(moved))
+        pipe.scheduler.timesteps.copy_(torch.from_numpy(1000 * moved[:-1]))
+
+    pipe.scheduler.set_timesteps = set_timesteps
+    assert torch.equal(run(pipe, call), there)
+    assert not torch.equal(there, untouched)
 
 
 class Chunk(ModularPipelineBlocks):
