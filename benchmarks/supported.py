@@ -116,7 +116,7 @@ def tried(name: str, on: Callable[[Any, float], None]) -> str:
         return "wrong"
     pipe = fresh(name)
     on(pipe, ANY)
-    return "yes" if work(pipe, ALL[name]) < whole else "no effect"
+    return "yes" if work(pipe, ALL[name]).total() < whole.total() else "no effect"
 
 
 PEER = {"cache-dit": by_cache_dit, "diffusers": by_diffusers}

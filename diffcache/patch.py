@@ -95,6 +95,8 @@ class Layers:
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         owner = self.owner()
         twin = memo.get(id(owner))
+        if self.copies and twin is None:  # a copy of the owner's __dict__, to be put back into it
+            return self
         if self._stays_with_owner() or twin is None:
             raise AcceleratedObjectCopied(refusal(type(owner).__name__, "deep copy"))
         if self.found is not _ABSENT:

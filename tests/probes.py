@@ -41,8 +41,9 @@ def outcome(pipe: Any, tiny: Tiny) -> str:
             if not torch.equal(run(pipe, call), untouched):
                 return f"wrong at {granularity} sites"
         with accelerated(pipe, f"uniform:every=2,sites={granularity}"):
-            if work(pipe, tiny) >= whole:
-                return f"no effect at {granularity} sites"
+            done = work(pipe, tiny)
+            if idle := [denoiser for denoiser in tiny.denoisers if done[denoiser] >= whole[denoiser]]:
+                return f"no effect at {granularity} sites of {', '.join(idle)}"
             fast, told = run(pipe, call), report(pipe)
             if torch.equal(fast, untouched) or not bool(fast.isfinite().all()):
                 return f"no prediction shows at {granularity} sites"
@@ -56,11 +57,14 @@ def outcome(pipe: Any, tiny: Tiny) -> str:
     return "yes" if names(pipe) == found and torch.equal(run(pipe, call), untouched) else "leaves traces"
 
 
-def work(pipe: Any, tiny: Tiny) -> int:
-    """How often parts without parts of the denoisers run in a call."""
+def work(pipe: Any, tiny: Tiny) -> Counter[str]:
+    """How often parts without parts run in a call, by denoiser."""
     with leaf_calls(pipe, tiny.denoisers) as calls:
         run(pipe, tiny.call(pipe))
-    return sum(calls.values())
+    sums: Counter[str] = Counter()
+    for (denoiser, _), times in calls.items():
+        sums[denoiser] += times
+    return sums
 
 
 PLACES = [(name, granularity) for name, tiny in TINY.items() for granularity in granularities(tiny)]

@@ -207,7 +207,17 @@ def test_a_copy_gets_what_was_found_on_the_object() -> None:
 
 def test_a_copy_of_the_layers_alone_is_refused() -> None:
     thing = Thing()
-    layer(thing, "method", around("a"), copies=True)
+    layer(thing, "method", around("a"))
     assert isinstance(thing.method, Layers)
     with pytest.raises(AcceleratedObjectCopied):
         copy.deepcopy(thing.method)
+
+
+def test_a_copied_dict_can_be_put_back() -> None:
+    """Some pipelines keep a noise scheduler's state so, and give it back before the next part of a picture."""
+    thing = Thing()
+    undo = layer(thing, "method", around("a"), copies=True)
+    thing.__dict__.update(copy.deepcopy(vars(thing)))
+    assert thing.method("x") == "a[thing(x)]"
+    undo()
+    assert vars(thing) == vars(Thing())

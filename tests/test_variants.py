@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pipelines import TINY, VARIANTS, fresh, shared
+from pipelines import LIMITS, TINY, VARIANTS, fresh, shared
 from probes import outcome
 
-from diffcache.executor import arounds, decide
+from diffcache.errors import DiffCacheError
+from diffcache.executor import FailedOpen, arounds, decide
 from diffcache.patch import Layers
 from diffcache.store import Store
 
@@ -18,6 +19,15 @@ from diffcache.store import Store
 @pytest.mark.filterwarnings("ignore::diffcache.executor.FailedOpen")  # the outcome names it, with its reason
 def test_a_variant(name: str) -> None:
     assert outcome(shared(name), VARIANTS[name]) == "yes"
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_is_said(name: str) -> None:
+    """By an error before the first step, or by a warning."""
+    tiny, says = LIMITS[name]
+    pipe = fresh(name)
+    with pytest.raises(DiffCacheError) if says == "UnsupportedModel" else pytest.warns(FailedOpen):
+        assert outcome(pipe, tiny).startswith(says)
 
 
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerate, accelerated, report, restore
 from diffcache import host as hosting
-from diffcache.errors import ScheduleMismatch
+from diffcache.errors import ScheduleMismatch, UnsupportedModel
 from diffcache.executor import FailedOpen, arounds
 from diffcache.executor.guess import repeats
 from diffcache.schedule import DenoiserPlan, Guidance
@@ -406,7 +406,12 @@ class Toy(nn.Module):
 
 
 class ToyPipeline(DiffusionPipeline):
-    """A loop of one's own, with one odd habit at a time."""
+    """A loop of one's own, with one odd habit at a time.
+
+    views  the denoiser is given the noise scheduler's own timesteps, not numbers made of them
+    """
+
+    views = True
 
     def __init__(self, transformer: nn.Module, scheduler: Any) -> None:
         super().__init__()
@@ -445,6 +450,25 @@ class ToyPipeline(DiffusionPipeline):
                 for i in (0, 1, 2, 0, 1, 2):
                     self.scheduler._step_index = i
                     x = self.one(x, self.scheduler.timesteps[i])
+        elif habit == "a step in two parts":
+            for t in self.progress_bar(self.scheduler.timesteps):
+                kept = copy.deepcopy(vars(self.scheduler))
+                left = self.one(x[..., :2], t)
+                vars(self.scheduler).update(kept)
+                x = torch.cat([left, self.one(x[..., 2:] * 1.5, t)], dim=-1)
+        elif habit == "noise schedulers of its own":
+            own = copy.deepcopy(self.scheduler)
+            with self.progress_bar(total=steps) as bar:
+                for t in own.timesteps:
+                    x = own.step(self.transformer(x, t)[0], t, x)[0]
+                    bar.update()
+        elif habit == "stages within the loop":
+            with self.progress_bar(total=steps) as bar:
+                for n in (steps // 2, steps - steps // 2):
+                    self.scheduler.set_timesteps(n)
+                    for t in self.scheduler.timesteps:
+                        x = self.one(x, t)
+                        bar.update()
         elif habit == "the noise scheduler steps twice":
             for t in self.progress_bar(self.scheduler.timesteps):
                 y = copy.deepcopy(self.scheduler).step(self.transformer(x, t)[0], t, x)[0]
@@ -453,7 +477,7 @@ class ToyPipeline(DiffusionPipeline):
         return x
 
     def one(self, x: Tensor, t: Tensor, *, called: bool = True) -> Tensor:
-        output = self.transformer(x, t)[0] if called else x
+        output = self.transformer(x, t if self.views else t * 1)[0] if called else x
         return self.scheduler.step(output, t, x)[0]
 
 
@@ -468,14 +492,50 @@ def toy() -> Any:
         ("the loop runs over numbers", 3),
         ("the last timestep is left out", 3),
         ("the noise scheduler steps twice", 3),
+        ("a step in two parts", 6),
+        ("noise schedulers of its own", 3),
+        ("stages within the loop", 4),
     ],
 )
 def test_loops_of_other_habits_are_followed(habit: str, computed: int) -> None:
     pipe = toy()
+    plain = pipe(habit)
+    with accelerated(pipe, "full"):
+        assert torch.equal(pipe(habit), plain)
+    pipe.transformer.calls = 0
     accelerate(pipe, "uniform:every=2")
     pipe(habit)
     assert pipe.transformer.calls == computed
+    assert not any(row.failed_open for row in report(pipe).rows)
     restore(pipe)
+    assert ours(pipe) == []
+
+
+def test_each_part_of_a_step_is_predicted_from_its_own() -> None:
+    """Both parts have the same shape: only their order tells them apart."""
+    pipe = toy()
+    kept: list[Tensor] = []
+
+    def reused(self: Toy, x: Tensor, t: Tensor) -> tuple[Tensor]:
+        self.calls += 1
+        step, part = divmod(self.calls - 1, 2)
+        value = torch.sin(x * 3) + t / 1000 if step % 2 == 0 else kept[part]
+        kept[part:] = [value, *kept[part + 1 :]]
+        return (value,)
+
+    with accelerated(pipe, "uniform:every=2"):
+        fast = pipe("a step in two parts")
+    pipe.transformer.calls, pipe.transformer.forward = 0, MethodType(reused, pipe.transformer)
+    assert torch.equal(pipe("a step in two parts"), fast)
+
+
+def test_parts_of_a_step_that_cannot_be_told_are_refused_before_anything_comes_of_them() -> None:
+    pipe = toy()
+    pipe.views = False
+    with accelerated(pipe, "uniform:every=2"):
+        with pytest.raises(UnsupportedModel, match="takes step 0 in several parts"):
+            pipe("a step in two parts")
+        assert report(pipe).bytes_held == 0
     assert ours(pipe) == []
 
 
@@ -494,6 +554,11 @@ def test_a_loop_that_goes_round_again_never_uses_what_the_first_pass_kept() -> N
     pipe = toy()
     schedule = bound(pipe, hold("#.#..#"))
     with accelerated(pipe, schedule):
+        pipe("one bar, several passes")
+        assert report(pipe).bytes_held == 0
+    assert pipe.transformer.calls == 3 + 3
+    pipe.transformer.calls, pipe.views = 0, False
+    with accelerated(pipe, schedule):
         with pytest.warns(FailedOpen, match="step beyond the schedule|an anchor is missing"):
             pipe("one bar, several passes")
         assert report(pipe).bytes_held == 0
@@ -503,6 +568,10 @@ def test_a_loop_that_goes_round_again_never_uses_what_the_first_pass_kept() -> N
 
 def test_a_loop_that_goes_back_does_not_use_what_it_kept_before() -> None:
     pipe = toy()
+    with accelerated(pipe, bound(pipe, hold("#....#"))):
+        pipe("back to the start from step 2")
+    assert pipe.transformer.calls == 2
+    pipe.transformer.calls, pipe.views = 0, False
     with accelerated(pipe, bound(pipe, hold("#....#"))):
         with pytest.warns(FailedOpen, match="2 predictions were computed in full instead: an anchor is missing"):
             pipe("back to the start from step 2")
@@ -526,23 +595,23 @@ def test_going_back_is_told_and_taking_a_step_twice_is_not() -> None:
 
 def test_the_start_of_a_loop_is_read_off_the_timesteps_it_iterates_over() -> None:
     timesteps = torch.arange(10.0)
-    assert hosting._start_of(timesteps, timesteps) == 0
-    assert hosting._start_of(timesteps[4:], timesteps) == 4
-    assert hosting._start_of(timesteps[:-1], timesteps) == 0
-    assert hosting._start_of(timesteps.flip(0), timesteps) is None  # an inversion, not the noise scheduler's loop
-    assert hosting._start_of(range(10), timesteps) == 0
-    assert hosting._start_of(range(9), timesteps) is None
-    assert hosting._start_of(iter([1]), timesteps) is None
+    assert hosting.loop._start_of(timesteps, timesteps) == 0
+    assert hosting.loop._start_of(timesteps[4:], timesteps) == 4
+    assert hosting.loop._start_of(timesteps[:-1], timesteps) == 0
+    assert hosting.loop._start_of(timesteps.flip(0), timesteps) is None  # an inversion, not the noise scheduler's loop
+    assert hosting.loop._start_of(range(10), timesteps) == 0
+    assert hosting.loop._start_of(range(9), timesteps) is None
+    assert hosting.loop._start_of(iter([1]), timesteps) is None
 
 
 def test_a_step_is_told_by_the_address_of_its_timestep_and_by_nothing_else() -> None:
     timesteps = torch.tensor([9.0, 5.0, 5.0, 1.0])
     views = list(timesteps)
-    assert [hosting._position(view, timesteps) for view in views] == [0, 1, 2, 3]
-    assert hosting._position(views[2].expand(3), timesteps) == 2
-    assert hosting._position(views[2].clone(), timesteps) is None
-    assert hosting._position(timesteps.double()[1], timesteps) is None
-    assert hosting._position(5.0, timesteps) is None
+    assert [hosting.run.position(view, timesteps) for view in views] == [0, 1, 2, 3]
+    assert hosting.run.position(views[2].expand(3), timesteps) == 2
+    assert hosting.run.position(views[2].clone(), timesteps) is None
+    assert hosting.run.position(timesteps.double()[1], timesteps) is None
+    assert hosting.run.position(5.0, timesteps) is None
 
 
 CALLS_CHANGE = {
@@ -636,7 +705,7 @@ def run_unforked(pipe: Any, call: dict[str, Any], seed: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["flux", "sd3_heun"])
 def test_a_loop_read_one_step_off_would_be_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting, "_position", lambda timestep, timesteps: None)
+    monkeypatch.setattr(hosting.run, "position", lambda timestep, timesteps: None)
     assert_like_the_naive_loop(shared(name), name)  # without addresses, counting is right here too
     done = hosting.Run.step_done
     skip = iter([False, True] + [False] * 20)
@@ -646,18 +715,19 @@ def test_a_loop_read_one_step_off_would_be_noticed(name: str, monkeypatch: pytes
             done(self, timestep)
 
     monkeypatch.setattr(hosting.Run, "step_done", lose_one)
+    monkeypatch.setattr(hosting.Run, "bar_moved", lambda self: None)
     with pytest.raises((AssertionError, FailedOpen)):
         assert_like_the_naive_loop(shared(name), name)
 
 
 def test_a_late_start_taken_for_an_early_one_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting, "_start", lambda scheduler, total: 0)
+    monkeypatch.setattr(hosting.loop, "_start", lambda scheduler, total: 0)
     with pytest.raises((AssertionError, FailedOpen)):
         test_a_late_start_begins_with_a_computed_step("sdxl_img2img", 0.3)
 
 
 def test_a_run_seen_by_every_thread_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hosting, arounds):
+    for module in (hosting.loop, arounds):
         monkeypatch.setattr(module, "threading", SimpleNamespace(local=SimpleNamespace))
     with pytest.raises(AssertionError):
         test_two_threads_with_pipelines_that_share_a_denoiser_do_not_meet()

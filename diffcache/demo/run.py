@@ -161,8 +161,12 @@ def batches(samples: tuple[list[str], list[int]], size: int = 8) -> Iterator[tup
 
 def circumstances(size: Size) -> dict[str, Any]:
     """What a reader needs to judge the numbers by."""
+    return {"size": asdict(size), **machine()}
+
+
+def machine() -> dict[str, Any]:
+    """What ran, and on what."""
     return {
-        "size": asdict(size),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "threads": torch.get_num_threads(),

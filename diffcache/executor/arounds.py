@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from diffcache import host
 from diffcache.executor.checks import check_guidance
 from diffcache.executor.decide import visit
 from diffcache.executor.stacks import Place, run_block
@@ -54,16 +55,16 @@ class Arounds:
         return around
 
     def _root(self, name: str, module: nn.Module) -> Around:
-        read = reader(module)
+        read, time_of = reader(module), host.time_of(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            run = self.host.run
-            if run is None:  # outside this pipeline's loop: somebody else's call, or the user's own
+            forward = self.host.forward(name, time_of(args, kwargs))
+            if forward is None:  # somebody else's call, or the user's own
                 return inner(*args, **kwargs)
-            ordinal = run.next_call(name)
+            run, step, branch = forward
             inputs = read(args, kwargs)
             batch = len(inputs.main) if len(inputs.main) != 1 else len(inputs.main[0])
-            call = Call(run.state, name, run.index, ordinal, batch, run.state.watch(name, ordinal))
+            call = Call(run.state, name, step, branch, batch, run.state.watch(name, branch))
             check_guidance(self.host.pipe, run, call, inputs.main)
             if call.watch is not None and call.watch.at_the_root:
                 call.decide(inputs.main)

@@ -78,6 +78,7 @@ class Executor:
 
     def _begin(self, run: host.Run) -> None:
         self._check_denoisers()
+        host.demand_nothing_read_inside(self.host.pipe)
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
             schedule = self.source.schedule(Grid(timesteps, run.start), self.sites)

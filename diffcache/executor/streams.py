@@ -6,13 +6,13 @@ own. Shapes tell the streams apart; where they are equal, the tensors that one b
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from diffcache import host
 from diffcache.store import Output, channel_dim
 
 MAIN = ""  # in a flow: the main input
@@ -53,10 +53,8 @@ class Pairing:
 
 
 def reader(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Inputs]:
-    """The function that takes a call's arguments apart. Names are those of the class's forward: what lies on the object
-    may be anybody's wrapper."""
-    kind: Any = type(getattr(module, "_orig_mod", module))
-    names = tuple(inspect.signature(kind.forward).parameters)[1:]
+    """The function that takes a call's arguments apart."""
+    names = host.parameters(module)
     main = names[0] if names else ""
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:

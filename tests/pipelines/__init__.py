@@ -83,7 +83,7 @@ from typing import Any
 from pipelines import audio, flux, images, unets, videos
 from pipelines.more import flux as more_flux
 from pipelines.more import images as more_images
-from pipelines.more import newer_images, newer_videos, other_unets, sound, unet_videos, wan
+from pipelines.more import newer_images, newer_videos, odd_loops, other_unets, sound, unet_videos, wan
 from pipelines.more import qwen as more_qwen
 from pipelines.more import unets as more_unets
 from pipelines.more import videos as more_videos
@@ -95,13 +95,15 @@ MORE = (
     *(more_flux, more_qwen, more_images, newer_images),
     *(more_videos, newer_videos, wan),
     *(more_unets, other_unets, unet_videos),
-    sound,
+    *(sound, odd_loops),
 )
 
 TINY: dict[str, Tiny] = {tiny.name: tiny for room in ROOMS for tiny in room.PIPELINES}
 # Further pipelines and ways of calling them: tried in one walk each (`test_variants.py`), not in every test.
 VARIANTS: dict[str, Tiny] = {tiny.name: tiny for room in MORE for tiny in room.PIPELINES}
-ALL = TINY | VARIANTS
+# What cannot be cached, or not at once, and what the outcome begins with.
+LIMITS: dict[str, tuple[Tiny, str]] = {tiny.name: (tiny, says) for tiny, says in odd_loops.LIMITS.items()}
+ALL = TINY | VARIANTS | {name: tiny for name, (tiny, _) in LIMITS.items()}
 
 
 def fresh(name: str) -> Any:
@@ -137,11 +139,11 @@ NOT_BUILT: dict[str, str] = {
     "ddpm with heun": "DDPMPipeline passes a generator to every `step`; Heun, UniPC and PNDM take none. And Euler "
     "needs `scale_model_input`, which the pipeline never calls",
     "stable_audio with cosine": "CosineDPMSolverMultistepScheduler needs torchsde",
-    "LoRA": "needs peft",
 }
 
 __all__ = [
     "ALL",
+    "LIMITS",
     "NOT_BUILT",
     "SCHEDULERS",
     "STEPS",

@@ -102,6 +102,23 @@ def assemble(name: str, pipeline: type, /, gain: float = 1.5, **parts: Any) -> A
     return pipe
 
 
+def anew(module: Any, **over: Any) -> Callable[[], Any]:
+    """Another network of the same configuration, but for these settings."""
+    size = {name: value for name, value in module.config.items() if not name.startswith("_")}
+    return lambda: type(module)(**{**size, **over})
+
+
+def network(name: str, **over: Any) -> Callable[[], Any]:
+    """A network as it stands among the tiny denoisers, but for these settings."""
+
+    def make() -> Any:
+        from denoisers import TINY as NETWORKS  # not above: they are made of parts of this package
+
+        return anew(NETWORKS[name].make(), **over)() if over else NETWORKS[name].make()
+
+    return make
+
+
 def flow_euler(**over: Any) -> Callable[[], Any]:
     return lambda: diffusers.FlowMatchEulerDiscreteScheduler(**over)
 

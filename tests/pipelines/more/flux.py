@@ -70,7 +70,7 @@ def _seed(tag: str) -> Iterator[None]:
         yield
 
 
-def _around(pipeline: type, pipe: Any, **over: Any) -> Any:
+def around(pipeline: type, pipe: Any, **over: Any) -> Any:
     """Another pipeline around the parts of this one."""
     made: Any = pipeline(**{**pipe.components, **over})
     made.set_progress_bar_config(disable=True)
@@ -201,10 +201,10 @@ def _kontext_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _klein_distilled() -> Any:
-    return _around(diffusers.Flux2KleinPipeline, flux2(), is_distilled=True)
+    return around(diffusers.Flux2KleinPipeline, flux2(), is_distilled=True)
 
 
-def _flux2_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+def flux2_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**flux2_call(pipe, batch), "image": _reference()}
 
 
@@ -213,7 +213,7 @@ def _chroma_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _chroma_inpaint() -> Any:
-    pipe = _around(diffusers.ChromaInpaintPipeline, chroma())
+    pipe = around(diffusers.ChromaInpaintPipeline, chroma())
     pipe.transformer.register_to_config(guidance_embeds=False)  # the pipeline asks; only a file of the original has it
     return pipe
 
@@ -239,7 +239,7 @@ def _visual_cloze() -> Any:
     with _seed("visual cloze"):
         encoders = {"text_encoder": CLIPTextModel(clip).eval(), "text_encoder_2": T5EncoderModel(t5).eval()}
     tokenizers = {"tokenizer": letters(model_max_length=TOKENS), "tokenizer_2": letters()}
-    return _around(diffusers.VisualClozeGenerationPipeline, _fill(), **encoders, **tokenizers, resolution=HEIGHT)
+    return around(diffusers.VisualClozeGenerationPipeline, _fill(), **encoders, **tokenizers, resolution=HEIGHT)
 
 
 def _visual_cloze_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -417,19 +417,19 @@ PIPELINES = (
     one_batch("bria_fibo_edit", lambda: _bria_fibo(diffusers.BriaFiboEditPipeline), _bria_fibo_edit_call),
     two_calls("longcat_image", lambda: _longcat(diffusers.LongCatImagePipeline), _longcat_call),
     two_calls("longcat_image_edit", _longcat_edit, _longcat_edit_call),
-    plain("flux2_edit", flux2, _flux2_edit_call),
+    plain("flux2_edit", flux2, flux2_edit_call),
     plain("flux2_klein_distilled", _klein_distilled, flux2_call),
-    two_calls("flux2_klein", lambda: _around(diffusers.Flux2KleinPipeline, flux2()), _klein_call),
-    two_calls("flux2_klein_edit", lambda: _around(diffusers.Flux2KleinPipeline, flux2()), _klein_edit_call),
-    plain("flux2_klein_kv_from_text", lambda: _around(diffusers.Flux2KleinKVPipeline, flux2()), flux2_call),
+    two_calls("flux2_klein", lambda: around(diffusers.Flux2KleinPipeline, flux2()), _klein_call),
+    two_calls("flux2_klein_edit", lambda: around(diffusers.Flux2KleinPipeline, flux2()), _klein_edit_call),
+    plain("flux2_klein_kv_from_text", lambda: around(diffusers.Flux2KleinKVPipeline, flux2()), flux2_call),
     two_calls(
         "flux2_klein_inpaint",
-        lambda: _around(diffusers.Flux2KleinInpaintPipeline, flux2()),
+        lambda: around(diffusers.Flux2KleinInpaintPipeline, flux2()),
         _klein_inpaint_call,
         steps=4,
     ),
     two_calls(
-        "chroma_img2img", lambda: _around(diffusers.ChromaImg2ImgPipeline, chroma()), _chroma_img2img_call, steps=4
+        "chroma_img2img", lambda: around(diffusers.ChromaImg2ImgPipeline, chroma()), _chroma_img2img_call, steps=4
     ),
     two_calls("chroma_inpaint", _chroma_inpaint, _chroma_inpaint_call, steps=4),
 ) + (_LORAS if find_spec("peft") else ())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,9 +21,11 @@ from pipelines.parts import (
     TEXT,
     TOKENS,
     WIDTH,
+    anew,
     assemble,
     flow_euler,
     image_vae,
+    network,
     normal,
     picture,
     prompt,
@@ -46,24 +47,6 @@ def _in(pipeline: Any, pipe: Any) -> Any:
 
 def _known(name: str, pipeline: Any) -> Any:
     return _in(pipeline, _KNOWN[name].build())
-
-
-def anew(module: Any, **over: Any) -> Callable[[], nn.Module]:
-    """Another network of the same configuration, but for these settings."""
-    size = {name: value for name, value in module.config.items() if not name.startswith("_")}
-    return lambda: type(module)(**{**size, **over})
-
-
-def network(name: str, **over: Any) -> Callable[[], nn.Module]:
-    """A network as it stands among the tiny denoisers, but for these settings."""
-
-    def make() -> nn.Module:
-        from denoisers import TINY  # not above: they are made of parts of this package
-
-        module = TINY[name].make()
-        return anew(module, **over)() if over else module
-
-    return make
 
 
 def _half() -> torch.Tensor:

@@ -9,16 +9,18 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from pipelines.more.images import PERTURBED, anew, network
+from pipelines.more.images import PERTURBED
 from pipelines.parts import (
     HEIGHT,
     IMAGE,
     STEPS,
     TEXT,
     WIDTH,
+    anew,
     assemble,
     flow_euler,
     image_vae,
+    network,
     normal,
     picture,
     seeded,

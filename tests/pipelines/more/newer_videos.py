@@ -12,7 +12,7 @@ from diffusers.hooks import LayerSkipConfig
 from torch import nn
 
 from pipelines.more.videos import hunyuan_vae
-from pipelines.more.wan import flow_unipc, frames, network, wan_vae
+from pipelines.more.wan import flow_unipc, frames, wan_vae
 from pipelines.parts import (
     BETAS,
     POOLED,
@@ -22,6 +22,7 @@ from pipelines.parts import (
     assemble,
     flow_euler,
     image_vae,
+    network,
     normal,
     picture,
     prompt,
@@ -221,7 +222,7 @@ def _helios() -> Any:
     )
 
 
-def _helios_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def helios_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     """Two chunks, each with a loop of its own."""
     size = {"height": 64, "width": 64, "num_frames": 10, "num_latent_frames_per_chunk": 2, "history_sizes": [4, 2, 1]}
     return {**text(batch), **VIDEO, **size, "guidance_scale": 4.0}
@@ -325,7 +326,7 @@ PIPELINES = (
         _sana_image_to_video_call,
         modality="video",
     ),
-    two_calls("helios", _helios, _helios_call, modality="video", steps=2 * STEPS),
+    two_calls("helios", _helios, helios_call, modality="video", steps=2 * STEPS),
     two_calls("motif_video", lambda: _motif_video(diffusers.MotifVideoPipeline), _motif_video_call, modality="video"),
     two_calls(
         "motif_video_without_a_block",

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import diffusers
 import torch
 
-from pipelines.more.stand_ins import Words, network, reader, viewer
+from pipelines.more.stand_ins import Words, reader, viewer
 from pipelines.more.unets import SD15, SD_BETAS, ddim, image, sdxl, sdxl_call, unsized
 from pipelines.parts import (
     BETAS,
@@ -20,6 +20,7 @@ from pipelines.parts import (
     WIDTH,
     assemble,
     image_vae,
+    network,
     normal,
     prompt,
     text,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipelines.flux import qwen_image_call
 from pipelines.more.flux import with_lora
-from pipelines.parts import HEIGHT, IMAGE, TEXT, WIDTH, assemble, flow_euler, image_vae, picture, prompt, text
+from pipelines.parts import HEIGHT, IMAGE, TEXT, WIDTH, assemble, flow_euler, image_vae, network, picture, prompt, text
 from pipelines.tiny import one_batch, plain, two_calls
 
 _QWEN_SIZE: dict[str, Any] = {
@@ -146,13 +146,11 @@ def _qwen_layered_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {key: value for key, value in call.items() if key not in ("height", "width")}
 
 
-def _qwen_21() -> Any:
-    from denoisers import TINY as NETWORKS
-
+def qwen_21() -> Any:
     return assemble(
         "qwen_image_21",
         diffusers.QwenImage21Pipeline,
-        transformer=NETWORKS["QwenImage21Transformer2DModel"].make,
+        transformer=network("QwenImage21Transformer2DModel"),
         vae=lambda: diffusers.AutoencoderKLQwenImage21(
             base_dim=4,
             decoder_base_dim=4,
@@ -167,14 +165,12 @@ def _qwen_21() -> Any:
     )
 
 
-def _qwen_21_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+def qwen_21_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**qwen_image_call(pipe, batch), "height": 96, "width": 64, "use_kv_cache": False}
 
 
 def _krea2() -> Any:
-    from denoisers import TINY as NETWORKS
-
-    return _qwen(diffusers.Krea2Pipeline, transformer=NETWORKS["Krea2Transformer2DModel"].make)
+    return _qwen(diffusers.Krea2Pipeline, transformer=network("Krea2Transformer2DModel"))
 
 
 def _krea2_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -187,12 +183,10 @@ def _krea2_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _ovis() -> Any:
-    from denoisers import TINY as NETWORKS
-
     return assemble(
         "ovis_image",
         diffusers.OvisImagePipeline,
-        transformer=NETWORKS["OvisImageTransformer2DModel"].make,
+        transformer=network("OvisImageTransformer2DModel"),
         vae=image_vae(),
         scheduler=flow_euler(use_dynamic_shifting=True),
     )
@@ -203,12 +197,10 @@ def _ovis_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _bria() -> Any:
-    from denoisers import TINY as NETWORKS
-
     return assemble(
         "bria",
         diffusers.BriaPipeline,
-        transformer=NETWORKS["BriaTransformer2DModel"].make,
+        transformer=network("BriaTransformer2DModel"),
         vae=image_vae(),
         scheduler=flow_euler(use_dynamic_shifting=True),
     )
@@ -330,7 +322,7 @@ PIPELINES = (
         steps=4,
     ),
     two_calls("qwen_layered", _qwen_layered, _qwen_layered_call),
-    two_calls("qwen_21", _qwen_21, _qwen_21_call),
+    two_calls("qwen_21", qwen_21, qwen_21_call),
     two_calls("krea2", _krea2, _krea2_call),
     two_calls("ovis_image", _ovis, _ovis_call),
     one_batch("bria", _bria, _bria_call),

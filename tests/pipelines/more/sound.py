@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from pipelines import audio
-from pipelines.more.wan import like, network
-from pipelines.parts import BETAS, STEPS, TEXT, TOKENS, assemble, flow_euler, image_vae, normal, seeded, text
+from pipelines.more.wan import like
+from pipelines.parts import BETAS, STEPS, TEXT, TOKENS, assemble, flow_euler, image_vae, network, normal, seeded, text
 from pipelines.tiny import Tiny, one_batch, plain, two_calls, unet
 
 _PLAIN = {tiny.name: tiny for tiny in audio.PIPELINES}

@@ -11,17 +11,6 @@ import torch
 from pipelines.parts import HEIGHT, TEXT, TOKENS, seeded
 
 
-def network(name: str) -> Callable[[], Any]:
-    """The tiny one that stands among the denoisers, as it is."""
-
-    def make() -> Any:
-        from denoisers import TINY as NETWORKS
-
-        return NETWORKS[name].make()
-
-    return make
-
-
 class Words:
     """Stands for a tokenizer: the numbers of a text depend on it alone, and every text has as many."""
 

@@ -10,9 +10,9 @@ import diffusers
 import torch
 
 from pipelines.more.other_unets import SD, VAE, tiny
-from pipelines.more.stand_ins import Words, network, reader, view, viewer
+from pipelines.more.stand_ins import Words, reader, view, viewer
 from pipelines.more.unets import euler, sd15_control
-from pipelines.parts import HEIGHT, POOLED, STEPS, TEXT, WIDTH, picture, text
+from pipelines.parts import HEIGHT, POOLED, STEPS, TEXT, WIDTH, network, picture, text
 
 FRAMES = 3
 CLIP: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "latent"}

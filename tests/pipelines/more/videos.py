@@ -11,13 +11,14 @@ from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
 from pipelines import videos
-from pipelines.more.wan import ImageProcessor, frames, image_encoder, like, network
+from pipelines.more.wan import ImageProcessor, frames, image_encoder, like
 from pipelines.parts import (
     POOLED,
     STEPS,
     VIDEO,
     assemble,
     flow_euler,
+    network,
     normal,
     picture,
     text,

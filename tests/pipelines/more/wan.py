@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import BatchFeature, CLIPVisionConfig, CLIPVisionModel
 
-from pipelines.parts import STEPS, TEXT, VIDEO, assemble, normal, picture, text
+from pipelines.parts import STEPS, TEXT, VIDEO, assemble, network, normal, picture, text
 from pipelines.tiny import one_batch, two_calls
 
 HEIGHT, WIDTH = VIDEO["height"], VIDEO["width"]
@@ -62,18 +62,6 @@ class ImageProcessor:
 def frames(tag: str, count: int, height: int = HEIGHT, width: int = WIDTH) -> list[Image.Image]:
     pixels = (picture(tag, height, width, count) * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(frame) for frame in pixels]
-
-
-def network(name: str, **over: Any) -> Callable[[], Any]:
-    """Makes one of the networks of `denoisers`, some of its settings replaced."""
-
-    def make() -> Any:
-        from denoisers import TINY as NETWORKS  # it imports this package
-
-        made = NETWORKS[name].make()
-        return type(made).from_config(made.config, **over) if over else made
-
-    return make
 
 
 def like(name: str, pipe: Any, pipeline: type, /, gain: float = 1.5, **over: dict[str, Any]) -> Any:
@@ -133,12 +121,12 @@ def _image_to_video_22() -> Any:
     return _wan(diffusers.WanImageToVideoPipeline, transformer, transformer_2=transformer, boundary_ratio=0.8)
 
 
-def _call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
+def wan_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**text(batch), **VIDEO, "guidance_scale": 4.0}
 
 
 def _image_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH)}
+    return {**wan_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH)}
 
 
 def _first_and_last_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -146,7 +134,7 @@ def _first_and_last_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _video_to_video_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    call = {**_call(pipe, batch), "video": frames("video", VIDEO["num_frames"]), "strength": 0.7}
+    call = {**wan_call(pipe, batch), "video": frames("video", VIDEO["num_frames"]), "strength": 0.7}
     del call["num_frames"]
     return call
 
@@ -178,7 +166,7 @@ def _vace_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     mask = Image.new("L", (WIDTH, HEIGHT))
     mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
     return {
-        **_call(pipe, batch),
+        **wan_call(pipe, batch),
         "video": frames("video", VIDEO["num_frames"]),
         "mask": [mask] * VIDEO["num_frames"],
         "reference_images": frames("reference", 1),
@@ -205,14 +193,14 @@ def _animate_long_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**_animate_call(pipe, batch), "segment_frame_length": 5}
 
 
-def _sky_reels(pipeline: type, in_channels: int = 4, **over: Any) -> Any:
+def sky_reels(pipeline: type, in_channels: int = 4, **over: Any) -> Any:
     sees = _SEES if over else {}
     network = lambda: diffusers.SkyReelsV2Transformer3DModel(**_SIZE, in_channels=in_channels, **sees)  # noqa: E731
     return assemble("sky_reels", pipeline, transformer=network, vae=wan_vae, scheduler=flow_unipc, **over)
 
 
 def _sky_reels_image_to_video() -> Any:
-    return _sky_reels(
+    return sky_reels(
         diffusers.SkyReelsV2ImageToVideoPipeline,
         _BESIDE,
         image_encoder=image_encoder,
@@ -238,7 +226,7 @@ def _chrono_edit_reasoning_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _lucy_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_call(pipe, batch), "video": [frames(f"video {i}", VIDEO["num_frames"]) for i in range(batch)]}
+    return {**wan_call(pipe, batch), "video": [frames(f"video {i}", VIDEO["num_frames"]) for i in range(batch)]}
 
 
 def _any_flow() -> Any:
@@ -277,8 +265,8 @@ PIPELINES = (
     ),
     two_calls("wan_animate", _animate, _animate_call, modality="video"),
     two_calls("wan_animate_long", _animate, _animate_long_call, modality="video", steps=2 * STEPS),
-    *([two_calls("wan_lora", _lora, _call, modality="video")] if find_spec("peft") else []),
-    two_calls("sky_reels", lambda: _sky_reels(diffusers.SkyReelsV2Pipeline), _call, modality="video"),
+    *([two_calls("wan_lora", _lora, wan_call, modality="video")] if find_spec("peft") else []),
+    two_calls("sky_reels", lambda: sky_reels(diffusers.SkyReelsV2Pipeline), wan_call, modality="video"),
     two_calls("sky_reels_image_to_video", _sky_reels_image_to_video, _image_call, modality="video"),
     two_calls("chrono_edit", _chrono_edit, _image_call, modality="video"),
     two_calls("chrono_edit_reasoning", _chrono_edit, _chrono_edit_reasoning_call, modality="video"),
@@ -288,5 +276,5 @@ PIPELINES = (
         _lucy_call,
         modality="video",
     ),
-    one_batch("any_flow", _any_flow, _call, modality="video"),
+    one_batch("any_flow", _any_flow, wan_call, modality="video"),
 )

@@ -1,0 +1,54 @@
+"""What a diffusers pipeline does around its denoiser: where its loop begins and ends, which step it is in.
+
+The one room that knows pipeline habits. Nothing here needs a ``cache_context`` (most pipelines open none); the facts
+come from three methods, layered on objects, never on classes:
+
+* ``pipe.progress_bar`` brackets the sampling loop of all but two diffusers pipelines, in both of its forms
+  (``with pipe.progress_bar(total=n)`` and ``for t in pipe.progress_bar(timesteps)``), and closes on exceptions too;
+* ``scheduler.step`` of the scheduler in use, layered for the length of one loop, ends each step;
+* ``pipe.maybe_free_model_hooks`` is the last thing a pipeline calls.
+
+A pipeline that shares its denoiser with another is therefore told apart: its own loop is open, or it is not.
+"""
+
+from diffcache.host.facts import (
+    batches_guidance,
+    class_name,
+    config_digest,
+    demand_no_other_cache,
+    demand_nothing_read_inside,
+    demand_one_process,
+    denoisers,
+    guidance_scale,
+    guiders,
+    in_parts,
+    looping_blocks,
+    main_input,
+    parameters,
+    prediction_type,
+    time_of,
+    unwrapped,
+)
+from diffcache.host.loop import Host
+from diffcache.host.run import Run
+
+__all__ = [
+    "Host",
+    "Run",
+    "batches_guidance",
+    "class_name",
+    "config_digest",
+    "demand_no_other_cache",
+    "demand_nothing_read_inside",
+    "demand_one_process",
+    "denoisers",
+    "guidance_scale",
+    "guiders",
+    "in_parts",
+    "looping_blocks",
+    "main_input",
+    "parameters",
+    "prediction_type",
+    "time_of",
+    "unwrapped",
+]

@@ -1,0 +1,165 @@
+"""What a pipeline is made of: its denoisers, its guiders, what they are called and set to."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from diffcache.errors import AlreadyAccelerated, UnsupportedModel
+
+TIMES = ("timestep", "timesteps", "t")  # parameters
+DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
+KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
+GUIDER_METHODS = ("prepare_inputs", "prepare_inputs_from_block_state")
+
+
+def looping_blocks(pipe: Any) -> list[Any]:
+    """Of a modular pipeline: its blocks whose ``progress_bar`` is the sampling loop, and ``loop_step`` an iteration."""
+    found, left = [], [getattr(pipe, "_blocks", None)]
+    while left:
+        block = left.pop()
+        if hasattr(block, "progress_bar") and hasattr(block, "loop_step"):
+            found.append(block)
+        left += (getattr(block, "sub_blocks", None) or {}).values()
+    return found
+
+
+def guiders(pipe: Any) -> list[Any]:
+    """What says anew at every step which branches there are: most modular pipelines have one, or two."""
+    return [part for part in pipe.components.values() if hasattr(part, GUIDER_METHODS[-1])]
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The networks that ``pipe`` calls at every step, by component name."""
+    components = getattr(pipe, "components", None)
+    looks = hasattr(pipe, "scheduler") and (hasattr(pipe, "progress_bar") or looping_blocks(pipe))
+    if not isinstance(components, dict) or not looks:
+        raise UnsupportedModel(
+            f"accelerate was asked for a {type(pipe).__name__}. A diffusers pipeline is needed: an object with a "
+            "scheduler, components and a progress_bar. Pass the pipeline, not its transformer."
+        )
+    found = {name: part for name, part in components.items() if isinstance(part, nn.Module) and _denoises(name)}
+    if not found or pipe.scheduler is None:
+        raise UnsupportedModel(
+            f"{type(pipe).__name__} has no denoiser to accelerate. Components found: {', '.join(sorted(components))}; "
+            f"looked for: {', '.join(DENOISER_NAMES)} and a scheduler."
+        )
+    return found
+
+
+def _denoises(name: str) -> bool:
+    """By the name of a component: ``transformer_2``, ``unconditional_transformer``; not ``prior_text_encoder``."""
+    begins = any(name == n or name.startswith(n + "_") for n in DENOISER_NAMES)
+    return (begins or name.endswith(("_transformer", "_unet"))) and "encoder" not in name
+
+
+def demand_nothing_read_inside(pipe: Any) -> None:
+    """Raise UnsupportedModel if attention processors keep what they see for the pipeline (self-attention guidance,
+    LEdits++, Attend-and-Excite): at a skipped step it would read what an earlier one left."""
+    for name, module in denoisers(pipe).items():
+        for part in module.modules():
+            processor = getattr(part, "processor", None)
+            if any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
+                raise UnsupportedModel(
+                    f"{type(pipe).__name__} reads the attention maps of {name!r} at every step "
+                    f"({type(processor).__name__}); where a step is skipped there are none. This pipeline cannot be "
+                    "accelerated; if it is no longer used, set_default_attn_processor() takes its processors off."
+                )
+
+
+def demand_no_other_cache(pipe: Any) -> None:
+    """Raise AlreadyAccelerated if a cache of diffusers' own, or of cache-dit, is on: both would skip, each unaware of
+    what the other left out."""
+    for name, module in denoisers(pipe).items():
+        network = unwrapped(module)
+        whose = None
+        if getattr(network, "is_cache_enabled", False) is True:
+            config = type(getattr(network, "_cache_config", None)).__name__
+            whose = f"a cache of diffusers' own ({config})", f"pipe.{name}.disable_cache()"
+        elif getattr(network, "_is_cached", False) is True:
+            whose = "a cache of cache-dit", "cache_dit.disable_cache(pipe)"
+        if whose:
+            raise AlreadyAccelerated(
+                f"the {name} of this {type(pipe).__name__} has {whose[0]} on. Call {whose[1]} first: two caches would "
+                "skip work unaware of each other."
+            )
+
+
+def in_parts(pipe: Any) -> list[str]:
+    """The denoisers that several processes run together, each its part of the tokens or of the weights (diffusers'
+    ``enable_parallelism``). They wait for each other inside a forward: none may skip what the others compute."""
+    return [n for n, m in denoisers(pipe).items() if getattr(unwrapped(m), "_parallel_config", None) is not None]
+
+
+def demand_one_process(pipe: Any) -> None:
+    """Raise UnsupportedModel where several processes run a denoiser together: each would see its part of it, and end
+    its search at another moment than the others."""
+    for name in in_parts(pipe):
+        raise UnsupportedModel(
+            f"the {name} of this {type(pipe).__name__} is run by several processes together (enable_parallelism). "
+            "Measure and optimize before enable_parallelism, in one process or with a share of the calls in each; the "
+            "schedule that comes of it serves the parallel pipeline too."
+        )
+
+
+def unwrapped(module: Any) -> Any:
+    """What ``torch.compile`` wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of the class's forward: what lies on the object may be anybody's wrapper."""
+    kind: Any = type(unwrapped(module))
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def main_input(module: nn.Module) -> str:
+    """The first of them."""
+    return next(iter(parameters(module)), "")
+
+
+def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    """The function that finds, among a denoiser's arguments, what it is given as time; None where that has no name
+    that is known."""
+    names = parameters(module)
+    name = next((known for known in TIMES if known in names), "")
+    place = names.index(name) if name else 0
+
+    def time(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return args[place] if name and place < len(args) else kwargs.get(name)
+
+    return time
+
+
+def class_name(module: Any) -> str:
+    """The network's class; a compiled module answers for what it wraps."""
+    return type(unwrapped(module)).__name__
+
+
+def config_digest(module: Any) -> str:
+    """sha256 of a diffusers object's configuration, private entries left out."""
+    config = getattr(unwrapped(module), "config", {})
+    public = {str(k): v for k, v in dict(config).items() if not str(k).startswith("_")}
+    return hashlib.sha256(json.dumps(public, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def prediction_type(scheduler: Any) -> str | None:
+    value = dict(scheduler.config).get("prediction_type")
+    return None if value is None else str(value)
+
+
+def batches_guidance(pipe: Any) -> bool:
+    """Whether the pipeline says that the run in progress is guided; False where it does not tell."""
+    return getattr(pipe, "do_classifier_free_guidance", False) is True
+
+
+def guidance_scale(pipe: Any) -> float | None:
+    """The guidance scale of the run in progress, where the pipeline tells."""
+    told = [getattr(pipe, name, None) for name in ("_guidance_scale", "_true_cfg_scale")]
+    told += [getattr(guider, "guidance_scale", None) for guider in guiders(pipe)]
+    return next((float(value) for value in told if isinstance(value, (int, float))), None)

@@ -1,0 +1,212 @@
+"""Where the sampling loop of a pipeline begins and ends, and when it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcache.host.facts import GUIDER_METHODS, guiders, looping_blocks
+from diffcache.host.run import Run, position
+from diffcache.patch import layer
+
+
+class Host:
+    """Watches one pipeline. ``begin(run)`` and ``end(run)`` are called around each of its sampling loops, ``missed()``
+    after a call of the pipeline in which none was seen."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        begin: Callable[[Run], None],
+        end: Callable[[Run], None],
+        missed: Callable[[], None] = lambda: None,
+    ) -> None:
+        # Weak: what hangs on a pipeline must not keep it alive once its last user drops it.
+        self._pipe = weakref.ref(pipe)
+        self._begin, self._end, self._missed = begin, end, missed
+        self._open = threading.local()
+        self._undo = contextlib.ExitStack()
+
+    @property
+    def pipe(self) -> Any:
+        return self._pipe()
+
+    @property
+    def run(self) -> Run | None:
+        """The loop this thread is in, or None."""
+        return getattr(self._open, "run", None)
+
+    def forward(self, denoiser: str, time: Any) -> tuple[Run, int, int] | None:
+        """The loop, step and branch that a forward which is beginning belongs to; None outside this pipeline's loop.
+
+        time  what the denoiser is given as time
+        """
+        run = self.run
+        if run is None:
+            return None
+        if self._set_up_anew(run, time):
+            self._end(run)
+            run.begin_anew(run.scheduler.timesteps, _start(run.scheduler, None))
+            self._begin(run)
+        return run, *run.forward(denoiser, time)
+
+    def _set_up_anew(self, run: Run, time: Any) -> bool:
+        """Whether the noise scheduler was given another grid within the loop, for a stage of its own."""
+        grid = run.scheduler.timesteps
+        if grid is run.timesteps or grid is getattr(self._open, "copy", None):
+            return False
+        same = grid.shape == run.timesteps.shape and torch.equal(grid.to(run.timesteps), run.timesteps)
+        on_old, on_new = (position(time, timesteps) is not None for timesteps in (run.timesteps, grid))
+        if not same or on_new or (run.index >= run.steps and not on_old):
+            return True
+        self._open.copy = grid  # a pipeline that keeps a noise scheduler's state, and puts it back
+        return False
+
+    def attach(self) -> None:
+        if hasattr(self.pipe, "progress_bar"):
+            self._undo.callback(layer(self.pipe, "progress_bar", self._progress_bar))
+            self._undo.callback(layer(self.pipe, "maybe_free_model_hooks", self._last_call))
+        for block in looping_blocks(self.pipe):  # two pipelines may share them
+            self._undo.callback(layer(block, "progress_bar", self._progress_bar, copies=True))
+            self._undo.callback(layer(block, "loop_step", self._loop_step, copies=True))
+
+    def detach(self) -> None:
+        self.close()
+        self._undo.close()
+
+    def open(self, scheduler: Any, start: int) -> Run:
+        self.close()  # an interrupted run that nobody closed
+        run = Run(scheduler, scheduler.timesteps, start, start)
+        self._begin(run)
+        undo = contextlib.ExitStack()
+        undo.callback(layer(scheduler, "step", self._step, copies=True))
+        for guider in guiders(self.pipe):
+            for method in GUIDER_METHODS:
+                undo.callback(layer(guider, method, self._prepare, copies=True))
+        run.undo = undo.close
+        self._open.run = run
+        self._open.seen = True
+        return run
+
+    def close(self, run: Run | None = None) -> None:
+        """End ``run``, or whichever is open; a run that is over already stays over."""
+        current = self.run
+        if current is None or (run is not None and run is not current):
+            return
+        self._open.run = None
+        current.undo()
+        self._end(current)
+
+    def _progress_bar(
+        self, inner: Callable[..., Any], iterable: Any = None, total: int | None = None, **more: Any
+    ) -> Any:
+        return _Bar(self, inner(iterable=iterable, total=total, **more), iterable, total)
+
+    def _loop_step(self, inner: Callable[..., Any], components: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of a modular pipeline: its bar does not know whose loop it is, its steps do. Those that are given no time are
+        chunks, with the sampling loop inside: it may have no bar of its own."""
+        bar: _Bar | None = getattr(self._open, "bar", None)
+        own, chunk = components is self.pipe, "t" not in kwargs
+        if bar is not None and own and not chunk:
+            bar.begin()
+            self._open.bar = None
+        result = inner(components, *args, **kwargs)
+        if own and chunk and not getattr(self._open, "seen", False):
+            self._missed()
+        return result
+
+    def wait_for_step(self, bar: _Bar | None) -> None:
+        self._open.bar = bar
+
+    def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        run = self.run
+        if run is not None:
+            run.step_done(args[1] if len(args) > 1 else kwargs.get("timestep"))
+        return result
+
+    def _prepare(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Of a guider: it may leave a branch out at some steps, and those behind it move up."""
+        batches = inner(*args, **kwargs)
+        run = self.run
+        if run is not None:
+            names = [getattr(batch, "__guidance_identifier__", "") for batch in batches]
+            run.branches += [name for name in names if name not in run.branches]  # two guiders may share forwards
+        return batches
+
+    def _last_call(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.close()
+        if not getattr(self._open, "seen", False):
+            self._missed()
+        self._open.seen = False
+        return inner(*args, **kwargs)
+
+
+class _Bar:
+    """A progress bar that is the sampling loop while its ``with`` block or its iteration lasts."""
+
+    def __init__(self, host: Host, bar: Any, iterable: Any, total: int | None) -> None:
+        self._host, self._bar, self._iterable, self._total = host, bar, iterable, total
+        self._run: Run | None = None
+
+    def begin(self) -> None:
+        scheduler = self._host.pipe.scheduler
+        self._run = self._host.open(scheduler, _start(scheduler, self._total))
+
+    def __enter__(self) -> Any:
+        if hasattr(self._host.pipe, "progress_bar"):
+            self.begin()
+        else:
+            self._host.wait_for_step(self)
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> Any:
+        self._host.wait_for_step(None)
+        if self._run is not None:
+            self._host.close(self._run)
+        return self._bar.__exit__(*exception)
+
+    def update(self, *args: Any) -> Any:
+        if self._run is not None and self._run is self._host.run:
+            self._run.bar_moved()
+        return self._bar.update(*args)
+
+    def __iter__(self) -> Iterator[Any]:
+        scheduler = self._host.pipe.scheduler
+        start = _start_of(self._iterable, scheduler.timesteps)
+        run = None if start is None else self._host.open(scheduler, start)
+        try:
+            yield from self._bar
+        finally:
+            if run is not None:
+                self._host.close(run)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+def _start(scheduler: Any, total: int | None) -> int:
+    """First iteration of the loop: what the pipeline told the scheduler, else what its progress bar leaves out."""
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is not None:
+        return int(begin)
+    planned = getattr(scheduler, "num_inference_steps", None)
+    if total is None or planned is None or total >= planned:
+        return 0
+    return min((int(planned) - total) * int(getattr(scheduler, "order", 1)), len(scheduler.timesteps) - 1)
+
+
+def _start_of(iterable: Any, timesteps: Tensor) -> int | None:
+    """First iteration of a loop over ``iterable``; None if these are not the noise scheduler's timesteps."""
+    if isinstance(iterable, Tensor) and iterable.device == timesteps.device:
+        return position(iterable, timesteps)
+    length = len(iterable) if hasattr(iterable, "__len__") else -1
+    moved = isinstance(iterable, Tensor) and 0 < length <= len(timesteps)
+    return len(timesteps) - length if moved or length == len(timesteps) else None
