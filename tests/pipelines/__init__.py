@@ -79,6 +79,10 @@ from __future__ import annotations
 
 import functools
 from typing import Any
+from unittest import SkipTest
+
+import diffusers
+from packaging.version import Version
 
 from pipelines import audio, flux, images, unets, videos
 from pipelines.more import flux as more_flux
@@ -90,6 +94,7 @@ from pipelines.more import videos as more_videos
 from pipelines.parts import STEPS
 from pipelines.tiny import FLOW, NOISE, Call, Tiny, blocks, run, watch, with_scheduler
 
+NEWEST = Version("0.42")  # of diffusers: every pipeline here can be built with it
 ROOMS = (flux, images, videos, unets, audio)
 MORE = (
     *(more_flux, more_qwen, more_images, newer_images),
@@ -107,14 +112,20 @@ ALL = TINY | VARIANTS | {name: tiny for name, (tiny, _) in LIMITS.items()}
 
 
 def fresh(name: str) -> Any:
-    """A pipeline nobody else holds: for tests that patch it, change it or let a run fail."""
-    return ALL[name].build()
+    """A pipeline nobody else holds: for tests that patch it, change it or let a run fail. One that this diffusers, if
+    it is older than the newest that the tests know, has no classes for makes its test a skipped one."""
+    try:
+        return ALL[name].build()
+    except (AttributeError, ImportError, TypeError) as error:
+        if Version(diffusers.__version__) >= NEWEST:
+            raise
+        raise SkipTest(f"diffusers {diffusers.__version__} cannot build {name}: {error}") from None
 
 
 @functools.cache
 def shared(name: str) -> Any:
     """One pipeline per process: for tests that only run it, or that undo what they do."""
-    return ALL[name].build()
+    return fresh(name)
 
 
 # What `with_scheduler` may put into which pipeline.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -432,4 +431,5 @@ PIPELINES = (
         "chroma_img2img", lambda: around(diffusers.ChromaImg2ImgPipeline, chroma()), _chroma_img2img_call, steps=4
     ),
     two_calls("chroma_inpaint", _chroma_inpaint, _chroma_inpaint_call, steps=4),
-) + (_LORAS if find_spec("peft") else ())
+    *_LORAS,
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -418,8 +417,4 @@ _OTHERS = (
 )
 
 
-PIPELINES: tuple[Tiny, ...] = tuple(
-    tiny
-    for tiny in (*_SD3, *_PIXART_AND_HUNYUAN_DIT, *_COGVIEW, *_SANA, *_OTHERS)
-    if find_spec("peft") or not tiny.name.endswith("_lora")
-)
+PIPELINES: tuple[Tiny, ...] = (*_SD3, *_PIXART_AND_HUNYUAN_DIT, *_COGVIEW, *_SANA, *_OTHERS)

@@ -26,7 +26,7 @@ from pipelines.parts import (
     seeded,
     text,
 )
-from pipelines.tiny import Tiny, one_batch, plain, two_calls, unet
+from pipelines.tiny import one_batch, plain, two_calls, unet
 from pipelines.unets import PIPELINES as UNETS
 
 THREE = "batched, three branches"
@@ -406,47 +406,29 @@ def _ideogram4_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {**IMAGE, **sizes, "prompt": prompts, "guidance_schedule": [4.0] * 4 + [2.0] * 2}
 
 
-ALL = (
-    ("KolorsPipeline", unet("kolors", lambda: _kolors(diffusers.KolorsPipeline), _kolors_call)),
-    (
-        "KolorsImg2ImgPipeline",
-        unet("kolors_img2img", lambda: _kolors(diffusers.KolorsImg2ImgPipeline), _kolors_img2img_call, steps=3),
-    ),
-    ("KolorsPAGPipeline", unet("kolors_pag", _kolors_pag, _kolors_pag_call, guidance=PERTURBED)),
-    ("HunyuanImagePipeline", two_calls("hunyuan_image", lambda: _hunyuan_image(distilled=False), _hunyuan_image_call)),
-    (
-        "HunyuanImagePipeline",
-        plain("hunyuan_image_distilled", lambda: _hunyuan_image(distilled=True), _hunyuan_image_distilled_call),
-    ),
-    (
-        "HunyuanImageRefinerPipeline",
-        two_calls("hunyuan_image_refiner", _hunyuan_image_refiner, _hunyuan_image_refiner_call),
-    ),
-    ("PRXPipeline", one_batch("prx", _prx, _prx_call)),
-    ("GlmImagePipeline", two_calls("glm_image", _glm_image, _glm_image_call)),
-    ("GlmImagePipeline", two_calls("glm_image_edit", _glm_image, _glm_image_edit_call)),
-    ("ErnieImagePipeline", one_batch("ernie_image", _ernie_image, _ernie_image_call)),
-    ("NucleusMoEImagePipeline", two_calls("nucleus_image", _nucleus_image, _nucleus_image_call)),
-    ("JoyImageEditPipeline", two_calls("joy_image", lambda: _joy_image("JoyImageEdit"), _joy_image_call)),
-    (
-        "JoyImageEditPlusPipeline",
-        one_batch("joy_image_plus", lambda: _joy_image("JoyImageEditPlus"), _joy_image_plus_call),
-    ),
-    ("OmniGenPipeline", one_batch("omnigen", _omnigen, _omnigen_call)),
-    ("OmniGenPipeline", one_batch("omnigen_edit", _omnigen, _omnigen_edit_call, guidance=THREE)),
-    ("DreamLitePipeline", unet("dream_lite", _dream_lite, _dream_lite_call)),
-    ("DreamLitePipeline", unet("dream_lite_edit", _dream_lite, _dream_lite_edit_call, guidance=THREE)),
-    (
-        "Ideogram4Pipeline",
-        two_calls(
-            "ideogram4",
-            _ideogram4,
-            _ideogram4_call,
-            denoisers=("transformer", "unconditional_transformer"),
-            guidance="separate, each branch with a network of its own",
-        ),
+PIPELINES = (
+    unet("kolors", lambda: _kolors(diffusers.KolorsPipeline), _kolors_call),
+    unet("kolors_img2img", lambda: _kolors(diffusers.KolorsImg2ImgPipeline), _kolors_img2img_call, steps=3),
+    unet("kolors_pag", _kolors_pag, _kolors_pag_call, guidance=PERTURBED),
+    two_calls("hunyuan_image", lambda: _hunyuan_image(distilled=False), _hunyuan_image_call),
+    plain("hunyuan_image_distilled", lambda: _hunyuan_image(distilled=True), _hunyuan_image_distilled_call),
+    two_calls("hunyuan_image_refiner", _hunyuan_image_refiner, _hunyuan_image_refiner_call),
+    one_batch("prx", _prx, _prx_call),
+    two_calls("glm_image", _glm_image, _glm_image_call),
+    two_calls("glm_image_edit", _glm_image, _glm_image_edit_call),
+    one_batch("ernie_image", _ernie_image, _ernie_image_call),
+    two_calls("nucleus_image", _nucleus_image, _nucleus_image_call),
+    two_calls("joy_image", lambda: _joy_image("JoyImageEdit"), _joy_image_call),
+    one_batch("joy_image_plus", lambda: _joy_image("JoyImageEditPlus"), _joy_image_plus_call),
+    one_batch("omnigen", _omnigen, _omnigen_call),
+    one_batch("omnigen_edit", _omnigen, _omnigen_edit_call, guidance=THREE),
+    unet("dream_lite", _dream_lite, _dream_lite_call),
+    unet("dream_lite_edit", _dream_lite, _dream_lite_edit_call, guidance=THREE),
+    two_calls(
+        "ideogram4",
+        _ideogram4,
+        _ideogram4_call,
+        denoisers=("transformer", "unconditional_transformer"),
+        guidance="separate, each branch with a network of its own",
     ),
 )
-
-# Older ones of diffusers have fewer.
-PIPELINES: tuple[Tiny, ...] = tuple(tiny for pipeline, tiny in ALL if hasattr(diffusers, pipeline))

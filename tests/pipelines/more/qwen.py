@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -346,4 +345,5 @@ PIPELINES = (
         _z_image_controlnet_inpaint_call,
     ),
     one_batch("z_image_omni", _z_image_omni, _z_image_omni_call),
-) + (_LORAS if find_spec("peft") else ())
+    *_LORAS,
+)

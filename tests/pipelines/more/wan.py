@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -265,7 +264,7 @@ PIPELINES = (
     ),
     two_calls("wan_animate", _animate, _animate_call, modality="video"),
     two_calls("wan_animate_long", _animate, _animate_long_call, modality="video", steps=2 * STEPS),
-    *([two_calls("wan_lora", _lora, wan_call, modality="video")] if find_spec("peft") else []),
+    two_calls("wan_lora", _lora, wan_call, modality="video"),
     two_calls("sky_reels", lambda: sky_reels(diffusers.SkyReelsV2Pipeline), wan_call, modality="video"),
     two_calls("sky_reels_image_to_video", _sky_reels_image_to_video, _image_call, modality="video"),
     two_calls("chrono_edit", _chrono_edit, _image_call, modality="video"),
