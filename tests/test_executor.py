@@ -455,7 +455,7 @@ def test_a_step_beyond_the_schedule_is_computed() -> None:
 def ask_six_times_under_a_bar_of_four(pipe: Loop, timesteps: Tensor) -> None:
     with pipe.progress_bar(total=4):
         for i in range(6):
-            pipe.ask(noise(), timesteps[min(i, 3)], torch.tensor(0.0))
+            pipe.ask(noise(), timesteps[min(i, 3)] * 1, torch.tensor(0.0))  # a number: a view would tell its step
             if i < 4:
                 pipe.scheduler.step(noise(), timesteps[i], noise())
 

@@ -22,7 +22,6 @@ from diffusers.modular_pipelines import (
     SequentialPipelineBlocks,
 )
 from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoiseStep
-from diffusers.utils.import_utils import is_kornia_available
 from pipelines.modular import GUIDED, MODULAR, cfg, ltx2_guidance, run, shared
 from probes import bound, copied, hold, leaf_calls, names, offered
 
@@ -74,8 +73,6 @@ late = pytest.mark.filterwarnings("ignore:.*an anchor is missing")  # a branch t
 
 def guided(kind: str) -> tuple[Any, dict[str, Any]]:
     """A new pipeline with this guider, and a call of it."""
-    if kind == "frequency-decoupled" and not is_kornia_available():
-        pytest.skip("FrequencyDecoupledGuidance needs kornia")
     modular = MODULAR[GUIDED[kind].pipeline]
     pipe = modular.build(GUIDED[kind].make(modular.layers))
     return pipe, modular.call(pipe)

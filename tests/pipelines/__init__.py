@@ -79,10 +79,6 @@ from __future__ import annotations
 
 import functools
 from typing import Any
-from unittest import SkipTest
-
-import diffusers
-from packaging.version import Version
 
 from pipelines import audio, flux, images, unets, videos
 from pipelines.more import flux as more_flux
@@ -92,9 +88,8 @@ from pipelines.more import qwen as more_qwen
 from pipelines.more import unets as more_unets
 from pipelines.more import videos as more_videos
 from pipelines.parts import STEPS
-from pipelines.tiny import FLOW, NOISE, Call, Tiny, blocks, run, watch, with_scheduler
+from pipelines.tiny import FLOW, NOISE, Call, Tiny, blocks, built, run, watch, with_scheduler
 
-NEWEST = Version("0.42")  # of diffusers: every pipeline here can be built with it
 ROOMS = (flux, images, videos, unets, audio)
 MORE = (
     *(more_flux, more_qwen, more_images, newer_images),
@@ -112,14 +107,8 @@ ALL = TINY | VARIANTS | {name: tiny for name, (tiny, _) in LIMITS.items()}
 
 
 def fresh(name: str) -> Any:
-    """A pipeline nobody else holds: for tests that patch it, change it or let a run fail. One that this diffusers, if
-    it is older than the newest that the tests know, has no classes for makes its test a skipped one."""
-    try:
-        return ALL[name].build()
-    except (AttributeError, ImportError, TypeError) as error:
-        if Version(diffusers.__version__) >= NEWEST:
-            raise
-        raise SkipTest(f"diffusers {diffusers.__version__} cannot build {name}: {error}") from None
+    """A pipeline nobody else holds: for tests that patch it, change it or let a run fail."""
+    return built(name, ALL[name].build)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.flux import PIPELINES as FLUX
 from pipelines.images import PIPELINES as IMAGES
 from pipelines.parts import POOLED, TEXT, TOKENS, assemble, flow_euler, normal, picture, text
-from pipelines.tiny import Tiny, two_calls
+from pipelines.tiny import Tiny, built, two_calls
 from pipelines.unets import PIPELINES as UNETS
 from pipelines.videos import PIPELINES as VIDEOS
 
@@ -43,6 +43,9 @@ class Modular:
 
     def build(self, guider: Any = None, blocks: Any = None) -> Any:
         """A new pipeline, with this guider and these blocks in place of its own."""
+        return built(self.blocks, lambda: self._build(guider, blocks))
+
+    def _build(self, guider: Any, blocks: Any) -> Any:
         module, _, name = self.blocks.rpartition(".")
         blocks = blocks or getattr(importlib.import_module(f"diffusers.modular_pipelines.{module}"), name)()
         pipe, plain = blocks.init_pipeline(), self.tiny.build()
