@@ -140,7 +140,8 @@ def cfg(**over: Any) -> Any:
 
 
 def ltx2_guidance(**over: Any) -> Any:
-    return guiders.LTX2Guidance(**{"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1], **over})
+    settings = {"guidance_scale": 3.0, "spatio_temporal_guidance_blocks": [1], **over}
+    return built("LTX2Guidance", lambda: guiders.LTX2Guidance(**settings))
 
 
 _TINY = {tiny.name: tiny for tiny in (*FLUX, *IMAGES, *UNETS, *VIDEOS)}
