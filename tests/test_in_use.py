@@ -12,7 +12,9 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FirstBlockCacheConfig
 from diffusers.hooks import apply_group_offloading
+from peft import LoraConfig
 from pipelines import TINY, fresh, run, shared
+from pipelines.more.unets import sdxl_ip_call, with_ip_adapters
 from probes import bound, granularities, hold
 from torch import nn
 
@@ -32,9 +34,9 @@ def skipped(pipe: Any) -> int:
     return sum(row.predicted for row in rows)
 
 
-def assert_serves(pipe: Any, name: str, granularity: str = "model") -> None:
+def assert_serves(pipe: Any, name: str, granularity: str = "model", call: dict[str, Any] | None = None) -> None:
     """Bit-equal when all is computed, skipping and repeatable when not, as found afterwards; as it is set up now."""
-    call = TINY[name].call(pipe)
+    call = call or TINY[name].call(pipe)
     untouched = run(pipe, call)
     with accelerated(pipe, planned(pipe, name, granularity, "#")):
         assert torch.equal(run(pipe, call), untouched)
@@ -196,6 +198,50 @@ def test_quantised_weights(name: str, granularity: str) -> None:
         torchao.quantize_(getattr(pipe, denoiser), torchao.Int8WeightOnlyConfig())
     assert not torch.equal(run(pipe, TINY[name].call(pipe)), run(shared(name), TINY[name].call(shared(name))))
     assert_serves(pipe, name, granularity)
+
+
+def with_lora(pipe: Any, name: str) -> None:
+    for denoiser in TINY[name].denoisers:
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            config = LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+            getattr(pipe, denoiser).add_adapter(config, "style")
+
+
+@places
+def test_a_lora_comes_and_goes_before_and_after(name: str, granularity: str) -> None:
+    before, after = fresh(name), fresh(name)
+    call = TINY[name].call(before)
+    plain = run(before, call)
+    accelerate(after, planned(after, name, granularity, "#."))
+    fast = run(after, call)
+    with_lora(before, name)
+    with_lora(after, name)
+    assert not torch.equal(run(before, call), plain)
+    assert_serves(before, name, granularity)
+    accelerate(before, planned(after, name, granularity, "#."))
+    assert torch.equal(run(after, call), run(before, call))
+    assert not torch.equal(run(after, call), fast)
+    assert skipped(after) > 0
+    for denoiser in TINY[name].denoisers:
+        getattr(after, denoiser).delete_adapters("style")
+        getattr(after, denoiser).unload_lora()
+    assert torch.equal(run(after, call), fast)
+    restore(after)
+    assert torch.equal(run(after, call), plain)
+
+
+@pytest.mark.parametrize("granularity", ["model", "stack"])
+def test_an_image_adapter_that_comes_afterwards(granularity: str) -> None:
+    before, after = fresh("sdxl"), fresh("sdxl")
+    accelerate(after, planned(after, "sdxl", granularity, "#."))
+    run(after, TINY["sdxl"].call(after))
+    call = sdxl_ip_call(with_ip_adapters(before))
+    with_ip_adapters(after)
+    assert_serves(before, "sdxl", granularity, call)
+    accelerate(before, f"uniform:every=2,sites={granularity}")
+    assert torch.equal(run(after, call), run(before, call))
+    assert skipped(after) > 0
 
 
 def test_diffusers_own_cache_is_refused_and_works_on_after_ours() -> None:
