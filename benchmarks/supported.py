@@ -2,8 +2,9 @@
 
     python benchmarks/supported.py
 
-Prints the counts and writes ``docs/supported.md``. It takes the tiny pipelines of ``tests/`` (random weights, real
-classes; no download), so it needs a checkout. Every entry is the outcome of runs made there and then:
+Prints the counts and writes ``docs/supported.md``, and the counts beside the other results. It takes the tiny pipelines
+of ``tests/`` (random weights, real classes; no download), so it needs a checkout. Every entry is the outcome of runs
+made there and then:
 
   yes        with every step computed the result is the untouched pipeline's, bit for bit; with some predicted, fewer
              parts of the network run, and a second run gives the same bits; afterwards every object is as it was found
@@ -51,7 +52,9 @@ def main() -> None:
     ]
     lines = [*INTRODUCTION, *counts(rows), "", *table(rows), "", "## Networks", "", *networks()]
     (ROOT / "docs" / "supported.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(counts(rows)))
+    summary = "\n".join(counts(rows))
+    (ROOT / "benchmarks" / "results" / "supported.md").write_text(summary + "\n", encoding="utf-8")
+    print(summary)
 
 
 def progress(names: Any) -> Iterator[str]:
