@@ -19,14 +19,16 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from torch import nn
 
-from diffcache import accelerated
+from diffcache import CacheSchedule, accelerated
 from diffcache.adapters import find_sites
 from diffcache.demo.run import machine
 from diffcache.patch import layer
+from diffcache.schedule import DenoiserPlan, SitePlan
 
 RESULTS = Path(__file__).parent / "results"
 BLOCKS, WIDTH, TOKENS, PATCH = 12, 1024, 1024, 2
@@ -35,7 +37,7 @@ WARM = 3  # first forwards of a run that are not counted
 SCHEDULES = {
     **{f"all computed, {kind} sites": (kind, f"full:sites={kind}") for kind in ("model", "stack", "block", "sublayer")},
     "predicted, reuse": ("model", "uniform:every=100"),
-    "predicted, three anchors": ("model", "THREE"),
+    "predicted, three anchors": ("model", "three anchors"),
 }
 
 
@@ -94,11 +96,20 @@ def clocks(modules: list[nn.Module]) -> Iterator[list[tuple[float, float]]]:
         yield found
 
 
+def three_anchors(steps: int) -> CacheSchedule:
+    """The parabola through the outputs of the first three steps, at all others."""
+    compute = np.arange(steps) < 3
+    weights = np.where(compute[None, :, None], 0.0, np.array([3.0, -3.0, 1.0]))
+    plan = SitePlan(compute=compute, weights=weights)
+    return CacheSchedule(steps=steps, denoisers={"transformer": DenoiserPlan(sites={"model": plan})})
+
+
 def forwards(pipe: Loop, kind: str, spec: str, steps: int) -> list[tuple[float, float]]:
     """The forwards of one run, the sites of this kind watched; ``spec`` "" is the untouched pipeline."""
     sites = find_sites(pipe.transformer)
     inner = [m for site, parts in sites.items() if kind != "model" and site.startswith(f"{kind}:") for m in parts]
-    with clocks([pipe.transformer, *inner]) as found, accelerated(pipe, spec) if spec else nullcontext():
+    schedule = three_anchors(steps) if spec == "three anchors" else spec
+    with clocks([pipe.transformer, *inner]) as found, accelerated(pipe, schedule) if spec else nullcontext():
         pipe(steps)
     return found[WARM:]
 
