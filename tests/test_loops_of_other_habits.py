@@ -85,6 +85,12 @@ class ToyPipeline(DiffusionPipeline):
                 for t in own.timesteps:
                     x = own.step(self.transformer(x, t)[0], t, x)[0]
                     bar.update()
+        elif habit == "an inversion":
+            own = copy.deepcopy(self.scheduler)
+            with self.progress_bar(total=steps) as bar:
+                for t in own.timesteps.flip(0):
+                    x = x + self.transformer(x, t)[0] / steps
+                    bar.update()
         elif habit == "stages within the loop":
             with self.progress_bar(total=steps) as bar:
                 for n in (steps // 2, steps - steps // 2):
@@ -134,6 +140,16 @@ def test_loops_of_other_habits_are_followed(habit: str, computed: int) -> None:
     assert not any(row.failed_open for row in report(pipe).rows)
     restore(pipe)
     assert ours(pipe) == []
+
+
+def test_an_inversion_is_no_sampling_loop_and_that_is_said() -> None:
+    """Its bar moves and the pipeline's noise scheduler does not, as in other loops that are followed; it begins where
+    they end."""
+    pipe = toy()
+    plain = pipe("an inversion")
+    with accelerated(pipe, "uniform:every=2"):
+        with pytest.warns(FailedOpen, match="no sampling loop of its own was seen"):
+            assert torch.equal(pipe("an inversion"), plain)
 
 
 def test_each_part_of_a_step_is_predicted_from_its_own() -> None:

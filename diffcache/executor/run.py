@@ -115,7 +115,8 @@ class Executor:
         self._warn(
             "no loop",
             f"{type(self.host.pipe).__name__} was called and no sampling loop of its own was seen: nothing was "
-            "skipped. Its loop does not use pipe.progress_bar, or runs in another pipeline inside: accelerate that.",
+            "skipped. Its loop does not use pipe.progress_bar or pipe.scheduler, or runs in another pipeline inside: "
+            "accelerate that.",
         )
 
     def _warn(self, key: str, text: str) -> None:

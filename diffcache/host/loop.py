@@ -59,13 +59,13 @@ class Host:
     def _set_up_anew(self, run: Run, time: Any) -> bool:
         """Whether the noise scheduler was given another grid within the loop, for a stage of its own."""
         grid = run.scheduler.timesteps
-        if grid is run.timesteps or grid is getattr(self._open, "copy", None):
+        if grid is run.timesteps or grid is run.saved:
             return False
         same = grid.shape == run.timesteps.shape and torch.equal(grid.to(run.timesteps), run.timesteps)
         on_old, on_new = (position(time, timesteps) is not None for timesteps in (run.timesteps, grid))
         if not same or on_new or (run.index >= run.steps and not on_old):
             return True
-        self._open.copy = grid  # a pipeline that keeps a noise scheduler's state, and puts it back
+        run.saved = grid
         return False
 
     def attach(self) -> None:
@@ -102,6 +102,8 @@ class Host:
         self._open.run = None
         current.undo()
         self._end(current)
+        if current.idle:
+            self._missed()
 
     def _progress_bar(
         self, inner: Callable[..., Any], iterable: Any = None, total: int | None = None, **more: Any

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffcache.errors import UnsupportedModel
@@ -21,7 +22,10 @@ class Run:
     index      the iteration now
     timesteps  the noise scheduler's own tensor [steps]
     calls      (iteration, denoiser) -> forwards so far
+    saved      an equal tensor that the noise scheduler holds instead, put there by a pipeline that keeps its state
+    first      what the first forward was given as time
     stepped    the noise scheduler has stepped since the progress bar moved
+    by_bar     whether the progress bar tells where a step ends; None: not asked yet
     branches   what a guider calls the branches of this step, in the order of their forwards
     numbers    by name, in the order in which the run met them
     again      called when the loop goes back: a pipeline may run it several times over, chunk by chunk
@@ -32,7 +36,10 @@ class Run:
     start: int
     index: int
     calls: dict[tuple[int, str], int] = field(default_factory=dict)
+    saved: Tensor | None = None
+    first: Any = None
     stepped: bool = False
+    by_bar: bool | None = None
     branches: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
     state: Any = None  # whatever ``begin`` wants to find again
@@ -51,6 +58,8 @@ class Run:
         over though the noise scheduler has stepped (parts of a large picture, one after another), or that the loop has
         gone back.
         """
+        if not self.calls and self.index == self.start:
+            self.first = timestep
         here, step = position(timestep, self.timesteps), self.index
         if here is not None and here + 1 < step:
             self._go_back(here)
@@ -81,16 +90,33 @@ class Run:
         self.stepped = True
 
     def bar_moved(self) -> None:
-        """The progress bar has: a step is over even where the pipeline steps noise schedulers of its own making."""
+        """An iteration is over: a step too, though the pipeline steps noise schedulers of its own making, if the loop
+        began where this one does. An inversion begins elsewhere."""
         if not self.stepped and any(step == self.index for step, _ in self.calls):
-            self.step_done()
+            if self.by_bar is None:
+                self.by_bar = self._began_at_the_start()
+            if self.by_bar:
+                self.step_done()
         self.stepped = False
+
+    @property
+    def idle(self) -> bool:
+        """Iterations went by, and none of them was a step of the noise scheduler."""
+        return self.by_bar is False and self.index == self.start
 
     def begin_anew(self, timesteps: Tensor, start: int) -> None:
         """The noise scheduler was given another grid."""
         self.timesteps, self.start, self.index, self.stepped = timesteps, start, start, False
+        self.saved = self.by_bar = None
         self.calls.clear()
         self.branches.clear()
+
+    def _began_at_the_start(self) -> bool:
+        """Reads the device: once in a run, and in such loops alone."""
+        if not isinstance(self.first, (Tensor, int, float)) or self.start >= self.steps:
+            return False
+        here, wanted = float(torch.as_tensor(self.first).max()), float(self.timesteps[self.start])
+        return abs(here - wanted) <= 1e-4 * abs(wanted)
 
     def _go_back(self, here: int) -> None:
         self.again()
