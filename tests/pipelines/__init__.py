@@ -143,8 +143,8 @@ NOT_BUILT: dict[str, str] = {
     "EasyAnimateControlPipeline": "passes its own encode_prompt an argument that it does not take",
     "BriaFibo2Pipeline": "needs a Qwen3-VL processor and encoder; embeddings cannot be given",
     "StableDiffusionAttendAndExcitePipeline": "takes gradients through the U-Net",
-    "MiniMax, Cosmos 3, Kandinsky 6, SanaWM, Wan-Animate 2": "not tried; their networks are, in loops of their own, where "
-    "they can stand in one",
+    "MiniMax, Cosmos 3, Kandinsky 6, SanaWM, Wan-Animate 2": "not tried; their networks are, in loops of their own, "
+    "where they can stand in one",
 }
 
 __all__ = [
