@@ -285,7 +285,10 @@ torch.set_num_threads(1)
 from pipelines import shared
 from test_measure_shards import calls
 from diffcache import measure
-for _ in range(2):  # the group is made and taken down by each measurement
+from diffcache.profiling.shards import all_shares
+for n in range(20):  # the group is made and taken down each time
+    assert all_shares(lambda rank, size: bytes([rank, n])) == [bytes([rank, n]) for rank in range(2)]
+for _ in range(2):
     found = measure(shared("dit"), calls("dit"), influence=False)
 found.save({folder!r} + "/rank" + os.environ["RANK"] + ".safetensors")
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import distributed as dist
 
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.profiling.record import generators
+
+_groups_made = itertools.count()  # as many in every process
 
 Share = Callable[[int, int], bytes]  # (rank, number of processes) -> what this process found
 
@@ -59,7 +62,13 @@ def _group() -> Iterator[tuple[int, int]]:
     elif dist.is_initialized():
         yield dist.get_rank(), dist.get_world_size()
     elif dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        # What the group before this one left in the store that torchrun keeps would be taken for this one's.
+        store, rank, size = next(rendezvous("env://"))
+        own = PrefixStore(f"diffcache/{next(_groups_made)}", store)
+        dist.init_process_group("gloo", store=own, rank=rank, world_size=size)
         try:
             yield dist.get_rank(), dist.get_world_size()
         finally:
