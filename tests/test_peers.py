@@ -10,7 +10,6 @@ import pytest
 import torch
 from probes import dicts, names
 
-pytest.importorskip("cache_dit")
 pytest.importorskip("diffusers", minversion="0.42")  # the first with all the caches that are measured
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
