@@ -138,10 +138,10 @@ def test_sites_of_these_granularities_are_found_and_no_others(name: str) -> None
 @pytest.mark.parametrize(("name", "granularity"), PLACES)
 def test_all_computed_is_bit_equal_and_skips_skip(name: str, granularity: str) -> None:
     full, some = schedule(name, granularity, np.ones(STEPS, bool)), schedule(name, granularity, MASK)
-    pipe = loop(name)
+    pipe, untouched = loop(name), plain(name)  # run once: some networks keep tables that their first forward makes
     before = {n: dict(m.__dict__) for n, m in pipe.transformer.named_modules()}
     with accelerated(pipe, full):
-        assert torch.equal(run(pipe), plain(name))
+        assert torch.equal(run(pipe), untouched)
         assert not any(row.predicted or row.failed_open for row in report(pipe).rows)
     accelerate(pipe, some)
     first = run(pipe)
@@ -149,14 +149,14 @@ def test_all_computed_is_bit_equal_and_skips_skip(name: str, granularity: str) -
     assert torch.equal(run(pipe), first)
     restore(pipe)
     assert torch.isfinite(first).all()
-    assert not torch.equal(first, plain(name))
+    assert not torch.equal(first, untouched)
     assert not any(row.failed_open for row in seen.rows)
     rows = [row for row in seen.rows if row.site in some.denoisers["transformer"].sites]
     assert {row.site for row in rows} == set(some.denoisers["transformer"].sites) & called(name)
     for row in rows:  # a module may serve several streams in one forward
         assert row.strip == "".join("■·"[not computed] * (row.computed // 3) for computed in MASK)
     assert {n: dict(m.__dict__) for n, m in pipe.transformer.named_modules()} == before
-    assert torch.equal(run(pipe), plain(name))
+    assert torch.equal(run(pipe), untouched)
 
 
 @everyone
