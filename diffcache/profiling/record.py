@@ -187,10 +187,6 @@ def frozen(value: Any) -> Any:
     return [frozen(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _first_parameter(module: nn.Module) -> str:
-    return next(iter(inspect.signature(module.forward).parameters))
-
-
 def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
     """A copy of ``tensor``, or the known tensor that equals it."""
     for other in known:
@@ -244,7 +240,7 @@ class _Recorder:
         self._clock = time.perf_counter()
 
     def _feeder(self, module: nn.Module) -> Callable[..., Any]:
-        main = _first_parameter(module)
+        main = host.main_input(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             value = inner(*args, **kwargs)
@@ -258,7 +254,7 @@ class _Recorder:
         return around
 
     def _denoiser(self, module: nn.Module) -> Callable[..., Any]:
-        main = _first_parameter(module)
+        main = host.main_input(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.host.run is None:
