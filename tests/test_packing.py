@@ -12,6 +12,7 @@ from diffcache.kernels import FORMATS, Format, format_of, pack, unpack
 from diffcache.kernels.formats import rows
 
 every = pytest.mark.parametrize("how", FORMATS.values(), ids=FORMATS)
+with_scales = pytest.mark.parametrize("how", [f for f in FORMATS.values() if f.group], ids=lambda how: how.name)
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=5) | st.tuples(st.integers(1, 3), st.integers(120, 300))
 
 
@@ -21,7 +22,7 @@ def of_each_value(scales: torch.Tensor, how: Format, shape: torch.Size) -> torch
     return scales.repeat_interleave(how.group_of(length), dim=1)[:, :length].reshape(shape)
 
 
-@every
+@with_scales
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes, seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_no_value_is_further_off_than_promised(how: Format, shape: list[int], seed: int, dtype: torch.dtype) -> None:
@@ -45,17 +46,41 @@ def test_bytes_are_those_that_are_kept(how: Format, shape: tuple[int, ...]) -> N
     assert torch.equal(unpack(packed), unpack(packed))
 
 
-@pytest.mark.parametrize(("name", "most"), [("int8", 0.52), ("fp8", 0.52), ("int4", 0.29)])
+@pytest.mark.parametrize(("name", "most"), [("bf16", 1.0), ("int8", 0.52), ("fp8", 0.52), ("int4", 0.28)])
 def test_wide_tensors_take_that_part_of_their_bytes_in_bfloat16(name: str, most: float) -> None:
     x = torch.randn(2, 64, 3072, dtype=torch.bfloat16)
     assert pack(x, FORMATS[name]).nbytes <= most * x.nbytes
 
 
-@pytest.mark.parametrize(("name", "error"), [("int8", 0.0065), ("fp8", 0.026), ("int4", 0.108)])
+@pytest.mark.parametrize(("name", "error"), [("int8", 0.0065), ("fp8", 0.026), ("int4", 0.118)])
 def test_the_error_of_a_gaussian_is_the_known_one(name: str, error: float) -> None:
     x = torch.randn(64, 1152, generator=torch.Generator().manual_seed(0))
     off = unpack(pack(x, FORMATS[name])) - x
     assert float(off.norm() / x.norm()) == pytest.approx(error, rel=0.05)
+
+
+def test_bfloat16_is_the_cast() -> None:
+    x = torch.randn(3, 5, 70) * 1e3
+    x[0, 0, 0] = float("inf")
+    assert torch.equal(unpack(pack(x, FORMATS["bf16"])), x.bfloat16().float())
+
+
+@every
+def test_a_prescale_takes_outlying_channels_off_the_others(how: Format) -> None:
+    x = torch.randn(2, 64, 256)
+    x[..., :6] = x[..., :6] * 30 + 100
+    prescale = torch.stack([x.mean((0, 1)), x.std((0, 1))])
+    plain, scaled = ((unpack(pack(x, how, prescale=p)) - x).square().mean((0, 1)) for p in (None, prescale))
+    assert bool((scaled[:6] < plain[:6]).all())
+    if how.dtype != torch.float8_e4m3fn:  # floating-point codes have no need of it
+        assert float(scaled[6:128].mean()) < float(plain[6:128].mean()) / (10 if how.group else 0.5)
+
+
+@every
+def test_parts_of_a_batch_are_the_batch_of_parts(how: Format) -> None:
+    x = torch.randn(4, 3, 5, 6, 2)
+    for whole, part in zip(x.chunk(2), pack(x, how).chunk(2), strict=True):
+        assert torch.equal(unpack(part), unpack(pack(whole, how)))
 
 
 @every
@@ -80,7 +105,7 @@ def test_packing_again_changes_nothing(how: Format) -> None:
     assert torch.allclose(unpack(pack(once, how)), once, rtol=1e-6, atol=0)
 
 
-@every
+@with_scales
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_seen_and_does_not_spread(how: Format, bad: float) -> None:
     x = torch.randn(2, 3, 256)
@@ -92,5 +117,5 @@ def test_what_is_not_finite_is_seen_and_does_not_spread(how: Format, bad: float)
 
 
 def test_an_unknown_format_is_named_with_those_there_are() -> None:
-    with pytest.raises(UnknownName, match=r"int3.*int8, fp8, int4"):
+    with pytest.raises(UnknownName, match=r"int3.*bf16, int8, fp8, int4"):
         format_of("int3")

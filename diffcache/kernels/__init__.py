@@ -1,4 +1,7 @@
-"""Kept tensors in fewer bytes: formats, and what packs and unpacks them. Plain torch, which is the specification."""
+"""Kept tensors in fewer bytes: formats, and the operations that quantise, bring back and predict in one pass.
+
+One folder is one operation: its contract, the plain-torch form that specifies it, and a Triton kernel.
+"""
 
 from diffcache.kernels.formats import FORMATS, Format, format_of
 from diffcache.kernels.packing import Packed, pack, unpack

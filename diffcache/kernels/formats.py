@@ -15,36 +15,41 @@ from diffcache.errors import UnknownName
 class Format:
     """Codes of ``bits`` each, in groups with one float32 scale: the group's largest magnitude is stored as ``top``.
 
-    group  values that share a scale, at most; they are neighbours in a row (``rows``)
+    group  values that share a scale, at most; they are neighbours in a row (``rows``). 0: codes are the values
+           themselves, and there are no scales
     """
 
     name: str
     bits: int
-    top: float
-    group: int
     dtype: torch.dtype
+    top: float = 0.0
+    group: int = 0
 
     def group_of(self, length: int) -> int:
         """Values that share a scale in rows of this length: an even number, for two codes of four bits make a byte."""
-        return min(self.group, length + length % 2)
+        return min(self.group or length, length + length % 2)
 
     def groups(self, length: int) -> int:
-        return math.ceil(length / self.group_of(length)) if length else 0
+        """Scales of a row of this length."""
+        return math.ceil(length / self.group_of(length)) if length and self.group else 0
+
+    def codes(self, length: int) -> int:
+        """Elements of ``dtype`` that a row of this length takes: a group of four bits is always a whole one."""
+        return self.groups(length) * self.group_of(length) // 2 if self.bits == 4 else length
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Of a tensor of this shape, scales included."""
         count, length = rows(shape)
-        groups = self.groups(length)
-        codes = groups * self.group_of(length) // 2 if self.bits == 4 else length * self.bits // 8
-        return count * (codes + 4 * groups)
+        return count * (self.codes(length) * self.dtype.itemsize + 4 * self.groups(length))
 
 
 FORMATS: dict[str, Format] = {
     found.name: found
     for found in (
-        Format("int8", 8, 127.0, 128, torch.int8),
-        Format("fp8", 8, 448.0, 128, torch.float8_e4m3fn),
-        Format("int4", 4, 7.0, 64, torch.uint8),
+        Format("bf16", 16, torch.bfloat16),
+        Format("int8", 8, torch.int8, 127.0, 128),
+        Format("fp8", 8, torch.float8_e4m3fn, 448.0, 128),
+        Format("int4", 4, torch.uint8, 7.0, 128),
     )
 }
 

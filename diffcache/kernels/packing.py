@@ -1,31 +1,27 @@
-"""Quantise a tensor, and bring it back: per group of neighbours in a row, symmetric about zero.
-
-int8   code = round(x / scale), half away from zero; scale = max|x| / 127; |x − x̂| ≤ scale / 2
-fp8    code = x / scale as e4m3 (four significant bits); scale = max|x| / 448
-int4   code = floor(x / scale + 8.5), 1 to 15; scale = max|x| / 7; |x − x̂| ≤ scale / 2; the first half of a group lies
-       in the low four bits of its bytes, the second half in the high ones
-
-Groups as in SageAttention (arXiv 2410.02367) and torchao's blockwise formats. What is not finite makes its group's
-scale NaN, and the whole group when it is unpacked: it is seen, and does not spread further.
-"""
+"""Tensors of any shape in fewer bytes: the operations of this room work on rows, callers have tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from diffcache.kernels.dequantize import dequantize
 from diffcache.kernels.formats import Format, rows
+from diffcache.kernels.library import Backend
+from diffcache.kernels.predict import predict
+from diffcache.kernels.quantize import quantize
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A floating-point tensor in fewer bytes.
+    """A floating-point tensor of this shape and dtype in fewer bytes.
 
-    codes   [rows, length], or for int4 [rows, groups, half a group]
-    scales  float32 [rows, groups]
+    codes     [rows, ...] of the format's dtype
+    scales    float32 [rows, groups]
+    prescale  float32 [2, row length] that it was quantised with, or None; belongs to all that share it
     """
 
     codes: Tensor
@@ -33,47 +29,91 @@ class Packed:
     format: Format
     shape: torch.Size
     dtype: torch.dtype
+    prescale: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
 
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
 
-def pack(x: Tensor, how: Format) -> Packed:
-    """``x``, floating-point, of any shape and strides, in this format."""
-    count, length = rows(x.shape)
-    size, groups = how.group_of(length), how.groups(length)
-    flat = x.detach().reshape(count, length).float()
-    grouped = F.pad(flat, (0, groups * size - length)).view(count, groups, size)
-    largest = grouped.abs().amax(-1) if grouped.numel() else flat.new_zeros(count, groups)
-    scales = (largest / how.top).clamp_min(torch.finfo(torch.float32).tiny)
-    scales = torch.where(largest.isfinite(), scales, torch.nan)
-    codes = _codes(grouped * scales.reciprocal().unsqueeze(-1), how)
-    if how.bits != 4:
-        codes = codes.view(count, groups * size)[:, :length].contiguous()
-    return Packed(codes, scales, how, x.shape, x.dtype)
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def length(self) -> int:
+        """Of a row."""
+        return rows(self.shape)[1]
+
+    def chunk(self, parts: int) -> list[Packed]:
+        """Equal parts along the first dimension; ``parts`` divides it."""
+        shape = torch.Size((self.shape[0] // parts, *self.shape[1:]))
+        halves = zip(self.codes.chunk(parts), self.scales.chunk(parts), strict=True)
+        return [Packed(c, s, self.format, shape, self.dtype, self.prescale) for c, s in halves]
 
 
-def unpack(packed: Packed) -> Tensor:
+def pack(
+    x: Tensor,
+    how: Format,
+    *,
+    minus: Tensor | None = None,
+    prescale: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Packed:
+    """``x`` (less ``minus``), floating-point, of any shape and strides, in this format.
+
+    prescale  float32 [2, channels]: centre and spread; only for tensors whose rows are channels (``rows``)
+    """
+    shape = rows(x.shape)
+    codes, scales, _ = quantize(
+        x.detach().reshape(shape),
+        how.name,
+        None if minus is None else minus.detach().reshape(shape),
+        prescale,
+        backend=backend,
+    )
+    return Packed(codes, scales, how, x.shape, x.dtype, prescale)
+
+
+def unpack(packed: Packed, backend: Backend = "auto") -> Tensor:
     """A new contiguous tensor of the shape and dtype that was packed."""
-    how, (count, groups) = packed.format, packed.scales.shape
-    length = rows(packed.shape)[1]
-    size = how.group_of(length)
-    if how.bits == 4:
-        halves = (packed.codes & 15, packed.codes >> 4)
-        values = torch.cat(halves, dim=-1).float() - 8
-    else:
-        values = F.pad(packed.codes.float(), (0, groups * size - length)).view(count, groups, size)
-    found = (values * packed.scales.unsqueeze(-1)).view(count, groups * size)[:, :length]
-    return found.to(packed.dtype).reshape(packed.shape)
+    affine = None if packed.prescale is None else packed.prescale.flip(0)
+    args = packed.codes, packed.scales, packed.format.name, packed.length, packed.dtype, affine
+    return dequantize(*args, backend=backend).reshape(packed.shape)  # type: ignore[no-any-return]
 
 
-def _codes(z: Tensor, how: Format) -> Tensor:
-    """[rows, groups, size] in units of the scale -> codes."""
-    if how.name == "int8":
-        return (z.nan_to_num(0.0) + torch.copysign(torch.tensor(0.5), z)).to(torch.int8)  # the cast cuts off
-    if how.name == "fp8":
-        return z.clamp(-how.top, how.top).to(how.dtype)
-    biased = (z.nan_to_num(0.0) + 8.5).floor().to(torch.uint8)
-    low, high = biased.chunk(2, dim=-1)
-    return low | high << 4
+def combine(
+    anchors: Sequence[Packed],
+    weights: Sequence[float],
+    *,
+    x: Tensor | None = None,
+    kappa: float = 0.0,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Equation (1) from packed tensors of one shape, format and prescale, as ``predict`` has it; one of several weights
+    may be −κ, for an x_0 among them. A new contiguous tensor.
+
+    scale, bias  float32 that broadcast against the anchors, over everything but channels
+    """
+    newest = anchors[0]
+    length = newest.length
+    out = predict(
+        [a.codes for a in anchors],
+        [a.scales for a in anchors],
+        list(weights),
+        newest.format.name,
+        length,
+        newest.dtype,
+        newest.prescale,
+        None if x is None else x.detach().reshape(-1, length),
+        kappa,
+        scale,
+        bias,
+        backend=backend,
+    )
+    return out.reshape(newest.shape)  # type: ignore[no-any-return]

@@ -1,0 +1,59 @@
+"""Codes of values and values of codes, row by row: the arithmetic that all operations share, and its specification.
+
+bf16   the values, rounded to bfloat16
+int8   code = round(x / scale), half away from zero; scale = max|x| / 127; |x − x̂| ≤ scale / 2
+fp8    code = x / scale as e4m3 (four significant bits); scale = max|x| / 448
+int4   code = floor(x / scale + 8.5), 1 to 15; scale = max|x| / 7; |x − x̂| ≤ scale / 2; the first half of a group lies
+       in the low four bits of its bytes, the second half in the high ones
+
+x / scale is x times the rounded reciprocal of scale. Groups as in SageAttention (arXiv 2410.02367) and torchao's
+blockwise formats. What is not finite makes its group's scale NaN, and the whole group when it is decoded: it is seen,
+and does not spread further. (bf16 keeps what is not finite as it is.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffcache.kernels.formats import Format
+
+SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: a group of zeros divides by it
+
+
+def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
+    """float32 [R, L] -> codes [R, how.codes(L)] of how.dtype, scales float32 [R, how.groups(L)]."""
+    count, length = x.shape
+    if not how.group:
+        return x.to(how.dtype, copy=True), x.new_empty(count, 0)
+    size, groups = how.group_of(length), how.groups(length)
+    grouped = F.pad(x, (0, groups * size - length)).view(count, groups, size)
+    largest = grouped.abs().amax(-1) if grouped.numel() else x.new_zeros(count, groups)
+    scales = (largest / how.top).clamp_min(SMALLEST)
+    scales = torch.where(largest.isfinite(), scales, torch.nan)
+    z = grouped * scales.reciprocal().unsqueeze(-1)
+    if how.bits == 4:
+        biased = (z.nan_to_num(0.0) + 8.5).floor().to(torch.uint8)
+        low, high = biased.chunk(2, dim=-1) if biased.numel() else (biased, biased)
+        return (low | high << 4).reshape(count, how.codes(length)), scales
+    if how.dtype == torch.int8:
+        z = z.nan_to_num(0.0)
+        codes = (z + torch.where(z >= 0, 0.5, -0.5)).to(torch.int8)  # the cast cuts off
+    else:
+        codes = z.clamp(-how.top, how.top).to(how.dtype)
+    return codes.view(count, groups * size)[:, :length].contiguous(), scales
+
+
+def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
+    """What ``encode`` was given, nearly: float32 [R, length]."""
+    count = len(codes)
+    if not how.group:
+        return codes.float()
+    size, groups = how.group_of(length), how.groups(length)
+    if how.bits == 4:
+        bytes_ = codes.view(count, groups, size // 2)
+        values = torch.cat((bytes_ & 15, bytes_ >> 4), dim=-1).float() - 8
+    else:
+        values = F.pad(codes.float(), (0, groups * size - length)).view(count, groups, size)
+    return (values * scales.unsqueeze(-1)).view(count, groups * size)[:, :length]

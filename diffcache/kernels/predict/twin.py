@@ -1,0 +1,44 @@
+"""The specification of ``predict``, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffcache.kernels.coding import decode
+from diffcache.kernels.formats import format_of
+
+
+def predict(
+    codes: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    weights: Sequence[float],
+    format: str,
+    length: int,
+    dtype: torch.dtype,
+    prescale: Tensor | None = None,
+    x: Tensor | None = None,
+    kappa: float = 0.0,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    how = format_of(format)
+    out = decode(codes[0], scales[0], how, length) * weights[0]
+    for c, s, w in zip(codes[1:], scales[1:], weights[1:], strict=True):
+        out = out + decode(c, s, how, length) * w
+    if prescale is not None:
+        out = out * prescale[1] + prescale[0] * sum(weights)
+    if x is not None:
+        out = out + x.float() * kappa
+    if scale is not None:
+        out = (out.view(-1, *_apart(scale, length)) * scale).view_as(out)
+    if bias is not None:
+        out = (out.view(-1, *_apart(bias, length)) + bias).view_as(out)
+    return out.to(dtype, copy=True)
+
+
+def _apart(coefficients: Tensor, length: int) -> tuple[int, int]:
+    """Rows that have coefficients of their own, and their length."""
+    return len(coefficients), length
