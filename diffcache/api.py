@@ -13,6 +13,7 @@ from diffcache.adapters import find_sites
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption
 from diffcache.estimates import Estimate, estimate_for
 from diffcache.executor import Executor
+from diffcache.kernels.library import Backend
 from diffcache.patch import refusal
 from diffcache.reports import Report, report_of
 from diffcache.schedule import CacheSchedule
@@ -40,13 +41,24 @@ class _Mark:
         raise AcceleratedObjectCopied(refusal(self.pipe_class, "pickle"))
 
 
-def accelerate(pipe: P, schedule: CacheSchedule | Rule | str | Path, *, strict: bool = True) -> P:
+def accelerate(
+    pipe: P,
+    schedule: CacheSchedule | Rule | str | Path,
+    *,
+    strict: bool = True,
+    store: str | None = None,
+    backend: Backend = "auto",
+) -> P:
     """Let ``pipe`` skip the denoiser work that ``schedule`` predicts instead. In place; returns the same pipeline.
 
     pipe      a diffusers pipeline
     schedule  a :class:`CacheSchedule`, the path of one, a hub id, or a rule that needs no calibration: ``"full"``,
               ``"uniform:every=3"``, ``"taylor:every=4,order=1"``; ``sites=block`` in a rule applies it per block
     strict    also compare configuration digests of the denoiser and the noise scheduler; False only for fine-tunes
+    store     format in which all kept outputs lie: "bf16", "int8", "fp8", "int4"; "exact": as they are, in the model's
+              own precision; None: as the schedule says
+    backend   what works on them: "auto" (Triton kernels on a GPU, else plain torch), "torch", "compiled" (plain torch
+              through ``torch.compile``), "triton"
 
     Only this object is patched; :func:`restore` leaves no trace, in any order with other patches. A run of another
     number of steps, noise scheduler or guidance than the schedule's raises before its first step. With every step
@@ -63,7 +75,8 @@ def accelerate(pipe: P, schedule: CacheSchedule | Rule | str | Path, *, strict: 
         )
     host.demand_no_other_cache(pipe)
     source = resolve(schedule)
-    executor = Executor(pipe, source, {name: find_sites(m) for name, m in modules.items()}, strict=strict)
+    sites = {name: find_sites(m) for name, m in modules.items()}
+    executor = Executor(pipe, source, sites, strict=strict, store=store, backend=backend)
     executor.attach()
     pipe.__dict__[_MARK] = _Mark(executor, pipe)
     return pipe
@@ -78,9 +91,16 @@ def restore(pipe: P) -> P:
 
 
 @contextmanager
-def accelerated(pipe: P, schedule: CacheSchedule | Rule | str | Path, *, strict: bool = True) -> Iterator[P]:
+def accelerated(
+    pipe: P,
+    schedule: CacheSchedule | Rule | str | Path,
+    *,
+    strict: bool = True,
+    store: str | None = None,
+    backend: Backend = "auto",
+) -> Iterator[P]:
     """:func:`accelerate` for the length of a ``with`` block."""
-    accelerate(pipe, schedule, strict=strict)
+    accelerate(pipe, schedule, strict=strict, store=store, backend=backend)
     try:
         yield pipe
     finally:
@@ -95,12 +115,16 @@ def report(pipe: Any) -> Report:
     return report_of(executor_of(pipe))
 
 
-def estimate(pipe: Any, schedule: CacheSchedule | Rule | str | Path, **call: Any) -> Estimate:
+def estimate(
+    pipe: Any, schedule: CacheSchedule | Rule | str | Path, *, store: str | None = None, **call: Any
+) -> Estimate:
     """What ``schedule`` will save and cost in ``pipe(**call)``: runs its first step only, and leaves no trace.
+
+    store  as of :func:`accelerate`
 
     Works on accelerated pipelines too. Raises what :func:`accelerate` raises.
     """
-    return estimate_for(pipe, resolve(schedule), call)
+    return estimate_for(pipe, resolve(schedule), call, store)
 
 
 def executor_of(pipe: Any) -> Executor:

@@ -13,13 +13,17 @@ from torch import nn
 from diffcache import host
 from diffcache.adapters import find_sites, first_norm
 from diffcache.executor.checks import Sites, check_pipeline, check_run
+from diffcache.executor.decide import own_inputs
+from diffcache.executor.online import AT_THE_ROOT, signal_format
 from diffcache.executor.placing import head
 from diffcache.executor.program import NEWEST, Program, compile_schedule
+from diffcache.executor.run import scheduled
 from diffcache.executor.streams import Inputs, pair, reader
+from diffcache.kernels import format_of
 from diffcache.patch import layer
 from diffcache.schedule import CacheSchedule, OnlineRule
 from diffcache.schedulers import Grid, Rule
-from diffcache.store import Output
+from diffcache.store import Output, kept_bytes
 
 NO_GAIN = 0.95  # above this fraction of the work, bookkeeping eats what is saved
 
@@ -68,35 +72,35 @@ class _Visit:
     outputs: tuple[torch.Tensor, ...]
     first_flops: int = 0
 
-    @property
-    def output_bytes(self) -> int:
-        return _size(self.outputs)
-
-    @property
-    def input_bytes(self) -> int:
-        return _size(self.inputs.main)
-
-    @property
-    def x_bytes(self) -> int:
-        """Of every input that carries on in an output."""
-        return _size(pair(self.inputs, self.outputs, {}).x(self.inputs))
+    def kept_bytes(self, program: Program, step: int) -> int:
+        """What the store keeps of it at this step."""
+        how = None if program.store is None else format_of(program.store)
+        if step not in program.keeps_x:
+            return kept_bytes(self.outputs, how)
+        pairing = pair(self.inputs, self.outputs, {})
+        x = pairing.x(self.inputs)
+        apart = step not in program.differences or own_inputs(self.outputs, x, pairing, how) is None
+        return kept_bytes(self.outputs, how) + apart * kept_bytes(x, how)
 
 
 class _EnoughError(Exception):
     """The first step has been seen."""
 
 
-def estimate_for(pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any]) -> Estimate:
+def estimate_for(
+    pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None
+) -> Estimate:
     """Run the first step of ``pipe(**call)``, measure it, and reckon the rest from the schedule.
 
     Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
     """
     sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     if isinstance(source, CacheSchedule):
+        source = source if store is None else source.stored(store)
         check_pipeline(pipe, source, sites, strict=True)
     found = dict(pipe.__dict__)
     try:
-        schedule, start, visits = _first_step(pipe, source, sites, call)
+        schedule, start, visits = _first_step(pipe, source, sites, call, store)
     finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
         pipe.__dict__.clear()
         pipe.__dict__.update(found)
@@ -116,7 +120,7 @@ def estimate_for(pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any
 
 
 def _first_step(
-    pipe: Any, source: CacheSchedule | Rule, sites: Sites, call: Mapping[str, Any]
+    pipe: Any, source: CacheSchedule | Rule, sites: Sites, call: Mapping[str, Any], store: str | None
 ) -> tuple[CacheSchedule, int, list[_Visit]]:
     visits: list[_Visit] = []
     seen: list[tuple[CacheSchedule, int]] = []
@@ -124,7 +128,7 @@ def _first_step(
     def begin(run: host.Run) -> None:
         if isinstance(source, Rule):
             timesteps = run.timesteps.detach().double().cpu().numpy()
-            schedule = source.schedule(Grid(timesteps, run.start), {d: tuple(s) for d, s in sites.items()})
+            schedule = scheduled(source, Grid(timesteps, run.start), {d: tuple(s) for d, s in sites.items()}, store)
         else:
             schedule = source
             check_run(pipe, run, schedule, strict=True)
@@ -220,7 +224,7 @@ def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit
                 continue
             if program.terms[step] is None and step in program.keeps:
                 at = NEWEST if program.newest else step
-                held[n, at] = v.output_bytes + (v.x_bytes if step in program.keeps_x else 0)
+                held[n, at] = v.kept_bytes(program, step)
                 peak = max(peak, sum(held.values()))
             for dropped in program.drops[step]:
                 held.pop((n, dropped), None)
@@ -235,18 +239,17 @@ def _watched_bytes(
     for v in visits:
         plan = schedule.denoisers.get(v.denoiser)
         rule = plan.online.rule if plan is not None and plan.online is not None else None
-        first = heads[v.denoiser][0] if plan is not None else ""
-        if v.site == "model" and rule in ("drift", "output_rate"):
-            total += v.input_bytes + (rule == "output_rate") * (v.input_bytes + v.output_bytes)
+        if plan is None or rule is None:
+            continue
+        first, how = heads[v.denoiser][0], signal_format(plan)
+        if v.site == "model" and rule in AT_THE_ROOT:
+            total += kept_bytes(v.inputs.main, how)
+            total += kept_bytes(v.inputs.main + v.outputs, None) if rule == "output_rate" else 0
         elif v.site == first and rule == "first_block":
-            total += v.input_bytes
+            total += kept_bytes(v.inputs.main, how)
         elif v.site == f"norm:{first}" and rule == "modulated_input":
-            total += _size(v.outputs[:1])
+            total += kept_bytes(v.outputs[:1], how)
     return total
-
-
-def _size(tensors: tuple[torch.Tensor, ...]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @contextlib.contextmanager

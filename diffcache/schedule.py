@@ -23,10 +23,12 @@ import numpy as np
 from diffcache import _checks
 from diffcache._checks import first, place, put, refuse
 from diffcache._document import Document, Record
+from diffcache.errors import BadOption
 from diffcache.sites import GRANULARITIES, parse
 
 GuidanceMode = Literal["none", "separate", "batched"]
 OnlineRule = Literal["first_block", "modulated_input", "output_rate", "drift"]
+StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
 Origin = Literal["simulated", "calibration", "held-out"]
 
 
@@ -39,6 +41,8 @@ class SitePlan(Record):
     kappa    float64 [B, T] or None (0)
     scale    float64 [B, T] or [B, T, C] or None (1)
     bias     float64 [B, T] or [B, T, C] or None (0)
+    store    format in which outputs are kept; None: as the site returns them
+    prescale float64 [2, C] or None: centre and spread of every channel, taken off what is quantised and put back
 
     At computed steps kappa, scale and bias mean nothing. No predicted step may come out as zero whatever the anchors.
     """
@@ -48,6 +52,8 @@ class SitePlan(Record):
     kappa: np.ndarray | None = None
     scale: np.ndarray | None = None
     bias: np.ndarray | None = None
+    store: StoreFormat | None = None
+    prescale: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         me = type(self).__name__
@@ -66,6 +72,13 @@ class SitePlan(Record):
                 put(self, **{name: value})
             elif value is not None:
                 put(self, **{name: _checks.array(me, name, value, np.float64, **rows)})
+        if self.store is not None and self.store not in get_args(StoreFormat):
+            refuse(me, "store", f"found {self.store!r:.80}", ", ".join(map(repr, get_args(StoreFormat))) + " or null")
+        if self.prescale is not None:
+            put(self, prescale=_checks.array(me, "prescale", self.prescale, np.float64, which=2, channel=None))
+            if index := first(self.prescale[1] <= 0):
+                found = f"the spread of channel {index[0]} is {self.prescale[1][index]:g}"
+                refuse(me, "prescale", found, "spreads above 0")
         _check_anchors(me, compute, weights)
         if index := first(~compute & ~self._speaks()):
             found = f"{place(rows, index)} is predicted, with all coefficients zero"
@@ -83,6 +96,20 @@ class SitePlan(Record):
             return 0
         used = np.flatnonzero(self.weights.any(axis=(0, 1)))
         return int(used[-1]) + 1 if len(used) else 1
+
+    @property
+    def differences(self) -> np.ndarray:
+        """bool [T]: steps whose output F may be kept as F − x, its input taken off, and nothing else beside it: every
+        prediction that refers to them is residual reuse, s ⊙ w (F + x_i − x) + b."""
+        used, may = np.zeros(len(self.compute), bool), np.ones(len(self.compute), bool)
+        for step in np.flatnonzero(~self.compute):
+            newest_first = np.flatnonzero(self.compute[:step])[::-1][: self.weights.shape[2]]
+            anchors = [a for k, a in enumerate(newest_first) if k == 0 or self.weights[:, step, k].any()]
+            used[anchors] = True
+            kappa = np.zeros(len(self.weights)) if self.kappa is None else self.kappa[:, step]
+            if len(anchors) > 1 or not kappa.any() or not np.array_equal(kappa, self.weights[:, step, 0]):
+                may[anchors] = False
+        return used & may
 
     def _speaks(self) -> np.ndarray:
         """bool [B, T]: equation (1) does not come out as zero whatever the anchors."""
@@ -305,6 +332,24 @@ class CacheSchedule(Document):
         """Steps at which any site computes. With a ``model`` site: the steps at which the network runs at all."""
         return int(np.any([plan.compute for _, _, plan in self.plans()], axis=0).sum())
 
+    def stored(self, how: str) -> CacheSchedule:
+        """The same decisions with every site's outputs kept in the format ``how``; "exact": as the sites return them.
+
+        Raises BadOption for another name.
+        """
+        allowed: dict[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
+        if not isinstance(how, str) or how not in allowed:
+            raise BadOption("store", how, ", ".join(map(repr, allowed)))
+
+        def kept(plan: SitePlan) -> SitePlan:
+            return dataclasses.replace(plan, store=allowed[how])
+
+        denoisers = {
+            name: dataclasses.replace(denoiser, sites={site: kept(plan) for site, plan in denoiser.sites.items()})
+            for name, denoiser in self.denoisers.items()
+        }
+        return dataclasses.replace(self, denoisers=denoisers)
+
     def with_provenance(self, **entries: str) -> CacheSchedule:
         """The same decisions with these entries added to, or replaced in, ``provenance``."""
         return dataclasses.replace(self, provenance={**self.provenance, **entries})
@@ -328,7 +373,8 @@ class CacheSchedule(Document):
             width = max(map(len, denoiser.sites))
             for site, plan in denoiser.sites.items():
                 strip = "".join("■" if computed else "·" for computed in plan.compute)
-                lines.append(f"  {site:{width}}  {plan.steps_computed}/{self.steps} {strip}")
+                kept = f" kept in {plan.store}" if plan.store else ""
+                lines.append(f"  {site:{width}}  {plan.steps_computed}/{self.steps} {strip}{kept}")
         return "\n".join(lines + [f"{key}: {value}" for key, value in self.provenance.items()])
 
     def __str__(self) -> str:

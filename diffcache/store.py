@@ -1,4 +1,4 @@
-"""Who keeps which tensor: the anchors of each site and branch, for one run, and how many bytes they take."""
+"""Who keeps which tensor: the anchors of each site and branch, for one run, in which format, and how many bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from diffcache.kernels import Format, Packed, pack
+from diffcache.kernels.library import Backend
+
+Kept = Tensor | Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +30,9 @@ class Output:
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         return cls(tensors, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves), spec)
 
-    def kept(self) -> Output:
-        """The same with tensors of its own: hosts may write into what a module returned."""
-        return Output(tuple(t.detach().clone() for t in self.tensors), self.others, self.spec)
+    def form(self) -> Output:
+        """Without the tensors."""
+        return Output((), self.others, self.spec)
 
     def blank(self) -> Output:
         """The same with zeros that take no memory: ``copied`` makes of it what has the form and not the values."""
@@ -35,8 +40,8 @@ class Output:
         return Output(tuple(zeros), self.others, self.spec)
 
     def copied(self) -> Any:
-        """The module's output again, of new tensors."""
-        return self.rebuild(self.kept().tensors)
+        """The module's output again, of new tensors: hosts may write into what they are given."""
+        return self.rebuild([t.detach().clone() for t in self.tensors])
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         fresh = iter(tensors)
@@ -51,16 +56,58 @@ _TENSOR = _Tensor()
 
 
 @dataclass(frozen=True, slots=True)
-class Anchor:
-    """What one computed step left behind. ``x``: the site's input, empty unless a later prediction needs it."""
+class Keeping:
+    """How a site's tensors are kept.
 
-    output: Output
-    x: tuple[Tensor, ...]
+    how       None: as they are
+    prescale  float32 [2, C] for tensors whose last dimension are these channels, or None
+    """
+
+    how: Format | None = None
+    prescale: Tensor | None = None
+    backend: Backend = "auto"
+
+    def keep(self, x: Tensor, *, mine: bool = False) -> Kept:
+        """A copy; where the format saves nothing and ``x`` is nobody else's, ``x``."""
+        if not fewer_bytes(x, self.how):
+            return x if mine else x.detach().clone()
+        assert self.how is not None
+        fits = self.prescale is not None and x.ndim < 4 and x.shape[-1] == self.prescale.shape[1]
+        return pack(x, self.how, prescale=self.prescale if fits else None, backend=self.backend)
+
+    def keep_difference(self, f: Tensor, x: Tensor) -> Kept:
+        """F − x, in one pass, for tensors that ``fewer_bytes`` is true of."""
+        assert self.how is not None
+        return pack(f, self.how, minus=x, backend=self.backend)
+
+
+AS_IT_IS = Keeping()
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What one computed step left behind.
+
+    form        of the site's output, without its tensors
+    kept        the output's tensors, or what was taken off them
+    x           the site's input, empty unless a later prediction needs it
+    difference  ``kept`` is output less input
+    """
+
+    form: Output
+    kept: tuple[Kept, ...]
+    x: tuple[Kept, ...]
     signature: tuple[Any, ...]
+    difference: bool = False
+
+    @classmethod
+    def of(cls, output: Output, x: tuple[Tensor, ...], signature: tuple[Any, ...]) -> Anchor:
+        """Copies of the output's tensors, as they are: hosts may write into what a module returned."""
+        return cls(output.form(), tuple(AS_IT_IS.keep(t) for t in output.tensors), x, signature)
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.output.tensors + self.x
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.kept + self.x)
 
 
 class Store:
@@ -70,12 +117,15 @@ class Store:
         self._anchors: dict[Hashable, dict[int, Anchor]] = {}
         self._bytes = 0
         self.peak_bytes = 0
+        self.most: dict[Hashable, int] = {}  # bytes of one key at one time
 
     def put(self, key: Hashable, step: int, anchor: Anchor) -> None:
         self.drop(key, step)
-        self._anchors.setdefault(key, {})[step] = anchor
-        self._bytes += _bytes(anchor)
+        mine = self._anchors.setdefault(key, {})
+        mine[step] = anchor
+        self._bytes += anchor.nbytes
         self.peak_bytes = max(self.peak_bytes, self._bytes)
+        self.most[key] = max(self.most.get(key, 0), sum(a.nbytes for a in mine.values()))
 
     def get(self, key: Hashable, step: int) -> Anchor | None:
         return self._anchors.get(key, {}).get(step)
@@ -83,7 +133,7 @@ class Store:
     def drop(self, key: Hashable, step: int) -> None:
         anchor = self._anchors.get(key, {}).pop(step, None)
         if anchor is not None:
-            self._bytes -= _bytes(anchor)
+            self._bytes -= anchor.nbytes
 
     def clear(self) -> None:
         self._anchors.clear()
@@ -94,7 +144,17 @@ class Store:
         return self._bytes
 
 
-def signature(x: Sequence[Tensor]) -> tuple[Any, ...]:
+def fewer_bytes(x: Tensor, how: Format | None) -> bool:
+    """Whether this format keeps the tensor, of which the values do not matter, in fewer bytes than it has."""
+    return how is not None and x.is_floating_point() and x.ndim > 1 and how.nbytes(x.shape) < x.nbytes
+
+
+def kept_bytes(tensors: Sequence[Tensor], how: Format | None) -> int:
+    """That ``Keeping`` makes of them; their values do not matter."""
+    return sum(how.nbytes(t.shape) if how is not None and fewer_bytes(t, how) else t.nbytes for t in tensors)
+
+
+def signature(x: Sequence[Kept]) -> tuple[Any, ...]:
     """What of a site's input must not change between an anchor and a prediction from it."""
     return tuple((tuple(t.shape), t.dtype, t.device) for t in x)
 
@@ -105,7 +165,7 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor | None:
     return torch.stack(flags).all() if flags else None
 
 
-def batch_first(tensor: Tensor, batch: int) -> bool:
+def batch_first(tensor: Kept, batch: int) -> bool:
     """Whether the first dimension is the batch, or holds it times something else (the frames of a video). No where a
     later one is as long as the batch instead: some networks work on [tokens, batch, channels] inside."""
     if tensor.ndim == 0 or len(tensor) % batch:
@@ -113,10 +173,6 @@ def batch_first(tensor: Tensor, batch: int) -> bool:
     return len(tensor) == batch or batch == 1 or batch not in tensor.shape[1:-1]
 
 
-def channel_dim(tensor: Tensor) -> int:
+def channel_dim(tensor: Kept) -> int:
     """Where channels usually lie: pictures and videos carry them at 1, token sequences at the end."""
     return 1 if tensor.ndim >= 4 else tensor.ndim - 1
-
-
-def _bytes(anchor: Anchor) -> int:
-    return sum(t.numel() * t.element_size() for t in anchor.tensors)

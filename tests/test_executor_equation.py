@@ -142,7 +142,7 @@ def test_a_schedule_copied_or_used_by_two_pipelines_is_only_read() -> None:
 
 
 def anchor(value: Any, x: tuple[Tensor, ...]) -> Anchor:
-    return Anchor(Output.of(value), x, signature(x))
+    return Anchor.of(Output.of(value), x, signature(x))
 
 
 def terms(weights: list[list[float]], kappa: list[float] | None = None, **more: Any) -> Terms:
@@ -190,7 +190,7 @@ def test_indices_and_masks_are_held_not_interpolated() -> None:
     _, indices, mask = combine(kept, terms([[1.3, -0.3]]), x, 0)
     assert indices.tolist() == [5, 7]
     assert mask.tolist() == [True, False]
-    assert indices.data_ptr() != kept[0].output.tensors[1].data_ptr()
+    assert indices.data_ptr() != kept[0].kept[1].data_ptr()
 
 
 @pytest.mark.parametrize(

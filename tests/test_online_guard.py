@@ -87,7 +87,7 @@ def test_a_guarded_output_that_became_an_anchor_would_be_noticed(monkeypatch: py
         keep(call, site, inputs, value)
         if call.step == 6:
             output = Output.of(value)
-            call.state.store.put(call.key(site), 4, Anchor(output.kept(), (), signature(inputs.main)))
+            call.state.store.put(call.key(site), 4, Anchor.of(output, (), signature(inputs.main)))
 
     monkeypatch.setattr(decide, "keep", keep_in_place_of_an_older_one)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):

@@ -285,7 +285,7 @@ def life(plans: dict[str, SitePlan], size: int) -> int:
         for name, program in programs.items():
             if program.terms[step] is None and step in program.keeps:
                 tensor = torch.zeros(size, dtype=torch.uint8)
-                store.put(name, step, Anchor(Output.of(tensor), (tensor,) * (step in program.keeps_x), ()))
+                store.put(name, step, Anchor.of(Output.of(tensor), (tensor,) * (step in program.keeps_x), ()))
         for name, program in programs.items():
             for anchor in program.drops[step]:
                 store.drop(name, anchor)

@@ -19,7 +19,7 @@ from diffcache.store import Anchor, Output, Store, all_finite, signature
 
 def anchor(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, x: tuple[int, ...] | None = None) -> Anchor:
     kept = tuple(torch.zeros(shape, dtype=dtype) for shape in shapes)
-    return Anchor(Output.of(kept), () if x is None else (torch.zeros(x),), ())
+    return Anchor.of(Output.of(kept), () if x is None else (torch.zeros(x),), ())
 
 
 OUTPUTS: dict[str, Any] = {
@@ -49,12 +49,12 @@ def test_an_output_comes_back_in_its_own_form(kind: str) -> None:
 
 def test_what_is_kept_does_not_change_with_what_was_returned() -> None:
     value = (torch.ones(2, 3, requires_grad=True) * 1, torch.zeros(4).expand(3, 4))
-    kept = Output.of(value).kept()
+    kept = Anchor.of(Output.of(value), (), ()).kept
     with torch.no_grad():
         value[0].mul_(7)
-    assert torch.equal(kept.tensors[0], torch.ones(2, 3))
-    assert not any(t.requires_grad for t in kept.tensors)
-    assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in kept.tensors)
+    assert torch.equal(kept[0], torch.ones(2, 3))
+    assert not any(t.requires_grad for t in kept)
+    assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in kept)
 
 
 def test_a_copy_has_the_form_and_values_and_other_memory() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from diffcache import store
 from diffcache.executor.guess import combine, problem
 from diffcache.executor.program import NEWEST
 from diffcache.executor.state import Call
-from diffcache.executor.streams import Inputs, pair
-from diffcache.store import Anchor, Output
+from diffcache.executor.streams import Inputs, Pairing, pair
+from diffcache.kernels import Format
+from diffcache.store import Anchor, Kept, Output
 
 
 def visit(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
@@ -66,8 +69,8 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     counts.predict()
     there = [a for a in anchors if a is not None]
     if call.state.lesson is not None:
-        call.plain[site] = combine(there, terms.plain, x, branch, pairing)
-    return (combine(there, terms, x, branch, pairing),)
+        call.plain[site] = combine(there, terms.plain, x, branch, pairing, call.state.backend)
+    return (combine(there, terms, x, branch, pairing, call.state.backend),)
 
 
 def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
@@ -101,9 +104,29 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
         call.state.suspects.append(finite)  # read when the run is over: no synchronisation inside the loop
     elif finite is not None and not finite:
         return
-    x = inputs.main
+    x, pairing = inputs.main, None
     if program.keeps_x:
         call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {})
         x = pairing.x(inputs)
-    kept_x = x if call.step in program.keeps_x else ()
-    call.state.store.put(key, step, Anchor(output.kept(), kept_x, store.signature(x)))
+    keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)
+    kept_x: tuple[Kept, ...] = ()
+    differs = call.step in program.differences
+    own = own_inputs(output.tensors, x, pairing, keeping.how) if differs else None
+    if own is not None:
+        kept = tuple(keeping.keep_difference(f, x_f) for f, x_f in zip(output.tensors, own, strict=True))
+    else:
+        kept = tuple(keeping.keep(t) for t in output.tensors)
+        kept_x = tuple(keeping.keep(t, mine=True) for t in x) if call.step in program.keeps_x else ()
+    anchor = Anchor(output.form(), kept, kept_x, store.signature(x), difference=own is not None)
+    call.state.store.put(key, step, anchor)
+
+
+def own_inputs(
+    outputs: Sequence[Tensor], x: Sequence[Tensor], pairing: Pairing | None, how: Format | None
+) -> list[Tensor] | None:
+    """The input that every output carries on, where the difference of each is what is kept; None: outputs are."""
+    if pairing is None or pairing.unclear or not all(store.fewer_bytes(f, how) for f in outputs):
+        return None
+    own = [x[i] for i in pairing.own if i is not None]
+    fits = len(own) == len(outputs) and all(t.shape == f.shape for t, f in zip(own, outputs, strict=True))
+    return own if fits else None

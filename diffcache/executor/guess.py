@@ -11,8 +11,10 @@ from torch import Tensor
 
 from diffcache.executor.program import Terms
 from diffcache.executor.streams import Pairing, alone
+from diffcache.kernels import Packed, from_kept, unpack
+from diffcache.kernels.library import Backend
 from diffcache.predictors import predict
-from diffcache.store import Anchor, batch_first, channel_dim, signature
+from diffcache.store import Anchor, Kept, batch_first, channel_dim, signature
 
 OTHER_INPUT = "shape, dtype or device of the input changed"
 
@@ -33,8 +35,8 @@ def problem(
     here = signature(x)
     if any(a.signature != here for a in kept):
         return OTHER_INPUT
-    outputs = kept[0].output.tensors
-    if any(signature(a.output.tensors) != signature(outputs) for a in kept):
+    outputs = kept[0].kept
+    if any(signature(a.kept) != signature(outputs) for a in kept):
         return "shape, dtype or device of the output changed"
     pairing = pairing or alone(x, outputs)
     if terms.needs_x and pairing.unclear:
@@ -54,41 +56,112 @@ def problem(
 
 
 def combine(
-    anchors: Sequence[Anchor], terms: Terms, x: Sequence[Tensor], branch: int | None, pairing: Pairing | None = None
+    anchors: Sequence[Anchor],
+    terms: Terms,
+    x: Sequence[Tensor],
+    branch: int | None,
+    pairing: Pairing | None = None,
+    backend: Backend = "auto",
 ) -> object:
     """The predicted output.
 
     branch   whose coefficients; None when all branches lie in the batch, in equal parts
     pairing  how ``x`` goes with the output's tensors; None: ``x`` is the main input
+    backend  of what works on tensors that are kept in fewer bytes
     """
-    newest = anchors[0].output
-    pairing = pairing or alone(x, newest.tensors)
+    newest = anchors[0]
+    pairing = pairing or alone(x, newest.kept)
     rows = range(len(terms.weights)) if branch is None else [min(branch, len(terms.weights) - 1)]
-    members = len(newest.tensors) if pairing.listed else 0
+    members = len(newest.kept) if pairing.listed else 0
     tensors = []
-    for j, like in enumerate(newest.tensors):
-        if not like.is_floating_point():  # indices, masks: nothing to interpolate
+    for j, like in enumerate(newest.kept):
+        if isinstance(like, Tensor) and not like.is_floating_point():  # indices, masks: nothing to interpolate
             tensors.append(like.clone())
             continue
         own = pairing.own[j] if terms.needs_x else None
-        here = [rows[j * len(rows) // members]] if members else rows
-        kept = [a.output.tensors[j].chunk(len(here)) for a in anchors]
-        now = then = None
-        if own is not None:
-            now, then = (_channels_as(t[own], like).chunk(len(here)) for t in (x, anchors[0].x))
-        parts = [
-            predict(
-                [k[part] for k in kept],
-                terms.weights[row],
-                drift=None if now is None or then is None else (now[part], then[part]),
-                kappa=terms.kappa[row],
-                scale=_broadcast(terms.scale[row], like),
-                bias=_broadcast(terms.bias[row], like),
-            )
-            for part, row in enumerate(here)
-        ]
+        here = [rows[j * len(rows) // members]] if members else list(rows)
+        now = None if own is None else x[own]
+        then = None if own is None or newest.difference else newest.x[own]
+        kept = [a.kept[j] for a in anchors]
+        parts = _from_packed(kept, terms, here, now, then, backend) or _from_plain(kept, terms, here, now, then)
         tensors.append(torch.cat(parts) if len(parts) > 1 else parts[0])
-    return newest.rebuild(tensors)
+    return newest.form.rebuild(tensors)
+
+
+def _from_plain(
+    kept: Sequence[Kept], terms: Terms, rows: Sequence[int], now: Tensor | None, then: Kept | None
+) -> list[Tensor]:
+    """One tensor of the output in as many equal parts as there are ``rows`` of coefficients.
+
+    now, then  x and x_0 of equation (1); ``then`` None: what is kept is F - x_0
+    """
+    anchors = [unpack(k) if isinstance(k, Packed) else k for k in kept]
+    like = anchors[0]
+    at_anchor = unpack(then) if isinstance(then, Packed) else then
+    drift = None
+    if now is not None:
+        before = torch.zeros_like(like) if at_anchor is None else _channels_as(at_anchor, like)
+        drift = [*zip(_channels_as(now, like).chunk(len(rows)), before.chunk(len(rows)), strict=True)]
+    return [
+        predict(
+            [a.chunk(len(rows))[part] for a in anchors],
+            terms.weights[row],
+            drift=None if drift is None else drift[part],
+            kappa=terms.kappa[row],
+            scale=_broadcast(terms.scale[row], like),
+            bias=_broadcast(terms.bias[row], like),
+        )
+        for part, row in enumerate(rows)
+    ]
+
+
+def _from_packed(
+    kept: Sequence[Kept],
+    terms: Terms,
+    rows: Sequence[int],
+    now: Tensor | None,
+    then: Kept | None,
+    backend: Backend,
+) -> list[Tensor] | None:
+    """The same straight from codes and scales; None where that cannot be: plain tensors, an input that is no sibling of
+    the output, coefficients along another dimension than usual."""
+    anchors = [k for k in kept if isinstance(k, Packed)]
+    if not anchors or len(anchors) < len(kept):
+        return None
+    like = anchors[0]
+    if now is not None and now.shape != like.shape:
+        return None
+    if isinstance(then, Tensor) or (then is not None and (then.shape != like.shape or not then.scaled_as(like))):
+        return None
+    arrays = [v for row in rows for v in (terms.scale[row], terms.bias[row]) if isinstance(v, np.ndarray)]
+    if any(_channel_dim(like, v.size) != channel_dim(like) for v in arrays):
+        return None
+    inputs = [None] * len(rows) if now is None else now.chunk(len(rows))
+    anchors += [] if then is None else [then]
+    found = []
+    for part, row in enumerate(rows):
+        weights = terms.weights[row] + (() if then is None else (-terms.kappa[row],))
+        factor, offset = terms.scale[row], terms.bias[row]
+        found.append(
+            from_kept(
+                [a.chunk(len(rows))[part] for a in anchors],
+                weights,
+                x=inputs[part],
+                kappa=terms.kappa[row],
+                scale=_per_row(factor, like),
+                bias=_per_row(offset, like),
+                backend=backend,
+            )
+        )
+    return found
+
+
+def _per_row(value: float | np.ndarray, like: Packed) -> float | Tensor:
+    """A per-channel vector as ``kernels`` wants it: along the rows of tokens, or one for each row of a picture."""
+    if isinstance(value, float):
+        return value
+    shape = (-1, 1) if like.ndim >= 4 else (1, -1)
+    return torch.tensor(value, dtype=torch.float32, device=like.device).view(shape)
 
 
 def repeats(x: Sequence[Tensor], times: int) -> bool:
@@ -120,7 +193,7 @@ def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:
     return torch.tensor(value, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device).view(shape)
 
 
-def _channel_dim(like: Tensor, channels: int) -> int | None:
+def _channel_dim(like: Kept, channels: int) -> int | None:
     """The dimension with that many channels: the usual one, else the first that fits. None: there is none."""
     usual = channel_dim(like)
     return next((d for d in (usual, *range(1, like.ndim), 0) if like.shape[d] == channels), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan, StoreFormat
 
 NEWEST = -1  # stands for the step of an anchor that is whatever was computed last
 
@@ -32,14 +32,22 @@ class Terms:
     def needs_x(self) -> bool:
         return any(self.kappa)
 
+    @property
+    def reuses_residual(self) -> bool:
+        """Whether output less input is all that is needed of the anchor."""
+        return self.needs_x and len(self.anchors) == 1 and self.weights == tuple((k,) for k in self.kappa)
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
     """``terms[i]`` is None where step i computes. ``keeps``: computed steps that a later step refers to;
     ``keeps_x``: those whose input is needed too; ``drops[i]``: anchors nobody refers to after step i.
 
-    newest  which steps compute is decided in the run: ``terms`` say where they need not, and the newest output takes
-            the place of the one before
+    newest       which steps compute is decided in the run: ``terms`` say where they need not, and the newest output
+                 takes the place of the one before
+    differences  computed steps whose output less input says all that later steps need; kept so in fewer bytes
+    store        format in which outputs are kept; None: as they are
+    prescale     float64 [2, C] or None
     """
 
     terms: tuple[Terms | None, ...]
@@ -47,11 +55,15 @@ class Program:
     keeps_x: frozenset[int]
     drops: tuple[tuple[int, ...], ...]
     newest: bool = False
+    differences: frozenset[int] = frozenset()
+    store: StoreFormat | None = None
+    prescale: np.ndarray | None = None
 
 
 def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
     steps = len(plan.compute)
     terms = tuple(_terms(plan, i) for i in range(steps))
+    differences = frozenset(np.flatnonzero(plan.differences).tolist())
     if newest:
         asking = [i for i, t in enumerate(terms) if t]
         with_x = [i for i, t in enumerate(terms) if t and t.needs_x]
@@ -61,11 +73,15 @@ def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
             keeps_x=frozenset(range(max(with_x, default=0))),
             drops=((),) * steps,
             newest=True,
+            # Any step may come to be the anchor of any later prediction: all of them are alike, or none is kept so.
+            differences=frozenset(range(steps)) if all(t.reuses_residual for t in terms if t) else frozenset(),
+            store=plan.store,
+            prescale=plan.prescale,
         )
     last_use = {anchor: i for i, t in enumerate(terms) if t for anchor in t.anchors}
     drops = tuple(tuple(sorted(a for a, last in last_use.items() if last == i)) for i in range(steps))
     keeps_x = frozenset(t.anchors[0] for t in terms if t and t.needs_x)
-    return Program(terms, frozenset(last_use), keeps_x, drops)
+    return Program(terms, frozenset(last_use), keeps_x, drops, False, differences, plan.store, plan.prescale)
 
 
 def compile_schedule(schedule: CacheSchedule) -> dict[tuple[str, str], Program]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffcache.executor.grid import move
 from diffcache.executor.placing import place
 from diffcache.executor.program import compile_schedule
 from diffcache.executor.state import Lesson, State
+from diffcache.kernels.library import Backend, check_backend
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Grid, Rule
 
@@ -26,12 +28,20 @@ class FailedOpen(RuntimeWarning):
     """A step that the schedule wanted to predict was computed in full instead."""
 
 
+def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
+    """The rule's schedule on this grid, outputs kept in this format."""
+    schedule = rule.schedule(grid, sites)
+    return schedule if store is None else schedule.stored(store)
+
+
 class Executor:
     """Carries out a schedule on one pipeline. ``attach`` and ``detach`` leave no trace behind.
 
     They hold it, through its layers; it holds neither the pipeline nor a module.
 
-    lesson  see State
+    lesson   see State
+    store    format in which all sites' outputs are kept; None: as the schedule says
+    backend  what works on tensors that are kept in fewer bytes
     """
 
     def __init__(
@@ -42,8 +52,12 @@ class Executor:
         *,
         strict: bool = True,
         lesson: Lesson | None = None,
+        store: str | None = None,
+        backend: Backend = "auto",
     ) -> None:
-        self.source = source
+        check_backend(backend)
+        self.source = source if store is None or isinstance(source, Rule) else source.stored(store)
+        self.store, self.backend = store, backend
         self.lesson = lesson
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
@@ -51,11 +65,11 @@ class Executor:
         self.last: State | None = None
         self.runs = 0
         self._warned: set[str] = set()
-        if isinstance(source, CacheSchedule):
-            check_pipeline(pipe, source, sites, strict=strict)
-            schedule = source
+        if isinstance(self.source, CacheSchedule):
+            check_pipeline(pipe, self.source, sites, strict=strict)
+            schedule = self.source
         else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
-            schedule = source.schedule(Grid(np.linspace(1.0, 0.1, 10)), self.sites)
+            schedule = scheduled(self.source, Grid(np.linspace(1.0, 0.1, 10)), self.sites, store)
         check_in_parts(pipe, schedule)
         self._patches = place(Arounds(self.host), schedule, sites)
         self._roots = {name: weakref.ref(modules["model"][0]) for name, modules in sites.items()}
@@ -81,7 +95,7 @@ class Executor:
         host.demand_nothing_read_inside(self.host.pipe)
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
-            schedule = self.source.schedule(Grid(timesteps, run.start), self.sites)
+            schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
         else:
             schedule = self.source
             check_run(self.host.pipe, run, schedule, strict=self.strict)
@@ -91,7 +105,9 @@ class Executor:
             patch.put()
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
         together = bool(host.in_parts(self.host.pipe))
-        self.last = run.state = state = State(schedule, programs, together, levels_back=levels_back, lesson=self.lesson)
+        self.last = run.state = state = State(
+            schedule, programs, together, levels_back=levels_back, lesson=self.lesson, backend=self.backend
+        )
         run.again = state.forget
         self.runs += 1
 

@@ -7,14 +7,17 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from diffcache.executor.online import Verdict, Watch
+from diffcache.executor.online import Verdict, Watch, signal_format
 from diffcache.executor.program import Program
 from diffcache.executor.streams import Inputs, Pairing
+from diffcache.kernels import format_of
+from diffcache.kernels.library import Backend, in_use
 from diffcache.patch import Undo
 from diffcache.schedule import CacheSchedule
-from diffcache.store import Output, Store
+from diffcache.store import Keeping, Output, Store
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class State:
     together  several processes run the denoiser, each its part: none may decide by what it alone sees
     pairings  by ``Call.key``: how x goes with F, where equation (1) needs x
     lesson    is shown what every predicted site would have computed; then everything runs, and nothing is saved
+    backend   what is to run the operations on tensors that are kept in fewer bytes; ``used``: what did
+    keepings  by denoiser, site and device: how outputs are kept
     blanks    by ``Call.key`` and part of a stack whose parts differ: what it returned, without the values
     flows     (denoiser, stack) -> which output of one block is which input of the next
     """
@@ -72,9 +77,25 @@ class State:
     suspects: list[Tensor] = field(default_factory=list)  # finiteness flags that are read when the run is over
     levels_back: Undo = lambda: None
     lesson: Lesson | None = None
+    backend: Backend = "auto"
+    used: str = ""
+    keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
         return self.counts.setdefault((denoiser, site, branch), Counts())
+
+    def keeping(self, denoiser: str, site: str, device: torch.device) -> Keeping:
+        """How the outputs of a site are kept on this device."""
+        key = denoiser, site, device
+        if key not in self.keepings:
+            program = self.programs[denoiser, site]
+            how = None if program.store is None else format_of(program.store)
+            prescale = program.prescale
+            scaled = None if prescale is None else torch.tensor(prescale, dtype=torch.float32, device=device)
+            self.keepings[key] = Keeping(how, scaled, self.backend)
+            if how is not None:
+                self.used = in_use(self.backend, device)
+        return self.keepings[key]
 
     def watch(self, denoiser: str, branch: int) -> Watch | None:
         """The signal of one branch, if its plan has an online rule."""
@@ -82,7 +103,8 @@ class State:
         if plan is None or plan.online is None:
             return None
         if (denoiser, branch) not in self.watches:
-            self.watches[denoiser, branch] = Watch(plan.online, self.store, denoiser, branch)
+            keeping = Keeping(signal_format(plan), backend=self.backend)
+            self.watches[denoiser, branch] = Watch(plan.online, self.store, denoiser, branch, keeping)
         return self.watches[denoiser, branch]
 
     def asks(self, denoiser: str, step: int) -> bool:
@@ -95,6 +117,16 @@ class State:
         self.store.clear()
         self.watches.clear()
         self.blanks.clear()
+        self.keepings.clear()
+
+    def most_bytes(self) -> Counter[tuple[str, str, int]]:
+        """(denoiser, site, branch) -> bytes kept of its outputs at one time, all visits of a forward together."""
+        found: Counter[tuple[str, str, int]] = Counter()
+        for key, most in self.store.most.items():
+            if isinstance(key, tuple) and len(key) == 4:
+                denoiser, site, branch, _ = key
+                found[denoiser, site, branch] += most
+        return found
 
     def failures(self) -> dict[str, Counter[str]]:
         """Reason -> site -> times."""

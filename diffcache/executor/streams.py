@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffcache import host
-from diffcache.store import Output, channel_dim
+from diffcache.store import Kept, Output, channel_dim
 
 MAIN = ""  # in a flow: the main input
 
@@ -65,7 +65,7 @@ def reader(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], 
     return read
 
 
-def alone(x: Sequence[Tensor], outputs: Sequence[Tensor]) -> Pairing:
+def alone(x: Sequence[Tensor], outputs: Sequence[Kept]) -> Pairing:
     """The pairing of a main input with outputs, by shape but for the channels."""
     own = (_own(x, j, like) if like.is_floating_point() else None for j, like in enumerate(outputs))
     return Pairing((), tuple(own), listed=len(outputs) == len(x) > 1)
@@ -101,7 +101,7 @@ def pair(inputs: Inputs, outputs: Sequence[Tensor], flow: Mapping[str, int]) -> 
     return Pairing(names, tuple(places[own[j]] if j in own else None for j in range(len(outputs))), unclear=unclear)
 
 
-def without_channels(t: Tensor) -> list[int]:
+def without_channels(t: Kept) -> list[int]:
     return [n for d, n in enumerate(t.shape) if d != channel_dim(t)]
 
 
@@ -116,7 +116,7 @@ def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, s
     return {}
 
 
-def _own(x: Sequence[Tensor], j: int, like: Tensor) -> int | None:
+def _own(x: Sequence[Tensor], j: int, like: Kept) -> int | None:
     """Which tensor of the main input belongs to output tensor ``j``: the one of its shape, channels apart."""
     fitting = [i for i, t in enumerate(x) if without_channels(t) == without_channels(like)]
     return j if j in fitting else fitting[0] if fitting else None

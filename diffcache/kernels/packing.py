@@ -48,6 +48,17 @@ class Packed:
         """Of a row."""
         return rows(self.shape)[1]
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def is_floating_point(self) -> bool:
+        return True
+
+    def scaled_as(self, other: Packed) -> bool:
+        """Whether codes and scales of the two mean the same."""
+        same = self.prescale is other.prescale
+        return self.format == other.format and self.dtype == other.dtype and same
+
     def chunk(self, parts: int) -> list[Packed]:
         """Equal parts along the first dimension; ``parts`` divides it."""
         shape = torch.Size((self.shape[0] // parts, *self.shape[1:]))
@@ -78,6 +89,15 @@ def pack(
     return Packed(codes, scales, how, x.shape, x.dtype, prescale)
 
 
+def pack_again(x: Tensor, before: Packed, backend: Backend = "auto") -> tuple[Packed, Tensor]:
+    """``x`` as ``before``, of the same shape, was packed; in the same pass the six sums of ``quantize`` that compare it
+    with what ``before`` holds, float32 [6]."""
+    flat = x.detach().reshape(rows(x.shape))
+    args = None, before.prescale, before.codes, before.scales
+    codes, scales, sums = quantize(flat, before.format.name, *args, backend=backend)
+    return Packed(codes, scales, before.format, x.shape, x.dtype, before.prescale), sums[0]
+
+
 def unpack(packed: Packed, backend: Backend = "auto") -> Tensor:
     """A new contiguous tensor of the shape and dtype that was packed."""
     affine = None if packed.prescale is None else packed.prescale.flip(0)
@@ -85,35 +105,63 @@ def unpack(packed: Packed, backend: Backend = "auto") -> Tensor:
     return dequantize(*args, backend=backend).reshape(packed.shape)  # type: ignore[no-any-return]
 
 
-def combine(
+def from_kept(
     anchors: Sequence[Packed],
     weights: Sequence[float],
     *,
     x: Tensor | None = None,
     kappa: float = 0.0,
-    scale: Tensor | None = None,
-    bias: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor = 0.0,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Equation (1) from packed tensors of one shape, format and prescale, as ``predict`` has it; one of several weights
-    may be −κ, for an x_0 among them. A new contiguous tensor.
+    """Equation (1) from packed tensors of one shape, format and prescale: scale ⊙ (Σ_k weights[k] · F_k + kappa · x) +
+    bias, a new contiguous tensor.
 
-    scale, bias  float32 that broadcast against the anchors, over everything but channels
+    weights      one of them may be −κ, for an x_0 among the anchors
+    scale, bias  numbers, or float32 [1, channels] or [channels, 1], as ``predict`` has them
     """
     newest = anchors[0]
-    length = newest.length
-    out = predict(
-        [a.codes for a in anchors],
-        [a.scales for a in anchors],
-        list(weights),
-        newest.format.name,
-        length,
-        newest.dtype,
-        newest.prescale,
-        None if x is None else x.detach().reshape(-1, length),
-        kappa,
-        scale,
-        bias,
-        backend=backend,
-    )
+    flat = None if x is None or not kappa else x.detach().reshape(-1, newest.length)
+    weights = list(weights)
+    if isinstance(scale, float):
+        weights, kappa, scale_ = [w * scale for w in weights], kappa * scale, None
+    else:
+        scale_ = scale
+    if isinstance(bias, float):
+        bias_ = torch.full((1, 1), bias, device=newest.device) if bias else None
+    else:
+        bias_ = bias
+    if len(anchors) == 1 and all(c is None or len(c) == 1 for c in (scale_, bias_)):
+        folded = _folded(newest, weights[0], flat, kappa, scale_, bias_)
+        if folded is not None:
+            out = dequantize(newest.codes, newest.scales, *_as(newest), *folded, backend=backend)
+            return out.reshape(newest.shape)  # type: ignore[no-any-return]
+    codes, scales = [a.codes for a in anchors], [a.scales for a in anchors]
+    out = predict(codes, scales, weights, *_as(newest), newest.prescale, flat, kappa, scale_, bias_, backend=backend)
     return out.reshape(newest.shape)  # type: ignore[no-any-return]
+
+
+def _as(packed: Packed) -> tuple[str, int, torch.dtype]:
+    return packed.format.name, packed.length, packed.dtype
+
+
+def _folded(
+    anchor: Packed, weight: float, x: Tensor | None, kappa: float, scale: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """One anchor's weight, prescale and correction as one affine function of its codes, and what is added; None where
+    the input would have to be scaled."""
+    if x is not None and (kappa != 1.0 or scale is not None):
+        return None
+    if weight == 1.0 and anchor.prescale is None and scale is None and bias is None:
+        return None, x
+    if anchor.prescale is None:
+        factor = torch.full((anchor.length,), weight, device=anchor.device)
+        offset = torch.zeros_like(factor)
+    else:
+        offset, factor = anchor.prescale * weight
+    if scale is not None:
+        factor, offset = factor * scale[0], offset * scale[0]
+    if bias is not None:
+        offset = offset + bias[0]
+    return torch.stack([factor, offset.expand_as(factor)]), x
