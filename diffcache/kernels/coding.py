@@ -6,9 +6,9 @@ fp8    code = x / scale as e4m3 (four significant bits); scale = max|x| / 448
 int4   code = floor(x / scale + 8.5), 1 to 15; scale = max|x| / 7; |x − x̂| ≤ scale / 2; the first half of a group lies
        in the low four bits of its bytes, the second half in the high ones
 
-x / scale is x times the rounded reciprocal of scale. Groups as in SageAttention (arXiv 2410.02367) and torchao's
-blockwise formats. What is not finite makes its group's scale NaN, and the whole group when it is decoded: it is seen,
-and does not spread further. (bf16 keeps what is not finite as it is.)
+x / scale is x times the rounded reciprocal of scale, and max|x| / 127 the same. Groups as in SageAttention (arXiv
+2410.02367) and torchao's blockwise formats. What is not finite makes its group's scale NaN, and the whole group when it
+is decoded: it is seen, and does not spread further. (bf16 keeps what is not finite as it is.)
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
     size, groups = how.group_of(length), how.groups(length)
     grouped = F.pad(x, (0, groups * size - length)).view(count, groups, size)
     largest = grouped.abs().amax(-1) if grouped.numel() else x.new_zeros(count, groups)
-    scales = (largest / how.top).clamp_min(SMALLEST)
+    scales = (largest * (1 / how.top)).clamp_min(SMALLEST)  # divided, it would have other bits on a GPU
     scales = torch.where(largest.isfinite(), scales, torch.nan)
-    z = grouped * scales.reciprocal().unsqueeze(-1)
+    z = (grouped * scales.reciprocal().unsqueeze(-1)).nan_to_num(0.0)
     if how.bits == 4:
-        biased = (z.nan_to_num(0.0) + 8.5).floor().to(torch.uint8)
+        biased = (z + 8.5).floor().to(torch.uint8)
         low, high = biased.chunk(2, dim=-1) if biased.numel() else (biased, biased)
         return (low | high << 4).reshape(count, how.codes(length)), scales
     if how.dtype == torch.int8:
-        z = z.nan_to_num(0.0)
         codes = (z + torch.where(z >= 0, 0.5, -0.5)).to(torch.int8)  # the cast cuts off
     else:
         codes = z.clamp(-how.top, how.top).to(how.dtype)

@@ -1,0 +1,235 @@
+"""``residual_modulate`` in Triton: one program a row."""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# (Triton reads the annotations of its functions itself: nothing but constexpr may stand there.)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from diffcache.kernels import tiles
+from diffcache.kernels.formats import format_of
+from diffcache.kernels.residual_modulate import twin
+from diffcache.kernels.tiles import columns_of, decode, groups_of_program, load, load_codes, load_columns, store
+
+LONGEST = 16384  # row that a program holds in registers
+
+
+def launch(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    format: str,
+    gate: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    affine: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    how, (count, length) = format_of(format), x.shape
+    if length > LONGEST or not tiles.compiles(how, x.device):
+        return twin.residual_modulate(x, codes, scales, format, gate, shift, scale, affine, eps)
+    out, y = x.new_empty(count, length), x.new_empty(count, length)
+    if not x.numel():
+        return out, y
+    tiling = tiles.tiling(how, 1, length, whole_rows=True)
+    x, gate, shift, scale = map(tiles.by_rows, (x, gate, shift, scale))
+    with tiles.on(codes):
+        _residual_modulate[count,](
+            x,
+            tiles.dense(codes),
+            tiles.dense(scales),
+            gate,
+            shift,
+            scale,
+            tiles.dense(affine),
+            out,
+            y,
+            tiles.stride(x),
+            *(0 if of is None else tiles.stride(of) for of in (gate, shift, scale)),
+            *(0 if of is None else count // len(of) for of in (gate, shift, scale)),
+            float(eps),
+            **tiling.launch,
+        )
+    return out, y
+
+
+@triton.jit
+def _of_sample(of, stride, rows_of_sample, columns, inside):
+    sample = tl.program_id(0) // rows_of_sample
+    return tl.load(of + sample.to(tl.int64) * stride + columns, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _add(
+    x,
+    x_stride,
+    found,
+    of_groups,
+    part: tl.constexpr,
+    affine,
+    gate,
+    gate_stride,
+    gate_rows,
+    out,
+    rows,
+    columns,
+    inside,
+    LENGTH: tl.constexpr,
+    FORMAT: tl.constexpr,
+):
+    """Stores the sum, and returns it as it was rounded."""
+    f = decode(found, of_groups, part, FORMAT)
+    if affine is not None:
+        f = f * load_columns(affine, 0, columns, inside, LENGTH) + load_columns(affine, 1, columns, inside, LENGTH)
+    if gate is not None:
+        f *= _of_sample(gate, gate_stride, gate_rows, columns, inside)
+    v = (load(x, rows, x_stride, columns, inside) + f).to(out.dtype.element_ty)
+    store(out, rows, columns, inside, v, LENGTH)
+    return tl.where(inside, v.to(tl.float32), 0.0)
+
+
+@triton.jit
+def _modulate(
+    v,
+    mean,
+    inverse,
+    shift,
+    shift_stride,
+    shift_rows,
+    scale,
+    scale_stride,
+    scale_rows,
+    y,
+    rows,
+    columns,
+    inside,
+    LENGTH: tl.constexpr,
+):
+    v = (v - mean) * inverse
+    if scale is not None:
+        v *= 1.0 + _of_sample(scale, scale_stride, scale_rows, columns, inside)
+    if shift is not None:
+        v += _of_sample(shift, shift_stride, shift_rows, columns, inside)
+    store(y, rows, columns, inside, v, LENGTH)
+
+
+@triton.jit
+def _total(values):
+    return tl.sum(tl.sum(values, axis=1), axis=0)
+
+
+@triton.jit
+def _squares(v, mean, inside):
+    return _total(tl.where(inside, (v - mean) * (v - mean), 0.0))
+
+
+@triton.jit
+def _residual_modulate(
+    x,
+    codes,
+    scales,
+    gate,
+    shift,
+    scale,
+    affine,
+    out,
+    y,
+    x_stride,
+    gate_stride,
+    shift_stride,
+    scale_stride,
+    gate_rows,
+    shift_rows,
+    scale_rows,
+    eps,
+    LENGTH: tl.constexpr,
+    FORMAT: tl.constexpr,
+    TOP: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    _, rows, number, there = groups_of_program(1, 1, GROUPS, TILE)
+    found, of_groups = load_codes(codes, scales, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN)
+    columns, inside = columns_of(number, there, 0, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
+    low = _add(
+        x,
+        x_stride,
+        found,
+        of_groups,
+        0,
+        affine,
+        gate,
+        gate_stride,
+        gate_rows,
+        out,
+        rows,
+        columns,
+        inside,
+        LENGTH,
+        FORMAT,
+    )
+    total = _total(low)
+    if FORMAT == "int4":
+        columns_1, inside_1 = columns_of(number, there, 1, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
+        high = _add(
+            x,
+            x_stride,
+            found,
+            of_groups,
+            1,
+            affine,
+            gate,
+            gate_stride,
+            gate_rows,
+            out,
+            rows,
+            columns_1,
+            inside_1,
+            LENGTH,
+            FORMAT,
+        )
+        total += _total(high)
+    mean = total * (1.0 / LENGTH)
+    squares = _squares(low, mean, inside)
+    if FORMAT == "int4":
+        squares += _squares(high, mean, inside_1)
+    inverse = tl.div_rn(tl.full([1], 1.0, tl.float32), tl.sqrt_rn(squares * (1.0 / LENGTH) + eps))
+    _modulate(
+        low,
+        mean,
+        inverse[:, None],
+        shift,
+        shift_stride,
+        shift_rows,
+        scale,
+        scale_stride,
+        scale_rows,
+        y,
+        rows,
+        columns,
+        inside,
+        LENGTH,
+    )
+    if FORMAT == "int4":
+        _modulate(
+            high,
+            mean,
+            inverse[:, None],
+            shift,
+            shift_stride,
+            shift_rows,
+            scale,
+            scale_stride,
+            scale_rows,
+            y,
+            rows,
+            columns_1,
+            inside_1,
+            LENGTH,
+        )
