@@ -309,7 +309,10 @@ class Bench:
         args, kwargs = variant.arguments(data, row.format)
         torch._dynamo.reset()
         compiled = torch.compile(OPERATIONS[variant.op].plain, dynamic=False)
-        row.compile_ms = self.clock(lambda: compiled(*args, **kwargs)).ms
+        try:
+            row.compile_ms = self.clock(lambda: compiled(*args, **kwargs)).ms
+        except Exception as error:  # what a compiler cannot do is no reason to lose the other rows
+            self.remark += f"torch.compile of {variant.op}, {row.format}: {type(error).__name__}. "
         self.show(row)
 
     def show(self, row: Row) -> None:
@@ -409,7 +412,7 @@ def run(bench: Bench, sizes: list[str], formats: list[str], variants: list[Varia
         for form in formats:
             for variant in variants:
                 if not budget.allows():
-                    bench.remark = "Time was over before every row was measured."
+                    bench.remark += "Time was over before every row was measured."
                     return
                 bench.measure(size, data, variant, form)
 
@@ -421,7 +424,7 @@ def beside_compiled(bench: Bench, variants: list[Variant], budget: Budget) -> No
         if row.compile_ms is not None:
             continue
         if not budget.allows():
-            bench.remark = "Time was over before torch.compile was measured beside every row."
+            bench.remark += "Time was over before torch.compile was measured beside every row."
             return
         if data.shape != row.shape:
             data = Data(row.shape, bench.device)
