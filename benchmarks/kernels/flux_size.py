@@ -70,8 +70,11 @@ TINY_SIZE = Size(layers=2, single_layers=3, pixels=128, text=16, over=TINY)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One method. ``on``: (pipeline, steps) -> what switches it on and off; a text that it gives belongs to the setting.
-    ``ours``: it can report."""
+    """One method.
+
+    on    (pipeline, steps) -> what switches it on and off; a text that it gives belongs to the setting
+    ours  it can report
+    """
 
     method: str
     setting: str
@@ -279,8 +282,8 @@ class Bench:
             f"{name}: {self.size.layers} double and {self.size.single_layers} single blocks, "
             f"{self.parameters / 1e9:.3f} billion random parameters in bfloat16; {self.size.tokens} picture and "
             f"{self.size.text} text tokens; {self.steps} steps. Seconds of the sampling loop: the median of "
-            f"{self.repeats} after a run that is not timed. Ideal: full over computed steps, by work in the blocks. The "
-            "error is that of random weights: it says that nothing is broken, and no more.",
+            f"{self.repeats} after a run that is not timed. Ideal: full over computed steps, by work in the blocks. "
+            "The error is that of random weights: it says that nothing is broken, and no more.",
             "\n".join([HEAD, *(f"| {' | '.join(row.cells())} |" for row in self.rows)]),
             self.remark,
         ]
