@@ -442,7 +442,7 @@ def options(device: torch.device, arguments: list[str] | None) -> argparse.Names
     args.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out; on a CPU, ours is plain torch"
     )
-    args.add_argument("--minutes", type=float, default=9.0, help="begin nothing new after")
+    args.add_argument("--minutes", type=float, default=8.0, help="begin nothing new after")
     args.add_argument("--out", type=Path, default=results("kernels", device))
     return args.parse_args(arguments)
 
