@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+# Triton reads it when it is imported, which nothing above does: kernels then run in its interpreter, on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # One thread: the order of every sum is fixed, so bits can be compared, and small models run no slower for it.
 torch.set_num_threads(1)
 

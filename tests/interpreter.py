@@ -1,7 +1,7 @@
 """Triton's interpreter, made to round as GPUs do.
 
 It cuts floats off where hardware rounds to nearest even: half of all casts to bfloat16 are one unit off, and a carry is
-lost in casts to e4m3 (triton-lang/triton#8322). ``TRITON_INTERPRET=1`` is set in ``conftest.py``, where there is no GPU.
+lost in casts to e4m3 (triton-lang/triton#8322). ``conftest.py`` sets ``TRITON_INTERPRET=1`` where there is no GPU.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import functools
 import math
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -25,12 +25,13 @@ from torch import Tensor
 from diffcache.kernels.coding import SMALLEST
 from diffcache.kernels.formats import Format
 
+Given = TypeVar("Given", Tensor, Tensor | None)
+
 TINY = tl.constexpr(SMALLEST)
 
-VALUES = (
-    2048  # of a tile: sixteen for each thread of four warps, as many codes of one byte as a thread can store at once
-)
-PER_WARP = 512
+THREADS = 128  # of a program
+THREADS_OF_ROW = 512  # at most, where a program has a whole row
+PER_THREAD = 16  # values: as many codes of one byte as a thread can store at once
 FLAT = 128  # values that make a group where the format has none
 
 
@@ -63,16 +64,23 @@ class Tiling:
         return math.ceil(count * self.GROUPS / self.TILE)
 
 
-@functools.cache
 def tiling(how: Format, count: int, length: int, *, whole_rows: bool = False) -> Tiling:
     """For samples of ``count`` rows; ``whole_rows``: a program has one row, however long."""
+    return tiling_for(32 if torch.version.hip is None else 64, how, count, length, whole_rows=whole_rows)
+
+
+@functools.cache
+def tiling_for(lanes: int, how: Format, count: int, length: int, *, whole_rows: bool) -> Tiling:
+    """Where a warp has so many threads."""
     group = how.group_of(length) if how.group else min(FLAT, above(length))
     groups = math.ceil(length / group)
     parts = 2 if how.bits == 4 else 1
     width = group // parts
     block = above(width)
-    tile = above(groups) if whole_rows else min(max(1, VALUES // (block * parts)), above(count * groups))
-    warps = min(max(1, tile * block * parts // PER_WARP), 16 if whole_rows else 4)
+    room = THREADS * PER_THREAD // (block * parts)
+    tile = above(groups) if whole_rows else min(max(1, room), above(count * groups))
+    threads = min(tile * block * parts // PER_THREAD, THREADS_OF_ROW if whole_rows else THREADS)
+    warps = max(1, threads // lanes)
     even = length % group == 0 and width == block
     return Tiling(length, how.name, how.top, group, groups, width, block, tile, even, warps)
 
@@ -89,13 +97,14 @@ def compiles(how: Format, device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def by_rows(x: Tensor | None) -> Tensor | None:
+def by_rows(x: Given) -> Given:
     """With neighbours of a row side by side; rows may lie anywhere."""
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+def dense(x: Given) -> Given:
+    """With nothing between its elements."""
+    return x if x is None else x.contiguous()
 
 
 def stride(x: Tensor | None) -> int:
@@ -165,10 +174,7 @@ def columns_of_codes(
 
 @triton.jit
 def length_of_codes(LENGTH: tl.constexpr, FORMAT: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
-    if FORMAT == "int4":
-        length: tl.constexpr = GROUPS * WIDTH
-    else:
-        length: tl.constexpr = LENGTH
+    length: tl.constexpr = GROUPS * WIDTH if FORMAT == "int4" else LENGTH
     return length
 
 

@@ -33,12 +33,13 @@ def predict(
     if x is not None:
         out = out + x.float() * kappa
     if scale is not None:
-        out = (out.view(-1, *_apart(scale, length)) * scale).view_as(out)
+        out = (_apart(out, scale) * scale).view_as(out)
     if bias is not None:
-        out = (out.view(-1, *_apart(bias, length)) + bias).view_as(out)
+        out = (_apart(out, bias) + bias).view_as(out)
     return out.to(dtype, copy=True)
 
 
-def _apart(coefficients: Tensor, length: int) -> tuple[int, int]:
-    """Rows that have coefficients of their own, and their length."""
-    return len(coefficients), length
+def _apart(values: Tensor, coefficients: Tensor) -> Tensor:
+    """[R, L] as [R / C, C, L]: the rows that C rows of coefficients are for together."""
+    count, length = values.shape
+    return values.view(count // len(coefficients), len(coefficients), length)

@@ -66,7 +66,8 @@ def launch(
         )
         if compared:
             block = min(AT_ONCE, tiles.above(programs))
-            _add_up[samples * 6,](partial, sums, programs, BLOCK=block, num_warps=8 if block == AT_ONCE else 1)
+            options = {"num_warps": max(1, block // 512), "enable_fp_fusion": False}
+            _add_up[samples * 6,](partial, sums, programs, BLOCK=block, **options)
     return codes, scales, sums
 
 

@@ -34,7 +34,7 @@ def launch(
     if not x.numel():
         return out, y
     tiling = tiles.tiling(how, 1, length, whole_rows=True)
-    x, gate, shift, scale = map(tiles.by_rows, (x, gate, shift, scale))
+    x, gate, shift, scale = tiles.by_rows(x), tiles.by_rows(gate), tiles.by_rows(shift), tiles.by_rows(scale)
     with tiles.on(codes):
         _residual_modulate[count,](
             x,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,11 +31,16 @@ def residual_modulate(
     if scale is not None:
         y = _over_samples(y, 1 + scale.float())
     if shift is not None:
-        y = (y.view(len(shift), -1, length) + shift.float().unsqueeze(1)).view_as(y)
+        y = (_apart(y, shift) + shift.float().unsqueeze(1)).view_as(y)
     return out, y.to(x.dtype, copy=True)
 
 
 def _over_samples(values: Tensor, factors: Tensor) -> Tensor:
     """[R, L] times [S, L], rows of a sample together."""
-    apart = values.view(len(factors), -1, values.shape[1])
-    return (apart * factors.to(torch.float32).unsqueeze(1)).view_as(values)
+    return (_apart(values, factors) * factors.float().unsqueeze(1)).view_as(values)
+
+
+def _apart(values: Tensor, factors: Tensor) -> Tensor:
+    """[R, L] as [S, R / S, L]."""
+    samples, (count, length) = len(factors), values.shape
+    return values.view(samples, count // samples, length)

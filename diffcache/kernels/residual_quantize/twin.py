@@ -15,5 +15,5 @@ def residual_quantize(
     kept = step if prescale is None else (step - prescale[0]) / prescale[1]
     codes, scales = encode(kept, format_of(format))
     if gate is not None:
-        step = (step.view(len(gate), -1, f.shape[1]) * gate.float().unsqueeze(1)).view_as(step)
+        step = (step.view(len(gate), len(f) // len(gate), f.shape[1]) * gate.float().unsqueeze(1)).view_as(step)
     return (x.float() + step).to(x.dtype, copy=True), codes, scales
