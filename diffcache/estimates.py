@@ -75,12 +75,14 @@ class _Visit:
     def kept_bytes(self, program: Program, step: int) -> int:
         """What the store keeps of it at this step."""
         how = None if program.store is None else format_of(program.store)
+        channels = None if program.prescale is None else program.prescale.shape[1]
         if step not in program.keeps_x:
-            return kept_bytes(self.outputs, how)
+            return kept_bytes(self.outputs, how, channels)
         pairing = pair(self.inputs, self.outputs, {})
         x = pairing.x(self.inputs)
-        apart = step not in program.differences or own_inputs(self.outputs, x, pairing, how) is None
-        return kept_bytes(self.outputs, how) + apart * kept_bytes(x, how)
+        if step in program.differences and own_inputs(self.outputs, x, pairing, how) is not None:
+            return kept_bytes(self.outputs, how)
+        return kept_bytes(self.outputs, how, channels) + kept_bytes(x, how, channels)
 
 
 class _EnoughError(Exception):

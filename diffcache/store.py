@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from diffcache.kernels import Format, Packed, pack
+from diffcache.kernels import Format, Packed, pack, packed_bytes
 from diffcache.kernels.library import Backend
 
 Kept = Tensor | Packed
@@ -60,7 +60,7 @@ class Keeping:
     """How a site's tensors are kept.
 
     how       None: as they are
-    prescale  float32 [2, C] for tensors whose last dimension are these channels, or None
+    prescale  float32 [2, C] for tensors whose last dimension are these channels; None: their own
     """
 
     how: Format | None = None
@@ -69,11 +69,12 @@ class Keeping:
 
     def keep(self, x: Tensor, *, mine: bool = False) -> Kept:
         """A copy; where the format saves nothing and ``x`` is nobody else's, ``x``."""
+        channels = None if self.prescale is None else self.prescale.shape[1]
         if not fewer_bytes(x, self.how):
             return x if mine else x.detach().clone()
         assert self.how is not None
-        fits = self.prescale is not None and x.ndim < 4 and x.shape[-1] == self.prescale.shape[1]
-        return pack(x, self.how, prescale=self.prescale if fits else None, backend=self.backend)
+        prescale = self.prescale if scaled(x, self.how, channels) else None
+        return pack(x, self.how, prescale=prescale, backend=self.backend)
 
     def keep_difference(self, f: Tensor, x: Tensor) -> Kept:
         """F − x, in one pass, for tensors that ``fewer_bytes`` is true of."""
@@ -146,12 +147,20 @@ class Store:
 
 def fewer_bytes(x: Tensor, how: Format | None) -> bool:
     """Whether this format keeps the tensor, of which the values do not matter, in fewer bytes than it has."""
-    return how is not None and x.is_floating_point() and x.ndim > 1 and how.nbytes(x.shape) < x.nbytes
+    return how is not None and x.is_floating_point() and x.ndim > 1 and packed_bytes(x.shape, how) < x.nbytes
 
 
-def kept_bytes(tensors: Sequence[Tensor], how: Format | None) -> int:
-    """That ``Keeping`` makes of them; their values do not matter."""
-    return sum(how.nbytes(t.shape) if how is not None and fewer_bytes(t, how) else t.nbytes for t in tensors)
+def scaled(x: Tensor, how: Format, channels: int | None) -> bool:
+    """Whether a prescale of so many channels is for ``x``."""
+    return channels is not None and bool(how.group) and x.ndim < 4 and x.shape[-1] == channels
+
+
+def kept_bytes(tensors: Sequence[Tensor], how: Format | None, channels: int | None = None) -> int:
+    """That ``Keeping`` makes of them; their values do not matter. ``channels``: of its prescale, where it has one."""
+    return sum(
+        packed_bytes(t.shape, how, scaled=scaled(t, how, channels)) if how and fewer_bytes(t, how) else t.nbytes
+        for t in tensors
+    )
 
 
 def signature(x: Sequence[Kept]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcache.errors import UnknownName
-from diffcache.kernels import FORMATS, Format, format_of, pack, unpack
+from diffcache.kernels import FORMATS, Format, format_of, pack, packed_bytes, unpack
 from diffcache.kernels.formats import rows
 
 every = pytest.mark.parametrize("how", FORMATS.values(), ids=FORMATS)
@@ -38,17 +38,19 @@ def test_no_value_is_further_off_than_promised(how: Format, shape: list[int], se
 
 @every
 @pytest.mark.parametrize(
-    "shape", [(2, 5, 96), (2, 5, 1152), (3, 130), (2, 4, 16, 12), (1, 3, 2, 8, 8), (7,), (2, 0), (0, 3)]
+    "shape", [(2, 5, 96), (2, 5, 1152), (4, 128, 40), (600, 130), (3, 130), (2, 4, 16, 12), (1, 3, 2, 8, 8), (7,), (2, 0), (0, 3)]
 )
 def test_bytes_are_those_that_are_kept(how: Format, shape: tuple[int, ...]) -> None:
     packed = pack(torch.randn(shape), how)
-    assert how.nbytes(shape) == packed.nbytes == packed.codes.nbytes + packed.scales.nbytes
+    own = 0 if packed.prescale is None else packed.prescale.nbytes
+    assert packed_bytes(shape, how) == packed.nbytes == packed.codes.nbytes + packed.scales.nbytes + own
+    assert how.nbytes(shape) == packed.nbytes - own
     assert torch.equal(unpack(packed), unpack(packed))
 
 
 @pytest.mark.parametrize(("name", "most"), [("bf16", 1.0), ("int8", 0.52), ("fp8", 0.52), ("int4", 0.28)])
 def test_wide_tensors_take_that_part_of_their_bytes_in_bfloat16(name: str, most: float) -> None:
-    x = torch.randn(2, 64, 3072, dtype=torch.bfloat16)
+    x = torch.randn(2, 256, 3072, dtype=torch.bfloat16)
     assert pack(x, FORMATS[name]).nbytes <= most * x.nbytes
 
 
@@ -65,15 +67,38 @@ def test_bfloat16_is_the_cast() -> None:
     assert torch.equal(unpack(pack(x, FORMATS["bf16"])), x.bfloat16().float())
 
 
-@every
+@with_scales
 def test_a_prescale_takes_outlying_channels_off_the_others(how: Format) -> None:
     x = torch.randn(2, 64, 256)
     x[..., :6] = x[..., :6] * 30 + 100
-    prescale = torch.stack([x.mean((0, 1)), x.std((0, 1))])
-    plain, scaled = ((unpack(pack(x, how, prescale=p)) - x).square().mean((0, 1)) for p in (None, prescale))
+    none = torch.tensor([[0.0], [1.0]]).expand(2, 256)
+    given = torch.stack([x.mean((0, 1)), x.std((0, 1))])
+    plain, scaled, own = ((unpack(pack(x, how, prescale=p)) - x).square().mean((0, 1)) for p in (none, given, None))
     assert bool((scaled[:6] < plain[:6]).all())
-    if how.dtype != torch.float8_e4m3fn:  # floating-point codes have no need of it
-        assert float(scaled[6:128].mean()) < float(plain[6:128].mean()) / (10 if how.group else 0.5)
+    assert float(own.sum()) == pytest.approx(float(scaled.sum()), rel=0.05)
+    if how.name in ("int8", "int4"):  # the others' neighbours have no need of it
+        assert float(scaled[6:128].mean()) < float(plain[6:128].mean()) / 10
+
+
+@with_scales
+def test_channels_that_do_not_vary_or_are_not_finite_are_left_alone(how: Format) -> None:
+    x = torch.randn(2, 256, 64)
+    x[..., 3] = 5.0
+    x[0, 7, 9] = float("nan")
+    packed = pack(x, how)
+    assert packed.prescale is not None
+    assert bool(packed.prescale.isfinite().all())
+    assert packed.prescale[:, 3].tolist() == [5.0, 1.0]
+    found = unpack(packed)
+    found[0, 7], x[0, 7] = 0, 0
+    assert torch.equal(found[..., 3], x[..., 3])
+    assert bool(found.isfinite().all())
+
+
+@with_scales
+def test_few_tokens_and_pictures_have_no_prescale_of_their_own(how: Format) -> None:
+    for shape in [(2, 8, 64), (3, 64), (2, 4, 32, 32), (2, 4, 3, 32, 32)]:
+        assert pack(torch.randn(shape), how).prescale is None
 
 
 @every
@@ -81,6 +106,8 @@ def test_parts_of_a_batch_are_the_batch_of_parts(how: Format) -> None:
     x = torch.randn(4, 3, 5, 6, 2)
     for whole, part in zip(x.chunk(2), pack(x, how).chunk(2), strict=True):
         assert torch.equal(unpack(part), unpack(pack(whole, how)))
+    tokens = torch.randn(4, 128, 36)
+    assert torch.equal(torch.cat([unpack(part) for part in pack(tokens, how).chunk(4)]), unpack(pack(tokens, how)))
 
 
 @every

@@ -131,7 +131,7 @@ def _from_packed(
     like = anchors[0]
     if now is not None and now.shape != like.shape:
         return None
-    if isinstance(then, Tensor) or (then is not None and (then.shape != like.shape or not then.scaled_as(like))):
+    if isinstance(then, Tensor) or (then is not None and (then.shape != like.shape or then.format != like.format)):
         return None
     arrays = [v for row in rows for v in (terms.scale[row], terms.bias[row]) if isinstance(v, np.ndarray)]
     if any(_channel_dim(like, v.size) != channel_dim(like) for v in arrays):

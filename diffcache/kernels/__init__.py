@@ -4,6 +4,6 @@ One folder is one operation: its contract, the plain-torch form that specifies i
 """
 
 from diffcache.kernels.formats import FORMATS, Format, format_of
-from diffcache.kernels.packing import Packed, from_kept, pack, pack_again, unpack
+from diffcache.kernels.packing import Packed, from_kept, pack, pack_again, packed_bytes, unpack
 
-__all__ = ["FORMATS", "Format", "Packed", "format_of", "from_kept", "pack", "pack_again", "unpack"]
+__all__ = ["FORMATS", "Format", "Packed", "format_of", "from_kept", "pack", "pack_again", "packed_bytes", "unpack"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from diffcache.kernels.library import Backend
 from diffcache.kernels.predict import predict
 from diffcache.kernels.quantize import quantize
 
+PRESCALE: Final = torch.bfloat16  # of centres and spreads that are kept beside the codes
+PAYS = 16  # the codes take at least so many times their bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -21,7 +26,8 @@ class Packed:
 
     codes     [rows, ...] of the format's dtype
     scales    float32 [rows, groups]
-    prescale  float32 [2, row length] that it was quantised with, or None; belongs to all that share it
+    prescale  [2, row length] that it was quantised with, or None
+    shared    the prescale belongs to others as well, who count its bytes
     """
 
     codes: Tensor
@@ -30,10 +36,12 @@ class Packed:
     shape: torch.Size
     dtype: torch.dtype
     prescale: Tensor | None = None
+    shared: bool = False
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
+        own = 0 if self.prescale is None or self.shared else self.prescale.nbytes
+        return self.codes.nbytes + self.scales.nbytes + own
 
     @property
     def device(self) -> torch.device:
@@ -54,16 +62,11 @@ class Packed:
     def is_floating_point(self) -> bool:
         return True
 
-    def scaled_as(self, other: Packed) -> bool:
-        """Whether codes and scales of the two mean the same."""
-        same = self.prescale is other.prescale
-        return self.format == other.format and self.dtype == other.dtype and same
-
     def chunk(self, parts: int) -> list[Packed]:
         """Equal parts along the first dimension; ``parts`` divides it."""
         shape = torch.Size((self.shape[0] // parts, *self.shape[1:]))
         halves = zip(self.codes.chunk(parts), self.scales.chunk(parts), strict=True)
-        return [Packed(c, s, self.format, shape, self.dtype, self.prescale) for c, s in halves]
+        return [Packed(c, s, self.format, shape, self.dtype, self.prescale, self.shared) for c, s in halves]
 
 
 def pack(
@@ -76,17 +79,39 @@ def pack(
 ) -> Packed:
     """``x`` (less ``minus``), floating-point, of any shape and strides, in this format.
 
-    prescale  float32 [2, channels]: centre and spread; only for tensors whose rows are channels (``rows``)
+    prescale  float32 [2, channels]: centre and spread, for tensors whose rows are channels (``rows``); None: the
+              tensor's own, where that is worth its bytes (``prescaled``)
     """
     shape = rows(x.shape)
-    codes, scales, _ = quantize(
-        x.detach().reshape(shape),
-        how.name,
-        None if minus is None else minus.detach().reshape(shape),
-        prescale,
-        backend=backend,
-    )
-    return Packed(codes, scales, how, x.shape, x.dtype, prescale)
+    flat = x.detach().reshape(shape)
+    less = None if minus is None else minus.detach().reshape(shape)
+    scale = prescale
+    if scale is None and prescaled(x.shape, how):
+        scale = channels(flat if less is None else flat - less)
+    codes, scales, _ = quantize(flat, how.name, less, scale, backend=backend)
+    return Packed(codes, scales, how, x.shape, x.dtype, scale, shared=prescale is not None)
+
+
+def prescaled(shape: Sequence[int], how: Format) -> bool:
+    """Whether a tensor is packed with the centre and spread of its own channels: tokens, so many that two numbers of a
+    channel are few beside its codes."""
+    count, _ = rows(shape)
+    return bool(how.group) and 2 <= len(shape) <= 3 and count * how.bits >= PAYS * 2 * PRESCALE.itemsize * 8
+
+
+def packed_bytes(shape: Sequence[int], how: Format, *, scaled: bool = False) -> int:
+    """Of a tensor of this shape. ``scaled``: with a prescale that is somebody else's."""
+    own = 0 if scaled or not prescaled(shape, how) else 2 * PRESCALE.itemsize * shape[-1]
+    return how.nbytes(shape) + own
+
+
+def channels(x: Tensor) -> Tensor:
+    """Mean and standard deviation of every column of [R, L], [2, L], rounded: what was rounded before quantising costs
+    no exactness. What is not finite, or does not vary, is left alone."""
+    spread, centre = torch.std_mean(x, dim=0, correction=0)
+    centre, spread = centre.to(PRESCALE), spread.to(PRESCALE)
+    spread = torch.where((spread > 0) & spread.isfinite(), spread, 1)
+    return torch.stack([torch.where(centre.isfinite(), centre, 0), spread])
 
 
 def pack_again(x: Tensor, before: Packed, backend: Backend = "auto") -> tuple[Packed, Tensor]:
@@ -95,12 +120,12 @@ def pack_again(x: Tensor, before: Packed, backend: Backend = "auto") -> tuple[Pa
     flat = x.detach().reshape(rows(x.shape))
     args = None, before.prescale, before.codes, before.scales
     codes, scales, sums = quantize(flat, before.format.name, *args, backend=backend)
-    return Packed(codes, scales, before.format, x.shape, x.dtype, before.prescale), sums[0]
+    return dataclasses.replace(before, codes=codes, scales=scales), sums[0]
 
 
 def unpack(packed: Packed, backend: Backend = "auto") -> Tensor:
     """A new contiguous tensor of the shape and dtype that was packed."""
-    affine = None if packed.prescale is None else packed.prescale.flip(0)
+    affine = None if packed.prescale is None else packed.prescale.flip(0).float()
     args = packed.codes, packed.scales, packed.format.name, packed.length, packed.dtype, affine
     return dequantize(*args, backend=backend).reshape(packed.shape)  # type: ignore[no-any-return]
 
@@ -115,7 +140,7 @@ def from_kept(
     bias: float | Tensor = 0.0,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Equation (1) from packed tensors of one shape, format and prescale: scale ⊙ (Σ_k weights[k] · F_k + kappa · x) +
+    """Equation (1) from packed tensors of one shape and format: scale ⊙ (Σ_k weights[k] · F_k + kappa · x) +
     bias, a new contiguous tensor.
 
     weights      one of them may be −κ, for an x_0 among the anchors
@@ -137,13 +162,19 @@ def from_kept(
         if folded is not None:
             out = dequantize(newest.codes, newest.scales, *_as(newest), *folded, backend=backend)
             return out.reshape(newest.shape)  # type: ignore[no-any-return]
-    codes, scales = [a.codes for a in anchors], [a.scales for a in anchors]
-    out = predict(codes, scales, weights, *_as(newest), newest.prescale, flat, kappa, scale_, bias_, backend=backend)
+    codes, scales, prescale = [a.codes for a in anchors], [a.scales for a in anchors], _prescales(anchors)
+    out = predict(codes, scales, weights, *_as(newest), prescale, flat, kappa, scale_, bias_, backend=backend)
     return out.reshape(newest.shape)  # type: ignore[no-any-return]
 
 
 def _as(packed: Packed) -> tuple[str, int, torch.dtype]:
     return packed.format.name, packed.length, packed.dtype
+
+
+def _prescales(anchors: Sequence[Packed]) -> Tensor | None:
+    """[K, 2, length], or None."""
+    found = [a.prescale for a in anchors if a.prescale is not None]
+    return torch.stack(found) if found else None
 
 
 def _folded(
@@ -159,7 +190,7 @@ def _folded(
         factor = torch.full((anchor.length,), weight, device=anchor.device)
         offset = torch.zeros_like(factor)
     else:
-        offset, factor = anchor.prescale * weight
+        offset, factor = anchor.prescale.float() * weight
     if scale is not None:
         factor, offset = factor * scale[0], offset * scale[0]
     if bias is not None:

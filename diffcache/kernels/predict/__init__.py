@@ -3,13 +3,13 @@
 predict(codes, scales, weights, format, length, dtype, prescale=None, x=None, kappa=0.0, scale=None, bias=None)
     -> out [R, length] of dtype
 
-    F_k = prescale[1] ⊙ decode(codes[k], scales[k]) + prescale[0]                (kernels/coding.py)
+    F_k = prescale[k, 1] ⊙ decode(codes[k], scales[k]) + prescale[k, 0]          (kernels/coding.py)
     out = scale ⊙ ( Σ_k weights[k] · F_k + kappa · x ) + bias
 
 codes, scales    K ≥ 1 of each, as ``quantize`` gave them, contiguous. An input x_0 that κ refers to is one more of
                  them, with the weight −κ
 weights          K numbers
-prescale         float32 [2, length], as they were quantised with
+prescale         floating-point [K, 2, length], as they were quantised with
 x                [R, length], floating-point, any strides
 scale, bias      float32 [1, length], a number for every column, or [C, 1], for every row; the rows after the first C
                  begin again (C divides R)

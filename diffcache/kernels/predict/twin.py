@@ -25,11 +25,13 @@ def predict(
     bias: Tensor | None = None,
 ) -> Tensor:
     how = format_of(format)
-    out = decode(codes[0], scales[0], how, length) * weights[0]
-    for c, s, w in zip(codes[1:], scales[1:], weights[1:], strict=True):
-        out = out + decode(c, s, how, length) * w
-    if prescale is not None:
-        out = out * prescale[1] + prescale[0] * sum(weights)
+    out = torch.zeros((), device=codes[0].device)
+    for k, (c, s, w) in enumerate(zip(codes, scales, weights, strict=True)):
+        f = decode(c, s, how, length)
+        if prescale is not None:
+            own = prescale[k]
+            f = f * own[1] + own[0]
+        out = out + f * w
     if x is not None:
         out = out + x.float() * kappa
     if scale is not None:

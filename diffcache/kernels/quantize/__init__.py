@@ -8,7 +8,7 @@ quantize(x, format, minus=None, prescale=None, previous_codes=None, previous_sca
 x                [R, L], floating-point, any strides
 format           a name of FORMATS
 minus            [R, L], floating-point; what is kept is the difference
-prescale         float32 [2, L]: centre and spread of every column; None: 0 and 1
+prescale         floating-point [2, L]: centre and spread of every column; None: 0 and 1
 previous_*       codes and scales of the same format and prescale, that the sums compare with
 samples          S, divides R: rows of a sample lie together
 

@@ -7,7 +7,7 @@ residual_quantize(x, f, format, gate=None, prescale=None) -> out, codes, scales
 x                [R, L], floating-point, any strides: the residual stream
 f                [R, L], floating-point, any strides: what attention or feed-forward returned
 gate             [S, L], floating-point, any strides; S divides R, rows of a sample lie together; None: 1
-prescale         float32 [2, L]: centre and spread of every column; None: 0 and 1
+prescale         floating-point [2, L]: centre and spread of every column; None: 0 and 1
 
 out              [R, L] of x's dtype, new and contiguous
 codes, scales    as of ``quantize``
