@@ -187,7 +187,7 @@ def quantize(
         if minus:
             found["minus"] = stream(length)
         if prescale:
-            found["prescale"] = torch.empty(2, length)
+            found["prescale"] = torch.empty(2, length, dtype=torch.bfloat16)
         if sums:
             found["previous_codes"], found["previous_scales"] = kept(format, length)
         return found
@@ -198,7 +198,8 @@ def quantize(
 def residual_quantize(format: str, length: int) -> dict[str, Any]:
     gate = torch.empty(2, length, dtype=torch.bfloat16)
     return {
-        "x": stream(length), "f": stream(length), "format": format, "gate": gate, "prescale": torch.empty(2, length)
+        "x": stream(length), "f": stream(length), "format": format, "gate": gate,
+        "prescale": torch.empty(2, length, dtype=torch.bfloat16),
     }  # fmt: skip
 
 
@@ -216,8 +217,9 @@ def predict(anchors: int) -> Callable[[str, int], dict[str, Any]]:
         codes, scales = kept(format, length)
         return {
             "codes": [codes] * anchors, "scales": [scales] * anchors, "weights": [0.5] * anchors, "format": format,
-            "length": length, "dtype": torch.bfloat16, "prescale": torch.empty(2, length), "x": stream(length),
-            "kappa": 0.5, "scale": torch.empty(1, length), "bias": torch.empty(1, length),
+            "length": length, "dtype": torch.bfloat16, "x": stream(length),
+            "prescale": torch.empty(anchors, 2, length, dtype=torch.bfloat16), "kappa": 0.5,
+            "scale": torch.empty(1, length), "bias": torch.empty(1, length),
         }  # fmt: skip
 
     return arguments

@@ -52,7 +52,10 @@ def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
     size, groups = how.group_of(length), how.groups(length)
     if how.bits == 4:
         bytes_ = codes.view(count, groups, size // 2)
-        values = torch.cat((bytes_ & 15, bytes_ >> 4), dim=-1).float() - 8
+        values = torch.cat((bytes_ & 15, bytes_ >> 4), dim=-1).float().view(count, groups * size)[:, :length] - 8
     else:
-        values = F.pad(codes.float(), (0, groups * size - length)).view(count, groups, size)
-    return (values * scales.unsqueeze(-1)).view(count, groups * size)[:, :length]
+        values = codes.float()
+    if length == groups * size:
+        return (values.view(count, groups, size) * scales.unsqueeze(-1)).view(count, length)
+    # By index: in the last, shorter group the compiler of torch 2.15 reads scales from elsewhere if they are expanded.
+    return values * scales[:, torch.arange(length, device=scales.device) // size]

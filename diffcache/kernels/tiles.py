@@ -192,8 +192,8 @@ def store(x, rows, columns, inside, values, LENGTH: tl.constexpr):
 
 @triton.jit
 def load_columns(pair, which: tl.constexpr, columns, inside, LENGTH: tl.constexpr):
-    """Of float32 [2, LENGTH]; where there is nothing, the number of the row: no division by zero, and nothing added."""
-    return tl.load(pair + which * LENGTH + columns, mask=inside, other=1.0 * which)
+    """Of a tensor [2, LENGTH] as float32; where there is nothing, the row's number: a spread of 1 and a centre of 0."""
+    return tl.load(pair + which * LENGTH + columns, mask=inside, other=1.0 * which).to(tl.float32)
 
 
 @triton.jit

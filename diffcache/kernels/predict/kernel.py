@@ -59,7 +59,6 @@ def launch(
             *absent,
             *map(float, weights),
             *absent,
-            float(sum(weights)),
             tiles.dense(prescale),
             x,
             float(kappa),
@@ -93,14 +92,17 @@ def _laid_out(coefficients: Tensor | None, own: int, length: int) -> Tensor | No
 def _plus(
     low,
     high,
+    anchor: tl.constexpr,
     codes,
     scales,
     weight,
+    prescale,
     rows,
     number,
     there,
     LENGTH: tl.constexpr,
     FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -109,9 +111,16 @@ def _plus(
     """With an anchor more, where there is one."""
     if codes is not None:
         found, of_groups = load_codes(codes, scales, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN)
-        low += decode(found, of_groups, 0, FORMAT) * weight
-        if FORMAT == "int4":
-            high += decode(found, of_groups, 1, FORMAT) * weight
+        for part in tl.static_range(2 if FORMAT == "int4" else 1):
+            f = decode(found, of_groups, part, FORMAT)
+            if prescale is not None:
+                columns, inside = columns_of(number, there, part, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
+                own = prescale + anchor * 2 * LENGTH
+                f = f * load_columns(own, 1, columns, inside, LENGTH) + load_columns(own, 0, columns, inside, LENGTH)
+            if part == 0:
+                low += f * weight
+            else:
+                high += f * weight
     return low, high
 
 
@@ -150,7 +159,6 @@ def _predict(
     weight_5,
     weight_6,
     weight_7,
-    weight,
     prescale,
     x,
     kappa,
@@ -172,41 +180,165 @@ def _predict(
     TILE: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """``weight``: the sum of all."""
     sample, rows, number, there = groups_of_program(count, programs, GROUPS, TILE)
     low = tl.zeros([TILE, BLOCK], dtype=tl.float32)
     high = low
     low, high = _plus(
-        low, high, codes_0, scales_0, weight_0, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        0,
+        codes_0,
+        scales_0,
+        weight_0,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     low, high = _plus(
-        low, high, codes_1, scales_1, weight_1, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        1,
+        codes_1,
+        scales_1,
+        weight_1,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     low, high = _plus(
-        low, high, codes_2, scales_2, weight_2, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        2,
+        codes_2,
+        scales_2,
+        weight_2,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     low, high = _plus(
-        low, high, codes_3, scales_3, weight_3, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        3,
+        codes_3,
+        scales_3,
+        weight_3,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     low, high = _plus(
-        low, high, codes_4, scales_4, weight_4, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        4,
+        codes_4,
+        scales_4,
+        weight_4,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     low, high = _plus(
-        low, high, codes_5, scales_5, weight_5, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        5,
+        codes_5,
+        scales_5,
+        weight_5,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     low, high = _plus(
-        low, high, codes_6, scales_6, weight_6, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        6,
+        codes_6,
+        scales_6,
+        weight_6,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     low, high = _plus(
-        low, high, codes_7, scales_7, weight_7, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
+        low,
+        high,
+        7,
+        codes_7,
+        scales_7,
+        weight_7,
+        prescale,
+        rows,
+        number,
+        there,
+        LENGTH,
+        FORMAT,
+        GROUP,
+        GROUPS,
+        WIDTH,
+        BLOCK,
+        EVEN,
     )
     own = rows - sample * count
     for part in tl.static_range(2 if FORMAT == "int4" else 1):
         columns, inside = columns_of(number, there, part, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
         v = low if part == 0 else high
-        if prescale is not None:
-            centre = load_columns(prescale, 0, columns, inside, LENGTH)
-            v = v * load_columns(prescale, 1, columns, inside, LENGTH) + centre * weight
         if x is not None:
             v += load(x, rows, x_stride, columns, inside) * kappa
         if scale is not None:
