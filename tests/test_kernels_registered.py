@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def arguments(name: str, format: str, *, full: bool, device: str = "cpu") -> tup
     return args, options if full else {}
 
 
-def results(found: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+def results(found: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """As numbers that can be compared: torch has no comparison of eight-bit floats."""
     return [t.float() for t in ([found] if isinstance(found, Tensor) else found)]
 
@@ -111,6 +112,19 @@ def test_compiled_gives_what_torch_gives(name: str) -> None:
     rounded = name == "residual_modulate"  # sums in another order, then rounded to bfloat16
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=2**-7 if rounded else 1e-6, atol=1e-3 if rounded else 1e-6)
+
+
+@pytest.mark.parametrize("length", [257, 258, 300])
+def test_compiled_tells_groups_of_every_length_apart(length: int) -> None:
+    """Groups of unequal lengths, and of lengths that no vector of a CPU has."""
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    torch._dynamo.reset()
+    x = torch.randn(4, length)
+    packed, expected = (results(quantize(x, "int8", backend=b)) for b in ("compiled", "torch"))
+    assert_equal(packed, expected)
+    args = expected[0].to(torch.int8), expected[1], "int8", length, torch.float32, None, x
+    assert_equal(dequantize(*args, backend="compiled"), dequantize(*args, backend="torch"))
 
 
 @every_one

@@ -28,20 +28,18 @@ def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
     if not how.group:
         return x.to(how.dtype, copy=True), x.new_empty(count, 0)
     size, groups = how.group_of(length), how.groups(length)
-    grouped = F.pad(x, (0, groups * size - length)).view(count, groups, size)
-    largest = grouped.abs().amax(-1) if grouped.numel() else x.new_zeros(count, groups)
+    padded = F.pad(x, (0, groups * size - length))
+    largest = padded.view(count, groups, size).abs().amax(-1) if padded.numel() else x.new_zeros(count, groups)
     scales = (largest * (1 / how.top)).clamp_min(SMALLEST)  # divided, it would have other bits on a GPU
     scales = torch.where(largest.isfinite(), scales, torch.nan)
-    z = (grouped * scales.reciprocal().unsqueeze(-1)).nan_to_num(0.0)
+    z = _times(padded if how.bits == 4 else x, scales.reciprocal(), size).nan_to_num(0.0)
     if how.bits == 4:
-        biased = (z + 8.5).floor().to(torch.uint8)
+        biased = (z + 8.5).floor().to(torch.uint8).view(count, groups, size)
         low, high = biased.chunk(2, dim=-1) if biased.numel() else (biased, biased)
         return (low | high << 4).reshape(count, how.codes(length)), scales
     if how.dtype == torch.int8:
-        codes = (z + torch.where(z >= 0, 0.5, -0.5)).to(torch.int8)  # the cast cuts off
-    else:
-        codes = z.clamp(-how.top, how.top).to(how.dtype)
-    return codes.view(count, groups * size)[:, :length].contiguous(), scales
+        return (z + torch.where(z >= 0, 0.5, -0.5)).to(torch.int8), scales  # the cast cuts off
+    return z.clamp(-how.top, how.top).to(how.dtype), scales
 
 
 def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
@@ -55,7 +53,13 @@ def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
         values = torch.cat((bytes_ & 15, bytes_ >> 4), dim=-1).float().view(count, groups * size)[:, :length] - 8
     else:
         values = codes.float()
+    return _times(values, scales, size)
+
+
+def _times(values: Tensor, of_groups: Tensor, size: int) -> Tensor:
+    """[R, L], each times the number of its group, of which all but the last are of this size."""
+    (count, length), groups = values.shape, of_groups.shape[1]
     if length == groups * size:
-        return (values.view(count, groups, size) * scales.unsqueeze(-1)).view(count, length)
-    # By index: in the last, shorter group the compiler of torch 2.15 reads scales from elsewhere if they are expanded.
-    return values * scales[:, torch.arange(length, device=scales.device) // size]
+        return (values.view(count, groups, size) * of_groups.unsqueeze(-1)).view(count, length)
+    # By index: expanded, torch 2.15 compiles it for CPUs so that a shorter last group reads numbers from elsewhere.
+    return values * of_groups[:, torch.arange(length, device=of_groups.device) // size]
