@@ -33,6 +33,7 @@ def optimize(
     held_out: Calls | None = None,
     time_limit_s: float | None = None,
     sites: str = "model",
+    store: str | None = None,
 ) -> CacheSchedule:
     """Measure ``pipe`` on ``calls`` (arguments for ``pipe(**call)``, 16 prompts or more in all) and return the best
     schedule found within ``budget`` (a :class:`Budget`, or a number of computed steps).
@@ -43,6 +44,8 @@ def optimize(
     held_out      calls that candidates are accepted by; None: every fourth of ``calls``, if there are several
     time_limit_s  for the search; None: a fixed number of fits, which makes the schedule the same every time
     sites         "model", the whole denoiser, or "stack", "block", "sublayer" inside
+    store         format in which outputs are kept: "bf16", "int8", "fp8", "int4"; at inner sites "auto" as well: for
+                  each the one with which all fit into the budget's ``memory_bytes``. None: as they are
 
     Calls run once, in full; then parts of their loops are repeated: the search at the model site fits each candidate to
     the full run's states. At inner sites the calls run twice more, to correct what is predicted, channel by channel.
@@ -53,10 +56,11 @@ def optimize(
     """
     if sites == "model":
         calibration = Calibration.record(pipe, calls, held_out=held_out or ())
-        return calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
+        schedule = calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
+        return schedule if store is None else schedule.stored(store)
     profile = measure(pipe, calls, sites=("model", sites))
     name = "allocate" if scheduler == "search" else scheduler
-    schedule = correct(pipe, planning.plan(profile, name, budget, sites=sites), calls)
+    schedule = correct(pipe, planning.plan(profile, name, budget, store=store, sites=sites), calls)
     judged, origin = (held_out, "held-out") if held_out else (calls, "calibration")
     full = final_states(pipe, judged)
     with accelerated(pipe, schedule):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from diffcache import _rooms, schedulers
 from diffcache.budget import Budget
 from diffcache.errors import BadOption
 from diffcache.profile import DenoiserProfile, Profile
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan, StoreFormat
 from diffcache.schedulers import Planned
 from diffcache.schedulers._simulation import Simulator
+from diffcache.schedulers._storage import bytes_held, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,21 @@ def available() -> tuple[Scheduler, ...]:
     return tuple(map(_described, schedulers.having("plan")))
 
 
-def plan(profile: Profile, scheduler: str, budget: Budget | float, **options: Any) -> CacheSchedule:
+def plan(
+    profile: Profile,
+    scheduler: str,
+    budget: Budget | float,
+    *,
+    store: str | None = None,
+    prescale: bool = False,
+    **options: Any,
+) -> CacheSchedule:
     """The schedule that ``scheduler`` makes of ``profile`` within ``budget`` (a bare number: computed steps).
 
     scheduler  a name of :func:`available`, or a spec with options, ``"path:gamma=4"``
+    store      format in which outputs are kept: "bf16", "int8", "fp8", "int4"; "auto": of each site the one with which
+               all fit into the budget's ``memory_bytes`` at the least error; None: as they are
+    prescale   take centre and spread of channels from the profile, not from each tensor that is kept
 
     No network is called. Raises UnknownName, BadOption; an impossible budget is a BadOption that says what is possible.
     """
@@ -47,11 +59,12 @@ def plan(profile: Profile, scheduler: str, budget: Budget | float, **options: An
     name, given = schedulers.parse_spec(scheduler, "plan")
     options = given | options
     make = schedulers.function(name, "plan", options)
+    keeping = _Keeping(budget.memory_bytes, store, prescale)
     _demand_types(make, options)
     _only_denoiser(profile)
 
     def planned(computed_steps: float) -> Planned:
-        return _within_memory(profile, name, make, options, computed_steps, budget.memory_bytes)
+        return _within_memory(profile, name, make, options, computed_steps, keeping)
 
     if budget.computed_steps is not None:
         found = planned(_steps(profile, budget.computed_steps))
@@ -104,7 +117,7 @@ def cache_bytes(profile: Profile, planned: Planned, anchors: int | None = None) 
     held = np.zeros(profile.steps, np.int64)
     for name, plan in planned.sites.items():
         site = denoiser.sites[name]
-        held += site.output_bytes * site.calls * _held(plan, anchors)
+        held += bytes_held(site, plan, anchors)
     return int(held.max())
 
 
@@ -152,19 +165,64 @@ def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: f
     raise BadOption("max_error_db", least_db, f"up to {best_db:.1f}, at {best} computed steps")
 
 
+@dataclass(frozen=True, slots=True)
+class _Keeping:
+    """How the outputs of a plan are to be kept. ``most``: bytes at one time."""
+
+    most: int | None
+    store: str | None
+    prescale: bool
+
+    def __post_init__(self) -> None:
+        allowed = (None, "auto", *get_args(StoreFormat))
+        if self.store not in allowed:
+            raise BadOption("store", self.store, ", ".join(map(repr, allowed)))
+        if self.store == "auto" and self.most is None:
+            raise BadOption("store", "auto", "a format, or 'auto' with a budget that says memory_bytes")
+
+    def of(self, profile: Profile, found: Planned) -> tuple[Planned, bool]:
+        """The plan with its formats, and whether it fits. The smallest format, where even that is too large."""
+        _, denoiser = _only_denoiser(profile)
+        if self.store == "auto":
+            assert self.most is not None
+            chosen = within(profile, denoiser.sites, found, self.most)
+            return chosen or _kept_in(found, "int4"), chosen is not None
+        kept = found if self.store is None else _kept_in(found, self.store)
+        return kept, self.most is None or cache_bytes(profile, kept) <= self.most
+
+    def prescaled(self, profile: Profile, found: Planned) -> Planned:
+        if not self.prescale:
+            return found
+        _, denoiser = _only_denoiser(profile)
+        sites = {
+            name: dataclasses.replace(plan, prescale=denoiser.sites[name].channels) if plan.store else plan
+            for name, plan in found.sites.items()
+        }
+        return dataclasses.replace(found, sites=sites)
+
+
+def _kept_in(found: Planned, store: Any) -> Planned:
+    plans = {name: dataclasses.replace(plan, store=store) for name, plan in found.sites.items()}
+    return dataclasses.replace(found, sites=plans)
+
+
 def _within_memory(
     profile: Profile,
     name: str,
     make: Callable[..., Planned],
     options: dict[str, Any],
     computed_steps: float,
-    most: int | None,
+    keeping: _Keeping,
 ) -> Planned:
     """The plan, if need be with fewer anchors than the options say; its notes say with which options it was made."""
+    most = keeping.most
     while True:
-        found = make(profile, computed_steps, **options)
-        if most is None or (needed := cache_bytes(profile, found)) <= most:
-            return dataclasses.replace(found, notes={**found.notes, "scheduler": _spec(name, options)})
+        found, fits = keeping.of(profile, make(profile, computed_steps, **options))
+        if fits:
+            notes = {**found.notes, "scheduler": _spec(name, options)}
+            return dataclasses.replace(keeping.prescaled(profile, found), notes=notes)
+        assert most is not None
+        needed = cache_bytes(profile, found)
         kept = max(plan.anchors for plan in found.sites.values())
         can_fewer = "anchors" in inspect.signature(make).parameters
         fewer = [n for n in range(1, kept) if can_fewer and cache_bytes(profile, found, n) <= most]
@@ -173,24 +231,6 @@ def _within_memory(
             how = "with one anchor" if can_fewer else f"at {computed_steps:g} computed steps"
             raise BadOption("memory_bytes", most, f"{least} or more, which {name} keeps {how}")
         options = options | {"anchors": fewer[-1]}
-
-
-def _held(plan: SitePlan, anchors: int | None) -> np.ndarray:
-    """int64 [T]: tensors of one output's size that the site keeps at each step, as the executor's store does."""
-    computed = np.flatnonzero(plan.compute)
-    last_use: dict[int, int] = {}
-    with_input: set[int] = set()
-    for step in np.flatnonzero(~plan.compute):
-        newest = computed[computed < step][::-1]
-        used = np.array(plan.weights[:, step, :anchors].any(axis=0))
-        used[0] = True  # what is predicted takes its shape from the newest
-        last_use |= dict.fromkeys(newest[np.flatnonzero(used)].tolist(), int(step))
-        if plan.kappa is not None and plan.kappa[:, step].any():
-            with_input.add(int(newest[0]))
-    held = np.zeros(len(plan.compute), np.int64)
-    for anchor, last in last_use.items():
-        held[anchor : last + 1] += 1 + (anchor in with_input)
-    return held
 
 
 def _demand_types(make: Callable[..., Planned], options: dict[str, Any]) -> None:
@@ -220,7 +260,8 @@ def _begun_late(plan: SitePlan, before: int) -> SitePlan:
     def later(array: np.ndarray | None) -> np.ndarray | None:
         return None if array is None else np.pad(array, [(0, 0), (before, 0), *[(0, 0)] * (array.ndim - 2)])
 
-    return SitePlan(
+    return dataclasses.replace(
+        plan,
         compute=np.concatenate([np.ones(before, bool), plan.compute]),
         weights=np.pad(plan.weights, ((0, 0), (before, 0), (0, 0))),
         kappa=later(plan.kappa),

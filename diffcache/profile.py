@@ -9,16 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 
 from diffcache import _checks
 from diffcache._checks import first, place, put, refuse
 from diffcache._document import Document, Record
-from diffcache.schedule import Guidance, NoiseSchedulerId, check_branches, check_circumstances, check_network
+from diffcache.schedule import (
+    Guidance,
+    NoiseSchedulerId,
+    StoreFormat,
+    check_branches,
+    check_circumstances,
+    check_network,
+)
 
 SYMMETRY = 1e-6  # relative to the diagonal: sums in float32 may run in another order on the other side
+_WHICH = ("which", "channel")
 AXES = {1: ("step",), 2: ("step", "other"), 3: ("branch", "step", "other")}  # by the number of them
 
 
@@ -70,6 +78,23 @@ class Tables(Record):
         return np.asarray(np.clip(ratio, -1, 1))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptProfile:
+    """A site's outputs, kept in one format.
+
+    bytes  of one output
+    error  mean square of what is kept less the output, per element
+    """
+
+    bytes: int
+    error: float
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, bytes=_checks.count(me, "bytes", self.bytes, least=0))
+        put(self, error=_checks.real(me, "error", self.error, least=0))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SiteProfile(Record):
     """One site, measured over full runs. x_i is its input and F_i its output at step i.
@@ -87,6 +112,9 @@ class SiteProfile(Record):
     flops             floating-point operations of one such call
     calls             how often it is called in one step
     output_bytes      size of one output
+    kept              format -> what it costs to keep outputs in it; empty if not measured
+    channels          float64 [2, C], mean and standard deviation of every channel of the output; None where channels
+                      are not the last dimension, or if not measured
     """
 
     output: Tables
@@ -99,6 +127,8 @@ class SiteProfile(Record):
     flops: int
     calls: int
     output_bytes: int
+    kept: Mapping[str, KeptProfile] = field(default_factory=lambda: MappingProxyType({}))
+    channels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         me = type(self).__name__
@@ -122,6 +152,13 @@ class SiteProfile(Record):
             value = _checks.array(me, name, value, np.float64, **axes)
             put(self, **{name: value})
             _demand(me, name, value, value >= 0, "0 or more", tuple(axes))
+        put(self, kept=_checks.mapping(me, "kept", self.kept, KeptProfile))
+        for name in self.kept:
+            if name not in get_args(StoreFormat):
+                refuse(me, f"kept/{name}", "found an unknown format", ", ".join(get_args(StoreFormat)))
+        if self.channels is not None:
+            put(self, channels=_checks.array(me, "channels", self.channels, np.float64, which=2, channel=None))
+            _demand(me, "channels", self.channels, (self.channels > 0) | [[True], [False]], "spreads above 0", _WHICH)
         if (self.residual is None) != (self.residual_ratio is None):
             refuse(me, "residual_ratio", "found without residual, or residual without it", "both or neither")
 
@@ -256,6 +293,9 @@ class Profile(Document):
                 change = f"changes {drift.mean():.3g} per step, " if drift.size else ""
                 cost = f"{1e3 * found.seconds:.3g} ms, {found.flops / 1e9:.3g} GFLOP, {found.output_bytes} bytes"
                 cost += f", {found.calls} times a step" if found.calls > 1 else ""
+                energy = found.output.energy.mean()
+                off = [f"{100 * (k.error / energy) ** 0.5:.2g} % in {n}" for n, k in found.kept.items() if energy]
+                cost += f", off by {', '.join(off)}" if off else ""
                 lines.append(f"  {site:{width}}  {change}{cost}")
         return "\n".join(lines + [f"{key}: {value}" for key, value in self.provenance.items()])
 

@@ -83,9 +83,8 @@ def _moved(plan: SitePlan, old: np.ndarray, new: np.ndarray) -> SitePlan:
     def taken(array: np.ndarray | None) -> np.ndarray | None:
         return None if array is None else array[:, source]
 
-    return SitePlan(
-        compute=compute, weights=weights, kappa=taken(plan.kappa), scale=taken(plan.scale), bias=taken(plan.bias)
-    )
+    kappa, scale, bias = map(taken, (plan.kappa, plan.scale, plan.bias))
+    return dataclasses.replace(plan, compute=compute, weights=weights, kappa=kappa, scale=scale, bias=bias)
 
 
 def _pairs(compute: np.ndarray, old: np.ndarray, new: np.ndarray) -> tuple[list[int], list[int]]:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile, Tables
+from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.schedule import (
     CacheSchedule,
     DenoiserPlan,
@@ -23,6 +23,7 @@ from diffcache.schedule import (
     Online,
     OnlineRule,
     SitePlan,
+    StoreFormat,
 )
 
 DIGEST = "0123456789abcdef" * 4
@@ -55,6 +56,8 @@ def schedule(**changes: Any) -> CacheSchedule:
         kappa=np.full((2, STEPS), 0.25),
         scale=np.full((2, STEPS), 0.5),
         bias=np.full((2, STEPS, 3), -0.125),
+        store="int8",
+        prescale=np.array([[0.5, -2.0, 0.0], [1.0, 3.0, 0.25]]),
     )
     sites = {"model": full, "block:blocks.0": hold("■·····")}
     plan = DenoiserPlan(sites=sites, online=online(), class_name="Net", config_digest=DIGEST)
@@ -132,6 +135,8 @@ def site(outputs: np.ndarray, **changes: Any) -> SiteProfile:
         "flops": 3 * 10**9,
         "calls": 1,
         "output_bytes": 4096,
+        "kept": {"int8": KeptProfile(bytes=1056, error=1e-4), "int4": KeptProfile(bytes=544, error=1e-2)},
+        "channels": np.array([[0.0, -1.5], [1.0, 2.5]]),
     }
     return SiteProfile(**fields | changes)
 
@@ -186,6 +191,10 @@ def arrays(*shape: int, elements: st.SearchStrategy[float] = finite) -> st.Searc
     return hnp.arrays(np.float64, shape, elements=elements)
 
 
+kept_profiles = st.builds(KeptProfile, bytes=st.integers(0, 2**63 - 1), error=st.floats(0, 1e9))
+channels = st.integers(1, 3).flatmap(lambda c: arrays(2, c, elements=st.floats(0.5, 2)))
+
+
 @st.composite
 def site_plans(draw: st.DrawFn, compute: np.ndarray, branches: list[int]) -> SitePlan:
     branch, step, anchor = draw(st.sampled_from(branches)), len(compute), draw(st.integers(1, 3))
@@ -200,6 +209,8 @@ def site_plans(draw: st.DrawFn, compute: np.ndarray, branches: list[int]) -> Sit
         kappa=draw(st.none() | arrays(branch, step)),
         scale=draw(st.none() | per_channel.flatmap(lambda s: arrays(*s, elements=st.floats(0.5, 2)))),
         bias=draw(st.none() | per_channel.flatmap(lambda s: arrays(*s))),
+        store=draw(st.none() | st.sampled_from(get_args(StoreFormat))),
+        prescale=draw(st.none() | channels),
     )
 
 
@@ -265,6 +276,8 @@ def profiles(draw: st.DrawFn) -> Profile:
         optional={
             "modulated_change": st.none(),
             "influence": st.none() | arrays(steps, elements=st.floats(0, 1e9)),
+            "kept": st.dictionaries(st.sampled_from(get_args(StoreFormat)), kept_profiles),
+            "channels": st.none() | channels,
         },
     )
     no_residual = st.sampled_from([{}, {"residual": None, "residual_ratio": None}])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from diffcache.errors import DiffCacheError, DocumentError
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile, Tables
+from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Guidance, NoiseSchedulerId, Online, SitePlan
 
 MODEL = "transformer/model"
@@ -176,7 +176,7 @@ def find(tree: Tree, field: str) -> tuple[Tree, str]:
 
 
 def around(tree: Tree, key: str) -> Tree:
-    return next((tree[room] for room in ("denoisers", "sites") if key in tree.get(room, {})), tree)
+    return next((tree[room] for room in ("denoisers", "sites", "kept") if key in tree.get(room, {})), tree)
 
 
 def put(value: Any, at: str = "") -> Lie:
@@ -338,6 +338,10 @@ SCHEDULE_LIES = [
     lie(f"{MODEL}/scale", entry((0, 2), np.inf), "branch 0, step 2 is inf"),
     lie(f"{MODEL}/bias", change(lambda a: a[None]), "shape [1, 2, 6, 3]. Allowed: [branch 2, step 6, channel any]"),
     lie(f"{MODEL}/bias", entry((0, 2, 1), np.nan), "branch 0, step 2, channel 1 is nan"),
+    lie(f"{MODEL}/store", put("int3"), "found 'int3'. Allowed: 'bf16', 'int8', 'fp8', 'int4' or null"),
+    lie(f"{MODEL}/store", put(8), "found 8"),
+    lie(f"{MODEL}/prescale", entry((1, 0), 0.0), "the spread of channel 0 is 0. Allowed: spreads above 0"),
+    lie(f"{MODEL}/prescale", change(lambda a: a[:1]), "found shape [1, 3]. Allowed: [which 2, channel any]"),
     lie(f"{MODEL}/bias", change(lambda a: a[..., None].repeat(4, 2), at=f"{MODEL}/scale"), "[2, 6, 3]", "channel 4]"),
 ]
 
@@ -366,6 +370,13 @@ PROFILE_LIES = [
     lie(f"{SITE}/flops", put(1.5), "found 1.5. Allowed: a whole number, at least 0"),
     lie(f"{SITE}/calls", put(0), "found 0. Allowed: a whole number, at least 1"),
     lie(f"{SITE}/output_bytes", put(None), "found None"),
+    lie(f"{SITE}/kept", put([]), "found []. Allowed: an object"),
+    lie(
+        f"{SITE}/kept/int3", put({"bytes": 3, "error": 0.0}), "found an unknown format. Allowed: bf16, int8, fp8, int4"
+    ),
+    lie(f"{SITE}/int8/bytes", put(-1), "found -1. Allowed: a whole number, at least 0"),
+    lie(f"{SITE}/int8/error", put(-0.5), "found -0.5. Allowed: a finite number, at least 0"),
+    lie(f"{SITE}/channels", entry((1, 1), 0.0), "which 1, channel 1 is 0. Allowed: spreads above 0"),
     lie(f"{SITE}/input_change", put(None), "found None. Allowed: 'tensor'"),
     lie(f"{SITE}/input_change", change(lambda a: a[:, 1:]), "found shape [2, 5]. Allowed: [branch 2, step 6]"),
     lie(f"{SITE}/input_change", entry((1, 4), -1), "branch 1, step 4 is -1. Allowed: 0 or more"),
@@ -507,7 +518,7 @@ def test_a_forgery_without_a_lie_is_read(tmp_path: Path, document: CacheSchedule
     ("kinds", "lies"),
     [
         ((CacheSchedule, DenoiserPlan, SitePlan, Online, Expected, NoiseSchedulerId, Guidance), SCHEDULE_LIES),
-        ((Profile, DenoiserProfile, SiteProfile, Tables, Dynamics), PROFILE_LIES),
+        ((Profile, DenoiserProfile, SiteProfile, KeptProfile, Tables, Dynamics), PROFILE_LIES),
     ],
 )
 def test_every_field_has_been_lied_about(kinds: tuple[type, ...], lies: list[Any]) -> None:
@@ -519,7 +530,7 @@ def fields(tree: Tree, prefix: str = "") -> Iterator[str]:
     """Every field of every object in a description, as errors call it."""
     for key, value in tree.items():
         yield prefix + key
-        if key in {"denoisers", "sites"}:
+        if key in {"denoisers", "sites", "kept"}:
             for name, inside in value.items():
                 yield from fields(inside, f"{prefix}{name}/")
         elif isinstance(value, dict) and key != "provenance":

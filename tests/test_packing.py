@@ -30,15 +30,28 @@ def test_no_value_is_further_off_than_promised(how: Format, shape: list[int], se
     packed = pack(x, how)
     found = unpack(packed)
     assert (found.shape, found.dtype) == (x.shape, x.dtype)
-    scale = of_each_value(packed.scales, how, x.shape)
-    step = scale / 2 if how.name != "fp8" else torch.maximum(x.float().abs() / 16, scale / 512)
-    rounding = torch.finfo(dtype).eps * (x.float().abs() + scale) + torch.finfo(dtype).tiny
+    centre, spread = (torch.zeros(()), torch.ones(())) if packed.prescale is None else packed.prescale.float()
+    scale = of_each_value(packed.scales, how, x.shape) * spread
+    step = scale / 2 if how.name != "fp8" else torch.maximum((x.float() - centre).abs() / 16, scale / 512)
+    rounding = torch.finfo(dtype).eps * (x.float().abs() + centre.abs() + scale) + torch.finfo(dtype).tiny
     assert bool(((found.float() - x.float()).abs() <= step * (1 + 1e-5) + rounding).all())
 
 
 @every
 @pytest.mark.parametrize(
-    "shape", [(2, 5, 96), (2, 5, 1152), (4, 128, 40), (600, 130), (3, 130), (2, 4, 16, 12), (1, 3, 2, 8, 8), (7,), (2, 0), (0, 3)]
+    "shape",
+    [
+        (2, 5, 96),
+        (2, 5, 1152),
+        (4, 128, 40),
+        (600, 130),
+        (3, 130),
+        (2, 4, 16, 12),
+        (1, 3, 2, 8, 8),
+        (7,),
+        (2, 0),
+        (0, 3),
+    ],
 )
 def test_bytes_are_those_that_are_kept(how: Format, shape: tuple[int, ...]) -> None:
     packed = pack(torch.randn(shape), how)

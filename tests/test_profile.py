@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from diffcache.errors import DocumentError
-from diffcache.profile import DenoiserProfile, Profile
+from diffcache.profile import DenoiserProfile, KeptProfile, Profile
 from diffcache.schedule import CacheSchedule, Guidance
 
 OUTPUTS = np.random.default_rng(1).normal(size=(1, STEPS, 4))
@@ -43,6 +43,8 @@ def test_save_returns_the_path_and_load_reads_it(tmp_path: Path) -> None:
         pytest.param({"denoisers": {"unet": measured(site(OUTPUTS, flops=1))}}, id="flops"),
         pytest.param({"denoisers": {"unet": measured(site(OUTPUTS, output_bytes=1))}}, id="output_bytes"),
         pytest.param({"denoisers": {"unet": measured(site(OUTPUTS, calls=2))}}, id="calls"),
+        pytest.param({"denoisers": {"unet": measured(site(OUTPUTS, kept={}))}}, id="kept"),
+        pytest.param({"denoisers": {"unet": measured(site(OUTPUTS, channels=None))}}, id="channels"),
         pytest.param({"denoisers": {"unet": measured(site(OUTPUTS, influence=None))}}, id="no influence"),
         pytest.param({"denoisers": {"unet": measured(site(OUTPUTS, modulated_change=None))}}, id="no modulated change"),
         pytest.param(
@@ -150,8 +152,9 @@ def test_a_profile_of_one_step_is_a_profile() -> None:
 
 def test_a_profile_printed_shows_what_each_site_costs_and_how_fast_it_moves() -> None:
     outputs = np.full((1, 3, 2), [[1.0], [2.0], [4.0]])
-    block = site(outputs, seconds=0.0001, flops=10**8, output_bytes=512, calls=2)
-    sites = {"model": site(outputs), "block:blocks.0": block}
+    kept = {"int8": KeptProfile(bytes=130, error=7e-4), "int4": KeptProfile(bytes=70, error=0.07)}
+    block = site(outputs, seconds=0.0001, flops=10**8, output_bytes=512, calls=2, kept=kept)
+    sites = {"model": site(outputs, kept={}), "block:blocks.0": block}
     three = profile(
         steps=3,
         timesteps=np.arange(3.0),
@@ -161,7 +164,8 @@ def test_a_profile_printed_shows_what_each_site_costs_and_how_fast_it_moves() ->
     assert str(three).splitlines() == [
         "3 steps, 16 samples",
         "unet (Net)",
-        "  block:blocks.0  changes 1 per step, 0.1 ms, 0.1 GFLOP, 512 bytes, 2 times a step",
+        "  block:blocks.0  changes 1 per step, 0.1 ms, 0.1 GFLOP, 512 bytes, 2 times a step, "
+        "off by 10 % in int4, 1 % in int8",
         "  model           changes 1 per step, 4 ms, 3 GFLOP, 4096 bytes",
         "prompts: sixteen",
     ]

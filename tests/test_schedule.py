@@ -18,7 +18,7 @@ from documents import STEPS, hold, mask, online, schedule, schedules
 from hypothesis import HealthCheck, given, settings
 
 from diffcache.errors import DocumentError
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile, Tables
+from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Guidance, NoiseSchedulerId, Online, SitePlan
 
 ROOT = Path(__file__).parents[1]
@@ -229,7 +229,7 @@ def test_a_schedule_printed_shows_its_masks() -> None:
         "transformer (Net)",
         "  decided in the run by drift, limit 0.5",
         "  block:blocks.0  1/6 ■·····",
-        "  model           3/6 ■■·■··",
+        "  model           3/6 ■■·■·· kept in int8",
         "scheduler: by hand",
     ]
     bare = CacheSchedule(steps=2, denoisers={"unet": DenoiserPlan(sites={"model": hold("■·")})})
@@ -305,7 +305,7 @@ def test_the_example_of_the_format_document_is_what_it_prints(
     "kind",
     [
         *(CacheSchedule, DenoiserPlan, SitePlan, Online, Expected, NoiseSchedulerId, Guidance),
-        *(Profile, DenoiserProfile, SiteProfile, Tables, Dynamics),
+        *(Profile, DenoiserProfile, SiteProfile, KeptProfile, Tables, Dynamics),
     ],
 )
 def test_the_format_document_names_every_field(kind: type) -> None:

@@ -30,6 +30,13 @@ def plan(
     memory_bytes: Annotated[
         int | None, typer.Option(help="Most bytes of kept outputs, for the batch that was profiled.")
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Format of kept outputs: bf16, int8, fp8, int4; auto: for each site the one with which all fit into "
+            "--memory-bytes at the least error. Without it, as they are."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="File of the schedule.")] = Path("schedule.safetensors"),
     list_: Annotated[bool, typer.Option("--list", help="List the schedulers, and stop.")] = False,
 ) -> None:
@@ -44,7 +51,7 @@ def plan(
     if len(given) != 1:
         raise BadOption("budget", " and ".join(given) or "no goal", f"exactly one of {', '.join(goals)}")
     budget = Budget(computed_steps=steps, speedup=speedup, max_error_db=max_error_db, memory_bytes=memory_bytes)
-    schedule = planning.plan(Profile.load(profile), scheduler, budget)
+    schedule = planning.plan(Profile.load(profile), scheduler, budget, store=store)
     typer.echo(schedule.describe())
     typer.echo(f"written to {schedule.save(out)}")
 

@@ -17,7 +17,7 @@ from diffcache.kernels.predict import predict
 from diffcache.kernels.quantize import quantize
 
 PRESCALE: Final = torch.bfloat16  # of centres and spreads that are kept beside the codes
-PAYS = 16  # the codes take at least so many times their bytes
+PAYS = 8  # the codes take at least so many times their bytes
 
 
 @dataclass(frozen=True, slots=True)

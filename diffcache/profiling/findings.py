@@ -15,7 +15,7 @@ import numpy as np
 
 from diffcache import _container
 from diffcache._checks import refuse
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
+from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile
 from diffcache.profiling.circumstances import Circumstances, demand_agreement, guidance_of
 from diffcache.profiling.dynamics import with_answer
 from diffcache.profiling.tables import Sums, site_tables
@@ -23,6 +23,8 @@ from diffcache.schedule import NoiseSchedulerId
 
 FORMAT = "diffcache.findings"
 VERSION = 1
+
+COST_ARRAYS = ("influence", "channels")  # of SiteCosts
 
 Arrays = dict[str, np.ndarray]
 
@@ -39,13 +41,20 @@ class CallFindings:
 
 @dataclass(slots=True)
 class SiteCosts:
-    """Of one call of a site, by the first call of the pipeline. ``influence`` float64 [T] or None."""
+    """Of one call of a site, by the first call of the pipeline.
+
+    influence  float64 [T] or None
+    kept       by format
+    channels   float64 [2, C] or None
+    """
 
     seconds: float
     flops: int
     calls: int
     output_bytes: int
     influence: np.ndarray | None = None
+    kept: dict[str, KeptProfile] = field(default_factory=dict)
+    channels: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -169,8 +178,9 @@ class Findings:
             arrays |= {f"first/{name}": array for name, array in first.arrays.items()}
             costs = {site: dataclasses.asdict(c) for site, c in first.costs.items()}
             for site, values in costs.items():
-                influence = values.pop("influence")
-                arrays |= {} if influence is None else {f"influence/{site}": influence}
+                for name in COST_ARRAYS:
+                    array = values.pop(name)
+                    arrays |= {} if array is None else {f"{name}/{site}": array}
             tree["first"] = {
                 "denoiser": list(first.denoiser),
                 "noise_scheduler": dataclasses.asdict(first.noise_scheduler),
@@ -200,10 +210,10 @@ class Findings:
             found.calls[int(index)] = CallFindings(Circumstances(**values | lists), under(f"calls/{index}/"), left_out)
         if tree["first"]:
             values = tree["first"]
-            values["costs"] = {
-                site: SiteCosts(**costs, influence=arrays.get(f"influence/{site}"))
-                for site, costs in values["costs"].items()
-            }
+            for site, costs in values["costs"].items():
+                costs["kept"] = {name: KeptProfile(**kept) for name, kept in costs["kept"].items()}
+                costs |= {name: arrays.get(f"{name}/{site}") for name in COST_ARRAYS}
+                values["costs"][site] = SiteCosts(**costs)
             values["noise_scheduler"] = NoiseSchedulerId(**values["noise_scheduler"])
             values["denoiser"] = tuple(values["denoiser"])
             found.first = FirstCall(**values, arrays=under("first/"))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diffcache import host
 from diffcache.adapters import first_norm
 from diffcache.patch import Around
+from diffcache.profiling.keeping import AT_STEPS, Kept
 from diffcache.profiling.places import Places, few, layered, main_output
 from diffcache.store import Output
 
@@ -72,11 +73,16 @@ class _Memory:
 
 @dataclass(slots=True)
 class _Forward:
-    """The forward that runs now. ``latest``: what was looked at last, its version, and the copy."""
+    """The forward that runs now.
+
+    whole   whether to try on its outputs what it costs to keep them
+    latest  what was looked at last, its version, and the copy
+    """
 
     step: int
     batch: int
     memory: _Memory
+    whole: bool = False
     visits: dict[str, _Visit] = field(default_factory=dict)
     latest: tuple[Tensor, int, Tensor | None] | None = None
 
@@ -97,12 +103,15 @@ class Observer:
     output_bytes  per site, of one call's output, all tensors of it
     main          per site, which of its output's tensors carries on its input
     device        of the tensors it saw
+    kept          per site, what it costs to keep its outputs in fewer bytes: seen in the first loop
     """
 
     def __init__(self, places: Places) -> None:
         self.places = places
         self.device = torch.device("cpu")
         self._memory = _Memory()
+        self._loops = 0
+        self.kept: dict[str, Kept] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -122,7 +131,8 @@ class Observer:
         """The ``ordinal``-th forward of a step, on ``batch`` samples (branches in the batch count as samples)."""
         if step == ordinal == 0:
             self.clear()  # a pipeline may run several loops; the last one counts
-        self._now = now = _Forward(step, batch, self._memory)
+            self._loops += 1
+        self._now = now = _Forward(step, batch, self._memory, self._loops == 1 and ordinal == 0 and step in AT_STEPS)
         try:
             yield
         finally:
@@ -193,6 +203,8 @@ class Observer:
             self.main[site] = main_output(outputs, visit.shape, lambda t: _distance(few(t, now.batch), visit.x))
             self.output_bytes[site] = sum(t.numel() * t.element_size() for t in outputs)
             self.device = outputs[0].device
+        if now.whole:
+            self.kept.setdefault(site, Kept()).add(outputs, self.main[site])
         visit.output = now.look(outputs[self.main[site]]) if self.main[site] < len(outputs) else None
 
     def _norm(self, site: str) -> Around:

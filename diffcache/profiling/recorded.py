@@ -21,6 +21,7 @@ from diffcache.profiling.dynamics import answers, grams_and_peaks, measure_reach
 from diffcache.profiling.findings import Arrays, CallFindings, Findings, FirstCall, SiteCosts
 from diffcache.profiling.fit import fit
 from diffcache.profiling.influence import measure_influence, steps_to_measure
+from diffcache.profiling.keeping import AT_STEPS, Kept
 from diffcache.profiling.observe import Observer, Series
 from diffcache.profiling.places import main_output, of_samples
 from diffcache.profiling.record import DenoiserCall, Trajectory
@@ -122,12 +123,18 @@ class RecordedCall:
             like = [c.seconds for s in steps for c in s.calls if c.output.shape == call.output.shape]
             seconds = {"model": float(np.median(like))}
         size = sum(t.numel() * t.element_size() for t in call.outputs)
-        costs = {"model": SiteCosts(seconds["model"], flops["model"], len(steps[0].calls), size)}
+        whole = Kept()
+        for n in AT_STEPS:
+            if n < len(steps):
+                whole.add(steps[n].calls[0].outputs, main=0)
+        costs = {"model": SiteCosts(seconds["model"], flops["model"], len(steps[0].calls), size, **_kept(whole))}
         if observer is None:
             return costs, {}
         called = {site: modules for site, modules in places.items() if site in seconds and site in observer.calls}
         for site in called:
-            costs[site] = SiteCosts(seconds[site], flops[site], observer.calls[site], observer.output_bytes[site])
+            kept = _kept(observer.kept[site]) if site in observer.kept else {}
+            numbers = seconds[site], flops[site], observer.calls[site], observer.output_bytes[site]
+            costs[site] = SiteCosts(*numbers, **kept)
         lists = dict.fromkeys(re.split(r"\.\d+(?:\.|$)", parse(site).path)[0] for site in observer.calls)
         notes = {"stacks": ", ".join(lists)}  # lists of blocks as they run, which their names do not tell
         if not self.influence or len(steps) < 2:
@@ -138,6 +145,11 @@ class RecordedCall:
         for site, found in measure_influence([s.calls[0] for s in steps], called, observer.main, at).items():
             costs[site].influence = found
         return costs, notes | {"influence_steps": ", ".join(map(str, at))}
+
+
+def _kept(found: Kept) -> dict[str, Any]:
+    """Fields of SiteCosts."""
+    return {"kept": found.profiles(), "channels": found.channels()}
 
 
 def _sums(rows: Sequence[Series], branches: int) -> list[Sums]:
