@@ -18,6 +18,8 @@ triton = pytest.importorskip("triton")
 if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
     pytest.skip("needs the cuobjdump that comes with Triton", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels" / "ahead_of_time.py"
 Figures = dict[str, Any]
 

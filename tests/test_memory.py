@@ -26,10 +26,19 @@ RULES = {
     "first block": "first_block:threshold=1e9",
     "change of outputs": "easycache:threshold=1e9,warmup=2",
 }
-KINDS = [(*place, "reuse") for place in PLACES]
-KINDS += [(*place, kind) for place in PLACES if place[0] in ("flux", "sd3") for kind in ("two anchors", "with inputs")]
-KINDS += [(name, "stack", "first block") for name in ("flux", "wan")]
-KINDS += [(name, "model", "change of outputs") for name in ("flux", "sdxl")]
+KINDS: list[tuple[str, str, str, str | None]] = [(*place, "reuse", None) for place in PLACES]
+KINDS += [
+    (*place, kind, None) for place in PLACES if place[0] in ("flux", "sd3") for kind in ("two anchors", "with inputs")
+]
+KINDS += [(name, "stack", "first block", store) for name in ("flux", "wan") for store in (None, "int8")]
+KINDS += [(name, "model", "change of outputs", store) for name in ("flux", "sdxl") for store in (None, "int8")]
+KINDS += [(*place, "reuse", "int8") for place in PLACES]
+KINDS += [
+    ("flux", granularity, kind, store)
+    for granularity in offered(shared("flux"))
+    for kind in ("two anchors", "with inputs")
+    for store in ("bf16", "fp8", "int4")
+]
 
 
 @pytest.fixture
@@ -76,16 +85,18 @@ def planned(pipe: Any, name: str, granularity: str, kind: str) -> Any:
     return bound(pipe, hold(mask, kappa=np.where(mask, 0.0, 1.0)[None]), granularity)
 
 
-@pytest.mark.parametrize(("name", "granularity", "kind"), KINDS)
+@pytest.mark.parametrize(("name", "granularity", "kind", "store"), KINDS)
 @pytest.mark.usefixtures("only_what_is_new")
-def test_what_is_estimated_and_reported_is_what_is_alive(name: str, granularity: str, kind: str) -> None:
+def test_what_is_estimated_and_reported_is_what_is_alive(
+    name: str, granularity: str, kind: str, store: str | None
+) -> None:
     pipe = shared(name)
     call = TINY[name].call(pipe, batch=2)
     schedule = planned(pipe, name, granularity, kind)
-    told = estimate(pipe, schedule, **call).cache_bytes
+    told = estimate(pipe, schedule, store=store, **call).cache_bytes
     run(pipe, call)  # whatever is made once is there now
     before = at_each_step(pipe, call)
-    with accelerated(pipe, schedule):
+    with accelerated(pipe, schedule, store=store):
         cache = at_each_step(pipe, call) - before
         counted = report(pipe).peak_bytes
     assert told > 0
@@ -93,13 +104,13 @@ def test_what_is_estimated_and_reported_is_what_is_alive(name: str, granularity:
     assert counted == pytest.approx(cache.max(), rel=0.05)
 
 
-@pytest.mark.parametrize(("name", "granularity", "kind"), KINDS)
+@pytest.mark.parametrize(("name", "granularity", "kind", "store"), KINDS)
 @pytest.mark.usefixtures("only_what_is_new")
-def test_nothing_is_alive_when_a_run_is_over(name: str, granularity: str, kind: str) -> None:
+def test_nothing_is_alive_when_a_run_is_over(name: str, granularity: str, kind: str, store: str | None) -> None:
     pipe = shared(name)
     call = TINY[name].call(pipe)
     run(pipe, call)
-    with accelerated(pipe, planned(pipe, name, granularity, kind)):
+    with accelerated(pipe, planned(pipe, name, granularity, kind), store=store):
         before = alive()
         run(pipe, call)
         assert alive() == before
