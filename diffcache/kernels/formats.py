@@ -25,15 +25,15 @@ class Format:
     top: float = 0.0
     group: int = 0
 
-    def groups(self, length: int) -> int:
-        """Scales of a row of this length: as many as whole groups fit in it, so that a scale never takes more."""
-        return max(1, length // self.group) if length and self.group else 0
-
     def group_of(self, length: int) -> int:
         """Values that share a scale in rows of this length: an even number, for two codes of four bits make a byte. The
         last group of a row may have fewer."""
-        size = math.ceil(length / max(1, self.groups(length)))
+        size = math.ceil(length / max(1, length // self.group)) if self.group else length
         return size + size % 2
+
+    def groups(self, length: int) -> int:
+        """Scales of a row of this length."""
+        return math.ceil(length / self.group_of(length)) if length and self.group else 0
 
     def codes(self, length: int) -> int:
         """Elements of ``dtype`` that a row of this length takes: a group of four bits is always a whole one."""

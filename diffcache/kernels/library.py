@@ -6,6 +6,7 @@ ROCm calls itself in torch): so an operation has a schema, can be traced, and is
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from diffcache.errors import BadOption
+
+KINDS = 256  # of arguments of one operation that are compiled
 
 Backend = Literal["auto", "torch", "compiled", "triton"]
 
@@ -41,7 +44,8 @@ class Operation:
         if backend == "torch":
             return self.plain(*args, **kwargs)
         if backend == "compiled":
-            return self._compiled(*args, **kwargs)
+            with _many_kinds():
+                return self._compiled(*args, **kwargs)
         if backend == "triton":
             demand_gpu([a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)])
         return self._op(*args, **kwargs)
@@ -55,6 +59,14 @@ class Operation:
             return self.plain(*args, **kwargs)
         kernel = importlib.import_module(f"diffcache.kernels.{self.name}.kernel")
         return kernel.launch(*args, **kwargs)
+
+
+def _many_kinds() -> contextlib.AbstractContextManager[Any]:
+    """Dynamo gives up on a function after eight kinds of arguments, silently; formats, types and options make more."""
+    from torch._dynamo import config
+
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # since torch 2.7
+    return config.patch({name: KINDS})  # type: ignore[no-any-return]
 
 
 def check_backend(backend: str) -> None:
