@@ -65,6 +65,7 @@ def main() -> None:
     record = {"circumstances": about, "rows": [asdict(r) for r in results]}
     (o.out / "formats.json").write_text(json.dumps(record, indent=2) + "\n")
     (o.out / "formats.md").write_text(markdown(results) + "\n")
+    (o.out / "formats-summary.md").write_text(summary(results) + "\n")
     print(markdown(results))
 
 
@@ -119,6 +120,21 @@ def markdown(results: Sequence[Result]) -> str:
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     return "\n".join(head + [line(r) for r in results])
+
+
+def summary(results: Sequence[Result]) -> str:
+    """A line for each method at block sites (first-block caching: at stacks)."""
+    lines = [
+        "| model | method | kept as bf16: PSNR, dB | int8 | fp8 | int4 | bytes of bf16: int8 | fp8 | int4 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    found = {(r.model, r.method, r.store): r for r in results if r.sites == "block" or "First" in r.method}
+    for model, method in dict.fromkeys((model, method) for model, method, _ in found):
+        few = [found[model, method, store] for store in ("int8", "fp8", "int4")]
+        apart = " | ".join(f"{r.against_bf16_db:+.2f}" for r in few)
+        bytes_ = " | ".join(f"{r.of_bf16:.3f}" for r in few)
+        lines.append(f"| {model} | {method} | {found[model, method, 'bf16'].psnr_db:.2f} | {apart} | {bytes_} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def test_a_profile_tells_the_error_of_each_format() -> None:
 def test_a_budget_is_kept_to_by_formats(granularity: str, part: float) -> None:
     pipe, call = shared("sd3"), TINY["sd3"].call(shared("sd3"))
     found = measure(pipe, [call | {"generator": torch.Generator().manual_seed(1)}], sites=granularity)
-    spec = f"allocate:sites={granularity}"
+    spec = f"allocate:sites={granularity},cost=flops"
     exact = plan(found, spec, 4.5)
     with accelerated(pipe, exact):
         run(pipe, call)
