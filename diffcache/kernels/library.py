@@ -32,12 +32,11 @@ class Operation:
              "triton": the kernel; BadOption for tensors that are on no GPU, or without Triton
     """
 
-    def __init__(self, name: str, schema: str, plain: Callable[..., Any], shapes: Callable[..., Any]) -> None:
-        """``shapes``: the plain form's results without their values, for tracing."""
+    def __init__(self, name: str, schema: str, plain: Callable[..., Any]) -> None:
         self.name = name
         self.plain = plain
         self._op = torch.library.custom_op(f"diffcache::{name}", plain, mutates_args=(), schema=schema)
-        self._op.register_fake(shapes)
+        self._op.register_fake(plain)  # tensors without values go through it as they are
         self._op.register_kernel("cuda")(self._on_gpu)
 
     def __call__(self, *args: Any, backend: Backend = "auto", **kwargs: Any) -> Any:

@@ -14,9 +14,6 @@ Sums run in float32. ``out`` is new and contiguous.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from diffcache.kernels.dequantize import twin
 from diffcache.kernels.library import Operation
 
@@ -26,16 +23,4 @@ SCHEMA = (
 )
 
 
-def _shapes(
-    codes: Tensor,
-    scales: Tensor,
-    format: str,
-    length: int,
-    dtype: torch.dtype,
-    affine: Tensor | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
-    return codes.new_empty(len(codes), length, dtype=dtype)
-
-
-dequantize = Operation("dequantize", SCHEMA, twin.dequantize, _shapes)
+dequantize = Operation("dequantize", SCHEMA, twin.dequantize)

@@ -19,11 +19,6 @@ Sums run in float32. ``out`` is new and contiguous.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
 from diffcache.kernels.library import Operation
 from diffcache.kernels.predict import twin
 
@@ -33,20 +28,4 @@ SCHEMA = (
 )
 
 
-def _shapes(
-    codes: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    weights: Sequence[float],
-    format: str,
-    length: int,
-    dtype: torch.dtype,
-    prescale: Tensor | None = None,
-    x: Tensor | None = None,
-    kappa: float = 0.0,
-    scale: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    return codes[0].new_empty(len(codes[0]), length, dtype=dtype)
-
-
-predict = Operation("predict", SCHEMA, twin.predict, _shapes)
+predict = Operation("predict", SCHEMA, twin.predict)

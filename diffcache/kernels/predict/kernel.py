@@ -68,6 +68,7 @@ def launch(
             tiles.stride(x),
             rows,
             programs,
+            ANCHORS=len(codes),
             SCALE_OF_ROWS=_of_rows(scale),
             BIAS_OF_ROWS=_of_rows(bias),
             **tiling.launch,
@@ -86,42 +87,6 @@ def _laid_out(coefficients: Tensor | None, own: int, length: int) -> Tensor | No
     if _of_rows(coefficients):
         return coefficients.repeat(own // len(coefficients), 1)
     return coefficients.expand(1, length).contiguous()
-
-
-@triton.jit
-def _plus(
-    low,
-    high,
-    anchor: tl.constexpr,
-    codes,
-    scales,
-    weight,
-    prescale,
-    rows,
-    number,
-    there,
-    LENGTH: tl.constexpr,
-    FORMAT: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """With an anchor more, where there is one."""
-    if codes is not None:
-        found, of_groups = load_codes(codes, scales, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN)
-        for part in tl.static_range(2 if FORMAT == "int4" else 1):
-            f = decode(found, of_groups, part, FORMAT)
-            if prescale is not None:
-                columns, inside = columns_of(number, there, part, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
-                own = prescale + anchor * 2 * LENGTH
-                f = f * load_columns(own, 1, columns, inside, LENGTH) + load_columns(own, 0, columns, inside, LENGTH)
-            if part == 0:
-                low += f * weight
-            else:
-                high += f * weight
-    return low, high
 
 
 @triton.jit
@@ -168,6 +133,7 @@ def _predict(
     x_stride,
     count,
     programs,
+    ANCHORS: tl.constexpr,
     SCALE_OF_ROWS: tl.constexpr,
     BIAS_OF_ROWS: tl.constexpr,
     LENGTH: tl.constexpr,
@@ -183,158 +149,21 @@ def _predict(
     sample, rows, number, there = groups_of_program(count, programs, GROUPS, TILE)
     low = tl.zeros([TILE, BLOCK], dtype=tl.float32)
     high = low
-    low, high = _plus(
-        low,
-        high,
-        0,
-        codes_0,
-        scales_0,
-        weight_0,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
-    low, high = _plus(
-        low,
-        high,
-        1,
-        codes_1,
-        scales_1,
-        weight_1,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
-    low, high = _plus(
-        low,
-        high,
-        2,
-        codes_2,
-        scales_2,
-        weight_2,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
-    low, high = _plus(
-        low,
-        high,
-        3,
-        codes_3,
-        scales_3,
-        weight_3,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
-    low, high = _plus(
-        low,
-        high,
-        4,
-        codes_4,
-        scales_4,
-        weight_4,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
-    low, high = _plus(
-        low,
-        high,
-        5,
-        codes_5,
-        scales_5,
-        weight_5,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
-    low, high = _plus(
-        low,
-        high,
-        6,
-        codes_6,
-        scales_6,
-        weight_6,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
-    low, high = _plus(
-        low,
-        high,
-        7,
-        codes_7,
-        scales_7,
-        weight_7,
-        prescale,
-        rows,
-        number,
-        there,
-        LENGTH,
-        FORMAT,
-        GROUP,
-        GROUPS,
-        WIDTH,
-        BLOCK,
-        EVEN,
-    )
+    codes = (codes_0, codes_1, codes_2, codes_3, codes_4, codes_5, codes_6, codes_7)
+    scales = (scales_0, scales_1, scales_2, scales_3, scales_4, scales_5, scales_6, scales_7)
+    weights = (weight_0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6, weight_7)
+    for k in tl.static_range(ANCHORS):
+        found, groups = load_codes(codes[k], scales[k], rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN)
+        for part in tl.static_range(2 if FORMAT == "int4" else 1):
+            f = decode(found, groups, part, FORMAT)
+            if prescale is not None:
+                columns, inside = columns_of(number, there, part, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
+                mine = prescale + k * 2 * LENGTH
+                f = f * load_columns(mine, 1, columns, inside, LENGTH) + load_columns(mine, 0, columns, inside, LENGTH)
+            if part == 0:
+                low += f * weights[k]
+            else:
+                high += f * weights[k]
     own = rows - sample * count
     for part in tl.static_range(2 if FORMAT == "int4" else 1):
         columns, inside = columns_of(number, there, part, LENGTH, GROUP, WIDTH, BLOCK, EVEN)

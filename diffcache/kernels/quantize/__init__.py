@@ -21,10 +21,6 @@ Sums of what is not finite are not finite: a host that compares them with a thre
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from diffcache.kernels.formats import format_of
 from diffcache.kernels.library import Operation
 from diffcache.kernels.quantize import twin
 
@@ -34,21 +30,4 @@ SCHEMA = (
 )
 
 
-def _shapes(
-    x: Tensor,
-    format: str,
-    minus: Tensor | None = None,
-    prescale: Tensor | None = None,
-    previous_codes: Tensor | None = None,
-    previous_scales: Tensor | None = None,
-    samples: int = 1,
-) -> tuple[Tensor, Tensor, Tensor]:
-    how, (count, length) = format_of(format), x.shape
-    return (
-        x.new_empty(count, how.codes(length), dtype=how.dtype),
-        x.new_empty(count, how.groups(length), dtype=torch.float32),
-        x.new_empty(0 if previous_codes is None else samples, 6, dtype=torch.float32),
-    )
-
-
-quantize = Operation("quantize", SCHEMA, twin.quantize, _shapes)
+quantize = Operation("quantize", SCHEMA, twin.quantize)

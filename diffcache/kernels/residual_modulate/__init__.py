@@ -19,8 +19,6 @@ Sums run in float32.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from diffcache.kernels.library import Operation
 from diffcache.kernels.residual_modulate import twin
 
@@ -30,18 +28,4 @@ SCHEMA = (
 )
 
 
-def _shapes(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    format: str,
-    gate: Tensor | None = None,
-    shift: Tensor | None = None,
-    scale: Tensor | None = None,
-    affine: Tensor | None = None,
-    eps: float = 1e-6,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
-
-
-residual_modulate = Operation("residual_modulate", SCHEMA, twin.residual_modulate, _shapes)
+residual_modulate = Operation("residual_modulate", SCHEMA, twin.residual_modulate)

@@ -17,25 +17,10 @@ Sums run in float32.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from diffcache.kernels.formats import format_of
 from diffcache.kernels.library import Operation
 from diffcache.kernels.residual_quantize import twin
 
 SCHEMA = "(Tensor x, Tensor f, str format, Tensor? gate=None, Tensor? prescale=None) -> (Tensor, Tensor, Tensor)"
 
 
-def _shapes(
-    x: Tensor, f: Tensor, format: str, gate: Tensor | None = None, prescale: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    how, (count, length) = format_of(format), x.shape
-    return (
-        x.new_empty(count, length),
-        x.new_empty(count, how.codes(length), dtype=how.dtype),
-        x.new_empty(count, how.groups(length), dtype=torch.float32),
-    )
-
-
-residual_quantize = Operation("residual_quantize", SCHEMA, twin.residual_quantize, _shapes)
+residual_quantize = Operation("residual_quantize", SCHEMA, twin.residual_quantize)
