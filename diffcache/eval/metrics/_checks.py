@@ -1,0 +1,109 @@
+"""What metrics demand of arrays, and videos taken apart into frames."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from diffcache.errors import DiffCacheError
+
+AT_ONCE = 1 << 21  # numbers of one array that are scored together: a bound on memory, 16 MiB in float64
+
+
+class SamplesError(DiffCacheError, ValueError):
+    """Arrays that a metric cannot compare, or values that are not one finite number per sample."""
+
+    def __init__(self, what: str, found: str, allowed: str, next_step: str = "") -> None:
+        super().__init__(f"{what}: {found}. Allowed: {allowed}. {next_step}".rstrip())
+        self.what, self.found, self.allowed = what, found, allowed
+
+
+def pair(metric: str, found: np.ndarray, reference: np.ndarray, axes: str, *ranks: int) -> None:
+    """Demand two finite float arrays of one shape with one of these numbers of axes (any from 1 up if none is given)
+    and nothing empty."""
+    for name, array in (("found", found), ("reference", reference)):
+        what = f"{metric}: {name}"
+        if not isinstance(array, np.ndarray):
+            raise SamplesError(
+                what, type(array).__name__, "a numpy array", "A tensor becomes one by .float().cpu().numpy()."
+            )
+        if array.dtype.kind != "f":
+            raise SamplesError(what, f"dtype {array.dtype}", "float", "8-bit pictures are divided by 255 first.")
+        if array.ndim not in (ranks or (array.ndim or 1,)) or array.size == 0:
+            raise SamplesError(what, f"shape {list(array.shape)}", f"{axes}, nothing empty")
+        if not np.isfinite(array).all():
+            sample = int(np.argmax(~np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+            raise SamplesError(
+                what, f"sample {sample} holds NaN or Inf", "finite numbers", "Look at the run that made it."
+            )
+    if found.shape != reference.shape:
+        raise SamplesError(
+            f"{metric}: found and reference",
+            f"shapes {list(found.shape)} and {list(reference.shape)}",
+            "one shape",
+            "Sample i of one is compared with sample i of the other.",
+        )
+
+
+def frame_by_frame(
+    metric: str,
+    found: np.ndarray,
+    reference: np.ndarray,
+    scores: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    least: int = 1,
+    at_once: int | None = None,
+) -> np.ndarray:
+    """Pictures [N, H, W, 3] or videos [N, F, H, W, 3], in 0..1 -> float64 [N]: ``scores`` of frames, mean over frames.
+
+    ``scores`` takes two arrays [M, H, W, 3] and returns [M]. ``least`` is the shortest side in pixels; ``at_once``
+    the most frames in one call.
+    """
+    axes = f"[N, H, W, 3] or [N, F, H, W, 3], sides of {least} pixels or more"
+    pair(metric, found, reference, axes, 4, 5)
+    if found.shape[-1] != 3 or min(found.shape[-3:-1]) < least:
+        raise SamplesError(f"{metric}: found and reference", f"shape {list(found.shape)}", axes)
+    for name, array in (("found", found), ("reference", reference)):
+        if array.min() < 0 or array.max() > 1:
+            span = f"values from {array.min():g} to {array.max():g}"
+            raise SamplesError(f"{metric}: {name}", span, "0..1", "Pictures in -1..1 are halved and moved up by 0.5.")
+    a, b = (array.reshape(-1, *array.shape[-3:]) for array in (found, reference))
+    stride = at_once or max(1, AT_ONCE // a[0].size)
+    parts = [scores(a[i : i + stride], b[i : i + stride]) for i in range(0, len(a), stride)]
+    return np.asarray(np.concatenate(parts).astype(np.float64).reshape(len(found), -1).mean(axis=1))
+
+
+def numbers(values: Any) -> np.ndarray:
+    """A list, an array or a tensor (on any device, with or without a graph) as a numpy array, integers and bfloat16
+    included."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values)
+
+
+def one_per_sample(what: str, values: Any, count: int) -> np.ndarray:
+    """float64 [count], or SamplesError."""
+    array = numbers(values)
+    if array.dtype.kind not in "fiub" or array.shape != (count,):
+        raise SamplesError(
+            what, f"it returned {array.dtype} of shape {list(array.shape)}", f"numbers, one per sample: [{count}]"
+        )
+    if not np.isfinite(array).all():
+        sample = int(np.argmax(~np.isfinite(array)))
+        raise SamplesError(what, f"it returned {array[sample]} for sample {sample}", "finite numbers")
+    return array.astype(np.float64)
+
+
+def need(metric: str, *packages: str) -> None:
+    """Import optional packages, or raise one clear error."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise  # it is there; what it imports itself is not
+            raise DiffCacheError(
+                f"{metric} needs {package}, which is not installed: pip install 'diffcache[eval]'"
+            ) from None

@@ -1,0 +1,32 @@
+"""Peak signal-to-noise ratio: 10·log10(1 / mean squared difference), peak 1.
+
+Below a mean squared difference of 1e-12 it stays at 120 dB: identical samples would be infinitely good, and no mean
+over samples would be left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffcache.eval.metrics import About
+from diffcache.eval.metrics._checks import frame_by_frame
+
+MOST_DB = 120.0
+
+ABOUT = About(
+    "PSNR",
+    "dB",
+    "higher",
+    "How near the pictures are to the full run's, pixel by pixel, on a logarithmic scale: 20 dB is an error of a tenth "
+    "of the range, 40 dB of a hundredth. Identical pictures count as 120 dB.",
+)
+
+
+def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Pictures or videos -> dB, float64 [N]; of a video the mean of its frames' dB."""
+    return frame_by_frame("psnr", found, reference, _psnr)
+
+
+def _psnr(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    error = np.square(found.astype(np.float64) - reference.astype(np.float64)).mean(axis=(1, 2, 3))
+    return np.asarray(-10 * np.log10(np.maximum(error, 10 ** (-MOST_DB / 10))))
