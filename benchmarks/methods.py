@@ -27,9 +27,9 @@ from diffcache import CacheSchedule, estimate, planning
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.correction import correct
 from diffcache.demo import Size
-from diffcache.demo.baselines import better_solver, solver_of
 from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.demo.run import STEPS, Trial, batches, circumstances, split, trial
+from diffcache.eval.solvers import better_solver, solver_of
 from diffcache.profile import Profile
 from diffcache.profiling import Calibration, measure
 
@@ -171,7 +171,9 @@ def write(results: Sequence[Result], folder: Path, name: str) -> None:
 def few_steps(table: Table, budgets: Sequence[int]) -> None:
     """The same work without a cache: the model's own noise scheduler, and a better one."""
     pipe = table.model.pipe
-    own, (name, solver) = pipe.scheduler, better_solver(pipe)
+    own, better = pipe.scheduler, better_solver(pipe)
+    assert better is not None
+    name, solver = better
     for budget in budgets:
         run = lambda n=budget: trial(table.model, table.shown, n, table.repeats)  # noqa: E731
         table.add(f"fewer steps ({solver_of(pipe)})", budget, run, budget)

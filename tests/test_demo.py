@@ -13,9 +13,10 @@ from diffcache import CacheSchedule, accelerated, report
 from diffcache.assets import NAMES, load
 from diffcache.cli import app
 from diffcache.demo import Size, run_demo
-from diffcache.demo.baselines import better_solver, uniform_reuse
 from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.demo.run import split
+from diffcache.eval.methods import evenly_reused
+from diffcache.eval.solvers import better_solver
 
 SMALL = Size(budgets=(12,), calibration=8, held_out=4, search_s=1, repeats=1)
 
@@ -79,7 +80,7 @@ def test_the_better_solver_draws_the_same_picture_when_it_has_many_steps():
 
 
 def test_uniform_reuse_computes_the_steps_it_says():
-    schedule = uniform_reuse("transformer", 50, 12)
+    schedule = evenly_reused(["transformer"], 50, 12)
     assert schedule.computed_steps == 12
 
 

@@ -19,9 +19,10 @@ from tqdm import tqdm
 from diffcache.api import accelerated
 from diffcache.assets import DemoModel, load
 from diffcache.demo import show
-from diffcache.demo.baselines import better_solver, solver_of, uniform_reuse
 from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.demo.rows import Row
+from diffcache.eval.methods import evenly_reused
+from diffcache.eval.solvers import better_solver, solver_of
 from diffcache.host import denoisers
 from diffcache.profiling import Calibration
 from diffcache.profiling.clock import loop_clock
@@ -83,11 +84,13 @@ def compare(
     """Every method on the same held-out subjects and seeds; (table, pictures by method and computed steps)."""
     pipe = model.pipe
     (denoiser,) = denoisers(pipe)
-    solver_name, solver = better_solver(pipe)
+    better = better_solver(pipe)
+    assert better is not None  # neither demo model has it already
+    solver_name, solver = better
     plain = f"fewer steps ({solver_of(pipe)})"
     runs: list[tuple[str, int, Any]] = [("full run", STEPS, lambda: trial(model, shown, STEPS, repeats))]
     for n, schedule in schedules.items():
-        reuse = uniform_reuse(denoiser, STEPS, n)
+        reuse = evenly_reused([denoiser], STEPS, n)
         runs += [
             (plain, n, lambda n=n: trial(model, shown, n, repeats)),
             (f"fewer steps ({solver_name})", n, lambda n=n: _with_solver(model, solver, shown, n, repeats)),

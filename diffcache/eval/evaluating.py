@@ -1,0 +1,174 @@
+"""Proof: a pipeline's schedules beside the full run and everything else that the same work could buy."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcache import host
+from diffcache.api import estimate
+from diffcache.errors import BadOption
+from diffcache.eval import metrics as metric_room
+from diffcache.eval.methods import Method, baselines, full, ours
+from diffcache.eval.metrics import Scorer
+from diffcache.eval.parts import Folder, Part
+from diffcache.eval.record import Record, assembled, circumstances, read
+from diffcache.eval.report import write_html
+from diffcache.eval.running import Compare, Judges, run_share, steps_of
+from diffcache.eval.statistics import enough
+from diffcache.eval.table import markdown
+from diffcache.profiling.shards import all_shares, demand_own_generators
+from diffcache.schedule import CacheSchedule
+from diffcache.schedulers import Rule
+
+ON_LATENTS = ("latent",)  # metrics of last states; the others look at what the pipeline returns
+
+Source = CacheSchedule | Rule | str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """``record``: all of it, as docs/evaluation.md describes. ``folder``: where it lies with pictures and report."""
+
+    record: Record
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    def __str__(self) -> str:
+        return markdown(self.record)
+
+
+def evaluate(
+    pipe: Any,
+    schedules: Mapping[str, Source] | Sequence[Method],
+    calls: Sequence[Mapping[str, Any]],
+    *,
+    metrics: Sequence[str] = ("psnr", "ssim", "latent"),
+    scorers: Sequence[Scorer] = (),
+    compare: Sequence[Method] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    out: str | Path = "evaluation",
+    title: str = "",
+    progress: bool = True,
+) -> Evaluation:
+    """Run ``pipe`` in full, with each schedule, and with whatever it has to stand beside, on the same calls; measure
+    seconds, operations and memory, compare what came out, and write record, table and report to a folder.
+
+    pipe       not accelerated; left as it was
+    schedules  name -> a schedule, a path, a hub id or a rule; or methods
+    calls      arguments for ``pipe(**call)``: prompts and seeds that nothing was calibrated on; a generator of its own
+               for every sample. All with one number of steps
+    metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name
+    scorers    of pictures and prompts: see ``diffcache.eval.metrics.scorer``
+    compare    further methods; None: for the computed steps of each schedule, as many steps without a cache, with the
+               pipeline's own noise scheduler and with a better one, and uniform reuse
+    out        folder. A run that is stopped goes on there, call by call; what was made with other settings is made anew
+
+    Under ``torchrun`` each process takes its share of the calls. Seconds are those of single calls, medians over them;
+    speed-ups are medians of ratios to the full run just before. Pictures lie in the folder as they come.
+
+    Raises BadOption, UnknownName, what :func:`diffcache.accelerate` raises, and what a metric raises.
+    """
+    if not calls:
+        raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
+    steps = _one_number_of_steps(pipe, calls)
+    judges, about = _judges(metrics, scorers, options or {})
+    mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
+    if compare is None:
+        compare = baselines(pipe, steps, [_computed(pipe, m, calls[0], steps) for m in mine])
+    methods = [full(), *mine, *compare]
+    _demand_own_names(methods)
+    folder = Folder(Path(out))
+    found = _run(pipe, methods, calls, judges, folder, progress)
+    told = {
+        "title": title or f"{type(pipe).__name__}, {steps} steps",
+        "circumstances": circumstances(pipe),
+        "pipeline": {
+            "class": type(pipe).__name__,
+            "denoiser": ", ".join(host.class_name(module) for module in host.denoisers(pipe).values()),
+            "noise_scheduler": type(pipe.scheduler).__name__,
+            "steps": steps,
+            "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
+        },
+        "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
+    }
+    return write(assembled(methods, found, about, steps, told, {}), folder.path)
+
+
+def write(record: Record, folder: Path) -> Evaluation:
+    """Record, table and report of an evaluation whose pictures lie in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(markdown(record) + "\n", encoding="utf-8")
+    write_html(record, folder, folder / "report.html")
+    return Evaluation(record, folder)
+
+
+def again(folder: str | Path) -> Evaluation:
+    """Table and report of the record that lies in a folder, written anew. Raises DocumentError."""
+    return write(read(Path(folder) / "record.json"), Path(folder))
+
+
+def _run(
+    pipe: Any,
+    methods: Sequence[Method],
+    calls: Sequence[Mapping[str, Any]],
+    judges: Judges,
+    folder: Folder,
+    progress: bool,
+) -> list[Part]:
+    def share(rank: int, size: int) -> bytes:
+        if size > 1:
+            demand_own_generators(calls)
+        part = [(index, call) for index, call in enumerate(calls) if index % size == rank]
+        return json.dumps(run_share(pipe, methods, part, judges, folder, progress=progress and rank == 0)).encode()
+
+    return [part for data in all_shares(share) for part in json.loads(data)]
+
+
+def _judges(
+    names: Sequence[str], scorers: Sequence[Scorer], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[Judges, dict[str, dict[str, Any]]]:
+    about: dict[str, dict[str, Any]] = {}
+    pairs: dict[str, Compare] = {}
+    latents: dict[str, Compare] = {}
+    for name in names:
+        found = metric_room.load(name)
+        about[name] = asdict(found.ABOUT) | {"floor": None, "of_pairs": True}
+        where = latents if name in ON_LATENTS else pairs
+        where[name] = functools.partial(metric_room.score, name, **options.get(name, {}))
+    for unknown in options.keys() - set(names):
+        raise BadOption("options", unknown, f"options of the metrics asked for: {', '.join(names)}")
+    for one in scorers:
+        if one.name in about:
+            raise BadOption("scorers", one.name, "names that no metric and no other scorer has")
+        about[one.name] = asdict(one.about) | {"floor": None, "of_pairs": False}
+    return Judges(pairs, latents, {one.name: one for one in scorers}), about
+
+
+def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
+    steps = {steps_of(pipe, call) for call in calls}
+    if len(steps) > 1:
+        raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")
+    return steps.pop()
+
+
+def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) -> int:
+    """Whole steps' worth of work that a method does, at least 1."""
+    if method.source is None:
+        return steps
+    return max(1, round(estimate(pipe, method.source, **call).compute_fraction * steps))
+
+
+def _demand_own_names(methods: Sequence[Method]) -> None:
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadOption("schedules", name, "names that no other method has")

@@ -1,0 +1,114 @@
+"""What is compared: a way of running a pipeline, and what it is to be called in the table."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffcache import host
+from diffcache.api import accelerated, resolve
+from diffcache.eval.solvers import better_solver, solver_of
+from diffcache.schedule import CacheSchedule, DenoiserPlan
+from diffcache.schedulers import Rule
+from diffcache.schedulers.uniform import evenly, reuse
+
+Kind = Literal["full", "ours", "fewer steps", "reuse", "peer"]
+
+FULL = "full run"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One way of running a pipeline.
+
+    on      puts it on the pipeline for the length of a ``with`` block, and leaves no trace
+    change  arguments of the call that it replaces
+    source  the schedule or rule, where it is one of ours
+    detail  settings, for the reader
+    """
+
+    name: str
+    kind: Kind
+    on: Callable[[Any], AbstractContextManager[Any]] = contextlib.nullcontext
+    change: Mapping[str, Any] = field(default_factory=dict)
+    source: CacheSchedule | Rule | None = None
+    detail: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of what decides how it runs, as far as that can be told: results of another one are not taken for its own."""
+        source = self.source.digest() if isinstance(self.source, CacheSchedule) else str(self.source)
+        told = json.dumps([self.name, self.kind, dict(self.change), source, self.detail], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+def full() -> Method:
+    """The pipeline as it is."""
+    return Method(name=FULL, kind="full")
+
+
+def ours(name: str, source: CacheSchedule | Rule | str | Path, *, store: str | None = None) -> Method:
+    """Accelerated by a schedule or a rule. Raises what :func:`diffcache.accelerate` raises for what cannot be one."""
+    found = resolve(source)
+    return Method(
+        name=name,
+        kind="ours",
+        on=lambda pipe: accelerated(pipe, found, store=store),
+        source=found,
+        detail=(found.provenance.get("scheduler", "") if isinstance(found, CacheSchedule) else str(found))
+        + (f", kept in {store}" if store else ""),
+    )
+
+
+def fewer_steps(pipe: Any, steps: int, *, better: bool = False) -> Method:
+    """So many steps and no cache: with the pipeline's own noise scheduler, or with a ``better`` one for few steps."""
+    own, known = solver_of(pipe), better_solver(pipe) if better else None
+    if known is None:
+        return Method(name=f"{steps} steps, {own}", kind="fewer steps", change={"num_inference_steps": steps})
+    name, solver = known
+
+    @contextlib.contextmanager
+    def swapped(pipe: Any) -> Iterator[None]:
+        before, pipe.scheduler = pipe.scheduler, solver
+        try:
+            yield
+        finally:
+            pipe.scheduler = before
+
+    detail = f"noise scheduler {type(solver).__name__}"
+    change = {"num_inference_steps": steps}
+    return Method(name=f"{steps} steps, {name}", kind="fewer steps", on=swapped, change=change, detail=detail)
+
+
+def uniform_reuse(pipe: Any, steps: int, computed: int) -> Method:
+    """The newest output of the denoiser, reused between ``computed`` evenly spread steps."""
+    schedule = evenly_reused(tuple(host.denoisers(pipe)), steps, computed)
+    return Method(
+        name=f"uniform reuse, {computed} computed",
+        kind="reuse",
+        on=lambda pipe: accelerated(pipe, schedule),
+        source=schedule,
+    )
+
+
+def evenly_reused(denoisers: Sequence[str], steps: int, computed: int) -> CacheSchedule:
+    """The schedule of ``uniform_reuse``."""
+    plan = DenoiserPlan(sites={"model": reuse(evenly(steps, computed))})
+    return CacheSchedule(steps=steps, denoisers=dict.fromkeys(denoisers, plan))
+
+
+def baselines(pipe: Any, steps: int, budgets: Sequence[int]) -> list[Method]:
+    """What every budget of computed steps has to stand beside."""
+    found = []
+    for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):
+        found.append(fewer_steps(pipe, computed))
+        if better_solver(pipe) is not None:
+            found.append(fewer_steps(pipe, computed, better=True))
+        found.append(uniform_reuse(pipe, steps, computed))
+    return found

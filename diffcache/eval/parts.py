@@ -1,0 +1,127 @@
+"""What is on disk of an evaluation while it runs: a small file for each method and call, pictures, the full run exact.
+
+    parts/METHOD/0003.json      numbers of the fourth call: seconds, scores, bytes
+    pictures/METHOD/0003-00.png its first picture, for eyes, distributions and scorers
+    exact/0003.npz              what the full run gave, bit for bit, which pairs are compared with
+
+Files appear whole or not at all. One that belongs to another method, call or set of metrics is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcache.eval.watch import Run
+
+Part = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Of one evaluation."""
+
+    path: Path
+
+    def find(self, method: str, call: str, key: str) -> Part | None:
+        """The part, if it is there and was made under this key."""
+        try:
+            part: Part = json.loads(self._part(method, call).read_text())
+        except (OSError, ValueError):
+            return None
+        return part if part.get("key") == key else None
+
+    def has_exact(self, call: str) -> bool:
+        return self._exact(call).is_file()
+
+    def keep(self, method: str, call: str, part: Part) -> None:
+        _whole(self._part(method, call), json.dumps(part).encode())
+
+    def keep_exact(self, call: str, run: Run) -> None:
+        data = io.BytesIO()
+        if run.latent is None:
+            np.savez(data, output=run.output)
+        else:
+            np.savez(data, output=run.output, latent=run.latent)
+        _whole(self._exact(call), data.getvalue())
+
+    def exact(self, call: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """(output, last state or None) of the full run."""
+        with np.load(self._exact(call), allow_pickle=False) as found:
+            return found["output"], found["latent"] if "latent" in found else None
+
+    def keep_pictures(self, method: str, call: str, output: np.ndarray) -> list[str]:
+        """One file a sample, of a video its middle frame; their paths from the folder. None for what is no picture."""
+        from PIL import Image
+
+        if output.ndim not in (4, 5) or output.shape[-1] != 3:
+            return []
+        found = []
+        for n, picture in enumerate(output if output.ndim == 4 else output[:, output.shape[1] // 2]):
+            path = self.pictures(method) / f"{call}-{n:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".part")
+            Image.fromarray((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)).save(unfinished, format="PNG")
+            unfinished.replace(path)
+            found.append(path.relative_to(self.path).as_posix())
+        return found
+
+    def pictures(self, method: str) -> Path:
+        return self.path / "pictures" / method
+
+    def _part(self, method: str, call: str) -> Path:
+        return self.path / "parts" / method / f"{call}.json"
+
+    def _exact(self, call: str) -> Path:
+        return self.path / "exact" / f"{call}.npz"
+
+
+def slug(name: str) -> str:
+    """A method's name as part of a path; two names never share one."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{plain[:48]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def digest_of(call: Mapping[str, Any]) -> str:
+    """Of a call's arguments, generators by their state."""
+    sha = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Generator):
+            sha.update(bytes(value.get_state().numpy()))
+        elif isinstance(value, Tensor):
+            sha.update(str((value.dtype, tuple(value.shape))).encode())
+            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, np.ndarray):
+            sha.update(str((value.dtype, value.shape)).encode() + np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Mapping):
+            for name in sorted(value):
+                sha.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, (list, tuple)):
+            sha.update(f"[{len(value)}".encode())
+            for one in value:
+                add(one)
+        else:
+            sha.update(repr(value).encode())
+
+    add(call)
+    return sha.hexdigest()
+
+
+def _whole(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(data)
+    unfinished.replace(path)

@@ -1,0 +1,215 @@
+"""The record of an evaluation: one JSON object with everything that tables and reports are made of."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import statistics as stats
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffcache import host
+from diffcache.errors import DocumentError
+from diffcache.eval.methods import FULL, Method
+from diffcache.eval.parts import Part
+from diffcache.eval.statistics import interval, verdict
+from diffcache.schedule import CacheSchedule
+
+SAME_WORK = 1.02  # of computed steps: as much work, to what rounding and small layers make of it
+FORMAT = "diffcache.evaluation"
+VERSION = 1
+
+Record = dict[str, Any]
+
+
+def assembled(
+    methods: Sequence[Method],
+    parts: Sequence[Part],
+    metrics: Mapping[str, Mapping[str, Any]],
+    steps: int,
+    about: Mapping[str, Any],
+    distances: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> Record:
+    """The record of these parts.
+
+    metrics    name -> title, unit, better, about, floor
+    steps      of the full run
+    about      title, circumstances, pipeline
+    distances  method -> metric of sets -> mean, low, high
+    """
+    by_method = {m.name: sorted((p for p in parts if p["method"] == m.name), key=lambda p: p["call"]) for m in methods}
+    full = by_method[FULL]
+    ids = [f"{p['call']:04d}-{n:02d}" for p in full for n in range(len(p["prompts"]))]
+    prompts = [prompt for p in full for prompt in p["prompts"]]
+    seeds = [seed for p in full for seed in p["seeds"]]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **about,
+        "samples": [
+            {"id": i, "prompt": prompt, "seed": seed} for i, prompt, seed in zip(ids, prompts, seeds, strict=True)
+        ],
+        "metrics": {name: dict(found) for name, found in metrics.items()},
+        "methods": _judged(
+            [_method(m, by_method[m.name], full, ids, steps, distances.get(m.name, {})) for m in methods], metrics
+        ),
+    }
+
+
+def _method(
+    method: Method,
+    parts: Sequence[Part],
+    full: Sequence[Part],
+    ids: Sequence[str],
+    steps: int,
+    distances: Mapping[str, Mapping[str, Any]],
+) -> Record:
+    fraction = None
+    if parts[0]["flops"] and full[0]["flops"]:
+        fraction = parts[0]["flops"] / full[0]["flops"]
+    pictures = [path for p in parts for path in p["pictures"]]
+    caches = [p["cache_bytes"] for p in parts if p["cache_bytes"] is not None]
+    peaks = [p["peak_bytes"] for p in parts if p["peak_bytes"] is not None]
+    errors = parts[0]["errors"]
+    taken = method.change.get("num_inference_steps", steps)
+    return {
+        "name": method.name,
+        "kind": method.kind,
+        "detail": method.detail,
+        "steps": taken,
+        "computed_steps": round(steps * fraction, 3) if fraction is not None else taken,
+        "seconds": {part: _spread([p["seconds"][part] for p in parts]) for part in ("loop", "pipeline")},
+        "speedup": {part: _speedup(parts, full, part) for part in ("loop", "pipeline")},
+        "flops_fraction": fraction,
+        "cache_bytes": max(caches) if caches else None,
+        "peak_bytes": max(peaks) if peaks else None,
+        "scores": {**_scores(parts), **{name: dict(found) for name, found in distances.items()}},
+        "schedule": _schedule(method.source) if isinstance(method.source, CacheSchedule) else None,
+        "trajectory": None
+        if errors is None or method.kind == "full"
+        else {"steps": list(range(len(errors))), "measured": errors, "expected": None},
+        "pictures": dict(zip(ids, pictures, strict=True)) if len(pictures) == len(ids) else None,
+        "note": "",
+    }
+
+
+def _spread(seconds: Sequence[float]) -> Record:
+    """Median and quartiles over the calls."""
+    low, high = np.quantile(seconds, [0.25, 0.75])
+    return {"median": stats.median(seconds), "low": float(low), "high": float(high), "runs": len(seconds)}
+
+
+def _speedup(parts: Sequence[Part], full: Sequence[Part], what: str) -> float:
+    """Median over the calls of the full run's seconds over this method's, run right after it."""
+    ratios = [f["seconds"][what] / p["seconds"][what] for p, f in zip(parts, full, strict=True)]
+    return float(stats.median(ratios))
+
+
+def _scores(parts: Sequence[Part]) -> dict[str, Record]:
+    found = {}
+    for name in parts[0]["scores"]:
+        if all(name in p["scores"] for p in parts):
+            values = [v for p in parts for v in p["scores"][name]]
+            mean, low, high = interval(values)
+            found[name] = {"mean": mean, "low": low, "high": high, "values": values, "verdict": None, "against": None}
+    return found
+
+
+def _judged(methods: list[Record], metrics: Mapping[str, Mapping[str, Any]]) -> list[Record]:
+    """Verdicts, sample by sample. Of ours: against the best of the others that computes no more, for metrics of pairs
+    with the full run; against the full run, for metrics that need none."""
+    (full,) = [m for m in methods if m["kind"] == "full"]
+    others = [m for m in methods if m["kind"] not in ("full", "ours")]
+
+    def values(method: Record, name: str) -> list[float] | None:
+        score = method["scores"].get(name)
+        return score["values"] if score else None
+
+    for name, about in metrics.items():
+        sign = 1 if about["better"] == "higher" else -1
+        for mine in methods:
+            if values(mine, name) is None or mine is full:
+                continue
+            rivals = [full]
+            if about["of_pairs"]:
+                most = mine["computed_steps"] * SAME_WORK
+                rivals = [m for m in others if m["computed_steps"] <= most] if mine["kind"] == "ours" else []
+            rivals = [m for m in rivals if values(m, name) is not None]
+            if rivals:
+                rival = max(rivals, key=lambda m: sign * m["scores"][name]["mean"])
+                mine["scores"][name] |= {
+                    "verdict": verdict(values(mine, name) or [], values(rival, name) or [], about["better"]),
+                    "against": rival["name"],
+                }
+    return methods
+
+
+def _schedule(schedule: CacheSchedule) -> Record:
+    return {
+        "denoisers": {
+            name: {
+                site: {"compute": [int(c) for c in plan.compute], "store": plan.store}
+                for site, plan in denoiser.sites.items()
+            }
+            for name, denoiser in schedule.denoisers.items()
+        }
+    }
+
+
+def circumstances(pipe: Any) -> Record:
+    """When, with what, and on what."""
+    parameter = next(next(iter(host.denoisers(pipe).values())).parameters())
+    device = parameter.device
+    return {
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **{package: _version(package) for package in ("diffcache", "torch", "diffusers", "numpy")},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "commit": _commit(),
+    }
+
+
+def read(path: str | Path) -> Record:
+    """A record from its file. Raises DocumentError for what is none, or of another version."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DocumentError(str(path), "file", f"no record can be read from it ({error})") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise DocumentError(
+            str(path),
+            "format",
+            f"found {found.get('format') if isinstance(found, dict) else None!r}. "
+            f"Allowed: {FORMAT!r}, which `diffcache eval` writes",
+        )
+    if found.get("version") != VERSION:
+        raise DocumentError(str(path), "version", f"found {found.get('version')!r}. Allowed: {VERSION}")
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _commit() -> str:
+    """Of the checkout that runs, if it is one."""
+    try:
+        here = Path(__file__).parent
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
