@@ -1,0 +1,114 @@
+"""The record of an evaluation as one HTML file that needs nothing else: no network, no fonts, no folder beside it.
+
+Everything that the page shows lies in it as JSON, and its script writes text as text. Its content policy allows only
+this very script and style, so that foreign text could not run even where it became markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from diffcache.errors import BadOption, DocumentError
+from diffcache.eval.report import findings
+
+SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "table", "main")  # in this order
+
+
+def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -> Path:
+    """Write the page of ``record`` (format "diffcache.evaluation", version 1) to ``out``, and return it.
+
+    Pictures are looked for under ``folder_of_pictures``, at the relative paths that the record gives. What the record
+    lacks is left out of the page, which says so.
+
+    Raises DocumentError for a document of another kind, BadOption for pictures outside the folder or an ``out`` whose
+    folder is not there.
+    """
+    from diffcache.eval.report import pictures  # brings pillow, which a run without a report does not need
+
+    if record.get("format") != "diffcache.evaluation" or record.get("version") != 1:
+        found = f"{record.get('format')!r}, version {record.get('version')!r}"
+        raise DocumentError("record", "format", f"it is {found}; a page is made of 'diffcache.evaluation', version 1")
+    if not out.absolute().parent.is_dir():
+        raise BadOption("out", str(out), "a file in a folder that exists")
+    shown = pictures.shown(record, folder_of_pictures)
+    metric = findings.main_metric(record)
+    data = {
+        "record": _slim(record, shown.get("full", {})),
+        "pictures": shown,
+        "metric": metric,
+        "sentence": findings.sentence(record, metric),
+        "findings": [
+            {"ours": f.ours["name"], "other": f.other and f.other["name"], "gain": f.gain, "clear": f.clear}
+            for f in (findings.findings(record, metric) if metric else [])
+        ],
+    }
+    out.write_text(_page(str(record.get("title") or "Evaluation"), data), encoding="utf-8")
+    return out
+
+
+def _page(title: str, data: Mapping[str, Any]) -> str:
+    style = _part("report.css")
+    script = '"use strict";\n' + "\n".join(_part(f"{name}.js") for name in SCRIPTS)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    filled = {
+        "policy": html.escape(policy),
+        "title": html.escape(title),
+        "style": style,
+        "record": _json(data),
+        "script": script,
+    }
+    # Cut, not replaced one after another: what is filled in may itself look like a place.
+    head, *rest = _part("report.html").split("{{")
+    places = (part.split("}}", 1) for part in rest)
+    return head + "".join(filled[name] + after for name, after in places)
+
+
+def _part(name: str) -> str:
+    return resources.files("diffcache.eval.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    """JSON that cannot end the element it lies in, nor open another."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _slim(record: Mapping[str, Any], samples: Mapping[str, str]) -> dict[str, Any]:
+    """Prompts and values of those samples only whose pictures are shown: thousands of others would double the page."""
+    every = list(record.get("samples") or [])
+    places = {s.get("id"): n for n, s in enumerate(every)}
+    slim = dict(record)
+    slim["count"] = len(every)
+    slim["samples"] = [s for s in every if s.get("id") in samples]
+    slim["methods"] = [{**m, "pictures": None, "scores": {}} for m in record.get("methods") or []]
+    for method, kept in zip(record.get("methods") or [], slim["methods"], strict=True):
+        for name, score in (method.get("scores") or {}).items():
+            values = score.get("values") or []
+            at = {s: values[places[s]] for s in samples if places[s] < len(values)}
+            kept["scores"][name] = {**score, "values": None, "at": at}
+    clean: dict[str, Any] = _finite(slim)
+    return clean
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity have no JSON; they become null, which the page shows as a dash."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,131 @@
+"""The result that matters: at each budget, our best method against the best other one of no more time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffcache.eval.statistics import verdict
+from diffcache.eval.table import finite, number, score_of
+
+OTHERS = ("fewer steps", "reuse", "peer")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One budget. ``gain`` is in the metric's unit and positive where ours is better, whichever way that is.
+
+    clear: the interval of the difference, sample by sample, leaves out 0; or, where no samples are known, the two
+    intervals do not overlap. Without either there is nothing to be sure of.
+    """
+
+    ours: Mapping[str, Any]
+    other: Mapping[str, Any] | None
+    gain: float | None
+    clear: bool
+
+
+def main_metric(record: Mapping[str, Any]) -> str | None:
+    """The first metric of the record that scores most methods of ours and of others."""
+    ours, others = _kind(record, ("ours",)), _kind(record, OTHERS)
+    counted = {
+        name: (min(_scored(ours, name), 1) + min(_scored(others, name), 1), _scored(ours, name) + _scored(others, name))
+        for name in record.get("metrics") or {}
+    }
+    best = max(counted, key=lambda name: counted[name], default=None)
+    return best if best is not None and counted[best][0] else None
+
+
+def findings(record: Mapping[str, Any], metric: str) -> list[Finding]:
+    """One for each whole number of steps' work that methods of ours take, cheapest last.
+
+    The time is that of the sampling loop. Another method counts as no slower while its median lies within the spread
+    of ours: what the clock cannot tell apart is told apart in the other's favour.
+    """
+    better = record["metrics"][metric].get("better")
+    budgets: dict[int, list[Mapping[str, Any]]] = {}
+    for method in _kind(record, ("ours",)):
+        if _mean(method, metric) is not None and _loop(method) is not None:
+            budgets.setdefault(round(method.get("computed_steps") or 0), []).append(method)
+    found = []
+    for _, members in sorted(budgets.items(), reverse=True):
+        ours = _best(members, metric, better)
+        clock = ours["seconds"]["loop"]
+        limit = clock["high"] if finite(clock.get("high")) else clock["median"]
+        rivals = [m for m in _kind(record, OTHERS) if _mean(m, metric) is not None and (_loop(m) or limit + 1) <= limit]
+        other = _best(rivals, metric, better) if rivals else None
+        found.append(_compared(ours, other, metric, better))
+    return found
+
+
+def sentence(record: Mapping[str, Any], metric: str | None) -> str:
+    """Plain text, losses included."""
+    if metric is None:
+        return "No method of ours was measured here, so there is nothing to compare."
+    about = record["metrics"][metric]
+    name, unit = about.get("title") or metric, about.get("unit") or ""
+    every = findings(record, metric)
+    if not every:
+        return "No method of ours was both timed and scored here, so there is nothing to compare."
+    met = [f for f in every if f.gain is not None]
+    if not met:
+        return "No other method ran in the time of ours, so there is nothing to compare at equal time."
+    won, lost = [f for f in met if f.clear and f.gain > 0], [f for f in met if f.clear and f.gain < 0]  # type: ignore[operator]
+    open_ = len(met) - len(won) - len(lost)
+    budgets = f"{len(met)} budget{'s' if len(met) > 1 else ''}"
+    parts = [
+        f"{word} at {len(some) if len(met) > 1 else 'the one budget'}{_by(some, unit)}"
+        for word, some in (("better", won), ("worse", lost))
+        if some
+    ]
+    if open_:
+        parts.append(f"no clear difference at {open_ if len(met) > 1 else 'the one budget'}")
+    of = f" of {budgets}" if len(met) > 1 else ""
+    said = ", ".join(parts)
+    return f"{name} against the best other method in the same time{', ' + budgets if of else ''}: {said}."
+
+
+def _by(some: Sequence[Finding], unit: str) -> str:
+    gains = sorted(abs(f.gain or 0) for f in some)
+    low, high = number(gains[0], 3), number(gains[-1], 3)
+    return f" by {low if low == high else f'{low} to {high}'} {unit}".rstrip()
+
+
+def _compared(ours: Mapping[str, Any], other: Mapping[str, Any] | None, metric: str, better: str) -> Finding:
+    if other is None:
+        return Finding(ours, None, None, False)
+    a, b = score_of(ours, metric) or {}, score_of(other, metric) or {}
+    gain = (a["mean"] - b["mean"]) * (-1 if better == "lower" else 1)
+    return Finding(ours, other, gain, _apart(a, b, better))
+
+
+def _apart(a: Mapping[str, Any], b: Mapping[str, Any], better: str) -> bool:
+    mine, theirs = a.get("values") or [], b.get("values") or []
+    if len(mine) == len(theirs) > 1 and all(map(finite, [*mine, *theirs])):
+        return verdict(mine, theirs, better) != "no difference"
+    ends = [s.get(k) for s in (a, b) for k in ("low", "high")]
+    return all(map(finite, ends)) and bool(a["low"] > b["high"] or a["high"] < b["low"])
+
+
+def _best(methods: Sequence[Mapping[str, Any]], metric: str, better: str) -> Mapping[str, Any]:
+    sign = -1 if better == "lower" else 1
+    return max(methods, key=lambda m: sign * (_mean(m, metric) or 0.0))
+
+
+def _kind(record: Mapping[str, Any], kinds: Sequence[str]) -> list[Mapping[str, Any]]:
+    return [m for m in record.get("methods") or [] if m.get("kind") in kinds]
+
+
+def _scored(methods: Sequence[Mapping[str, Any]], metric: str) -> int:
+    return sum(_mean(m, metric) is not None for m in methods)
+
+
+def _mean(method: Mapping[str, Any], metric: str) -> float | None:
+    value = (score_of(method, metric) or {}).get("mean")
+    return float(value) if value is not None and finite(value) else None
+
+
+def _loop(method: Mapping[str, Any]) -> float | None:
+    value = ((method.get("seconds") or {}).get("loop") or {}).get("median")
+    return float(value) if value is not None and finite(value) else None

@@ -1,0 +1,148 @@
+"""Pictures of the report: the full run's, a method's and their difference, small enough to travel inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError, features
+
+from diffcache.errors import BadOption
+
+MOST = 24  # triplets
+LONGEST = 512  # px of the longest side
+BYTES = 6_500_000  # of all pictures together; base64 makes four of three
+FACTORS = (32, 16, 8, 4, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """uint8 [h, w, 3] each; ``difference`` is |method − full|, not amplified, averaged down with the pictures."""
+
+    method: str
+    sample: str
+    full: np.ndarray
+    found: np.ndarray
+    difference: np.ndarray
+
+
+def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the page needs of the pictures in ``folder``, as plain data; ``{"note": why}`` alone where none can be shown.
+
+    The first samples that every method has a picture of are taken, as many as make MOST triplets with all methods.
+
+    Raises BadOption for a path that leads out of the folder.
+    """
+    methods = [m for m in record.get("methods") or [] if m.get("pictures")]
+    full = next((m for m in methods if m.get("kind") == "full"), None)
+    others = [m for m in methods if m is not full]
+    if full is None or not others:
+        return {"note": "The record names no pictures of the full run and of another method."}
+    pairs = [(s, m) for s in _samples(record, full) for m in others if s in m["pictures"]]
+    chosen = _chosen(pairs, len(others))
+    read = {(m["name"], s): _read(folder, m["pictures"][s]) for s, m in [*chosen, *((s, full) for s, _ in chosen)]}
+    triplets, unread = [], 0
+    for sample, method in chosen:
+        a, b = read[full["name"], sample], read[method["name"], sample]
+        if a is None or b is None or a.size != b.size:
+            unread += 1
+        else:
+            triplets.append(_triplet(method["name"], sample, a, b))
+    notes = []
+    if unread:
+        notes.append(
+            f"{unread} could not be shown: a video, a sound, a file that is missing, or a picture of another size"
+        )
+    if not triplets:
+        return {"note": f"Of the {len(pairs)} results, {'; '.join(notes)}."}
+    return {**_encoded(triplets), "count": len(triplets), "of": len(pairs), "note": "; ".join(notes)}
+
+
+def _samples(record: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
+    return [s["id"] for s in record.get("samples") or [] if s.get("id") in full["pictures"]]
+
+
+def _chosen(pairs: list[tuple[str, Any]], methods: int) -> list[tuple[str, Any]]:
+    """All methods at the first samples; of more than MOST methods ours first, at one sample."""
+    if methods > MOST:
+        pairs = [pair for pair in pairs if pair[0] == pairs[0][0]]
+        return sorted(pairs, key=lambda pair: pair[1].get("kind") != "ours")[:MOST]
+    first = list(dict.fromkeys(sample for sample, _ in pairs))[: MOST // methods]
+    return [pair for pair in pairs if pair[0] in first]
+
+
+def _read(folder: Path, name: str) -> Image.Image | None:
+    """None for what pillow cannot read as one still picture."""
+    parts = PurePosixPath(str(name).replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or Path(name).is_absolute():
+        raise BadOption("pictures", name, "a path inside the folder of pictures, relative to it")
+    try:
+        with Image.open(folder / name) as file:
+            return None if getattr(file, "n_frames", 1) > 1 else file.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError):
+        return None
+
+
+def _triplet(method: str, sample: str, full: Image.Image, found: Image.Image) -> Triplet:
+    """The difference is taken before the pictures shrink, or it would lose what is finer than the page shows."""
+    apart = np.abs(np.asarray(full, np.int16) - np.asarray(found, np.int16)).astype(np.uint8)
+    a, b, c = (_smaller(x) for x in (full, found, Image.fromarray(apart)))
+    return Triplet(method, sample, a, b, c)
+
+
+def _smaller(picture: Image.Image) -> np.ndarray:
+    picture = picture.copy()
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX if max(picture.size) > 2 * LONGEST else Image.LANCZOS)
+    return np.asarray(picture)
+
+
+def _factor(triplets: list[Triplet]) -> int:
+    """One for all methods, so that they compare: as large as leaves 99.5 % of all values unclipped."""
+    top = max(1.0, float(np.quantile(np.concatenate([t.difference.ravel() for t in triplets]), 0.995)))
+    return next((f for f in FACTORS if f * top <= 255), 1)
+
+
+def _encoded(triplets: list[Triplet]) -> dict[str, Any]:
+    factor = _factor(triplets)
+    pictures: dict[tuple[str, str, str], np.ndarray] = {}
+    for t in triplets:
+        pictures["full", "", t.sample] = t.full
+        pictures["found", t.method, t.sample] = t.found
+        pictures["difference", t.method, t.sample] = np.clip(t.difference.astype(np.int32) * factor, 0, 255)
+    written, lossless = _written({key: p.astype(np.uint8) for key, p in pictures.items()})
+    methods: dict[str, dict[str, dict[str, str]]] = {}
+    for t in triplets:
+        methods.setdefault(t.method, {})[t.sample] = {
+            kind: written[kind, t.method, t.sample] for kind in ("found", "difference")
+        }
+    return {
+        "full": {sample: uri for (kind, _, sample), uri in written.items() if kind == "full"},
+        "methods": methods,
+        "factor": factor,
+        "lossless": lossless,
+    }
+
+
+def _written(pictures: Mapping[Any, np.ndarray]) -> tuple[dict[Any, str], bool]:
+    """Data URIs; exact while all of them fit into BYTES, then coarser until they do."""
+    webp = features.check("webp")
+    lossy = [("WEBP" if webp else "JPEG", {"quality": q}) for q in (90, 75, 50, 25)]
+    exact: tuple[str, dict[str, Any]] = ("WEBP", {"lossless": True}) if webp else ("PNG", {"optimize": True})
+    small = sum(p.size for p in pictures.values()) <= 3 * BYTES  # else trying would take half a minute for nothing
+    for name, options in [*([exact] if small else []), *lossy]:
+        files = {key: _file(p, name, options) for key, p in pictures.items()}
+        if sum(map(len, files.values())) <= BYTES:
+            break
+    uri = f"data:image/{name.lower()};base64,"
+    return {key: uri + base64.b64encode(file).decode() for key, file in files.items()}, (name, options) == exact
+
+
+def _file(picture: np.ndarray, name: str, options: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, name, **options)
+    return file.getvalue()
