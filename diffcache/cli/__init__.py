@@ -1,4 +1,4 @@
-"""The ``diffcache`` command. One file, one subcommand: a function of the file's name.
+"""The ``diffcache`` command. One file, one subcommand: a function of the file's name, or a group of that name.
 
 What is heavy (torch, diffusers, matplotlib) is imported by the subcommand that needs it, when it runs.
 """
@@ -21,7 +21,11 @@ def command() -> None:
 
 
 for _name in _rooms.names(__name__):
-    app.command(_name)(getattr(_rooms.load(__name__, _name), _name))
+    _found = getattr(_rooms.load(__name__, _name), _name)
+    if isinstance(_found, typer.Typer):
+        app.add_typer(_found, name=_name)
+    else:
+        app.command(_name)(_found)
 
 
 def main() -> None:

@@ -1,0 +1,134 @@
+"""``diffcache eval``: sets of pictures, and pictures against their prompts, measured in folders.
+
+A file of this folder holds a function of its name; this one holds a group of subcommands of its name. Each is a
+function here under ``@eval.command("name")``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffcache.errors import BadOption
+
+if TYPE_CHECKING:
+    import torch
+
+eval = typer.Typer(no_args_is_help=True, help="Measure pictures: distances between sets, fit to prompts.")
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, … Without it, cuda where there is one.")]
+BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a time.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@eval.command("fid")
+def fid(
+    reference: Annotated[
+        Path, typer.Argument(help="Real pictures: a folder; or statistics: .safetensors, or pytorch-fid's .npz.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Pictures to be measured. May be left out beside --save-statistics.")
+    ] = None,
+    extractor: Annotated[
+        str, typer.Option(help="inception (FID, KID), efflite0 (FD-EffLite0, KD-EffLite0), package.module:function.")
+    ] = "inception",
+    weights: Annotated[
+        Path | None, typer.Option(help="File of the Inception weights; without it, where torch.hub keeps files.")
+    ] = None,
+    save_statistics: Annotated[
+        Path | None, typer.Option(help="Also write the statistics of REFERENCE, a .safetensors file.")
+    ] = None,
+    batch_size: BatchSize = 32,
+    resamples: Annotated[int, typer.Option(help="Resamples for the interval; 0 for none.")] = 50,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fréchet and kernel distance of a folder of pictures from a reference, with what the reference itself gets."""
+    if folder is None and save_statistics is None:
+        raise BadOption("folder", None, "a folder of pictures to be measured, or --save-statistics FILE")
+    from diffcache.eval import extractors, folders
+    from diffcache.eval import reference as references
+    from diffcache.eval.distribution import Distribution
+
+    measured = folders.pictures(folder) if folder is not None else []
+    is_file = reference.is_file() or reference.suffix in references.SUFFIXES
+    real = [] if is_file else folders.pictures(reference)
+    if ":" in extractor and (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as ``python -m`` has it
+    network = extractors.load(extractor, weights=weights, device=_device(device))
+    statistics = references.read(reference, network) if is_file else None
+    found = Distribution(network, statistics, batch_size=batch_size, resamples=resamples)
+    for batch in folders.batches(real, batch_size):
+        found.add(batch, real=True)
+    for batch in folders.batches(measured, batch_size):
+        found.add(batch)
+    if save_statistics is not None:
+        written = found.statistics().save(save_statistics)
+        if not as_json:
+            typer.echo(f"statistics of {reference} written to {written}")
+    if folder is None:
+        return
+    distance = found.compute()
+    typer.echo(json.dumps(distance.tree()) if as_json else distance.line())
+    if not as_json and distance.samples <= distance.features:
+        typer.echo(
+            f"note: {distance.samples} pictures are few for {distance.features} features. The value depends on their "
+            "number; read it beside the floor.",
+            err=True,
+        )
+
+
+@eval.command("clip")
+def clip(
+    folder: Annotated[Path, typer.Argument(help="Pictures.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="A text file, a line per picture in the order of names; or a folder with NAME.txt.")
+    ],
+    model: Annotated[str, typer.Option(help="A model of open_clip's.")] = "ViT-B-32",
+    pretrained: Annotated[str, typer.Option(help="A tag of its weights, or the file of a checkpoint.")] = "openai",
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """CLIP score: how well every picture of a folder fits its prompt, 100 · max(cos, 0)."""
+    from diffcache.eval import folders
+
+    paths = folders.pictures(folder)
+    texts = folders.prompts(prompts, paths)
+    import numpy as np
+
+    from diffcache.eval.alignment import ClipScore, by_chance, score
+
+    judge = ClipScore(model, pretrained, device=_device(device), batch_size=batch_size)
+    images, words = [], []
+    done = 0
+    for batch in folders.batches(paths, batch_size):
+        image, text = judge.embedded(batch, texts[done : done + len(batch)])
+        images.append(image)
+        words.append(text)
+        done += len(batch)
+    image, text = np.concatenate(images), np.concatenate(words)
+    values = score(image, text)
+    error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    chance = by_chance(image, text, texts)
+    if as_json:
+        named = {path.name: float(value) for path, value in zip(paths, values, strict=True)}
+        tree: dict[str, Any] = {"name": judge.title, "value": float(values.mean()), "standard_error": error}
+        typer.echo(json.dumps(tree | {"samples": len(values), "floor": chance, "values": named}))
+        return
+    line = f"{judge.title} {values.mean():.5g}{'' if error is None else f' ± {error:.2g}'}  N {len(values)}"
+    floor = "unknown (one prompt for all)" if chance is None else f"{chance:.5g} (prompts of other pictures)"
+    typer.echo(f"{line}  floor {floor}")
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise BadOption("device", name, "cpu, cuda, cuda:1, mps") from None

