@@ -7,6 +7,7 @@ pipe = accelerate(pipe, "schedule.safetensors")
 from diffcache.api import accelerate, accelerated, estimate, report, restore
 from diffcache.budget import Budget
 from diffcache.errors import DiffCacheError
+from diffcache.eval.evaluating import Evaluation, evaluate
 from diffcache.optimizing import optimize
 from diffcache.planning import plan
 from diffcache.profile import Profile
@@ -18,10 +19,12 @@ __all__ = [
     "Budget",
     "CacheSchedule",
     "DiffCacheError",
+    "Evaluation",
     "Profile",
     "accelerate",
     "accelerated",
     "estimate",
+    "evaluate",
     "measure",
     "optimize",
     "plan",

@@ -221,7 +221,7 @@ def test_anchors_of_an_interrupted_run_are_freed_though_its_exception_lives(
     put, kept = Store.put, []
 
     def put_and_watch(self: Store, key: Any, step: int, anchor: Any) -> None:
-        kept.extend(map(weakref.ref, anchor.tensors))
+        kept.extend(map(weakref.ref, (*anchor.kept, *anchor.x)))
         put(self, key, step, anchor)
 
     monkeypatch.setattr(Store, "put", put_and_watch)

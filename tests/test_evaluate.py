@@ -1,0 +1,271 @@
+"""Evaluations from end to end on a demo model: what the record says is so, what was stopped goes on, nothing stays."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipelines import TINY, shared
+from skimage.metrics import peak_signal_noise_ratio
+
+from diffcache import accelerated, evaluate
+from diffcache.assets import DemoModel, load
+from diffcache.errors import BadOption, DiffCacheError, DocumentError, UnknownName
+from diffcache.eval import evaluating, running
+from diffcache.eval.methods import Method, fewer_steps, full, ours, uniform_reuse
+from diffcache.eval.metrics import scorer
+from diffcache.eval.record import read
+from diffcache.eval.watch import watched
+
+STEPS = 8
+
+
+@functools.cache
+def model() -> DemoModel:
+    return load("flux")
+
+
+def calls(number: int = 2, batch: int = 2) -> list[dict[str, Any]]:
+    names = model().subjects
+    return [
+        model().call(names[i * batch : (i + 1) * batch], range(70 + i * batch, 70 + (i + 1) * batch), steps=STEPS)
+        for i in range(number)
+    ]
+
+
+def few(out: Path, **changes: Any) -> evaluating.Evaluation:
+    pipe = model().pipe
+    options: dict[str, Any] = {
+        "compare": [fewer_steps(pipe, 4), uniform_reuse(pipe, STEPS, 4)], "out": out, "progress": False,
+    }  # fmt: skip
+    return evaluate(pipe, {"every second": "taylor:every=2,order=1"}, calls(), **options | changes)
+
+
+def by_name(record: dict[str, Any]) -> dict[str, Any]:
+    return {m["name"]: m for m in record["methods"]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> evaluating.Evaluation:
+    return few(tmp_path_factory.mktemp("evaluation"))
+
+
+def test_scores_are_those_of_the_pictures(made: evaluating.Evaluation) -> None:
+    pipe = model().pipe
+    wanted = []
+    for call, same in zip(calls(), calls(), strict=True):
+        exact = pipe(**call).images
+        with accelerated(pipe, "taylor:every=2,order=1"):
+            fast = pipe(**same).images
+        wanted += [peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(exact, fast, strict=True)]
+    score = by_name(made.record)["every second"]["scores"]["psnr"]
+    np.testing.assert_allclose(score["values"], wanted, rtol=1e-4)
+    assert score["mean"] == pytest.approx(np.mean(wanted), rel=1e-4)
+    assert score["low"] <= score["mean"] <= score["high"]
+    assert by_name(made.record)["full run"]["scores"]["latent"]["values"] == [0.0] * 4
+
+
+def test_work_is_counted_whoever_does_it(made: evaluating.Evaluation) -> None:
+    found = by_name(made.record)
+    computed = {name: (m["steps"], m["computed_steps"]) for name, m in found.items()}
+    assert computed == {
+        "full run": (STEPS, STEPS),
+        "every second": (STEPS, 4),
+        "4 steps, Euler": (4, 4),
+        "uniform reuse, 4 computed": (STEPS, 4),
+    }
+    assert [m["kind"] for m in made.record["methods"]] == ["full", "ours", "fewer steps", "reuse"]
+    assert found["every second"]["cache_bytes"] > found["uniform reuse, 4 computed"]["cache_bytes"] > 0
+    for method in found.values():
+        assert 0 < method["seconds"]["loop"]["low"] <= method["seconds"]["loop"]["median"]
+        assert method["seconds"]["pipeline"]["median"] > method["seconds"]["loop"]["median"]
+        assert method["seconds"]["loop"]["runs"] == 2
+    assert found["full run"]["speedup"] == {"loop": 1, "pipeline": 1}
+
+
+def test_the_way_is_told_step_by_step(made: evaluating.Evaluation) -> None:
+    way = by_name(made.record)["every second"]["trajectory"]
+    pipe, call = model().pipe, calls()[0]
+    exact = watched(pipe, call, closely=True)
+    with accelerated(pipe, "taylor:every=2,order=1"):
+        fast = watched(pipe, call, closely=True)
+    wanted = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(fast.states, exact.states, strict=True)]
+    np.testing.assert_allclose(way["measured"], wanted, rtol=1e-4, atol=1e-7)
+    assert way["measured"][0] == 0 < way["measured"][1]  # the first step is computed
+    assert by_name(made.record)["4 steps, Euler"]["trajectory"] is None  # other steps
+
+
+def test_pictures_lie_where_the_record_says(made: evaluating.Evaluation) -> None:
+    ids = [sample["id"] for sample in made.record["samples"]]
+    assert ids == ["0000-00", "0000-01", "0001-00", "0001-01"]
+    exact = model().pipe(**calls()[1]).images
+    for method in made.record["methods"]:
+        assert list(method["pictures"]) == ids
+    found = np.asarray(Image.open(made.folder / by_name(made.record)["full run"]["pictures"]["0001-01"]))
+    np.testing.assert_array_equal(found, (exact[1] * 255).round().astype(np.uint8))
+    assert [s["seed"] for s in made.record["samples"]] == [70, 71, 72, 73]
+
+
+def test_record_table_and_report_are_written(made: evaluating.Evaluation) -> None:
+    assert read(made.folder / "record.json") == json.loads(json.dumps(made.record))
+    table = (made.folder / "table.md").read_text()
+    assert str(made) in table
+    for method in made.record["methods"]:
+        assert method["name"] in table
+        assert method["name"] in made.report.read_text()
+    about = made.record["circumstances"]
+    assert {"created", "diffcache", "torch", "diffusers", "python", "device", "threads", "commit"} <= about.keys()
+    assert "Only 4 samples" in made.record["warning"]
+    made.report.unlink()
+    evaluating.again(made.folder)
+    assert made.report.is_file()
+
+
+def test_nothing_stays_on_the_pipeline(tmp_path: Path) -> None:
+    pipe = model().pipe
+    pipe(**calls(1)[0])
+    attributes, scheduler = dict(vars(pipe)), pipe.scheduler
+    given = calls(1)
+    before = [g.get_state() for g in given[0]["generator"]]
+    evaluate(
+        pipe, {"b": "uniform:every=2,sites=block"}, given, out=tmp_path, progress=False,
+        compare=[fewer_steps(pipe, 4, better=True)],
+    )  # fmt: skip
+    found = dict(vars(pipe)) | {
+        "_num_timesteps": attributes["_num_timesteps"]
+    }  # the pipeline's own note of its last run
+    assert found == attributes
+    assert pipe.scheduler is scheduler
+    assert all(torch.equal(g.get_state(), b) for g, b in zip(given[0]["generator"], before, strict=True))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[bool]:
+    """Every run of the pipeline, and whether it was looked at closely; stopped after so many."""
+    seen: list[bool] = []
+
+    def watch(pipe: Any, call: Any, *, closely: bool = False) -> Any:
+        if stop_after is not None and len(seen) == stop_after:
+            raise StoppedError
+        seen.append(closely)
+        return watched(pipe, call, closely=closely)
+
+    monkeypatch.setattr(running, "watched", watch)
+    return seen
+
+
+def scores(record: dict[str, Any]) -> dict[str, Any]:
+    return {m["name"]: ({n: s["values"] for n, s in m["scores"].items()}, m["trajectory"]) for m in record["methods"]}
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 9, 12])
+def test_a_run_that_is_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, made: evaluating.Evaluation
+) -> None:
+    counting(monkeypatch, stop_after)
+    with pytest.raises(StoppedError):
+        few(tmp_path)
+    done = len(list(tmp_path.glob("parts/*/*.json")))
+    seen = counting(monkeypatch)
+    again = few(tmp_path)
+    assert scores(again.record) == scores(made.record)
+    assert seen.count(False) == 8 - done
+    seen.clear()
+    few(tmp_path)
+    assert not seen  # all of it is there
+
+
+def test_what_was_made_with_other_settings_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few(tmp_path)
+    pipe, seen = model().pipe, counting(monkeypatch)
+    options: dict[str, Any] = {"compare": (), "out": tmp_path, "progress": False}
+    evaluate(pipe, {"every second": "taylor:every=4,order=1"}, calls(), **options)
+    assert seen.count(False) == 2  # the method's, for both calls; the full run is there
+    seen.clear()
+    evaluate(pipe, {"every second": "taylor:every=4,order=1"}, calls(), metrics=("psnr",), **options)
+    assert seen.count(False) == 4
+    seen.clear()
+    other = [
+        call | {"generator": [torch.Generator().manual_seed(5), torch.Generator().manual_seed(6)]} for call in calls(1)
+    ]
+    evaluate(pipe, {"every second": "taylor:every=4,order=1"}, other, metrics=("psnr",), **options)
+    assert seen.count(False) == 2
+
+
+def test_scorers_are_asked_with_prompts_and_judged_against_the_full_run(tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def brightness(pictures: np.ndarray, prompts: Any) -> np.ndarray:
+        asked.append(list(prompts))
+        return np.asarray(pictures).mean(axis=(1, 2, 3))
+
+    dark = Method(name="in the dark", kind="peer", change={"guidance_scale": 3.5})
+    found = few(tmp_path, scorers=[scorer(brightness, name="brightness")], compare=[dark])
+    score = by_name(found.record)["in the dark"]["scores"]["brightness"]
+    assert score["against"] == "full run"
+    assert score["verdict"] == "no difference"
+    assert found.record["metrics"]["brightness"]["better"] == "higher"
+    assert len(asked) == 6
+
+
+def test_where_nothing_is_decoded_states_are_compared(tmp_path: Path) -> None:
+    pipe = shared("flux")
+    call = TINY["flux"].call(pipe, batch=2)
+    found = evaluate(
+        pipe, {"a": "uniform:every=2"}, [call], metrics=("latent",), compare=(), out=tmp_path, progress=False
+    )
+    method = by_name(found.record)["a"]
+    assert method["pictures"] is None
+    assert method["scores"]["latent"]["mean"] > 0
+    assert found.report.is_file()
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"metrics": ("psnrr",)}, UnknownName, "no metric called 'psnrr'"),
+        ({"options": {"lpips": {}}}, BadOption, "options='lpips'"),
+        ({"compare": [ours("every second", "full")]}, BadOption, "names that no other method has"),
+        ({"compare": [full()]}, BadOption, "names that no other method has"),
+        ({"scorers": [scorer(lambda p, t: p, name="psnr")]}, BadOption, "no metric and no other scorer"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, error: type[Exception], words: str
+) -> None:
+    seen = counting(monkeypatch)
+    with pytest.raises(error, match=words):
+        few(tmp_path, **changes)
+    assert not seen
+
+
+def test_calls_have_one_number_of_steps(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match=r"calls of \[6, 8\] steps"):
+        evaluate(model().pipe, {}, [calls(1)[0], calls(1)[0] | {"num_inference_steps": 6}], out=tmp_path)
+    with pytest.raises(BadOption, match="at least one"):
+        evaluate(model().pipe, {}, [], out=tmp_path)
+
+
+def test_methods_that_draw_something_else_are_refused(tmp_path: Path) -> None:
+    small = Method(name="small", kind="peer", change={"height": 32})
+    with pytest.raises(DiffCacheError, match=r"'small' gave outputs of shape .* cannot be compared"):
+        few(tmp_path, compare=[small])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "x"}', '{"format": "diffcache.evaluation", "version": 2}'])
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(DocumentError):
+        evaluating.again(tmp_path)
