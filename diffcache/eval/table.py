@@ -90,7 +90,7 @@ def steps(method: Mapping[str, Any]) -> str:
 
 def speedup(method: Mapping[str, Any]) -> str:
     """A method that is slower than the full run says so."""
-    value = (method.get("speedup") or {}).get("loop")
+    value: Any = (method.get("speedup") or {}).get("loop")
     if not finite(value):
         return NOTHING
     return f"{value:.2f}×" + (" (slower)" if value < 0.995 and method.get("kind") != "full" else "")
@@ -111,7 +111,7 @@ def megabytes(size: object) -> str:
 
 
 def verdicts(method: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Metrics with one verdict together, the losses first: "worse (than FORA): PSNR, SSIM; no difference: CLIP score"."""
+    """Metrics with one verdict together, losses first: "worse (than FORA): PSNR, SSIM; no difference: CLIP score"."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, about in metrics.items():
         score = score_of(method, name) or {}

@@ -71,25 +71,32 @@ def sentence(record: Mapping[str, Any], metric: str | None) -> str:
     met = [f for f in every if f.gain is not None]
     if not met:
         return "No other method ran in the time of ours, so there is nothing to compare at equal time."
-    won, lost = [f for f in met if f.clear and f.gain > 0], [f for f in met if f.clear and f.gain < 0]  # type: ignore[operator]
-    open_ = len(met) - len(won) - len(lost)
-    budgets = f"{len(met)} budget{'s' if len(met) > 1 else ''}"
+    won = [f for f in met if f.clear and (f.gain or 0) > 0]
+    lost = [f for f in met if f.clear and (f.gain or 0) < 0]
+    even = len(met) - len(won) - len(lost)
     parts = [
-        f"{word} at {len(some) if len(met) > 1 else 'the one budget'}{_by(some, unit)}"
-        for word, some in (("better", won), ("worse", lost))
-        if some
+        f"{word}{_count(len(some), len(met), first)} ({_by(some, unit)})" if some else ""
+        for word, some, first in (("better", won, True), ("worse", lost, not won))
     ]
-    if open_:
-        parts.append(f"no clear difference at {open_ if len(met) > 1 else 'the one budget'}")
-    of = f" of {budgets}" if len(met) > 1 else ""
-    said = ", ".join(parts)
-    return f"{name} against the best other method in the same time{', ' + budgets if of else ''}: {said}."
+    if even:
+        parts.append(f"not clearly different{_count(even, len(met), not won and not lost)}")
+    said = [part for part in parts if part]
+    listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    what = "our methods are" if len(met) > 1 else "our method is"
+    return f"In {name}, against the best other method of the same time, {what} {listed}."
+
+
+def _count(some: int, every: int, first: bool) -> str:
+    """ " at 2 of 3 budgets", and " at 1" once the budgets have been spoken of."""
+    if every == 1:
+        return ""
+    return f" at {'all' if some == every else f'{some} of'} {every} budgets" if first else f" at {some}"
 
 
 def _by(some: Sequence[Finding], unit: str) -> str:
     gains = sorted(abs(f.gain or 0) for f in some)
     low, high = number(gains[0], 3), number(gains[-1], 3)
-    return f" by {low if low == high else f'{low} to {high}'} {unit}".rstrip()
+    return f"by {low if low == high else f'{low} to {high}'} {unit}".rstrip()
 
 
 def _compared(ours: Mapping[str, Any], other: Mapping[str, Any] | None, metric: str, better: str) -> Finding:
@@ -103,7 +110,7 @@ def _compared(ours: Mapping[str, Any], other: Mapping[str, Any] | None, metric: 
 def _apart(a: Mapping[str, Any], b: Mapping[str, Any], better: str) -> bool:
     mine, theirs = a.get("values") or [], b.get("values") or []
     if len(mine) == len(theirs) > 1 and all(map(finite, [*mine, *theirs])):
-        return verdict(mine, theirs, better) != "no difference"
+        return verdict(mine, theirs, "lower" if better == "lower" else "higher") != "no difference"
     ends = [s.get(k) for s in (a, b) for k in ("low", "high")]
     return all(map(finite, ends)) and bool(a["low"] > b["high"] or a["high"] < b["low"])
 

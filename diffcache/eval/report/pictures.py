@@ -32,7 +32,7 @@ class Triplet:
 
 
 def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What the page needs of the pictures in ``folder``, as plain data; ``{"note": why}`` alone where none can be shown.
+    """What the page needs of the pictures in ``folder``, as plain data; only ``{"note": why}`` where none can be.
 
     The first samples that every method has a picture of are taken, as many as make MOST triplets with all methods.
 
@@ -97,7 +97,7 @@ def _triplet(method: str, sample: str, full: Image.Image, found: Image.Image) ->
 
 def _smaller(picture: Image.Image) -> np.ndarray:
     picture = picture.copy()
-    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX if max(picture.size) > 2 * LONGEST else Image.LANCZOS)
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return np.asarray(picture)
 
 

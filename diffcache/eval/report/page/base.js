@@ -12,13 +12,15 @@ function fill(element, attributes, children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((c) => c !== null && c !== undefined));
+  element.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined));
   return element;
 }
 
 const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const s = (tag, attributes, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+const put = (element, ...children) => fill(element, null, children); // append, but what is null is left out
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const kindClass = (kind) => "k-" + (KINDS.includes(kind) ? kind : "peer").replace(" ", "-");

@@ -40,7 +40,7 @@ function axes(box, x, y, xTitle, yTitle) {
   const down = y.ticks(5).map((t) => s("g", null,
     s("line", { class: "grid", x1: box.left, x2: box.right, y1: y(t), y2: y(t) }),
     s("text", { class: "tick", x: box.left - 8, y: y(t), "text-anchor": "end", dy: "0.35em" }, tick(t))));
-  const across = x.ticks(Math.max(2, Math.floor(wide / 90))).map((t) => s("g", null,
+  const across = x.ticks(Math.max(4, Math.floor(wide / 90))).map((t) => s("g", null,
     s("line", { class: "notch", x1: x(t), x2: x(t), y1: box.bottom, y2: box.bottom + 4 }),
     s("text", { class: "tick", x: x(t), y: box.bottom + 18, "text-anchor": "middle" }, tick(t))));
   return s("g", { "aria-hidden": "true" }, down, across,

@@ -7,7 +7,7 @@ function drawFinding(body) {
   }
   const { metric } = page;
   const named = (name) => methods.find((m) => m.name === name);
-  body.append(h("ol", { class: "findings" }, page.findings.map(({ ours: name, other, gain, clear }) => {
+  put(body, h("ol", { class: "findings" }, page.findings.map(({ ours: name, other, gain, clear }) => {
     const mine = named(name);
     const value = (m) => `${number(score(m, metric).mean)}${unit(metric)}`;
     const state = other === null ? "alone" : !clear ? "even" : gain > 0 ? "ahead" : "behind";
@@ -25,11 +25,12 @@ function drawFinding(body) {
 
 function drawCircumstances(body) {
   const { pipeline = {}, circumstances = {} } = record;
-  const entries = [...Object.entries(pipeline), ["samples", record.count], ...Object.entries(circumstances)]
+  const { class: pipelineClass, ...parts } = pipeline;
+  const entries = [["pipeline", pipelineClass], ...Object.entries(parts), ["samples", record.count], ...Object.entries(circumstances)]
     .filter(([, value]) => value !== null && value !== undefined && value !== "" && typeof value !== "object");
   if (!Object.keys(pipeline).length && !Object.keys(circumstances).length)
     return "No circumstances: the record does not say what ran, nor on what.";
-  body.append(h("dl", { class: "facts" }, entries.map(([name, value]) =>
+  put(body, h("dl", { class: "facts" }, entries.map(([name, value]) =>
     h("div", null, h("dt", null, name.replaceAll("_", " ")), h("dd", null, String(value))))));
   return undefined;
 }

@@ -13,7 +13,11 @@ function drawPictures(body) {
   const caption = h("figcaption", null, h("span", null, "full run"), h("span", { class: "right" }));
   const prompt = h("p", { class: "prompt" });
   const facts = h("p", { class: "facts" });
-  const apartCaption = h("figcaption", null, h("span", null, `difference, ×${factor}`));
+  const apartCaption = h("figcaption");
+  const amplify = (times) => {
+    apart.style.filter = `brightness(${times / factor})`;
+    apartCaption.textContent = `difference, multiplied by ${times}`;
+  };
   const slide = () => {
     split.style.setProperty("--split", range.value + "%");
     range.setAttribute("aria-valuetext", `${Math.round(range.value)} % full run`);
@@ -54,13 +58,16 @@ function drawPictures(body) {
   });
   const chooser = select("method", names.map((name) => [name, name]), (name) => { method = name; show(); });
   chooser.querySelector("select").value = method;
-  body.append(h("div", { class: "controls" }, chooser, samples), prompt, facts,
+  put(body, h("div", { class: "controls" }, chooser,
+    choices("difference", [1, 4, 16].map((k) => [k * factor, `×${k * factor}`]), 4 * factor, (value) => amplify(Number(value))), samples), prompt, facts,
     h("div", { class: "pair" }, h("figure", null, split, caption), h("figure", null, h("div", { class: "apart" }, apart), apartCaption)),
     h("p", { class: "about" }, [
       `Shown are ${count} of ${of} pairs of pictures, the first samples of each method, at most 512 pixels wide.`,
-      `The difference was taken before they were made smaller, and is multiplied by ${factor} for all methods alike.`,
+      "The difference was taken before they were made smaller, and is multiplied alike for all methods.",
       lossless ? "The pictures are exact." : "The pictures were compressed to fit into the page; judge fine detail by the files.",
       note ? `${note}.` : ""].join(" ").trim()));
   show();
   slide();
+  amplify(4 * factor);
+  return undefined;
 }

@@ -18,7 +18,7 @@ function drawQuality(body) {
     plot.replaceChildren(known.length ? qualityPlot(metric, part, known, frame.clientWidth, note)
       : h("p", { class: "missing" }, `No method has both a time of the ${part} and a score of ${title(metric)}.`));
   };
-  body.append(
+  put(body, 
     h("div", { class: "controls" },
       choices("metric", names.map((name) => [name, title(name)]), metric, (value) => { metric = value; note.hide(); draw(); }),
       parts.length > 1 ? choices("time", parts, part, (value) => { part = value; note.hide(); draw(); }) : null),

@@ -4,10 +4,10 @@ const AGES = 6; // shades of a predicted output: steps since it was computed, th
 function drawSchedules(body) {
   const drawn = ours.map((m) => [m, sitesOf(m)]).filter(([, sites]) => sites.length);
   if (!drawn.length) return "No schedules: the record holds none, or none of ours.";
-  body.append(h("ul", { class: "legend shades" }, h("li", null, swatch("c-computed"), "computed"),
+  put(body, h("ul", { class: "legend shades" }, h("li", null, swatch("c-computed"), "computed"),
     h("li", null, Array.from({ length: AGES }, (_, n) => swatch("c-age" + (n + 1))), `predicted, 1 to ${AGES} or more steps after`)));
   const strips = h("div", { class: "strips" });
-  body.append(strips);
+  put(body, strips);
   for (const [m, sites] of drawn) strips.append(stripOf(m, sites));
   const several = drawn.filter(([, sites]) => sites.length > 1);
   if (!several.length) return;
@@ -16,7 +16,7 @@ function drawSchedules(body) {
     const [m, sites] = several.find(([each]) => each.name === name);
     map.replaceChildren(mapOf(m, sites));
   };
-  body.append(h("h3", null, "Site by step"),
+  put(body, h("h3", null, "Site by step"),
     several.length > 1 ? h("div", { class: "controls" }, select("method", several.map(([m]) => [m.name, m.name]), show)) : null,
     h("p", { class: "how" }, "A row is a place whose output can be kept, from the input (top) to the output of the network."), map);
   show(several[0][0].name);
@@ -44,7 +44,7 @@ function ages(compute) {
 function stripOf(m, sites) {
   const steps = Math.max(...sites.map((site) => site.compute.length));
   const stores = [...new Set(sites.map((site) => site.store).filter(Boolean))];
-  const kept = stores.length ? `kept as ${stores.join(", ")}` : "kept as computed";
+  const kept = stores.length ? `kept as ${stores.join(", ")}` : "kept as the network returns it";
   const frame = h("div", { class: "strip" });
   const row = h("figure", null,
     h("figcaption", null, h("strong", null, m.name), h("span", null, `${computed(m)} steps computed · ${kept}`)), frame);
@@ -71,25 +71,25 @@ function stripOf(m, sites) {
 const stepTicks = (steps, x, y, width) => s("g", { "aria-hidden": "true" }, ticks(0, steps - 1, Math.min(10, width / 60))
   .filter(Number.isInteger).map((t) => s("text", { class: "tick", x: x(t), y, "text-anchor": "middle" }, tick(t))));
 
-// Rows that tell a reader something also on a phone: without what all names share, and cut at the left.
-function shortNames(sites, room) {
-  const names = sites.map((site) => site.name);
+// What all names begin with, up to a full part.
+function prefixOf(names) {
   let shared = 0;
   while (names.length > 1 && names.every((n) => n[shared] !== undefined && n[shared] === names[0][shared])) shared++;
-  const cut = Math.max(names[0].lastIndexOf(".", shared - 1), names[0].lastIndexOf(":", shared - 1)) + 1;
-  const most = Math.floor(room / 6.5);
-  return names.map((n) => n.slice(cut)).map((n) => (n.length > most ? "…" + n.slice(1 - most) : n));
+  return names[0].slice(0, Math.max(...[".", ":", " "].map((sign) => names[0].lastIndexOf(sign, shared - 1))) + 1);
 }
 
 function mapOf(m, sites) {
   const frame = h("div", { class: "chart" });
   const plot = h("div");
-  frame.append(plot);
+  const prefix = prefixOf(sites.map((site) => site.name));
+  put(frame, prefix ? h("p", { class: "about" }, `All names begin with ${prefix}`) : null, plot);
   const note = noteIn(frame);
   whenever(frame, (width) => {
     const stores = sites.some((site) => site.store);
-    const left = Math.min(190, width * 0.3), right = stores ? 44 : 4;
-    const names = shortNames(sites, left - 8);
+    const longest = Math.max(...sites.map((site) => site.name.length)) - prefix.length;
+    const left = Math.min(longest * 7 + 10, 190, width * 0.3), right = stores ? 44 : 4;
+    const most = Math.floor((left - 8) / 6.5); // letters
+    const names = sites.map((site) => site.name.slice(prefix.length)).map((n) => (n.length > most ? "…" + n.slice(1 - most) : n));
     const steps = Math.max(...sites.map((site) => site.compute.length));
     const cell = (width - left - right) / steps;
     const tall = Math.max(5, Math.min(20, 640 / sites.length));
@@ -112,8 +112,8 @@ function mapOf(m, sites) {
       const t = Math.floor((px - left) / cell), site = sites[Math.floor(py / tall)];
       if (!site || t < 0 || t >= site.compute.length) return note.hide();
       const age = site.ages[t];
-      note.show(px, py, site.name, [["step", String(t)], ["output", age ? `predicted, ${age} after` : "computed"],
-        ["kept as", site.store || "computed"]]);
+      note.show(px, py + svg.parentNode.offsetTop, site.name, [["step", String(t)], ["output", age ? `predicted, ${age} after` : "computed"],
+        ["kept as", site.store || "returned"]]);
     };
     svg.addEventListener("pointermove", point);
     svg.addEventListener("pointerdown", point);

@@ -5,7 +5,8 @@ function drawTable(body) {
   const rows = methods.map((m, n) => ({ m, n, cells: columns.map((c) => c.cell(m)) }));
   const lines = h("tbody");
   const heads = columns.map((c, n) => h("th", { scope: "col", class: c.text ? "text" : null, "aria-sort": "none" },
-    h("button", { type: "button", onclick: () => sort(n) }, c.head, h("span", { class: "arrow", "aria-hidden": "true" }))));
+    h("button", { type: "button", onclick: () => sort(n) }, c.head, c.better ? h("small", null, c.better === "lower" ? "lower is better" : "higher is better") : null,
+      h("span", { class: "arrow", "aria-hidden": "true" }))));
   const sort = (n) => {
     const down = heads[n].getAttribute("aria-sort") === "ascending";
     heads.forEach((head, k) => head.setAttribute("aria-sort", k === n ? (down ? "descending" : "ascending") : "none"));
@@ -24,7 +25,7 @@ function drawTable(body) {
   fillRows();
   const floors = Object.keys(metrics).filter((name) => isNumber(metrics[name].floor))
     .map((name) => `${title(name)} ${number(metrics[name].floor)}${unit(name)}`);
-  body.append(
+  put(body, 
     h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All numbers" },
       h("table", null, h("thead", null, h("tr", null, heads)), lines)),
     floors.length ? h("p", { class: "about" }, `Floors, what chance alone leaves at this number of samples: ${floors.join(", ")}.`) : null,
@@ -35,9 +36,9 @@ function columnsOf() {
   const plain = (value, shown) => ({ value: isNumber(value) ? value : null, shown });
   const spread = (value, found, digits) => plain(value, [number(value, digits), interval(found, digits) ? h("small", null, interval(found, digits)) : null]);
   const columns = [
-    { head: "method", text: true, cell: (m) => ({ value: m.name, shown: [
+    { head: "method", text: true, cell: (m) => ({ value: m.name, shown: h("div", null,
       s("svg", { width: 16, height: 16, viewBox: "0 0 18 18", "aria-hidden": "true" }, mark(m.kind, 9, 9, 5.5)),
-      h("span", null, m.name, m.detail ? h("small", null, m.detail) : null)] }) },
+      h("span", null, m.name, m.detail ? h("small", null, m.detail) : null)) }) },
     { head: "computed steps", cell: (m) => plain(m.computed_steps, computed(m)) },
     { head: "speed-up", cell: (m) => {
       const value = (m.speedup || {}).loop;
@@ -46,7 +47,8 @@ function columnsOf() {
     { head: "seconds (loop)", cell: (m) => spread(clock(m, "loop").median, clock(m, "loop"), 3) },
     { head: "seconds (pipeline)", cell: (m) => spread(clock(m, "pipeline").median, clock(m, "pipeline"), 3) },
     ...scored().map((name) => ({
-      head: `${title(name)}${metrics[name].unit ? ` (${metrics[name].unit})` : ""} ${metrics[name].better === "lower" ? "↓" : "↑"}`,
+      head: `${title(name)}${metrics[name].unit ? ` (${metrics[name].unit})` : ""}`,
+      better: metrics[name].better || "higher",
       cell: (m) => {
         const found = score(m, name);
         const cell = spread(found.mean, found, 4);

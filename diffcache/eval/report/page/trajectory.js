@@ -18,7 +18,7 @@ function drawTrajectory(body) {
     onclick: (event) => { line.on = !line.on; event.currentTarget.setAttribute("aria-pressed", String(line.on)); note.hide(); draw(); } },
   line.m.name));
   const dashed = lines.some((l) => l.expected.length) ? h("p", { class: "about" }, "Solid: measured. Dashed: what the schedule expected.") : null;
-  body.append(h("div", { class: "controls" }, h("div", { class: "choices", role: "group", "aria-label": "lines" },
+  put(body, h("div", { class: "controls" }, h("div", { class: "choices", role: "group", "aria-label": "lines" },
     h("span", { class: "label" }, "lines"), buttons)), dashed, frame);
   whenever(frame, draw);
 }
@@ -27,7 +27,7 @@ function trajectoryPlot(lines, width, note) {
   if (!lines.length) return h("p", { class: "missing" }, "No line is switched on.");
   const narrow = width < 560;
   const height = Math.max(280, Math.min(420, width * 0.46));
-  const box = { left: 56, right: width - (narrow ? 96 : 170), top: 34, bottom: height - 44 };
+  const box = { left: 56, right: width - (narrow ? 112 : 170), top: 34, bottom: height - 44 };
   const values = lines.flatMap((l) => [...l.measured, ...l.expected]);
   const positive = values.map(([, v]) => v).filter((v) => v > 0);
   const log = positive.length > 0 && Math.max(...positive) / Math.min(...positive) > 20;
@@ -55,7 +55,7 @@ function trajectoryPlot(lines, width, note) {
   const most = Math.floor((width - box.right - 12) / 6.6);
   for (const { line, at } of names)
     svg.append(s("text", { class: "name " + kindClass(line.m.kind), x: box.right + 8, y: at - over, dy: "0.35em" },
-      line.m.name.length > most ? line.m.name.slice(0, most - 1) + "…" : line.m.name));
+      line.m.name.length > most ? "…" + line.m.name.slice(1 - most) : line.m.name));
   const cursor = s("line", { class: "cursor", y1: box.top, y2: box.bottom, x1: -9, x2: -9 });
   svg.append(cursor);
   const move = (event) => {
