@@ -10,6 +10,9 @@ import numpy as np
 
 from diffcache.errors import DiffCacheError
 
+Fits = Callable[[tuple[int, ...]], bool]
+
+ROUNDING = 1e-6  # beyond 0..1, as resizing and filters leave it
 AT_ONCE = 1 << 21  # numbers of one array that are scored together: a bound on memory, 16 MiB in float64
 
 
@@ -21,9 +24,8 @@ class SamplesError(DiffCacheError, ValueError):
         self.what, self.found, self.allowed = what, found, allowed
 
 
-def pair(metric: str, found: np.ndarray, reference: np.ndarray, axes: str, *ranks: int) -> None:
-    """Demand two finite float arrays of one shape with one of these numbers of axes (any from 1 up if none is given)
-    and nothing empty."""
+def pair(metric: str, found: np.ndarray, reference: np.ndarray, axes: str, fits: Fits = lambda shape: True) -> None:
+    """Demand two finite float arrays of one shape, nothing empty, which ``fits``; ``axes`` says in words what does."""
     for name, array in (("found", found), ("reference", reference)):
         what = f"{metric}: {name}"
         if not isinstance(array, np.ndarray):
@@ -32,7 +34,7 @@ def pair(metric: str, found: np.ndarray, reference: np.ndarray, axes: str, *rank
             )
         if array.dtype.kind != "f":
             raise SamplesError(what, f"dtype {array.dtype}", "float", "8-bit pictures are divided by 255 first.")
-        if array.ndim not in (ranks or (array.ndim or 1,)) or array.size == 0:
+        if array.ndim < 1 or array.size == 0 or not fits(array.shape):
             raise SamplesError(what, f"shape {list(array.shape)}", f"{axes}, nothing empty")
         if not np.isfinite(array).all():
             sample = int(np.argmax(~np.isfinite(array).reshape(len(array), -1).all(axis=1)))
@@ -62,11 +64,9 @@ def frame_by_frame(
     the most frames in one call.
     """
     axes = f"[N, H, W, 3] or [N, F, H, W, 3], sides of {least} pixels or more"
-    pair(metric, found, reference, axes, 4, 5)
-    if found.shape[-1] != 3 or min(found.shape[-3:-1]) < least:
-        raise SamplesError(f"{metric}: found and reference", f"shape {list(found.shape)}", axes)
+    pair(metric, found, reference, axes, lambda s: len(s) in (4, 5) and s[-1] == 3 and min(s[-3:-1]) >= least)
     for name, array in (("found", found), ("reference", reference)):
-        if array.min() < 0 or array.max() > 1:
+        if array.min() < -ROUNDING or array.max() > 1 + ROUNDING:
             span = f"values from {array.min():g} to {array.max():g}"
             raise SamplesError(f"{metric}: {name}", span, "0..1", "Pictures in -1..1 are halved and moved up by 0.5.")
     a, b = (array.reshape(-1, *array.shape[-3:]) for array in (found, reference))

@@ -95,7 +95,7 @@ def _find(net: str, weights: str | Path | None) -> Path:
     return path
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=len(BACKBONES))
 def _network(net: str, path: Path, _changed: int) -> Any:
     """LPIPS with the backbone's weights from ``path``. ``_changed``: a file that was written anew is read anew."""
     need("lpips", "torchmetrics", "torchvision")

@@ -36,7 +36,7 @@ def score(
 ) -> np.ndarray:
     """Audio [N, channels, samples] -> dB, float64 [N]. Raises BadOption for a window below 2 samples, a hop that would
     leave samples out (more than half a window), or a floor that is no number."""
-    pair("spectral", found, reference, "[N, channels, samples]", 3)
+    pair("spectral", found, reference, "[N, channels, samples]", lambda shape: len(shape) == 3)
     if window < 2:
         raise BadOption("window", window, "2 samples or more")
     if not 1 <= hop <= window // 2:
