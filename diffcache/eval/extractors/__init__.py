@@ -137,7 +137,11 @@ def custom(
 
 def as_tensor(pictures: np.ndarray | Tensor) -> Tensor:
     """[N, H, W, 3], float in 0..1 or uint8 -> float32 [N, 3, H, W] in 0..1. Raises PicturesError for others."""
-    batch = torch.from_numpy(np.require(pictures, requirements="CW")) if isinstance(pictures, np.ndarray) else pictures
+    batch = (
+        torch.from_numpy(np.require(pictures, requirements=("C", "W")))
+        if isinstance(pictures, np.ndarray)
+        else pictures
+    )
     shape = list(batch.shape)
     if len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise PicturesError(f"pictures have the shape {shape}. Allowed: [N, H, W, 3], nothing empty.")
