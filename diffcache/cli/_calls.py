@@ -10,7 +10,7 @@ import torch
 
 from diffcache import host
 from diffcache.cli._models import Call, Loaded
-from diffcache.cli._samples import Row
+from diffcache.cli._samples import READERS, Row
 from diffcache.errors import BadOption, UnknownName
 
 OWN = ("class_labels", "seed")  # what every sample has its own of, beside prompts, their embeddings and masks
@@ -29,8 +29,44 @@ def seeds_of(text: str | None, row: int) -> list[int]:
     return numbers if "," in text else [row * numbers[0] + n for n in range(numbers[0])]
 
 
+def asked(
+    loaded: Loaded,
+    rows: Sequence[Row] | None,
+    seeds: str | None,
+    batch: int,
+    options: Mapping[str, Any],
+    *,
+    decoded: bool = False,
+) -> list[Call]:
+    """The calls that a command is to make: those that came with the pipeline; else of the rows, or of what the pipeline
+    has to offer.
+
+    options  shared arguments; ``num_inference_steps`` must be among them unless every row says its own
+    decoded  whether anybody looks at what comes out
+
+    Raises BadOption, UnknownName.
+    """
+    if loaded.calls is not None:
+        if rows or any(value is not None for value in (*options.values(), seeds)):
+            raise BadOption("model", "a function", "no --prompts, --seeds and the like: it brings calls of its own")
+        return [dict(call) for call in loaded.calls]
+    rows = rows or [dict(sample) for sample in loaded.samples]
+    if not rows:
+        raise BadOption("prompts", None, f"a file that ends in {READERS}")
+    steps = options.get("num_inference_steps")
+    if (steps is None and not all("num_inference_steps" in row for row in rows)) or (steps is not None and steps < 1):
+        raise BadOption("steps", steps, "1 or more")
+    return calls_of(loaded, rows, seeds, batch, options, decoded=decoded)
+
+
 def calls_of(
-    loaded: Loaded, rows: Sequence[Row], seeds: str | None, batch: int, shared: Mapping[str, Any]
+    loaded: Loaded,
+    rows: Sequence[Row],
+    seeds: str | None,
+    batch: int,
+    shared: Mapping[str, Any],
+    *,
+    decoded: bool = False,
 ) -> list[Call]:
     """Calls of up to ``batch`` samples each, one generator a sample. Samples in one call agree in all that is not
     their own. ``shared``: arguments for all, None where not given; a row's own go first. Raises BadOption, UnknownName.
@@ -43,7 +79,8 @@ def calls_of(
         for n, row in enumerate(rows)
         for seed in ([row["seed"]] if "seed" in row else seeds_of(seeds, n))
     ]
-    return [_checked(loaded.pipe, loaded.prepare(_call(loaded.pipe, group))) for group in _groups(samples, batch)]
+    calls = (loaded.prepare(_call(loaded.pipe, group)) for group in _groups(samples, batch))
+    return [_checked(loaded.pipe, call, decoded) for call in calls]
 
 
 def _groups(samples: Sequence[Row], batch: int) -> Iterator[list[Row]]:
@@ -95,12 +132,12 @@ def _tensor(pipe: Any, name: str, values: Sequence[object]) -> torch.Tensor:
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
 
 
-def _checked(pipe: Any, call: Call) -> Call:
-    """The call, if the pipeline takes all of it; what comes out is not looked at, so it need not be decoded."""
+def _checked(pipe: Any, call: Call, decoded: bool) -> Call:
+    """The call, if the pipeline takes all of it; what nobody looks at need not be decoded."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     known = [name for name in parameters if name != "self"]
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in call:
             if name not in known:
                 raise UnknownName(f"argument of {type(pipe).__name__}", name, known)
-    return ({"output_type": "latent"} if "output_type" in known else {}) | call
+    return ({"output_type": "latent"} if "output_type" in known and not decoded else {}) | call

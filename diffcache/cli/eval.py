@@ -13,16 +13,98 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffcache.cli import _samples
 from diffcache.errors import BadOption
 
 if TYPE_CHECKING:
     import torch
 
-eval = typer.Typer(no_args_is_help=True, help="Measure pictures: distances between sets, fit to prompts.")
+eval = typer.Typer(
+    no_args_is_help=True, help="Prove what a schedule costs; measure pictures: distances between sets, fit to prompts."
+)
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, … Without it, cuda where there is one.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a time.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@eval.command("run")
+def run(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder or an id on the Hub; demo:flux or demo:dit; or package.module:function of yours, which "
+            "returns a pipeline, or a pipeline and calls."
+        ),
+    ],
+    schedules: Annotated[
+        list[str], typer.Argument(help="Schedules: files, hub ids, rules (taylor:every=3); NAME=SCHEDULE names one.")
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(help="What to ask for: .txt, .csv or .jsonl, as for diffcache profile.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampling loop.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")] = None,
+    height: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="For every prompt: these (0,1,2), or so many of its own (4). One if not given.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples that run together.")] = 1,
+    store: Annotated[
+        str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Of pairs with the full run, with commas.")] = "psnr,ssim,latent",
+    alone: Annotated[bool, typer.Option("--alone", help="No fewer steps and no uniform reuse beside them.")] = False,
+    extractor: Annotated[
+        str | None, typer.Option(help="For distances of sets: inception, efflite0, package.module:function.")
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="Real pictures, or statistics; without it, the full run's are the reference.")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option(help="package.module:function, (pictures, prompts) -> scores. May be repeated.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    device: Device = None,
+    title: Annotated[str, typer.Option(help="Of the report.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
+) -> None:
+    """Run a pipeline in full, with every schedule, and with what else the same work buys; write table and report."""
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
+    rows = _samples.read(prompts) if prompts else None
+    named = dict(_named(schedule) for schedule in schedules)
+    if len(named) < len(schedules):
+        raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
+
+    from diffcache.cli import _calls, _models  # torch and diffusers load only now
+    from diffcache.eval.evaluating import evaluate, is_first
+    from diffcache.eval.methods import ours
+    from diffcache.eval.metrics import scorer as judge
+
+    methods = [ours(name, source, store=store) for name, source in named.items()]
+    judges = [judge(address) for address in scorer or ()]
+    loaded = _models.load(model, dtype, device)
+    found = evaluate(
+        loaded.pipe,
+        methods,
+        _calls.asked(loaded, rows, seeds, batch, options, decoded=True),
+        metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()),
+        scorers=judges,
+        compare=() if alone else None,
+        extractor=extractor,
+        real=real,
+        out=out,
+        title=title or model,
+    )
+    if is_first():
+        typer.echo(f"{found}\n\nreport: {found.report.resolve()}")
+
+
+def _named(text: str) -> tuple[str, str]:
+    """``NAME=SCHEDULE``; a rule has its own equals signs, behind a colon."""
+    name, mark, source = text.partition("=")
+    return (name, source) if mark and ":" not in name and "/" not in name else (Path(text).stem, text)
 
 
 @eval.command("fid")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -64,19 +64,7 @@ def profile(
 
     granularities(sites)  # what is wrong with the words is said before a model is loaded
     loaded = _models.load(model, dtype, device)
-    if loaded.calls is not None:
-        if rows or any(value is not None for value in (*options.values(), seeds)):
-            raise BadOption("model", model, "no --prompts, --seeds and the like: this function brings calls of its own")
-        calls: list[dict[str, Any]] = [dict(call) for call in loaded.calls]
-    else:
-        rows = rows or [dict(sample) for sample in loaded.samples]
-        if not rows:
-            raise BadOption("prompts", None, f"a file that ends in {_samples.READERS}")
-        if (steps is None and not all("num_inference_steps" in row for row in rows)) or (
-            steps is not None and steps < 1
-        ):
-            raise BadOption("steps", steps, "1 or more")
-        calls = _calls.calls_of(loaded, rows, seeds, batch, options)
+    calls = _calls.asked(loaded, rows, seeds, batch, options)
 
     folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
     found = measure(

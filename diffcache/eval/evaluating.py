@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import distributed as dist
+
 from diffcache import host
 from diffcache.api import estimate
 from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
+from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
 from diffcache.eval.parts import Folder, Part
 from diffcache.eval.record import Record, assembled, circumstances, read
 from diffcache.eval.report import write_html
 from diffcache.eval.running import Compare, Judges, run_share, steps_of
+from diffcache.eval.sets import sets_of
 from diffcache.eval.statistics import enough
 from diffcache.eval.table import markdown
 from diffcache.profiling.shards import all_shares, demand_own_generators
@@ -53,6 +58,8 @@ def evaluate(
     metrics: Sequence[str] = ("psnr", "ssim", "latent"),
     scorers: Sequence[Scorer] = (),
     compare: Sequence[Method] | None = None,
+    extractor: Extractor | str | None = None,
+    real: str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | Path = "evaluation",
     title: str = "",
@@ -69,10 +76,14 @@ def evaluate(
     scorers    of pictures and prompts: see ``diffcache.eval.metrics.scorer``
     compare    further methods; None: for the computed steps of each schedule, as many steps without a cache, with the
                pipeline's own noise scheduler and with a better one, and uniform reuse
+    extractor  of features for the Fréchet distance of sets: "inception", "efflite0", or one of
+               ``diffcache.eval.extractors``
+    real       a folder of real pictures, or a file of their statistics; None: the full run's pictures are the reference
     out        folder. A run that is stopped goes on there, call by call; what was made with other settings is made anew
 
-    Under ``torchrun`` each process takes its share of the calls. Seconds are those of single calls, medians over them;
-    speed-ups are medians of ratios to the full run just before. Pictures lie in the folder as they come.
+    Under ``torchrun`` each process takes its share of the calls; the folder is one for all, and the first process
+    writes the report and measures sets. Seconds are those of single calls, medians over them; speed-ups are medians of
+    ratios to the full run just before.
 
     Raises BadOption, UnknownName, what :func:`diffcache.accelerate` raises, and what a metric raises.
     """
@@ -85,8 +96,10 @@ def evaluate(
         compare = baselines(pipe, steps, [_computed(pipe, m, calls[0], steps) for m in mine])
     methods = [full(), *mine, *compare]
     _demand_own_names(methods)
+    sets = sets_of(extractor, real)
     folder = Folder(Path(out))
     found = _run(pipe, methods, calls, judges, folder, progress)
+    more, distances = sets.measured(methods, folder) if sets and is_first() else ({}, {})
     told = {
         "title": title or f"{type(pipe).__name__}, {steps} steps",
         "circumstances": circumstances(pipe),
@@ -99,7 +112,8 @@ def evaluate(
         },
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
     }
-    return write(assembled(methods, found, about, steps, told, {}), folder.path)
+    record = assembled(methods, found, about | more, steps, told, distances)
+    return write(record, folder.path) if is_first() else Evaluation(record, folder.path)
 
 
 def write(record: Record, folder: Path) -> Evaluation:
@@ -165,6 +179,11 @@ def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) ->
     if method.source is None:
         return steps
     return max(1, round(estimate(pipe, method.source, **call).compute_fraction * steps))
+
+
+def is_first() -> bool:
+    """Of all processes."""
+    return int(os.environ.get("RANK", "0")) == 0 if not dist.is_initialized() else dist.get_rank() == 0
 
 
 def _demand_own_names(methods: Sequence[Method]) -> None:

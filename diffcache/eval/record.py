@@ -20,7 +20,6 @@ from diffcache.errors import DocumentError
 from diffcache.eval.methods import FULL, Method
 from diffcache.eval.parts import Part
 from diffcache.eval.statistics import interval, verdict
-from diffcache.schedule import CacheSchedule
 
 SAME_WORK = 1.02  # of computed steps: as much work, to what rounding and small layers make of it
 FORMAT = "diffcache.evaluation"
@@ -91,7 +90,7 @@ def _method(
         "cache_bytes": max(caches) if caches else None,
         "peak_bytes": max(peaks) if peaks else None,
         "scores": {**_scores(parts), **{name: dict(found) for name, found in distances.items()}},
-        "schedule": _schedule(method.source) if isinstance(method.source, CacheSchedule) else None,
+        "schedule": parts[0]["schedule"] if method.kind == "ours" else None,
         "trajectory": None
         if errors is None or method.kind == "full"
         else {"steps": list(range(len(errors))), "measured": errors, "expected": None},
@@ -149,18 +148,6 @@ def _judged(methods: list[Record], metrics: Mapping[str, Mapping[str, Any]]) -> 
                     "against": rival["name"],
                 }
     return methods
-
-
-def _schedule(schedule: CacheSchedule) -> Record:
-    return {
-        "denoisers": {
-            name: {
-                site: {"compute": [int(c) for c in plan.compute], "store": plan.store}
-                for site, plan in denoiser.sites.items()
-            }
-            for name, denoiser in schedule.denoisers.items()
-        }
-    }
 
 
 def circumstances(pipe: Any) -> Record:

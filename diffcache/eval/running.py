@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffcache import host
 from diffcache.api import executor_of
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
 from diffcache.eval.parts import Folder, Part, digest_of, slug
 from diffcache.eval.watch import Run, watched
 from diffcache.reports import report_of
+from diffcache.schedule import CacheSchedule
 
 CLOSE = ("flops", "errors")  # of a part: what the method did on the first call
 
@@ -75,11 +75,11 @@ def run_share(
                 seen = close.of(method)
                 with method.on(pipe):
                     run = watched(pipe, {**asked, **method.change})
-                    cache = _cache_bytes(pipe, method)
+                    cache, schedule = _of_our_own(pipe, method)
                 if method.kind == "full":
                     folder.keep_exact(name, run)
                 part = {"key": key, "method": method.name, "call": index, "prompts": prompts_of(call, len(run.output))}
-                part |= {"seeds": seeds_of(call, len(run.output)), **seen, "cache_bytes": cache}
+                part |= {"seeds": seeds_of(call, len(run.output)), **seen, "cache_bytes": cache, "schedule": schedule}
                 part |= {"seconds": {"loop": run.loop_s, "pipeline": run.pipeline_s}, "peak_bytes": run.peak_bytes}
                 part["scores"] = _scores(method, run, folder.exact(name), part["prompts"], judges)
                 part["pictures"] = folder.keep_pictures(where, name, run.output)
@@ -163,12 +163,23 @@ def _scores(
     return {name: [float(v) for v in values] for name, values in found.items()}
 
 
-def _cache_bytes(pipe: Any, method: Method) -> int | None:
-    """What our store held at most; peers do not say."""
+def _of_our_own(pipe: Any, method: Method) -> tuple[int | None, Any]:
+    """Bytes that our store held at most, and the schedule that ran, where it was one of ours; peers do not say."""
     if method.source is None:
-        return 0 if method.kind in ("full", "fewer steps") else None
-    return report_of(executor_of(pipe)).peak_bytes
+        return (0 if method.kind in ("full", "fewer steps") else None), None
+    executor = executor_of(pipe)
+    ran = None if executor.last is None else executor.last.schedule
+    return report_of(executor).peak_bytes, None if ran is None else _told(ran)
 
 
-def denoiser_names(pipe: Any) -> str:
-    return ", ".join(host.class_name(module) for module in host.denoisers(pipe).values())
+def _told(schedule: CacheSchedule) -> Any:
+    """Masks and formats, as the record has them."""
+    return {
+        "denoisers": {
+            name: {
+                site: {"compute": [int(c) for c in plan.compute], "store": plan.store}
+                for site, plan in denoiser.sites.items()
+            }
+            for name, denoiser in schedule.denoisers.items()
+        }
+    }

@@ -1,0 +1,92 @@
+"""Distances of every method's pictures, as a set, from a reference: real ones, or those of the full run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcache.errors import BadOption
+from diffcache.eval import folders
+from diffcache.eval import reference as references
+from diffcache.eval.distribution import Distance, Distribution
+from diffcache.eval.extractors import Extractor
+from diffcache.eval.methods import Method
+from diffcache.eval.parts import Folder, slug
+
+AT_ONCE = 64  # pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """What sets of pictures are compared by.
+
+    extractor  of features
+    real       folder of pictures, or file of statistics; None: the full run's pictures, which then stand at the floor
+    """
+
+    extractor: Extractor
+    real: Path | None = None
+
+    def measured(
+        self, methods: Sequence[Method], folder: Folder
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
+        """(metric -> what is to be known of it, method -> metric -> its score), from the pictures on disk."""
+        (full,) = [m for m in methods if m.kind == "full"]
+        found: dict[str, Distance] = {}
+        distribution = self._with_reference(folder.pictures(slug(full.name)))
+        for method in methods:
+            if self.real is None and method is full:
+                continue
+            distribution.reset()
+            for batch in folders.batches(folders.pictures(folder.pictures(slug(method.name))), AT_ONCE):
+                distribution.add(batch)
+            found[method.name] = distribution.compute()
+        if not found:
+            return {}, {}
+        one = next(iter(found.values()))
+        against = "real pictures" if self.real else "the full run's pictures"
+        about = {
+            one.name: {
+                "title": one.name,
+                "unit": "",
+                "better": "lower",
+                "about": f"Fréchet distance of {one.features} features from {against}, {one.samples} pictures.",
+                "floor": one.floor.value if one.floor else None,
+                "of_pairs": False,
+            }
+        }
+        return about, {name: {one.name: _score(distance)} for name, distance in found.items()}
+
+    def _with_reference(self, full: Path) -> Distribution:
+        if self.real is not None and (self.real.suffix in references.SUFFIXES or self.real.is_file()):
+            return Distribution(self.extractor, references.read(self.real, self.extractor))
+        distribution = Distribution(self.extractor)
+        for batch in folders.batches(folders.pictures(self.real or full), AT_ONCE):
+            distribution.add(batch, real=True)
+        return distribution
+
+
+def sets_of(extractor: Extractor | str | None, real: str | Path | None) -> Sets | None:
+    """None where no sets are to be compared. Raises BadOption for real pictures without an extractor, and what loading
+    an extractor raises."""
+    if extractor is None:
+        if real is not None:
+            raise BadOption("real", str(real), "nothing, unless an extractor says what sets are compared by")
+        return None
+    if isinstance(extractor, str):
+        import torch
+
+        from diffcache.eval import extractors
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        extractor = extractors.load(extractor, device=device)
+    return Sets(extractor, None if real is None else Path(real))
+
+
+def _score(found: Distance) -> dict[str, Any]:
+    low, high = (found.spread.low, found.spread.high) if found.spread else (found.value, found.value)
+    return {
+        "mean": found.value, "low": low, "high": high, "values": None, "verdict": None, "against": None,
+    }  # fmt: skip
