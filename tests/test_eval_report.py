@@ -234,6 +234,19 @@ def test_losses_look_like_losses() -> None:
     assert cells(table, "diffcache, 25 steps")["verdict"] == "worse (than cache-dit DBCache): PSNR; better: FD-EffLite0"
 
 
+def test_the_full_run_is_not_scored_against_itself(tmp_path: Path) -> None:
+    record = evaluation()
+    record["warning"] = "Only 24 samples | few"
+    record["metrics"]["psnr"]["of_pairs"] = True
+    record["methods"][0]["scores"]["psnr"] = {"mean": 120.0, "low": 120.0, "high": 120.0, "values": None}
+    table = markdown(record)
+    assert cells(table, "full run")["PSNR (dB) ↑"] == "–"
+    assert cells(table, "full run")["FD-EffLite0 ↓"].startswith("8.300")
+    assert table.endswith("\n\nOnly 24 samples \\| few")
+    scores = data(write_html(record, tmp_path, tmp_path / "a.html"))["record"]["methods"][0]["scores"]
+    assert scores.keys() == {"fd"}
+
+
 def test_what_nothing_fills_has_no_column_and_foreign_text_stays_in_its_cell() -> None:
     record = evaluation()
     record["methods"] = record["methods"][:2]
@@ -372,7 +385,7 @@ def decoded(uri: str) -> np.ndarray:
 
 
 def test_large_noise_is_compressed_until_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "BYTES", 60_000)
+    monkeypatch.setattr(pictures, "BYTES", 80_000)
     record = evaluation()
     record["methods"], record["samples"] = record["methods"][:3], record["samples"][:1]
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

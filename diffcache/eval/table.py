@@ -11,7 +11,7 @@ LINK = {"better": "than", "worse": "than", "no difference": "from"}
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """One row per method of ``record`` (format "diffcache.evaluation"), in its order; floors in a line below.
+    """One row per method of ``record`` (format "diffcache.evaluation"), in its order; floors, and a warning of few samples, below.
 
     Seconds are of the sampling loop: the median, and the spread of the runs in brackets. A metric's brackets hold the
     interval of its mean. Columns that no method fills are left out; a single empty cell is a dash.
@@ -28,7 +28,9 @@ def markdown(record: Mapping[str, Any]) -> str:
         "speed-up (loop)": [speedup(m) for m in methods],
         "seconds (loop)": [seconds(m) for m in methods],
         **{
-            text(heading(about, name)): [interval(score_of(m, name)) for m in methods]
+            text(heading(about, name)): [
+                NOTHING if with_itself(m, about) else interval(score_of(m, name)) for m in methods
+            ]
             for name, about in metrics.items()
         },
         "cache (MB)": [megabytes(m.get("cache_bytes")) for m in methods],
@@ -40,8 +42,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         _row("---" if head in ("method", "verdict") else "---:" for head in kept),
         *(_row(cells) for cells in zip(*kept.values(), strict=True)),
     ]
-    floors = foot(metrics)
-    return "\n".join([*lines, "", floors] if floors else lines)
+    below = [line for line in (foot(metrics), text(record.get("warning") or "")) if line]
+    return "\n\n".join(["\n".join(lines), *below])
 
 
 def foot(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -57,6 +59,11 @@ def foot(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 def score_of(method: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:
     found: Mapping[str, Any] | None = (method.get("scores") or {}).get(metric)
     return found
+
+
+def with_itself(method: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """The full run's score by a metric of pairs with the full run: the best value there is, and it says nothing."""
+    return method.get("kind") == "full" and bool(about.get("of_pairs"))
 
 
 def heading(about: Mapping[str, Any], name: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.report import findings
+from diffcache.eval.table import with_itself
 
 SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "table", "main")  # in this order
 
@@ -98,6 +99,8 @@ def _slim(record: Mapping[str, Any], samples: Mapping[str, str]) -> dict[str, An
     slim["methods"] = [{**m, "pictures": None, "scores": {}} for m in record.get("methods") or []]
     for method, kept in zip(record.get("methods") or [], slim["methods"], strict=True):
         for name, score in (method.get("scores") or {}).items():
+            if with_itself(method, (record.get("metrics") or {}).get(name) or {}):
+                continue
             values = score.get("values") or []
             at = {s: values[places[s]] for s in samples if places[s] < len(values)}
             kept["scores"][name] = {**score, "values": None, "at": at}

@@ -1,6 +1,7 @@
 // The sections, in their order. Each returns nothing, or a sentence that says why it is left out.
 function drawFinding(body) {
   document.querySelector(".lede").textContent = page.sentence;
+  if (record.warning) document.querySelector(".lede").after(h("p", { class: "about warning" }, record.warning));
   if (!page.findings.length) {
     document.querySelector("#finding .how").remove();
     return undefined;
