@@ -11,7 +11,7 @@ LINK = {"better": "than", "worse": "than", "no difference": "from"}
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """One row per method of ``record`` (format "diffcache.evaluation"), in its order; floors, and a warning of few samples, below.
+    """One row per method of ``record`` (format "diffcache.evaluation"), in its order; below it, floors and a warning.
 
     Seconds are of the sampling loop: the median, and the spread of the runs in brackets. A metric's brackets hold the
     interval of its mean. Columns that no method fills are left out; a single empty cell is a dash.

@@ -7,7 +7,7 @@ function drawTable(body) {
   const heads = columns.map((c, n) => h("th", { scope: "col", class: c.text ? "text" : null, "aria-sort": "none" },
     h("button", { type: "button", onclick: () => sort(n) }, c.head,
       h("span", { class: "arrow", "aria-hidden": "true" }),
-      c.better ? h("small", null, c.better === "lower" ? "lower is better" : "higher is better") : null))));
+      c.better ? h("small", null, c.better === "lower" ? "lower is better" : "higher is better") : null)));
   const sort = (n) => {
     const down = heads[n].getAttribute("aria-sort") === "ascending";
     heads.forEach((head, k) => head.setAttribute("aria-sort", k === n ? (down ? "descending" : "ascending") : "none"));
