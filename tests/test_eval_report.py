@@ -664,11 +664,14 @@ def test_dark_is_another_paper_by_the_system_and_by_the_button(browser: Any, wri
         colours[scheme] = opened.page.evaluate(paper)
         opened.page.click("#theme")
         colours[scheme, "turned"] = opened.page.evaluate(paper)
+        opened.page.emulate_media(media="print")
+        colours[scheme, "printed"] = opened.page.evaluate(paper)
         assert opened.heard == []
         opened.page.close()
     assert colours["light"] != colours["dark"]
     assert colours["light", "turned"] == colours["dark"]
     assert colours["dark", "turned"] == colours["light"]
+    assert colours["light", "printed"] == colours["dark", "printed"] == colours["light"]
 
 
 @pytest.mark.parametrize("width", [390, 760, 1280])

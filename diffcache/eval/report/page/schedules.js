@@ -18,7 +18,7 @@ function drawSchedules(body) {
   };
   put(body, h("h3", null, "Site by step"),
     several.length > 1 ? h("div", { class: "controls" }, select("method", several.map(([m]) => [m.name, m.name]), show)) : null,
-    h("p", { class: "how" }, "A row is a place whose output can be kept, from the input (top) to the output of the network."), map);
+    h("p", { class: "how" }, "A row is a place in the network whose output can be kept, here in the order of names."), map);
   show(several[0][0].name);
 }
 
@@ -33,7 +33,8 @@ function sitesOf(m) {
     compute: plan.compute || [],
     store: plan.store,
     ages: ages(plan.compute || []),
-  }))).filter((site) => site.compute.length);
+  }))).filter((site) => site.compute.length)
+    .sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
 }
 
 function ages(compute) {

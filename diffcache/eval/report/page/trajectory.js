@@ -52,10 +52,10 @@ function trajectoryPlot(lines, width, note) {
   names.sort((a, b) => a.at - b.at);
   names.forEach((n, k) => { if (k) n.at = Math.max(n.at, names[k - 1].at + 15); });
   const over = Math.max(0, (names.at(-1)?.at ?? 0) - box.bottom);
-  const most = Math.floor((width - box.right - 12) / 6.6);
+  const mostOf = (line) => Math.floor((width - box.right - 10) / (line.m.kind === "ours" ? 7.9 : 7.2));
   for (const { line, at } of names)
     svg.append(s("text", { class: "name " + kindClass(line.m.kind), x: box.right + 8, y: at - over, dy: "0.35em" },
-      line.m.name.length > most ? "…" + line.m.name.slice(1 - most) : line.m.name));
+      line.m.name.length > mostOf(line) ? "…" + line.m.name.slice(1 - mostOf(line)) : line.m.name));
   const cursor = s("line", { class: "cursor", y1: box.top, y2: box.bottom, x1: -9, x2: -9 });
   svg.append(cursor);
   const move = (event) => {
