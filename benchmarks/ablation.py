@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trials import trial
 
 from diffcache import CacheSchedule, accelerated, estimate, optimize, planning, resampled
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
-from diffcache.demo.run import STEPS, batches, circumstances, split, trial
+from diffcache.demo.run import STEPS, batches, circumstances, split
 from diffcache.levels import CannotFollow
 from diffcache.optimizing import final_states
 from diffcache.profiling import Calibration

@@ -4,8 +4,7 @@
 
 Schedules for 25, 17 and 12 of 50 steps are made on calibration pictures. Full run, ours, fewer steps with the model's
 own noise scheduler and a better one, uniform reuse and the peers' packages then draw the same classes from the same
-seeds, by ``diffcache.evaluate``. A run that is stopped goes on. Distances of sets are taken afterwards from the pictures
-on disk.
+seeds, by ``diffcache.evaluate``. A run that is stopped goes on. Distances of sets are taken from the pictures on disk.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def main() -> None:
     others += [of_peer(peer) for peer in PEERS]
     made = evaluate(
         model.pipe, methods, calls(model, o.samples, o.batch, 50_000), compare=others, metrics=("psnr", "latent"),
-        out=o.out / "pictures", title="DiT demo model, guidance 4, 50 steps",
+        out=o.out / "evaluation", extractor="efflite0", real=o.real, title="DiT demo model, guidance 4, 50 steps",
     )  # fmt: skip
     print(made)
 

@@ -20,8 +20,8 @@ import numpy as np
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
-from diffcache.demo.fidelity import psnr_db
 from diffcache.demo.run import STEPS, batches, machine, split
+from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.schedule import StoreFormat
 from diffcache.schedulers import Rule, parse_rule
 

@@ -22,13 +22,15 @@ import numpy as np
 from peers.adapters import PEERS
 from peers.measure import behind, frontier, measure_peers
 from peers.peer import Peer
+from trials import Trial, trial
 
 from diffcache import CacheSchedule, estimate, planning
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.correction import correct
 from diffcache.demo import Size
-from diffcache.demo.fidelity import psnr_db, ssim
-from diffcache.demo.run import STEPS, Trial, batches, circumstances, split, trial
+from diffcache.demo.run import STEPS, batches, circumstances, split
+from diffcache.eval.metrics.psnr import score as psnr_db
+from diffcache.eval.metrics.ssim import score as ssim
 from diffcache.eval.solvers import better_solver, solver_of
 from diffcache.profile import Profile
 from diffcache.profiling import Calibration, measure

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from diffcache.assets import DemoModel
-from diffcache.demo.fidelity import psnr_db, ssim
 from diffcache.demo.run import STEPS
+from diffcache.eval.metrics.psnr import score as psnr_db
+from diffcache.eval.metrics.ssim import score as ssim
 from diffcache.profiling.clock import loop_clock
 from peers.adapters import PEERS
 from peers.peer import Peer

@@ -18,11 +18,11 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search: under a minute.")] = False,
 ) -> None:
     """Calibrate, plan and accelerate a small trained model that comes with the package, and show what it cost."""
-    from diffcache.demo import Size, run_demo, show  # torch and diffusers load only now
+    from diffcache.demo import Size, run_demo  # torch and diffusers load only now
 
-    rows = run_demo(model, out, Size.quick() if quick else Size())
-    typer.echo("\n" + show.table(rows))
-    typer.echo(f"\nPictures, table, schedules and results: {out.resolve()}")
+    found = run_demo(model, out, Size.quick() if quick else Size())
+    typer.echo(f"\n{found}")
+    typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules lie beside it.")
     typer.echo(
         'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylor:every=3,order=1")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, computed_steps=12))"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +13,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffcache.api import accelerated
 from diffcache.assets import DemoModel, load
 from diffcache.demo import show
-from diffcache.demo.fidelity import psnr_db, ssim
-from diffcache.demo.rows import Row
-from diffcache.eval.methods import evenly_reused
-from diffcache.eval.solvers import better_solver, solver_of
-from diffcache.host import denoisers
+from diffcache.eval.evaluating import Evaluation, evaluate
 from diffcache.profiling import Calibration
-from diffcache.profiling.clock import loop_clock
-from diffcache.schedule import CacheSchedule
 
 STEPS = 50
+COMPARED = 4  # pictures in a timed call
+TITLES = {
+    "flux": "Text to picture, 64 px: a Flux transformer of 5.7 M parameters, no guidance",
+    "dit": "Class to picture, 64 px: a DiT of 4.8 M parameters, guidance 4",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """How much the demo does. ``budgets``: computed steps of 50; ``repeats``: timed runs of each method."""
+    """How much is done. ``budgets``: computed steps of 50; ``repeats``: timed runs of each method, where a benchmark
+    says so."""
 
     budgets: tuple[int, ...] = (17, 12, 8)
     calibration: int = 16
@@ -46,15 +42,7 @@ class Size:
         return cls(budgets=(12, 8), calibration=8, held_out=8, search_s=8.0, repeats=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Pictures [N, H, W, 3] of one method, and the median seconds of its sampling loop."""
-
-    images: np.ndarray
-    seconds: float
-
-
-def run_demo(name: str, out: Path, size: Size) -> list[Row]:
+def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     """Calibrate on some subjects, compare on others, write everything under ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     model = load(name)
@@ -69,82 +57,15 @@ def run_demo(name: str, out: Path, size: Size) -> list[Row]:
         schedules[budget].save(out / f"{name}-{STEPS}-{budget}.safetensors")
         bar.update()
     bar.close()
-
-    rows, pictures = compare(model, shown, schedules, size.repeats)
-    record = {"model": name, "circumstances": circumstances(size), "rows": [asdict(r) for r in rows]}
-    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
-    (out / "table.md").write_text(show.table(rows) + "\n")
-    show.grid(pictures, min(size.budgets), shown[0], out / "pictures.png")
-    return rows
-
-
-def compare(
-    model: DemoModel, shown: tuple[Sequence[str], Sequence[int]], schedules: dict[int, CacheSchedule], repeats: int
-) -> tuple[list[Row], dict[tuple[str, int], np.ndarray]]:
-    """Every method on the same held-out subjects and seeds; (table, pictures by method and computed steps)."""
-    pipe = model.pipe
-    (denoiser,) = denoisers(pipe)
-    better = better_solver(pipe)
-    assert better is not None  # neither demo model has it already
-    solver_name, solver = better
-    plain = f"fewer steps ({solver_of(pipe)})"
-    runs: list[tuple[str, int, Any]] = [("full run", STEPS, lambda: trial(model, shown, STEPS, repeats))]
-    for n, schedule in schedules.items():
-        reuse = evenly_reused([denoiser], STEPS, n)
-        runs += [
-            (plain, n, lambda n=n: trial(model, shown, n, repeats)),
-            (f"fewer steps ({solver_name})", n, lambda n=n: _with_solver(model, solver, shown, n, repeats)),
-            ("uniform reuse", n, lambda s=reuse: trial(model, shown, STEPS, repeats, s)),
-            ("diffcache", n, lambda s=schedule: trial(model, shown, STEPS, repeats, s)),
-        ]
-    trial(model, (shown[0][:2], shown[1][:2]), 4, 1)  # warm-up
-    bar = tqdm(runs, desc="compare on held-out pictures", unit="method")
-    trials = {(method, n): job() for method, n, job in bar}
-    full = trials["full run", STEPS]
-    rows = [
-        Row(
-            method,
-            n,
-            n if method.startswith("fewer") else STEPS,
-            round(full.seconds / t.seconds, 3),
-            round(float(psnr_db(t.images, full.images).mean()), 3),
-            round(float(ssim(t.images, full.images).mean()), 5),
-        )
-        for (method, n), t in trials.items()
-    ]
-    return rows, {key: t.images for key, t in trials.items()}
-
-
-def trial(
-    model: DemoModel,
-    shown: tuple[Sequence[str], Sequence[int]],
-    steps: int,
-    repeats: int,
-    schedule: CacheSchedule | None = None,
-) -> Trial:
-    with _maybe_accelerated(model.pipe, schedule), loop_clock(model.pipe) as seconds:
-        for _ in range(repeats):
-            images = model.pipe(**model.call(*shown, steps=steps)).images
-    return Trial(images, statistics.median(seconds))
-
-
-def _with_solver(
-    model: DemoModel, solver: Any, shown: tuple[Sequence[str], Sequence[int]], steps: int, repeats: int
-) -> Trial:
-    own, model.pipe.scheduler = model.pipe.scheduler, solver
-    try:
-        return trial(model, shown, steps, repeats)
-    finally:
-        model.pipe.scheduler = own
-
-
-@contextmanager
-def _maybe_accelerated(pipe: Any, schedule: CacheSchedule | None) -> Iterator[None]:
-    if schedule is None:
-        yield
-    else:
-        with accelerated(pipe, schedule):
-            yield
+    found = evaluate(
+        model.pipe,
+        {f"diffcache, {budget} computed": schedule for budget, schedule in schedules.items()},
+        [model.call(*part, steps=STEPS) for part in batches(shown, COMPARED)],
+        out=out,
+        title=TITLES[name],
+    )
+    show.grid(found, min(size.budgets), out / "pictures.png")
+    return found
 
 
 def split(model: DemoModel, size: Size) -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
