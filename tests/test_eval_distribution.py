@@ -460,7 +460,8 @@ def test_the_inception_network_is_torch_fidelity_s(tmp_path: Path, monkeypatch: 
     loaded = extractors.load("inception", weights=tmp_path)
     batch = pictures(3, size=40)
     expected = network(torch.from_numpy(batch).permute(0, 3, 1, 2))[0]
-    for given in (batch, batch.astype(np.float32) / 255):
+    between = np.clip(batch - np.float32(0.4), 0, 255) / np.float32(255)  # rounded to the nearest of 256, as a file is
+    for given in (batch, batch.astype(np.float32) / 255, between):
         assert torch.equal(loaded.of(given), expected)
     assert (loaded.name, loaded.frechet, loaded.kernel) == (INCEPTION, "FID", "KID")
 
