@@ -683,6 +683,7 @@ def test_nothing_lies_beyond_the_edge_of_the_window(browser: Any, written: Path,
 
 def without(record: Record, part: str) -> Record:
     record = copy.deepcopy(record)
+    record["methods"] = record["methods"][:4]
     for method in record["methods"]:
         method |= {"pictures": None} if part == "pictures" else {}
         method |= {"trajectory": None} if part == "trajectory" else {}
