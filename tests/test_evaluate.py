@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import TINY, shared
+from processes import in_processes
 from skimage.metrics import peak_signal_noise_ratio
 
 from diffcache import accelerated, evaluate
@@ -227,6 +228,20 @@ def test_where_nothing_is_decoded_states_are_compared(tmp_path: Path) -> None:
     assert method["pictures"] is None
     assert method["scores"]["latent"]["mean"] > 0
     assert found.report.is_file()
+
+
+def test_processes_share_an_evaluation(tmp_path: Path, made: evaluating.Evaluation) -> None:
+    out = tmp_path / "shared"
+
+    def job(rank: int) -> Any:
+        found = few(out)
+        return scores(found.record), sorted(p.name for p in out.glob("parts/*/*.json"))
+
+    first, second = in_processes(2, job, tmp_path)
+    assert first[0] == second[0]
+    assert first[0] == scores(made.record)
+    assert len(list(out.glob("parts/*/*.json"))) == 8
+    assert read(out / "record.json")["samples"] == made.record["samples"]
 
 
 # Bad input.

@@ -78,7 +78,7 @@ def run(
         raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
 
     from diffcache.cli import _calls, _models  # torch and diffusers load only now
-    from diffcache.eval.evaluating import evaluate, is_first
+    from diffcache.eval.evaluating import evaluate
     from diffcache.eval.methods import ours
     from diffcache.eval.metrics import scorer as judge
 
@@ -97,7 +97,7 @@ def run(
         out=out,
         title=title or model,
     )
-    if is_first():
+    if _models.is_first_process():
         typer.echo(f"{found}\n\nreport: {found.report.resolve()}")
 
 

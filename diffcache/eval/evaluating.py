@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import distributed as dist
 
 from diffcache import host
 from diffcache.api import estimate
@@ -98,8 +95,8 @@ def evaluate(
     _demand_own_names(methods)
     sets = sets_of(extractor, real)
     folder = Folder(Path(out))
-    found = _run(pipe, methods, calls, judges, folder, progress)
-    more, distances = sets.measured(methods, folder) if sets and is_first() else ({}, {})
+    found, rank = _run(pipe, methods, calls, judges, folder, progress)
+    more, distances = sets.measured(methods, folder) if sets and rank == 0 else ({}, {})
     told = {
         "title": title or f"{type(pipe).__name__}, {steps} steps",
         "circumstances": circumstances(pipe),
@@ -113,7 +110,7 @@ def evaluate(
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
     }
     record = assembled(methods, found, about | more, steps, told, distances)
-    return write(record, folder.path) if is_first() else Evaluation(record, folder.path)
+    return write(record, folder.path) if rank == 0 else Evaluation(record, folder.path)
 
 
 def write(record: Record, folder: Path) -> Evaluation:
@@ -137,14 +134,19 @@ def _run(
     judges: Judges,
     folder: Folder,
     progress: bool,
-) -> list[Part]:
+) -> tuple[list[Part], int]:
+    """All parts, and which of the processes this is."""
+    here = 0
+
     def share(rank: int, size: int) -> bytes:
+        nonlocal here
+        here = rank
         if size > 1:
             demand_own_generators(calls)
         part = [(index, call) for index, call in enumerate(calls) if index % size == rank]
         return json.dumps(run_share(pipe, methods, part, judges, folder, progress=progress and rank == 0)).encode()
 
-    return [part for data in all_shares(share) for part in json.loads(data)]
+    return [part for data in all_shares(share) for part in json.loads(data)], here
 
 
 def _judges(
@@ -179,11 +181,6 @@ def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) ->
     if method.source is None:
         return steps
     return max(1, round(estimate(pipe, method.source, **call).compute_fraction * steps))
-
-
-def is_first() -> bool:
-    """Of all processes."""
-    return int(os.environ.get("RANK", "0")) == 0 if not dist.is_initialized() else dist.get_rank() == 0
 
 
 def _demand_own_names(methods: Sequence[Method]) -> None:
