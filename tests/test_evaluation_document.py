@@ -43,7 +43,9 @@ TYPES: Kinds = {
 def tables(document: str) -> dict[str, dict[str, tuple[str, str]]]:
     """Objects of the record: their name, in italics above a table of fields; field -> (type, what is allowed)."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
-    for name, body in re.findall(r"^\*(\w+)\*[^\n]*\n\n\| field \|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)+)", document, re.M):
+    for name, body in re.findall(
+        r"^\*(\w+)\*[^\n]*\n(?:[^\n]+\n)*\n\| field \|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)+)", document, re.M
+    ):
         rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|([^|\n]*)\|$", body, re.M)
         assert len(rows) == body.count("\n"), f"a row of {name} cannot be read"
         found[name.lower()] = {field: (kind.strip(), allowed.strip()) for field, kind, allowed in rows}
@@ -214,6 +216,18 @@ def test_every_command_extractor_and_argument_is_there() -> None:
 def test_numbers_are_those_of_the_code(said: str, is_so: bool) -> None:
     assert said in " ".join(DOCUMENT.split())
     assert is_so
+
+
+def test_the_narrowness_of_few_samples_is_what_the_statistics_say() -> None:
+    normal, other = (
+        re.search(rf"{law} values ((?: +\d+)+)", statistics.__doc__ or "") for law in ("normal", "log-normal")
+    )
+    assert normal is not None
+    assert other is not None
+    a, b = (found.group(1).split() for found in (normal, other))
+    text = " ".join(DOCUMENT.split())
+    assert f"{a[0]} do at 4 samples, {a[1]} at 8 and {a[2]} at 16 of normal values" in text
+    assert f"of log-normal ones {b[0]}, {b[1]} and {b[2]}." in text
 
 
 def test_the_example_of_the_bias_is_what_comes_out() -> None:
