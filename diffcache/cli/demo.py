@@ -25,5 +25,5 @@ def demo(
     typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules lie beside it.")
     typer.echo(
         'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylor:every=3,order=1")\n'
-        "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, computed_steps=12))"
+        "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, 12))"
     )
