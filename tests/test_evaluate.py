@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipelines import TINY, shared
+from pipelines import TINY, fresh, shared
 from processes import in_processes
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -175,11 +175,12 @@ def test_a_run_that_is_stopped_goes_on(
     counting(monkeypatch, stop_after)
     with pytest.raises(StoppedError):
         few(tmp_path)
-    done = len(list(tmp_path.glob("parts/*/*.json")))
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("parts/*/*.json")}
     seen = counting(monkeypatch)
     again = few(tmp_path)
     assert scores(again.record) == scores(made.record)
-    assert seen.count(False) == 8 - done
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert 8 - len(done) <= seen.count(False) <= 2 * (8 - len(done))  # each method is warmed up again
     seen.clear()
     few(tmp_path)
     assert not seen  # all of it is there
@@ -212,15 +213,14 @@ def test_scorers_are_asked_with_prompts_and_judged_against_the_full_run(tmp_path
     dark = Method(name="in the dark", kind="peer", change={"guidance_scale": 3.5})
     found = few(tmp_path, scorers=[scorer(brightness, name="brightness")], compare=[dark])
     score = by_name(found.record)["in the dark"]["scores"]["brightness"]
-    assert score["against"] == "full run"
-    assert score["verdict"] == "no difference"
+    assert (score["against"], score["verdict"]) == (None, None)  # four samples are too few
     assert found.record["metrics"]["brightness"]["better"] == "higher"
     assert len(asked) == 6
 
 
 def test_where_nothing_is_decoded_states_are_compared(tmp_path: Path) -> None:
     pipe = shared("flux")
-    call = TINY["flux"].call(pipe, batch=2)
+    call = TINY["flux"].call(pipe, batch=2) | {"generator": torch.Generator().manual_seed(3)}
     found = evaluate(
         pipe, {"a": "uniform:every=2"}, [call], metrics=("latent",), compare=(), out=tmp_path, progress=False
     )
@@ -228,6 +228,47 @@ def test_where_nothing_is_decoded_states_are_compared(tmp_path: Path) -> None:
     assert method["pictures"] is None
     assert method["scores"]["latent"]["mean"] > 0
     assert found.report.is_file()
+    same = evaluate(
+        pipe, {"a": "uniform:every=1"}, [call], metrics=("latent",), compare=(), out=tmp_path, progress=False
+    )
+    assert by_name(same.record)["a"]["scores"]["latent"]["values"] == [0.0, 0.0]
+
+
+def test_another_model_in_the_same_folder_is_run_anew(tmp_path: Path) -> None:
+    pipe = fresh("flux")
+    call = TINY["flux"].call(pipe, batch=2) | {"generator": torch.Generator().manual_seed(3)}
+    options: dict[str, Any] = {"metrics": ("latent",), "compare": (), "out": tmp_path, "progress": False}
+
+    def error() -> float:
+        return by_name(evaluate(pipe, {"a": "uniform:every=3"}, [call], **options).record)["a"]["scores"]["latent"][
+            "mean"
+        ]
+
+    first = error()
+    assert error() == first
+    with torch.no_grad():
+        for weight in pipe.transformer.parameters():
+            weight.mul_(1.1)
+    assert error() != first
+
+
+def test_states_of_two_branches_count_once(tmp_path: Path) -> None:
+    """DiT carries both branches through its noise scheduler."""
+    dit = load("dit")
+    call = dit.call(dit.subjects[:3], [1, 2, 3], steps=4)
+    found = evaluate(dit.pipe, {"a": "uniform:every=2"}, [call], compare=(), out=tmp_path, progress=False)
+    assert len(by_name(found.record)["a"]["scores"]["latent"]["values"]) == 3
+
+
+def test_verdicts_need_samples_and_name_the_best_rival_of_no_more_work(tmp_path: Path) -> None:
+    pipe = model().pipe
+    found = evaluate(
+        pipe, {"a": "taylor:every=2,order=1"}, calls(4, 4), metrics=("psnr",), out=tmp_path, progress=False,
+        compare=[fewer_steps(pipe, 4), fewer_steps(pipe, 6), uniform_reuse(pipe, STEPS, 2)],
+    )  # fmt: skip
+    score = by_name(found.record)["a"]["scores"]["psnr"]
+    assert score["against"] == "4 steps, Euler"  # 6 are more work, 2 are worse
+    assert score["verdict"] == "better"
 
 
 def test_processes_share_an_evaluation(tmp_path: Path, made: evaluating.Evaluation) -> None:
@@ -245,6 +286,13 @@ def test_processes_share_an_evaluation(tmp_path: Path, made: evaluating.Evaluati
 
 
 # Bad input.
+
+
+def test_calls_without_noise_of_their_own_are_refused(tmp_path: Path) -> None:
+    call = calls(1)[0]
+    del call["generator"]
+    with pytest.raises(BadOption, match="call 0 without generator"):
+        evaluate(model().pipe, {}, [call], out=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
 from diffcache.eval.parts import Folder, Part
-from diffcache.eval.record import Record, assembled, circumstances, read
+from diffcache.eval.record import WHOLE, Record, assembled, circumstances, read
 from diffcache.eval.report import write_html
 from diffcache.eval.running import Compare, Judges, run_share, steps_of
 from diffcache.eval.sets import sets_of
 from diffcache.eval.statistics import enough
 from diffcache.eval.table import markdown
+from diffcache.eval.watch import watched
+from diffcache.profiling.record import generators
 from diffcache.profiling.shards import all_shares, demand_own_generators
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Rule
@@ -87,6 +90,7 @@ def evaluate(
     if not calls:
         raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
     steps = _one_number_of_steps(pipe, calls)
+    _demand_the_same_noise(calls)
     judges, about = _judges(metrics, scorers, options or {})
     mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
     if compare is None:
@@ -96,7 +100,7 @@ def evaluate(
     sets = sets_of(extractor, real)
     folder = Folder(Path(out))
     found, rank = _run(pipe, methods, calls, judges, folder, progress)
-    more, distances = sets.measured(methods, folder) if sets and rank == 0 else ({}, {})
+    more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})
     told = {
         "title": title or f"{type(pipe).__name__}, {steps} steps",
         "circumstances": circumstances(pipe),
@@ -169,6 +173,15 @@ def _judges(
     return Judges(pairs, latents, {one.name: one for one in scorers}), about
 
 
+def _demand_the_same_noise(calls: Sequence[Mapping[str, Any]]) -> None:
+    """Every run of a call must begin with the same noise, or nothing can be compared."""
+    for index, call in enumerate(calls):
+        if not generators(call) and call.get("latents") is None:
+            raise BadOption(
+                "calls", f"call {index} without generator", "a generator, or one for every sample, in each call"
+            )
+
+
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
     steps = {steps_of(pipe, call) for call in calls}
     if len(steps) > 1:
@@ -177,10 +190,17 @@ def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) -> int:
-    """Whole steps' worth of work that a method does, at least 1."""
+    """Whole steps' worth of work that a method does, rounded up: what it is compared with may do as much."""
     if method.source is None:
         return steps
-    return max(1, round(estimate(pipe, method.source, **call).compute_fraction * steps))
+    expected = estimate(pipe, method.source, **call)
+    fraction = expected.compute_fraction
+    if expected.online:  # the run itself decides: it has to be seen
+        whole = watched(pipe, call, closely=True).flops
+        with method.on(pipe):
+            done = watched(pipe, {**call, **method.change}, closely=True).flops
+        fraction = done / whole if done is not None and whole else fraction
+    return max(1, math.ceil(fraction * steps - WHOLE))
 
 
 def _demand_own_names(methods: Sequence[Method]) -> None:

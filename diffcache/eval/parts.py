@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcache.errors import DiffCacheError
 from diffcache.eval.watch import Run
 
 Part = dict[str, Any]
@@ -42,22 +43,32 @@ class Folder:
             return None
         return part if part.get("key") == key else None
 
-    def has_exact(self, call: str) -> bool:
-        return self._exact(call).is_file()
+    def has_exact(self, call: str, key: str) -> bool:
+        """Whether the full run's result is there and was made under this key."""
+        try:
+            with np.load(self._exact(call), allow_pickle=False) as found:
+                return str(found["key"]) == key
+        except (OSError, ValueError, KeyError):
+            return False
 
     def keep(self, method: str, call: str, part: Part) -> None:
         _whole(self._part(method, call), json.dumps(part).encode())
 
-    def keep_exact(self, call: str, run: Run) -> None:
+    def keep_exact(self, call: str, run: Run, key: str) -> None:
         data = io.BytesIO()
         if run.latent is None:
-            np.savez(data, output=run.output)
+            np.savez(data, key=np.array(key), output=run.output)
         else:
-            np.savez(data, output=run.output, latent=run.latent)
+            np.savez(data, key=np.array(key), output=run.output, latent=run.latent)
         _whole(self._exact(call), data.getvalue())
 
-    def exact(self, call: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """(output, last state or None) of the full run."""
+    def exact(self, call: str, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """(output, last state or None) of the full run. Raises DiffCacheError for another run's."""
+        if not self.has_exact(call, key):
+            raise DiffCacheError(
+                f"{self._exact(call)} does not hold the full run of this call. The full run has to be the first "
+                "method; or somebody else writes into this folder: take another one."
+            )
         with np.load(self._exact(call), allow_pickle=False) as found:
             return found["output"], found["latent"] if "latent" in found else None
 
@@ -102,7 +113,7 @@ def digest_of(call: Mapping[str, Any]) -> str:
             sha.update(bytes(value.get_state().numpy()))
         elif isinstance(value, Tensor):
             sha.update(str((value.dtype, tuple(value.shape))).encode())
-            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(value, np.ndarray):
             sha.update(str((value.dtype, value.shape)).encode() + np.ascontiguousarray(value).tobytes())
         elif isinstance(value, Mapping):

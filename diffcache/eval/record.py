@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
 import statistics as stats
 import subprocess
@@ -19,9 +20,9 @@ from diffcache import host
 from diffcache.errors import DocumentError
 from diffcache.eval.methods import FULL, Method
 from diffcache.eval.parts import Part
-from diffcache.eval.statistics import interval, verdict
+from diffcache.eval.statistics import FEW, interval, verdict
 
-SAME_WORK = 1.02  # of computed steps: as much work, to what rounding and small layers make of it
+WHOLE = 0.02  # of a step: so little above a whole number is what small layers and counting make of it
 FORMAT = "diffcache.evaluation"
 VERSION = 1
 
@@ -107,7 +108,7 @@ def _spread(seconds: Sequence[float]) -> Record:
 
 def _speedup(parts: Sequence[Part], full: Sequence[Part], what: str) -> float:
     """Median over the calls of the full run's seconds over this method's, run right after it."""
-    ratios = [f["seconds"][what] / p["seconds"][what] for p, f in zip(parts, full, strict=True)]
+    ratios = [f["seconds"][what] / max(p["seconds"][what], 1e-9) for p, f in zip(parts, full, strict=True)]
     return float(stats.median(ratios))
 
 
@@ -122,8 +123,9 @@ def _scores(parts: Sequence[Part]) -> dict[str, Record]:
 
 
 def _judged(methods: list[Record], metrics: Mapping[str, Mapping[str, Any]]) -> list[Record]:
-    """Verdicts, sample by sample. Of ours: against the best of the others that computes no more, for metrics of pairs
-    with the full run; against the full run, for metrics that need none."""
+    """Verdicts, sample by sample, from FEW samples on. Of ours: against the best of the others that computes no more,
+    fractions of a step rounded up, for metrics of pairs with the full run; against the full run, for metrics that need
+    none."""
     (full,) = [m for m in methods if m["kind"] == "full"]
     others = [m for m in methods if m["kind"] not in ("full", "ours")]
 
@@ -138,10 +140,10 @@ def _judged(methods: list[Record], metrics: Mapping[str, Mapping[str, Any]]) -> 
                 continue
             rivals = [full]
             if about["of_pairs"]:
-                most = mine["computed_steps"] * SAME_WORK
+                most = math.ceil(mine["computed_steps"] - WHOLE)
                 rivals = [m for m in others if m["computed_steps"] <= most] if mine["kind"] == "ours" else []
             rivals = [m for m in rivals if values(m, name) is not None]
-            if rivals:
+            if rivals and len(values(mine, name) or []) >= FEW:
                 rival = max(rivals, key=lambda m: sign * m["scores"][name]["mean"])
                 mine["scores"][name] |= {
                     "verdict": verdict(values(mine, name) or [], values(rival, name) or [], about["better"]),

@@ -6,12 +6,14 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffcache import host
 from diffcache.api import executor_of
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
@@ -40,8 +42,10 @@ class Judges:
     rates: Mapping[str, Rate]
 
     @property
-    def names(self) -> list[str]:
-        return sorted({*self.pairs, *self.latents, *self.rates})
+    def digest(self) -> str:
+        """Of their names and options."""
+        told = {name: getattr(judge, "keywords", {}) for name, judge in {**self.pairs, **self.latents}.items()}
+        return digest_of({**told, **dict.fromkeys(self.rates)})
 
 
 def run_share(
@@ -56,20 +60,22 @@ def run_share(
     """Parts of all methods and of these calls (with their places among all), from the folder or made now.
 
     Call by call, all methods one after the other, so that a machine that grows slower does so for all. A method runs
-    once before it is timed; then its operations and states are looked at, on the first call of this process.
+    once in this process before it is timed; then its operations and states are looked at, on the first call.
     """
     found: list[Part] = []
     close = _Close(pipe, calls[0][1]) if calls else None
+    here = digest_of({"pipeline": identity(pipe), "judges": judges.digest})
     bar = tqdm(total=len(calls) * len(methods), desc="evaluate", unit="run", disable=not progress)
     for index, call in calls:
         assert close is not None
         asked = numeric(pipe, call)
         name, told = f"{index:04d}", digest_of(asked)
+        reference = digest_of({"call": told, "here": here})
         for method in methods:
-            key = digest_of({"method": method.digest, "call": told, "judges": judges.names})
+            key = digest_of({"method": method.digest, "call": told, "here": here})
             where = slug(method.name)
             part = folder.find(where, name, key)
-            if part is not None and (method.kind != "full" or folder.has_exact(name)):
+            if part is not None and (method.kind != "full" or folder.has_exact(name, reference)):
                 close.known[method.name] = {name: part[name] for name in CLOSE}
             else:
                 seen = close.of(method)
@@ -77,11 +83,11 @@ def run_share(
                     run = watched(pipe, {**asked, **method.change})
                     cache, schedule = _of_our_own(pipe, method)
                 if method.kind == "full":
-                    folder.keep_exact(name, run)
+                    folder.keep_exact(name, run, reference)
                 part = {"key": key, "method": method.name, "call": index, "prompts": prompts_of(call, len(run.output))}
                 part |= {"seeds": seeds_of(call, len(run.output)), **seen, "cache_bytes": cache, "schedule": schedule}
                 part |= {"seconds": {"loop": run.loop_s, "pipeline": run.pipeline_s}, "peak_bytes": run.peak_bytes}
-                part["scores"] = _scores(method, run, folder.exact(name), part["prompts"], judges)
+                part["scores"] = _scores(method, run, folder.exact(name, reference), part["prompts"], judges)
                 part["pictures"] = folder.keep_pictures(where, name, run.output)
                 folder.keep(where, name, part)
             found.append(part)
@@ -123,6 +129,21 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     return steps
 
 
+def identity(pipe: Any) -> str:
+    """What a pipeline is, as far as its results depend on it: classes, configurations, types, kind of device, noise
+    scheduler, versions, and a few numbers of every weight of its networks."""
+    told: dict[str, Any] = {
+        "scheduler": [type(pipe.scheduler).__name__, host.config_digest(pipe.scheduler)],
+        "version": [torch.__version__, metadata.version("diffusers")],
+    }
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, torch.nn.Module):
+            few = [p.detach().flatten()[:: max(1, p.numel() // 4)][:4].float().cpu() for p in part.parameters()]
+            kinds = sorted({f"{p.dtype} {p.device.type}" for p in part.parameters()})
+            told[name] = [type(part).__name__, host.config_digest(part), kinds, torch.cat(few) if few else 0]
+    return digest_of(told)
+
+
 class _Close:
     """What each method does on one call, looked at closely, once; its run also warms up."""
 
@@ -131,9 +152,15 @@ class _Close:
         self.call = numeric(pipe, call)
         self.known: dict[str, Part] = {}
         self._full: Run | None = None
+        self._warm: set[str] = set()
 
     def of(self, method: Method) -> Part:
-        """Operations, and how far each state lies from the full run's, relative L2."""
+        """Operations, and how far each state lies from the full run's, relative L2. Where a run before this one has
+        looked already, the method is warmed up all the same."""
+        if method.name in self.known and method.name not in self._warm:
+            with method.on(self.pipe):
+                watched(self.pipe, {**self.call, **method.change})
+        self._warm.add(method.name)
         if method.name not in self.known:
             if self._full is None:
                 self._full = watched(self.pipe, self.call, closely=True)
@@ -158,7 +185,10 @@ def _scores(
         )
     found = {name: compare(run.output, output) for name, compare in judges.pairs.items()}
     if latent is not None and run.latent is not None and run.latent.shape == latent.shape:
-        found |= {name: compare(run.latent, latent) for name, compare in judges.latents.items()}
+        # Both guidance branches may go through the noise scheduler (DiT): the states of the samples come first.
+        n = len(output)
+        if len(latent) >= n:
+            found |= {name: compare(run.latent[:n], latent[:n]) for name, compare in judges.latents.items()}
     found |= {name: rate(run.output, prompts) for name, rate in judges.rates.items()}
     return {name: [float(v) for v in values] for name, values in found.items()}
 
@@ -168,16 +198,24 @@ def _of_our_own(pipe: Any, method: Method) -> tuple[int | None, Any]:
     if method.source is None:
         return (0 if method.kind in ("full", "fewer steps") else None), None
     executor = executor_of(pipe)
-    ran = None if executor.last is None else executor.last.schedule
-    return report_of(executor).peak_bytes, None if ran is None else _told(ran)
+    if executor.last is None:
+        return 0, None
+    told = report_of(executor)
+    strips = {(row.denoiser, row.site): row.strip for row in told.rows if row.branch == 0}
+    return told.peak_bytes, _told(executor.last.schedule, strips)
 
 
-def _told(schedule: CacheSchedule) -> Any:
-    """Masks and formats, as the record has them."""
+def _told(schedule: CacheSchedule, strips: Mapping[tuple[str, str], str]) -> Any:
+    """Masks as they were carried out, and formats. A site that runs several times in a step has its planned mask."""
+
+    def mask(denoiser: str, site: str, planned: np.ndarray) -> list[int]:
+        strip = strips.get((denoiser, site), "")
+        return [int(s == "■") for s in strip] if len(strip) == len(planned) else [int(c) for c in planned]
+
     return {
         "denoisers": {
             name: {
-                site: {"compute": [int(c) for c in plan.compute], "store": plan.store}
+                site: {"compute": mask(name, site, plan.compute), "store": plan.store}
                 for site, plan in denoiser.sites.items()
             }
             for name, denoiser in schedule.denoisers.items()

@@ -13,7 +13,7 @@ from diffcache.eval import reference as references
 from diffcache.eval.distribution import Distance, Distribution
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import Method
-from diffcache.eval.parts import Folder, slug
+from diffcache.eval.parts import Folder, Part
 
 AT_ONCE = 64  # pictures
 
@@ -30,40 +30,48 @@ class Sets:
     real: Path | None = None
 
     def measured(
-        self, methods: Sequence[Method], folder: Folder
+        self, methods: Sequence[Method], parts: Sequence[Part], folder: Folder
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
         """(metric -> what is to be known of it, method -> metric -> its score), from the pictures on disk."""
         (full,) = [m for m in methods if m.kind == "full"]
         found: dict[str, Distance] = {}
-        distribution = self._with_reference(folder.pictures(slug(full.name)))
+        pictures = {
+            m.name: [folder.path / path for p in parts if p["method"] == m.name for path in p["pictures"]]
+            for m in methods
+        }
+        if not all(pictures.values()):
+            raise BadOption("extractor", self.extractor.name, "none, where no pictures are drawn: sets need them")
+        distribution = self._with_reference(pictures[full.name])
         for method in methods:
             if self.real is None and method is full:
                 continue
             distribution.reset()
-            for batch in folders.batches(folders.pictures(folder.pictures(slug(method.name))), AT_ONCE):
+            for batch in folders.batches(pictures[method.name], AT_ONCE):
                 distribution.add(batch)
             found[method.name] = distribution.compute()
         if not found:
             return {}, {}
         one = next(iter(found.values()))
-        against = "real pictures" if self.real else "the full run's pictures"
+        against = "real pictures" if self.real else "the full run's pictures of the same prompts and seeds"
+        floor = one.floor
+        halves = f" Floor: {floor.samples} pictures of the reference against {floor.against}." if floor else ""
         about = {
             one.name: {
                 "title": one.name,
                 "unit": "",
                 "better": "lower",
-                "about": f"Fréchet distance of {one.features} features from {against}, {one.samples} pictures.",
-                "floor": one.floor.value if one.floor else None,
+                "about": f"Fréchet distance of {one.features} features from {against}, {one.samples} pictures.{halves}",
+                "floor": floor.value if floor else None,
                 "of_pairs": False,
             }
         }
         return about, {name: {one.name: _score(distance)} for name, distance in found.items()}
 
-    def _with_reference(self, full: Path) -> Distribution:
+    def _with_reference(self, full: Sequence[Path]) -> Distribution:
         if self.real is not None and (self.real.suffix in references.SUFFIXES or self.real.is_file()):
             return Distribution(self.extractor, references.read(self.real, self.extractor))
         distribution = Distribution(self.extractor)
-        for batch in folders.batches(folders.pictures(self.real or full), AT_ONCE):
+        for batch in folders.batches(folders.pictures(self.real) if self.real else full, AT_ONCE):
             distribution.add(batch, real=True)
         return distribution
 

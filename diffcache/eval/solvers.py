@@ -23,6 +23,8 @@ def better_solver(pipe: Any) -> tuple[str, Any] | None:
         return None
     try:
         if kind.startswith("FlowMatch"):
+            if pipe.scheduler.config.get("shift_terminal"):  # which UniPC lacks: it would stop at another noise level
+                return None
             return "UniPC", diffusers.UniPCMultistepScheduler(
                 prediction_type="flow_prediction",
                 use_flow_sigmas=True,

@@ -53,7 +53,7 @@ def foot(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         for name, about in metrics.items()
         if finite(about.get("floor"))
     ]
-    return f"Floors (what chance alone leaves at this number of samples): {', '.join(floors)}." if floors else ""
+    return f"Floors (parts of the reference against each other): {', '.join(floors)}." if floors else ""
 
 
 def score_of(method: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:

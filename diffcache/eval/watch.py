@@ -73,7 +73,7 @@ def output_of(result: Any) -> np.ndarray:
     """The first thing a pipeline returns, as numpy [N, …]."""
     found = next((getattr(result, name) for name in OUTPUTS if getattr(result, name, None) is not None), None)
     if found is None:
-        found = result[0] if isinstance(result, (tuple, list)) else result
+        found = result[0] if isinstance(result, tuple) else result
     if isinstance(found, Tensor):
         return _numpy(found)
     if isinstance(found, np.ndarray):
