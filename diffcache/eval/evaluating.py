@@ -58,6 +58,7 @@ def evaluate(
     metrics: Sequence[str] = ("psnr", "ssim", "latent"),
     scorers: Sequence[Scorer] = (),
     compare: Sequence[Method] | None = None,
+    extra: Sequence[Method] = (),
     extractor: Extractor | str | None = None,
     real: str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -74,8 +75,9 @@ def evaluate(
                for every sample. All with one number of steps
     metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name
     scorers    of pictures and prompts: see ``diffcache.eval.metrics.scorer``
-    compare    further methods; None: for the computed steps of each schedule, as many steps without a cache, with the
-               pipeline's own noise scheduler and with a better one, and uniform reuse
+    compare    methods to stand beside them; None: for the computed steps of each schedule, as many steps without a
+               cache, with the pipeline's own noise scheduler and with a better one, and uniform reuse
+    extra      further methods, beside ``compare``: other packages, say
     extractor  of features for the Fréchet distance of sets: "inception", "efflite0", or one of
                ``diffcache.eval.extractors``
     real       a folder of real pictures, or a file of their statistics; None: the full run's pictures are the reference
@@ -95,7 +97,7 @@ def evaluate(
     mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
     if compare is None:
         compare = baselines(pipe, steps, [_computed(pipe, m, calls[0], steps) for m in mine])
-    methods = [full(), *mine, *compare]
+    methods = [full(), *mine, *compare, *extra]
     _demand_own_names(methods)
     sets = sets_of(extractor, real)
     folder = Folder(Path(out))
