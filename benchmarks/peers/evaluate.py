@@ -3,9 +3,10 @@
     python benchmarks/peers/evaluate.py --model flux
     python benchmarks/peers/evaluate.py --model dit
 
-Schedules for 25, 17 and 12 of 50 steps are made on calibration pictures; then the full run, ours, fewer steps with two
-noise schedulers, uniform reuse and the peers draw other pictures, call by call one after the other. Prints the table and
-writes ``results/evaluation-<model>.md``; record, pictures and report lie under ``--out``. A run that is stopped goes on.
+Schedules for 25, 17 and 12 of 50 steps are made on calibration pictures; then the full run, ours, fewer steps with
+two noise schedulers, uniform reuse and the peers draw other pictures, call by call one after the other. Prints the
+table and writes ``results/evaluation-<model>.md``; record, pictures and report lie under ``--out``. A run that is
+stopped goes on.
 """
 
 from __future__ import annotations
