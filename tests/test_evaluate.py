@@ -15,7 +15,7 @@ from pipelines import TINY, fresh, shared
 from processes import in_processes
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffcache import accelerated, evaluate
+from diffcache import accelerated, evaluate, measure
 from diffcache.assets import DemoModel, load
 from diffcache.errors import BadOption, DiffCacheError, DocumentError, UnknownName
 from diffcache.eval import evaluating, running
@@ -100,6 +100,20 @@ def test_the_way_is_told_step_by_step(made: evaluating.Evaluation) -> None:
     np.testing.assert_allclose(way["measured"], wanted, rtol=1e-4, atol=1e-7)
     assert way["measured"][0] == 0 < way["measured"][1]  # the first step is computed
     assert by_name(made.record)["4 steps, Euler"]["trajectory"] is None  # other steps
+
+
+def test_the_way_that_a_profile_foretells_lies_beside_the_measured_one(tmp_path: Path) -> None:
+    pipe = model().pipe
+    known = measure(pipe, calls(2, 4))
+    plans = {"reuse": uniform_reuse(pipe, STEPS, 4).source, "blocks": "uniform:every=2,sites=block"}
+    found = evaluate(pipe, plans, calls(1), compare=(), profile=known, out=tmp_path, progress=False)
+    way = by_name(found.record)["reuse"]["trajectory"]
+    assert way["expected"][0] == way["measured"][0] == 0
+    ratio = np.array(way["expected"][1:]) / np.array(way["measured"][1:])
+    assert 0.7 < ratio[0] < 1.4
+    assert (ratio > 0.4).all()
+    assert (ratio < 4).all()  # so few steps make errors that are not small
+    assert by_name(found.record)["blocks"]["trajectory"]["expected"] is None  # nothing foretells inner sites
 
 
 def test_pictures_lie_where_the_record_says(made: evaluating.Evaluation) -> None:

@@ -65,6 +65,9 @@ def run(
     scorer: Annotated[
         list[str] | None, typer.Option(help="package.module:function, (pictures, prompts) -> scores. May be repeated.")
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile of this loop: draws the error it foretells beside the measured one.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     device: Device = None,
     title: Annotated[str, typer.Option(help="Of the report.")] = "",
@@ -94,6 +97,7 @@ def run(
         compare=() if alone else None,
         extractor=extractor,
         real=real,
+        profile=profile,
         out=out,
         title=title or model,
     )

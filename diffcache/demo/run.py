@@ -61,6 +61,7 @@ def run_demo(name: str, out: Path, size: Size) -> Evaluation:
         model.pipe,
         {f"diffcache, {budget} computed": schedule for budget, schedule in schedules.items()},
         [model.call(*part, steps=STEPS) for part in batches(shown, COMPARED)],
+        profile=calibration.profile(),
         out=out,
         title=TITLES[name],
     )

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffcache import host
 from diffcache.api import estimate
 from diffcache.errors import BadOption
@@ -25,10 +27,12 @@ from diffcache.eval.sets import sets_of
 from diffcache.eval.statistics import enough
 from diffcache.eval.table import markdown
 from diffcache.eval.watch import watched
+from diffcache.profile import Profile
 from diffcache.profiling.record import generators
 from diffcache.profiling.shards import all_shares, demand_own_generators
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Rule
+from diffcache.schedulers._simulation import Simulator
 
 ON_LATENTS = ("latent",)  # metrics of last states; the others look at what the pipeline returns
 
@@ -62,6 +66,7 @@ def evaluate(
     extractor: Extractor | str | None = None,
     real: str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    profile: Profile | str | Path | None = None,
     out: str | Path = "evaluation",
     title: str = "",
     progress: bool = True,
@@ -81,6 +86,7 @@ def evaluate(
     extractor  of features for the Fréchet distance of sets: "inception", "efflite0", or one of
                ``diffcache.eval.extractors``
     real       a folder of real pictures, or a file of their statistics; None: the full run's pictures are the reference
+    profile    what was measured of this loop: the error that it foretells is drawn beside the measured one
     out        folder. A run that is stopped goes on there, call by call; what was made with other settings is made anew
 
     Under ``torchrun`` each process takes its share of the calls; the folder is one for all, and the first process
@@ -115,7 +121,8 @@ def evaluate(
         },
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
     }
-    record = assembled(methods, found, about | more, steps, told, distances)
+    foreseen = {} if profile is None else _foreseen(profile, mine)
+    record = assembled(methods, found, about | more, steps, told, distances, foreseen)
     return write(record, folder.path) if rank == 0 else Evaluation(record, folder.path)
 
 
@@ -182,6 +189,24 @@ def _demand_the_same_noise(calls: Sequence[Mapping[str, Any]]) -> None:
             raise BadOption(
                 "calls", f"call {index} without generator", "a generator, or one for every sample, in each call"
             )
+
+
+def _foreseen(profile: Profile | str | Path, methods: Sequence[Method]) -> dict[str, np.ndarray]:
+    """Mean squared errors of the states, for schedules that a simulation on the profile can follow."""
+    known = profile if isinstance(profile, Profile) else Profile.load(profile)
+    found: dict[str, np.ndarray] = {}
+    if known.dynamics is None:
+        return found
+    simulator = Simulator(known.dynamics)
+    for method in methods:
+        made = method.source
+        if not isinstance(made, CacheSchedule) or made.sigmas is not None or made.steps != known.steps:
+            continue
+        plans = {site: plan for _, site, plan in made.plans()}
+        run = simulator.played(plans["model"]) if set(plans) == {"model"} and len(made.denoisers) == 1 else None
+        if run is not None:
+            found[method.name] = simulator.along(run)
+    return found
 
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:

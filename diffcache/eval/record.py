@@ -36,6 +36,7 @@ def assembled(
     steps: int,
     about: Mapping[str, Any],
     distances: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    foreseen: Mapping[str, np.ndarray],
 ) -> Record:
     """The record of these parts.
 
@@ -43,6 +44,7 @@ def assembled(
     steps      of the full run
     about      title, circumstances, pipeline
     distances  method -> metric of sets -> mean, low, high
+    foreseen   method -> mean squared error of the state after each step, float64 [T], as a profile foretells it
     """
     by_method = {m.name: sorted((p for p in parts if p["method"] == m.name), key=lambda p: p["call"]) for m in methods}
     full = by_method[FULL]
@@ -58,7 +60,11 @@ def assembled(
         ],
         "metrics": {name: dict(found) for name, found in metrics.items()},
         "methods": _judged(
-            [_method(m, by_method[m.name], full, ids, steps, distances.get(m.name, {})) for m in methods], metrics
+            [
+                _method(m, by_method[m.name], full, ids, steps, distances.get(m.name, {}), foreseen.get(m.name))
+                for m in methods
+            ],
+            metrics,
         ),
     }
 
@@ -70,6 +76,7 @@ def _method(
     ids: Sequence[str],
     steps: int,
     distances: Mapping[str, Mapping[str, Any]],
+    foreseen: np.ndarray | None,
 ) -> Record:
     fraction = None
     if parts[0]["flops"] and full[0]["flops"]:
@@ -94,10 +101,21 @@ def _method(
         "schedule": parts[0]["schedule"] if method.kind == "ours" else None,
         "trajectory": None
         if errors is None or method.kind == "full"
-        else {"steps": list(range(len(errors))), "measured": errors, "expected": None},
+        else {
+            "steps": list(range(len(errors))),
+            "measured": errors,
+            "expected": _relative(foreseen, parts[0]["sizes"]),
+        },
         "pictures": dict(zip(ids, pictures, strict=True)) if len(pictures) == len(ids) else None,
         "note": "",
     }
+
+
+def _relative(foreseen: np.ndarray | None, sizes: Sequence[float]) -> list[float] | None:
+    """Errors in proportion to the full run's states, as the measured ones are."""
+    if foreseen is None or len(foreseen) != len(sizes):
+        return None
+    return [float(np.sqrt(square) / max(size, 1e-30)) for square, size in zip(foreseen, sizes, strict=True)]
 
 
 def _spread(seconds: Sequence[float]) -> Record:

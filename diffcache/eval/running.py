@@ -22,7 +22,7 @@ from diffcache.eval.watch import Run, watched
 from diffcache.reports import report_of
 from diffcache.schedule import CacheSchedule
 
-CLOSE = ("flops", "errors")  # of a part: what the method did on the first call
+CLOSE = ("flops", "errors", "sizes")  # of a part: what the method did on the first call
 
 Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (found, reference) -> a number for every sample
 Rate = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # (pictures, prompts) -> a number for every sample
@@ -155,7 +155,8 @@ class _Close:
         self._warm: set[str] = set()
 
     def of(self, method: Method) -> Part:
-        """Operations, and how far each state lies from the full run's, relative L2. Where a run before this one has
+        """Operations, how far each state lies from the full run's, relative L2, and of the full run's states the root
+        mean squares. Where a run before this one has
         looked already, the method is warmed up all the same."""
         if method.name in self.known and method.name not in self._warm:
             with method.on(self.pipe):
@@ -170,7 +171,8 @@ class _Close:
             if seen.states and [s.shape for s in seen.states] == [s.shape for s in self._full.states]:
                 pairs = zip(seen.states, self._full.states, strict=True)
                 errors = [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30)) for a, b in pairs]
-            self.known[method.name] = {"flops": seen.flops, "errors": errors}
+            sizes = [float(np.sqrt(np.square(s, dtype=np.float64).mean())) for s in self._full.states]
+            self.known[method.name] = {"flops": seen.flops, "errors": errors, "sizes": sizes}
         return self.known[method.name]
 
 

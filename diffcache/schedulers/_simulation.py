@@ -95,6 +95,11 @@ class Simulator:
         mse = np.maximum(np.einsum("i,nij,j->n", shared, self.dynamics.grams, shared) + own @ own, 1e-300)
         return np.asarray(np.minimum(10 * np.log10(np.maximum(self.dynamics.peaks, 1e-150) ** 2 / mse), EXACT_DB))
 
+    def along(self, run: Simulation) -> np.ndarray:
+        """float64 [T]: mean squared error of the state after each step."""
+        errors = self.dynamics.reach @ run.missed
+        return np.asarray(np.maximum((self._weighed(errors) * errors).sum(1), 0.0))
+
     def _weighed(self, vectors: np.ndarray) -> np.ndarray:
         """Their products with the basis; what a step adds of its own is at a right angle to all else."""
         return np.concatenate([vectors[..., : self.steps] @ self._gram, vectors[..., self.steps :]], -1)
