@@ -13,27 +13,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from peers.cache_dit_peers import dbcache
-from peers.diffusers_peers import mag, sea
-from peers.peer import Peer
+from peers.evaluate import BUDGETS, PEERS, of_peer, schedules
 
-from diffcache import CacheSchedule, evaluate
+from diffcache import evaluate
 from diffcache.assets import DemoModel, load
 from diffcache.demo import Size
-from diffcache.demo.run import STEPS, batches, split
-from diffcache.eval.methods import Method, fewer_steps, ours, uniform_reuse
-from diffcache.profiling import Calibration
-
-BUDGETS = (25, 17, 12)
-# What each package reached nearest to these budgets in `methods.py --model dit`.
-PEERS = (
-    dbcache(0.12, taylor=2),
-    dbcache(0.2, taylor=2),
-    dbcache(0.5),
-    sea(0.1, in_a_row=2),
-    mag(0.24, in_a_row=6, retention=0.1),
-    mag(0.5, in_a_row=8, retention=0.06),
-)
+from diffcache.demo.run import STEPS, split
+from diffcache.eval.methods import fewer_steps, ours, uniform_reuse
 
 
 def main() -> None:
@@ -44,11 +30,12 @@ def main() -> None:
     args.add_argument("--real", type=Path, help="folder of real pictures")
     o = args.parse_args()
     model = load("dit")
-    plans = schedules(model, o.out)
+    fitted, _ = split(model, Size(calibration=32, held_out=8))
+    plans = schedules(model, fitted, o.out)
     methods = [ours(f"diffcache, {n} computed", plan) for n, plan in plans.items()]
     others = [fewer_steps(model.pipe, n, better=better) for n in BUDGETS for better in (False, True)]
     others += [uniform_reuse(model.pipe, STEPS, n) for n in BUDGETS]
-    others += [of_peer(peer) for peer in PEERS]
+    others += [of_peer(peer) for peer in PEERS[model.name]]
     made = evaluate(
         model.pipe, methods, calls(model, o.samples, o.batch, 50_000), compare=others, metrics=("psnr", "latent"),
         out=o.out / "evaluation", extractor="efflite0", real=o.real, title="DiT demo model, guidance 4, 50 steps",
@@ -56,28 +43,11 @@ def main() -> None:
     print(made)
 
 
-def schedules(model: DemoModel, folder: Path) -> dict[int, CacheSchedule]:
-    """Made once, on pictures that nothing is compared on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {n: folder / f"dit-{STEPS}-{n}.safetensors" for n in BUDGETS}
-    if not all(path.is_file() for path in paths.values()):
-        fitted, _ = split(model, Size(calibration=32, held_out=8))
-        calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
-        for n, path in paths.items():
-            calibration.schedule(n).save(path)
-    return {n: CacheSchedule.load(path) for n, path in paths.items()}
-
-
 def calls(model: DemoModel, samples: int, batch: int, seed: int) -> list[dict[str, object]]:
     """All classes equally often, in an order of their own."""
     names = np.random.default_rng(seed).permutation(np.resize(model.subjects, samples)).tolist()
     seeds = list(range(seed, seed + samples))
     return [model.call(names[i : i + batch], seeds[i : i + batch], steps=STEPS) for i in range(0, samples, batch)]
-
-
-def of_peer(peer: Peer) -> Method:
-    name = f"{peer.package} {peer.version}: {peer.name} ({peer.setting})"
-    return Method(name=name, kind="peer", on=lambda pipe: peer.on(pipe, STEPS), detail=peer.setting)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Document(Record):
 
     def to_bytes(self) -> bytes:
         """The file as bytes: equal documents give equal bytes under one version of this library."""
-        return self._pack(library=_library())
+        return self._pack(library=version_of("diffcache"))
 
     @classmethod
     def from_bytes(cls: type[D], data: bytes, *, where: str = "bytes") -> D:
@@ -191,8 +191,9 @@ def _hints(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _library() -> str:
+def version_of(package: str) -> str:
+    """The installed one, or "unknown"."""
     try:
-        return metadata.version("diffcache")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "unknown"

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from diffcache.errors import DiffCacheError, DocumentError
 from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.schedule import (
     CacheSchedule,
@@ -320,3 +322,17 @@ def profiles(draw: st.DrawFn) -> Profile:
         samples=draw(st.integers(1, 10**6)),
         provenance=draw(provenances),
     )
+
+
+def refused(kind: type[CacheSchedule] | type[Profile], path: Path, field: str, *words: str) -> str:
+    """The words of the one error, after checking that all its parts are there."""
+    with pytest.raises(DocumentError) as caught:
+        kind.load(path)
+    message = str(caught.value)
+    assert isinstance(caught.value, DiffCacheError)
+    assert message.startswith(f"{path}: field {field!r}: ")
+    assert "Allowed: " in message
+    for word in words:
+        assert word in message
+    assert len(message) < 1000  # whatever the file says, a screen shows the message
+    return message

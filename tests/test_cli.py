@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Command, command_of
 from documents import hold, profile, schedule
 
 from diffcache import cli, planning
@@ -20,20 +20,10 @@ from diffcache.schedule import CacheSchedule, SitePlan
 
 ROOT = Path(__file__).parents[1]
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """``diffcache`` with these words: exit status, what it printed, what it complained of."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["diffcache", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return int(left.value.code or 0), *capsys.readouterr()
-
-    return run
+    return command_of(monkeypatch, capsys)
 
 
 @pytest.fixture

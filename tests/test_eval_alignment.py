@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import Command, command_of
 from PIL import Image
 
-from diffcache import cli
 from diffcache.errors import BadOption
 from diffcache.eval import folders
 from diffcache.eval.alignment import ClipScore, by_chance, score
@@ -24,7 +24,6 @@ from diffcache.eval.needs import MissingPackageError, WeightsError
 
 open_clip = pytest.importorskip("open_clip")
 
-Command = Callable[..., tuple[int, str, str]]
 
 NAME = "tiny-clip-of-tests"
 CONFIG = {
@@ -217,16 +216,9 @@ def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: Path) -> Command:
-    """``diffcache eval clip`` with these words and the tiny model: exit status, what it printed and complained of."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        tiny = ["--model", NAME, "--pretrained", str(checkpoint)]
-        monkeypatch.setattr(sys, "argv", ["diffcache", "eval", "clip", *map(str, words), *tiny])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return int(left.value.code or 0), *capsys.readouterr()
-
-    return run
+    """With the tiny model."""
+    run = command_of(monkeypatch, capsys, "eval", "clip")
+    return lambda *words: run(*words, "--model", NAME, "--pretrained", checkpoint)
 
 
 @pytest.fixture

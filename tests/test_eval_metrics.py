@@ -502,8 +502,9 @@ def test_a_package_that_is_not_installed_is_one_clear_error(
     from diffcache.eval.metrics import lpips
 
     lpips._network.cache_clear()
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(DiffCacheError, match=rf"{name} needs {package}.*pip install 'diffcache\[eval\]'"):
+    for module in [package, *(m for m in sys.modules if m.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DiffCacheError, match=rf"{name} needs the package '{package}'.*pip install 'diffcache\[eval\]'"):
         metrics.score(name, emoji, emoji)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Command, command_of
 from pipelines import TINY, fresh, shared
 
 import diffcache
@@ -21,20 +21,10 @@ from diffcache.cli._models import Loaded
 from diffcache.errors import BadOption, UnknownName
 from diffcache.profile import Profile
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """``diffcache profile`` with these words: exit status, what it printed, what it complained of."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["diffcache", "profile", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return int(left.value.code or 0), *capsys.readouterr()
-
-    return run
+    return command_of(monkeypatch, capsys, "profile")
 
 
 def refused(command: Command, *words: object) -> str:

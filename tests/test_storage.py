@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import command_of
 from documents import hold, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import TINY, run, shared
 from test_planning import BYTES, measurement
 
-from diffcache import Budget, accelerated, cli, measure, plan, report
+from diffcache import Budget, accelerated, measure, plan, report
 from diffcache.errors import BadOption
 from diffcache.kernels import FORMATS, pack, unpack
 from diffcache.planning import cache_bytes
@@ -182,13 +182,13 @@ def test_what_cannot_be_is_refused(found: Any, store: str, memory: int | None, w
         plan(found(), "closed_loop", Budget(computed_steps=6, memory_bytes=memory), store=store)
 
 
-def test_the_command_plans_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_plans_formats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out = root().save(tmp_path / "profile.safetensors"), tmp_path / "schedule.safetensors"
-    words = ["--steps", "6", "--memory-bytes", str(BYTES), "--store", "auto", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["diffcache", "plan", str(source), *words])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert not left.value.code
+    words = ["--steps", "6", "--memory-bytes", BYTES, "--store", "auto", "--out", out]
+    code, _, _ = command_of(monkeypatch, capsys, "plan")(source, *words)
+    assert not code
     made = CacheSchedule.load(out)
     assert {p.store for _, _, p in made.plans()} <= set(EVERY)
     assert "kept in" in made.describe()

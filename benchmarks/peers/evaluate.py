@@ -29,7 +29,7 @@ from peers.peer import Peer
 
 RESULTS = Path(__file__).parents[1] / "results"
 BUDGETS = (25, 17, 12)
-# What each package reached nearest to these budgets in `methods.py`, chosen there on other pictures.
+# What each package reached nearest to these budgets in `methods.py`.
 PEERS: dict[str, tuple[Peer, ...]] = {
     "flux": (
         dbcache(0.5, taylor=1, in_a_row=2),

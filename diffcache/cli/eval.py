@@ -1,4 +1,4 @@
-"""``diffcache eval``: sets of pictures, and pictures against their prompts, measured in folders.
+"""``diffcache eval``: schedules put to the proof; sets of pictures, and pictures against their prompts, in folders.
 
 A file of this folder holds a function of its name; this one holds a group of subcommands of its name. Each is a
 function here under ``@eval.command("name")``.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffcache.cli import _samples
+from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
 from diffcache.errors import BadOption
 
 if TYPE_CHECKING:
@@ -23,34 +24,23 @@ eval = typer.Typer(
     no_args_is_help=True, help="Prove what a schedule costs; measure pictures: distances between sets, fit to prompts."
 )
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, … Without it, cuda where there is one.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a time.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @eval.command("run")
 def run(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A folder or an id on the Hub; demo:flux or demo:dit; or package.module:function of yours, which "
-            "returns a pipeline, or a pipeline and calls."
-        ),
-    ],
+    model: Model,
     schedules: Annotated[
         list[str], typer.Argument(help="Schedules: files, hub ids, rules (taylor:every=3); NAME=SCHEDULE names one.")
     ],
-    prompts: Annotated[
-        Path | None, typer.Option(help="What to ask for: .txt, .csv or .jsonl, as for diffcache profile.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampling loop.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")] = None,
-    height: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="For every prompt: these (0,1,2), or so many of its own (4). One if not given.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Samples that run together.")] = 1,
+    prompts: Prompts = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    seeds: Seeds = None,
+    batch: Batch = 1,
     store: Annotated[
         str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")
     ] = None,
@@ -68,7 +58,7 @@ def run(
     profile: Annotated[
         Path | None, typer.Option(help="A profile of this loop: draws the error it foretells beside the measured one.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    dtype: Dtype = None,
     device: Device = None,
     title: Annotated[str, typer.Option(help="Of the report.")] = "",
     out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),

@@ -10,40 +10,25 @@ from typing import Annotated
 import typer
 
 from diffcache.cli import _samples
+from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
 from diffcache.errors import BadOption
 
 
 def profile(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A folder or an id on the Hub; demo:flux or demo:dit; or package.module:function of yours, which "
-            "returns a pipeline, or a pipeline and calls: dictionaries of its arguments."
-        ),
-    ],
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="What to ask for: .txt, a prompt a line; .csv, a column for each argument of the pipeline; .jsonl, an "
-            "object with arguments a line. An argument `seed` is the sample's own."
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampling loop.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")] = None,
-    height: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="For every prompt: these (0,1,2), or so many of its own (4). One if not given.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Samples that run together.")] = 1,
+    model: Model,
+    prompts: Prompts = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    seeds: Seeds = None,
+    batch: Batch = 1,
     sites: Annotated[str, typer.Option(help="What is measured: model, stack, block, sublayer, with commas.")] = "model",
     influence_steps: Annotated[
         int, typer.Option(help="At how many steps the influence of inner sites is measured; 0: not at all.")
     ] = 4,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16. Of a folder: bfloat16, on the CPU float32.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, … Of a folder: cuda where there is one.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     out: Annotated[Path, typer.Option(help="File of the profile.")] = Path("profile.safetensors"),
     resume: Annotated[
         Path | None,

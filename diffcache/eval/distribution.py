@@ -3,7 +3,7 @@
     found = Distribution(extractors.load("efflite0"))
     for pictures in real: found.add(pictures, real=True)      # or Distribution(extractor, ReferenceStatistics.load(…))
     for pictures in made: found.add(pictures)
-    print(found.compute().line())
+    found.compute().line()
 
 Under torch.distributed every process adds its own share and all call ``compute``; each gets what one process with all
 pictures would.

@@ -27,4 +27,4 @@ def package(module: str, *, purpose: str, install: str) -> Any:
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise MissingPackageError(purpose, module, install) from None
+        raise MissingPackageError(purpose, module.partition(".")[0], install) from None

@@ -9,7 +9,6 @@ import platform
 import statistics as stats
 import subprocess
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from diffcache import host
+from diffcache._document import version_of
 from diffcache.errors import DocumentError
 from diffcache.eval.methods import FULL, Method
 from diffcache.eval.parts import Part
@@ -176,7 +176,7 @@ def circumstances(pipe: Any) -> Record:
     device = parameter.device
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        **{package: _version(package) for package in ("diffcache", "torch", "diffusers", "numpy")},
+        **{package: version_of(package) for package in ("diffcache", "torch", "diffusers", "numpy")},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
@@ -201,13 +201,6 @@ def read(path: str | Path) -> Record:
     if found.get("version") != VERSION:
         raise DocumentError(str(path), "version", f"found {found.get('version')!r}. Allowed: {VERSION}")
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _commit() -> str:

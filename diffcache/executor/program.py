@@ -32,11 +32,6 @@ class Terms:
     def needs_x(self) -> bool:
         return any(self.kappa)
 
-    @property
-    def reuses_residual(self) -> bool:
-        """Whether output less input is all that is needed of the anchor."""
-        return self.needs_x and len(self.anchors) == 1 and self.weights == tuple((k,) for k in self.kappa)
-
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -64,6 +59,7 @@ def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
     steps = len(plan.compute)
     terms = tuple(_terms(plan, i) for i in range(steps))
     differences = frozenset(np.flatnonzero(plan.differences).tolist())
+    last_use = {anchor: i for i, t in enumerate(terms) if t for anchor in t.anchors}
     if newest:
         asking = [i for i, t in enumerate(terms) if t]
         with_x = [i for i, t in enumerate(terms) if t and t.needs_x]
@@ -74,11 +70,10 @@ def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
             drops=((),) * steps,
             newest=True,
             # Any step may come to be the anchor of any later prediction: all of them are alike, or none is kept so.
-            differences=frozenset(range(steps)) if all(t.reuses_residual for t in terms if t) else frozenset(),
+            differences=frozenset(range(steps)) if differences == last_use.keys() else frozenset(),
             store=plan.store,
             prescale=plan.prescale,
         )
-    last_use = {anchor: i for i, t in enumerate(terms) if t for anchor in t.anchors}
     drops = tuple(tuple(sorted(a for a, last in last_use.items() if last == i)) for i in range(steps))
     keeps_x = frozenset(t.anchors[0] for t in terms if t and t.needs_x)
     return Program(terms, frozenset(last_use), keeps_x, drops, False, differences, plan.store, plan.prescale)

@@ -235,6 +235,12 @@ def decode(codes, scales, part: tl.constexpr, FORMAT: tl.constexpr):
 
 
 @triton.jit
+def total(values):
+    """Of a tile."""
+    return tl.sum(tl.sum(values, axis=1), axis=0)
+
+
+@triton.jit
 def largest_of(x):
     """[TILE]: infinite where anything is not finite, for a maximum does not see NaN."""
     size = tl.abs(x)

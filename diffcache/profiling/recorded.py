@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache import host
+from diffcache._document import version_of
 from diffcache.errors import UnsupportedModel
 from diffcache.profiling import circumstances
 from diffcache.profiling.circumstances import Circumstances
@@ -216,11 +216,4 @@ def _notes(call: Mapping[str, Any], forward: DenoiserCall) -> dict[str, str]:
         "dtype": str(output.dtype).removeprefix("torch."),
     }
     notes |= {key: str(call[key]) for key in ("height", "width", "num_frames") if call.get(key) is not None}
-    return notes | {package: _version(package) for package in ("torch", "diffusers", "diffcache")}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    return notes | {package: version_of(package) for package in ("torch", "diffusers", "diffcache")}

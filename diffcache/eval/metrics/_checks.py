@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -94,16 +93,3 @@ def one_per_sample(what: str, values: Any, count: int) -> np.ndarray:
         sample = int(np.argmax(~np.isfinite(array)))
         raise SamplesError(what, f"it returned {array[sample]} for sample {sample}", "finite numbers")
     return array.astype(np.float64)
-
-
-def need(metric: str, *packages: str) -> None:
-    """Import optional packages, or raise one clear error."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise  # it is there; what it imports itself is not
-            raise DiffCacheError(
-                f"{metric} needs {package}, which is not installed: pip install 'diffcache[eval]'"
-            ) from None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache.errors import BadOption
 from diffcache.eval.metrics import About
-from diffcache.eval.metrics._checks import frame_by_frame, need
+from diffcache.eval.metrics._checks import frame_by_frame
+from diffcache.eval.needs import WeightsError, package
 
 ABOUT = About(
     "LPIPS",
@@ -38,12 +39,8 @@ BACKBONES = {
 LEAST = 32  # pixels; below that AlexNet's last feature map is empty
 
 
-class MissingWeightsError(DiffCacheError, FileNotFoundError):
+class MissingWeightsError(WeightsError, FileNotFoundError):
     """The backbone's weights are not where they were looked for."""
-
-
-class WeightsError(DiffCacheError, ValueError):
-    """A file is not the weights of this backbone. Nothing in it was run."""
 
 
 def score(
@@ -98,14 +95,14 @@ def _find(net: str, weights: str | Path | None) -> Path:
 @functools.lru_cache(maxsize=len(BACKBONES))
 def _network(net: str, path: Path, _changed: int) -> Any:
     """LPIPS with the backbone's weights from ``path``. ``_changed``: a file that was written anew is read anew."""
-    need("lpips", "torchmetrics", "torchvision")
     import torch
-    from torchmetrics.functional.image.lpips import _NoTrainLpips
 
+    package("torchvision", purpose="lpips", install="'diffcache[eval]'")
+    measure = package("torchmetrics.functional.image.lpips", purpose="lpips", install="'diffcache[eval]'")
     # torchmetrics' public class can only fetch the backbone by itself. Its network can be made with a random one
     # (pnet_rand), which is then filled; the random numbers are not taken from the user's generator.
     with torch.random.fork_rng(devices=[]):
-        network = _NoTrainLpips(net=cast(Any, net), pnet_rand=True)
+        network = measure._NoTrainLpips(net=net, pnet_rand=True)
     backbone = network.net
     own = _read(net, path)
     # Parts are called slice1.0.weight or slices.0.0.weight here, features.0.weight there; the numbers are the same.

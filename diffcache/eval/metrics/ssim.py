@@ -14,7 +14,8 @@ import functools
 import numpy as np
 
 from diffcache.eval.metrics import About
-from diffcache.eval.metrics._checks import frame_by_frame, need
+from diffcache.eval.metrics._checks import frame_by_frame
+from diffcache.eval.needs import package
 
 WINDOW, SIGMA = 11, 1.5
 
@@ -40,11 +41,10 @@ def score(found: np.ndarray, reference: np.ndarray, *, rim: bool = False, device
 def _ssim(found: np.ndarray, reference: np.ndarray, rim: bool, device: str) -> np.ndarray:
     import torch
 
-    need("ssim", "torchmetrics")
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    images = package("torchmetrics.functional.image", purpose="ssim", install="'diffcache[eval]'")
 
     a, b = (torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2).to(device) for x in (found, reference))
-    _, similarity = structural_similarity_index_measure(
+    _, similarity = images.structural_similarity_index_measure(
         a, b, sigma=SIGMA, kernel_size=WINDOW, data_range=1.0, reduction="none", return_full_image=True
     )
     cut = 0 if rim else WINDOW // 2

@@ -20,6 +20,7 @@ from diffcache.kernels.tiles import (
     load_codes,
     load_columns,
     store_codes,
+    total,
 )
 
 AT_ONCE = 4096  # partial sums that a program reads together
@@ -97,14 +98,9 @@ def _kept(codes, of_groups, part: tl.constexpr, prescale, columns, inside, LENGT
 
 
 @triton.jit
-def _total(values):
-    return tl.sum(tl.sum(values, axis=1), axis=0)
-
-
-@triton.jit
 def _sums(d, p):
     e = d - p
-    return _total(tl.abs(e)), _total(tl.abs(p)), _total(e * e), _total(p * p), _total(d * p), _total(d * d)
+    return total(tl.abs(e)), total(tl.abs(p)), total(e * e), total(p * p), total(d * p), total(d * d)
 
 
 @triton.jit

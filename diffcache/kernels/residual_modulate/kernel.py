@@ -11,7 +11,7 @@ from torch import Tensor
 from diffcache.kernels import tiles
 from diffcache.kernels.formats import format_of
 from diffcache.kernels.residual_modulate import twin
-from diffcache.kernels.tiles import columns_of, decode, groups_of_program, load, load_codes, load_columns, store
+from diffcache.kernels.tiles import columns_of, decode, groups_of_program, load, load_codes, load_columns, store, total
 
 LONGEST = 16384  # row that a program holds in registers
 
@@ -56,73 +56,41 @@ def launch(
 
 
 @triton.jit
-def _of_sample(of, stride, rows_of_sample, columns, inside):
-    sample = tl.program_id(0) // rows_of_sample
-    return tl.load(of + sample.to(tl.int64) * stride + columns, mask=inside, other=0.0).to(tl.float32)
+def _its_row(of, stride, rows_of_sample):
+    """Where the sample of this program's row has its numbers."""
+    return of + (tl.program_id(0) // rows_of_sample).to(tl.int64) * stride
 
 
 @triton.jit
-def _add(
-    x,
-    x_stride,
-    found,
-    of_groups,
-    part: tl.constexpr,
-    affine,
-    gate,
-    gate_stride,
-    gate_rows,
-    out,
-    rows,
-    columns,
-    inside,
-    LENGTH: tl.constexpr,
-    FORMAT: tl.constexpr,
-):
+def _of_sample(of, columns, inside):
+    return tl.load(of + columns, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _add(x, f, affine, gate, out, x_stride, rows, columns, inside, LENGTH: tl.constexpr):
     """Stores the sum, and returns it as it was rounded."""
-    f = decode(found, of_groups, part, FORMAT)
     if affine is not None:
         f = f * load_columns(affine, 0, columns, inside, LENGTH) + load_columns(affine, 1, columns, inside, LENGTH)
     if gate is not None:
-        f *= _of_sample(gate, gate_stride, gate_rows, columns, inside)
+        f *= _of_sample(gate, columns, inside)
     v = (load(x, rows, x_stride, columns, inside) + f).to(out.dtype.element_ty)
     store(out, rows, columns, inside, v, LENGTH)
     return tl.where(inside, v.to(tl.float32), 0.0)
 
 
 @triton.jit
-def _modulate(
-    v,
-    mean,
-    inverse,
-    shift,
-    shift_stride,
-    shift_rows,
-    scale,
-    scale_stride,
-    scale_rows,
-    y,
-    rows,
-    columns,
-    inside,
-    LENGTH: tl.constexpr,
-):
+def _modulate(v, mean, inverse, shift, scale, y, rows, columns, inside, LENGTH: tl.constexpr):
     v = (v - mean) * inverse
     if scale is not None:
-        v *= 1.0 + _of_sample(scale, scale_stride, scale_rows, columns, inside)
+        v *= 1.0 + _of_sample(scale, columns, inside)
     if shift is not None:
-        v += _of_sample(shift, shift_stride, shift_rows, columns, inside)
+        v += _of_sample(shift, columns, inside)
     store(y, rows, columns, inside, v, LENGTH)
 
 
 @triton.jit
-def _total(values):
-    return tl.sum(tl.sum(values, axis=1), axis=0)
-
-
-@triton.jit
 def _squares(v, mean, inside):
-    return _total(tl.where(inside, (v - mean) * (v - mean), 0.0))
+    return total(tl.where(inside, (v - mean) * (v - mean), 0.0))
 
 
 @triton.jit
@@ -154,82 +122,28 @@ def _residual_modulate(
     TILE: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    if gate is not None:
+        gate = _its_row(gate, gate_stride, gate_rows)
+    if shift is not None:
+        shift = _its_row(shift, shift_stride, shift_rows)
+    if scale is not None:
+        scale = _its_row(scale, scale_stride, scale_rows)
     _, rows, number, there = groups_of_program(1, 1, GROUPS, TILE)
     found, of_groups = load_codes(codes, scales, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN)
     columns, inside = columns_of(number, there, 0, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
-    low = _add(
-        x,
-        x_stride,
-        found,
-        of_groups,
-        0,
-        affine,
-        gate,
-        gate_stride,
-        gate_rows,
-        out,
-        rows,
-        columns,
-        inside,
-        LENGTH,
-        FORMAT,
-    )
-    total = _total(low)
+    f = decode(found, of_groups, 0, FORMAT)
+    low = _add(x, f, affine, gate, out, x_stride, rows, columns, inside, LENGTH)
+    mean = total(low)
     if FORMAT == "int4":
         columns_1, inside_1 = columns_of(number, there, 1, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
-        high = _add(
-            x,
-            x_stride,
-            found,
-            of_groups,
-            1,
-            affine,
-            gate,
-            gate_stride,
-            gate_rows,
-            out,
-            rows,
-            columns_1,
-            inside_1,
-            LENGTH,
-            FORMAT,
-        )
-        total += _total(high)
-    mean = total * (1.0 / LENGTH)
+        f_1 = decode(found, of_groups, 1, FORMAT)
+        high = _add(x, f_1, affine, gate, out, x_stride, rows, columns_1, inside_1, LENGTH)
+        mean += total(high)
+    mean = mean * (1.0 / LENGTH)
     squares = _squares(low, mean, inside)
     if FORMAT == "int4":
         squares += _squares(high, mean, inside_1)
-    inverse = tl.div_rn(tl.full([1], 1.0, tl.float32), tl.sqrt_rn(squares * (1.0 / LENGTH) + eps))
-    _modulate(
-        low,
-        mean,
-        inverse[:, None],
-        shift,
-        shift_stride,
-        shift_rows,
-        scale,
-        scale_stride,
-        scale_rows,
-        y,
-        rows,
-        columns,
-        inside,
-        LENGTH,
-    )
+    inverse = tl.div_rn(tl.full([1], 1.0, tl.float32), tl.sqrt_rn(squares * (1.0 / LENGTH) + eps))[:, None]
+    _modulate(low, mean, inverse, shift, scale, y, rows, columns, inside, LENGTH)
     if FORMAT == "int4":
-        _modulate(
-            high,
-            mean,
-            inverse[:, None],
-            shift,
-            shift_stride,
-            shift_rows,
-            scale,
-            scale_stride,
-            scale_rows,
-            y,
-            rows,
-            columns_1,
-            inside_1,
-            LENGTH,
-        )
+        _modulate(high, mean, inverse, shift, scale, y, rows, columns_1, inside_1, LENGTH)

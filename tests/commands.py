@@ -1,0 +1,24 @@
+"""The ``diffcache`` command, run within the tests' own process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from diffcache import cli
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def command_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *first: str) -> Command:
+    """``diffcache`` with these words and more: exit status, what it printed, what it complained of."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["diffcache", *first, *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    return run
