@@ -47,6 +47,7 @@ def evaluation() -> Record:
             "threads": 2,
             "dtype": "float32",
             "commit": "0f3c2ab",
+            "processes": 1,
         },
         "pipeline": {
             "class": "FluxPipeline",
@@ -54,6 +55,8 @@ def evaluation() -> Record:
             "noise_scheduler": "FlowMatchEulerDiscreteScheduler",
             "steps": STEPS,
             "guidance": "3.5, distilled",
+            "model": "black-forest-labs/FLUX.1-dev",
+            "arguments": {"num_inference_steps": STEPS, "height": 1024, "width": 1024},
         },
         "samples": [{"id": f"{n:05d}", "prompt": prompts[n % 4], "seed": 100 + n} for n in range(SAMPLES)],
         "metrics": {
@@ -83,7 +86,7 @@ def _method(name: str, kind: str, computed: float, psnr: float | None, speedup: 
             "low": psnr - 0.9,
             "high": psnr + 0.9,
             "values": values.tolist(),
-            "verdict": verdict,
+            "verdicts": [{"verdict": verdict, "against": "cache-dit DBCache"}] if verdict else [],
         }
         loss = 10 ** (-psnr / 22)
         scores["ssim"] = {
@@ -91,9 +94,9 @@ def _method(name: str, kind: str, computed: float, psnr: float | None, speedup: 
             "low": 1 - 1.2 * loss,
             "high": 1 - 0.85 * loss,
             "values": None,
-            "verdict": None,
+            "verdicts": [],
         }
-    scores["fd"] = {"mean": fd, "low": fd * 0.96, "high": fd * 1.05, "values": None, "verdict": None}
+    scores["fd"] = {"mean": fd, "low": fd * 0.96, "high": fd * 1.05, "values": None, "verdicts": []}
     steps = np.arange(STEPS)
     error = None if psnr is None else 10 ** (-psnr / 20) * (steps / STEPS) ** 1.5 * (1 + 0.1 * np.sin(steps))
     return {

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from diffcache.errors import BadOption
 from diffcache.eval import extractors, frechet
-from diffcache.eval.distribution import Distribution
+from diffcache.eval.distribution import Distance, Distribution
 from diffcache.eval.extractors import PicturesError
 from diffcache.eval.features import FeatureSet
 from diffcache.eval.frechet import Moments, moments
 from diffcache.eval.kernel_distance import kernel_distance
+from diffcache.eval.statistics import verdict_of_sets
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -97,6 +98,25 @@ def test_resamples_lie_as_much_too_far_away_as_few_pictures_do_and_the_interval_
     found = frechet.spread(few[0], moments(x), resamples=100)
     assert 0.5 < found.bias / excess < 2
     assert found.low <= frechet.distance(moments(few[0]), moments(x)) <= found.high
+
+
+def test_sets_in_order_are_resampled_alike_and_by_that_told_apart() -> None:
+    """Pictures that differ a little from the others of the same seeds: their distances lie within each other's
+    intervals, and yet one is known to be the greater."""
+    real, made = pictures(150, 0), pictures(150, 1)
+    worse = np.clip(made.astype(int) + 2, 0, 255).astype(np.uint8)
+
+    def of(found: np.ndarray, in_order: bool) -> Distance:
+        return measured(small(), found, real, resamples=50, in_order=in_order)
+
+    a, b = of(made, True), of(worse, True)
+    assert a.spread is not None
+    assert b.spread is not None
+    assert a.spread.low < b.value < a.spread.high
+    assert verdict_of_sets(b.value, a.value, b.spread.drawn, a.spread.drawn, "lower") == "worse"
+    order = np.random.default_rng(0).permutation(150)
+    assert of(made[order], False).spread == of(made, False).spread  # however they were dealt out
+    assert of(made[order], True).spread != a.spread
 
 
 def test_the_same_seed_draws_the_same_interval() -> None:

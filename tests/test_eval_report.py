@@ -60,11 +60,16 @@ def test_the_table_holds_steps_times_scores_and_the_floor() -> None:
 
 def test_losses_look_like_losses() -> None:
     record = evaluation()
-    record["methods"][1]["scores"]["psnr"]["against"] = "cache-dit DBCache"
-    record["methods"][1]["scores"]["fd"]["verdict"] = "better"
+    record["methods"][1]["scores"]["fd"]["verdicts"] = [
+        {"verdict": "no difference", "against": "full run"},
+        {"verdict": "better", "against": "cache-dit DBCache"},
+    ]
     table = markdown(record)
     assert cells(table, "eager cache")["speed-up (loop)"] == "0.91× (slower)"
-    assert cells(table, "diffcache, 25 steps")["verdict"] == "worse (than cache-dit DBCache): PSNR; better: FD-EffLite0"
+    assert cells(table, "diffcache, 25 steps")["verdict"] == (
+        "worse (than cache-dit DBCache): PSNR; no difference (from full run): FD-EffLite0; "
+        "better (than cache-dit DBCache): FD-EffLite0"
+    )
 
 
 def test_the_full_run_is_not_scored_against_itself(tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ def test_what_nothing_fills_has_no_column_and_foreign_text_stays_in_its_cell() -
     record["methods"][1] |= {"name": "a | b\n<i>", "cache_bytes": None, "speedup": {}}
     record["methods"][1]["scores"].pop("ssim")
     table = markdown(record)
-    assert "cache" not in table
+    assert "cache (MB)" not in table
     assert "SSIM" not in table
     assert "| a \\| b &lt;i&gt; | 25 of 50 | – |" in table
     assert markdown({"methods": []}).startswith("| method |")

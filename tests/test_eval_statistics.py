@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcache.errors import BadOption, DiffCacheError
-from diffcache.eval.statistics import ENOUGH, FEW, Interval, ValuesError, enough, interval, paired, verdict
+from diffcache.eval.statistics import (
+    ENOUGH,
+    FEW,
+    Interval,
+    ValuesError,
+    enough,
+    interval,
+    paired,
+    verdict,
+    verdict_of_sets,
+)
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
@@ -194,3 +204,19 @@ def test_the_warning_says_how_few_and_how_many_are_wanted() -> None:
         assert f"Only {n} samples" in enough(n)
         assert "verdicts weak" in enough(n)
     assert enough(ENOUGH) == enough(10_000) == ""
+
+
+def test_two_sets_are_told_apart_by_what_resamples_do_to_their_difference() -> None:
+    """Both distances move a lot from resample to resample, but together."""
+    random = np.random.default_rng(0)
+    shared, own = random.normal(0, 1, 50), random.normal(0, 0.01, 50)
+    a, b = shared, shared + own
+    assert verdict_of_sets(10.0, 10.05, a, b, "lower") == "better"
+    assert verdict_of_sets(10.0, 10.05, a, b, "higher") == "worse"
+    assert verdict_of_sets(10.05, 10.0, a, b, "lower") == "worse"
+    assert verdict_of_sets(10.0, 10.01, a, b, "lower") == "no difference"
+    assert verdict_of_sets(10.0, 10.05, a, random.permutation(b), "lower") == "no difference"  # not drawn alike
+    with pytest.raises(ValuesError, match="3 and 4 resamples"):
+        verdict_of_sets(1.0, 2.0, [1, 2, 3], [1, 2, 3, 4], "lower")
+    with pytest.raises(BadOption):
+        verdict_of_sets(1.0, 2.0, a, b, "more")  # type: ignore[arg-type]

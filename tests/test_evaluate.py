@@ -227,7 +227,7 @@ def test_scorers_are_asked_with_prompts_and_judged_against_the_full_run(tmp_path
     dark = Method(name="in the dark", kind="peer", change={"guidance_scale": 3.5})
     found = few(tmp_path, scorers=[scorer(brightness, name="brightness")], compare=[dark])
     score = by_name(found.record)["in the dark"]["scores"]["brightness"]
-    assert (score["against"], score["verdict"]) == (None, None)  # four samples are too few
+    assert score["verdicts"] == []  # four samples are too few
     assert found.record["metrics"]["brightness"]["better"] == "higher"
     assert len(asked) == 6
 
@@ -281,8 +281,7 @@ def test_verdicts_need_samples_and_name_the_best_rival_of_no_more_work(tmp_path:
         compare=[fewer_steps(pipe, 4), fewer_steps(pipe, 6), uniform_reuse(pipe, STEPS, 2)],
     )  # fmt: skip
     score = by_name(found.record)["a"]["scores"]["psnr"]
-    assert score["against"] == "4 steps, Euler"  # 6 are more work, 2 are worse
-    assert score["verdict"] == "better"
+    assert score["verdicts"] == [{"verdict": "better", "against": "4 steps, Euler"}]  # 6 are more work, 2 are worse
 
 
 def test_processes_share_an_evaluation(tmp_path: Path, made: evaluating.Evaluation) -> None:

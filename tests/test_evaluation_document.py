@@ -61,6 +61,7 @@ def objects(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     for method in found["methods"]:
         listed += [("method", method), *(("spread", spread) for spread in method["seconds"].values())]
         listed += [("score", score) for score in method["scores"].values()]
+        listed += [("verdict", one) for score in method["scores"].values() for one in score.get("verdicts", ())]
         listed += [("trajectory", method["trajectory"])] if method["trajectory"] else []
         if method["schedule"]:
             listed.append(("schedule", method["schedule"]))
@@ -97,7 +98,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         out=tmp_path_factory.mktemp("latents"),
     )  # fmt: skip
     pictures = evaluate(
-        pipe, {"ours": "uniform:every=2,sites=block"}, [call(n, output_type="np") for n in (1, 3)], metrics=("psnr",),
+        pipe, {"ours": "uniform:every=2,sites=block"}, [call(n, output_type="np") for n in range(1, 17, 2)],
+        metrics=("psnr",),
         scorers=[scorer(lambda found, prompts: found.mean(axis=(1, 2, 3)), name="light")], progress=False,
         extractor=extractors.custom(lambda batch: batch.mean((2, 3)), name="Mean colour"),
         out=tmp_path_factory.mktemp("pictures"),
@@ -128,7 +130,7 @@ def test_every_field_of_a_record_is_described_and_nothing_else(records: list[dic
         lambda one: one["methods"][1].update(note=None),
         lambda one: one["methods"][1].update(steps=6.0),
         lambda one: one["methods"][1]["seconds"]["loop"].update(mean=1.0),
-        lambda one: one["methods"][1]["scores"]["latent"].pop("against"),
+        lambda one: one["methods"][1]["scores"]["latent"].pop("verdicts"),
         lambda one: one["methods"][1]["schedule"]["denoisers"]["transformer"]["model"].update(weights=[]),
         lambda one: one["methods"][1]["trajectory"].update(expected="0.0"),
     ],
@@ -152,7 +154,7 @@ def test_words_that_a_field_may_hold_are_those_of_the_code(records: list[dict[st
         return set(re.findall(r"`([^`]+)`", told[name][field][1].partition("null")[0]))
 
     assert words("method", "kind") == set(get_args(Kind))
-    assert words("score", "verdict") == set(get_args(statistics.Verdict)) == set(EITHER)
+    assert words("verdict", "verdict") == set(get_args(statistics.Verdict)) == set(EITHER)
     assert words("metric", "better") == set(get_args(metrics.Better))
     assert words("record", "format") == {record.FORMAT}
     assert told["record"]["version"][1] == str(record.VERSION)

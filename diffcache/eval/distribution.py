@@ -77,7 +77,7 @@ class Distance:
             "samples": self.samples,
             "reference_samples": self.reference_samples,
             "features": self.features,
-            "interval": self.spread._asdict() if self.spread else None,
+            "interval": {"low": self.spread.low, "high": self.spread.high} if self.spread else None,
             "floor": self.floor._asdict() if self.floor else None,
             "kernel": {"name": self.kernel_name, **self.kernel._asdict()} if self.kernel else None,
         }
@@ -91,6 +91,8 @@ class Distribution:
     resamples    for the interval, 0 for none
     subsets      and ``subset_size``: of ``kernel_distance``
     seed         of everything that is drawn
+    in_order     picture i of every set that is measured is of the same prompt and seed: then sets are resampled alike,
+                 and ``statistics.verdict_of_sets`` can tell them apart. For one process
 
     Raises MixedExtractorsError for statistics of another extractor, BadOption.
     """
@@ -105,6 +107,7 @@ class Distribution:
         subsets: int = SUBSETS,
         subset_size: int | None = None,
         seed: int = 0,
+        in_order: bool = False,
     ) -> None:
         if batch_size < 1:
             raise BadOption("batch_size", batch_size, "1 or more")
@@ -114,7 +117,7 @@ class Distribution:
             reference.demand(extractor)
         self.extractor, self.reference = extractor, reference
         self.resamples, self.subsets, self.subset_size, self.seed = resamples, subsets, subset_size, seed
-        self._found = FeatureSet(extractor, batch_size=batch_size)
+        self._found = FeatureSet(extractor, batch_size=batch_size, in_order=in_order)
         self._real = FeatureSet(extractor, batch_size=batch_size)
 
     def add(self, pictures: np.ndarray | Tensor, *, real: bool = False) -> None:

@@ -34,6 +34,7 @@ from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Rule
 from diffcache.schedulers._simulation import Simulator
 
+ASKED = ("prompt", "negative_prompt", "class_labels")  # of a call: what differs from sample to sample
 ON_LATENTS = ("latent",)  # metrics of last states; the others look at what the pipeline returns
 
 Source = CacheSchedule | Rule | str | Path
@@ -107,17 +108,19 @@ def evaluate(
     _demand_own_names(methods)
     sets = sets_of(extractor, real)
     folder = Folder(Path(out))
-    found, rank = _run(pipe, methods, calls, judges, folder, progress)
+    found, rank, processes = _run(pipe, methods, calls, judges, folder, progress)
     more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})
     told = {
         "title": title or f"{type(pipe).__name__}, {steps} steps",
-        "circumstances": circumstances(pipe),
+        "circumstances": circumstances(pipe) | {"processes": processes},
         "pipeline": {
             "class": type(pipe).__name__,
             "denoiser": ", ".join(host.class_name(module) for module in host.denoisers(pipe).values()),
             "noise_scheduler": type(pipe.scheduler).__name__,
             "steps": steps,
             "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
+            "model": str(getattr(pipe, "config", {}).get("_name_or_path") or ""),
+            "arguments": _plain(calls[0]),
         },
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
     }
@@ -147,19 +150,19 @@ def _run(
     judges: Judges,
     folder: Folder,
     progress: bool,
-) -> tuple[list[Part], int]:
-    """All parts, and which of the processes this is."""
-    here = 0
+) -> tuple[list[Part], int, int]:
+    """All parts, which of the processes this is, and how many there are."""
+    here, many = 0, 1
 
     def share(rank: int, size: int) -> bytes:
-        nonlocal here
-        here = rank
+        nonlocal here, many
+        here, many = rank, size
         if size > 1:
             demand_own_generators(calls)
         part = [(index, call) for index, call in enumerate(calls) if index % size == rank]
         return json.dumps(run_share(pipe, methods, part, judges, folder, progress=progress and rank == 0)).encode()
 
-    return [part for data in all_shares(share) for part in json.loads(data)], here
+    return [part for data in all_shares(share) for part in json.loads(data)], here, many
 
 
 def _judges(
@@ -207,6 +210,11 @@ def _foreseen(profile: Profile | str | Path, methods: Sequence[Method]) -> dict[
         if run is not None:
             found[method.name] = simulator.along(run)
     return found
+
+
+def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Arguments that JSON can hold, but for what differs from sample to sample."""
+    return {k: v for k, v in call.items() if k not in ASKED and isinstance(v, (bool, int, float, str))}
 
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:

@@ -14,10 +14,13 @@ BATCH = 32
 
 
 class FeatureSet:
-    """What an extractor makes of the pictures that were added: N × D numbers in memory."""
+    """What an extractor makes of the pictures that were added: N × D numbers in memory.
 
-    def __init__(self, extractor: Extractor, *, batch_size: int = BATCH) -> None:
-        self.extractor, self.batch_size = extractor, batch_size
+    ``in_order``: rows stay in the order in which pictures were added, which only one process has.
+    """
+
+    def __init__(self, extractor: Extractor, *, batch_size: int = BATCH, in_order: bool = False) -> None:
+        self.extractor, self.batch_size, self.in_order = extractor, batch_size, in_order
         self._rows: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -39,17 +42,20 @@ class FeatureSet:
         self._rows.clear()
 
     def gathered(self) -> np.ndarray:
-        """float64 [N, D] of the pictures of all processes, sorted: the same array however they were dealt out.
+        """float64 [N, D] of the pictures of all processes, sorted unless ``in_order``: the same array however they were
+        dealt out.
 
         Of several processes, all have to call it, as soon as all have added theirs (none is a number too).
         Raises PicturesError where there are none at all.
         """
         mine = torch.cat(self._rows).double() if self._rows else torch.empty(0, 0, dtype=torch.float64)
-        if dist.is_available() and dist.is_initialized():
+        if dist.is_available() and dist.is_initialized() and not self.in_order:
             mine = _from_all(mine)
         if not len(mine):
             raise PicturesError("no pictures were added. Call add(pictures) first.")
         rows = mine.numpy()
+        if self.in_order:
+            return rows
         return np.asarray(rows[np.lexsort((rows[:, 0], rows.sum(axis=1)))])
 
 

@@ -37,11 +37,14 @@ class Spread(NamedTuple):
 
     low, high  of the interval
     bias       by how much resamples lie above the value on average, which the interval leaves out
+    drawn      the distance of every resample. Sets of as many rows are resampled alike: row i of one counts as often as
+               row i of the other
     """
 
     low: float
     high: float
     bias: float
+    drawn: tuple[float, ...]
 
 
 class Floor(NamedTuple):
@@ -101,7 +104,7 @@ def spread(
     bias = float(drawn.mean()) - value
     tail = (1 - level) / 2
     low, high = (float(x) - bias for x in np.quantile(drawn, (tail, 1 - tail)))
-    return Spread(max(low, 0.0), high, bias)
+    return Spread(max(low, 0.0), high, bias, tuple(drawn.tolist()))
 
 
 def floor(features: np.ndarray, samples: int, *, seed: int = 0) -> Floor | None:

@@ -14,14 +14,12 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from PIL import Image
 
 from diffcache.errors import DiffCacheError
 from diffcache.eval.watch import Run
@@ -74,8 +72,6 @@ class Folder:
 
     def keep_pictures(self, method: str, call: str, output: np.ndarray) -> list[str]:
         """One file a sample, of a video its middle frame; their paths from the folder. None for what is no picture."""
-        from PIL import Image
-
         if output.ndim not in (4, 5) or output.shape[-1] != 3:
             return []
         found = []
@@ -102,33 +98,6 @@ def slug(name: str) -> str:
     """A method's name as part of a path; two names never share one."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"{plain[:48]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def digest_of(call: Mapping[str, Any]) -> str:
-    """Of a call's arguments, generators by their state."""
-    sha = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Generator):
-            sha.update(bytes(value.get_state().numpy()))
-        elif isinstance(value, Tensor):
-            sha.update(str((value.dtype, tuple(value.shape))).encode())
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, np.ndarray):
-            sha.update(str((value.dtype, value.shape)).encode() + np.ascontiguousarray(value).tobytes())
-        elif isinstance(value, Mapping):
-            for name in sorted(value):
-                sha.update(str(name).encode())
-                add(value[name])
-        elif isinstance(value, (list, tuple)):
-            sha.update(f"[{len(value)}".encode())
-            for one in value:
-                add(one)
-        else:
-            sha.update(repr(value).encode())
-
-    add(call)
-    return sha.hexdigest()
 
 
 def _whole(path: Path, data: bytes) -> None:

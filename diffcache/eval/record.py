@@ -18,9 +18,10 @@ import torch
 from diffcache import host
 from diffcache._document import version_of
 from diffcache.errors import DocumentError
+from diffcache.eval.distribution import Distance
 from diffcache.eval.methods import FULL, Method
 from diffcache.eval.parts import Part
-from diffcache.eval.statistics import FEW, interval, verdict
+from diffcache.eval.statistics import FEW, Verdict, interval, verdict, verdict_of_sets
 
 WHOLE = 0.02  # of a step: so little above a whole number is what small layers and counting make of it
 FORMAT = "diffcache.evaluation"
@@ -35,7 +36,7 @@ def assembled(
     metrics: Mapping[str, Mapping[str, Any]],
     steps: int,
     about: Mapping[str, Any],
-    distances: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    distances: Mapping[str, Mapping[str, Distance]],
     foreseen: Mapping[str, np.ndarray],
 ) -> Record:
     """The record of these parts.
@@ -43,7 +44,7 @@ def assembled(
     metrics    name -> title, unit, better, about, floor
     steps      of the full run
     about      title, circumstances, pipeline
-    distances  method -> metric of sets -> mean, low, high
+    distances  method -> metric of sets -> what was found
     foreseen   method -> mean squared error of the state after each step, float64 [T], as a profile foretells it
     """
     by_method = {m.name: sorted((p for p in parts if p["method"] == m.name), key=lambda p: p["call"]) for m in methods}
@@ -65,6 +66,7 @@ def assembled(
                 for m in methods
             ],
             metrics,
+            distances,
         ),
     }
 
@@ -75,7 +77,7 @@ def _method(
     full: Sequence[Part],
     ids: Sequence[str],
     steps: int,
-    distances: Mapping[str, Mapping[str, Any]],
+    distances: Mapping[str, Distance],
     foreseen: np.ndarray | None,
 ) -> Record:
     fraction = None
@@ -97,7 +99,7 @@ def _method(
         "flops_fraction": fraction,
         "cache_bytes": max(caches) if caches else None,
         "peak_bytes": max(peaks) if peaks else None,
-        "scores": {**_scores(parts), **{name: dict(found) for name, found in distances.items()}},
+        "scores": {**_scores(parts), **{name: _of_sets(found) for name, found in distances.items()}},
         "schedule": parts[0]["schedule"] if method.kind == "ours" else None,
         "trajectory": None
         if errors is None or method.kind == "full"
@@ -136,37 +138,45 @@ def _scores(parts: Sequence[Part]) -> dict[str, Record]:
         if all(name in p["scores"] for p in parts):
             values = [v for p in parts for v in p["scores"][name]]
             mean, low, high = interval(values)
-            found[name] = {"mean": mean, "low": low, "high": high, "values": values, "verdict": None, "against": None}
+            found[name] = {"mean": mean, "low": low, "high": high, "values": values, "verdicts": []}
     return found
 
 
-def _judged(methods: list[Record], metrics: Mapping[str, Mapping[str, Any]]) -> list[Record]:
-    """Verdicts, sample by sample, from FEW samples on. Of ours: against the best of the others that computes no more,
-    fractions of a step rounded up, for metrics of pairs with the full run; against the full run, for metrics that need
-    none."""
+def _of_sets(found: Distance) -> Record:
+    low, high = (found.spread.low, found.spread.high) if found.spread else (found.value, found.value)
+    return {"mean": found.value, "low": low, "high": high, "values": None, "verdicts": []}
+
+
+def _judged(
+    methods: list[Record],
+    metrics: Mapping[str, Mapping[str, Any]],
+    distances: Mapping[str, Mapping[str, Distance]],
+) -> list[Record]:
+    """Verdicts, from FEW samples on. All but the full run against it, for metrics that are not of pairs with it; ours
+    also against the best of the others that computes no more, fractions of a step rounded up."""
     (full,) = [m for m in methods if m["kind"] == "full"]
     others = [m for m in methods if m["kind"] not in ("full", "ours")]
 
-    def values(method: Record, name: str) -> list[float] | None:
-        score = method["scores"].get(name)
-        return score["values"] if score else None
+    def judge(mine: Record, rival: Record, name: str, about: Mapping[str, Any]) -> Verdict | None:
+        a, b = mine["scores"][name], rival["scores"][name]
+        if a["values"] is not None and b["values"] is not None:
+            return verdict(a["values"], b["values"], about["better"]) if len(a["values"]) >= FEW else None
+        found, other = (distances[m["name"]][name] for m in (mine, rival))
+        if not found.spread or not other.spread or found.samples < FEW:
+            return None
+        return verdict_of_sets(found.value, other.value, found.spread.drawn, other.spread.drawn, about["better"])
 
     for name, about in metrics.items():
         sign = 1 if about["better"] == "higher" else -1
-        for mine in methods:
-            if values(mine, name) is None or mine is full:
-                continue
-            rivals = [full]
-            if about["of_pairs"]:
+        for mine in (m for m in methods if m is not full and name in m["scores"]):
+            rivals = [] if about["of_pairs"] else [full]
+            if mine["kind"] == "ours":
                 most = math.ceil(mine["computed_steps"] - WHOLE)
-                rivals = [m for m in others if m["computed_steps"] <= most] if mine["kind"] == "ours" else []
-            rivals = [m for m in rivals if values(m, name) is not None]
-            if rivals and len(values(mine, name) or []) >= FEW:
-                rival = max(rivals, key=lambda m: sign * m["scores"][name]["mean"])
-                mine["scores"][name] |= {
-                    "verdict": verdict(values(mine, name) or [], values(rival, name) or [], about["better"]),
-                    "against": rival["name"],
-                }
+                able = [m for m in others if m["computed_steps"] <= most and name in m["scores"]]
+                rivals += [max(able, key=lambda m: sign * m["scores"][name]["mean"])] if able else []
+            for rival in (m for m in rivals if name in m["scores"]):
+                said = judge(mine, rival, name, about)
+                mine["scores"][name]["verdicts"] += [{"verdict": said, "against": rival["name"]}] if said else []
     return methods
 
 

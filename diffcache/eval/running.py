@@ -14,10 +14,11 @@ import torch
 from tqdm import tqdm
 
 from diffcache import host
+from diffcache._digest import digest_of
 from diffcache.api import executor_of
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
-from diffcache.eval.parts import Folder, Part, digest_of, slug
+from diffcache.eval.parts import Folder, Part, slug
 from diffcache.eval.watch import Run, watched
 from diffcache.reports import report_of
 from diffcache.schedule import CacheSchedule

@@ -1,4 +1,7 @@
-"""Distances of every method's pictures, as a set, from a reference: real ones, or those of the full run."""
+"""Distances of every method's pictures, as a set, from a reference: real ones, or those of the full run.
+
+Resamples are drawn alike for all methods, so that the difference of two of them has an interval too.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ class Sets:
 
     def measured(
         self, methods: Sequence[Method], parts: Sequence[Part], folder: Folder
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]:
-        """(metric -> what is to be known of it, method -> metric -> its score), from the pictures on disk."""
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Distance]]]:
+        """(metric -> what is to be known of it, method -> metric -> its distance), from the pictures on disk."""
         (full,) = [m for m in methods if m.kind == "full"]
         found: dict[str, Distance] = {}
         pictures = {
@@ -65,12 +68,12 @@ class Sets:
                 "of_pairs": False,
             }
         }
-        return about, {name: {one.name: _score(distance)} for name, distance in found.items()}
+        return about, {name: {one.name: distance} for name, distance in found.items()}
 
     def _with_reference(self, full: Sequence[Path]) -> Distribution:
         if self.real is not None and (self.real.suffix in references.SUFFIXES or self.real.is_file()):
-            return Distribution(self.extractor, references.read(self.real, self.extractor))
-        distribution = Distribution(self.extractor)
+            return Distribution(self.extractor, references.read(self.real, self.extractor), in_order=True)
+        distribution = Distribution(self.extractor, in_order=True)
         for batch in folders.batches(folders.pictures(self.real) if self.real else full, AT_ONCE):
             distribution.add(batch, real=True)
         return distribution
@@ -91,10 +94,3 @@ def sets_of(extractor: Extractor | str | None, real: str | Path | None) -> Sets 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         extractor = extractors.load(extractor, device=device)
     return Sets(extractor, None if real is None else Path(real))
-
-
-def _score(found: Distance) -> dict[str, Any]:
-    low, high = (found.spread.low, found.spread.high) if found.spread else (found.value, found.value)
-    return {
-        "mean": found.value, "low": low, "high": high, "values": None, "verdict": None, "against": None,
-    }  # fmt: skip

@@ -114,6 +114,28 @@ def verdict(
     return "better" if (found.low > 0) == (better == "higher") else "worse"
 
 
+def verdict_of_sets(
+    value: float, reference: float, drawn: ArrayLike, reference_drawn: ArrayLike, better: Better
+) -> Verdict:
+    """Is a set of pictures better or worse than another of the same prompts and seeds, by a distance of whole sets?
+
+    ``drawn`` and ``reference_drawn`` [R]: their distances in the same R resamples. The interval of the difference is
+    ±1.96 standard deviations of it over the resamples (Efron and Tibshirani 1993, section 13.2): ends of percentiles
+    would need more resamples than distances of sets can be taken in.
+
+    Raises ValuesError for other numbers of resamples, BadOption for another ``better``.
+    """
+    if better not in get_args(Better):
+        raise BadOption("better", better, " or ".join(get_args(Better)))
+    a, b = _checked("drawn", drawn), _checked("reference_drawn", reference_drawn)
+    if len(a) != len(b) or len(a) < 2:
+        raise ValuesError(f"{len(a)} and {len(b)} resamples. Allowed: as many of both, 2 or more, drawn alike.")
+    difference, wide = value - reference, 1.96 * float(np.std(a - b, ddof=1))
+    if abs(difference) <= wide:
+        return "no difference"
+    return "better" if (difference > 0) == (better == "higher") else "worse"
+
+
 def enough(n: int) -> str:
     """A warning where ``n`` samples are too few, or "" from ENOUGH on."""
     if n < 1:

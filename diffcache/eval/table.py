@@ -121,14 +121,11 @@ def verdicts(method: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]
     """Metrics with one verdict together, losses first: "worse (than FORA): PSNR, SSIM; no difference: CLIP score"."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, about in metrics.items():
-        score = score_of(method, name) or {}
-        if score.get("verdict"):
-            key = str(score["verdict"]), str(score.get("against") or "")
-            found.setdefault(key, []).append(text(about.get("title") or name))
+        for one in (score_of(method, name) or {}).get("verdicts") or []:
+            found.setdefault((str(one["verdict"]), str(one["against"])), []).append(text(about.get("title") or name))
     parts = []
     for (verdict, against), names in sorted(found.items(), key=lambda item: item[0][0] != "worse"):
-        compared = f" ({LINK.get(verdict, 'against')} {text(against)})" if against else ""
-        parts.append(f"{text(verdict)}{compared}: {', '.join(names)}")
+        parts.append(f"{text(verdict)} ({LINK.get(verdict, 'against')} {text(against)}): {', '.join(names)}")
     return "; ".join(parts) or NOTHING
 
 

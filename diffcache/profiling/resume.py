@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache import _container, host
+from diffcache._digest import digest_of, feed
 from diffcache.errors import BadOption, DocumentError
 from diffcache.profiling.findings import Arrays, Findings
 from diffcache.profiling.record import generators
@@ -62,9 +63,7 @@ class Folder:
         return lambda found: _container.write(file, found.to_bytes(**_random_states(call)))
 
     def _file(self, index: int, call: Mapping[str, Any]) -> Path:
-        digest = hashlib.sha256()
-        _feed(digest, (index, dict(call)), "calls")
-        return self.path / f"call-{digest.hexdigest()[:32]}.safetensors"
+        return self.path / f"call-{digest_of((index, dict(call)), _refused)[:32]}.safetensors"
 
     def _demand_same(self, file: Path, about: Mapping[str, str]) -> None:
         try:
@@ -97,43 +96,20 @@ def _weights(module: nn.Module) -> str:
     """A digest of names, shapes, types, devices and of some elements of every parameter."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
-        _feed(digest, (name, tuple(parameter.shape), str(parameter.dtype), parameter.device.type), name)
+        feed(digest, (name, tuple(parameter.shape), str(parameter.dtype), parameter.device.type))
         if parameter.numel() and not parameter.is_meta:
             flat = parameter.detach().reshape(-1)
-            _feed(digest, flat[:: max(1, len(flat) // ELEMENTS)][:ELEMENTS], name)
+            feed(digest, flat[:: max(1, len(flat) // ELEMENTS)][:ELEMENTS])
     return digest.hexdigest()
 
 
-def _feed(digest: Any, value: object, where: str) -> None:
-    """Equal values feed equal bytes, in every process; what cannot promise that is a BadOption."""
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        _feed(digest, (str(value.dtype), tuple(value.shape)), where)
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        _feed(digest, (str(value.dtype), value.shape), where)
-        digest.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, torch.Generator):
-        _feed(digest, (value.device.type, value.get_state()), where)
-    elif isinstance(value, Mapping):
-        _feed(digest, sorted((str(key), item) for key, item in value.items()), where)
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"{len(value)}:".encode())
-        for item in value:
-            _feed(digest, item, where)
-    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path, torch.dtype, torch.device)):
-        digest.update(f"{type(value).__name__}={value!r};".encode())
-    elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # a picture of PIL's
-        _feed(digest, (value.mode, value.size, value.tobytes()), where)  # type: ignore[attr-defined]
-    elif callable(value) and hasattr(value, "__qualname__"):
-        digest.update(f"{value.__module__}.{value.__qualname__};".encode())
-    else:
-        raise BadOption(
-            where,
-            f"with an argument of type {type(value).__name__}",
-            "tensors, arrays, pictures, numbers, texts, generators, and lists or dictionaries of them, if they are to "
-            "be known again; or a measurement without resume",
-        )
+def _refused(value: object) -> object:
+    raise BadOption(
+        "calls",
+        f"with an argument of type {type(value).__name__}",
+        "tensors, arrays, pictures, numbers, texts, generators, and lists or dictionaries of them, if they are to be "
+        "known again; or a measurement without resume",
+    )
 
 
 def _random_states(call: Mapping[str, Any]) -> Arrays:

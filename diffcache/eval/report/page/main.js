@@ -26,8 +26,8 @@ function drawFinding(body) {
 
 function drawCircumstances(body) {
   const { pipeline = {}, circumstances = {} } = record;
-  const { class: pipelineClass, ...parts } = pipeline;
-  const entries = [["pipeline", pipelineClass], ...Object.entries(parts), ["samples", record.count], ...Object.entries(circumstances)]
+  const { class: pipelineClass, arguments: { num_inference_steps, guidance_scale, ...asked } = {}, ...parts } = pipeline;
+  const entries = [["pipeline", pipelineClass], ...Object.entries(parts), ...Object.entries(asked), ["samples", record.count], ...Object.entries(circumstances)]
     .filter(([, value]) => value !== null && value !== undefined && value !== "" && typeof value !== "object");
   if (!Object.keys(pipeline).length && !Object.keys(circumstances).length)
     return "No circumstances: the record does not say what ran, nor on what.";

@@ -53,8 +53,9 @@ function columnsOf() {
       cell: (m) => {
         const found = score(m, name);
         const cell = spread(found.mean, found, 4);
-        if (found.verdict) cell.shown.push(h("small", { class: found.verdict.replace(" ", "-"),
-          title: found.against ? `against ${found.against}` : null }, found.verdict));
+        for (const { verdict, against } of found.verdicts || [])
+          cell.shown.push(h("small", { class: verdict.replace(" ", "-") },
+            `${verdict} ${verdict === "no difference" ? "from" : "than"} ${against}`));
         return cell;
       },
     })),
