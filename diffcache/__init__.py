@@ -8,6 +8,7 @@ from diffcache.api import accelerate, accelerated, estimate, report, restore
 from diffcache.budget import Budget
 from diffcache.errors import DiffCacheError
 from diffcache.eval.evaluating import Evaluation, evaluate
+from diffcache.host import Loop, trajectory
 from diffcache.optimizing import optimize
 from diffcache.planning import plan
 from diffcache.profile import Profile
@@ -20,6 +21,7 @@ __all__ = [
     "CacheSchedule",
     "DiffCacheError",
     "Evaluation",
+    "Loop",
     "Profile",
     "accelerate",
     "accelerated",
@@ -31,6 +33,7 @@ __all__ = [
     "report",
     "resampled",
     "restore",
+    "trajectory",
 ]
 
 __version__ = "0.1.0"

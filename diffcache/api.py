@@ -51,7 +51,8 @@ def accelerate(
 ) -> P:
     """Let ``pipe`` skip the denoiser work that ``schedule`` predicts instead. In place; returns the same pipeline.
 
-    pipe      a diffusers pipeline
+    pipe      a diffusers pipeline; a diffusion policy of a known family (docs/policies.md); or the network of a
+              loop of your own, around which :func:`trajectory` then has to stand
     schedule  a :class:`CacheSchedule`, the path of one, a hub id, or a rule that needs no calibration: ``"full"``,
               ``"uniform:every=3"``, ``"taylor:every=4,order=1"``; ``sites=block`` in a rule applies it per block
     strict    also compare configuration digests of the denoiser and the noise scheduler; False only for fine-tunes
@@ -66,25 +67,26 @@ def accelerate(
 
     Raises UnsupportedModel, ScheduleMismatch, AlreadyAccelerated, DocumentError, UnknownName; nothing is patched then.
     """
-    modules = host.denoisers(pipe)
-    if _MARK in pipe.__dict__:
-        current = pipe.__dict__[_MARK].executor.source
+    loop = host.adopted(pipe, bare=True)
+    modules = host.denoisers(loop)
+    if _MARK in loop.__dict__:
+        current = loop.__dict__[_MARK].executor.source
         raise AlreadyAccelerated(
-            f"this {type(pipe).__name__} is accelerated already, by {_title(current)}. "
+            f"this {type(loop).__name__} is accelerated already, by {_title(current)}. "
             "Call diffcache.restore(pipe) first, then accelerate it anew."
         )
-    host.demand_no_other_cache(pipe)
+    host.demand_no_other_cache(loop)
     source = resolve(schedule)
     sites = {name: find_sites(m) for name, m in modules.items()}
-    executor = Executor(pipe, source, sites, strict=strict, store=store, backend=backend)
+    executor = Executor(loop, source, sites, strict=strict, store=store, backend=backend)
     executor.attach()
-    pipe.__dict__[_MARK] = _Mark(executor, pipe)
+    loop.__dict__[_MARK] = _Mark(executor, loop)
     return pipe
 
 
 def restore(pipe: P) -> P:
     """Undo :func:`accelerate`; harmless on a pipeline that is not accelerated. Returns the same pipeline."""
-    mark = getattr(pipe, "__dict__", {}).pop(_MARK, None)
+    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).pop(_MARK, None)
     if mark is not None:
         mark.dropped()  # the same, once
     return pipe
@@ -124,11 +126,11 @@ def estimate(
 
     Works on accelerated pipelines too. Raises what :func:`accelerate` raises.
     """
-    return estimate_for(pipe, resolve(schedule), call, store)
+    return estimate_for(host.adopted(pipe), resolve(schedule), call, store)
 
 
 def executor_of(pipe: Any) -> Executor:
-    mark = getattr(pipe, "__dict__", {}).get(_MARK)
+    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).get(_MARK)
     if mark is None:
         raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
     return mark.executor  # type: ignore[no-any-return]

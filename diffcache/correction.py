@@ -53,6 +53,7 @@ def correct(
         raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
     if any(plan.online is not None and plan.online.rule != "drift" for plan in schedule.denoisers.values()):
         raise BadOption("schedule", "one that decides in the run", "one whose predicted steps are known before the run")
+    pipe = host.adopted(pipe)
     sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     branches = schedule.guidance.branches if schedule.guidance is not None else 1
     batched = schedule.guidance is not None and schedule.guidance.mode == "batched"

@@ -20,7 +20,7 @@ from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.run import scheduled
 from diffcache.executor.streams import Inputs, pair, reader
 from diffcache.kernels import format_of
-from diffcache.patch import layer
+from diffcache.patch import Method, layer, spot
 from diffcache.schedule import CacheSchedule, OnlineRule
 from diffcache.schedulers import Grid, Rule
 from diffcache.store import Output, kept_bytes
@@ -135,10 +135,18 @@ def _first_step(
             schedule = source
             check_run(pipe, run, schedule, strict=True)
         seen.append((schedule, run.start))
-        undo.callback(layer(run.scheduler, "step", enough, copies=True))
+        if not run.forwards:
+            undo.callback(layer(run.scheduler, "step", enough, copies=True))
 
     def enough(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise _EnoughError
+
+    def count(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the network, where its forwards are steps."""
+        run = watcher.entered()
+        if run is not None and run.forwards and sum(v.site == "model" for v in visits) == run.forwards:
+            raise _EnoughError
+        return inner(*args, **kwargs)
 
     watcher = host.Host(pipe, begin, lambda run: None)
     with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
@@ -146,7 +154,9 @@ def _first_step(
             for site, modules in found.items():
                 for i, module in enumerate(modules):
                     around = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
-                    undo.callback(layer(module, "forward", around))
+                    undo.callback(layer(*_forward(module), around))
+                if site == "model":
+                    undo.callback(layer(*_forward(modules[0]), count))
                 norm = first_norm(modules[0]) if site.startswith("stack:") else None
                 if norm is not None:
                     around = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
@@ -157,6 +167,11 @@ def _first_step(
             pipe(**call)
     schedule, start = seen[-1]
     return schedule, start, _stacks_summed(visits)
+
+
+def _forward(part: Any) -> tuple[Any, str]:
+    """What runs when a part is called, below whatever compiled it."""
+    return spot(part) if isinstance(part, Method) else (part, "forward")
 
 
 def _meter(

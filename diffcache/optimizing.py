@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcache import planning
+from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.budget import Budget
 from diffcache.correction import correct
@@ -54,6 +54,7 @@ def optimize(
 
     Raises UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
     """
+    pipe = host.adopted(pipe)
     if sites == "model":
         calibration = Calibration.record(pipe, calls, held_out=held_out or ())
         schedule = calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
@@ -70,7 +71,8 @@ def optimize(
 
 
 def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
-    """What the last ``scheduler.step`` of each call returned; generators are left where they were found."""
+    """What the last ``scheduler.step`` of each call returned, or the call, where nobody steps a noise scheduler;
+    generators are left where they were found."""
     ends = []
     for call in calls:
         states: list[Tensor] = []
@@ -82,6 +84,6 @@ def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
 
         with ExitStack() as undo, torch.no_grad():
             undo.callback(layer(pipe.scheduler, "step", step, copies=True))
-            pipe(**{name: frozen(value) for name, value in call.items()})
-        ends.append(states[0])
+            result = pipe(**{name: frozen(value) for name, value in call.items()})
+        ends.append(states[0] if states else Output.of(result).tensors[0])
     return ends

@@ -42,6 +42,37 @@ def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Und
     return undo
 
 
+class Method:
+    """A method of a module, in the place of a part of a network that is no module of its own: the feed-forward of
+    torch's decoder layers, the action expert of a policy that shares its layers with a language model.
+
+    Called, it runs; what it is asked for beside that its owner answers, whom it does not keep alive.
+    """
+
+    __slots__ = ("__weakref__", "name", "of")
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.of, self.name = weakref.ref(owner), name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.of(), self.name)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.of(), name)
+
+
+def weak(part: Any) -> Callable[[], Any]:
+    """A reference that does not keep a module alive, nor the owner of a method."""
+    if isinstance(part, Method):
+        return lambda: part if part.of() is not None else None
+    return weakref.ref(part)
+
+
+def spot(part: Any) -> tuple[Any, str]:
+    """The object and the name of the method that a call of ``part`` runs, a module or a Method."""
+    return (part.of(), part.name) if isinstance(part, Method) else (part, entry_point(part))
+
+
 def entry_point(module: Any) -> str:
     """The method that a call of a network runs: what ``Module.compile()`` made, around which we stay, else forward."""
     return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"

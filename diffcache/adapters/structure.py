@@ -1,14 +1,18 @@
 """Find the sites of a denoiser from how it is built: blocks repeated in a list, attention and feed-forward inside; in a
-U-Net its deep branch."""
+U-Net its deep branch. Torch's own transformers keep their list one level down, and a feed-forward in a method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 from torch import nn
 
+from diffcache.patch import Method
+
 ATTENTION = ("Attention", "Attn")
 FEED_FORWARD = ("FeedForward", "MLP", "Mlp", "FFN", "SwiGLU", "MoE")
+FEED_FORWARD_NAMES = ("mlp", "ff", "ffn", "feed_forward")  # of parts that are a bare nn.Sequential
 NO_CHAINS = {  # lists of which more than the last block's output is used: no structure tells
     ("WanVACETransformer3DModel", "vace_blocks"),  # each block also returns a hint for a block of the other list
 }
@@ -17,24 +21,42 @@ NO_CHAINS = {  # lists of which more than the last block's output is used: no st
 def find_sites(denoiser: nn.Module) -> Mapping[str, tuple[nn.Module, ...]]:
     """Site name -> the modules whose calls make it up (one, or all blocks of a stack in order).
 
-    A stack is a ``ModuleList`` directly under the denoiser whose items are of one class and contain attention or a
-    feed-forward. A U-Net has one stack, ``stack:up_blocks``, whose parts differ: ``deep_branch``. Models with neither
-    have the ``model`` site alone.
+    A stack is a ``ModuleList`` directly under the denoiser, or under a transformer of torch's own there, whose items
+    are of one class and contain attention or a feed-forward. A U-Net has one stack, ``stack:up_blocks``, whose parts
+    differ: ``deep_branch``. Models with neither have the ``model`` site alone.
     """
     sites: dict[str, tuple[nn.Module, ...]] = {"model": (denoiser,)}
     if deep := deep_branch(denoiser):
         return sites | {"stack:up_blocks": deep}
-    for list_name, blocks in denoiser.named_children():
-        if not isinstance(blocks, nn.ModuleList) or len(blocks) < 2 or not _regular(blocks):
+    for list_name, blocks in _lists(denoiser):
+        if len(blocks) < 2 or not _regular(blocks):
             continue
         if (type(denoiser).__name__, list_name) not in NO_CHAINS:
             sites[f"stack:{list_name}"] = tuple(blocks)
         for i, block in enumerate(blocks):
             sites[f"block:{list_name}.{i}"] = (block,)
-            for name, part in block.named_children():
-                if _kind(part):
-                    sites[f"sublayer:{list_name}.{i}.{name}"] = (part,)
+            for name, part in _sublayers(block):
+                sites[f"sublayer:{list_name}.{i}.{name}"] = (part,)
     return sites
+
+
+def _lists(denoiser: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in denoiser.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield name, child
+        elif isinstance(child, (nn.TransformerDecoder, nn.TransformerEncoder)):
+            yield f"{name}.layers", child.layers
+
+
+def _sublayers(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Not those of torch's encoder layer: out of training it runs one fused operation, past its parts."""
+    if isinstance(block, nn.TransformerEncoderLayer):
+        return
+    for name, part in block.named_children():
+        if _kind(part) or (isinstance(part, nn.Sequential) and name in FEED_FORWARD_NAMES):
+            yield name, part
+    if isinstance(block, nn.TransformerDecoderLayer):
+        yield "_ff_block", cast(nn.Module, Method(block, "_ff_block"))
 
 
 def deep_branch(denoiser: nn.Module) -> tuple[nn.Module, ...]:

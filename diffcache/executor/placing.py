@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import nn
+from typing import Any
 
 from diffcache import host
 from diffcache.adapters import first_norm
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor.arounds import Arounds
 from diffcache.executor.checks import Sites, check_compiled
-from diffcache.patch import Around, Undo, entry_point, layer, on_top
+from diffcache.patch import Around, Undo, layer, on_top, spot, weak
 from diffcache.schedule import CacheSchedule, OnlineRule
 
 
 @dataclass(slots=True)
 class Patch:
-    """One of our layers. ``module`` is weak: a denoiser must not be kept alive by what is layered on it."""
+    """One of our layers. ``part`` is weak: a denoiser must not be kept alive by what is layered on it."""
 
-    module: weakref.ref[nn.Module]
+    part: Callable[[], Any]
     around: Around
     off: Undo = lambda: None
 
     def put(self) -> None:
         """On top of whatever a call of the module runs, unless it is there. Strangers who give a module the forward
         back that they found (model offloading does, after every run) take ours off with it."""
-        module = self.module()
-        if module is not None and not on_top(module, entry_point(module), self.around):
+        part = self.part()
+        if part is not None and not on_top(*spot(part), self.around):
             self.off()
-            self.off = layer(module, entry_point(module), self.around)
+            self.off = layer(*spot(part), self.around)
 
 
 def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch]:
@@ -54,7 +53,7 @@ def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch
                 path = next(path for path, module in root.named_modules() if module is norm)
                 check_compiled(name, root, [f"sublayer:{path}"])
                 pairs.append((norm, arounds.hears(name)))
-            found += [Patch(weakref.ref(module), around) for module, around in pairs]
+            found += [Patch(weak(part), around) for part, around in pairs]
     return found
 
 

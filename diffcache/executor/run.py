@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from diffcache import host
 from diffcache.errors import ScheduleMismatch
@@ -20,6 +18,7 @@ from diffcache.executor.placing import place
 from diffcache.executor.program import compile_schedule
 from diffcache.executor.state import Lesson, State
 from diffcache.kernels.library import Backend, check_backend
+from diffcache.patch import weak
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Grid, Rule
 
@@ -72,7 +71,7 @@ class Executor:
             schedule = scheduled(self.source, Grid(np.linspace(1.0, 0.1, 10)), self.sites, store)
         check_in_parts(pipe, schedule)
         self._patches = place(Arounds(self.host), schedule, sites)
-        self._roots = {name: weakref.ref(modules["model"][0]) for name, modules in sites.items()}
+        self._roots = {name: weak(modules["model"][0]) for name, modules in sites.items()}
 
     def attach(self) -> None:
         try:
@@ -128,6 +127,14 @@ class Executor:
             self._warn(reason, f"{places}: {sum(times.values())} predictions were computed in full instead: {reason}")
 
     def _missed(self) -> None:
+        if isinstance(self.host.pipe, host.Loop):
+            self._check_denoisers()
+            self._warn(
+                "no loop",
+                f"{host.class_name(self.host.pipe.network)} was called outside of diffcache.trajectory: nothing was "
+                "skipped. Put `with diffcache.trajectory(network, timesteps):` around the loop, or restore it.",
+            )
+            return
         self._warn(
             "no loop",
             f"{type(self.host.pipe).__name__} was called and no sampling loop of its own was seen: nothing was "
@@ -144,7 +151,7 @@ class Executor:
         pipe = self.host.pipe
         for name, root in self._roots.items():
             here = getattr(pipe, name, None)
-            if isinstance(here, nn.Module) and here is not root():
+            if here is not None and here is not root():
                 raise ScheduleMismatch(
                     f"{name!r} of this {type(pipe).__name__} is another object than when it was accelerated (now: "
                     f"{type(here).__name__}); it would run without the cache. Call diffcache.restore(pipe), then "

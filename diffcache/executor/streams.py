@@ -54,13 +54,12 @@ class Pairing:
 
 def reader(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Inputs]:
     """The function that takes a call's arguments apart."""
-    names = host.parameters(module)
-    main = names[0] if names else ""
+    names, main, of = host.parameters(module), host.main_input(module), host.main_of(module)
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
-        others = dict(zip(names[1:], args[1:], strict=False)) | {k: v for k, v in kwargs.items() if k != main}
+        others = {k: v for k, v in [*zip(names, args, strict=False), *kwargs.items()] if k != main}
         streams = {k: v for k, v in others.items() if isinstance(v, Tensor) and v.ndim > 1 and v.is_floating_point()}
-        return Inputs(Output.of(args[0] if args else kwargs.get(main)).tensors, streams)
+        return Inputs(Output.of(of(args, kwargs)).tensors, streams)
 
     return read
 

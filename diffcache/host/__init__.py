@@ -9,9 +9,12 @@ come from three methods, layered on objects, never on classes:
 * ``pipe.maybe_free_model_hooks`` is the last thing a pipeline calls.
 
 A pipeline that shares its denoiser with another is therefore told apart: its own loop is open, or it is not.
+
+Loops that are no pipeline's (``loops``, ``policies``) say by themselves where they begin and end.
 """
 
 from diffcache.host.facts import (
+    adopted,
     batches_guidance,
     class_name,
     config_digest,
@@ -24,17 +27,22 @@ from diffcache.host.facts import (
     in_parts,
     looping_blocks,
     main_input,
+    main_of,
     parameters,
     prediction_type,
     time_of,
     unwrapped,
 )
 from diffcache.host.loop import Host
+from diffcache.host.loops import Clock, Loop, trajectory
 from diffcache.host.run import Run
 
 __all__ = [
+    "Clock",
     "Host",
+    "Loop",
     "Run",
+    "adopted",
     "batches_guidance",
     "class_name",
     "config_digest",
@@ -47,8 +55,10 @@ __all__ = [
     "in_parts",
     "looping_blocks",
     "main_input",
+    "main_of",
     "parameters",
     "prediction_type",
     "time_of",
+    "trajectory",
     "unwrapped",
 ]

@@ -11,7 +11,11 @@ from typing import Any
 from torch import nn
 
 from diffcache.errors import AlreadyAccelerated, UnsupportedModel
+from diffcache.host.loops import Loop, loop_of
+from diffcache.host.policies import FAMILIES, policy_loop
+from diffcache.patch import Method
 
+STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
 TIMES = ("timestep", "timesteps", "t")  # parameters
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
 KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
@@ -34,14 +38,32 @@ def guiders(pipe: Any) -> list[Any]:
     return [part for part in pipe.components.values() if hasattr(part, GUIDER_METHODS[-1])]
 
 
+def adopted(pipe: Any, *, bare: bool = False) -> Any:
+    """What the rest of the house takes for a pipeline: a policy's loop for the policy; anything else as it is.
+
+    bare  also the one loop that stands for all around a network, for the network or any of them
+    """
+    if isinstance(pipe, Loop):
+        return pipe.told if bare else pipe
+    if hasattr(pipe, "components"):
+        return pipe
+    found = policy_loop(pipe)
+    if found is None and bare and isinstance(pipe, nn.Module):
+        found = loop_of(pipe)
+    return pipe if found is None else found
+
+
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The networks that ``pipe`` calls at every step, by component name."""
+    if isinstance(pipe, Loop):
+        return {pipe.name: pipe.network}
     components = getattr(pipe, "components", None)
     looks = hasattr(pipe, "scheduler") and (hasattr(pipe, "progress_bar") or looping_blocks(pipe))
     if not isinstance(components, dict) or not looks:
         raise UnsupportedModel(
-            f"accelerate was asked for a {type(pipe).__name__}. A diffusers pipeline is needed: an object with a "
-            "scheduler, components and a progress_bar. Pass the pipeline, not its transformer."
+            f"accelerate was asked for a {type(pipe).__name__}. Allowed: a diffusers pipeline (an object with a "
+            f"scheduler, components and a progress_bar), a diffusion policy ({', '.join(FAMILIES)}), or the network of "
+            "a loop of your own, an nn.Module, with diffcache.trajectory around the loop."
         )
     found = {name: part for name, part in components.items() if isinstance(part, nn.Module) and _denoises(name)}
     if not found or pipe.scheduler is None:
@@ -114,13 +136,27 @@ def unwrapped(module: Any) -> Any:
 
 def parameters(module: nn.Module) -> tuple[str, ...]:
     """Names of the parameters of the class's forward: what lies on the object may be anybody's wrapper."""
-    kind: Any = type(unwrapped(module))
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+    kind, name = (
+        (type(module.of()), module.name) if isinstance(module, Method) else (type(unwrapped(module)), "forward")
+    )
+    return tuple(inspect.signature(getattr(kind, name)).parameters)[1:]
 
 
 def main_input(module: nn.Module) -> str:
-    """The first of them."""
-    return next(iter(parameters(module)), "")
+    """The one that is what the network works on: the first, where none is called so."""
+    names = parameters(module)
+    return next((name for name in names if name in STATES), names[0] if names else "")
+
+
+def main_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    """The function that finds it among a call's arguments."""
+    names, name = parameters(module), main_input(module)
+    place = names.index(name) if name else 0
+
+    def main(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return args[place] if place < len(args) else kwargs.get(name)
+
+    return main
 
 
 def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
@@ -137,14 +173,17 @@ def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], A
 
 
 def class_name(module: Any) -> str:
-    """The network's class; a compiled module answers for what it wraps."""
-    return type(unwrapped(module)).__name__
+    """The network's class; a compiled module answers for what it wraps, a method for its owner."""
+    return type(module.of() if isinstance(module, Method) else unwrapped(module)).__name__
 
 
 def config_digest(module: Any) -> str:
-    """sha256 of a diffusers object's configuration, private entries left out."""
-    config = getattr(unwrapped(module), "config", {})
-    public = {str(k): v for k, v in dict(config).items() if not str(k).startswith("_")}
+    """sha256 of a diffusers object's configuration, private entries left out; of other networks' names and shapes."""
+    config = getattr(unwrapped(module), "config", None)
+    if not isinstance(config, Mapping):  # no diffusers object: what a network is made of tells as much
+        shapes: Any = getattr(unwrapped(module), "named_parameters", dict)()
+        config = {name: list(parameter.shape) for name, parameter in dict(shapes).items()}
+    public = {str(k): v for k, v in config.items() if not str(k).startswith("_")}
     return hashlib.sha256(json.dumps(public, sort_keys=True, default=repr).encode()).hexdigest()
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from diffcache.host.facts import GUIDER_METHODS, guiders, looping_blocks
+from diffcache.host.loops import Clock, Loop
+from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run, position
 from diffcache.patch import layer
 
@@ -47,8 +49,9 @@ class Host:
 
         time  what the denoiser is given as time
         """
-        run = self.run
+        run = self.entered()
         if run is None:
+            self._stray()
             return None
         if self._set_up_anew(run, time):
             self._end(run)
@@ -68,7 +71,25 @@ class Host:
         run.saved = grid
         return False
 
+    def entered(self) -> Run | None:
+        """The loop that a forward which is beginning belongs to. It may be the first of a loop that is awaited."""
+        if self.run is None and getattr(self._open, "awaited", False):
+            self._open.awaited = False
+            self.open(self.pipe.scheduler, 0)
+        return self.run
+
+    def _stray(self) -> None:
+        """A forward outside of any loop: somebody else's, or one that nobody told us is a loop."""
+        pipe = self.pipe
+        if isinstance(pipe, Loop) and not isinstance(pipe, PolicyLoop) and not pipe.network.training:
+            self._missed()
+
     def attach(self) -> None:
+        if isinstance(self.pipe, Loop):
+            self._undo.callback(layer(self.pipe.told, "begin", self._begun, copies=True))
+            self._undo.callback(layer(self.pipe.told, "end", self._ended, copies=True))
+        if isinstance(self.pipe, PolicyLoop):
+            self._undo.callback(layer(*self.pipe.runs, self._policy_runs, copies=True))
         if hasattr(self.pipe, "progress_bar"):
             self._undo.callback(layer(self.pipe, "progress_bar", self._progress_bar))
             self._undo.callback(layer(self.pipe, "maybe_free_model_hooks", self._last_call))
@@ -83,9 +104,12 @@ class Host:
     def open(self, scheduler: Any, start: int) -> Run:
         self.close()  # an interrupted run that nobody closed
         run = Run(scheduler, scheduler.timesteps, start, start)
+        if isinstance(scheduler, Clock):
+            run.forwards = scheduler.branches
         self._begin(run)
         undo = contextlib.ExitStack()
-        undo.callback(layer(scheduler, "step", self._step, copies=True))
+        if not isinstance(self.pipe, Loop):
+            undo.callback(layer(scheduler, "step", self._step, copies=True))
         for guider in guiders(self.pipe):
             for method in GUIDER_METHODS:
                 undo.callback(layer(guider, method, self._prepare, copies=True))
@@ -104,6 +128,32 @@ class Host:
         self._end(current)
         if current.idle:
             self._missed()
+
+    def _begun(self, inner: Callable[..., Any], *args: Any) -> None:
+        """Of a loop that is no pipeline's. Its noise scheduler may still be given its timesteps: until the first
+        forward the run is only awaited."""
+        self.close()
+        inner(*args)
+        if self.pipe.told is not self.pipe:
+            self.pipe.begin(*args)
+        self._open.awaited, self._open.early = True, contextlib.ExitStack()
+        scheduler = self.pipe.scheduler
+        if not isinstance(scheduler, Clock):
+            # In ``scheduler.step(network(x, t), t, x)`` the step is looked up before the forward.
+            self._open.early.callback(layer(scheduler, "step", self._step, copies=True))
+
+    def _ended(self, inner: Callable[..., Any], result: Any = None) -> None:
+        unseen, self._open.awaited = getattr(self._open, "awaited", False), False
+        if self.run is not None:
+            self.run.result = result
+        self.close()
+        self._open.early.close()
+        inner(result)
+        if unseen:
+            self._missed()
+
+    def _policy_runs(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.pipe.run(inner, *args, **kwargs)
 
     def _progress_bar(
         self, inner: Callable[..., Any], iterable: Any = None, total: int | None = None, **more: Any

@@ -25,9 +25,11 @@ class Run:
     saved      an equal tensor that the noise scheduler holds instead, put there by a pipeline that keeps its state
     first      what the first forward was given as time
     stepped    the noise scheduler has stepped since the progress bar moved
+    forwards   in each step, where forwards are counted, for nobody steps a noise scheduler; else 0
     by_bar     whether the progress bar tells where a step ends; None: not asked yet
     branches   what a guider calls the branches of this step, in the order of their forwards
     numbers    by name, in the order in which the run met them
+    result     the last state, where the loop told it
     again      called when the loop goes back: a pipeline may run it several times over, chunk by chunk
     """
 
@@ -39,6 +41,8 @@ class Run:
     saved: Tensor | None = None
     first: Any = None
     stepped: bool = False
+    forwards: int = 0
+    result: Any = None
     by_bar: bool | None = None
     branches: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -60,7 +64,9 @@ class Run:
         """
         if not self.calls and self.index == self.start:
             self.first = timestep
-        here, step = position(timestep, self.timesteps), self.index
+        if self.forwards and self.calls.get((self.index, denoiser), 0) == self.forwards:
+            self._go_on()
+        here, step = None if self.forwards else position(timestep, self.timesteps), self.index
         if here is not None and here + 1 < step:
             self._go_back(here)
             step = here
@@ -70,6 +76,16 @@ class Run:
         self.calls[step, denoiser] = ordinal + 1
         name = self.branches[ordinal] if ordinal < len(self.branches) else str(ordinal)
         return step, self.numbers.setdefault(name, len(self.numbers))
+
+    def _go_on(self) -> None:
+        """Forwards are counted, and there were enough of them in this step."""
+        self.step_done()
+        if self.index >= self.steps:
+            raise UnsupportedModel(
+                f"the loop was said to call its network {self.forwards} time(s) at each of {self.steps} timesteps, and "
+                "calls it once more: steps were taken for others. Give trajectory one timestep for every evaluation, "
+                "and branches=2 where guidance runs the network twice."
+            )
 
     def step_done(self, timestep: Any = None) -> None:
         """The noise scheduler has stepped from ``timestep``."""

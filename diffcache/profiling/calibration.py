@@ -68,6 +68,7 @@ class Calibration:
         """
         if not calls:
             raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
+        pipe = host.adopted(pipe)
         found = record_all(pipe, [*calls, *held_out], done)
         return cls(pipe, found[: len(calls)], found[len(calls) :])
 

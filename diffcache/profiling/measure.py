@@ -76,6 +76,7 @@ def measure(
     asked = granularities(sites)
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
     wanted = Wanted(asked, influence_steps if with_influence else 0)
+    pipe = host.adopted(pipe)
     host.denoisers(pipe)  # says what is no pipeline before a folder is made
 
     def share(rank: int, size: int) -> bytes:

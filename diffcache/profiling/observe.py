@@ -174,7 +174,7 @@ class Observer:
     def _around(self, site: str, *, last: bool) -> Around:
         """A visit begins at the first block of a stack that runs: hosts can be told to leave some out. One visit in a
         forward is looked at; others are counted."""
-        main = host.main_input(self.places[site][0])
+        main = host.main_of(self.places[site][0])
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             now = self._now
@@ -182,7 +182,7 @@ class Observer:
                 return inner(*args, **kwargs)
             if site not in now.visits:
                 now.visits[site] = visit = _Visit()
-                tensors = Output.of(args[0] if args else kwargs.get(main)).tensors
+                tensors = Output.of(main(args, kwargs)).tensors
                 if tensors:
                     visit.x, visit.shape = now.look(tensors[0]), tensors[0].shape
             value = inner(*args, **kwargs)

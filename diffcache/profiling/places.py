@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffcache import host
 from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.patch import Around, entry_point, layer
+from diffcache.patch import Around, entry_point, layer, spot
 from diffcache.sites import GRANULARITIES, Granularity, parse
 from diffcache.store import Output, batch_first
 
@@ -60,13 +60,13 @@ def layered(arounds: Iterable[tuple[nn.Module, Around]]) -> Iterator[None]:
     """These layers on these modules, while the block lasts."""
     with contextlib.ExitStack() as undo:
         for module, around in arounds:
-            undo.callback(layer(module, entry_point(module), around))
+            undo.callback(layer(*spot(module), around))
         yield
 
 
 def given(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """The tensors of a forward's main input."""
-    return Output.of(args[0] if args else kwargs.get(host.main_input(module))).tensors
+    return Output.of(host.main_of(module)(args, kwargs)).tensors
 
 
 def of_samples(tensors: Sequence[Tensor], batch: int, listed: bool) -> list[Tensor] | None:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from diffcache import host
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
-from diffcache.patch import layer
+from diffcache.patch import Method, layer, spot
 from diffcache.profiling.clock import wait
 from diffcache.store import Output
 
@@ -120,7 +120,7 @@ def record(
     host.demand_one_process(pipe)
     recorder = _Recorder(pipe, inside)
     with recorder.attached(), torch.no_grad():
-        pipe(**call)
+        value = pipe(**call)
     # The recorder and its host hold each other, until a cycle collection: they must not hold the recording too.
     trajectories, recorder.trajectories = recorder.trajectories, []
     if not trajectories:
@@ -129,7 +129,10 @@ def record(
             "pipe.progress_bar nor scheduler.step. It cannot be measured; accelerate it with a rule instead."
         )
     trajectory = trajectories[-1]
-    trajectory.steps.pop()  # was opened for a step that did not come
+    if isinstance(trajectory.scheduler, host.Clock):
+        _identify(trajectory, recorder.result, value)
+    else:
+        trajectory.steps.pop()  # was opened for a step that did not come
     planned = len(trajectory.timesteps) - trajectory.start
     if len(trajectory.steps) != planned:
         raise UnsupportedModel(
@@ -141,6 +144,26 @@ def record(
             "calls", "a call whose full run came to NaN or Inf", "calls that stay finite; try another dtype"
         )
     return trajectory
+
+
+def _identify(trajectory: Trajectory, *results: Any) -> None:
+    """What a loop without a noise scheduler does with the network's outputs: by least squares, step by step, over what
+    it went on with. ``results``: what may be its last state."""
+    last = trajectory.steps[-1]
+    ends = [Output.of(value).tensors[:1] for value in results]
+    last.result = next((t.detach().clone() for (t,) in filter(None, ends) if _alike(t, last.state)), None)
+    moves = torch.zeros(len(trajectory.steps), 2, dtype=torch.float64)
+    for i, step in enumerate(trajectory.steps):
+        if step.model_output is not None and step.result is not None and _alike(step.model_output, step.state):
+            x, f, y = (
+                t.double().flatten().cpu() for t in (step.state, step.model_output, step.result) if t is not None
+            )
+            moves[i] = torch.linalg.lstsq(torch.stack([x, f], 1), y[:, None]).solution[:, 0]
+    trajectory.scheduler = host.Clock(trajectory.timesteps, moves)
+
+
+def _alike(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.shape == b.shape
 
 
 def record_all(
@@ -187,6 +210,12 @@ def frozen(value: Any) -> Any:
     return [frozen(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def _global_generator(device: torch.device) -> torch.Generator:
+    """A generator that stands where torch's own stands now."""
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return torch.Generator(device).set_state(state)
+
+
 def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
     """A copy of ``tensor``, or the known tensor that equals it."""
     for other in known:
@@ -204,6 +233,7 @@ class _Recorder:
         ]
         self.host = host.Host(pipe, self._begin, self._end)
         self.trajectories: list[Trajectory] = []
+        self.result: Any = None  # of a loop that tells
         self._step_layer = contextlib.ExitStack()
         self._clock = 0.0  # when the loop, or what of it is the pipeline's own, went on
 
@@ -211,7 +241,8 @@ class _Recorder:
     def attached(self) -> Any:
         with contextlib.ExitStack() as undo:
             for module in self.denoisers.values():
-                undo.callback(layer(module, "forward", self._denoiser(module)))
+                owner, name = spot(module) if isinstance(module, Method) else (module, "forward")
+                undo.callback(layer(owner, name, self._denoiser(module)))
             for module in self.feeders:
                 undo.callback(layer(module, "forward", self._feeder(module)))
             undo.callback(self._step_layer.close)
@@ -224,11 +255,13 @@ class _Recorder:
         scheduler = copy.deepcopy(run.scheduler)
         scale = host.guidance_scale(self.host.pipe)
         self.trajectories.append(Trajectory(scheduler, run.start, run.timesteps.clone(), scale, [LoopStep()]))
-        self._step_layer.callback(layer(run.scheduler, "step", self._step, copies=True))
+        if not run.forwards:
+            self._step_layer.callback(layer(run.scheduler, "step", self._step, copies=True))
         self._go_on()
 
     def _end(self, run: host.Run) -> None:
         self._pause()
+        self.result = run.result
 
     def _pause(self) -> None:
         """Stop the clock of what the pipeline itself does in the loop, outside the denoiser."""
@@ -254,14 +287,17 @@ class _Recorder:
         return around
 
     def _denoiser(self, module: nn.Module) -> Callable[..., Any]:
-        main = host.main_input(module)
+        main, main_of = host.main_input(module), host.main_of(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if self.host.run is None:
+            run = self.host.entered()
+            if run is None:
                 return inner(*args, **kwargs)
             self._pause()
             steps = self.trajectories[-1].steps
-            x = args[0] if args else kwargs.get(main)
+            x = main_of(args, kwargs)
+            if run.forwards:
+                self._count(steps, x, run.forwards)
             with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
                 wait()
                 began = time.perf_counter()
@@ -270,18 +306,32 @@ class _Recorder:
                 seconds = time.perf_counter() - began
             outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
             steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds))
+            if run.forwards == 1:
+                steps[-1].model_output = outputs[0]
             self._go_on()
             return value
 
         return around
 
+    def _count(self, steps: list[LoopStep], x: Any, forwards: int) -> None:
+        """Where nobody steps a noise scheduler, what the network is given next is the state after a step."""
+        if len(steps[-1].calls) == forwards:
+            steps[-1].result = x.detach().clone()
+            steps.append(LoopStep())
+        if not steps[-1].calls:
+            steps[-1].state, steps[-1].timestep = x.detach().clone(), len(steps) - 1
+
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._pause()
-        given = inspect.signature(inner).bind(*args, **kwargs).arguments
+        assert self.host.run is not None
+        signature = inspect.signature(self.host.run.scheduler.step)  # through all layers
+        given = signature.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         extra = {
             k: frozen(v) for k, v in given.items() if k not in ("model_output", "timestep", "sample", "return_dict")
         }
+        if extra.get("generator") is None and "generator" in signature.parameters:
+            extra["generator"] = _global_generator(given["sample"].device)  # what noise is drawn from then
         self._go_on()
         value = inner(*args, **kwargs)
         self._pause()

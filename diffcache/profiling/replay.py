@@ -64,6 +64,11 @@ class Replay:
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
         self.steps = [s for s in trajectory.steps if s.model_output is not None]
+        if not self.steps or any(s.result is None for s in self.steps):
+            raise NotReplayable(
+                "what the loop makes of the network's outputs, or what it ends with, is not known: give it a diffusers "
+                "noise scheduler, or let sample return the last state."
+            )
         first = self.steps[0]
         assert first.model_output is not None
         if len({len(s.calls) for s in self.steps}) != 1:

@@ -16,6 +16,7 @@ from diffcache.sites import GRANULARITIES, parse
 # Kandinsky 5, Wan VACE); blocks with one stream follow those with two (Flux, HunyuanVideo, HiDream, AuraFlow).
 EARLY = {"refiner", "context", "text", "txt", "vace"}
 LATE = {"single"}
+CROSS = {"cross", "multihead"}  # attention to what is not in the sequence itself; torch's decoder calls it multihead
 
 
 class Place(NamedTuple):
@@ -53,16 +54,16 @@ def in_order(sites: Iterable[str], stacks: Sequence[str] = ()) -> list[str]:
 
     Lists of blocks come as in ``stacks``; those not in there after them, by the words in their names: EARLY ones, then
     those without such a word, then LATE ones, as text among themselves. Inside a list by number, inside a block
-    attention before feed-forwards.
+    attention before feed-forwards, of attention that to the sequence itself first.
     """
     known = list(stacks)
 
-    def key(site: str) -> tuple[int, int, str, int, bool, str]:
+    def key(site: str) -> tuple[int, int, str, int, bool, bool, str]:
         stack, block, part = place(site)
         words = set(re.split(r"[._]", stack))
         rank = 0 if words & EARLY else 2 if words & LATE else 1
         given = known.index(stack) if stack in known else len(known)
-        return (given, rank, stack, block, feeds_forward(site), part)
+        return (given, rank, stack, block, feeds_forward(site), bool(CROSS & set(re.split(r"[._]", part))), part)
 
     return sorted(sites, key=key)
 

@@ -1,0 +1,147 @@
+"""Sampling loops that are no diffusers pipeline's: a policy's, or anybody's own.
+
+A :class:`Loop` is such a loop in a pipeline's clothes: it has components, a noise scheduler and can be called. What
+a pipeline's progress bar says, ``begin`` and ``end`` do: they are called around the loop, and whoever watches it layers
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcache.errors import BadOption
+from diffcache.patch import Method
+
+Part = nn.Module | Method
+
+
+class Clock:
+    """Stands where a noise scheduler would in a loop that steps by itself: forwards of the network are counted.
+
+    timesteps  [T], names of the steps
+    branches   forwards in each of them
+    moves      [T, 2], what the loop does at each of them as far as a recording told: x becomes a · x + b · F
+    """
+
+    def __init__(self, timesteps: Tensor | None = None, moves: Tensor | None = None) -> None:
+        self.timesteps = torch.zeros(0) if timesteps is None else timesteps
+        self.moves = moves
+        self.branches = 1
+        self.config: dict[str, Any] = {}
+
+    def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        """The state after step number ``timestep``, as the recorded loop would have made it. Loops never call it."""
+        if self.moves is None:
+            raise RuntimeError("this loop has not been recorded")
+        a, b = self.moves[timestep].tolist()
+        return (a * sample + b * model_output,)
+
+
+class Loop:
+    """The loop that calls ``network`` at every step.
+
+    network    the denoiser: ``diffcache.accelerate`` layers it
+    sample     runs the loop: what calibration and evaluation call, ``loop(seed=…, **arguments)``; None: it is only
+               accelerated
+    scheduler  the diffusers noise scheduler that the loop steps; None: forwards are counted
+
+    The loop itself has to say where it begins and ends: ``with diffcache.trajectory(network, timesteps)``.
+    """
+
+    name = "network"
+
+    def __init__(self, network: Part, sample: Callable[..., Any] | None = None, *, scheduler: Any = None) -> None:
+        if not isinstance(network, (nn.Module, Method)):
+            raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
+        self._network = network if isinstance(network, Method) else weakref.ref(network)
+        self._sample, self._scheduler = sample, scheduler
+        self._clock = Clock()
+
+    @property
+    def network(self) -> Any:
+        return self._network if isinstance(self._network, Method) else self._network()
+
+    @property
+    def scheduler(self) -> Any:
+        return self._clock if self._scheduler is None else self._scheduler
+
+    @property
+    def told(self) -> Loop:
+        """Where begin and end are told: several loops may be written around a network, ``trajectory`` knows one."""
+        return loop_of(self.network)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {self.name: self.network, "scheduler": self.scheduler}
+
+    def begin(self, timesteps: Tensor | None = None, branches: int = 1) -> None:
+        """The loop begins. Its noise scheduler may get its timesteps after this, but before the first forward."""
+        if timesteps is not None:
+            self._clock.timesteps, self._clock.branches = timesteps, branches
+
+    def end(self, result: Any = None) -> None:
+        """The loop is over, however it ended. ``result``: the last state, where it is known."""
+
+    def __call__(self, *, seed: int | None = None, **arguments: Any) -> Any:
+        """Run the loop. ``seed``: of torch's own generators, which then stand where they stood before."""
+        if seed is None:
+            return self.sample(**arguments)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self.sample(**arguments)
+
+    def sample(self, **arguments: Any) -> Any:
+        if self._sample is None:
+            raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
+        return self._sample(**arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.name:
+            return self.network
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+
+# A network -> the loop that stands for all around it: held weakly from there, so that it goes with the network.
+LOOPS: weakref.WeakKeyDictionary[Any, Loop] = weakref.WeakKeyDictionary()
+
+
+def loop_of(network: nn.Module) -> Loop:
+    """The loop around a bare network."""
+    if network not in LOOPS:
+        LOOPS[network] = Loop(network)
+    return LOOPS[network]
+
+
+@contextlib.contextmanager
+def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branches: int = 1) -> Iterator[None]:
+    """One run of a sampling loop of one's own: within it, forwards of ``network`` are counted.
+
+        diffcache.accelerate(network, "taylor:every=3,order=1")
+        with diffcache.trajectory(network, timesteps):
+            for t in timesteps:
+                x = step(x, network(x, t), t)
+
+    timesteps  [T], one for every evaluation of the model, in order: a two-stage solver has two for each of its steps
+    branches   forwards for each of them: 2 where guidance runs the network with the prompt and without, one after the
+               other. With both in one batch it is 1
+
+    Without ``accelerate`` it changes nothing. Raises BadOption; what the schedule raises for another loop than its own;
+    UnsupportedModel where the network is called more often than was said.
+    """
+    grid = torch.as_tensor(timesteps)
+    if grid.ndim != 1 or not len(grid):
+        raise BadOption("timesteps", f"a tensor of shape {list(grid.shape)}", "one number for every evaluation, [T]")
+    if branches < 1:
+        raise BadOption("branches", branches, "1 or more")
+    loop = loop_of(network)
+    loop.begin(grid, branches)
+    try:
+        yield
+    finally:
+        loop.end()

@@ -1,0 +1,304 @@
+"""Diffusion policies: what holds for pipelines holds for them, family by family."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import re
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from policies import ACTION, CASES, HORIZON, OBS, STEPS, Case, Transformer, diffusion_policy
+from torch import Tensor, nn
+
+import diffcache
+from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, ScheduleMismatch, UnsupportedModel
+from diffcache.executor import FailedOpen
+from diffcache.host.policies import FAMILIES
+
+DOCUMENT = (Path(__file__).parents[1] / "docs/policies.md").read_text()
+ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+SITES = pytest.mark.parametrize(
+    ("case", "sites"), [pytest.param(c, g, id=f"{n}-{g}") for n, c in CASES.items() for g in c.granularities]
+)
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@SITES
+def test_all_computed_is_the_policy_bit_for_bit(case: Case, sites: str) -> None:
+    policy = case.make()
+    full = case.act(policy)
+    with diffcache.accelerated(policy, f"full:sites={sites}"):
+        assert torch.equal(case.act(policy), full)
+        assert diffcache.report(policy).rows
+
+
+@SITES
+def test_every_second_step_is_predicted_and_the_next_call_begins_anew(case: Case, sites: str) -> None:
+    policy = case.make()
+    full, other = case.act(policy), case.act(policy, samples=2, seed=5)
+    with diffcache.accelerated(policy, f"uniform:every=2,sites={sites}"):
+        first = case.act(policy)
+        rows = [row for row in diffcache.report(policy).rows if row.site.startswith(sites)]
+        assert {(row.computed, row.predicted) for row in rows} == {(case.steps // 2, case.steps // 2)}
+        assert 1e-5 < far(first, full) < 0.5
+        assert far(case.act(policy, samples=2, seed=5), other) < 0.5  # another batch, nothing of the one before
+        assert torch.equal(case.act(policy), first)
+    assert torch.equal(case.act(policy), full)
+
+
+@ALL
+def test_restored_policies_bear_no_trace(case: Case) -> None:
+    policy = case.make()
+    case.act(policy)
+    before = {name: set(vars(part)) for name, part in policy.named_modules()}
+    diffcache.accelerate(policy, "taylor:every=3,order=1,sites=" + case.granularities[-1])
+    case.act(policy)
+    assert {name: set(vars(part)) for name, part in policy.named_modules()} != before
+    diffcache.restore(policy)
+    assert {name: set(vars(part)) for name, part in policy.named_modules()} == before
+
+
+@ALL
+def test_a_plan_fitted_to_the_actions_is_nearer_than_reuse_of_as_many_steps(case: Case) -> None:
+    policy, held = case.make(), [5, 6, 7]
+    calls = [case.call(8, seed) | {"seed": seed} for seed in range(4)]
+    schedule = diffcache.optimize(policy, calls, 5)
+    assert schedule.provenance["fit_target"] == ("state" if case.replays else "output")
+    full = [case.act(policy, seed=seed) for seed in held]
+
+    def error(source: Any) -> float:
+        with diffcache.accelerated(policy, source):
+            return sum(far(case.act(policy, seed=seed), x) for seed, x in zip(held, full, strict=True))
+
+    if case.replays:
+        assert error(schedule) < error(f"uniform:every={case.steps // 5}")
+    assert error(schedule) < 1
+
+
+@pytest.mark.parametrize("name", ["diffusion_policy", "multi_task_dit, Euler"])
+def test_inner_sites_are_measured_planned_and_corrected(name: str) -> None:
+    case = CASES[name]
+    policy = case.make()
+    calls = [case.call(4, seed) | {"seed": seed} for seed in range(3)]
+    profile = diffcache.measure(policy, calls, sites="sublayer")
+    for scheduler in ("bubbling:n=2", "partition:kind=acs"):
+        schedule = diffcache.plan(profile, scheduler, 6)
+        with diffcache.accelerated(policy, schedule):
+            case.act(policy)
+            rows = diffcache.report(policy).rows
+        planned = {site: int(plan.compute.sum()) for _, site, plan in schedule.plans()}
+        assert {row.site: row.computed for row in rows if row.site in planned} == planned
+    schedule = diffcache.optimize(policy, calls, 8, sites="block", scheduler="partition:kind=acs,sites=block")
+    assert schedule.expected is not None
+    assert schedule.expected.mean_db > 15
+
+
+def test_training_is_left_alone() -> None:
+    policy = diffusion_policy().train()
+    batch = {"obs": torch.randn(4, 2, OBS), "action": torch.randn(4, HORIZON, ACTION)}
+
+    def loss() -> Tensor:
+        torch.manual_seed(3)
+        return policy.compute_loss(batch)
+
+    plain = loss()
+    with warnings.catch_warnings(), diffcache.accelerated(policy, "uniform:every=2,sites=block"):
+        warnings.simplefilter("error")
+        found = loss()
+        found.backward()
+    assert torch.equal(found, plain)
+    assert all(p.grad is not None for p in policy.model.parameters())
+
+
+def test_gradients_of_a_guided_loop_go_past_what_is_kept() -> None:
+    """Real-time chunking differentiates each step by its state: nothing that is kept may hold a graph."""
+    net = Transformer()
+    seen: list[Tensor] = []
+    diffcache.accelerate(net, "uniform:every=2")
+    x = torch.randn(2, HORIZON, ACTION)
+    timesteps = torch.linspace(1, 0, STEPS + 1)[:-1]
+    with diffcache.trajectory(net, timesteps), torch.enable_grad():
+        for t in timesteps:
+            x = x.detach().requires_grad_()
+            flow = net(x, t.expand(2), torch.zeros(1))
+            target = (x - flow).square().sum()
+            (gradient,) = torch.autograd.grad(target, x)
+            seen.append(flow)
+            x = x - 0.1 * flow - 0.01 * gradient
+    assert [flow.requires_grad for flow in seen] == [True, False] * (STEPS // 2)
+
+
+def test_each_sample_of_a_batch_of_environments_is_its_own() -> None:
+    policy = diffusion_policy()
+    obs = torch.randn(3, 2, OBS)
+
+    def actions(rows: slice) -> Tensor:
+        generators = [torch.Generator().manual_seed(n) for n in range(3)][rows]
+        return policy.predict_action({"obs": obs[rows]}, generators)["action"]
+
+    with diffcache.accelerated(policy, "taylor:every=3,order=1"):
+        together = actions(slice(None))
+        alone = torch.cat([actions(slice(n, n + 1)) for n in range(3)])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_a_plan_belongs_to_its_sampler_and_number_of_steps() -> None:
+    case = CASES["diffusion_policy"]
+    policy = case.make()
+    schedule = diffcache.optimize(policy, [case.call() | {"seed": n} for n in range(2)], 5, time_limit_s=0)
+    diffcache.accelerate(policy, schedule)
+    policy.num_inference_steps = STEPS + 1
+    with pytest.raises(ScheduleMismatch, match=f"{STEPS} steps"):
+        case.act(policy)
+    diffcache.restore(policy)
+    policy.noise_scheduler = DDIMScheduler.from_config(policy.noise_scheduler.config)
+    with pytest.raises(ScheduleMismatch, match="DDPMScheduler"):
+        diffcache.accelerate(policy, schedule)
+
+
+def test_a_flow_with_another_number_of_steps_is_refused_by_a_plan() -> None:
+    case = CASES["pi0"]
+    policy = case.make()
+    schedule = diffcache.optimize(policy, [case.call() | {"seed": n} for n in range(2)], 5, time_limit_s=0)
+    with diffcache.accelerated(policy, schedule):
+        case.act(policy)
+        with pytest.raises(ScheduleMismatch, match=f"{STEPS} steps"):
+            case.act(policy, num_steps=4)
+
+
+def test_what_is_no_policy_is_refused_with_all_that_is_allowed() -> None:
+    class Head:
+        pass
+
+    with pytest.raises(UnsupportedModel, match=r"a Head.*diffusers pipeline.*diffusion_policy.*trajectory"):
+        diffcache.accelerate(Head(), "uniform:every=2")  # type: ignore[type-var]
+    policy = diffusion_policy()
+    diffcache.accelerate(policy, "uniform:every=2")
+    with pytest.raises(AlreadyAccelerated, match="DiffusionTransformerLowdimPolicy"):
+        diffcache.accelerate(policy, "uniform:every=2")
+    with pytest.raises(AlreadyAccelerated):
+        diffcache.measure(policy, [CASES["diffusion_policy"].call()])
+
+
+def test_another_network_in_the_accelerated_policy_is_noticed() -> None:
+    policy = diffusion_policy()
+    diffcache.accelerate(policy, "uniform:every=2")
+    policy.model = diffusion_policy().model
+    with pytest.raises(ScheduleMismatch, match="another object"):
+        CASES["diffusion_policy"].act(policy)
+
+
+def test_copies_are_refused_and_weights_are_saved_as_ever() -> None:
+    policy = diffusion_policy()
+    names = list(policy.state_dict())
+    with diffcache.accelerated(policy, "uniform:every=2"):
+        assert list(policy.state_dict()) == names
+        with pytest.raises(AcceleratedObjectCopied):
+            copy.deepcopy(policy)
+    copy.deepcopy(policy)
+
+
+@pytest.mark.parametrize("name", ["diffusion_policy", "pi0"])
+def test_a_dropped_policy_is_freed_at_once(name: str) -> None:
+    policy = CASES[name].make()
+    diffcache.accelerate(policy, "uniform:every=2")
+    CASES[name].act(policy)
+    gone, network = weakref.ref(policy), policy.model
+    gc.collect()
+    gc.disable()
+    try:
+        del policy
+        assert gone() is None
+    finally:
+        gc.enable()
+    gc.collect()
+    assert all("forward" not in vars(part) and "denoise_step" not in vars(part) for part in network.modules())
+
+
+def test_the_table_of_families_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| (.+?) \| `(.+?)` \| `(.+?)` \| (?:`(.+?)`|forwards.*?) \|$", DOCUMENT, re.M)
+    assert rows == [(name, f.network, f.loop, f.scheduler) for name, f in FAMILIES.items()]
+
+
+# A loop of one's own.
+
+
+def sampled(net: nn.Module, steps: int = STEPS, branches: int = 1, told: int | None = None) -> Tensor:
+    timesteps = torch.linspace(1, 0, steps + 1)[:-1]
+    x = torch.randn(2, HORIZON, ACTION, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), diffcache.trajectory(net, timesteps, branches=told or branches):
+        for t in timesteps:
+            flows = [net(x, t.expand(2), torch.full((1,), 0.3 * n)) for n in range(branches)]
+            x = x - (3 * flows[0] - 2 * flows[-1]) / steps
+    return x
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_a_loop_of_ones_own(branches: int) -> None:
+    net = Transformer().eval()
+    full = sampled(net, branches=branches)
+    with diffcache.accelerated(net, "full:sites=sublayer"):
+        assert torch.equal(sampled(net, branches=branches), full)
+    with diffcache.accelerated(net, "uniform:every=2"):
+        found = sampled(net, branches=branches)
+        rows = diffcache.report(net).rows
+    assert {(row.branch, row.computed, row.predicted) for row in rows} == {(b, 5, 5) for b in range(branches)}
+    assert 1e-6 < far(found, full) < 0.2
+
+
+def test_a_loop_of_ones_own_is_measured_by_a_function_that_runs_it() -> None:
+    net = Transformer().eval()
+
+    def sample(start: float) -> Tensor:
+        x = torch.randn(4, HORIZON, ACTION) + start
+        timesteps = torch.linspace(1, 0, STEPS + 1)[:-1]
+        with torch.no_grad(), diffcache.trajectory(net, timesteps):
+            for t in timesteps:
+                x = (1 - 0.02) * x - 0.1 * net(x, t.expand(4), torch.zeros(1))  # any step that is affine will do
+        return x
+
+    loop = diffcache.Loop(net, sample)
+    calls = [{"start": 0.1 * n, "seed": n} for n in range(4)]
+    assert diffcache.estimate(loop, "uniform:every=2", **calls[0]).compute_fraction == pytest.approx(0.5)
+    schedule = diffcache.optimize(loop, calls, 5)
+    assert schedule.provenance["fit_target"] == "state"
+    full = loop(start=1.0, seed=9)
+    with diffcache.accelerated(net, schedule):
+        fitted = loop(start=1.0, seed=9)
+    with diffcache.accelerated(net, "uniform:every=2"):
+        assert far(fitted, full) < far(loop(start=1.0, seed=9), full)
+    state = torch.get_rng_state()
+    loop(start=1.0, seed=9)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_more_forwards_than_were_told_are_an_error_and_forwards_outside_a_warning() -> None:
+    net = Transformer().eval()
+    diffcache.accelerate(net, "uniform:every=2")
+    with pytest.raises(UnsupportedModel, match=r"1 time\(s\) at each of 10 timesteps.*branches=2"):
+        sampled(net, branches=2, told=1)
+    with pytest.warns(FailedOpen, match=r"outside of diffcache\.trajectory"):
+        net(torch.zeros(2, HORIZON, ACTION), torch.ones(2), torch.zeros(1))
+    sampled(net)  # and the next run is a run as ever
+
+
+def test_without_accelerate_a_trajectory_changes_nothing() -> None:
+    net = Transformer().eval()
+    before = set(vars(net))
+    sampled(net)
+    assert set(vars(net)) == before
+
+
+@pytest.mark.parametrize("timesteps", [[], [[1.0, 2.0]]])
+def test_timesteps_that_are_none_are_refused(timesteps: Any) -> None:
+    with pytest.raises(diffcache.DiffCacheError, match="timesteps"), diffcache.trajectory(Transformer(), timesteps):
+        pass
