@@ -75,11 +75,12 @@ class Objective(nn.Module):
         self.config = config
         if config.objective == "diffusion":
             self.noise_scheduler = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2")
+            self.num_inference_steps = STEPS
 
     def conditional_sample(self, model: nn.Module, batch_size: int, conditioning_vec: Tensor) -> Tensor:
         x = torch.randn(batch_size, HORIZON, ACTION)
         if self.config.objective == "diffusion":
-            self.noise_scheduler.set_timesteps(STEPS)
+            self.noise_scheduler.set_timesteps(self.num_inference_steps)
             for t in self.noise_scheduler.timesteps:
                 output = model(x, t.expand(batch_size), conditioning_vec=conditioning_vec)
                 x = self.noise_scheduler.step(output, t, x).prev_sample
@@ -193,11 +194,12 @@ class UNetPolicy(nn.Module):
         self.diffusion = nn.Module()
         self.diffusion.unet = Convolutions()
         self.diffusion.noise_scheduler = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2")
+        self.diffusion.num_inference_steps = STEPS
         self.diffusion.conditional_sample = self.conditional_sample
 
     def conditional_sample(self, cond: Tensor) -> Tensor:
         x, scheduler = torch.randn(len(cond), HORIZON, ACTION), self.diffusion.noise_scheduler
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(self.diffusion.num_inference_steps)
         for t in scheduler.timesteps:
             x = scheduler.step(self.diffusion.unet(x, t.expand(len(x)), global_cond=cond), t, x).prev_sample
         return x

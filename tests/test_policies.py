@@ -17,7 +17,10 @@ from policies import ACTION, CASES, HORIZON, OBS, STEPS, Case, Transformer, diff
 from torch import Tensor, nn
 
 import diffcache
+from diffcache import host
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, ScheduleMismatch, UnsupportedModel
+from diffcache.eval.methods import baselines
+from diffcache.eval.trials import Trials, wilson
 from diffcache.executor import FailedOpen
 from diffcache.host.policies import FAMILIES
 
@@ -227,6 +230,90 @@ def test_a_dropped_policy_is_freed_at_once(name: str) -> None:
 def test_the_table_of_families_is_that_of_the_code() -> None:
     rows = re.findall(r"^\| (.+?) \| `(.+?)` \| `(.+?)` \| (?:`(.+?)`|forwards.*?) \|$", DOCUMENT, re.M)
     assert rows == [(name, f.network, f.loop, f.scheduler) for name, f in FAMILIES.items()]
+
+
+# The proof.
+
+
+def play(policy: Any, episodes: int) -> list[bool]:
+    """A point that is to be brought near the origin in three calls; the policy has to answer the same for all."""
+    outcomes = []
+    for n in range(episodes):
+        generator = torch.Generator().manual_seed(n)
+        obs = torch.randn(1, 2, OBS, generator=generator)
+        for _ in range(3):
+            obs = 0.7 * obs + 0.01 * policy.predict_action({"obs": obs}, generator)["action"].mean()
+        outcomes.append(bool(obs.norm() < 1.0))
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    policy = diffusion_policy()
+    calls = [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(4)]
+    return diffcache.evaluate(
+        policy, {"ours": "taylor:every=2,order=1"}, calls, trials=Trials(play, 20, "point"), progress=False,
+        out=tmp_path_factory.mktemp("policy"),
+    )  # fmt: skip
+
+
+def test_policies_are_evaluated_beside_other_samplers_of_as_many_steps(proof: Any) -> None:
+    methods = {m["name"]: m for m in proof.record["methods"]}
+    assert set(methods) == {
+        "full run", "ours", "5 steps, DDPM", "5 steps, DDIM", "5 steps, DPM-Solver++", "uniform reuse, 5 computed",
+    }  # fmt: skip
+    assert {m["computed_steps"] for name, m in methods.items() if name != "full run"} == {5}
+    for name, method in methods.items():
+        assert set(method["scores"]) == {"action", "success"}, name
+        assert len(method["scores"]["success"]["values"]) == 20
+        assert len(method["scores"]["action"]["values"]) == 32
+        low, mean, high = (method["scores"]["success"][k] for k in ("low", "mean", "high"))
+        assert low < high
+        assert low <= mean <= high
+        assert name == "full run" or method["scores"]["action"]["mean"] > 0
+    assert methods["ours"]["scores"]["success"]["verdicts"][0]["against"] == "full run"
+    assert "success ↑" in str(proof)
+    assert "action error ↓" in str(proof)
+    assert proof.report.is_file()
+
+
+def test_episodes_that_were_played_are_not_played_again(proof: Any) -> None:
+    def never(policy: Any, episodes: int) -> list[bool]:
+        raise RuntimeError("played")
+
+    calls = [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(4)]
+    options: dict[str, Any] = {"out": proof.folder, "progress": False, "compare": ()}
+    rule = {"ours": "taylor:every=2,order=1"}
+    again = diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(never, 20, "point"), **options)
+    was = {m["name"]: m["scores"]["success"]["values"] for m in proof.record["methods"]}
+    assert again.record["methods"][1]["scores"]["success"]["values"] == was["ours"]
+    with pytest.raises(RuntimeError, match="played"):
+        diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(never, 20, "another"), **options)
+
+
+def test_a_sampler_swapped_for_a_comparison_is_put_back() -> None:
+    policy = diffusion_policy()
+    before = policy.noise_scheduler
+    loop = host.adopted(policy)
+    for method in baselines(loop, STEPS, [4]):
+        with method.on(loop):
+            case_steps = policy.num_inference_steps
+            CASES["diffusion_policy"].act(policy)
+        assert case_steps == (4 if method.kind == "fewer steps" else STEPS)
+    assert policy.noise_scheduler is before
+    assert policy.num_inference_steps == STEPS
+
+
+def test_a_pipeline_plays_no_episodes(tmp_path: Path) -> None:
+    loop = diffcache.Loop(Transformer(), lambda: None)
+    with pytest.raises(diffcache.DiffCacheError, match="trials"):
+        diffcache.evaluate(loop, {}, [{"seed": 1, "num_inference_steps": 3}], trials=Trials(play, 2), out=tmp_path)
+
+
+@pytest.mark.parametrize(("won", "low", "high"), [(10, 0.7225, 1.0), (8, 0.4902, 0.9433), (0, 0.0, 0.2775)])
+def test_the_interval_of_successes_is_wilsons(won: int, low: float, high: float) -> None:
+    found = wilson([1.0] * won + [0.0] * (10 - won))
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
 # A loop of one's own.

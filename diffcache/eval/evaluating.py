@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 
 from diffcache import host
+from diffcache._digest import digest_of
 from diffcache.api import estimate
 from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
+from diffcache.eval import trials as tried
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
 from diffcache.eval.parts import Folder, Part
 from diffcache.eval.record import WHOLE, Record, assembled, circumstances, read
 from diffcache.eval.report import write_html
-from diffcache.eval.running import Compare, Judges, run_share, steps_of
+from diffcache.eval.running import Compare, Judges, identity, run_share, steps_of
 from diffcache.eval.sets import sets_of
 from diffcache.eval.statistics import enough
 from diffcache.eval.table import markdown
+from diffcache.eval.trials import Trials
 from diffcache.eval.watch import watched
 from diffcache.profile import Profile
 from diffcache.profiling.record import generators
@@ -35,6 +38,7 @@ from diffcache.schedulers import Rule
 from diffcache.schedulers._simulation import Simulator
 
 ASKED = ("prompt", "negative_prompt", "class_labels")  # of a call: what differs from sample to sample
+OF_PICTURES, OF_POLICIES = ("psnr", "ssim", "latent"), ("action",)
 ON_LATENTS = ("latent",)  # metrics of last states; the others look at what the pipeline returns
 
 Source = CacheSchedule | Rule | str | Path
@@ -60,7 +64,7 @@ def evaluate(
     schedules: Mapping[str, Source] | Sequence[Method],
     calls: Sequence[Mapping[str, Any]],
     *,
-    metrics: Sequence[str] = ("psnr", "ssim", "latent"),
+    metrics: Sequence[str] | None = None,
     scorers: Sequence[Scorer] = (),
     compare: Sequence[Method] | None = None,
     extra: Sequence[Method] = (),
@@ -68,6 +72,7 @@ def evaluate(
     real: str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     profile: Profile | str | Path | None = None,
+    trials: Trials | None = None,
     out: str | Path = "evaluation",
     title: str = "",
     progress: bool = True,
@@ -75,11 +80,12 @@ def evaluate(
     """Run ``pipe`` in full, with each schedule, and with whatever it has to stand beside, on the same calls; measure
     seconds, operations and memory, compare what came out, and write record, table and report to a folder.
 
-    pipe       not accelerated; left as it was
+    pipe       not accelerated; left as it was. A policy too
     schedules  name -> a schedule, a path, a hub id or a rule; or methods
     calls      arguments for ``pipe(**call)``: prompts and seeds that nothing was calibrated on; a generator of its own
                for every sample. All with one number of steps
-    metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name
+    metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name. None: PSNR, SSIM
+               and latent error; of policies, action error
     scorers    of pictures and prompts: see ``diffcache.eval.metrics.scorer``
     compare    methods to stand beside them; None: for the computed steps of each schedule, as many steps without a
                cache, with the pipeline's own noise scheduler and with a better one, and uniform reuse
@@ -88,6 +94,7 @@ def evaluate(
                ``diffcache.eval.extractors``
     real       a folder of real pictures, or a file of their statistics; None: the full run's pictures are the reference
     profile    what was measured of this loop: the error that it foretells is drawn beside the measured one
+    trials     of a policy: a task, of which every method plays the same episodes
     out        folder. A run that is stopped goes on there, call by call; what was made with other settings is made anew
 
     Under ``torchrun`` each process takes its share of the calls; the folder is one for all, and the first process
@@ -98,9 +105,13 @@ def evaluate(
     """
     if not calls:
         raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
+    pipe = host.adopted(pipe)
     steps = _one_number_of_steps(pipe, calls)
     _demand_the_same_noise(calls)
-    judges, about = _judges(metrics, scorers, options or {})
+    policy = isinstance(pipe, host.PolicyLoop)
+    if trials is not None and not policy:
+        raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
+    judges, about = _judges(metrics or (OF_POLICIES if policy else OF_PICTURES), scorers, options or {})
     mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
     if compare is None:
         compare = baselines(pipe, steps, [_computed(pipe, m, calls[0], steps) for m in mine])
@@ -109,6 +120,8 @@ def evaluate(
     sets = sets_of(extractor, real)
     folder = Folder(Path(out))
     found, rank, processes = _run(pipe, methods, calls, judges, folder, progress)
+    played = _played(pipe, methods, trials, folder) if trials and rank == 0 else {}
+    about |= {tried.NAME: tried.ABOUT} if played else {}
     more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})
     told = {
         "title": title or f"{type(pipe).__name__}, {steps} steps",
@@ -125,7 +138,7 @@ def evaluate(
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
     }
     foreseen = {} if profile is None else _foreseen(profile, mine)
-    record = assembled(methods, found, about | more, steps, told, distances, foreseen)
+    record = assembled(methods, found, about | more, steps, told, distances, foreseen, played)
     return write(record, folder.path) if rank == 0 else Evaluation(record, folder.path)
 
 
@@ -165,6 +178,12 @@ def _run(
     return [part for data in all_shares(share) for part in json.loads(data)], here, many
 
 
+def _played(pipe: Any, methods: Sequence[Method], trials: Trials, folder: Folder) -> dict[str, list[float]]:
+    """Method -> what came of every episode."""
+    key = identity(pipe)
+    return {m.name: trials.outcomes(pipe, m, digest_of([m.digest, key]), folder) for m in methods}
+
+
 def _judges(
     names: Sequence[str], scorers: Sequence[Scorer], options: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Judges, dict[str, dict[str, Any]]]:
@@ -188,9 +207,11 @@ def _judges(
 def _demand_the_same_noise(calls: Sequence[Mapping[str, Any]]) -> None:
     """Every run of a call must begin with the same noise, or nothing can be compared."""
     for index, call in enumerate(calls):
-        if not generators(call) and call.get("latents") is None:
+        if call.get("seed") is None and not generators(call) and call.get("latents") is None:
             raise BadOption(
-                "calls", f"call {index} without generator", "a generator, or one for every sample, in each call"
+                "calls",
+                f"call {index} without generator",
+                "a generator, or one for every sample, in each call (of a policy, a seed)",
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from diffcache import host
 from diffcache.api import accelerated, resolve
-from diffcache.eval.solvers import better_solver, solver_of
+from diffcache.eval.solvers import better_solver, solver_of, without_noise
 from diffcache.schedule import CacheSchedule, DenoiserPlan
 from diffcache.schedulers import Rule
 from diffcache.schedulers.uniform import evenly, reuse
@@ -21,6 +21,7 @@ from diffcache.schedulers.uniform import evenly, reuse
 Kind = Literal["full", "ours", "fewer steps", "reuse", "peer"]
 
 FULL = "full run"
+STEPS = "num_inference_steps"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,24 +67,47 @@ def ours(name: str, source: CacheSchedule | Rule | str | Path, *, store: str | N
     )
 
 
-def fewer_steps(pipe: Any, steps: int, *, better: bool = False) -> Method:
-    """So many steps and no cache: with the pipeline's own noise scheduler, or with a ``better`` one for few steps."""
-    own, known = solver_of(pipe), better_solver(pipe) if better else None
+def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[str, Any] | None = None) -> Method:
+    """So many steps and no cache: with the pipeline's own noise scheduler, with a ``better`` one for few steps, or with
+    ``solver``, a name and a noise scheduler."""
+    own, known = solver_of(pipe), solver or (better_solver(pipe) if better else None)
+    if isinstance(pipe, host.PolicyLoop):
+        name, put = known or (own, None)
+        change = {STEPS: steps}
+        return Method(name=f"{steps} steps, {name}", kind="fewer steps", on=_of_policy(steps, put), change=change)
     if known is None:
-        return Method(name=f"{steps} steps, {own}", kind="fewer steps", change={"num_inference_steps": steps})
-    name, solver = known
+        return Method(name=f"{steps} steps, {own}", kind="fewer steps", change={STEPS: steps})
+    name, put = known
 
     @contextlib.contextmanager
     def swapped(pipe: Any) -> Iterator[None]:
-        before, pipe.scheduler = pipe.scheduler, solver
+        before, pipe.scheduler = pipe.scheduler, put
         try:
             yield
         finally:
             pipe.scheduler = before
 
-    detail = f"noise scheduler {type(solver).__name__}"
-    change = {"num_inference_steps": steps}
+    detail = f"noise scheduler {type(put).__name__}"
+    change = {STEPS: steps}
     return Method(name=f"{steps} steps, {name}", kind="fewer steps", on=swapped, change=change, detail=detail)
+
+
+def _of_policy(steps: int, solver: Any) -> Callable[[Any], AbstractContextManager[Any]]:
+    """Whoever asks the policy, this library or a task, gets so many steps."""
+
+    @contextlib.contextmanager
+    def on(loop: Any) -> Iterator[None]:
+        before = loop.scheduler
+        if solver is not None:
+            loop.scheduler = solver
+        try:
+            with loop.of_steps(steps):
+                yield
+        finally:
+            if solver is not None:
+                loop.scheduler = before
+
+    return on
 
 
 def uniform_reuse(pipe: Any, steps: int, computed: int) -> Method:
@@ -108,6 +132,8 @@ def baselines(pipe: Any, steps: int, budgets: Sequence[int]) -> list[Method]:
     found = []
     for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):
         found.append(fewer_steps(pipe, computed))
+        if without_noise(pipe) is not None:
+            found.append(fewer_steps(pipe, computed, solver=without_noise(pipe)))
         if better_solver(pipe) is not None:
             found.append(fewer_steps(pipe, computed, better=True))
         found.append(uniform_reuse(pipe, steps, computed))

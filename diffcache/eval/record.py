@@ -8,7 +8,7 @@ import math
 import platform
 import statistics as stats
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from diffcache import host
 from diffcache._document import version_of
 from diffcache.errors import DocumentError
+from diffcache.eval import trials
 from diffcache.eval.distribution import Distance
 from diffcache.eval.methods import FULL, Method
 from diffcache.eval.parts import Part
-from diffcache.eval.statistics import FEW, Verdict, interval, verdict, verdict_of_sets
+from diffcache.eval.statistics import FEW, Interval, Verdict, interval, verdict, verdict_of_sets
 
 WHOLE = 0.02  # of a step: so little above a whole number is what small layers and counting make of it
 FORMAT = "diffcache.evaluation"
@@ -38,6 +39,7 @@ def assembled(
     about: Mapping[str, Any],
     distances: Mapping[str, Mapping[str, Distance]],
     foreseen: Mapping[str, np.ndarray],
+    played: Mapping[str, Sequence[float]],
 ) -> Record:
     """The record of these parts.
 
@@ -45,6 +47,7 @@ def assembled(
     steps      of the full run
     about      title, circumstances, pipeline
     distances  method -> metric of sets -> what was found
+    played     method -> of each episode of a task, 1 for success
     foreseen   method -> mean squared error of the state after each step, float64 [T], as a profile foretells it
     """
     by_method = {m.name: sorted((p for p in parts if p["method"] == m.name), key=lambda p: p["call"]) for m in methods}
@@ -52,6 +55,13 @@ def assembled(
     ids = [f"{p['call']:04d}-{n:02d}" for p in full for n in range(len(p["prompts"]))]
     prompts = [prompt for p in full for prompt in p["prompts"]]
     seeds = [seed for p in full for seed in p["seeds"]]
+    told = [
+        _method(m, by_method[m.name], full, ids, steps, distances.get(m.name, {}), foreseen.get(m.name))
+        for m in methods
+    ]
+    for method in told:
+        if method["name"] in played:
+            method["scores"][trials.NAME] = _score(played[method["name"]], trials.wilson)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -60,14 +70,7 @@ def assembled(
             {"id": i, "prompt": prompt, "seed": seed} for i, prompt, seed in zip(ids, prompts, seeds, strict=True)
         ],
         "metrics": {name: dict(found) for name, found in metrics.items()},
-        "methods": _judged(
-            [
-                _method(m, by_method[m.name], full, ids, steps, distances.get(m.name, {}), foreseen.get(m.name))
-                for m in methods
-            ],
-            metrics,
-            distances,
-        ),
+        "methods": _judged(told, metrics, distances),
     }
 
 
@@ -136,10 +139,13 @@ def _scores(parts: Sequence[Part]) -> dict[str, Record]:
     found = {}
     for name in parts[0]["scores"]:
         if all(name in p["scores"] for p in parts):
-            values = [v for p in parts for v in p["scores"][name]]
-            mean, low, high = interval(values)
-            found[name] = {"mean": mean, "low": low, "high": high, "values": values, "verdicts": []}
+            found[name] = _score([v for p in parts for v in p["scores"][name]], interval)
     return found
+
+
+def _score(values: Sequence[float], by: Callable[[Sequence[float]], Interval]) -> Record:
+    mean, low, high = by(values)
+    return {"mean": mean, "low": low, "high": high, "values": list(values), "verdicts": []}
 
 
 def _of_sets(found: Distance) -> Record:

@@ -123,6 +123,8 @@ def seeds_of(call: Mapping[str, Any], samples: int) -> list[int | None]:
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     """Steps that a call asks for. BadOption where it does not say."""
+    if isinstance(pipe, host.PolicyLoop):
+        return int(call.get("num_inference_steps") or pipe.steps)
     default = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     steps = call.get("num_inference_steps", None if default is None else default.default)
     if not isinstance(steps, int):

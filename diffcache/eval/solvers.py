@@ -13,13 +13,23 @@ def solver_of(pipe: Any) -> str:
     return name
 
 
+def without_noise(pipe: Any) -> tuple[str, Any] | None:
+    """(name, noise scheduler): DDIM, for a pipeline or a policy that draws noise at every step as DDPM does. Its steps
+    begin at pure noise, where DDPM's own spacing of few steps would begin below it."""
+    import diffusers
+
+    if type(pipe.scheduler).__name__ != "DDPMScheduler":
+        return None
+    return "DDIM", diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+
+
 def better_solver(pipe: Any) -> tuple[str, Any] | None:
     """(name, noise scheduler): a multistep solver for the same model, the strongest common choice at few steps. None
     where the pipeline has it already, or where none takes its configuration."""
     import diffusers
 
     kind = type(pipe.scheduler).__name__
-    if kind.startswith(("UniPC", "DPMSolver")):
+    if kind.startswith(("UniPC", "DPMSolver", "Clock")):
         return None
     try:
         if kind.startswith("FlowMatch"):
@@ -32,8 +42,9 @@ def better_solver(pipe: Any) -> tuple[str, Any] | None:
                 use_dynamic_shifting=pipe.scheduler.config.get("use_dynamic_shifting", False),
             )
         # The cosine noise schedule ends at a signal of nearly nothing; the clip is the solver's documented remedy.
+        spacing = {"timestep_spacing": "trailing"} if kind == "DDPMScheduler" else {}
         return "DPM-Solver++", diffusers.DPMSolverMultistepScheduler.from_config(
-            pipe.scheduler.config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1
+            pipe.scheduler.config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1, **spacing
         )
     except (TypeError, ValueError, AttributeError, KeyError):  # a configuration that this solver does not know
         return None

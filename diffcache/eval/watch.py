@@ -17,6 +17,7 @@ from diffcache.patch import layer
 from diffcache.profiling.clock import loop_clock, wait
 from diffcache.profiling.record import frozen
 
+ACTIONS = ("action_pred", "action")
 OUTPUTS = ("images", "frames", "videos", "audios", "audio", "sample", "latents")
 
 
@@ -71,6 +72,8 @@ def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> Run
 
 def output_of(result: Any) -> np.ndarray:
     """The first thing a pipeline returns, as numpy [N, …]."""
+    if isinstance(result, Mapping):  # a policy's
+        result = next((result[name] for name in ACTIONS if name in result), next(iter(result.values())))
     found = next((getattr(result, name) for name in OUTPUTS if getattr(result, name, None) is not None), None)
     if found is None:
         found = result[0] if isinstance(result, tuple) else result

@@ -35,12 +35,14 @@ from diffcache.host.facts import (
 )
 from diffcache.host.loop import Host
 from diffcache.host.loops import Clock, Loop, trajectory
+from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run
 
 __all__ = [
     "Clock",
     "Host",
     "Loop",
+    "PolicyLoop",
     "Run",
     "adopted",
     "batches_guidance",

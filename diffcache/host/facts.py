@@ -39,18 +39,18 @@ def guiders(pipe: Any) -> list[Any]:
 
 
 def adopted(pipe: Any, *, bare: bool = False) -> Any:
-    """What the rest of the house takes for a pipeline: a policy's loop for the policy; anything else as it is.
+    """What the rest of the house takes for a pipeline: of a policy its loop, which keeps it; anything else as it is.
 
-    bare  also the one loop that stands for all around a network, for the network or any of them
+    bare  the one loop that stands for all around a policy or a network, and keeps neither
     """
     if isinstance(pipe, Loop):
         return pipe.told if bare else pipe
     if hasattr(pipe, "components"):
         return pipe
     found = policy_loop(pipe)
-    if found is None and bare and isinstance(pipe, nn.Module):
-        found = loop_of(pipe)
-    return pipe if found is None else found
+    if found is not None:
+        return found if bare else found.kept()
+    return loop_of(pipe) if bare and isinstance(pipe, nn.Module) else pipe
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

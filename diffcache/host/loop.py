@@ -15,7 +15,7 @@ from diffcache.host.facts import GUIDER_METHODS, guiders, looping_blocks
 from diffcache.host.loops import Clock, Loop
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run, position
-from diffcache.patch import layer
+from diffcache.patch import layer, spot
 
 
 class Host:
@@ -134,9 +134,9 @@ class Host:
         forward the run is only awaited."""
         self.close()
         inner(*args)
-        if self.pipe.told is not self.pipe:
-            self.pipe.begin(*args)
         self._open.awaited, self._open.early = True, contextlib.ExitStack()
+        # Whoever watches the loop alone, a clock say, has no layer of its own there.
+        self._open.early.callback(layer(*spot(self.pipe.network), self._first, copies=True))
         scheduler = self.pipe.scheduler
         if not isinstance(scheduler, Clock):
             # In ``scheduler.step(network(x, t), t, x)`` the step is looked up before the forward.
@@ -151,6 +151,10 @@ class Host:
         inner(result)
         if unseen:
             self._missed()
+
+    def _first(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.entered()
+        return inner(*args, **kwargs)
 
     def _policy_runs(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.pipe.run(inner, *args, **kwargs)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.errors import BadOption
-from diffcache.patch import Method
+from diffcache.patch import Method, weak
 
 Part = nn.Module | Method
 
@@ -59,13 +59,13 @@ class Loop:
     def __init__(self, network: Part, sample: Callable[..., Any] | None = None, *, scheduler: Any = None) -> None:
         if not isinstance(network, (nn.Module, Method)):
             raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
-        self._network = network if isinstance(network, Method) else weakref.ref(network)
+        self._network: Callable[[], Any] = lambda: network
         self._sample, self._scheduler = sample, scheduler
-        self._clock = Clock()
+        self._clock: Clock = loop_of(network)._clock
 
     @property
     def network(self) -> Any:
-        return self._network if isinstance(self._network, Method) else self._network()
+        return self._network()
 
     @property
     def scheduler(self) -> Any:
@@ -107,14 +107,23 @@ class Loop:
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
 
-# A network -> the loop that stands for all around it: held weakly from there, so that it goes with the network.
+class Standing(Loop):
+    """The loop that stands for all around a network, which it does not keep alive."""
+
+    def __init__(self, network: Part) -> None:
+        self._network = weak(network)
+        self._sample = self._scheduler = None
+        self._clock = Clock()
+
+
+# A network, or a policy -> the loop that stands for all around it. It goes with the network.
 LOOPS: weakref.WeakKeyDictionary[Any, Loop] = weakref.WeakKeyDictionary()
 
 
-def loop_of(network: nn.Module) -> Loop:
-    """The loop around a bare network."""
+def loop_of(network: Part) -> Loop:
+    """The loop that stands for all around this network."""
     if network not in LOOPS:
-        LOOPS[network] = Loop(network)
+        LOOPS[network] = Standing(network)
     return LOOPS[network]
 
 

@@ -5,9 +5,11 @@ No class of theirs is imported. A family is a few paths from the policy; one tha
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,59 +24,68 @@ from diffcache.patch import Method
 class Family:
     """Paths from the policy.
 
-    network    the denoiser; after a colon, the method of it that is called at every step, where that is not forward
-    loop       the method whose call is one run of the loop
-    call       the method that a robot calls
-    scheduler  the noise scheduler that the loop steps, from diffusers
-    steps      where there is none: how many forwards a run has, from the policy and the loop's own arguments
+    network      the denoiser; after a colon, the method of it that is called at every step, where that is not forward
+    loop         the method whose call is one run of the loop
+    call         the method that a robot calls
+    steps        the number of steps that a run takes
+    scheduler    the noise scheduler that the loop steps, from diffusers; "": forwards are counted
+    evaluations  how many forwards a step has then
     """
 
     network: str
     loop: str
     call: str
+    steps: str
     scheduler: str = ""
-    steps: Callable[[Any, dict[str, Any]], int] | None = None
-
-
-def _stages(policy: Any, arguments: dict[str, Any]) -> int:
-    return int(policy.config.num_integration_steps) * (4 if policy.config.integration_method == "rk4" else 1)
-
-
-def _asked(policy: Any, arguments: dict[str, Any]) -> int:
-    config = policy.config
-    planned = config.num_inference_steps if hasattr(config, "num_inference_steps") else config.num_steps
-    given = arguments.get("num_steps")
-    return int(planned if given is None else given)
+    evaluations: Callable[[Any], int] = lambda policy: 1
 
 
 FAMILIES = {
-    "diffusion_policy": Family("model", "conditional_sample", "predict_action", "noise_scheduler"),
+    "diffusion_policy": Family(
+        "model", "conditional_sample", "predict_action", "num_inference_steps", "noise_scheduler"
+    ),
     "lerobot diffusion": Family(
-        "diffusion.unet", "diffusion.conditional_sample", "predict_action_chunk", "diffusion.noise_scheduler"
+        "diffusion.unet",
+        "diffusion.conditional_sample",
+        "predict_action_chunk",
+        "diffusion.num_inference_steps",
+        "diffusion.noise_scheduler",
     ),
     "lerobot multi_task_dit": Family(
-        "noise_predictor", "objective.conditional_sample", "predict_action_chunk", "objective.noise_scheduler"
+        "noise_predictor",
+        "objective.conditional_sample",
+        "predict_action_chunk",
+        "objective.num_inference_steps",
+        "objective.noise_scheduler",
     ),
     "lerobot multi_task_dit, flow matching": Family(
-        "noise_predictor", "objective.conditional_sample", "predict_action_chunk", steps=_stages
+        "noise_predictor",
+        "objective.conditional_sample",
+        "predict_action_chunk",
+        "config.num_integration_steps",
+        evaluations=lambda policy: 4 if policy.config.integration_method == "rk4" else 1,
     ),
-    "pi0, pi0.5, SmolVLA": Family("model:denoise_step", "model.sample_actions", "predict_action_chunk", steps=_asked),
+    "pi0, pi0.5": Family(
+        "model:denoise_step", "model.sample_actions", "predict_action_chunk", "model.config.num_inference_steps"
+    ),
+    "SmolVLA": Family("model:denoise_step", "model.sample_actions", "predict_action_chunk", "model.config.num_steps"),
     "GR00T": Family(
         "_groot_model.action_head.model",
         "_groot_model.action_head.get_action_with_features",
         "predict_action_chunk",
-        steps=lambda policy, _: int(policy._groot_model.action_head.num_inference_timesteps),
+        "_groot_model.action_head.num_inference_timesteps",
     ),
 }
 
 
 class PolicyLoop(Loop):
-    """The loop inside of a policy, whom it does not keep alive."""
+    """The loop inside of a policy. The one that stands for it does not keep it alive; ``kept`` ones do."""
 
     name = "model"
 
     def __init__(self, policy: Any, family: Family) -> None:
-        self._policy, self.family = weakref.ref(policy), family
+        self._policy: Callable[[], Any] = weakref.ref(policy)
+        self.family = family
         path, _, method = family.network.partition(":")
         self._path = path
         self._method = Method(_at(policy, path), method) if method else None
@@ -92,9 +103,36 @@ class PolicyLoop(Loop):
     def scheduler(self) -> Any:
         return _at(self.policy, self.family.scheduler) if self.family.scheduler else self._clock
 
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        _set(self.policy, self.family.scheduler, value)
+
+    @property
+    def steps(self) -> int:
+        """That a run takes."""
+        return int(_at(self.policy, self.family.steps))
+
+    @contextlib.contextmanager
+    def of_steps(self, steps: int) -> Iterator[None]:
+        """The policy takes so many while the block lasts."""
+        before = _at(self.policy, self.family.steps)
+        _set(self.policy, self.family.steps, steps)
+        try:
+            yield
+        finally:
+            _set(self.policy, self.family.steps, before)
+
+    def kept(self) -> PolicyLoop:
+        """The same, for as long as somebody works with it and the policy may be nobody else's."""
+        policy, twin = self.policy, copy.copy(self)
+        twin._policy = lambda: policy
+        for layered in ("begin", "end"):  # what is layered on this one
+            twin.__dict__.pop(layered, None)
+        return twin
+
     @property
     def told(self) -> Loop:
-        return self
+        return LOOPS[self.policy]
 
     @property
     def runs(self) -> tuple[Any, str]:
@@ -105,23 +143,25 @@ class PolicyLoop(Loop):
     def run(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """To be layered on that method."""
         timesteps = None
-        if self.family.steps is not None:
-            steps = self.family.steps(self.policy, kwargs)
+        if not self.family.scheduler:
+            steps = int(kwargs.get("num_steps") or self.steps) * self.family.evaluations(self.policy)
             timesteps = torch.linspace(1.0, 0.0, steps + 1)[:-1]  # names of steps: what is passed as time may differ
-        self.begin(timesteps)
+        self.told.begin(timesteps)
         result = None
         try:
             result = inner(*args, **kwargs)
         finally:
-            self.end(result)
+            self.told.end(result)
         return result
 
-    def sample(self, **arguments: Any) -> Any:
-        return getattr(self.policy, self.family.call)(**arguments)
+    def sample(self, *, num_inference_steps: int | None = None, **arguments: Any) -> Any:
+        """Ask the policy; ``num_inference_steps``: for this once."""
+        with self.of_steps(self.steps if num_inference_steps is None else num_inference_steps):
+            return getattr(self.policy, self.family.call)(**arguments)
 
 
-def policy_loop(policy: Any) -> Loop | None:
-    """The loop of what is built like a policy of a known family, else None. The same object for one policy always."""
+def policy_loop(policy: Any) -> PolicyLoop | None:
+    """The loop that stands for what is built like a policy of a known family, else None."""
     if not isinstance(policy, nn.Module):
         return None
     known = LOOPS.get(policy)
@@ -131,18 +171,24 @@ def policy_loop(policy: Any) -> Loop | None:
         if all(_there(policy, path) for path in _paths(family)):
             # Errors name the class of what was given, so the loop carries that name.
             kind = type(type(policy).__name__, (PolicyLoop,), {})
-            loop: Loop = kind(policy, family)
+            loop: PolicyLoop = kind(policy, family)
             LOOPS[policy] = loop
             return loop
     return None
 
 
 def _paths(family: Family) -> list[str]:
-    return [family.network.replace(":", "."), family.loop, family.call, *filter(None, [family.scheduler])]
+    paths = family.network.replace(":", "."), family.loop, family.call, family.steps, family.scheduler
+    return [path for path in paths if path]
 
 
 def _at(policy: Any, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), policy)
+
+
+def _set(policy: Any, path: str, value: Any) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(_at(policy, owner) if owner else policy, name, value)
 
 
 def _there(policy: Any, path: str) -> bool:

@@ -29,6 +29,9 @@ function drawTable(body) {
   put(body, 
     h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "All numbers" },
       h("table", null, h("thead", null, h("tr", null, heads)), lines)),
+    methods.some((m) => Object.values(m.scores || {}).some((found) => (found.verdicts || []).length))
+      ? h("p", { class: "about" }, "A verdict here compares ours with the best other method of no more work, whatever its time " +
+        "(the sentence at the top: of no more time), and scores that need no full run with the full run's.") : null,
     floors.length ? h("p", { class: "about" }, `Floors, what chance alone leaves at this number of samples: ${floors.join(", ")}.`) : null,
     ...methods.filter((m) => m.note).map((m) => h("p", { class: "about" }, h("strong", null, m.name), ": " + m.note)));
 }

@@ -25,9 +25,10 @@ function drawTrajectory(body) {
 
 function trajectoryPlot(lines, width, note) {
   if (!lines.length) return h("p", { class: "missing" }, "No line is switched on.");
-  const narrow = width < 560;
   const height = Math.max(280, Math.min(420, width * 0.46));
-  const box = { left: 56, right: width - (narrow ? 112 : 170), top: 34, bottom: height - 44 };
+  const wide = (line) => (line.m.kind === "ours" ? 7.9 : 7.2); // pixels of a letter
+  const longest = Math.max(...lines.map((line) => line.m.name.length * wide(line)));
+  const box = { left: 56, right: width - Math.min(longest + 20, width * 0.3), top: 34, bottom: height - 44 };
   const values = lines.flatMap((l) => [...l.measured, ...l.expected]);
   const positive = values.map(([, v]) => v).filter((v) => v > 0);
   const log = positive.length > 0 && Math.max(...positive) / Math.min(...positive) > 20;
@@ -52,7 +53,7 @@ function trajectoryPlot(lines, width, note) {
   names.sort((a, b) => a.at - b.at);
   names.forEach((n, k) => { if (k) n.at = Math.max(n.at, names[k - 1].at + 15); });
   const over = Math.max(0, (names.at(-1)?.at ?? 0) - box.bottom);
-  const mostOf = (line) => Math.floor((width - box.right - 10) / (line.m.kind === "ours" ? 7.9 : 7.2));
+  const mostOf = (line) => Math.floor((width - box.right - 10) / wide(line));
   for (const { line, at } of names)
     svg.append(s("text", { class: "name " + kindClass(line.m.kind), x: box.right + 8, y: at - over, dy: "0.35em" },
       line.m.name.length > mostOf(line) ? "…" + line.m.name.slice(1 - mostOf(line)) : line.m.name));

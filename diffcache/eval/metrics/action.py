@@ -1,0 +1,24 @@
+"""Mean absolute difference of actions, as BAC's tables have it: over a sample's steps and joints, in the unit that the
+robot is given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffcache.eval.metrics import About
+from diffcache.eval.metrics._checks import pair
+
+ABOUT = About(
+    "action error",
+    "",
+    "lower",
+    "How far the actions lie from the full policy's, for the same observation and the same noise: the mean absolute "
+    "difference over steps and joints.",
+)
+
+
+def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """[N, steps, joints] -> float64 [N]."""
+    pair("action", found, reference, "[N, steps, joints]")
+    difference = np.abs(np.asarray(found, np.float64) - np.asarray(reference, np.float64))
+    return np.asarray(difference.reshape(len(found), -1).mean(axis=1))

@@ -1,0 +1,72 @@
+"""How often a policy succeeds: episodes of a task, the same ones for every method, and their outcomes on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffcache.errors import DiffCacheError
+from diffcache.eval.methods import Method
+from diffcache.eval.parts import Folder, slug
+from diffcache.eval.statistics import Interval
+
+NAME = "success"
+ABOUT = {
+    "title": "success",
+    "unit": "",
+    "better": "higher",
+    "about": "Share of the episodes that end in success. Every method plays the same ones; the noise is the same where "
+    "the task draws it from the episode. The interval is Wilson's.",
+    "floor": None,
+    "of_pairs": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """A task to be tried.
+
+    play      (policy, episodes) -> for every episode whether it succeeded. Episode i is the same whoever plays it
+    episodes  how many
+    name      of the task: outcomes of another are not taken for its own
+    """
+
+    play: Callable[[Any, int], Sequence[bool]]
+    episodes: int
+    name: str = ""
+
+    def outcomes(self, pipe: Any, method: Method, key: str, folder: Folder) -> list[float]:
+        """Of each episode, 1 for success: from the folder, or played now. Raises DiffCacheError for another number."""
+        path = folder.path / "trials" / f"{slug(method.name)}.json"
+        try:
+            kept = json.loads(path.read_text())
+        except (OSError, ValueError):
+            kept = {}
+        key = f"{key} {self.name} {self.episodes}"
+        if kept.get("key") == key:
+            return list(kept["outcomes"])
+        with method.on(pipe):
+            found = [float(bool(one)) for one in self.play(pipe.policy, self.episodes)]
+        if len(found) != self.episodes:
+            raise DiffCacheError(
+                f"the task was to play {self.episodes} episodes with {method.name!r} and returned {len(found)} "
+                "outcomes. Allowed: one for every episode."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"key": key, "outcomes": found}))
+        return found
+
+
+def wilson(outcomes: Sequence[float], z: float = 1.96) -> Interval:
+    """The score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953). Unlike a bootstrap's it has a
+    width where all episodes succeed."""
+    n, share = len(outcomes), float(np.mean(outcomes))
+    spread = z * z / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return Interval(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
