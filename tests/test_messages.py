@@ -29,6 +29,7 @@ from diffcache.errors import (
     UnknownName,
     UnsupportedModel,
 )
+from diffcache.executor import FailedOpen
 from diffcache.schedule import DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 from diffcache.schedulers import Rule
 
@@ -72,7 +73,6 @@ def demand(said: str, *parts: str) -> None:
 # --- what is accelerated ---------------------------------------------------------------------------------------------
 
 NOT_A_PIPELINE: dict[str, Callable[[Any], Any]] = {
-    "FluxTransformer2DModel": lambda pipe: pipe.transformer,
     "NoneType": lambda pipe: None,
     "str": lambda pipe: "stabilityai/stable-diffusion",
     "type": lambda pipe: StableDiffusionPipeline,
@@ -88,10 +88,20 @@ def test_something_that_is_no_pipeline_is_refused_by_its_type(kind: str, pipe: A
     demand(
         str(refused.value),
         f"asked for a {kind}",
-        "A diffusers pipeline is needed: an object with a scheduler, components and a progress_bar",
-        "Pass the pipeline, not its transformer.",
+        "Allowed: a diffusers pipeline (an object with a scheduler, components and a progress_bar)",
+        "a diffusion policy (diffusion_policy, ",
+        "the network of a loop of your own",
     )
     assert dicts(pipe) == before
+
+
+def test_the_network_of_a_pipeline_alone_is_no_pipeline_and_the_first_call_says_so() -> None:
+    pipe = fresh("flux")
+    with (
+        accelerated(pipe.transformer, "uniform:every=2"),
+        pytest.warns(FailedOpen, match=r"outside of diffcache\.trajectory.*Of a pipeline, accelerate the pipeline"),
+    ):
+        run(pipe, CALL)
 
 
 def test_a_pipeline_without_a_denoiser_says_what_it_has_and_what_was_looked_for() -> None:

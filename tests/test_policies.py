@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import re
 import warnings
 import weakref
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import command_of
 from diffusers import DDIMScheduler
 from policies import ACTION, CASES, HORIZON, OBS, STEPS, Case, Transformer, diffusion_policy
 from torch import Tensor, nn
@@ -289,6 +291,28 @@ def test_episodes_that_were_played_are_not_played_again(proof: Any) -> None:
     assert again.record["methods"][1]["scores"]["success"]["values"] == was["ours"]
     with pytest.raises(RuntimeError, match="played"):
         diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(never, 20, "another"), **options)
+
+
+def mine() -> tuple[Any, list[dict[str, Any]]]:
+    """What the command is told of."""
+    return diffusion_policy(), [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(2)]
+
+
+def test_the_command_evaluates_a_policy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = command_of(monkeypatch, capsys, "eval", "policy")
+    words = ["test_policies:mine", "half=uniform:every=2", "--out", tmp_path, "--alone", "--episodes", 3]
+    code, said, _ = run(*words, "--play", "test_policies:play")
+    assert code == 0
+    assert "| half | 5 of 10 |" in said
+    assert len(json.loads((tmp_path / "record.json").read_text())["methods"][1]["scores"]["success"]["values"]) == 3
+    code, _, complaint = run(*words, "--play", "test_policies:nothing")
+    assert code == 1
+    assert "play='test_policies:nothing'" in complaint
+    code, _, complaint = run("test_policies:diffusion_policy", "uniform:every=2", "--out", tmp_path)
+    assert code == 1
+    assert "calls" in complaint
 
 
 def test_a_sampler_swapped_for_a_comparison_is_put_back() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -251,6 +251,12 @@ def test_a_checkpoint_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: py
     expected = losses("never")
     monkeypatch.setattr(train, "CHECKPOINT_EVERY_S", 0)
     assert losses("always") == expected
+
+
+def test_a_pause_counts_as_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, data = DiffusionTransformerLowdimPolicy(SMALL), train.Demonstrations(small_data(), SMALL)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=itertools.count(0, 1000).__next__))
+    assert len(train.train(policy, data, tmp_path, minutes=3, batch=8)) == 3
 
 
 # ---------------------------------------------------------------- the simulator

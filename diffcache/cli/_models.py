@@ -48,7 +48,7 @@ def load(name: str, dtype: str | None, device: str | None) -> Loaded:
         found = _of_function(name)
     else:
         return Loaded(_pretrained(name, dtype, device))
-    host.denoisers(found.pipe)
+    host.denoisers(host.adopted(found.pipe))
     if dtype or device:
         found.pipe.to(*([getattr(torch, dtype)] if dtype else []), *([_device(device)] if device else []))
     return found
@@ -97,25 +97,28 @@ def _demo(name: str) -> Loaded:
 
 
 def _of_function(address: str) -> Loaded:
-    """Runs the user's own code: errors in it are the user's to see in full."""
-    module, _, attribute = address.partition(":")
-    if not all(map(str.isidentifier, (*module.split("."), *attribute.split(".")))):
-        raise BadOption("model", address, "a folder, an id on the Hub, demo:flux, or package.module:function")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as ``python -m`` has it
-    try:
-        function = operator.attrgetter(attribute)(importlib.import_module(module))
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module was found; what it imports itself was not
-        raise BadOption("model", address, f"package.module:function; there is no module {module!r}") from None
-    except AttributeError:
-        raise BadOption("model", address, f"package.module:function; {module!r} has no {attribute!r}") from None
-    found = function()
+    found = function_at("model", address, "a folder, an id on the Hub, demo:flux, or package.module:function")()
     if isinstance(found, tuple) and len(found) == 2:
         pipe, calls = found
         return Loaded(pipe, calls=list(calls))
     return Loaded(found)
+
+
+def function_at(option: str, address: str, allowed: str = "package.module:function") -> Any:
+    """Imports the user's own code: errors in it are the user's to see in full."""
+    module, _, attribute = address.partition(":")
+    if not all(map(str.isidentifier, (*module.split("."), *attribute.split(".")))):
+        raise BadOption(option, address, allowed)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as ``python -m`` has it
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module was found; what it imports itself was not
+        raise BadOption(option, address, f"package.module:function; there is no module {module!r}") from None
+    except AttributeError:
+        raise BadOption(option, address, f"package.module:function; {module!r} has no {attribute!r}") from None
 
 
 def is_first_process() -> bool:

@@ -101,6 +101,47 @@ def _named(text: str) -> tuple[str, str]:
     return (name, source) if mark and ":" not in name and "/" not in name else (Path(text).stem, text)
 
 
+@eval.command("policy")
+def policy(
+    model: Annotated[
+        str, typer.Argument(help="package.module:function of yours, which returns a policy, and calls: observations.")
+    ],
+    schedules: Annotated[
+        list[str], typer.Argument(help="Schedules: files, hub ids, rules (taylor:every=3); NAME=SCHEDULE names one.")
+    ],
+    play: Annotated[
+        str | None, typer.Option(help="package.module:function, (policy, episodes) -> whether each succeeded.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Of the task, for every method.")] = 300,
+    alone: Annotated[bool, typer.Option("--alone", help="No other samplers and no uniform reuse beside them.")] = False,
+    device: Device = None,
+    title: Annotated[str, typer.Option(help="Of the report.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
+) -> None:
+    """Ask a policy in full, with every schedule, and with other samplers; let each play; write table and report."""
+    named = dict(_named(schedule) for schedule in schedules)
+    if len(named) < len(schedules):
+        raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
+    if episodes < 1:
+        raise BadOption("episodes", episodes, "1 or more")
+
+    from diffcache.cli import _models
+    from diffcache.eval.evaluating import evaluate
+    from diffcache.eval.methods import ours
+    from diffcache.eval.trials import Trials
+
+    methods = [ours(name, source) for name, source in named.items()]
+    loaded = _models.load(model, None, device)
+    if not loaded.calls:
+        raise BadOption("model", model, "a function that returns a policy and calls, each with a seed")
+    trials = None if play is None else Trials(_models.function_at("play", play), episodes, play)
+    found = evaluate(
+        loaded.pipe, methods, loaded.calls, compare=() if alone else None, trials=trials, title=title, out=out
+    )
+    if _models.is_first_process():
+        typer.echo(f"{found}\n\nreport: {found.report}")
+
+
 @eval.command("fid")
 def fid(
     reference: Annotated[

@@ -132,7 +132,8 @@ class Executor:
             self._warn(
                 "no loop",
                 f"{host.class_name(self.host.pipe.network)} was called outside of diffcache.trajectory: nothing was "
-                "skipped. Put `with diffcache.trajectory(network, timesteps):` around the loop, or restore it.",
+                "skipped. Put `with diffcache.trajectory(network, timesteps):` around the loop, or restore it. Of a "
+                "pipeline, accelerate the pipeline.",
             )
             return
         self._warn(

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHECKPOINT_EVERY_S = 120
+PAUSE_S = 60  # a step that seems to take longer was a process or a machine asleep; no more than this of it counts
 WARM_UP_STEPS = 200
 
 
@@ -98,10 +99,10 @@ def train(
         average.load_state_dict(state["average"])
         step, spent = state["step"], state["spent"]
 
-    def save(elapsed: float) -> None:
+    def save() -> None:
         """Write beside, then rename: a kill while writing leaves the last checkpoint whole."""
         state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state_dict()}
-        torch.save(state | {"step": step, "spent": elapsed}, checkpoint.with_suffix(".tmp"))
+        torch.save(state | {"step": step, "spent": spent}, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
         average.store(policy.model.parameters())
         average.copy_to(policy.model.parameters())
@@ -111,10 +112,10 @@ def train(
     size = sum(x.numel() for x in policy.parameters()) / 1e6
     print(f"{size:.2f} M parameters, {len(data)} stretches, from step {step}", flush=True)
     policy.train()
-    began = saved = time.monotonic()
+    saved, clock = spent, time.monotonic()
     losses: list[float] = []
-    while (elapsed := spent + time.monotonic() - began) < minutes * 60 and (steps is None or step < steps):
-        done = max(elapsed / (minutes * 60), step / steps if steps else 0.0)
+    while spent < minutes * 60 and (steps is None or step < steps):
+        done = max(spent / (minutes * 60), step / steps if steps else 0.0)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * done))
         drawn = {name: x.to(device) for name, x in data.batch(batch).items()}
@@ -128,12 +129,13 @@ def train(
         average.step(policy.model.parameters())
         step += 1
         losses.append(loss.item())
+        spent, clock = spent + min(time.monotonic() - clock, PAUSE_S), time.monotonic()
         if step % 50 == 0:
-            print(f"{elapsed:7.0f} s  step {step}  loss {np.mean(losses[-50:]):.4f}", flush=True)
-        if time.monotonic() - saved > CHECKPOINT_EVERY_S:
-            save(elapsed)
-            saved = time.monotonic()
-    save(elapsed)
+            print(f"{spent:7.0f} s  step {step}  loss {np.mean(losses[-50:]):.4f}", flush=True)
+        if spent - saved > CHECKPOINT_EVERY_S:
+            save()
+            saved = spent
+    save()
     average.copy_to(policy.model.parameters())
     policy.eval()
     return losses
