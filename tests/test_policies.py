@@ -15,7 +15,7 @@ import pytest
 import torch
 from commands import command_of
 from diffusers import DDIMScheduler
-from policies import ACTION, CASES, HORIZON, OBS, STEPS, Case, Transformer, diffusion_policy
+from policies import ACTION, CASES, HORIZON, OBS, STEPS, Case, Transformer, diffusion_policy, randomised
 from torch import Tensor, nn
 
 import diffcache
@@ -390,6 +390,23 @@ def test_a_loop_of_ones_own_is_measured_by_a_function_that_runs_it() -> None:
     state = torch.get_rng_state()
     loop(start=1.0, seed=9)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_stages_of_a_solver_are_not_taken_for_affine_steps_however_little_they_move() -> None:
+    net = randomised(Transformer())
+
+    def sample() -> Tensor:
+        x = torch.randn(4, HORIZON, ACTION)
+        with torch.no_grad(), diffcache.trajectory(net, range(2 * STEPS)):
+            for _ in range(STEPS):  # Heun: the second evaluation sees a state that is thrown away
+                first = net(x, torch.ones(4), torch.zeros(1)) * 1e-3
+                second = net(x - first, torch.ones(4), torch.zeros(1)) * 1e-3
+                x = x - (first + second) / 2
+        return x
+
+    schedule = diffcache.optimize(diffcache.Loop(net, sample), [{"seed": n} for n in range(2)], 10)
+    assert schedule.provenance["fit_target"] == "output"
+    assert "is not known" in schedule.provenance["fit_target_reason"]
 
 
 def test_more_forwards_than_were_told_are_an_error_and_forwards_outside_a_warning() -> None:

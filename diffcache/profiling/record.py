@@ -25,6 +25,7 @@ from diffcache.profiling.clock import wait
 from diffcache.store import Output
 
 ACCELERATED = "_diffcache"  # the attribute of a pipeline that predicts some of its steps
+EXPLAINED = 1e-2  # of a step's move: what may be left of it where a loop is said to be affine in the network's output
 FEEDERS = "controlnet"  # how names of components begin that run before the denoiser and feed it
 
 
@@ -159,6 +160,10 @@ def _identify(trajectory: Trajectory, *results: Any) -> None:
                 t.double().flatten().cpu() for t in (step.state, step.model_output, step.result) if t is not None
             )
             moves[i] = torch.linalg.lstsq(torch.stack([x, f], 1), y[:, None]).solution[:, 0]
+            missed = float((moves[i, 0] * x + moves[i, 1] * f - y).norm())
+            rounding = torch.finfo(step.result.dtype).eps * float(y.norm())
+            if missed > EXPLAINED * float((y - x).norm()) + rounding:  # the move may be small beside the state
+                step.result = None
     trajectory.scheduler = host.Clock(trajectory.timesteps, moves)
 
 
