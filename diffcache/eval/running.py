@@ -139,9 +139,11 @@ def identity(pipe: Any) -> str:
         "scheduler": [type(pipe.scheduler).__name__, host.config_digest(pipe.scheduler)],
         "version": [torch.__version__, metadata.version("diffusers")],
     }
-    for name, part in sorted(pipe.components.items()):
+    parts = {"policy": pipe.policy} if isinstance(pipe, host.PolicyLoop) else pipe.components
+    for name, part in sorted(parts.items()):
         if isinstance(part, torch.nn.Module):
-            few = [p.detach().flatten()[:: max(1, p.numel() // 4)][:4].float().cpu() for p in part.parameters()]
+            held = [*part.parameters(), *part.buffers()]
+            few = [p.detach().flatten()[:: max(1, p.numel() // 4)][:4].float().cpu() for p in held]
             kinds = sorted({f"{p.dtype} {p.device.type}" for p in part.parameters()})
             told[name] = [type(part).__name__, host.config_digest(part), kinds, torch.cat(few) if few else 0]
     return digest_of(told)

@@ -115,6 +115,12 @@ class Executor:
         state.levels_back()
         state.levels_back = lambda: None  # it holds the noise scheduler
         state.forget()
+        if run.short:
+            self._warn(
+                "short loop",
+                f"the loop ended in step {run.index + 1} of {run.steps}: its network was called less often than was "
+                "said, and steps may have been taken for others. Give trajectory one timestep for every evaluation.",
+            )
         if state.suspects and not bool(torch.stack([s.cpu() for s in state.suspects]).all()):
             self._warn(
                 "non-finite output",

@@ -12,9 +12,10 @@ from torch import nn
 
 from diffcache.errors import AlreadyAccelerated, UnsupportedModel
 from diffcache.host.loops import Loop, loop_of
-from diffcache.host.policies import FAMILIES, policy_loop
+from diffcache.host.policies import FAMILIES, PolicyLoop, policy_loop
 from diffcache.patch import Method
 
+ASKED = ("predict_action", "predict_action_chunk", "select_action")  # methods of policies
 STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
 TIMES = ("timestep", "timesteps", "t")  # parameters
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
@@ -50,11 +51,18 @@ def adopted(pipe: Any, *, bare: bool = False) -> Any:
     found = policy_loop(pipe)
     if found is not None:
         return found if bare else found.kept()
+    if any(hasattr(pipe, name) for name in ASKED):
+        return pipe  # a policy of no known family: not a network
     return loop_of(pipe) if bare and isinstance(pipe, nn.Module) else pipe
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The networks that ``pipe`` calls at every step, by component name."""
+    if isinstance(pipe, PolicyLoop) and hasattr(getattr(*pipe.runs), "_torchdynamo_orig_callable"):
+        raise UnsupportedModel(
+            f"the loop of this {type(pipe).__name__} ({pipe.family.loop}) is compiled as one graph, network and all: "
+            "no step in it can be skipped. Build the policy without compile_model; its network may be compiled."
+        )
     if isinstance(pipe, Loop):
         return {pipe.name: pipe.network}
     components = getattr(pipe, "components", None)

@@ -34,6 +34,7 @@ class Host:
         self._begin, self._end, self._missed = begin, end, missed
         self._open = threading.local()
         self._undo = contextlib.ExitStack()
+        self._early: list[contextlib.ExitStack] = []  # of all threads
 
     @property
     def pipe(self) -> Any:
@@ -75,7 +76,10 @@ class Host:
         """The loop that a forward which is beginning belongs to. It may be the first of a loop that is awaited."""
         if self.run is None and getattr(self._open, "awaited", False):
             self._open.awaited = False
-            self.open(self.pipe.scheduler, 0)
+            scheduler = self.pipe.scheduler
+            if isinstance(scheduler, Clock):  # one for each run: threads may run several
+                scheduler = Clock(*self._open.grid, config=scheduler.config)
+            self.open(scheduler, 0)
         return self.run
 
     def _stray(self) -> None:
@@ -99,6 +103,8 @@ class Host:
 
     def detach(self) -> None:
         self.close()
+        while self._early:
+            self._early.pop().close()
         self._undo.close()
 
     def open(self, scheduler: Any, start: int) -> Run:
@@ -129,28 +135,39 @@ class Host:
         if current.idle:
             self._missed()
 
-    def _begun(self, inner: Callable[..., Any], *args: Any) -> None:
+    def _begun(self, inner: Callable[..., Any], timesteps: Tensor | None = None, branches: int = 1) -> None:
         """Of a loop that is no pipeline's. Its noise scheduler may still be given its timesteps: until the first
         forward the run is only awaited."""
         self.close()
-        inner(*args)
-        self._open.awaited, self._open.early = True, contextlib.ExitStack()
+        self._leave()
+        inner(timesteps, branches)
+        early = contextlib.ExitStack()
+        self._open.awaited, self._open.grid, self._open.early = True, (timesteps, branches), early
+        self._early.append(early)
         # Whoever watches the loop alone, a clock say, has no layer of its own there.
-        self._open.early.callback(layer(*spot(self.pipe.network), self._first, copies=True))
+        early.callback(layer(*spot(self.pipe.network), self._first, copies=True))
         scheduler = self.pipe.scheduler
         if not isinstance(scheduler, Clock):
             # In ``scheduler.step(network(x, t), t, x)`` the step is looked up before the forward.
-            self._open.early.callback(layer(scheduler, "step", self._step, copies=True))
+            early.callback(layer(scheduler, "step", self._step, copies=True))
 
-    def _ended(self, inner: Callable[..., Any], result: Any = None) -> None:
+    def _ended(self, inner: Callable[..., Any], result: Any = None, broken: bool = False) -> None:
         unseen, self._open.awaited = getattr(self._open, "awaited", False), False
-        if self.run is not None:
-            self.run.result = result
+        run = self.run
+        if run is not None:
+            run.result, run.short = result, not broken and not run.whole
         self.close()
-        self._open.early.close()
-        inner(result)
-        if unseen:
+        self._leave()
+        inner(result, broken)
+        if unseen and not broken:
             self._missed()
+
+    def _leave(self) -> None:
+        """Take off what is layered for one run of such a loop in this thread."""
+        early, self._open.early = getattr(self._open, "early", None), None
+        if early in self._early:
+            self._early.remove(early)
+            early.close()
 
     def _first(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.entered()

@@ -8,14 +8,15 @@ them.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.patch import Method, weak
 
 Part = nn.Module | Method
@@ -26,14 +27,21 @@ class Clock:
 
     timesteps  [T], names of the steps
     branches   forwards in each of them
+    config     what a schedule is compared by, as of a noise scheduler
     moves      [T, 2], what the loop does at each of them as far as a recording told: x becomes a · x + b · F
     """
 
-    def __init__(self, timesteps: Tensor | None = None, moves: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        timesteps: Tensor | None = None,
+        branches: int = 1,
+        *,
+        moves: Tensor | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.timesteps = torch.zeros(0) if timesteps is None else timesteps
-        self.moves = moves
-        self.branches = 1
-        self.config: dict[str, Any] = {}
+        self.branches, self.moves = branches, moves
+        self.config = dict(config or {})
 
     def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         """The state after step number ``timestep``, as the recorded loop would have made it. Loops never call it."""
@@ -55,13 +63,18 @@ class Loop:
     """
 
     name = "network"
+    _clock: Clock
+    _thread: threading.local
 
     def __init__(self, network: Part, sample: Callable[..., Any] | None = None, *, scheduler: Any = None) -> None:
         if not isinstance(network, (nn.Module, Method)):
             raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
         self._network: Callable[[], Any] = lambda: network
         self._sample, self._scheduler = sample, scheduler
-        self._clock: Clock = loop_of(network)._clock
+        standing = loop_of(network)
+        self._clock, self._thread = standing._clock, standing._thread
+        if scheduler is not None:
+            standing._scheduler = scheduler
 
     @property
     def network(self) -> Any:
@@ -80,13 +93,18 @@ class Loop:
     def components(self) -> dict[str, Any]:
         return {self.name: self.network, "scheduler": self.scheduler}
 
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is between begin and end."""
+        return getattr(self._thread, "inside", False)
+
     def begin(self, timesteps: Tensor | None = None, branches: int = 1) -> None:
         """The loop begins. Its noise scheduler may get its timesteps after this, but before the first forward."""
-        if timesteps is not None:
-            self._clock.timesteps, self._clock.branches = timesteps, branches
+        self._thread.inside = True
 
-    def end(self, result: Any = None) -> None:
-        """The loop is over, however it ended. ``result``: the last state, where it is known."""
+    def end(self, result: Any = None, broken: bool = False) -> None:
+        """The loop is over. ``result``: the last state, where it is known; ``broken``: an exception ended it."""
+        self._thread.inside = False
 
     def __call__(self, *, seed: int | None = None, **arguments: Any) -> Any:
         """Run the loop. ``seed``: of torch's own generators, which then stand where they stood before."""
@@ -113,7 +131,7 @@ class Standing(Loop):
     def __init__(self, network: Part) -> None:
         self._network = weak(network)
         self._sample = self._scheduler = None
-        self._clock = Clock()
+        self._clock, self._thread = Clock(), threading.local()
 
 
 # A network, or a policy -> the loop that stands for all around it. It goes with the network.
@@ -149,8 +167,15 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
     if branches < 1:
         raise BadOption("branches", branches, "1 or more")
     loop = loop_of(network)
-    loop.begin(grid, branches)
+    if loop.inside:
+        raise UnsupportedModel(
+            f"a trajectory of this {type(network).__name__} was begun within another. Allowed: one after the other; "
+            "two solvers at a time need a network each."
+        )
+    broken = True
     try:
+        loop.begin(grid, branches)
         yield
+        broken = False
     finally:
-        loop.end()
+        loop.end(None, broken)

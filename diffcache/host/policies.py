@@ -8,13 +8,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
+import math
+import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from diffcache.host.loops import LOOPS, Clock, Loop
 from diffcache.patch import Method
@@ -86,10 +91,9 @@ class PolicyLoop(Loop):
     def __init__(self, policy: Any, family: Family) -> None:
         self._policy: Callable[[], Any] = weakref.ref(policy)
         self.family = family
-        path, _, method = family.network.partition(":")
-        self._path = path
-        self._method = Method(_at(policy, path), method) if method else None
-        self._clock = Clock()
+        self._path, _, self._name = family.network.partition(":")
+        self._method: Method | None = None
+        self._clock, self._thread = Clock(), threading.local()
 
     @property
     def policy(self) -> Any:
@@ -97,26 +101,39 @@ class PolicyLoop(Loop):
 
     @property
     def network(self) -> Any:
-        return self._method or _at(self.policy, self._path)
+        owner = _at(self.policy, self._path)
+        if not self._name:
+            return owner
+        if self._method is None or self._method.of() is not owner:
+            self._method = Method(owner, self._name)
+        return self._method
 
     @property
     def scheduler(self) -> Any:
-        return _at(self.policy, self.family.scheduler) if self.family.scheduler else self._clock
+        if self.family.scheduler:
+            return _at(self.policy, self.family.scheduler)
+        self._clock.config = {"evaluations of a step": self.evaluations}
+        return self._clock
 
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
         _set(self.policy, self.family.scheduler, value)
 
     @property
+    def evaluations(self) -> int:
+        """Of the network, in each of the policy's steps."""
+        return self.family.evaluations(self.policy)
+
+    @property
     def steps(self) -> int:
-        """That a run takes."""
-        return int(_at(self.policy, self.family.steps))
+        """Of a run, as schedules count them: evaluations of the network."""
+        return int(_at(self.policy, self.family.steps)) * self.evaluations
 
     @contextlib.contextmanager
     def of_steps(self, steps: int) -> Iterator[None]:
-        """The policy takes so many while the block lasts."""
+        """The policy takes so many while the block lasts, or the next number of whole steps."""
         before = _at(self.policy, self.family.steps)
-        _set(self.policy, self.family.steps, steps)
+        _set(self.policy, self.family.steps, math.ceil(steps / self.evaluations))
         try:
             yield
         finally:
@@ -141,27 +158,54 @@ class PolicyLoop(Loop):
         return (_at(self.policy, path) if path else self.policy), name
 
     def run(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """To be layered on that method."""
-        timesteps = None
-        if not self.family.scheduler:
-            steps = int(kwargs.get("num_steps") or self.steps) * self.family.evaluations(self.policy)
-            timesteps = torch.linspace(1.0, 0.0, steps + 1)[:-1]  # names of steps: what is passed as time may differ
-        self.told.begin(timesteps)
-        result = None
+        """To be layered on that method. Of several that watch, the outermost tells all."""
+        told = self.told
+        if told.inside:
+            return inner(*args, **kwargs)
+        result, broken = None, True
         try:
+            told.begin(None if self.family.scheduler else self._grid(args, kwargs))
             result = inner(*args, **kwargs)
+            broken = False
         finally:
-            self.told.end(result)
+            told.end(result, broken)
         return result
 
+    def _grid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Names of the steps of a run with these arguments: what is passed as time may differ."""
+        asked = inspect.signature(getattr(*self.runs)).bind_partial(*args, **kwargs).arguments.get("num_steps")
+        steps = self.steps if asked is None else int(asked) * self.evaluations
+        return torch.linspace(1.0, 0.0, steps + 1)[:-1]
+
     def sample(self, *, num_inference_steps: int | None = None, **arguments: Any) -> Any:
-        """Ask the policy; ``num_inference_steps``: for this once."""
-        with self.of_steps(self.steps if num_inference_steps is None else num_inference_steps):
-            return getattr(self.policy, self.family.call)(**arguments)
+        """Ask the policy; ``num_inference_steps``: for this once. It is given copies, into which it may write."""
+        given = pytree.tree_map_only(Tensor, torch.clone, arguments)
+        with self.of_steps(self.steps if num_inference_steps is None else num_inference_steps), self._observed(given):
+            return getattr(self.policy, self.family.call)(**given)
+
+    @contextlib.contextmanager
+    def _observed(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Policies of lerobot look at queues of their own, which ``select_action`` fills step by step: here they hold
+        the observations that are asked about."""
+        queues, batch = getattr(self.policy, "_queues", None), arguments.get("batch")
+        if not isinstance(queues, dict) or not isinstance(batch, Mapping):
+            yield
+            return
+        self.policy._queues = {
+            name: deque(batch[name].unbind(1) if name in batch else (), maxlen=queue.maxlen)
+            for name, queue in queues.items()
+        }
+        try:
+            yield
+        finally:
+            self.policy._queues = queues
 
 
 def policy_loop(policy: Any) -> PolicyLoop | None:
     """The loop that stands for what is built like a policy of a known family, else None."""
+    policy = getattr(policy, "_orig_mod", policy)  # what torch.compile wrapped
+    if isinstance(policy, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        policy = policy.module
     if not isinstance(policy, nn.Module):
         return None
     known = LOOPS.get(policy)

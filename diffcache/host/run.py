@@ -30,6 +30,7 @@ class Run:
     branches   what a guider calls the branches of this step, in the order of their forwards
     numbers    by name, in the order in which the run met them
     result     the last state, where the loop told it
+    short      forwards are counted, and the loop ended before there were enough
     again      called when the loop goes back: a pipeline may run it several times over, chunk by chunk
     """
 
@@ -43,6 +44,7 @@ class Run:
     stepped: bool = False
     forwards: int = 0
     result: Any = None
+    short: bool = False
     by_bar: bool | None = None
     branches: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -114,6 +116,12 @@ class Run:
             if self.by_bar:
                 self.step_done()
         self.stepped = False
+
+    @property
+    def whole(self) -> bool:
+        """Where forwards are counted: there were as many as were said."""
+        here = [times for (step, _), times in self.calls.items() if step == self.index == self.steps - 1]
+        return not self.forwards or here == [self.forwards]
 
     @property
     def idle(self) -> bool:

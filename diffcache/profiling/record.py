@@ -112,7 +112,7 @@ def record(
 ) -> Trajectory:
     """Run ``pipe(**call)`` in full, unchanged, and return its last sampling loop."""
     name = type(pipe).__name__
-    if ACCELERATED in getattr(pipe, "__dict__", {}):
+    if ACCELERATED in getattr(host.adopted(pipe, bare=True), "__dict__", {}):
         raise AlreadyAccelerated(
             f"this {name} is accelerated; a recording would take predictions for the full run. "
             "Call diffcache.restore(pipe) first, then record, then accelerate it anew."
@@ -164,7 +164,7 @@ def _identify(trajectory: Trajectory, *results: Any) -> None:
             rounding = torch.finfo(step.result.dtype).eps * float(y.norm())
             if missed > EXPLAINED * float((y - x).norm()) + rounding:  # the move may be small beside the state
                 step.result = None
-    trajectory.scheduler = host.Clock(trajectory.timesteps, moves)
+    trajectory.scheduler = host.Clock(trajectory.timesteps, moves=moves, config=trajectory.scheduler.config)
 
 
 def _alike(a: Tensor, b: Tensor | None) -> bool:
@@ -240,6 +240,7 @@ class _Recorder:
         self.trajectories: list[Trajectory] = []
         self.result: Any = None  # of a loop that tells
         self._step_layer = contextlib.ExitStack()
+        self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._clock = 0.0  # when the loop, or what of it is the pipeline's own, went on
 
     @contextlib.contextmanager
@@ -303,6 +304,7 @@ class _Recorder:
             x = main_of(args, kwargs)
             if run.forwards:
                 self._count(steps, x, run.forwards)
+            given = self._copied(args, kwargs) if isinstance(self.host.pipe, host.Loop) else (args, kwargs)
             with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
                 wait()
                 began = time.perf_counter()
@@ -310,6 +312,8 @@ class _Recorder:
                 wait()
                 seconds = time.perf_counter() - began
             outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
+            if isinstance(self.host.pipe, host.Loop):
+                args, kwargs = given
             steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds))
             if run.forwards == 1:
                 steps[-1].model_output = outputs[0]
@@ -317,6 +321,19 @@ class _Recorder:
             return value
 
         return around
+
+    def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Arguments as they are now: loops of one's own write into them, the time above all. One copy of what stays."""
+
+        def copied(tensor: Tensor) -> Tensor:
+            version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
+            known = self._copies.get((id(tensor), version)) if version >= 0 else None
+            if known is None:
+                known = tensor, tensor.detach().clone()  # the original too: its id must stay its own
+                self._copies[id(tensor), version] = known
+            return known[1]
+
+        return pytree.tree_map_only(Tensor, copied, (args, kwargs))
 
     def _count(self, steps: list[LoopStep], x: Any, forwards: int) -> None:
         """Where nobody steps a noise scheduler, what the network is given next is the state after a step."""
@@ -335,7 +352,8 @@ class _Recorder:
         extra = {
             k: frozen(v) for k, v in given.items() if k not in ("model_output", "timestep", "sample", "return_dict")
         }
-        if extra.get("generator") is None and "generator" in signature.parameters:
+        drawing = given["sample"].device.type in ("cpu", "cuda") and "generator" in signature.parameters
+        if drawing and extra.get("generator") is None:
             extra["generator"] = _global_generator(given["sample"].device)  # what noise is drawn from then
         self._go_on()
         value = inner(*args, **kwargs)
