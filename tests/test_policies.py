@@ -6,11 +6,9 @@ import copy
 import gc
 import json
 import re
-import threading
 import warnings
 import weakref
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, Schedu
 from diffcache.eval.methods import baselines
 from diffcache.eval.trials import Trials, wilson
 from diffcache.eval.watch import watched
-from diffcache.executor import FailedOpen
 from diffcache.host.policies import FAMILIES
 
 DOCUMENT = (Path(__file__).parents[1] / "docs/policies.md").read_text()
@@ -126,24 +123,6 @@ def test_training_is_left_alone() -> None:
         found.backward()
     assert torch.equal(found, plain)
     assert all(p.grad is not None for p in policy.model.parameters())
-
-
-def test_gradients_of_a_guided_loop_go_past_what_is_kept() -> None:
-    """Real-time chunking differentiates each step by its state: nothing that is kept may hold a graph."""
-    net = Transformer()
-    seen: list[Tensor] = []
-    diffcache.accelerate(net, "uniform:every=2")
-    x = torch.randn(2, HORIZON, ACTION)
-    timesteps = torch.linspace(1, 0, STEPS + 1)[:-1]
-    with diffcache.trajectory(net, timesteps), torch.enable_grad():
-        for t in timesteps:
-            x = x.detach().requires_grad_()
-            flow = net(x, t.expand(2), torch.zeros(1))
-            target = (x - flow).square().sum()
-            (gradient,) = torch.autograd.grad(target, x)
-            seen.append(flow)
-            x = x - 0.1 * flow - 0.01 * gradient
-    assert [flow.requires_grad for flow in seen] == [True, False] * (STEPS // 2)
 
 
 def test_each_sample_of_a_batch_of_environments_is_its_own() -> None:
@@ -344,98 +323,6 @@ def test_the_interval_of_successes_is_wilsons(won: int, low: float, high: float)
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
-# A loop of one's own.
-
-
-def sampled(net: nn.Module, steps: int = STEPS, branches: int = 1, told: int | None = None) -> Tensor:
-    timesteps = torch.linspace(1, 0, steps + 1)[:-1]
-    x = torch.randn(2, HORIZON, ACTION, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), diffcache.trajectory(net, timesteps, branches=told or branches):
-        for t in timesteps:
-            flows = [net(x, t.expand(2), torch.full((1,), 0.3 * n)) for n in range(branches)]
-            x = x - (3 * flows[0] - 2 * flows[-1]) / steps
-    return x
-
-
-@pytest.mark.parametrize("branches", [1, 2])
-def test_a_loop_of_ones_own(branches: int) -> None:
-    net = Transformer().eval()
-    full = sampled(net, branches=branches)
-    with diffcache.accelerated(net, "full:sites=sublayer"):
-        assert torch.equal(sampled(net, branches=branches), full)
-    with diffcache.accelerated(net, "uniform:every=2"):
-        found = sampled(net, branches=branches)
-        rows = diffcache.report(net).rows
-    assert {(row.branch, row.computed, row.predicted) for row in rows} == {(b, 5, 5) for b in range(branches)}
-    assert 1e-6 < far(found, full) < 0.2
-
-
-def test_a_loop_of_ones_own_is_measured_by_a_function_that_runs_it() -> None:
-    net = Transformer().eval()
-
-    def sample(start: float) -> Tensor:
-        x = torch.randn(4, HORIZON, ACTION) + start
-        timesteps = torch.linspace(1, 0, STEPS + 1)[:-1]
-        with torch.no_grad(), diffcache.trajectory(net, timesteps):
-            for t in timesteps:
-                x = (1 - 0.02) * x - 0.1 * net(x, t.expand(4), torch.zeros(1))  # any step that is affine will do
-        return x
-
-    loop = diffcache.Loop(net, sample)
-    calls = [{"start": 0.1 * n, "seed": n} for n in range(4)]
-    assert diffcache.estimate(loop, "uniform:every=2", **calls[0]).compute_fraction == pytest.approx(0.5)
-    schedule = diffcache.optimize(loop, calls, 5)
-    assert schedule.provenance["fit_target"] == "state"
-    full = loop(start=1.0, seed=9)
-    with diffcache.accelerated(net, schedule):
-        fitted = loop(start=1.0, seed=9)
-    with diffcache.accelerated(net, "uniform:every=2"):
-        assert far(fitted, full) < far(loop(start=1.0, seed=9), full)
-    state = torch.get_rng_state()
-    loop(start=1.0, seed=9)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_stages_of_a_solver_are_not_taken_for_affine_steps_however_little_they_move() -> None:
-    net = randomised(Transformer())
-
-    def sample() -> Tensor:
-        x = torch.randn(4, HORIZON, ACTION)
-        with torch.no_grad(), diffcache.trajectory(net, range(2 * STEPS)):
-            for _ in range(STEPS):  # Heun: the second evaluation sees a state that is thrown away
-                first = net(x, torch.ones(4), torch.zeros(1)) * 1e-3
-                second = net(x - first, torch.ones(4), torch.zeros(1)) * 1e-3
-                x = x - (first + second) / 2
-        return x
-
-    schedule = diffcache.optimize(diffcache.Loop(net, sample), [{"seed": n} for n in range(2)], 10)
-    assert schedule.provenance["fit_target"] == "output"
-    assert "is not known" in schedule.provenance["fit_target_reason"]
-
-
-def test_more_forwards_than_were_told_are_an_error_and_forwards_outside_a_warning() -> None:
-    net = Transformer().eval()
-    diffcache.accelerate(net, "uniform:every=2")
-    with pytest.raises(UnsupportedModel, match=r"1 time\(s\) at each of 10 timesteps.*branches=2"):
-        sampled(net, branches=2, told=1)
-    with pytest.warns(FailedOpen, match=r"outside of diffcache\.trajectory"):
-        net(torch.zeros(2, HORIZON, ACTION), torch.ones(2), torch.zeros(1))
-    sampled(net)  # and the next run is a run as ever
-
-
-def test_without_accelerate_a_trajectory_changes_nothing() -> None:
-    net = Transformer().eval()
-    before = set(vars(net))
-    sampled(net)
-    assert set(vars(net)) == before
-
-
-@pytest.mark.parametrize("timesteps", [[], [[1.0, 2.0]]])
-def test_timesteps_that_are_none_are_refused(timesteps: Any) -> None:
-    with pytest.raises(diffcache.DiffCacheError, match="timesteps"), diffcache.trajectory(Transformer(), timesteps):
-        pass
-
-
 # What went wrong once.
 
 
@@ -457,38 +344,6 @@ def test_watching_an_accelerated_policy_leaves_nothing(tmp_path: Path) -> None:
     assert {(row.computed, row.predicted) for row in rows} == {(5, 5)}
     assert marks(policy) == before
     assert set(vars(policy.noise_scheduler)) - scheduler <= {"num_inference_steps", "timesteps"}
-
-
-def test_trajectories_within_another_are_refused_and_leave_nothing() -> None:
-    net = randomised(Transformer())
-    before = set(vars(net))
-    diffcache.accelerate(net, "uniform:every=2")
-    with (
-        pytest.raises(UnsupportedModel, match="within another"),
-        diffcache.trajectory(net, [1.0, 0.5]),
-        diffcache.trajectory(net, [1.0, 0.5]),
-    ):
-        pass
-    with diffcache.trajectory(net, [1.0, 0.5]):
-        diffcache.restore(net)
-    assert set(vars(net)) == before
-    with diffcache.trajectory(net, [1.0, 0.5, 0.2]):
-        diffcache.accelerate(net, "uniform:every=2")  # too late for this run, in time for the next
-    diffcache.restore(net)
-    assert set(vars(net)) == before
-
-
-def test_too_few_forwards_are_told() -> None:
-    net = randomised(Transformer())
-    with diffcache.accelerated(net, "uniform:every=2"), pytest.warns(FailedOpen, match="called less often"):
-        sampled(net, branches=1, told=2)
-
-
-def test_an_accelerated_loop_of_ones_own_is_not_measured() -> None:
-    net = randomised(Transformer())
-    loop = diffcache.Loop(net, lambda: sampled(net))
-    with diffcache.accelerated(net, "uniform:every=2"), pytest.raises(AlreadyAccelerated):
-        diffcache.optimize(loop, [{"seed": 1}], 5)
 
 
 def test_another_checkpoint_is_not_taken_for_one_that_was_evaluated(tmp_path: Path) -> None:
@@ -522,68 +377,6 @@ def test_wrapped_policies_are_the_policies_and_unknown_ones_are_refused() -> Non
     compiled.model.sample_actions = torch.compile(compiled.model.sample_actions, backend="eager")
     with pytest.raises(UnsupportedModel, match="compiled as one graph"):
         diffcache.accelerate(compiled, "uniform:every=2")
-
-
-def test_a_noise_scheduler_named_for_a_loop_serves_its_schedules() -> None:
-    net = randomised(Transformer())
-    scheduler = DDIMScheduler(100, clip_sample=False)
-
-    def sample() -> Tensor:
-        x = torch.randn(4, HORIZON, ACTION)
-        scheduler.set_timesteps(STEPS)
-        with torch.no_grad(), diffcache.trajectory(net, scheduler.timesteps):
-            for t in scheduler.timesteps:
-                x = scheduler.step(net(x, t.expand(4), torch.zeros(1)), t, x).prev_sample
-        return x
-
-    loop = diffcache.Loop(net, sample, scheduler=scheduler)
-    schedule = diffcache.optimize(loop, [{"seed": n} for n in range(2)], 5, time_limit_s=0)
-    full = loop(seed=7)
-    with diffcache.accelerated(net, schedule):
-        assert 0 < far(loop(seed=7), full) < 0.5
-        assert {(row.computed, row.predicted) for row in diffcache.report(net).rows} == {(5, 5)}
-
-
-def test_a_time_that_is_written_into_is_recorded_as_it_was() -> None:
-    net = randomised(Transformer())
-    time = torch.zeros(4)
-
-    def sample() -> Tensor:
-        x = torch.randn(4, HORIZON, ACTION)
-        with torch.no_grad(), diffcache.trajectory(net, range(STEPS)):
-            for n in range(STEPS):
-                x = x - 0.1 * net(x, time.fill_(100 - 10 * n), torch.zeros(1))
-        return x
-
-    loop = diffcache.Loop(net, sample)
-    schedule = diffcache.optimize(loop, [{"seed": n} for n in range(3)], 5)
-    assert schedule.provenance["fit_target"] == "state"
-    full = loop(seed=7)
-    with diffcache.accelerated(net, schedule):
-        fitted = far(loop(seed=7), full)
-    with diffcache.accelerated(net, "uniform:every=2"):
-        assert fitted < far(loop(seed=7), full)
-
-
-def test_threads_have_loops_of_their_own() -> None:
-    net = randomised(Transformer())
-    turn = threading.Barrier(2)
-
-    def work(steps: int, wait: bool = True) -> Tensor:
-        timesteps = torch.linspace(1, 0, steps + 1)[:-1]
-        x = torch.randn(2, HORIZON, ACTION, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad(), diffcache.trajectory(net, timesteps):
-            for t in timesteps:
-                if wait:
-                    turn.wait(10)
-                x = x - net(x, t.expand(2), torch.zeros(1)) / steps
-        return x
-
-    with diffcache.accelerated(net, "uniform:every=2"):
-        alone = work(6, wait=False)
-        with ThreadPoolExecutor(2) as pool:
-            together = [job.result() for job in [pool.submit(work, 6), pool.submit(work, 6)]]
-    assert all(torch.equal(x, alone) for x in together)
 
 
 class Queued(MultiTask):
