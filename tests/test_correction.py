@@ -154,7 +154,8 @@ def test_what_cannot_be_corrected_is_refused() -> None:
 def test_inner_sites_are_measured_allocated_and_corrected(sites: str) -> None:
     pipe = fresh("flux")
     every = calls("flux", pipe)
-    made = optimize(pipe, every[:1], 5, sites=sites, held_out=every[1:])
+    # Work is measured in seconds; on a busy machine little of so small a network seems to lie in its sublayers.
+    made = optimize(pipe, every[:1], 5.6, sites=sites, held_out=every[1:])
     assert {site.partition(":")[0] for site in plans(made)} == {sites}
     assert made.provenance["correction"] == "per channel"
     assert made.expected is not None

@@ -115,7 +115,7 @@ def test_minus_zero_is_zero() -> None:
 
 def test_the_digest_does_not_depend_on_the_library_that_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     data, digest = schedule().to_bytes(), schedule().digest()
-    monkeypatch.setattr("diffcache._document._library", lambda: "99.0")
+    monkeypatch.setattr("diffcache._document.version_of", lambda package: "99.0")
     assert schedule().digest() == digest
     assert schedule().to_bytes() != data
     assert CacheSchedule.from_bytes(schedule().to_bytes()) == CacheSchedule.from_bytes(data)
