@@ -35,7 +35,6 @@ from diffcache.errors import DiffCacheError
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, SAMPLES, JOINTS, WIDTH = 20, 4, 4, 32
-Ask = Callable[[int], Tensor]  # seed -> actions
 
 
 def randomised(policy: Any) -> Any:

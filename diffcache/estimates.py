@@ -20,7 +20,7 @@ from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.run import scheduled
 from diffcache.executor.streams import Inputs, pair, reader
 from diffcache.kernels import format_of
-from diffcache.patch import Method, layer, spot
+from diffcache.patch import inner_spot, layer
 from diffcache.schedule import CacheSchedule, OnlineRule
 from diffcache.schedulers import Grid, Rule
 from diffcache.store import Output, kept_bytes
@@ -154,9 +154,9 @@ def _first_step(
             for site, modules in found.items():
                 for i, module in enumerate(modules):
                     around = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
-                    undo.callback(layer(*_forward(module), around))
+                    undo.callback(layer(*inner_spot(module), around))
                 if site == "model":
-                    undo.callback(layer(*_forward(modules[0]), count))
+                    undo.callback(layer(*inner_spot(modules[0]), count))
                 norm = first_norm(modules[0]) if site.startswith("stack:") else None
                 if norm is not None:
                     around = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
@@ -167,11 +167,6 @@ def _first_step(
             pipe(**call)
     schedule, start = seen[-1]
     return schedule, start, _stacks_summed(visits)
-
-
-def _forward(part: Any) -> tuple[Any, str]:
-    """What runs when a part is called, below whatever compiled it."""
-    return spot(part) if isinstance(part, Method) else (part, "forward")
 
 
 def _meter(

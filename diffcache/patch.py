@@ -73,6 +73,11 @@ def spot(part: Any) -> tuple[Any, str]:
     return (part.of(), part.name) if isinstance(part, Method) else (part, entry_point(part))
 
 
+def inner_spot(part: Any) -> tuple[Any, str]:
+    """The same, below whatever compiled a module."""
+    return (part.of(), part.name) if isinstance(part, Method) else (part, "forward")
+
+
 def entry_point(module: Any) -> str:
     """The method that a call of a network runs: what ``Module.compile()`` made, around which we stay, else forward."""
     return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"

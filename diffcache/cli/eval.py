@@ -66,9 +66,7 @@ def run(
     """Run a pipeline in full, with every schedule, and with what else the same work buys; write table and report."""
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
     rows = _samples.read(prompts) if prompts else None
-    named = dict(_named(schedule) for schedule in schedules)
-    if len(named) < len(schedules):
-        raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
+    named = _by_name(schedules)
 
     from diffcache.cli import _calls, _models  # torch and diffusers load only now
     from diffcache.eval.evaluating import evaluate
@@ -95,6 +93,13 @@ def run(
         typer.echo(f"{found}\n\nreport: {found.report.resolve()}")
 
 
+def _by_name(schedules: list[str]) -> dict[str, str]:
+    named = dict(_named(schedule) for schedule in schedules)
+    if len(named) < len(schedules):
+        raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
+    return named
+
+
 def _named(text: str) -> tuple[str, str]:
     """``NAME=SCHEDULE``; a rule has its own equals signs, behind a colon."""
     name, mark, source = text.partition("=")
@@ -119,9 +124,7 @@ def policy(
     out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
 ) -> None:
     """Ask a policy in full, with every schedule, and with other samplers; let each play; write table and report."""
-    named = dict(_named(schedule) for schedule in schedules)
-    if len(named) < len(schedules):
-        raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
+    named = _by_name(schedules)
     if episodes < 1:
         raise BadOption("episodes", episodes, "1 or more")
 

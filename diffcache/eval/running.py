@@ -161,8 +161,7 @@ class _Close:
 
     def of(self, method: Method) -> Part:
         """Operations, how far each state lies from the full run's, relative L2, and of the full run's states the root
-        mean squares. Where a run before this one has
-        looked already, the method is warmed up all the same."""
+        mean squares. Where a run before this one has looked already, the method is warmed up all the same."""
         if method.name in self.known and method.name not in self._warm:
             with method.on(self.pipe):
                 watched(self.pipe, {**self.call, **method.change})

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from diffcache import host
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
-from diffcache.patch import Method, layer, spot
+from diffcache.patch import inner_spot, layer
 from diffcache.profiling.clock import wait
 from diffcache.store import Output
 
@@ -247,8 +247,7 @@ class _Recorder:
     def attached(self) -> Any:
         with contextlib.ExitStack() as undo:
             for module in self.denoisers.values():
-                owner, name = spot(module) if isinstance(module, Method) else (module, "forward")
-                undo.callback(layer(owner, name, self._denoiser(module)))
+                undo.callback(layer(*inner_spot(module), self._denoiser(module)))
             for module in self.feeders:
                 undo.callback(layer(module, "forward", self._feeder(module)))
             undo.callback(self._step_layer.close)
