@@ -1,10 +1,10 @@
 """Policies of an installed lerobot, built small with random weights: what can be cached, and whether it holds.
 
-    pip install lerobot diffcache && python benchmarks/lerobot_policies.py     # lerobot 0.6 wants Python 3.12 or newer
+    pip install 'lerobot[pi,smolvla]' diffcache && python benchmarks/lerobot_policies.py    # Python 3.12 or newer
 
-The classes are lerobot's own; what would come from the Hub (encoders of pictures and text) is left out, and the
-condition is given instead. For each granularity of sites: whether all computed steps give the untouched policy's
-actions bit for bit, and what every second step computed does. Prints a table and writes ``results/lerobot.md``.
+The classes are lerobot's own (``lerobot_builders.py``). For each granularity of sites: whether all computed steps give
+the untouched policy's actions bit for bit, and what every second step computed does. Of vision-language-action models
+also what a robot and a training need of them. Prints two tables and writes ``results/lerobot.md``.
 """
 
 from __future__ import annotations
@@ -12,114 +12,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import lerobot
 import torch
-from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
-from lerobot.policies.groot.groot_n1_7 import GR00TN17ActionHead, GR00TN17Config
-from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
-from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
-    DiffusionObjective,
-    DiffusionTransformer,
-    FlowMatchingObjective,
-)
-from torch import Tensor, nn
+import transformers
+from lerobot_builders import HORIZON, POLICIES, SAMPLES, STEPS, VLAS, Built, chunked
+from torch import Tensor
 
 import diffcache
-from diffcache.errors import DiffCacheError
+from diffcache.errors import DiffCacheError, UnsupportedModel
 
 RESULTS = Path(__file__).parent / "results"
-STEPS, SAMPLES, JOINTS, WIDTH = 20, 4, 4, 32
-
-
-def randomised(policy: Any) -> Any:
-    """Gates that begin at zero would let a cache pass for the wrong reason."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return policy.eval()
-
-
-class MultiTask(nn.Module):
-    """lerobot's network and objective; its policy would fetch CLIP."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.config = config = MultiTaskDiTConfig(hidden_dim=2 * WIDTH, num_layers=3, num_heads=4, **options)
-        config.output_features = {"action": PolicyFeature(type=FeatureType.ACTION, shape=(JOINTS,))}
-        self.noise_predictor = DiffusionTransformer(config, conditioning_dim=WIDTH)
-        kind = DiffusionObjective if config.is_diffusion else FlowMatchingObjective
-        self.objective = kind(config, action_dim=JOINTS, horizon=config.horizon)
-
-    @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.objective.conditional_sample(self.noise_predictor, len(batch["seen"]), batch["seen"])
-
-
-def multi_task(**options: Any) -> tuple[Any, dict[str, Any]]:
-    return randomised(MultiTask(**options)), {"batch": {"seen": torch.randn(SAMPLES, WIDTH)}}
-
-
-def diffusion() -> tuple[Any, dict[str, Any]]:
-    config = DiffusionConfig(n_obs_steps=2, horizon=16, n_action_steps=8, down_dims=(32, 64), num_inference_steps=STEPS)
-    config.input_features = {
-        "observation.state": PolicyFeature(type=FeatureType.STATE, shape=(6,)),
-        "observation.environment_state": PolicyFeature(type=FeatureType.ENV, shape=(5,)),
-    }
-    config.output_features = {"action": PolicyFeature(type=FeatureType.ACTION, shape=(JOINTS,))}
-    seen = {name: torch.randn(SAMPLES, 2, feature.shape[0]) for name, feature in config.input_features.items()}
-    return randomised(DiffusionPolicy(config)), {"batch": seen}
-
-
-class Groot(nn.Module):
-    """lerobot's action head; its policy would fetch a language model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 8, "positional_embeddings": None}
-        config = GR00TN17Config(
-            backbone_embedding_dim=WIDTH, hidden_size=WIDTH, input_embedding_dim=WIDTH, max_state_dim=6,
-            max_action_dim=JOINTS, action_horizon=8, max_num_embodiments=2, num_inference_timesteps=STEPS,
-            diffusion_model_cfg=layers | {
-                "norm_type": "ada_norm", "dropout": 0.0, "output_dim": WIDTH, "interleave_self_attention": True
-            },
-            vl_self_attention_cfg=layers | {"num_layers": 0, "dropout": 0.0},
-        )  # fmt: skip
-        self._groot_model = nn.Module()
-        self._groot_model.action_head = GR00TN17ActionHead(config)
-
-    @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
-        head, mask = self._groot_model.action_head, torch.ones(SAMPLES, 6, dtype=torch.bool)
-        seen = SimpleNamespace(image_mask=torch.arange(6).expand(SAMPLES, 6) < 3, backbone_attention_mask=mask)
-        where = torch.zeros(SAMPLES, dtype=torch.long)
-        return head.get_action_with_features(batch["seen"], batch["state"], where, seen, {})["action_pred"]
-
-
-def groot() -> tuple[Any, dict[str, Any]]:
-    seen = {"seen": torch.randn(SAMPLES, 6, WIDTH), "state": torch.randn(SAMPLES, 1, WIDTH)}
-    return randomised(Groot()), {"batch": seen}
-
-
-POLICIES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
-    "multi_task_dit, DDPM": lambda: multi_task(objective="diffusion", num_inference_steps=STEPS),
-    "multi_task_dit, DDIM": lambda: multi_task(
-        objective="diffusion", noise_scheduler_type="DDIM", num_inference_steps=STEPS
-    ),
-    "multi_task_dit, DDPM, rotary": lambda: multi_task(objective="diffusion", num_inference_steps=STEPS, use_rope=True),
-    "multi_task_dit, flow, Euler": lambda: multi_task(objective="flow_matching", num_integration_steps=STEPS),
-    "multi_task_dit, flow, Runge-Kutta": lambda: multi_task(
-        objective="flow_matching", num_integration_steps=STEPS // 4, integration_method="rk4"
-    ),
-    "diffusion (U-Net)": diffusion,
-    "GR00T N1.7, action head": groot,
-}
+HALF = "uniform:every=2"
 
 
 def main() -> None:
@@ -132,10 +38,22 @@ def main() -> None:
         policy, call = make()
         for sites in ("model", "stack", "block", "sublayer"):
             rows += [f"| {name} | {cells} |" for cells in tried(policy, call, sites)]
-    versions = f"lerobot {lerobot.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
-    table = "\n".join([f"{versions}, random weights, {STEPS} evaluations a run.", "", *rows])
+    habits = ["| policy | " + " | ".join(HABITS) + " |", "|---" * (len(HABITS) + 1) + "|"]
+    for name, make in VLAS.items():
+        cells = [answer if isinstance(answer := asked(make), str) else yes(answer) for asked in HABITS.values()]
+        habits.append(f"| {name} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{m.__name__} {m.__version__}" for m in (lerobot, torch, diffusers, transformers))
+    table = "\n".join([f"{versions}, random weights, {STEPS} evaluations a run.", "", *rows, "", *habits])
     (RESULTS / "lerobot.md").write_text(f"{table}\n")
     print(table)
+
+
+def yes(held: bool) -> str:
+    return "yes" if held else "**no**"
+
+
+def copied(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in batch.items()}
 
 
 def tried(policy: Any, call: dict[str, Any], sites: str) -> list[str]:
@@ -143,8 +61,7 @@ def tried(policy: Any, call: dict[str, Any], sites: str) -> list[str]:
 
     def actions() -> Tensor:
         torch.manual_seed(1)
-        given = {key: value.clone() for key, value in call["batch"].items()}
-        return policy.predict_action_chunk(given)
+        return policy.predict_action_chunk(**call | {"batch": copied(call["batch"])})
 
     full = actions()
     try:
@@ -152,15 +69,134 @@ def tried(policy: Any, call: dict[str, Any], sites: str) -> list[str]:
             same = torch.equal(actions(), full)
     except DiffCacheError:
         return []
-    with diffcache.accelerated(policy, f"uniform:every=2,sites={sites}"):
+    with diffcache.accelerated(policy, f"{HALF},sites={sites}"):
         error = float((actions() - full).norm() / full.norm())
         counts = {(row.computed, row.predicted) for row in diffcache.report(policy).rows if row.site.startswith(sites)}
     fit = ""
     if sites == "model":
-        schedule = diffcache.optimize(policy, [call | {"seed": n} for n in range(3)], 8, time_limit_s=0)
+        schedule = diffcache.optimize(policy, [call | {"seed": n} for n in range(4)], 8, time_limit_s=0)
         fit = f"to the {schedule.provenance['fit_target']}"
     told = ", ".join(f"{a} and {b}" for a, b in sorted(counts))
-    return [f"{sites} | {'yes' if same else '**no**'} | {told} | {error:.4f} | {fit}"]
+    return [f"{sites} | {yes(same)} | {told} | {error:.4f} | {fit}"]
+
+
+def queue_as_ever(make: Callable[..., Built]) -> bool:
+    """A robot asks for one action after the other; the policy answers from a queue, and fills it every few."""
+    policy, call = make()
+
+    def played() -> Tensor:
+        policy.reset()
+        torch.manual_seed(2)
+        return torch.stack([policy.select_action(copied(call["batch"])) for _ in range(HORIZON)])
+
+    full = played()
+    with diffcache.accelerated(policy, "full"):
+        same = torch.equal(played(), full)
+    with diffcache.accelerated(policy, HALF):
+        first = played()
+        again = torch.equal(played(), first)
+        row = diffcache.report(policy).rows[0]
+    halved = (row.computed, row.predicted) == (STEPS // 2, STEPS // 2) and not torch.equal(first, full)
+    return same and again and halved and torch.equal(played(), full)
+
+
+def training_as_ever(make: Callable[..., Built]) -> bool:
+    """Loss and gradients of an accelerated policy, at every site that it has."""
+    policy, call = make()
+    policy.train()
+    batch = call["batch"] | {"action": torch.randn(SAMPLES, HORIZON, policy.config.action_feature.shape[0])}
+
+    def learned() -> list[Tensor]:
+        torch.manual_seed(3)
+        policy.zero_grad()
+        loss, _ = policy.forward(copied(batch))
+        loss.backward()
+        return [loss.detach()] + [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+    plain = learned()
+    for sites in ("model", "block", "sublayer"):
+        try:
+            diffcache.accelerate(policy, f"{HALF},sites={sites}")
+        except DiffCacheError:
+            continue
+        found = learned()
+        diffcache.restore(policy)
+        if len(found) != len(plain) or not all(map(torch.equal, found, plain)):
+            return False
+    return True
+
+
+def gradients(make: Callable[..., Built]) -> str:
+    """Of a run in real-time chunking: at how many computed and predicted steps the output carried any."""
+    policy, call = chunked(make)
+    inner, carried = policy.rtc_processor.denoise_step, []
+
+    def denoise_step(*args: Any, original_denoise_step_partial: Callable[[Tensor], Tensor], **kwargs: Any) -> Tensor:
+        def watched(x: Tensor) -> Tensor:
+            carried.append((flow := original_denoise_step_partial(x)).requires_grad)
+            return flow
+
+        return inner(*args, original_denoise_step_partial=watched, **kwargs)
+
+    policy.rtc_processor.denoise_step = denoise_step
+    with diffcache.accelerated(policy, HALF):
+        policy.predict_action_chunk(**call)
+    return f"{sum(carried[::2])} computed, {sum(carried[1::2])} predicted"
+
+
+def chunk_fits(make: Callable[..., Built]) -> str:
+    """Error of a run in real-time chunking by a plan that was fitted without the last actions, and with them."""
+    policy, call = chunked(make)
+
+    def actions() -> Tensor:
+        torch.manual_seed(1)
+        return policy.predict_action_chunk(**call | {"batch": copied(call["batch"])})
+
+    full, errors = actions(), []
+    for fitted in ({"batch": call["batch"]}, call):
+        schedule = diffcache.optimize(policy, [fitted | {"seed": n} for n in range(2, 6)], 8, time_limit_s=0)
+        with diffcache.accelerated(policy, schedule):
+            errors.append(float((actions() - full).norm() / full.norm()))
+    return " and ".join(f"{error:.4f}" for error in errors)
+
+
+def no_trace(make: Callable[..., Built]) -> bool:
+    policy, call = make()
+
+    def marks() -> list[set[str]]:
+        return [set(vars(part)) for part in policy.modules()]
+
+    def actions() -> Tensor:
+        torch.manual_seed(1)
+        return policy.predict_action_chunk(copied(call["batch"]))
+
+    full, before = actions(), marks()
+    diffcache.accelerate(policy, HALF)
+    actions()
+    on = marks() != before
+    diffcache.restore(policy)
+    return on and marks() == before and torch.equal(actions(), full)
+
+
+def refused(make: Callable[..., Built]) -> str:
+    policy, call = make(compile_model=True)
+    for ask in (lambda: diffcache.accelerate(policy, HALF), lambda: diffcache.optimize(policy, [call], 8)):
+        try:
+            ask()
+        except UnsupportedModel:
+            continue
+        return "**accepted**"
+    return "refused"
+
+
+HABITS: dict[str, Callable[[Callable[..., Built]], bool | str]] = {
+    "`select_action`'s queue holds": queue_as_ever,
+    "training bit-equal": training_as_ever,
+    "steps with gradients in real-time chunking": gradients,
+    f"its error at 8 of {STEPS}, fitted without and with the last chunk": chunk_fits,
+    "restored without a trace": no_trace,
+    "`compile_model=True`": refused,
+}
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def _corrected(
     def apart(array: np.ndarray) -> np.ndarray:
         return array if len(array) == branches else array.repeat(branches, axis=0)
 
-    kappa = None if plan.kappa is None else apart(plan.kappa)
+    kappa, inputs = (None if rows is None else apart(rows) for rows in (plan.kappa, plan.inputs))
     return dataclasses.replace(
-        plan, weights=apart(plan.weights), kappa=kappa, scale=scale, bias=bias if bias.any() else None
+        plan, weights=apart(plan.weights), kappa=kappa, inputs=inputs, scale=scale, bias=bias if bias.any() else None
     )

@@ -265,6 +265,7 @@ def _begun_late(plan: SitePlan, before: int) -> SitePlan:
         compute=np.concatenate([np.ones(before, bool), plan.compute]),
         weights=np.pad(plan.weights, ((0, 0), (before, 0), (0, 0))),
         kappa=later(plan.kappa),
+        inputs=later(plan.inputs),
         scale=later(plan.scale),
         bias=later(plan.bias),
     )

@@ -32,6 +32,9 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
         raise BadOption("schedule", "one without timesteps", "one on a grid it names")
     if any(denoiser.online is not None for denoiser in schedule.denoisers.values()):
         raise BadOption("schedule", "one that decides in the run", "one whose computed steps are known")
+    if any(plan.inputs is not None and plan.inputs.any() for _, _, plan in schedule.plans()):
+        # They go with the noise levels of the anchors: in between, neither interpolated nor taken over are they right.
+        raise BadOption("schedule", "one with weights of inputs", "one that predicts from outputs alone")
     for name, grid in (("timesteps", new), ("schedule", schedule.timesteps)):
         if not len(grid) or (np.diff(grid) >= 0).any():
             raise BadOption(name, grid.tolist()[:4], "a grid that falls from step to step")

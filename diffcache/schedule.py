@@ -3,7 +3,7 @@
 At a step that is not computed, a site's output is predicted from its anchors (the newest computed steps
 a_0 > a_1 > …) by the one equation of this library:
 
-    F̂_i = s_i ⊙ ( Σ_k w_{i,k} · F_{a_k} + κ_i · (x_i − x_{a_0}) ) + b_i                                   (1)
+    F̂_i = s_i ⊙ ( Σ_k (w_{i,k} · F_{a_k} + v_{i,k} · x_{a_k}) + κ_i · (x_i − x_{a_0}) ) + b_i              (1)
 
 Shapes in this file: T steps of the sampling loop, B branches with coefficients of their own (1: shared by all),
 K anchors, C channels. Everything is checked when it is made, here or by a file; what is wrong raises DocumentError.
@@ -39,6 +39,7 @@ class SitePlan(Record):
     compute  bool [T]; the first step is always computed
     weights  float64 [B, T, K], w of equation (1); zero at computed steps and for anchors that do not exist yet
     kappa    float64 [B, T] or None (0)
+    inputs   float64 [B, T, K] or None (0), v: weights of the anchors' inputs; zero where weights must be
     scale    float64 [B, T] or [B, T, C] or None (1)
     bias     float64 [B, T] or [B, T, C] or None (0)
     store    format in which outputs are kept; None: as the site returns them
@@ -50,6 +51,7 @@ class SitePlan(Record):
     compute: np.ndarray
     weights: np.ndarray
     kappa: np.ndarray | None = None
+    inputs: np.ndarray | None = None
     scale: np.ndarray | None = None
     bias: np.ndarray | None = None
     store: StoreFormat | None = None
@@ -63,6 +65,8 @@ class SitePlan(Record):
         rows = {"branch": len(weights), "step": len(compute)}
         if self.kappa is not None:
             put(self, kappa=_checks.array(me, "kappa", self.kappa, np.float64, **rows))
+        if self.inputs is not None:
+            put(self, inputs=_checks.array(me, "inputs", self.inputs, np.float64, **rows, anchor=weights.shape[2]))
         channels = None
         for name in ("scale", "bias"):
             value = getattr(self, name)
@@ -79,7 +83,9 @@ class SitePlan(Record):
             if index := first(self.prescale[1] <= 0):
                 found = f"the spread of channel {index[0]} is {self.prescale[1][index]:g}"
                 refuse(me, "prescale", found, "spreads above 0")
-        _check_anchors(me, compute, weights)
+        _check_anchors(me, "weights", compute, weights)
+        if self.inputs is not None:
+            _check_anchors(me, "inputs", compute, self.inputs)
         if index := first(~compute & ~self._speaks()):
             found = f"{place(rows, index)} is predicted, with all coefficients zero"
             refuse(me, "weights", found, "a prediction other than zero")
@@ -94,8 +100,14 @@ class SitePlan(Record):
         """How many of the newest outputs are ever needed at once: 0 if nothing is predicted, otherwise at least 1."""
         if self.compute.all():
             return 0
-        used = np.flatnonzero(self.weights.any(axis=(0, 1)))
+        used = np.flatnonzero(self.refers.any(axis=0))
         return int(used[-1]) + 1 if len(used) else 1
+
+    @property
+    def refers(self) -> np.ndarray:
+        """bool [T, K]: in some branch, the step's prediction takes something from that anchor."""
+        used = self.weights != 0 if self.inputs is None else (self.weights != 0) | (self.inputs != 0)
+        return np.asarray(used.any(axis=0))
 
     @property
     def differences(self) -> np.ndarray:
@@ -104,8 +116,10 @@ class SitePlan(Record):
         used, may = np.zeros(len(self.compute), bool), np.ones(len(self.compute), bool)
         for step in np.flatnonzero(~self.compute):
             newest_first = np.flatnonzero(self.compute[:step])[::-1][: self.weights.shape[2]]
-            anchors = [a for k, a in enumerate(newest_first) if k == 0 or self.weights[:, step, k].any()]
+            anchors = [a for k, a in enumerate(newest_first) if k == 0 or self.refers[step, k]]
             used[anchors] = True
+            if self.inputs is not None and self.inputs[:, step].any():
+                may[anchors] = False
             kappa = np.zeros(len(self.weights)) if self.kappa is None else self.kappa[:, step]
             if len(anchors) > 1 or not kappa.any() or not np.array_equal(kappa, self.weights[:, step, 0]):
                 may[anchors] = False
@@ -116,6 +130,8 @@ class SitePlan(Record):
         speaks = _nonzero(self.weights)
         if self.kappa is not None:
             speaks |= _nonzero(self.kappa)
+        if self.inputs is not None:
+            speaks |= _nonzero(self.inputs)
         if self.scale is not None:
             speaks &= _nonzero(self.scale)
         if self.bias is not None:
@@ -403,18 +419,18 @@ def check_branches(where: str, name: str, branches: int, guidance: Guidance | No
         refuse(where, name, f"{branches} branches", allowed)
 
 
-def _check_anchors(where: str, compute: np.ndarray, weights: np.ndarray) -> None:
+def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndarray) -> None:
     """Predictions refer to what is kept: steps computed before them."""
     axes = ("branch", "step", "anchor")
     if not compute[0]:
         refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
     if index := first(compute[:, None] & (weights != 0)):
         found = f"{place(axes, index)} is {weights[index]:g} at a computed step"
-        refuse(where, "weights", found, "0, for equation (1) is not used there")
+        refuse(where, field, found, "0, for equation (1) is not used there")
     kept = np.cumsum(compute)  # at a predicted step i: the number of steps computed before i
     if index := first((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None])):
         found = f"{place(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
-        refuse(where, "weights", found, "0 for anchors that do not exist yet (0 is the newest)")
+        refuse(where, field, found, "0 for anchors that do not exist yet (0 is the newest)")
 
 
 def _check_nesting(where: str, denoiser: str, plans: Mapping[str, SitePlan]) -> None:

@@ -115,25 +115,71 @@ class MultiTask(nn.Module):
         return self.objective.conditional_sample(self.noise_predictor, len(seen), seen)
 
 
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Modulated() for _ in range(3)])
+
+    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, features)
+        return hidden
+
+
 class Expert(nn.Module):
-    """The action expert of a vision-language-action model: no network of its own, but a method."""
+    """The action expert of a vision-language-action model, as pi0 has it: no network of its own, but a method, whose
+    layers lie deep. With ``left``, the actions of the last call that are still to come, each step is guided to them."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Linear(OBS, WIDTH)
-        self.expert = Transformer()
+        self.embed, self.time = nn.Linear(OBS, WIDTH), nn.Linear(1, WIDTH)
+        self.action_in_proj, self.action_out_proj = nn.Linear(ACTION, WIDTH), nn.Linear(WIDTH, ACTION)
+        self.paligemma_with_expert, self.guided = nn.Module(), Guided()
+        self.paligemma_with_expert.gemma_expert = nn.Module()
+        self.paligemma_with_expert.gemma_expert.model = Layers()
 
-    def sample_actions(self, state: Tensor, num_steps: int | None = None) -> Tensor:
-        steps = self.config.num_inference_steps if num_steps is None else num_steps
+    @torch.no_grad()
+    def sample_actions(self, state: Tensor, num_steps: int | None = None, left: Tensor | None = None) -> Tensor:
+        return self.integrated(state, self.config.num_inference_steps if num_steps is None else num_steps, left)
+
+    def integrated(self, state: Tensor, steps: int, left: Tensor | None = None) -> Tensor:
         prefix, x = self.embed(state), torch.randn(len(state), HORIZON, ACTION)
         for i in range(steps):
             time = torch.full((len(state),), 1 - i / steps)
-            x = x - self.denoise_step(state=state, past_key_values=prefix, x_t=x, timestep=time) / steps
+
+            def step(y: Tensor, time: Tensor = time) -> Tensor:
+                return self.denoise_step(state=state, past_key_values=[prefix], x_t=y, timestep=time)
+
+            x = x - (step(x) if left is None else self.guided(step, x, left)) / steps
         return x
 
-    def denoise_step(self, state: Tensor, past_key_values: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
-        return self.expert(x_t, timestep * 100, past_key_values)
+    def denoise_step(self, state: Tensor, past_key_values: list[Tensor], x_t: Tensor, timestep: Tensor) -> Tensor:
+        features = self.time(timestep[:, None]) + past_key_values[0]
+        return self.action_out_proj(self.expert(self.action_in_proj(x_t), features))
+
+    def expert(self, hidden: Tensor, features: Tensor) -> Tensor:
+        return self.paligemma_with_expert.gemma_expert.model(hidden, features)
+
+
+class Guided:
+    """Real-time chunking: the step is taken with gradients, though the loop runs without.
+
+    carried  whether what came back carried any, step by step
+    """
+
+    def __init__(self) -> None:
+        self.carried: list[bool] = []
+
+    def __call__(self, step: Callable[[Tensor], Tensor], x: Tensor, left: Tensor) -> Tensor:
+        x = x.clone().detach()
+        with torch.enable_grad():
+            flow = step(x)
+            self.carried.append(flow.requires_grad)
+            x.requires_grad_(True)
+            wanted = x - flow
+            error = (left - wanted).detach()
+            return flow - torch.autograd.grad(wanted, x, error)[0]
 
 
 class Pi(nn.Module):
@@ -145,6 +191,32 @@ class Pi(nn.Module):
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], **more: Any) -> Tensor:
         return self.model.sample_actions(batch["obs"][:, -1], **more)[..., :-1]  # the robot has fewer joints
+
+
+class InParts(Expert):
+    """As SmolVLA has it: what calls the layers reaches for their parts."""
+
+    def sample_actions(self, state: Tensor) -> Tensor:  # type: ignore[override]
+        return self.integrated(state, self.config.num_steps)
+
+    def expert(self, hidden: Tensor, features: Tensor) -> Tensor:
+        for layer in self.paligemma_with_expert.gemma_expert.model.layers:
+            normed = layer.norm1(hidden + features[:, None])
+            hidden = hidden + layer.multihead_attn(normed, normed, normed)[0]
+            hidden = hidden + layer.mlp(layer.norm2(hidden))
+        return hidden
+
+
+class SmolVLA(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = InParts(SimpleNamespace(num_steps=STEPS))
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor]) -> Tensor:
+        actions = self.model.sample_actions(batch["obs"][:, -1])[..., :-1]
+        actions[..., 0] *= -1  # for robots whose joints turn the other way, in the loop's own tensor
+        return actions
 
 
 class ActionHead(nn.Module):
@@ -240,7 +312,8 @@ CASES = {
     "multi_task_dit": Case(lambda: randomised(MultiTask("diffusion"))),
     "multi_task_dit, Euler": Case(lambda: randomised(MultiTask("flow"))),
     "multi_task_dit, Runge-Kutta": Case(lambda: randomised(MultiTask("flow", "rk4", 3)), steps=12, replays=False),
-    "pi0": Case(lambda: randomised(Pi()), granularities=("model",)),
+    "pi0": Case(lambda: randomised(Pi())),
+    "smolvla": Case(lambda: randomised(SmolVLA()), granularities=("model",)),
     "groot": Case(lambda: randomised(Groot()), replays=False),
     "lerobot diffusion": Case(lambda: randomised(UNetPolicy()), granularities=("model",)),
 }

@@ -121,7 +121,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def random_plan(mask: str, branches: int, anchors: int, *, kappa: bool = True, channels: int = 0) -> SitePlan:
-    """Any coefficients that keep the loop tame."""
+    """Any coefficients that keep the loop tame. ``kappa``: those of inputs too."""
     rng = np.random.default_rng(len(mask) + branches + anchors)
     compute = np.array([c == "#" for c in mask])
     kept = np.cumsum(compute)
@@ -134,6 +134,7 @@ def random_plan(mask: str, branches: int, anchors: int, *, kappa: bool = True, c
         compute=compute,
         weights=weights,
         kappa=rng.normal(size=shape[:2]) * 0.5 if kappa else None,
+        inputs=(weights != 0) * rng.normal(size=weights.shape) * 0.3 if kappa else None,
         scale=rng.uniform(0.8, 1.2, size=shape),
         bias=rng.normal(size=shape) * 0.1,
     )

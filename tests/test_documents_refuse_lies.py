@@ -198,6 +198,11 @@ SCHEDULE_LIES = [
     lie(f"{MODEL}/kappa", entry((1, 2), np.nan), "branch 1, step 2 is nan"),
     lie(f"{MODEL}/kappa", lose, "the tensor is missing"),
     lie(f"{MODEL}/kappa", put(None), SPARE),
+    lie(
+        f"{MODEL}/inputs", change(lambda a: a[:, :, :1]), "found shape [2, 6, 1]. Allowed: [branch 2, step 6, anchor 2]"
+    ),
+    lie(f"{MODEL}/inputs", entry((1, 2, 0), np.inf), "branch 1, step 2, anchor 0 is inf"),
+    lie(f"{MODEL}/inputs", entry((1, 1, 0), 1.0), "branch 1, step 1, anchor 0 is 1 at a computed step"),
     lie(f"{MODEL}/scale", change(lambda a: a[:, :-1]), "found shape [2, 5]. Allowed: [branch 2, step 6]"),
     lie(f"{MODEL}/scale", entry((0, 2), np.inf), "branch 0, step 2 is inf"),
     lie(f"{MODEL}/bias", change(lambda a: a[None]), "shape [1, 2, 6, 3]. Allowed: [branch 2, step 6, channel any]"),

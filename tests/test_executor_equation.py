@@ -31,12 +31,14 @@ def naive(plan: SitePlan, row: int, calls: list[tuple[Tensor, Tensor]], i: int) 
     """Equation (1) in float64 for step ``i``, from what one branch was given and gave at each step."""
     anchors = [a for a in range(i - 1, -1, -1) if plan.compute[a]]
     total = sum(w * calls[a][1].double() for w, a in zip(plan.weights[row, i], anchors, strict=False))
+    given = sum(v * calls[a][0].double() for v, a in zip(plan.inputs[row, i], anchors, strict=False))
     kappa = 0.0 if plan.kappa is None else plan.kappa[row, i]
     x, x_0 = calls[i][0].double(), calls[anchors[0]][0].double()
     like = calls[anchors[0]][1]
     channels = like.shape[1] if like.ndim == 4 else like.shape[-1]
-    moved = (x - x_0)[:, :channels] if like.ndim == 4 else (x - x_0)[..., :channels]
-    return per_channel(plan.scale[row, i], like) * (total + kappa * moved) + per_channel(plan.bias[row, i], like)
+    of_inputs = kappa * (x - x_0) + given
+    of_inputs = of_inputs[:, :channels] if like.ndim == 4 else of_inputs[..., :channels]
+    return per_channel(plan.scale[row, i], like) * (total + of_inputs) + per_channel(plan.bias[row, i], like)
 
 
 def assert_equation_1(pipe: Loop, plan: SitePlan, guidance: Guidance | None, x: Tensor) -> None:
@@ -150,6 +152,7 @@ def terms(weights: list[list[float]], kappa: list[float] | None = None, **more: 
     return Terms(
         anchors=tuple(range(len(weights[0]))),
         weights=tuple(map(tuple, weights)),
+        inputs=((0.0,) * len(weights[0]),) * rows,
         kappa=tuple(kappa or [0.0] * rows),
         scale=more.get("scale", (1.0,) * rows),
         bias=more.get("bias", (0.0,) * rows),

@@ -193,12 +193,21 @@ SHAPES = [(4, 64, 40), (4, 3, 16), (4, 6, 8, 8), (4, 6, 2, 4, 4), (4, 96)]
     anchors=st.integers(1, 4),
     rows=st.sampled_from([1, 2]),
     kappa=st.sampled_from([0.0, 1.0, -0.5]),
+    given=st.booleans(),
     channels=st.sampled_from(["", "scale", "bias", "both", "numbers"]),
     static=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_predictions_from_codes_are_those_from_what_the_codes_stand_for(
-    shape: tuple[int, ...], store: str, anchors: int, rows: int, kappa: float, channels: str, static: bool, seed: int
+    shape: tuple[int, ...],
+    store: str,
+    anchors: int,
+    rows: int,
+    kappa: float,
+    given: bool,
+    channels: str,
+    static: bool,
+    seed: int,
 ) -> None:
     random, made = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     width = shape[1] if len(shape) >= 4 else shape[-1]
@@ -213,6 +222,7 @@ def test_predictions_from_codes_are_those_from_what_the_codes_stand_for(
     terms = Terms(
         anchors=tuple(range(anchors)),
         weights=tuple(tuple(float(w) for w in random.normal(size=anchors)) for _ in range(rows)),
+        inputs=tuple(tuple(float(v) for v in given * random.normal(size=anchors)) for _ in range(rows)),
         kappa=(kappa,) * rows,
         scale=coefficient("scale", 1.0),
         bias=coefficient("bias", 0.0),

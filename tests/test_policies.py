@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import diffcache
 from diffcache import host
-from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, ScheduleMismatch, UnsupportedModel
+from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption, ScheduleMismatch, UnsupportedModel
 from diffcache.eval.methods import baselines
 from diffcache.eval.trials import Trials, wilson
 from diffcache.eval.watch import watched
@@ -90,7 +90,7 @@ def test_a_plan_fitted_to_the_actions_is_nearer_than_reuse_of_as_many_steps(case
     assert error(schedule) < 1
 
 
-@pytest.mark.parametrize("name", ["diffusion_policy", "multi_task_dit, Euler"])
+@pytest.mark.parametrize("name", ["diffusion_policy", "multi_task_dit, Euler", "pi0"])
 def test_inner_sites_are_measured_planned_and_corrected(name: str) -> None:
     case = CASES[name]
     policy = case.make()
@@ -377,6 +377,34 @@ def test_wrapped_policies_are_the_policies_and_unknown_ones_are_refused() -> Non
     compiled.model.sample_actions = torch.compile(compiled.model.sample_actions, backend="eager")
     with pytest.raises(UnsupportedModel, match="compiled as one graph"):
         diffcache.accelerate(compiled, "uniform:every=2")
+
+
+def test_inside_of_a_compiled_step_there_are_no_sites() -> None:
+    policy = CASES["pi0"].make()
+    policy.model.denoise_step = torch.compile(policy.model.denoise_step, backend="eager")
+    with pytest.raises(BadOption, match="sites='block'"):
+        diffcache.accelerate(policy, "uniform:every=2,sites=block")
+    with diffcache.accelerated(policy, "uniform:every=2"):
+        CASES["pi0"].act(policy)
+        assert diffcache.report(policy).rows[0].predicted == STEPS // 2
+
+
+@pytest.mark.parametrize("store", [None, "int8"])
+@pytest.mark.parametrize("sites", ["model", "block"])
+def test_real_time_chunking_sees_a_predicted_step_as_constant(sites: str, store: str | None) -> None:
+    case = CASES["pi0"]
+    policy = case.make()
+    left = case.act(policy, seed=2)
+    left = torch.cat([left, left[..., :1]], dim=-1)  # of all joints that the network knows
+    full = case.act(policy, left=left)
+    assert 0.1 < far(full, case.act(policy))
+    with diffcache.accelerated(policy, f"full:sites={sites}"):
+        assert torch.equal(case.act(policy, left=left), full)
+    policy.model.guided.carried.clear()
+    with diffcache.accelerated(policy, f"taylor:every=2,order=1,sites={sites}", store=store):
+        assert far(case.act(policy, left=left), full) < 0.1
+    if sites == "model":
+        assert policy.model.guided.carried == [True, False] * (STEPS // 2)
 
 
 class Queued(MultiTask):

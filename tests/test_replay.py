@@ -18,6 +18,7 @@ import diffcache
 from diffcache.profiling import Calibration, fit
 from diffcache.profiling.record import record
 from diffcache.profiling.replay import NotReplayable, Replay, _fork
+from diffcache.schedule import SitePlan
 from diffcache.schedulers.uniform import evenly
 
 OUTPUT_ONLY = {
@@ -83,7 +84,7 @@ def test_a_replay_ends_where_the_accelerated_pipeline_ends(name: str, noise_sche
     replayed = fit.final_states(calibrated.replays, compute, weights)
     other = fit.final_states(calibrated.replays, compute, *guess(calibrated, seed=1)[1:])
     pipe = calibrated.pipe
-    with diffcache.accelerated(pipe, calibrated._document(compute, weights, {})):
+    with diffcache.accelerated(pipe, calibrated._document(SitePlan(compute=compute, weights=weights), {})):
         real = final_states(pipe, calls(name, pipe))
         rows = diffcache.report(pipe).rows
     per_step = 2 if TINY[name].guidance == "separate" else 1
@@ -246,7 +247,7 @@ def test_half_precision_is_replayed_too(name: str) -> None:
     assert calibrated.target == "state", calibrated.why_output
     compute, weights = guess(calibrated)
     (replayed,) = fit.final_states(calibrated.replays, compute, weights)
-    with diffcache.accelerated(pipe, calibrated._document(compute, weights, {})):
+    with diffcache.accelerated(pipe, calibrated._document(SitePlan(compute=compute, weights=weights), {})):
         (real,) = final_states(pipe, [made | {"generator": torch.Generator().manual_seed(0)}])
     reference = calibrated.replays[0].reference(len(compute) - 1)
     assert replayed.dtype == real.dtype

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from diffcache import planning
 from diffcache.errors import BadOption
 from diffcache.profile import DenoiserProfile, Profile
 from diffcache.schedule import SitePlan
@@ -294,6 +295,59 @@ def test_every_sublayer_has_its_own_best_updates(seed: int, updates: int) -> Non
         assert similarity(cut_of(plan_.compute), cosine) == pytest.approx(best)
 
 
+def best_cut(cosines: list[np.ndarray], updates: int) -> tuple[int, ...]:
+    """Of all cuts, that of most similarity, added up over the tables."""
+    return max(cuts(len(cosines[0]), updates), key=lambda cut: sum(similarity(cut, cosine) for cosine in cosines))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("updates", [2, 3, 4])
+def test_a_unified_schedule_is_the_first_self_attentions_for_all(seed: int, updates: int) -> None:
+    """Names are those of DP-T's decoder. The other sublayers turn elsewhere, and two to one would outvote the first."""
+    first = "sublayer:decoder.layers.0.self_attn"
+    outputs = {
+        "sublayer:decoder.layers.0.linear2": 3 * bent(seed, 10)[:, ::-1],
+        "sublayer:decoder.layers.0.multihead_attn": 2 * bent(seed, 10)[:, ::-1],
+        first: bent(seed, 10),
+    }
+    found = measured(outputs)
+    cosine = {name: part.output.cosine[0] for name, part in found.denoisers["transformer"].sites.items()}
+    of_the_first = best_cut([cosine[first]], updates)
+    of_the_sum = best_cut(list(cosine.values()), updates)
+    assert of_the_first != of_the_sum, "a case where it does not matter"
+
+    made = plan(found, updates, kind="acs", unified=True)
+    assert set(made.sites) == set(outputs)
+    assert {cut_of(plan_.compute) for plan_ in made.sites.values()} == {of_the_first}
+    assert made.notes == {"unified": first}
+
+    summed = plan(found, updates, kind="acs", per_site=False)
+    assert {cut_of(plan_.compute) for plan_ in summed.sites.values()} == {of_the_sum}
+    assert not summed.notes
+
+
+def test_the_first_is_the_first_that_runs_not_the_first_by_name() -> None:
+    """As text, block 10 comes before block 2, and a feed-forward before the self-attention that feeds it."""
+    early, late = bent(0, 10), bent(0, 10)[:, ::-1]
+    names = ("blocks.10.attn", "blocks.2.ff", "blocks.2.self_attn")
+    found = measured({f"sublayer:{name}": early if name == "blocks.2.self_attn" else late for name in names})
+    made = plan(found, 3, kind="acs", unified=True)
+    assert made.notes == {"unified": "sublayer:blocks.2.self_attn"}
+    alone = plan(measured({"sublayer:a.0.attn": early}), 3, kind="acs").sites["sublayer:a.0.attn"]
+    other = plan(measured({"sublayer:a.0.attn": late}), 3, kind="acs").sites["sublayer:a.0.attn"]
+    assert alone != other
+    assert all(plan_ == alone for plan_ in made.sites.values())
+
+
+def test_a_unified_schedule_is_asked_for_in_a_spec() -> None:
+    found = measured({f"sublayer:a.{n}.attn": bent(n, 12, slow) for n, slow in enumerate((0.01, 0.2))})
+    schedule = planning.plan(found, "partition:kind=acs,unified=1", 3)
+    first, second = schedule.denoisers["transformer"].sites.values()
+    assert first == second == plan(found, 3, kind="acs").sites["sublayer:a.0.attn"]
+    assert schedule.provenance["unified"] == "sublayer:a.0.attn"
+    assert schedule.provenance["scheduler"] == "partition:kind=acs,unified=1"
+
+
 def test_similarity_to_the_step_before_would_only_pick_the_largest_changes() -> None:
     """The degenerate objective is a top-k: here it updates three times in a row, and then never again."""
     outputs = bent(0, 12)
@@ -333,6 +387,8 @@ def test_outputs_are_reused_as_they_are() -> None:
         (2, {"norm": "l3"}, "norm='l3' was given. Allowed: one of l1, l2, cosine, coherent"),
         (2, {"bounded": "False"}, "bounded='False' was given. Allowed: True or False, in a spec 1 or 0"),
         (2, {"weighted": 2}, "weighted=2 was given"),
+        (2, {"unified": "yes"}, "unified='yes' was given. Allowed: True or False, in a spec 1 or 0"),
+        (2, {"unified": True, "per_site": True}, "unified=True was given. Allowed: False, where per_site"),
     ],
 )
 def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, Any], words: str) -> None:

@@ -51,17 +51,23 @@ def load(file: Path) -> CacheSchedule | Profile:
 
 
 def table(plan: SitePlan) -> str:
-    """Equation (1) at every predicted step: w of the newest outputs, and κ, s and b where there are any."""
+    """Equation (1) at every predicted step: w of the newest outputs; v of their inputs, κ, s and b if there are any."""
     branches = len(plan.weights)
     heads = ["step", *(["branch"] if branches > 1 else []), "newest", *(f"w{k}" for k in range(plan.anchors))]
     more = {"κ": plan.kappa, "s": plan.scale, "b": plan.bias}
+    heads += [f"v{k}" for k in range(plan.anchors)] if plan.inputs is not None else []
     heads += [head for head, array in more.items() if array is not None]
     rows = []
     for step in np.flatnonzero(~plan.compute):
         newest = int(np.flatnonzero(plan.compute[:step])[-1])
         kept = int(plan.compute[:step].sum())
         for branch in range(branches):
-            weights = [_number(w) if k < kept else "" for k, w in enumerate(plan.weights[branch, step, : plan.anchors])]
+            weights = [
+                _number(array[branch, step, k]) if k < kept else ""
+                for array in (plan.weights, plan.inputs)
+                if array is not None
+                for k in range(plan.anchors)
+            ]
             others = [_number(array[branch, step]) for array in more.values() if array is not None]
             rows.append([str(step), *([str(branch)] if branches > 1 else []), str(newest), *weights, *others])
     if not rows:

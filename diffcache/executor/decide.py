@@ -105,7 +105,7 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     elif finite is not None and not finite:
         return
     x, pairing = inputs.main, None
-    if program.keeps_x:
+    if program.reads_x:
         call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {})
         x = pairing.x(inputs)
     keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)

@@ -81,7 +81,7 @@ def combine(
         own = pairing.own[j] if terms.needs_x else None
         here = [rows[j * len(rows) // members]] if members else list(rows)
         now = None if own is None else x[own]
-        then = None if own is None or newest.difference else newest.x[own]
+        then = [None if own is None or not a.x else a.x[own] for a in anchors]
         kept = [a.kept[j] for a in anchors]
         parts = _from_packed(kept, terms, here, now, then, backend) or _from_plain(kept, terms, here, now, then)
         tensors.append(torch.cat(parts) if len(parts) > 1 else parts[0])
@@ -89,23 +89,28 @@ def combine(
 
 
 def _from_plain(
-    kept: Sequence[Kept], terms: Terms, rows: Sequence[int], now: Tensor | None, then: Kept | None
+    kept: Sequence[Kept], terms: Terms, rows: Sequence[int], now: Tensor | None, then: Sequence[Kept | None]
 ) -> list[Tensor]:
     """One tensor of the output in as many equal parts as there are ``rows`` of coefficients.
 
-    now, then  x and x_0 of equation (1); ``then`` None: what is kept is F - x_0
+    now, then  x and, for each anchor, its x of equation (1); None: not needed, or taken off what is kept
     """
-    anchors = [unpack(k) if isinstance(k, Packed) else k for k in kept]
+    anchors = [_plain(k) for k in kept]
     like = anchors[0]
-    at_anchor = unpack(then) if isinstance(then, Packed) else then
+    inputs = [None if k is None else _channels_as(_plain(k), like) for k in then]
     drift = None
     if now is not None:
-        before = torch.zeros_like(like) if at_anchor is None else _channels_as(at_anchor, like)
+        before = torch.zeros_like(like) if inputs[0] is None else inputs[0]
         drift = [*zip(_channels_as(now, like).chunk(len(rows)), before.chunk(len(rows)), strict=True)]
+    given = [
+        (n, x.chunk(len(rows)))
+        for n, x in enumerate(inputs)
+        if x is not None and any(terms.inputs[row][n] for row in rows)
+    ]
     return [
         predict(
-            [a.chunk(len(rows))[part] for a in anchors],
-            terms.weights[row],
+            [a.chunk(len(rows))[part] for a in anchors] + [x[part] for _, x in given],
+            terms.weights[row] + tuple(terms.inputs[row][n] for n, _ in given),
             drift=None if drift is None else drift[part],
             kappa=terms.kappa[row],
             scale=_broadcast(terms.scale[row], like),
@@ -120,11 +125,14 @@ def _from_packed(
     terms: Terms,
     rows: Sequence[int],
     now: Tensor | None,
-    then: Kept | None,
+    inputs: Sequence[Kept | None],
     backend: Backend,
 ) -> list[Tensor] | None:
     """The same straight from codes and scales; None where that cannot be: plain tensors, an input that is no sibling of
-    the output, coefficients along another dimension than usual."""
+    the output, coefficients along another dimension than usual, weights of inputs."""
+    then: Kept | None = inputs[0]
+    if any(map(any, terms.inputs)):
+        return None
     anchors = [k for k in kept if isinstance(k, Packed)]
     if not anchors or len(anchors) < len(kept):
         return None
@@ -136,7 +144,7 @@ def _from_packed(
     arrays = [v for row in rows for v in (terms.scale[row], terms.bias[row]) if isinstance(v, np.ndarray)]
     if any(_channel_dim(like, v.size) != channel_dim(like) for v in arrays):
         return None
-    inputs = [None] * len(rows) if now is None else now.chunk(len(rows))
+    parts = [None] * len(rows) if now is None else now.chunk(len(rows))
     anchors += [] if then is None else [then]
     found = []
     for part, row in enumerate(rows):
@@ -146,7 +154,7 @@ def _from_packed(
             from_kept(
                 [a.chunk(len(rows))[part] for a in anchors],
                 weights,
-                x=inputs[part],
+                x=parts[part],
                 kappa=terms.kappa[row],
                 scale=_per_row(factor, like),
                 bias=_per_row(offset, like),
@@ -154,6 +162,10 @@ def _from_packed(
             )
         )
     return found
+
+
+def _plain(kept: Kept) -> Tensor:
+    return unpack(kept) if isinstance(kept, Packed) else kept
 
 
 def _per_row(value: float | np.ndarray, like: Packed) -> float | Tensor:

@@ -19,6 +19,7 @@ class Terms:
 
     anchors: tuple[int, ...]
     weights: tuple[tuple[float, ...], ...]
+    inputs: tuple[tuple[float, ...], ...]
     kappa: tuple[float, ...]
     scale: tuple[float | np.ndarray, ...]
     bias: tuple[float | np.ndarray, ...]
@@ -30,7 +31,14 @@ class Terms:
 
     @property
     def needs_x(self) -> bool:
-        return any(self.kappa)
+        return any(self.kappa) or any(map(any, self.inputs))
+
+    @property
+    def anchors_with_x(self) -> tuple[int, ...]:
+        """Those whose input is needed as well: of the newest, κ takes it off the input of now."""
+        taken = [any(column) for column in zip(*self.inputs, strict=True)]
+        taken[0] |= any(self.kappa)
+        return tuple(a for a, with_x in zip(self.anchors, taken, strict=True) if with_x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,11 @@ class Program:
     store: StoreFormat | None = None
     prescale: np.ndarray | None = None
 
+    @property
+    def reads_x(self) -> bool:
+        """Whether some prediction needs the site's input."""
+        return any(t.needs_x for t in self.terms if t)
+
 
 def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
     steps = len(plan.compute)
@@ -75,7 +88,7 @@ def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
             prescale=plan.prescale,
         )
     drops = tuple(tuple(sorted(a for a, last in last_use.items() if last == i)) for i in range(steps))
-    keeps_x = frozenset(t.anchors[0] for t in terms if t and t.needs_x)
+    keeps_x = frozenset(a for t in terms if t for a in t.anchors_with_x)
     return Program(terms, frozenset(last_use), keeps_x, drops, False, differences, plan.store, plan.prescale)
 
 
@@ -99,10 +112,12 @@ def _terms(plan: SitePlan, step: int) -> Terms | None:
     branches, _, most = plan.weights.shape
     newest_first = np.flatnonzero(plan.compute[:step])[::-1][:most]
     # The newest anchor stays even with weight 0: kappa refers to its input, and shapes are taken from it.
-    used = [k for k in range(len(newest_first)) if k == 0 or plan.weights[:, step, k].any()]
+    used = [k for k in range(len(newest_first)) if k == 0 or plan.refers[step, k]]
+    inputs = np.zeros_like(plan.weights) if plan.inputs is None else plan.inputs
     return Terms(
         anchors=tuple(int(a) for a in newest_first[used]),
         weights=tuple(tuple(float(w) for w in plan.weights[b, step, used]) for b in range(branches)),
+        inputs=tuple(tuple(float(v) for v in inputs[b, step, used]) for b in range(branches)),
         kappa=tuple(0.0 if plan.kappa is None else float(plan.kappa[b, step]) for b in range(branches)),
         scale=tuple(_at(plan.scale, b, step, 1.0) for b in range(branches)),
         bias=tuple(_at(plan.bias, b, step, 0.0) for b in range(branches)),

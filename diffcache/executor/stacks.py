@@ -70,7 +70,7 @@ def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Call
             stack.before = call.lead.outputs
     stack.left = place.last
     if stack.guess is None:
-        if call.state.programs[call.denoiser, site].keeps_x:
+        if call.state.programs[call.denoiser, site].reads_x:
             _learn(call, site, inputs, stack.before)
         value = compute() if begun is None else begun[0]
         if place.part is not None:

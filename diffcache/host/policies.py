@@ -24,6 +24,8 @@ from torch.utils import _pytree as pytree
 from diffcache.host.loops import LOOPS, Clock, Loop
 from diffcache.patch import Method
 
+COMPILED = "_torchdynamo_orig_callable"  # what torch.compile makes of a method has this
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -35,6 +37,8 @@ class Family:
     steps        the number of steps that a run takes
     scheduler    the noise scheduler that the loop steps, from diffusers; "": forwards are counted
     evaluations  how many forwards a step has then
+    blocks       where a network that is a method has the list of its blocks, from the method's owner on; "": right
+                 under it, or they are called in parts, so that none can be skipped
     """
 
     network: str
@@ -43,6 +47,7 @@ class Family:
     steps: str
     scheduler: str = ""
     evaluations: Callable[[Any], int] = lambda policy: 1
+    blocks: str = ""
 
 
 FAMILIES = {
@@ -71,7 +76,11 @@ FAMILIES = {
         evaluations=lambda policy: 4 if policy.config.integration_method == "rk4" else 1,
     ),
     "pi0, pi0.5": Family(
-        "model:denoise_step", "model.sample_actions", "predict_action_chunk", "model.config.num_inference_steps"
+        "model:denoise_step",
+        "model.sample_actions",
+        "predict_action_chunk",
+        "model.config.num_inference_steps",
+        blocks="paligemma_with_expert.gemma_expert.model.layers",
     ),
     "SmolVLA": Family("model:denoise_step", "model.sample_actions", "predict_action_chunk", "model.config.num_steps"),
     "GR00T": Family(
@@ -81,6 +90,21 @@ FAMILIES = {
         "_groot_model.action_head.num_inference_timesteps",
     ),
 }
+
+
+class Expert(Method):
+    """A method whose owner has its blocks deeper down than structure is looked for, among those of other networks."""
+
+    __slots__ = ("blocks",)
+
+    def __init__(self, owner: Any, name: str, blocks: str) -> None:
+        super().__init__(owner, name)
+        self.blocks = blocks
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """What is looked at for sites, by its path: nothing inside of what is compiled as one graph."""
+        if not hasattr(getattr(self.of(), self.name), COMPILED):
+            yield self.blocks, _at(self.of(), self.blocks)
 
 
 class PolicyLoop(Loop):
@@ -105,7 +129,9 @@ class PolicyLoop(Loop):
         if not self._name:
             return owner
         if self._method is None or self._method.of() is not owner:
-            self._method = Method(owner, self._name)
+            blocks = self.family.blocks
+            found = blocks and _there(owner, blocks)
+            self._method = Expert(owner, self._name, blocks) if found else Method(owner, self._name)
         return self._method
 
     @property
@@ -168,7 +194,8 @@ class PolicyLoop(Loop):
             result = inner(*args, **kwargs)
             broken = False
         finally:
-            told.end(result, broken)
+            # A copy: SmolVLA turns joints around in the very tensor that the loop returned.
+            told.end(pytree.tree_map_only(Tensor, torch.clone, result), broken)
         return result
 
     def _grid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -21,6 +21,7 @@ from diffcache.profiling.output_fit import fit_outputs
 from diffcache.profiling.record import Trajectory, record_all
 from diffcache.profiling.replay import Replay
 from diffcache.profiling.search import Search
+from diffcache.profiling.slopes import slopes
 from diffcache.profiling.warp import Movable
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan
 from diffcache.schedulers._simulation import ANCHORS
@@ -32,6 +33,8 @@ HELD_SAMPLES = 8  # on which the search accepts
 HELD_SHARE = 4  # one call in so many is held out where none are named
 PAYS_DB = 0.1  # what coefficients per channel must gain on held-out samples to be kept
 LEVELS_PAY_DB = 0.3  # what moved noise levels must gain there: they tie a schedule closer to its noise scheduler
+SLOPES_PAY_DB = 3.0  # what estimates instead of outputs must gain: where they matter at all, it is 10 and more
+SLOPES_TRIED_ON = 5  # one step in so many computed
 NUDGED_SHARE = 0.25  # of the time for the search
 
 
@@ -97,6 +100,7 @@ class Calibration:
             return self._by_outputs(budget, scheduler)
         train, held = self._apart()
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
+        train, held = self._sloped(train, held, options)
         few, few_held = leading(train, SEARCHED_SAMPLES), leading(held, HELD_SAMPLES)
         seeker = Search(few, few_held, **options, tried=tried)  # type: ignore[arg-type]
         notes = {
@@ -119,6 +123,8 @@ class Calibration:
         seen, channels, (train, held) = self._best_options(best, train, held, options)
         if seen.levels is not None:
             notes["levels"] = "moved"
+        if seen.slopes is not None:
+            notes["combined"] = "clean estimates"
         everyone = train if self.held else [*train, *held]
         final = seen
         if len(everyone) > len(train):
@@ -127,18 +133,18 @@ class Calibration:
             front[int(best.compute.sum())] = seen
             notes["front"] = ", ".join(f"{n} steps {f.held_score:.1f} dB" for n, f in front.items())
         expected = Expected.over(seen.held_db, "held-out") if held else Expected.over(seen.error_db, "calibration")
-        return self._document(best.compute, final.weights, notes, final.scale, expected, final.levels)
+        return self._document(final.plan, notes, expected, final.levels)
 
     def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
         """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
         apart = per_branch and self.guidance is not None
-        found = fit(self.replays, compute, held=self.held, per_branch=apart, per_channel=per_channel)
+        train, held = self._sloped(self.replays, self.held, {"per_branch": apart})
+        found = fit(train, compute, held=held, per_branch=apart, per_channel=per_channel)
         notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
-        held = len(found.held_db) > 0
         expected = Expected.over(found.held_db if held else found.error_db, "held-out" if held else "calibration")
-        return self._document(compute, found.weights, notes, found.scale, expected)
+        return self._document(found.plan, notes, expected)
 
     def _apart(self) -> tuple[Sequence[Replay], Sequence[Replay]]:
         """Replays to fit, and others to accept by."""
@@ -146,6 +152,24 @@ class Calibration:
             return self.replays, self.held
         cut = len(self.replays) - max(1, len(self.replays) // HELD_SHARE)
         return self.replays[:cut], self.replays[cut:]
+
+    def _sloped(
+        self, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
+    ) -> tuple[Sequence[Replay], Sequence[Replay]]:
+        """The replays with the network's clean estimates in place of its outputs, if those are better to combine: where
+        a sampler draws noise, or begins where hardly anything but noise is left."""
+        known = [slopes(replay.trajectory) for replay in (*train, *held)]
+        own = known[0]
+        if own is None or any(other is None or not np.array_equal(own, other) for other in known):
+            return train, held
+        estimates = [replay.sloped(own) for replay in train], [replay.sloped(own) for replay in held]
+        begins = train[0].begins
+        tried = evenly(len(own), max(len(own) // SLOPES_TRIED_ON, len(begins)), begins)
+        plain, other = (
+            fit(leading(some, SEARCHED_SAMPLES), tried, held=leading(others, HELD_SAMPLES), **options)
+            for some, others in ((train, held), estimates)
+        )
+        return estimates if other.beats(plain, SLOPES_PAY_DB) else (train, held)
 
     def _best_options(
         self, best: Fit, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
@@ -220,20 +244,18 @@ class Calibration:
             "fit_target_reason": self.why_output,
             "budget": str(budget),
         }
-        return self._document(compute, fit_outputs(self.trajectories, compute), notes)
+        return self._document(SitePlan(compute=compute, weights=fit_outputs(self.trajectories, compute)), notes)
 
     def _document(
         self,
-        compute: np.ndarray,
-        weights: np.ndarray,
+        plan: SitePlan,
         notes: Mapping[str, str],
-        scale: np.ndarray | None = None,
         expected: Expected | None = None,
         levels: np.ndarray | None = None,
     ) -> CacheSchedule:
         denoisers = {
             name: DenoiserPlan(
-                sites={"model": self._plan(module, compute, weights, scale)},
+                sites={"model": self._plan(module, plan)},
                 class_name=host.class_name(module),
                 config_digest=host.config_digest(module),
             )
@@ -252,18 +274,24 @@ class Calibration:
             provenance=dict(notes) | {"samples": str(circumstances.samples(self.trajectories, self.replays))},
         )
 
-    def _plan(self, module: nn.Module, compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None) -> SitePlan:
+    def _plan(self, module: nn.Module, plan: SitePlan) -> SitePlan:
         """The part of these decisions that is ``module``'s."""
         own = np.array([any(call.module is module for call in s.calls) for s in self.trajectories[0].steps])
-        mine = compute & own
+        mine = plan.compute & own
         mine[0] = True
         # At the steps of another denoiser, which this one never sees, it reuses: that refers to nothing new.
-        weights = np.where(own[:, None], weights, np.where(mine[:, None], 0.0, np.eye(weights.shape[2])[0]))
-        # A loop that starts late (image to image) never enters the steps before; they count as computed.
+        reused = np.where(mine[:, None], 0.0, np.eye(plan.weights.shape[2])[0])
+
+        def begun(array: np.ndarray, before: float = 0.0) -> np.ndarray:
+            """A loop that starts late (image to image) never enters the steps before; they count as computed."""
+            return np.pad(array, [(0, 0), (self.start, 0), *[(0, 0)] * (array.ndim - 2)], constant_values=before)
+
         return SitePlan(
             compute=np.concatenate([np.ones(self.start, bool), mine]),
-            weights=np.pad(weights, ((0, 0), (self.start, 0), (0, 0))),
-            scale=None if scale is None else np.pad(scale, ((0, 0), (self.start, 0), (0, 0)), constant_values=1.0),
+            weights=begun(np.where(own[:, None], plan.weights, reused)),
+            kappa=None if plan.kappa is None else begun(np.where(own, plan.kappa, 0.0)),
+            inputs=None if plan.inputs is None else begun(np.where(own[:, None], plan.inputs, 0.0)),
+            scale=None if plan.scale is None else begun(plan.scale, 1.0),
         )
 
 

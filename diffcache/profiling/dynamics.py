@@ -30,7 +30,7 @@ def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
 def grams_and_peaks(replay: Replay) -> tuple[np.ndarray, np.ndarray]:
     """Of one run: Gram tables of the guided outputs float64 [N, T, T], and the final states' ranges [N]."""
     steps = len(replay.steps)
-    outputs = torch.stack([replay.guided(i, replay.recorded(i)).double() for i in range(steps)], 1).flatten(2)
+    outputs = torch.stack([replay.guided(i, replay.recorded_rests(i)).double() for i in range(steps)], 1).flatten(2)
     table = (outputs @ outputs.mT / outputs.shape[2]).cpu().numpy()
     end = replay.reference(steps - 1)[: len(outputs)].double().flatten(1)
     return (table + table.transpose(0, 2, 1)) / 2, (end.amax(1) - end.amin(1)).cpu().numpy()
@@ -58,10 +58,10 @@ def answers(replays: Sequence[Replay], fit: Fit) -> np.ndarray:
         before, after = fit.checkpoints[i], fit.checkpoints.get(i + 1)
         if after is None:
             continue
-        for replay, position, outputs in zip(replays, before.positions, after.outputs, strict=False):
+        for replay, position, rests in zip(replays, before.positions, after.rests, strict=False):
             count = len(position.state) // replay.copies
             error = _flat(position.state[:count]) - _flat(replay.reference(i - 1)[:count])
-            change = _flat(replay.guided(i, outputs[i])) - _flat(replay.guided(i, replay.recorded(i)))
+            change = _flat(replay.guided(i, rests[i])) - _flat(replay.guided(i, replay.recorded_rests(i)))
             product[i] += float(change @ error)
             energy[i] += float(error @ error)
             square[i] += float(change @ change)
@@ -69,7 +69,8 @@ def answers(replays: Sequence[Replay], fit: Fit) -> np.ndarray:
 
 
 def measure_reach(replay: Replay) -> np.ndarray:
-    """What each step's output adds to every later state, found by handing the noise scheduler a one among zeros.
+    """What each step's output, or its rest, adds to every later state, found by handing the noise scheduler a one among
+    zeros.
 
     A noise scheduler treats all elements alike, so a state of one element per sample tells all. Samples stay apart
     because each may bring its own noise, which is the same with and without the one, and cancels.
@@ -78,13 +79,14 @@ def measure_reach(replay: Replay) -> np.ndarray:
     like = replay.reference(0)
     none = torch.zeros([len(like)] + [1] * (like.ndim - 1), device=like.device)  # in float32, whatever the loop's dtype
     quiet = [Position(none, replay.start.scheduler)]
-    for step in replay.steps:
-        quiet.append(quiet[-1].moved(step, none))
+    for i, step in enumerate(replay.steps):
+        quiet.append(quiet[-1].moved(step, replay.whole(i, none, quiet[-1])))
     reach = np.zeros((steps, steps))
     for j in range(steps):
         position = quiet[j]
         for i in range(j, steps):
-            position = position.moved(replay.steps[i], torch.ones_like(none) if i == j else none)
+            rest = torch.ones_like(none) if i == j else none
+            position = position.moved(replay.steps[i], replay.whole(i, rest, position))
             reach[i, j] = float((position.state.double() - quiet[i + 1].state.double()).mean())
     return reach
 

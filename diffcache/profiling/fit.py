@@ -21,6 +21,7 @@ from torch import Tensor
 from diffcache.errors import BadOption
 from diffcache.predictors import predict
 from diffcache.profiling.replay import Position, Replay
+from diffcache.schedule import SitePlan
 from diffcache.schedulers._simulation import ANCHORS, RIDGE
 from diffcache.store import channel_dim
 
@@ -29,21 +30,22 @@ CHANNEL_RIDGE = 1e-3  # one channel's branches are nearly collinear, and its sam
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where all replays stand before a step, and what they remember: anchor steps newest first, outputs by anchor."""
+    """Where all replays stand before a step, and what they remember: anchor steps newest first, rests by anchor."""
 
     positions: tuple[Position, ...]
     anchors: tuple[int, ...]
-    outputs: tuple[Mapping[int, Sequence[Tensor]], ...]  # per replay: anchor step -> branch outputs
+    rests: tuple[Mapping[int, Sequence[Tensor]], ...]  # per replay: anchor step -> of each branch, ``Replay.rests``
 
     def first(self, replays: int) -> Checkpoint:
         """Of the first so many replays."""
-        return Checkpoint(self.positions[:replays], self.anchors, self.outputs[:replays])
+        return Checkpoint(self.positions[:replays], self.anchors, self.rests[:replays])
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """weights float64 [B, T, K] of equation (1), scale float64 [B, T, C] or None; ``checkpoints[i]``: the run before
-    step i.
+    """weights float64 [B, T, K] of the anchors' outputs, or of their rests where the replays have slopes; input
+    float64 [B, T], weight of the step's own input then; scale float64 [B, T, C] or None; ``checkpoints[i]``: the run
+    before step i.
 
     error_db  per sample, PSNR of the final state against the full run's; peak: the reference sample's own range
     held_db   the same of samples that nothing was fitted to; may be empty
@@ -57,6 +59,20 @@ class Fit:
     held_db: np.ndarray
     checkpoints: Mapping[int, Checkpoint]
     levels: np.ndarray | None = None
+    input: np.ndarray | None = None
+    slopes: np.ndarray | None = None
+
+    @property
+    def plan(self) -> SitePlan:
+        """In the terms of equation (1): Σ_k w_k (F_{a_k} − λ_{a_k} x_{a_k}) + u x has κ = u, and x_{a_0} twice."""
+        inputs = None
+        if self.input is not None and self.slopes is not None:
+            inputs = np.zeros_like(self.weights)
+            for i in np.flatnonzero(~self.compute):
+                anchors = np.flatnonzero(self.compute[:i])[::-1][: inputs.shape[2]]
+                inputs[:, i, : len(anchors)] = -self.weights[:, i, : len(anchors)] * self.slopes[anchors]
+                inputs[:, i, 0] += self.input[:, i]
+        return SitePlan(compute=self.compute, weights=self.weights, kappa=self.input, inputs=inputs, scale=self.scale)
 
     @property
     def score(self) -> float:
@@ -99,6 +115,7 @@ def fit(
     steps, everyone = len(compute), [*replays, *held]
     branches = replays[0].branches if per_branch else 1
     weights = np.zeros((branches, steps, anchors))
+    own = np.zeros((branches, steps)) if replays[0].slopes is not None else None
     scale = np.ones((branches, steps, replays[0].channels)) if per_channel else None
     if resume is not None and (resume.weights.shape != weights.shape or (resume.scale is None) == per_channel):
         resume = None  # was made with other options
@@ -106,6 +123,8 @@ def fit(
     checkpoints: dict[int, Checkpoint] = {}
     if resume is not None and first > 0:
         weights[:, :first] = resume.weights[:, :first]
+        if own is not None and resume.input is not None:
+            own[:, :first] = resume.input[:, :first]
         if scale is not None and resume.scale is not None:
             scale[:, :first] = resume.scale[:, :first]
         checkpoints = {i: c for i, c in resume.checkpoints.items() if i <= first}
@@ -121,28 +140,43 @@ def fit(
             here = _computed(everyone, i, here, anchors)
             continue
         mine = here.first(len(replays))
-        weights[:, i, : len(here.anchors)] = w = _solve(replays, i, mine, branches)
+        w, u = _solve(replays, i, mine, branches)
+        weights[:, i, : len(here.anchors)] = w
+        if own is not None:
+            own[:, i] = u
         if scale is not None:
-            scale[:, i] = _channel_scale(replays, i, mine, w)
-        here = _predicted(everyone, i, here, w, None if scale is None else scale[:, i])
+            scale[:, i] = _channel_scale(replays, i, mine, w, u)
+        here = _predicted(everyone, i, here, w, u, None if scale is None else scale[:, i])
     errors = _errors(everyone, here)
-    own = sum(len(r.reference(0)) // r.copies for r in replays)
-    return Fit(compute.copy(), weights, scale, errors[:own], errors[own:], checkpoints, levels)
+    count = sum(len(r.reference(0)) // r.copies for r in replays)
+    slopes = replays[0].slopes
+    return Fit(compute.copy(), weights, scale, errors[:count], errors[count:], checkpoints, levels, own, slopes)
 
 
 def run(
-    replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None = None
+    replays: Sequence[Replay],
+    compute: np.ndarray,
+    weights: np.ndarray,
+    scale: np.ndarray | None = None,
+    own: np.ndarray | None = None,
 ) -> np.ndarray:
-    """PSNR in dB per sample of the final state for given weights [B, T, K] and scale [B, T, C]: nothing is fitted."""
-    return _errors(replays, _end(replays, compute, weights, scale))
+    """PSNR in dB per sample of the final state for given weights [B, T, K], scale [B, T, C] and weight of the input
+    [B, T]: nothing is fitted."""
+    return _errors(replays, _end(replays, compute, weights, scale, own))
 
 
 def final_states(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray) -> list[Tensor]:
     """Where ``run`` ends: per replay, what its last ``scheduler.step`` returns."""
-    return [position.state for position in _end(replays, compute, weights, None).positions]
+    return [position.state for position in _end(replays, compute, weights).positions]
 
 
-def _end(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, scale: np.ndarray | None) -> Checkpoint:
+def _end(
+    replays: Sequence[Replay],
+    compute: np.ndarray,
+    weights: np.ndarray,
+    scale: np.ndarray | None = None,
+    own: np.ndarray | None = None,
+) -> Checkpoint:
     _demand(replays, compute)
     here = _start(replays)
     for i in range(len(compute)):
@@ -150,7 +184,8 @@ def _end(replays: Sequence[Replay], compute: np.ndarray, weights: np.ndarray, sc
             here = _computed(replays, i, here, weights.shape[2])
         else:
             w = weights[:, i, : len(here.anchors)]
-            here = _predicted(replays, i, here, w, None if scale is None else scale[:, i])
+            u, s = (None if array is None else array[:, i] for array in (own, scale))
+            here = _predicted(replays, i, here, w, u, s)
     return here
 
 
@@ -179,27 +214,55 @@ def _once(state: Tensor, replay: Replay) -> Tensor:
 
 def _computed(replays: Sequence[Replay], i: int, here: Checkpoint, most: int) -> Checkpoint:
     kept = (i, *(() if i in replays[0].begins else here.anchors))[:most]  # a denoiser predicts from its own outputs
-    positions, outputs = [], []
-    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
+    positions, rests = [], []
+    for replay, position, history in zip(replays, here.positions, here.rests, strict=True):
         fresh = replay.compute(i, position)
         positions.append(replay.move(i, position, replay.guided(i, fresh)))
-        outputs.append({a: fresh if a == i else history[a] for a in kept})
-    return Checkpoint(tuple(positions), kept, tuple(outputs))
+        mine = replay.rests(i, fresh, replay.input(i, position))
+        rests.append({a: mine if a == i else history[a] for a in kept})
+    return Checkpoint(tuple(positions), kept, tuple(rests))
 
 
 def _predicted(
-    replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray, scale: np.ndarray | None = None
+    replays: Sequence[Replay],
+    i: int,
+    here: Checkpoint,
+    weights: np.ndarray,
+    own: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
 ) -> Checkpoint:
     positions = []
-    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
-        guess = []
-        for b in range(replay.branches):
-            row = min(b, len(weights) - 1)
-            kept = [history[a][b] for a in here.anchors]
-            channels = 1.0 if scale is None else per_channel_vector(scale[row], kept[0])
-            guess.append(predict(kept, weights[row].tolist(), scale=channels))
-        positions.append(replay.move(i, position, replay.guided(i, guess)))
-    return Checkpoint(tuple(positions), here.anchors, here.outputs)
+    for n, (replay, position) in enumerate(zip(replays, here.positions, strict=True)):
+        guess = _guess(replay, i, here, n, weights, own, scale)
+        like = replay.recorded(i)[0].dtype
+        positions.append(replay.move(i, position, replay.guided(i, [g.to(like) for g in guess])))
+    return Checkpoint(tuple(positions), here.anchors, here.rests)
+
+
+def _guess(
+    replay: Replay,
+    i: int,
+    here: Checkpoint,
+    n: int,
+    weights: np.ndarray,
+    own: np.ndarray | None,
+    scale: np.ndarray | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Branch outputs of step ``i`` of the n-th replay, by weights [B, anchors now], own [B] and scale [B, C].
+
+    dtype  of what they are made from, and of the result; None: as it was kept
+    """
+    found = []
+    for b in range(replay.branches):
+        row = min(b, len(weights) - 1)
+        kept, numbers = [here.rests[n][a][b].to(dtype) for a in here.anchors], weights[row].tolist()
+        if own is not None:
+            kept.append(replay.input(i, here.positions[n]).to(kept[0].dtype))
+            numbers.append(float(own[row]))
+        found.append(predict(kept, numbers, scale=1.0 if scale is None else per_channel_vector(scale[row], kept[0])))
+    return found
 
 
 def per_channel_vector(values: np.ndarray, like: Tensor) -> Tensor:
@@ -211,60 +274,65 @@ def per_channel_vector(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.tensor(values[: like.shape[dim]], dtype=wide, device=like.device).view(shape)
 
 
-def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -> np.ndarray:
-    """Weights [branches, anchors now] that bring the next state nearest to the reference.
+def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights [branches, anchors now], and [branches] of the input where replays have slopes, that bring the next state
+    nearest to the reference.
 
     Normal equations, summed over replays. Regressors are the newest output and the differences between neighbouring
-    anchors, well scaled where the outputs themselves are nearly parallel. The input's drift (kappa) is left out: on a
-    DDIM sampler, where it is no sum of past outputs, it was measured to take values above 1000 for nothing.
+    anchors, well scaled where the outputs themselves are nearly parallel. The input joins them only where outputs are
+    taken less their share of it: beside whole outputs it is nearly a sum of them, and was measured to take values
+    above 1000 for nothing.
     """
     count = len(here.anchors)
-    size = branches * count
+    slopes = replays[0].slopes
+    size = branches * count + (slopes is not None)
     gram, moment = np.zeros((size, size)), np.zeros(size)
-    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
+    for replay, position, history in zip(replays, here.positions, here.rests, strict=True):
         at_zero, gain = replay.affine(i, position)
         gain = (gain * replay.stretch(i)).expand_as(replay.guided(i, replay.recorded(i)))
         target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies].flatten()
         guided = {
-            a: [output.double() * g for output, g in zip(history[a], replay.guidance[i], strict=True)]
-            for a in here.anchors
+            a: [rest.double() * g for rest, g in zip(history[a], replay.guidance[i], strict=True)] for a in here.anchors
         }
         columns = []
         for group in range(branches):
             by_anchor = [guided[a][group] if branches > 1 else torch.stack(guided[a]).sum(0) for a in here.anchors]
             columns += [by_anchor[0], *(p - q for p, q in itertools.pairwise(by_anchor))]
+        if slopes is not None:
+            columns.append(replay.input(i, position).double() * sum(replay.guidance[i]))
         stacked = torch.stack([c.flatten() for c in columns]) * gain.flatten()
         gram += (stacked @ stacked.T).cpu().numpy()
         moment += (stacked @ target).cpu().numpy()
     reuse = np.tile(np.eye(count)[0], branches)
-    c = _least_squares(gram, moment, towards=reuse).reshape(branches, count)
+    found = _least_squares(gram, moment, towards=reuse if slopes is None else np.append(reuse, slopes[i]))
+    c = found[: branches * count].reshape(branches, count)
     # c_0 F_0 + Σ c_k (F_{k-1} - F_k)  ->  weights of the F_k themselves
     weights = np.zeros_like(c)
     weights[:, 0] = c[:, 0]
     weights[:, :-1] += c[:, 1:]
     weights[:, 1:] -= c[:, 1:]
-    return weights
+    return weights, None if slopes is None else np.full(branches, found[-1])
 
 
-def _channel_scale(replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray) -> np.ndarray:
+def _channel_scale(
+    replays: Sequence[Replay], i: int, here: Checkpoint, weights: np.ndarray, own: np.ndarray | None
+) -> np.ndarray:
     """Scales [branches, channels] of the weighed predictions that bring the next state nearest to the reference.
 
     Channels that the guided output lacks (learned variances) keep 1.
     """
     branches = len(weights)
     tables, moments = [], []  # per replay: [C, branches, branches], [C, branches]
-    for replay, position, history in zip(replays, here.positions, here.outputs, strict=True):
+    for n, (replay, position) in enumerate(zip(replays, here.positions, strict=True)):
         at_zero, gain = replay.affine(i, position)
         like = replay.guided(i, replay.recorded(i))
         gain = (gain * replay.stretch(i)).expand_as(like)
         target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies]
-        parts = []
-        for b in range(replay.branches):
-            kept = [history[a][b].double() for a in here.anchors]
-            parts.append(predict(kept, weights[min(b, branches - 1)].tolist()) * replay.guidance[i][b])
+        guess = _guess(replay, i, here, n, weights, own, dtype=torch.double)
+        parts = [g * weight for g, weight in zip(guess, replay.guidance[i], strict=True)]
         grouped = parts if branches > 1 else [torch.stack(parts).sum(0)]
         dim = channel_dim(like)
-        rows = torch.stack([(p * gain).movedim(dim, 0).flatten(1) for p in [*grouped]], 1)  # [C, branches, elements]
+        rows = torch.stack([(p * gain).movedim(dim, 0).flatten(1) for p in grouped], 1)  # [C, branches, elements]
         tables.append((rows @ rows.mT).cpu().numpy())
         moments.append((rows @ target.movedim(dim, 0).flatten(1)[:, :, None])[..., 0].cpu().numpy())
     scale = np.ones((branches, replays[0].channels))

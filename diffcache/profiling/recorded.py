@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from diffcache import host
@@ -26,6 +25,7 @@ from diffcache.profiling.observe import Observer, Series
 from diffcache.profiling.places import main_output, of_samples
 from diffcache.profiling.record import DenoiserCall, Trajectory
 from diffcache.profiling.replay import Replay
+from diffcache.profiling.slopes import noise_levels
 from diffcache.profiling.tables import Sums
 from diffcache.schedulers.uniform import evenly
 from diffcache.sites import parse
@@ -97,7 +97,7 @@ class RecordedCall:
         trajectory = self.trajectory
         steps = trajectory.steps
         arrays = {"timesteps": trajectory.timesteps[trajectory.start :].double().cpu().numpy()}
-        sigmas = _sigmas(trajectory)
+        sigmas = noise_levels(trajectory)
         arrays |= {} if sigmas is None else {"sigmas": sigmas}
         arrays |= {} if self.replay is None else {"reach": measure_reach(self.replay)}
         costs, notes = self._costs()
@@ -196,15 +196,6 @@ def _demand_one_shape(calls: Sequence[DenoiserCall]) -> None:
             f"({' and '.join(str([*map(tuple, s)]) for s in sorted(shapes))}); a profile has one for all steps. "
             "Call the pipeline with guidance that lasts for all steps."
         )
-
-
-def _sigmas(trajectory: Trajectory) -> np.ndarray | None:
-    """The noise levels of the loop's steps and the one it ends at, where the noise scheduler has them."""
-    sigmas = getattr(trajectory.scheduler, "sigmas", None)
-    if sigmas is None or len(sigmas) != len(trajectory.timesteps) + 1:
-        return None
-    levels = torch.as_tensor(sigmas).double().cpu().numpy()[trajectory.start :]
-    return levels if np.isfinite(levels).all() and (levels >= 0).all() else None
 
 
 def _notes(call: Mapping[str, Any], forward: DenoiserCall) -> dict[str, str]:

@@ -59,6 +59,7 @@ class Replay:
     guidance    per step, the weights of the branches in the guided output
     stretched   the branch whose vectors, along the last axis, give the guided output's their length; None: they keep it
     bent        steps at which the noise scheduler is not affine in the guided output (it clips)
+    slopes      float64 [steps]: how much of its input is taken off each output before outputs are combined, or None
     """
 
     def __init__(self, trajectory: Trajectory) -> None:
@@ -83,6 +84,7 @@ class Replay:
         self.stretched: int | None = None
         self.guidance = self._guidance()
         self.bent: set[int] = set()
+        self.slopes: np.ndarray | None = None
         self._feeds: list[list[Forward]] = []
         position = self.start
         for i in range(len(self.steps)):
@@ -129,6 +131,36 @@ class Replay:
                 again = feed.again(self._input(i, feed.input, position))
                 fresh |= {id(old): new for old, new in zip(feed.outputs, again, strict=True)}
             return self._split(i, [c.again(self._input(i, c.input, position), fresh)[0] for c in step.calls])
+
+    def sloped(self, slopes: np.ndarray) -> Replay:
+        """The same run, with outputs combined less so much of their inputs."""
+        other = copy.copy(self)
+        other.slopes = slopes
+        return other
+
+    def input(self, i: int, position: Position) -> Tensor:
+        """x of equation (1): what the denoiser is given of the state, once per sample, in the guided output's shape."""
+        x = position.state
+        if hasattr(position.scheduler, "scale_model_input"):
+            x = _fork(position.scheduler).scale_model_input(x, self.steps[i].timestep)
+        return self._like_handed(i, x[: len(x) // self.copies])
+
+    def rests(self, i: int, outputs: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+        """Branch outputs of step ``i`` less what of them is taken to be their input ``x``."""
+        if self.slopes is None:
+            return list(outputs)
+        return [_wide(output) - _wide(x) * float(self.slopes[i]) for output in outputs]
+
+    def whole(self, i: int, rest: Tensor, position: Position) -> Tensor:
+        """What is handed to the noise scheduler, copies included, where ``rest`` is what the branches' rests make."""
+        if self.slopes is None:
+            return rest
+        return rest + self._spread(self.input(i, position)) * float(self.slopes[i] * sum(self.guidance[i]))
+
+    def recorded_rests(self, i: int) -> list[Tensor]:
+        """Those of the full run."""
+        x = self.steps[i].calls[0].input
+        return self.rests(i, self.recorded(i), self._like_handed(i, x[: len(self._handed(i))]))
 
     def guided(self, i: int, outputs: Sequence[Tensor]) -> Tensor:
         """What the pipeline hands to the noise scheduler for these branch outputs (without the state's copies)."""
@@ -202,13 +234,18 @@ class Replay:
         """One tensor per branch, cut to the guided output's shape: learned variances and condition tokens fall away."""
         like = self._handed(i)
         parts = [part for output in outputs for part in output.chunk(self.in_batch)]
-        for n, part in enumerate(parts):
-            if part.ndim == like.ndim:
-                for d in range(1, like.ndim):
-                    parts[n] = parts[n].narrow(d, 0, min(like.shape[d], part.shape[d]))
-            if parts[n].shape != like.shape:
+        found = [self._like_handed(i, part) for part in parts]
+        for part, cut in zip(parts, found, strict=True):
+            if cut.shape != like.shape:
                 raise NotReplayable(f"an output {tuple(part.shape)} does not make a guided output {tuple(like.shape)}.")
-        return parts
+        return found
+
+    def _like_handed(self, i: int, tensor: Tensor) -> Tensor:
+        """``tensor`` without what it has beyond the guided output: learned variances, condition channels."""
+        like = self._handed(i)
+        for d in range(1, like.ndim if tensor.ndim == like.ndim else 0):
+            tensor = tensor.narrow(d, 0, min(like.shape[d], tensor.shape[d]))
+        return tensor
 
     def _guidance(self) -> list[list[float]]:
         """Weights of the branches in the guided output at each step, by least squares: one set for all steps if it

@@ -78,6 +78,7 @@ class Simulator:
         """The run of a plan with weights of its own; None for what happens outside that space (drift of the input,
         biases, branches apart)."""
         apart = len(plan.weights) > 1 or (plan.kappa is not None and plan.kappa[~plan.compute[None]].any())
+        apart |= plan.inputs is not None and plan.inputs.any()
         channels = (plan.scale is not None and plan.scale.ndim > 2) or plan.bias is not None
         if apart or channels:
             return None

@@ -84,11 +84,13 @@ def held(plan: SitePlan, anchors: int | None = None) -> np.ndarray:
     with_input: set[int] = set()
     for step in np.flatnonzero(~plan.compute):
         newest = computed[computed < step][::-1]
-        used = np.array(plan.weights[:, step, :anchors].any(axis=0))
+        used = plan.refers[step, :anchors].copy()
         used[0] = True  # what is predicted takes its shape from the newest
         last_use |= dict.fromkeys(newest[np.flatnonzero(used)].tolist(), int(step))
         if plan.kappa is not None and plan.kappa[:, step].any():
             with_input.add(int(newest[0]))
+        if plan.inputs is not None:
+            with_input |= set(newest[np.flatnonzero(plan.inputs[:, step, :anchors].any(axis=0))].tolist())
     if plan.store is not None:
         with_input -= set(np.flatnonzero(plan.differences).tolist())
     found = np.zeros(len(plan.compute), np.int64)

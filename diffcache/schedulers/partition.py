@@ -8,6 +8,7 @@ dps  CacheQuant's schedule: one mask for all sites, L1 distances added up over t
 acs  BAC's adaptive caching scheduler: every sublayer has a mask of its own, cosine similarity, lengths free.
      Similarity is that of each step to the computed step whose output it is given (the authors' code), not to the step
      before it: a sum over those would only pick the K - 1 largest single changes, however close together.
+     ``unified=1`` is the schedule that BAC's ablation calls unified: the first sublayer's mask for all of them.
 
 Neither sees that errors of a run add up: they point the same way. ``norm="coherent"`` does: of each run, the square of
 the weighed sum of its differences, from the Gram table; exact for the final state if nothing answers to errors.
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from diffcache.errors import BadOption
 from diffcache.profile import Profile, SiteProfile
 from diffcache.schedulers import Planned
 from diffcache.schedulers._cuts import Cheapest, anchored, demand_room, following
@@ -48,6 +50,7 @@ def plan(
     weighted: bool | None = None,
     bounded: bool | None = None,
     per_site: bool | None = None,
+    unified: bool = False,
 ) -> Planned:
     """Exactly ``computed_steps`` runs; plain reuse within them.
 
@@ -56,7 +59,8 @@ def plan(
     norm      "l1", "l2" (squared), "cosine" (1 - similarity) or "coherent"; means over elements and branches
     weighted  each step's error by the sampler's own weight of the step, absolute; squared for "l2" and "cosine"
     bounded   no run shorter than ceil(N/2) or longer than 2N steps, N = ceil(T/K)
-    per_site  a mask for each site, instead of one for all
+    per_site  a mask for each site, instead of one for all, whose errors are added up
+    unified   one mask for all: the best one of the site that runs first, as in BAC's ablation; instead of ``per_site``
 
     Raises BadOption.
     """
@@ -66,18 +70,24 @@ def plan(
     one_of("norm", chosen["norm"], NORMS)
     for name in ("weighted", "bounded", "per_site"):
         chosen[name] = flag(name, chosen[name])
+    if unified := flag("unified", unified):
+        if per_site:
+            raise BadOption("unified", True, "False, where per_site gives every site a mask of its own")
+        chosen["per_site"] = False  # what the kind says is overruled; what the caller says is not
     runs = whole_steps(computed_steps, profile.steps)
     least, most = bounds(profile.steps, runs) if chosen["bounded"] else (1, profile.steps)
     demand_room(profile.steps, runs, least, most)
     measured = at(profile, chosen["sites"])
     weights = step_weights(profile) if chosen["weighted"] else np.ones(profile.steps)
-    cost = np.stack([costs(profile, name, site, chosen["norm"], weights) for name, site in measured.items()])
+    heard = list(measured)[:1] if unified else list(measured)  # whose errors count; the first runs first
+    cost = np.stack([costs(profile, name, measured[name], chosen["norm"], weights) for name in heard])
     cost = np.where(following(profile.steps, least, most), cost, np.inf)
     if chosen["per_site"]:
         masks = Cheapest(cost, runs).compute(runs)
     else:
         masks = np.broadcast_to(Cheapest(cost.sum(0), runs).compute(runs), (len(measured), profile.steps))
-    return Planned(sites={name: reuse(mask) for name, mask in zip(measured, masks, strict=True)})
+    notes = {"unified": heard[0]} if unified else {}
+    return Planned(sites={name: reuse(mask) for name, mask in zip(measured, masks, strict=True)}, notes=notes)
 
 
 def bounds(steps: int, runs: int) -> tuple[int, int]:

@@ -97,6 +97,8 @@ def factors(site: SiteProfile, plan: SitePlan) -> np.ndarray:
 
 def _missed(site: SiteProfile, plan: SitePlan, i: int) -> tuple[float, float]:
     """Size of the prediction's error at step i, and of the output's change from there to the next step."""
+    if plan.inputs is not None and plan.inputs[:, i].any():
+        raise BadOption("mask", "one with weights of inputs", "weights of outputs, or one reused residual")
     anchors = np.flatnonzero(plan.compute[:i])[::-1][: plan.weights.shape[2]]
     weights = plan.weights[:, i, : len(anchors)]
     kappa = np.zeros(len(weights)) if plan.kappa is None else np.abs(plan.kappa[:, i])
