@@ -3,16 +3,20 @@
     python benchmarks/policy.py runs/drawer-open/policy.safetensors --task drawer-open-v3 \
         --demonstrations demonstrations/drawer-open-v3.npz
 
-The policy is asked in full (DDPM, 100 steps); with ours, a schedule fitted on observations of demonstrations; with
-BAC's schedules, with and without the bubbling union; with uniform reuse; and with fewer steps of DDPM, DDIM and
-DPM-Solver++. All play the same episodes with the same noise, and answer the same held-out observations, one robot at a
-time. ``--sampler ddim --steps 16`` does the same on top of a sampler that is quick already. Prints the table and writes
-``results/policy-TASK.md``; what was played lies under ``--out``, and a run that is stopped goes on.
+The policy is asked in full (DDPM, 100 steps); with ours, schedules fitted on observations of demonstrations; with BAC's
+schedules, with and without the bubbling union, and with one mask for all sublayers; with uniform reuse; and with fewer
+steps of DDPM, DDIM and DPM-Solver++. All answer the same held-out observations, one robot at a time (action error and
+seconds), and play the same episodes with the same noise (success; in bfloat16 autocast, which halves the time).
+``--sampler ddim --steps 16`` does the same on top of a sampler that is quick already. Prints the table and writes
+``results/policy-TASK-SAMPLER-STEPS.md``; schedules and what was played lie under ``--out``, and a run that is stopped
+goes on. ``--again`` measures action error and seconds anew: for a machine that was busy while episodes were played.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,8 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "policy"))
 import rollouts
 from model import SAMPLERS, DiffusionTransformerLowdimPolicy, use_sampler
 
-from diffcache import evaluate, measure, optimize, plan
-from diffcache.eval.methods import Method, ours
+from diffcache import CacheSchedule, evaluate, host, measure, optimize, plan
+from diffcache.eval.methods import Method, baselines, fewer_steps, ours
+from diffcache.eval.parts import slug
+from diffcache.eval.solvers import without_noise
 from diffcache.eval.trials import Trials
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,23 +46,29 @@ def main() -> None:
     args.add_argument("--demonstrations", type=Path, required=True)
     args.add_argument("--sampler", choices=sorted(SAMPLERS), default="ddpm")
     args.add_argument("--steps", type=int, default=100)
-    args.add_argument("--budget", type=int, action="append", help="computed steps; by default a tenth and a fifth")
+    args.add_argument("--budget", type=int, action="append", help="computed steps; by default a fifth and a tenth")
     args.add_argument("--episodes", type=int, default=300)
     args.add_argument("--observations", type=int, default=64, help="held-out ones, for action error and seconds")
     args.add_argument("--out", type=Path, help="folder; by default policy-TASK-SAMPLER-STEPS")
+    args.add_argument("--again", action="store_true", help="measure action error and seconds anew")
     o = args.parse_args()
     policy = DiffusionTransformerLowdimPolicy.load(o.policy)
     use_sampler(policy, o.sampler, o.steps)
     name = f"{o.task}-{o.sampler}-{o.steps}"
+    out = o.out or Path(f"policy-{name}")
+    if o.again:
+        shutil.rmtree(out / "parts", ignore_errors=True)
     seen = Observations(o.demonstrations, policy.n_obs_steps)
-    budgets = o.budget or [max(2, o.steps // 5), max(2, o.steps // 10)]
+    budgets = sorted(o.budget or [max(2, o.steps // 5), max(2, o.steps // 10)], reverse=True)
+    calibration = [seen.call(CALIBRATION[1], held_out=False, seed=n) for n in range(CALIBRATION[0])]
     found = evaluate(
         policy,
-        methods(policy, [seen.call(*CALIBRATION[1:], held_out=False, seed=n) for n in range(CALIBRATION[0])], budgets),
+        methods(policy, calibration, budgets, out),
         [seen.call(1, held_out=True, seed=10_000 + n) for n in range(o.observations)],
-        trials=Trials(lambda asked, n: rollouts.rollout(asked, o.task, n).success, o.episodes, o.task),
+        compare=others(policy, o.steps, budgets),
+        trials=Trials(lambda asked, n: played(asked, o.task, n), o.episodes, o.task),
         title=f"{o.task}: a transformer diffusion policy, {o.sampler.upper()}, {o.steps} steps",
-        out=o.out or Path(f"policy-{name}"),
+        out=out,
     )
     rates = [
         f"| {m['name']} | {policy.n_action_steps / m['seconds']['pipeline']['median']:.1f} |"
@@ -67,16 +79,43 @@ def main() -> None:
     print(f"{found}\n\n{told}\n\nreport: {found.report}")
 
 
-def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int]) -> list[Method]:
-    """Ours, and BAC's, which is a schedule here as well."""
-    profile = measure(policy, calls[:1], sites="sublayer", influence=False)  # BAC calibrates on one call
+def played(policy: Any, task: str, episodes: int) -> Any:
+    """bool [episodes], of success."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return rollouts.rollout(policy, task, episodes).success
+
+
+def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: Path) -> list[Method]:
+    """Ours, and BAC's, which is a schedule here as well. Made once; a run that goes on takes them from ``out``."""
+    most = budgets[0]
+    plans = {
+        **{f"diffcache, {n} computed": functools.partial(optimize, policy, calls, n) for n in budgets},
+        f"diffcache, sublayers, {most} steps' work": functools.partial(optimize, policy, calls, most, sites="sublayer"),
+        **{f"BAC, {n} steps' work": functools.partial(bac, policy, calls, "bubbling:n=5", n) for n in budgets},
+        f"BAC without bubbling, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs", most),
+        f"BAC unified, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs,unified=1", most),
+    }
     found = []
-    for n in budgets:
-        found.append(ours(f"diffcache, {n} computed", optimize(policy, calls, n)))
-    for n in budgets:
-        found.append(ours(f"BAC, {n} steps' work", plan(profile, "bubbling:n=5", n)))
-        found.append(ours(f"BAC without bubbling, {n} updates", plan(profile, "partition:kind=acs", n)))
+    (out / "schedules").mkdir(parents=True, exist_ok=True)
+    for name, make in plans.items():
+        file = out / "schedules" / f"{slug(name)}.safetensors"
+        if not file.exists():
+            make().save(file)
+        found.append(ours(name, CacheSchedule.load(file)))
     return found
+
+
+def bac(policy: Any, calls: list[dict[str, Any]], scheduler: str, n: int) -> CacheSchedule:
+    """As its authors do, from one call."""
+    return plan(measure(policy, calls[:1], sites="sublayer", influence=False), scheduler, n)
+
+
+def others(policy: Any, steps: int, budgets: list[int]) -> list[Method]:
+    """Fewer steps and uniform reuse, of as many computed steps; for DDPM, DDIM's usual 16 too."""
+    loop = host.adopted(policy)
+    found = baselines(loop, steps, budgets)
+    ddim = without_noise(loop)
+    return found if ddim is None or 16 in budgets else [*found, fewer_steps(loop, 16, solver=ddim)]
 
 
 class Observations:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffcache import Budget, accelerated, estimate, measure, plan, report
 from diffcache.errors import BadOption
+from diffcache.schedule import SitePlan
 
 NAMES = ("flux", "sd3", "wan", "dit", "sdxl", "cogvideox", "stable_audio")
 PLACES = [(name, granularity) for name in NAMES for granularity in offered(shared(name))]
@@ -28,7 +29,10 @@ RULES = {
 }
 KINDS: list[tuple[str, str, str, str | None]] = [(*place, "reuse", None) for place in PLACES]
 KINDS += [
-    (*place, kind, None) for place in PLACES if place[0] in ("flux", "sd3") for kind in ("two anchors", "with inputs")
+    (*place, kind, None)
+    for place in PLACES
+    if place[0] in ("flux", "sd3")
+    for kind in ("two anchors", "with inputs", "weights of inputs")
 ]
 KINDS += [(name, "stack", "first block", store) for name in ("flux", "wan") for store in (None, "int8")]
 KINDS += [(name, "model", "change of outputs", store) for name in ("flux", "sdxl") for store in (None, "int8")]
@@ -36,7 +40,7 @@ KINDS += [(*place, "reuse", "int8") for place in PLACES]
 KINDS += [
     ("flux", granularity, kind, store)
     for granularity in offered(shared("flux"))
-    for kind in ("two anchors", "with inputs")
+    for kind in ("two anchors", "with inputs", "weights of inputs")
     for store in ("bf16", "fp8", "int4")
 ]
 
@@ -79,6 +83,12 @@ def at_each_step(pipe: Any, call: dict[str, Any]) -> np.ndarray:
 
 
 def planned(pipe: Any, name: str, granularity: str, kind: str) -> Any:
+    if kind == "weights of inputs":  # two anchors with what they were given
+        mask = np.arange(TINY[name].steps) % 3 == 0
+        reused = hold(mask).weights
+        second = reused * (np.cumsum(mask) > 1)[:, None]
+        weights = np.concatenate([reused, 0.5 * second], axis=2)
+        return bound(pipe, SitePlan(compute=mask, weights=weights, inputs=-0.5 * weights), granularity)
     if kind != "with inputs":
         return RULES[kind] + f",sites={granularity}" * (kind in ("reuse", "two anchors"))
     mask = np.arange(TINY[name].steps) % 3 == 0

@@ -153,6 +153,7 @@ def test_outputs_that_stand_still_let_a_step_go_all_the_way() -> None:
             {"kappa": np.full((1, 6), 1.0), "weights": 2 * reuse(evenly(6, 2)).weights},
             "weights of outputs, or one reused",
         ),
+        ({"inputs": reuse(evenly(6, 2)).weights}, "weights of outputs, or one reused"),
     ],
 )
 def test_predictions_the_tables_cannot_tell_are_refused(change: dict[str, np.ndarray], words: str) -> None:

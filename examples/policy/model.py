@@ -246,5 +246,5 @@ def training_scheduler() -> DDPMScheduler:
 def use_sampler(policy: DiffusionTransformerLowdimPolicy, name: str, steps: int) -> None:
     """Let ``policy`` sample with ``steps`` steps of one of ``SAMPLERS``, on the noise levels it was trained with."""
     kind, options = SAMPLERS[name]
-    policy.noise_scheduler = kind.from_config(policy.noise_scheduler.config, **options)
+    policy.noise_scheduler = kind.from_config(training_scheduler().config, **options)
     policy.num_inference_steps = steps

@@ -1,0 +1,187 @@
+"""Outputs less their inputs' share: found from noise levels, fitted where samplers draw noise, and run as fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from calibrated import calibration, calls, final_states
+from torch import Tensor, nn
+
+import diffcache
+from diffcache.cli import show
+from diffcache.errors import BadOption
+from diffcache.profiling import Calibration
+from diffcache.profiling.fit import fit, psnr_db
+from diffcache.profiling.record import Trajectory
+from diffcache.profiling.slopes import slopes
+from diffcache.resampling import resampled
+from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.schedulers.uniform import evenly
+
+STEPS, SAMPLES, SHAPE = 20, 8, (6, 5)
+COSINE = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
+SAMPLERS = [
+    ("DDPMScheduler", "epsilon", {}),
+    ("DDPMScheduler", "v_prediction", COSINE),
+    ("DDIMScheduler", "epsilon", {"timestep_spacing": "trailing"}),
+    ("DDIMScheduler", "v_prediction", {}),
+    ("PNDMScheduler", "epsilon", {"skip_prk_steps": True}),
+    ("EulerDiscreteScheduler", "epsilon", {}),
+    ("EulerDiscreteScheduler", "v_prediction", {}),
+    ("DPMSolverMultistepScheduler", "epsilon", {}),
+    ("DPMSolverMultistepScheduler", "v_prediction", {"use_karras_sigmas": True}),
+    ("UniPCMultistepScheduler", "flow_prediction", {"use_flow_sigmas": True}),
+    ("FlowMatchEulerDiscreteScheduler", None, {"shift": 3.0}),
+]
+
+
+def made(name: str, prediction: str | None, options: dict[str, Any]) -> Any:
+    told = options if prediction is None else {"prediction_type": prediction, **options}
+    scheduler = getattr(diffusers, name)(**told)
+    scheduler.set_timesteps(STEPS)
+    return scheduler
+
+
+def watched(scheduler: Any) -> Trajectory:
+    return Trajectory(scheduler=scheduler, start=0, timesteps=scheduler.timesteps, guidance_scale=None, steps=[])
+
+
+@pytest.mark.parametrize(("name", "prediction", "options"), SAMPLERS)
+def test_what_is_left_of_an_output_is_the_clean_sample_alone(
+    name: str, prediction: str | None, options: dict[str, Any]
+) -> None:
+    """Two inputs, made by the noise scheduler itself from one sample and two noises: what the network should return
+    differs, and does not once the input's share is off."""
+    scheduler = made(name, prediction, options)
+    found = slopes(watched(scheduler))
+    assert found is not None
+    draw = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, 4, 3, 2, generator=draw, dtype=torch.double)
+    for i in (0, STEPS // 2, STEPS - 1):
+        rests, outputs = [], []
+        for noise in torch.randn(2, 1, 4, 3, 2, generator=draw, dtype=torch.double):
+            scheduler.set_timesteps(STEPS)
+            time = scheduler.timesteps[i : i + 1]
+            if name.startswith("FlowMatch"):
+                x = scheduler.scale_noise(sample, time, noise)
+            else:
+                x = scheduler.scale_model_input(scheduler.add_noise(sample, noise, time), time[0])
+            outputs.append(wanted(prediction, sample, noise, x))
+            rests.append(outputs[-1] - found[i] * x)
+        assert (outputs[0] - outputs[1]).abs().max() > 1e-2 or found[i] == 0
+        assert torch.allclose(*rests, rtol=1e-3, atol=2e-3 * float(rests[0].abs().max()))
+
+
+def wanted(prediction: str | None, sample: Tensor, noise: Tensor, x: Tensor) -> Tensor:
+    """What a perfect network returns."""
+    if prediction == "epsilon":
+        return noise
+    if prediction != "v_prediction":
+        return noise - sample
+    table = torch.stack([sample.flatten(), noise.flatten()], 1)  # x = α sample + σ noise, v = α noise − σ sample
+    clean, noisy = torch.linalg.lstsq(table, x.flatten()[:, None]).solution.flatten()
+    return clean * noise - noisy * sample
+
+
+def test_where_levels_or_predictions_are_not_known_there_are_none() -> None:
+    assert slopes(watched(made("DDPMScheduler", "sample", {}))) is None
+    scheduler = made("DDPMScheduler", "epsilon", {})
+    scheduler.alphas_cumprod = None
+    assert slopes(watched(scheduler)) is None
+
+
+class Posterior(nn.Module):
+    """Noise in samples of a known kind: one of two points, with a width, so the estimate moves as noise falls."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self.scheduler = scheduler
+        self.points = nn.Parameter(torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3)).clamp(-0.9, 0.9))
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        kept = self.scheduler.alphas_cumprod[timestep.long()].float()
+        alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+        width = alpha**2 * 0.05 + sigma**2
+        far = (x[:, None] - alpha * self.points).square().flatten(2).sum(-1) / (2 * width)
+        nearest = torch.einsum("nk,kts->nts", (-far).softmax(1), self.points)
+        clean = nearest + alpha * 0.05 / width * (x - alpha * nearest)
+        return (x - alpha * clean) / sigma
+
+
+def looped(kind: type, **options: Any) -> diffcache.Loop:
+    scheduler = kind(prediction_type="epsilon", **{**COSINE, **options})
+    network = Posterior(scheduler)
+
+    def sample() -> Tensor:
+        scheduler.set_timesteps(STEPS)
+        x = torch.randn(SAMPLES, *SHAPE)
+        with torch.no_grad(), diffcache.trajectory(network, scheduler.timesteps):
+            for t in scheduler.timesteps:
+                x = scheduler.step(network(x, t), t, x).prev_sample
+        return x
+
+    return diffcache.Loop(network, sample, scheduler=scheduler)
+
+
+CALLS = [{"seed": n} for n in range(4)]
+
+
+def test_where_a_sampler_draws_noise_estimates_are_combined_and_run_as_they_were_fitted() -> None:
+    loop = looped(diffusers.DDPMScheduler)
+    schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
+    assert schedule.provenance["combined"] == "clean estimates"
+    assert schedule.expected is not None
+    (plan,) = (plan for _, _, plan in schedule.plans())
+    assert plan.inputs is not None
+    full = [loop(**call) for call in CALLS[2:]]
+    with diffcache.accelerated(loop.network, schedule):
+        found = [loop(**call) for call in CALLS[2:]]
+    real = torch.cat([psnr_db(a, b) for a, b in zip(found, full, strict=True)])
+    assert float(real.mean()) == pytest.approx(schedule.expected.mean_db, abs=0.05)
+    by_outputs = fit(Calibration.record(loop, CALLS[:2]).replays, plan.compute)
+    assert float(real.mean()) > by_outputs.score + 6
+
+
+def test_where_it_does_not_outputs_are() -> None:
+    loop = looped(diffusers.DDIMScheduler, beta_schedule="linear", beta_end=0.2)
+    schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
+    assert "combined" not in schedule.provenance
+    assert next(plan for _, _, plan in schedule.plans()).inputs is None
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "dit", "chroma", "sd15_ddim", "wan", "ddpm", "sdxl_img2img"])
+def test_pipelines_run_estimates_as_they_were_fitted(name: str) -> None:
+    """Guidance apart or in one batch, learned variances, packed latents, a loop that starts late."""
+    known = calibration(name)
+    own = slopes(known.replays[0].trajectory)
+    assert own is not None
+    replays = [replay.sloped(own) for replay in known.replays]
+    found = fit(replays, evenly(len(own), len(own) // 2, replays[0].begins), per_branch=known.guidance is not None)
+    schedule = known._document(found.plan, {})
+    reference = [replay.reference(len(own) - 1) for replay in replays]
+
+    def ends(made: CacheSchedule) -> np.ndarray:
+        with diffcache.accelerated(known.pipe, made):
+            real = final_states(known.pipe, calls(name, known.pipe))
+        pairs = zip(real, reference, replays, strict=True)
+        return torch.cat([psnr_db(a[: len(a) // r.copies], b[: len(a) // r.copies]) for a, b, r in pairs]).numpy()
+
+    assert ends(schedule) == pytest.approx(found.error_db, abs=0.01)
+    plan = dataclasses.replace(found.plan, inputs=found.plan.inputs * 1.5)  # the comparison can fail
+    assert ends(known._document(plan, {})) != pytest.approx(found.error_db, abs=0.01)
+
+
+def test_a_schedule_of_estimates_is_tied_to_its_steps() -> None:
+    compute = np.array([True, False, True, False])
+    weights = np.where(compute, 0.0, 1.0)[None, :, None]
+    plan = SitePlan(compute=compute, weights=weights, inputs=-0.5 * weights)
+    denoisers = {"transformer": DenoiserPlan(sites={"model": plan})}
+    schedule = CacheSchedule(steps=4, denoisers=denoisers, timesteps=np.array([4.0, 3.0, 2.0, 1.0]))
+    with pytest.raises(BadOption, match="predicts from outputs alone"):
+        resampled(schedule, [4.0, 2.0, 1.0])
+    assert show.table(plan).splitlines()[:2] == ["  step  newest  w0    v0", "     1       0   1  -0.5"]
