@@ -173,8 +173,8 @@ def test_every_sampler_arrives_where_the_network_points(sampler: str, steps: int
 
 def test_a_file_gives_back_every_bit(tmp_path: Path) -> None:
     policy, obs = policy_of(), {"obs": torch.randn(3, 2, 5)}
-    policy.save(tmp_path / "full", dtype=torch.float32)
-    loaded = DiffusionTransformerLowdimPolicy.load(tmp_path / "full")
+    policy.save(tmp_path / "full.safetensors", dtype=torch.float32)
+    loaded = DiffusionTransformerLowdimPolicy.load(tmp_path / "full.safetensors")
     assert loaded.shape == policy.shape
     assert not loaded.training
     assert all(torch.equal(x, loaded.state_dict()[name]) for name, x in policy.state_dict().items())
@@ -185,12 +185,31 @@ def test_a_file_gives_back_every_bit(tmp_path: Path) -> None:
 
 def test_half_precision_rounds_the_weights_once_and_the_scaling_not_at_all(tmp_path: Path) -> None:
     policy = policy_of()
-    policy.save(tmp_path / "once")
-    loaded = DiffusionTransformerLowdimPolicy.load(tmp_path / "once")
-    loaded.save(tmp_path / "twice")
-    assert (tmp_path / "once").read_bytes() == (tmp_path / "twice").read_bytes()
+    policy.save(tmp_path / "once.safetensors")
+    loaded = DiffusionTransformerLowdimPolicy.load(tmp_path / "once.safetensors")
+    loaded.save(tmp_path / "twice.safetensors")
+    assert (tmp_path / "once.safetensors").read_bytes() == (tmp_path / "twice.safetensors").read_bytes()
     assert torch.equal(loaded.normalizer["action"].scale, policy.normalizer["action"].scale)
     assert not torch.equal(loaded.model.head.weight, policy.model.head.weight)
+
+
+def test_eight_bits_round_each_row_to_its_own_scale_and_lie_in_small_files(tmp_path: Path) -> None:
+    policy = DiffusionTransformerLowdimPolicy(Shape(obs_dim=5, action_dim=2))
+    policy.save(tmp_path / "policy", dtype=torch.int8)
+    sizes = [file.stat().st_size for file in (tmp_path / "policy").iterdir()]
+    assert len(sizes) == 2
+    assert max(sizes) < 5e6
+    assert sum(sizes) < 1.1 * sum(x.numel() for x in policy.parameters())
+    loaded = DiffusionTransformerLowdimPolicy.load(tmp_path / "policy")
+    assert loaded.shape == policy.shape
+    for (name, x), y in zip(policy.named_parameters(), loaded.parameters(), strict=True):
+        if x.ndim == 2:
+            error = (x - y).abs() / x.abs().amax(1, keepdim=True).clamp(min=1e-12)
+            assert error.max() <= 0.5 / 127 + 1e-6, name
+            assert error.max() > 0, name
+        else:
+            torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-6, msg=name)
+    assert torch.equal(loaded.model.memory_mask, policy.model.memory_mask)  # whose -inf no scale could carry
 
 
 # ---------------------------------------------------------------- training

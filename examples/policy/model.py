@@ -19,12 +19,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # diffusers' samplers take one generator for the batch, or a list with one for each of its samples.
 Generators = torch.Generator | list[torch.Generator] | None
+
+SCALE = ":scale"  # what the name of a matrix kept as codes has, and then that of its rows' scales
 
 SAMPLERS = {
     "ddpm": (DDPMScheduler, {}),
@@ -218,17 +221,43 @@ class DiffusionTransformerLowdimPolicy(nn.Module):
         return F.mse_loss(predicted.float(), noise)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write one safetensors file; the network's weights as ``dtype``, the scaling in full."""
-        kept = {key: x.to(dtype if key.startswith("model.") else x.dtype) for key, x in self.state_dict().items()}
+        """Write safetensors: the network's weights as ``dtype``, the scaling in full. ``torch.int8``: matrices as codes
+        with a scale for each row, the rest as float16.
+
+        A path with a suffix becomes one file; without one, a folder of files below 5 MB.
+        """
+        kept, path = {}, Path(path)
+        matrices = {name for name, x in self.named_parameters() if x.ndim == 2} if dtype == torch.int8 else set()
+        for name, x in self.state_dict().items():
+            if name in matrices:
+                scale = x.abs().amax(1, keepdim=True) / 127
+                kept[name], kept[name + SCALE] = (x / scale).round().to(torch.int8), scale
+            elif name.startswith("model."):
+                kept[name] = x.to(torch.float16 if dtype == torch.int8 else dtype)
+            else:
+                kept[name] = x
+        kept = {name: x.cpu().contiguous() for name, x in kept.items()}
         about = {"shape": json.dumps(asdict(self.shape))}
-        save_file({key: x.cpu().contiguous() for key, x in kept.items()}, path, about)
+        if path.suffix:
+            save_file(kept, path, about)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            split = split_torch_state_dict_into_shards(kept, max_shard_size="4900KB")
+            for file, names in split.filename_to_tensors.items():
+                save_file({name: kept[name] for name in names}, path / file, about)
 
     @classmethod
     def load(cls, path: str | Path) -> DiffusionTransformerLowdimPolicy:
-        """The policy of a file that ``save`` wrote, in float32, ready to be asked."""
-        with safe_open(path, "pt") as file:
-            policy = cls(Shape(**json.loads(file.metadata()["shape"])))
-            policy.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})
+        """The policy that ``save`` wrote to this file or folder, in float32, ready to be asked."""
+        path, kept = Path(path), {}
+        for part in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+            with safe_open(part, "pt") as file:
+                shape = Shape(**json.loads(file.metadata()["shape"]))
+                kept |= {name: file.get_tensor(name).float() for name in file.keys()}
+        policy = cls(shape)
+        policy.load_state_dict(
+            {name: x * kept.get(name + SCALE, 1.0) for name, x in kept.items() if not name.endswith(SCALE)}
+        )
         return policy.eval()
 
 
