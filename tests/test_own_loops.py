@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from policies import ACTION, HORIZON, STEPS, Transformer, randomised
 from torch import Tensor, nn
 
 import diffcache
-from diffcache.errors import AlreadyAccelerated, UnsupportedModel
+from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
 from diffcache.executor import FailedOpen
 
 
@@ -220,3 +221,47 @@ def test_threads_have_loops_of_their_own() -> None:
         with ThreadPoolExecutor(2) as pool:
             together = [job.result() for job in [pool.submit(work, 6), pool.submit(work, 6)]]
     assert all(torch.equal(x, alone) for x in together)
+
+
+def own(net: nn.Module, steps: int | None) -> diffcache.Loop:
+    """A loop that takes its number of steps from the call, or has it written into it."""
+
+    def sample(num_inference_steps: int = STEPS) -> Tensor:
+        x = torch.randn(4, HORIZON, ACTION)
+        timesteps = torch.linspace(1, 0, num_inference_steps + 1)[:-1]
+        with torch.no_grad(), diffcache.trajectory(net, timesteps):
+            for t in timesteps:
+                x = x - net(x, t.expand(4), torch.zeros(1)) / num_inference_steps
+        return x
+
+    return diffcache.Loop(net, sample if steps is None else lambda: sample(steps))
+
+
+def test_a_loop_of_ones_own_is_evaluated_by_its_last_states(tmp_path: Path) -> None:
+    net = Transformer().eval()
+    calls = [{"seed": n} for n in range(2)]
+    found = diffcache.evaluate(own(net, STEPS), {"ours": "uniform:every=2"}, calls, out=tmp_path, progress=False)
+    full, ours, reuse = found.record["methods"]
+    assert (full["name"], ours["name"], reuse["kind"]) == ("full run", "ours", "reuse")
+    assert (full["steps"], ours["computed_steps"]) == (STEPS, STEPS / 2)
+    loop = own(net, STEPS)
+    plain = [loop(**call) for call in calls]
+    with diffcache.accelerated(net, "uniform:every=2"):
+        quick = [loop(**call) for call in calls]
+    errors = [((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)) for a, b in zip(quick, plain, strict=True)]
+    assert ours["scores"]["latent"]["mean"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
+
+
+def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp_path: Path) -> None:
+    loop = own(Transformer().eval(), None)
+    found = diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [{"seed": 0}], out=tmp_path, progress=False)
+    assert [m["name"] for m in found.record["methods"][2:]] == [
+        "5 steps, its own solver",
+        "uniform reuse, 5 computed",
+    ]
+
+
+def test_a_function_that_tells_of_no_loop_is_refused(tmp_path: Path) -> None:
+    loop = diffcache.Loop(Transformer().eval(), lambda: torch.zeros(4, HORIZON, ACTION))
+    with pytest.raises(BadOption, match=r"0 trajectories.*one run of the loop"):
+        diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [{"seed": 0}], out=tmp_path, progress=False)

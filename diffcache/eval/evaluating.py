@@ -19,7 +19,7 @@ from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import trials as tried
 from diffcache.eval.extractors import Extractor
-from diffcache.eval.methods import Method, baselines, full, ours
+from diffcache.eval.methods import STEPS, Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
 from diffcache.eval.parts import Folder, Part
 from diffcache.eval.record import WHOLE, Record, assembled, circumstances, read
@@ -38,8 +38,8 @@ from diffcache.schedulers import Rule
 from diffcache.schedulers._simulation import Simulator
 
 ASKED = ("prompt", "negative_prompt", "class_labels")  # of a call: what differs from sample to sample
-OF_PICTURES, OF_POLICIES = ("psnr", "ssim", "latent"), ("action",)
-ON_LATENTS = ("latent",)  # metrics of last states; the others look at what the pipeline returns
+OF_PICTURES, OF_POLICIES, OF_LOOPS = ("psnr", "ssim", "latent"), ("action",), ("latent",)
+ON_LATENTS = ("latent",)  # metrics of last states, which loops of one's own return; others look at what is returned
 
 Source = CacheSchedule | Rule | str | Path
 
@@ -80,7 +80,7 @@ def evaluate(
     """Run ``pipe`` in full, with each schedule, and with whatever it has to stand beside, on the same calls; measure
     seconds, operations and memory, compare what came out, and write record, table and report to a folder.
 
-    pipe       not accelerated; left as it was. A policy too
+    pipe       not accelerated; left as it was. A policy too; of a :class:`diffcache.Loop` last states are compared
     schedules  name -> a schedule, a path, a hub id or a rule; or methods
     calls      arguments for ``pipe(**call)``: prompts and seeds that nothing was calibrated on; a generator of its own
                for every sample. All with one number of steps
@@ -108,10 +108,11 @@ def evaluate(
     pipe = host.adopted(pipe)
     steps = _one_number_of_steps(pipe, calls)
     _demand_the_same_noise(calls)
-    policy = isinstance(pipe, host.PolicyLoop)
+    policy, loop = (isinstance(pipe, kind) for kind in (host.PolicyLoop, host.Loop))
     if trials is not None and not policy:
         raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
-    judges, about = _judges(metrics or (OF_POLICIES if policy else OF_PICTURES), scorers, options or {})
+    usual = OF_POLICIES if policy else OF_LOOPS if loop else OF_PICTURES
+    judges, about = _judges(metrics or usual, scorers, options or {}, on_states=() if loop else ON_LATENTS)
     mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
     if compare is None:
         compare = baselines(pipe, steps, [_computed(pipe, m, calls[0], steps) for m in mine])
@@ -185,7 +186,11 @@ def _played(pipe: Any, methods: Sequence[Method], trials: Trials, folder: Folder
 
 
 def _judges(
-    names: Sequence[str], scorers: Sequence[Scorer], options: Mapping[str, Mapping[str, Any]]
+    names: Sequence[str],
+    scorers: Sequence[Scorer],
+    options: Mapping[str, Mapping[str, Any]],
+    *,
+    on_states: Sequence[str] = ON_LATENTS,
 ) -> tuple[Judges, dict[str, dict[str, Any]]]:
     about: dict[str, dict[str, Any]] = {}
     pairs: dict[str, Compare] = {}
@@ -193,7 +198,7 @@ def _judges(
     for name in names:
         found = metric_room.load(name)
         about[name] = asdict(found.ABOUT) | {"floor": None, "of_pairs": True}
-        where = latents if name in ON_LATENTS else pairs
+        where = latents if name in on_states else pairs
         where[name] = functools.partial(metric_room.score, name, **options.get(name, {}))
     for unknown in options.keys() - set(names):
         raise BadOption("options", unknown, f"options of the metrics asked for: {', '.join(names)}")
@@ -239,7 +244,9 @@ def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
 
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
-    steps = {steps_of(pipe, call) for call in calls}
+    bare = isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop)
+    some = calls[:1] if bare and not any(STEPS in call for call in calls) else calls  # else each would have to run
+    steps = {steps_of(pipe, call) for call in some}
     if len(steps) > 1:
         raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")
     return steps.pop()

@@ -128,13 +128,14 @@ def evenly_reused(denoisers: Sequence[str], steps: int, computed: int) -> CacheS
 
 
 def baselines(pipe: Any, steps: int, budgets: Sequence[int]) -> list[Method]:
-    """What every budget of computed steps has to stand beside."""
+    """What every budget of computed steps has to stand beside. A loop of one's own has its solver written into it, and
+    perhaps its number of steps."""
     found = []
+    bare = isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop)
+    solvers = [] if bare else [without_noise(pipe), better_solver(pipe)]
     for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):
-        found.append(fewer_steps(pipe, computed))
-        if without_noise(pipe) is not None:
-            found.append(fewer_steps(pipe, computed, solver=without_noise(pipe)))
-        if better_solver(pipe) is not None:
-            found.append(fewer_steps(pipe, computed, better=True))
+        if not bare or pipe.takes(STEPS):
+            found.append(fewer_steps(pipe, computed))
+        found += [fewer_steps(pipe, computed, solver=solver) for solver in solvers if solver is not None]
         found.append(uniform_reuse(pipe, steps, computed))
     return found

@@ -20,6 +20,8 @@ from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
 from diffcache.eval.parts import Folder, Part, slug
 from diffcache.eval.watch import Run, watched
+from diffcache.patch import layer
+from diffcache.profiling.record import frozen
 from diffcache.reports import report_of
 from diffcache.schedule import CacheSchedule
 
@@ -125,11 +127,33 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     """Steps that a call asks for. BadOption where it does not say."""
     if isinstance(pipe, host.PolicyLoop):
         return int(call.get("num_inference_steps") or pipe.steps)
+    if isinstance(pipe, host.Loop) and "num_inference_steps" not in call:
+        return _counted(pipe, call)
     default = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     steps = call.get("num_inference_steps", None if default is None else default.default)
     if not isinstance(steps, int):
         raise BadOption("calls", json.dumps(sorted(call)), "calls that say num_inference_steps")
     return steps
+
+
+def _counted(loop: host.Loop, call: Mapping[str, Any]) -> int:
+    """Steps of a loop of one's own, which ``trajectory`` is told when it runs."""
+    told: list[int] = []
+
+    def begin(inner: Callable[..., None], timesteps: Any, branches: int = 1) -> None:
+        told.append(len(timesteps))
+        inner(timesteps, branches)
+
+    undo = layer(loop.told, "begin", begin)
+    try:
+        loop(**{name: frozen(value) for name, value in call.items()})
+    finally:
+        undo()
+    if len(set(told)) != 1:
+        raise BadOption(
+            "sample", f"{len(told)} trajectories", "one run of the loop: with diffcache.trajectory(…) in it"
+        )
+    return told[0]
 
 
 def identity(pipe: Any) -> str:
