@@ -36,6 +36,7 @@ from diffcache.eval.trials import Trials
 
 RESULTS = Path(__file__).parent / "results"
 HELD_OUT = 0.2  # of the demonstrations, from the end
+AT_ONCE = 60  # episodes side by side
 CALIBRATION = 4, 16  # calls, observations in each
 
 
@@ -82,7 +83,7 @@ def main() -> None:
 def played(policy: Any, task: str, episodes: int) -> Any:
     """bool [episodes], of success."""
     with torch.autocast("cpu", torch.bfloat16):
-        return rollouts.rollout(policy, task, episodes).success
+        return rollouts.rollout(policy, task, episodes, at_once=AT_ONCE).success
 
 
 def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: Path) -> list[Method]:
@@ -91,7 +92,7 @@ def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: P
     plans = {
         **{f"diffcache, {n} computed": functools.partial(optimize, policy, calls, n) for n in budgets},
         f"diffcache, sublayers, {most} steps' work": functools.partial(optimize, policy, calls, most, sites="sublayer"),
-        **{f"BAC, {n} steps' work": functools.partial(bac, policy, calls, "bubbling:n=5", n) for n in budgets},
+        f"BAC, {most} steps' work": functools.partial(bac, policy, calls, "bubbling:n=5", most),
         f"BAC without bubbling, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs", most),
         f"BAC unified, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs,unified=1", most),
     }
