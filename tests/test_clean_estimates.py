@@ -147,6 +147,16 @@ def test_where_a_sampler_draws_noise_estimates_are_combined_and_run_as_they_were
     assert float(real.mean()) > by_outputs.score + 6
 
 
+def test_a_budget_of_memory_counts_what_is_kept_of_inputs() -> None:
+    loop = looped(diffusers.DDPMScheduler)
+    output = SAMPLES * SHAPE[0] * SHAPE[1] * 4
+    for outputs, combined in ((4, True), (2, True), (1, False)):
+        budget = diffcache.Budget(computed_steps=6, memory_bytes=outputs * output)
+        schedule = diffcache.optimize(loop, CALLS[:2], budget)
+        assert ("combined" in schedule.provenance) == combined
+        assert diffcache.estimate(loop, schedule, **CALLS[0]).cache_bytes <= outputs * output
+
+
 def test_where_it_does_not_outputs_are() -> None:
     loop = looped(diffusers.DDIMScheduler, beta_schedule="linear", beta_end=0.2)
     schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])

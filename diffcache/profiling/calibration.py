@@ -100,7 +100,9 @@ class Calibration:
             return self._by_outputs(budget, scheduler)
         train, held = self._apart()
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
-        train, held = self._sloped(train, held, options)
+        if most := self._anchors(budget, with_inputs=True):
+            train, held = self._sloped(train, held, options | {"anchors": most})
+            options["anchors"] = options["anchors"] if train[0].slopes is None else most
         few, few_held = leading(train, SEARCHED_SAMPLES), leading(held, HELD_SAMPLES)
         seeker = Search(few, few_held, **options, tried=tried)  # type: ignore[arg-type]
         notes = {
@@ -188,12 +190,14 @@ class Calibration:
         better = scaled.held_score > found.held_score + PAYS_DB
         return scaled if better else found, better, there
 
-    def _anchors(self, budget: Budget) -> int:
-        """How many outputs may be kept at once."""
+    def _anchors(self, budget: Budget, *, with_inputs: bool = False) -> int:
+        """How many outputs may be kept at once, each perhaps with its input."""
         if budget.memory_bytes is None:
             return ANCHORS
-        held = sum(t.numel() * t.element_size() for call in self.trajectories[0].steps[0].calls for t in call.outputs)
-        if budget.memory_bytes < held:
+        calls = self.trajectories[0].steps[0].calls
+        kept = [t for call in calls for t in (*call.outputs, *([call.input] if with_inputs else []))]
+        held: int = sum(t.numel() * t.element_size() for t in kept)
+        if budget.memory_bytes < held and not with_inputs:
             raise BadOption("memory_bytes", budget.memory_bytes, f"{held} or more: one step's outputs, of this batch")
         return min(ANCHORS, budget.memory_bytes // held)
 
