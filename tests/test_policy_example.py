@@ -26,6 +26,9 @@ from model import (
     use_sampler,
 )
 
+import diffcache
+from diffcache.profiling import Calibration
+
 SMALL = Shape(obs_dim=5, action_dim=2, horizon=6, n_obs_steps=2, n_action_steps=3, layers=2, heads=2, width=16)
 
 
@@ -389,3 +392,46 @@ def test_the_interval_is_wilsons(rollouts: ModuleType) -> None:
     low, high = rollouts.wilson(0, 20)
     assert (low, high) == (0, pytest.approx(0.161, abs=1e-3))
     assert rollouts.wilson(20, 20)[1] == pytest.approx(1)
+
+
+# ---------------------------------------------------------------- the trained policy
+
+
+WEIGHTS = Path(__file__).parents[1] / "examples" / "policy" / "weights" / "drawer-open-v3"
+
+
+def test_the_trained_policy_opens_drawers(rollouts: ModuleType) -> None:
+    policy = DiffusionTransformerLowdimPolicy.load(WEIGHTS)
+    use_sampler(policy, "ddim", 5)
+    assert rollouts.rollout(policy, "drawer-open-v3", 2, timed_alone=1).success.all()
+
+
+@pytest.mark.parametrize(("sampler", "mask"), [("ddpm", "■··" * 10 + "■····■··■·"), ("ddim", "■■·■■··■····■·■■")])
+def test_its_actions_survive_what_a_fitted_schedule_leaves_out(
+    demonstrations: ModuleType, sampler: str, mask: str
+) -> None:
+    """Beside as many computed steps reused evenly, and as many steps of DDIM."""
+    compute = np.array([c == "■" for c in mask])
+    steps, computed = len(mask), int(compute.sum())
+    policy = DiffusionTransformerLowdimPolicy.load(WEIGHTS)
+    use_sampler(policy, sampler, steps)
+    seen = torch.from_numpy(demonstrations.collect("drawer-open-v3", 2)[0]["observations"])
+    newest = torch.linspace(1, len(seen) - 1, 32).long()
+    obs = torch.stack([seen[newest - 1], seen[newest]], 1)
+    calls = [{"obs_dict": {"obs": obs[n::2]}, "seed": n} for n in range(2)]
+    schedule = Calibration.record(policy, calls[:1]).fitted(compute)
+    assert ("combined" in schedule.provenance) == (sampler == "ddpm")  # which draws noise
+
+    def actions() -> Tensor:
+        torch.manual_seed(5)
+        return policy.predict_action({"obs": obs[1::2]})["action"]
+
+    full = actions()
+    with diffcache.accelerated(policy, schedule):
+        ours = actions()
+    with diffcache.accelerated(policy, f"uniform:every={-(-steps // computed)}"):
+        reused = actions()
+    use_sampler(policy, "ddim", computed)
+    fewer = actions()
+    error, *others = ((found - full).abs().mean().item() for found in (ours, reused, fewer))
+    assert error < 0.5 * min(others)

@@ -145,6 +145,7 @@ class Calibration:
         train, held = self._sloped(self.replays, self.held, {"per_branch": apart})
         found = fit(train, compute, held=held, per_branch=apart, per_channel=per_channel)
         notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
+        notes |= {} if found.slopes is None else {"combined": "clean estimates"}
         expected = Expected.over(found.held_db if held else found.error_db, "held-out" if held else "calibration")
         return self._document(found.plan, notes, expected)
 

@@ -25,6 +25,9 @@ from diffcache.schedule import SitePlan
 from diffcache.schedulers._simulation import ANCHORS, RIDGE
 from diffcache.store import channel_dim
 
+ROUNDS = 8  # where the noise scheduler clips
+LEAST_SHARE = 0.05  # of a round's way; below it, there is no nearer
+ROUND_PAYS = 0.01  # share of the error that a round must take away for another one to follow
 CHANNEL_RIDGE = 1e-3  # one channel's branches are nearly collinear, and its samples few
 
 
@@ -278,33 +281,33 @@ def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -
     """Weights [branches, anchors now], and [branches] of the input where replays have slopes, that bring the next state
     nearest to the reference.
 
-    Normal equations, summed over replays. Regressors are the newest output and the differences between neighbouring
-    anchors, well scaled where the outputs themselves are nearly parallel. The input joins them only where outputs are
-    taken less their share of it: beside whole outputs it is nearly a sum of them, and was measured to take values
-    above 1000 for nothing.
+    Regressors are the newest output and the differences between neighbouring anchors, well scaled where the outputs
+    themselves are nearly parallel. The input joins them only where outputs are taken less their share of it: beside
+    whole outputs it is nearly a sum of them, and was measured to take values above 1000 for nothing.
+
+    Where the noise scheduler clips, the next state is no affine function of the output, and a clipped element seems to
+    be indifferent to it until it comes loose. There the solution is approached from plain reuse (Gauss and Newton): at
+    each round the step as it is near the guess so far, and of the way to its solution as much as really brings the
+    state nearer.
     """
-    count = len(here.anchors)
-    slopes = replays[0].slopes
-    size = branches * count + (slopes is not None)
-    gram, moment = np.zeros((size, size)), np.zeros(size)
-    for replay, position, history in zip(replays, here.positions, here.rests, strict=True):
-        at_zero, gain = replay.affine(i, position)
-        gain = (gain * replay.stretch(i)).expand_as(replay.guided(i, replay.recorded(i)))
-        target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies].flatten()
-        guided = {
-            a: [rest.double() * g for rest, g in zip(history[a], replay.guidance[i], strict=True)] for a in here.anchors
-        }
-        columns = []
-        for group in range(branches):
-            by_anchor = [guided[a][group] if branches > 1 else torch.stack(guided[a]).sum(0) for a in here.anchors]
-            columns += [by_anchor[0], *(p - q for p, q in itertools.pairwise(by_anchor))]
-        if slopes is not None:
-            columns.append(replay.input(i, position).double() * sum(replay.guidance[i]))
-        stacked = torch.stack([c.flatten() for c in columns]) * gain.flatten()
-        gram += (stacked @ stacked.T).cpu().numpy()
-        moment += (stacked @ target).cpu().numpy()
+    count, slopes = len(here.anchors), replays[0].slopes
+    columns = [_columns(replay, i, here, n, branches) for n, replay in enumerate(replays)]
     reuse = np.tile(np.eye(count)[0], branches)
-    found = _least_squares(gram, moment, towards=reuse if slopes is None else np.append(reuse, slopes[i]))
+    found = reuse if slopes is None else np.append(reuse, slopes[i])
+    if not any(i in replay.bent for replay in replays):
+        found = _nearest(replays, i, here, columns, found)
+    else:
+        missed = _missed(replays, i, here, columns, found)
+        for _ in range(ROUNDS):
+            before, way = missed, _nearest(replays, i, here, columns, found, around=True) - found
+            share = 1.0
+            while (missed := _missed(replays, i, here, columns, found + share * way)) >= before and share > LEAST_SHARE:
+                share /= 2
+            if missed >= before:
+                break
+            found = found + share * way
+            if missed > (1 - ROUND_PAYS) * before:
+                break
     c = found[: branches * count].reshape(branches, count)
     # c_0 F_0 + Σ c_k (F_{k-1} - F_k)  ->  weights of the F_k themselves
     weights = np.zeros_like(c)
@@ -312,6 +315,58 @@ def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -
     weights[:, :-1] += c[:, 1:]
     weights[:, 1:] -= c[:, 1:]
     return weights, None if slopes is None else np.full(branches, found[-1])
+
+
+def _columns(replay: Replay, i: int, here: Checkpoint, n: int, branches: int) -> Tensor:
+    """The regressors of step ``i`` for the n-th replay, as they are in the guided output: float64 [regressors, …]."""
+    history = here.rests[n]
+    guided = {
+        a: [rest.double() * g for rest, g in zip(history[a], replay.guidance[i], strict=True)] for a in here.anchors
+    }
+    columns = []
+    for group in range(branches):
+        by_anchor = [guided[a][group] if branches > 1 else torch.stack(guided[a]).sum(0) for a in here.anchors]
+        columns += [by_anchor[0], *(p - q for p, q in itertools.pairwise(by_anchor))]
+    if replay.slopes is not None:
+        columns.append(replay.input(i, here.positions[n]).double() * sum(replay.guidance[i]))
+    return torch.stack(columns) * replay.stretch(i)
+
+
+def _nearest(
+    replays: Sequence[Replay],
+    i: int,
+    here: Checkpoint,
+    columns: Sequence[Tensor],
+    towards: np.ndarray,
+    *,
+    around: bool = False,
+) -> np.ndarray:
+    """Coefficients of the columns by normal equations, summed over replays. ``around``: of the step as it is near what
+    ``towards`` makes; else near the full run's output."""
+    size = len(towards)
+    gram, moment = np.zeros((size, size)), np.zeros(size)
+    for replay, position, table in zip(replays, here.positions, columns, strict=True):
+        at_zero, gain = replay.affine(i, position, _made(table, towards) if around else None)
+        target = (replay.reference(i).double() - at_zero)[: table.shape[1]].flatten()
+        stacked = (table * gain).flatten(1)
+        gram += (stacked @ stacked.T).cpu().numpy()
+        moment += (stacked @ target).cpu().numpy()
+    return _least_squares(gram, moment, towards=towards)
+
+
+def _missed(replays: Sequence[Replay], i: int, here: Checkpoint, columns: Sequence[Tensor], found: np.ndarray) -> float:
+    """By how much the next states really miss the full run's, squared and summed."""
+    missed = 0.0
+    for replay, position, table in zip(replays, here.positions, columns, strict=True):
+        after = replay.move(i, position.widened, _made(table, found).to(torch.float32)).state
+        missed += float((after.double() - replay.reference(i).double())[: table.shape[1]].square().sum())
+    return missed
+
+
+def _made(table: Tensor, found: np.ndarray) -> Tensor:
+    """The guided output of these coefficients, float64."""
+    coefficients = torch.as_tensor(found, dtype=table.dtype, device=table.device)
+    return (coefficients @ table.flatten(1)).view(table.shape[1:])
 
 
 def _channel_scale(
@@ -324,11 +379,11 @@ def _channel_scale(
     branches = len(weights)
     tables, moments = [], []  # per replay: [C, branches, branches], [C, branches]
     for n, (replay, position) in enumerate(zip(replays, here.positions, strict=True)):
-        at_zero, gain = replay.affine(i, position)
-        like = replay.guided(i, replay.recorded(i))
+        guess = _guess(replay, i, here, n, weights, own, dtype=torch.double)
+        like = replay.guided(i, guess)
+        at_zero, gain = replay.affine(i, position, like if i in replay.bent else None)
         gain = (gain * replay.stretch(i)).expand_as(like)
         target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies]
-        guess = _guess(replay, i, here, n, weights, own, dtype=torch.double)
         parts = [g * weight for g, weight in zip(guess, replay.guidance[i], strict=True)]
         grouped = parts if branches > 1 else [torch.stack(parts).sum(0)]
         dim = channel_dim(like)

@@ -23,6 +23,7 @@ from diffcache.errors import DiffCacheError
 from diffcache.profiling.record import Forward, LoopStep, Trajectory, frozen
 from diffcache.store import channel_dim
 
+COARSE, FINE = 0.1, 1e-3  # shares of the output's size that it is moved by, to see what the next state does
 TOLERANCE = 1e-3  # relative error up to which a recorded tensor counts as explained; one rounding, if that is more
 
 
@@ -182,18 +183,18 @@ class Replay:
     def move(self, i: int, position: Position, guided: Tensor) -> Position:
         return position.moved(self.steps[i], self._spread(guided))
 
-    def affine(self, i: int, position: Position) -> tuple[Tensor, Tensor]:
+    def affine(self, i: int, position: Position, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The next state as an affine function of the guided output: (state for output 0, gain).
 
         The gain is one number. Where the noise scheduler clips, it is one number per element (without copies), and the
-        function holds near the full run's output.
+        function holds near the full run's output, or ``near`` another one.
         """
         wide = position.widened
-        like = _wide(self._handed(i))
+        like = _wide(self._handed(i) if near is None else near.to(torch.float32))
         if i not in self.bent:
             at_zero = self.move(i, wide, torch.zeros_like(like)).state.double()
             return at_zero, (self.move(i, wide, torch.ones_like(like)).state.double() - at_zero).mean()
-        nudge = 0.1 * like.abs().mean()
+        nudge = (COARSE if near is None else FINE) * like.abs().mean()
         above, below = (self.move(i, wide, like + n).state.double() for n in (nudge, -nudge))
         gain = (above - below) / (2 * nudge)
         return self.move(i, wide, like).state.double() - gain * self._spread(like), gain[: len(like)]
