@@ -145,7 +145,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("policy", type=Path, help="what train.py wrote")
+    args.add_argument("policy", type=Path, help="what train.py wrote, or a folder of weights")
     args.add_argument("--task", required=True)
     args.add_argument("--episodes", type=int, default=100)
     args.add_argument("--seed", type=int, default=demonstrations.EVALUATION_SEED)
