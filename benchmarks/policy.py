@@ -89,9 +89,12 @@ def played(policy: Any, task: str, episodes: int) -> Any:
 def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: Path) -> list[Method]:
     """Ours, and BAC's, which is a schedule here as well. Made once; a run that goes on takes them from ``out``."""
     most = budgets[0]
+    inner = most + policy.num_inference_steps // 10  # what lies outside of the sublayers runs at every step
     plans = {
         **{f"diffcache, {n} computed": functools.partial(optimize, policy, calls, n) for n in budgets},
-        f"diffcache, sublayers, {most} steps' work": functools.partial(optimize, policy, calls, most, sites="sublayer"),
+        f"diffcache, sublayers, {inner} steps' work": functools.partial(
+            optimize, policy, calls, inner, sites="sublayer"
+        ),
         f"BAC, {most} steps' work": functools.partial(bac, policy, calls, "bubbling:n=5", most),
         f"BAC without bubbling, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs", most),
         f"BAC unified, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs,unified=1", most),
