@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -61,10 +62,11 @@ def main() -> None:
         shutil.rmtree(out / "parts", ignore_errors=True)
     seen = Observations(o.demonstrations, policy.n_obs_steps)
     budgets = sorted(o.budget or [max(2, o.steps // 5), max(2, o.steps // 10)], reverse=True)
+    made_from = hashlib.sha256(b"".join(file.read_bytes() for file in (o.policy, o.demonstrations))).hexdigest()
     calibration = [seen.call(CALIBRATION[1], held_out=False, seed=n) for n in range(CALIBRATION[0])]
     found = evaluate(
         policy,
-        methods(policy, calibration, budgets, out),
+        methods(policy, calibration, budgets, out, made_from),
         [seen.call(1, held_out=True, seed=10_000 + n) for n in range(o.observations)],
         compare=others(policy, o.steps, budgets),
         trials=Trials(lambda asked, n: played(asked, o.task, n), o.episodes, o.task),
@@ -86,8 +88,11 @@ def played(policy: Any, task: str, episodes: int) -> Any:
         return rollouts.rollout(policy, task, episodes, at_once=AT_ONCE).success
 
 
-def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: Path) -> list[Method]:
-    """Ours, and BAC's, which is a schedule here as well. Made once; a run that goes on takes them from ``out``."""
+def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: Path, made_from: str) -> list[Method]:
+    """Ours, and BAC's, which is a schedule here as well. Made once; a run that goes on takes them from ``out``.
+
+    made_from  digest of the policy and its demonstrations: schedules of others are not taken for theirs
+    """
     most = budgets[0]
     inner = most + policy.num_inference_steps // 10  # what lies outside of the sublayers runs at every step
     plans = {
@@ -102,7 +107,7 @@ def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: P
     found = []
     (out / "schedules").mkdir(parents=True, exist_ok=True)
     for name, make in plans.items():
-        file = out / "schedules" / f"{slug(name)}.safetensors"
+        file = out / "schedules" / f"{slug(name)}-{made_from[:8]}.safetensors"
         if not file.exists():
             make().save(file)
         found.append(ours(name, CacheSchedule.load(file)))

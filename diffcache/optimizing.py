@@ -57,7 +57,7 @@ def optimize(
     pipe = host.adopted(pipe)
     if sites == "model":
         calibration = Calibration.record(pipe, calls, held_out=held_out or ())
-        schedule = calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s)
+        schedule = calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store)
         return schedule if store is None else schedule.stored(store)
     profile = measure(pipe, calls, sites=("model", sites))
     name = "allocate" if scheduler == "search" else scheduler

@@ -109,7 +109,7 @@ def expected(profile: Profile, planned: Planned) -> Expected | None:
 
 
 def cache_bytes(profile: Profile, planned: Planned, anchors: int | None = None) -> int:
-    """Most bytes of kept tensors at one time, for the batch that was profiled: outputs, and inputs that κ needs.
+    """Most bytes of kept tensors at one time, for the batch that was profiled: outputs, and inputs that κ and v need.
 
     anchors  as if predictions used the newest so many outputs only
     """

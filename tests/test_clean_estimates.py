@@ -100,7 +100,7 @@ class Posterior(nn.Module):
 
     def __init__(self, scheduler: Any) -> None:
         super().__init__()
-        self.scheduler = scheduler
+        self.scheduler, self.turned = scheduler, 1
         self.points = nn.Parameter(torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3)).clamp(-0.9, 0.9))
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
@@ -110,19 +110,20 @@ class Posterior(nn.Module):
         far = (x[:, None] - alpha * self.points).square().flatten(2).sum(-1) / (2 * width)
         nearest = torch.einsum("nk,kts->nts", (-far).softmax(1), self.points)
         clean = nearest + alpha * 0.05 / width * (x - alpha * nearest)
-        return (x - alpha * clean) / sigma
+        return self.turned * (x - alpha * clean) / sigma
 
 
-def looped(kind: type, **options: Any) -> diffcache.Loop:
+def looped(kind: type, turned: int = 1, **options: Any) -> diffcache.Loop:
     scheduler = kind(prediction_type="epsilon", **{**COSINE, **options})
     network = Posterior(scheduler)
+    network.turned = turned
 
     def sample() -> Tensor:
         scheduler.set_timesteps(STEPS)
         x = torch.randn(SAMPLES, *SHAPE)
         with torch.no_grad(), diffcache.trajectory(network, scheduler.timesteps):
             for t in scheduler.timesteps:
-                x = scheduler.step(network(x, t), t, x).prev_sample
+                x = scheduler.step(turned * network(x, t), t, x).prev_sample
         return x
 
     return diffcache.Loop(network, sample, scheduler=scheduler)
@@ -195,3 +196,45 @@ def test_a_schedule_of_estimates_is_tied_to_its_steps() -> None:
     with pytest.raises(BadOption, match="predicts from outputs alone"):
         resampled(schedule, [4.0, 2.0, 1.0])
     assert show.table(plan).splitlines()[:2] == ["  step  newest  w0    v0", "     1       0   1  -0.5"]
+
+
+def conditioned() -> diffcache.Loop:
+    """The network is given more tokens than it answers for."""
+    scheduler = diffusers.DDPMScheduler(prediction_type="epsilon", **COSINE)
+    network = Conditioned(scheduler)
+
+    def sample() -> Tensor:
+        scheduler.set_timesteps(STEPS)
+        x = torch.randn(SAMPLES, *SHAPE)
+        with torch.no_grad(), diffcache.trajectory(network, scheduler.timesteps):
+            for t in scheduler.timesteps:
+                x = scheduler.step(network(torch.cat([x, torch.ones_like(x)], 1), t), t, x).prev_sample
+        return x
+
+    return diffcache.Loop(network, sample, scheduler=scheduler)
+
+
+class Conditioned(Posterior):
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return super().forward(x[:, : SHAPE[0]], timestep)
+
+
+def test_where_a_run_could_not_tell_which_input_is_an_output_s_outputs_are_combined() -> None:
+    loop = conditioned()
+    schedule = diffcache.optimize(loop, CALLS[:2], 6)
+    assert "combined" not in schedule.provenance
+    with diffcache.accelerated(loop.network, schedule):
+        loop(**CALLS[2])
+        assert sum(row.predicted for row in diffcache.report(loop.network).rows) == STEPS - 6
+
+
+@pytest.mark.parametrize(("store", "combined"), [("int8", True), ("int4", False)])
+def test_rests_are_not_made_of_what_is_kept_too_coarsely(store: str, combined: bool) -> None:
+    schedule = diffcache.optimize(looped(diffusers.DDPMScheduler), CALLS[:2], 6, store=store)
+    assert ("combined" in schedule.provenance) == combined
+
+
+def test_a_loop_that_turns_the_sign_of_outputs_has_slopes_of_the_other_sign() -> None:
+    loop = looped(diffusers.DDPMScheduler, turned=-1)
+    schedule = diffcache.optimize(loop, CALLS[:2], 6)
+    assert schedule.provenance["combined"] == "clean estimates"

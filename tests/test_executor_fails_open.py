@@ -81,7 +81,7 @@ def test_kappa_without_an_input_of_the_output_s_shape_is_computed() -> None:
         )
     )
     plan = random_plan("#.######", 1, 1)
-    assert_fails_open(pipe, bound(pipe, plan), "so kappa has no meaning", failed=1)
+    assert_fails_open(pipe, bound(pipe, plan), "so coefficients of inputs have no meaning", failed=1)
 
 
 def test_coefficients_for_another_number_of_channels_are_not_used() -> None:

@@ -254,7 +254,11 @@ def test_a_loop_of_ones_own_is_evaluated_by_its_last_states(tmp_path: Path) -> N
 
 def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp_path: Path) -> None:
     loop = own(Transformer().eval(), None)
-    found = diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [{"seed": 0}], out=tmp_path, progress=False)
+    call = {"seed": 0, "num_inference_steps": 2 * STEPS}
+    found = diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [call], out=tmp_path, progress=False)
+    assert found.record["methods"][2]["steps"] == STEPS
+    call |= {"num_inference_steps": STEPS}  # in the same folder: nothing of the longer run is taken for its own
+    found = diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [call], out=tmp_path, progress=False)
     assert [m["name"] for m in found.record["methods"][2:]] == [
         "5 steps, its own solver",
         "uniform reuse, 5 computed",

@@ -108,19 +108,21 @@ def evaluate(
     pipe = host.adopted(pipe)
     steps = _one_number_of_steps(pipe, calls)
     _demand_the_same_noise(calls)
-    policy, loop = (isinstance(pipe, kind) for kind in (host.PolicyLoop, host.Loop))
+    policy = isinstance(pipe, host.PolicyLoop)
+    loop = isinstance(pipe, host.Loop) and not policy
     if trials is not None and not policy:
         raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
     usual = OF_POLICIES if policy else OF_LOOPS if loop else OF_PICTURES
     judges, about = _judges(metrics or usual, scorers, options or {}, on_states=() if loop else ON_LATENTS)
     mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
     if compare is None:
-        compare = baselines(pipe, steps, [_computed(pipe, m, calls[0], steps) for m in mine])
+        budgets = [_computed(pipe, m, calls[0], steps) for m in mine]
+        compare = baselines(pipe, steps, budgets, fewer=not loop or calls[0].get(STEPS) == steps)
     methods = [full(), *mine, *compare, *extra]
     _demand_own_names(methods)
     sets = sets_of(extractor, real)
     folder = Folder(Path(out))
-    found, rank, processes = _run(pipe, methods, calls, judges, folder, progress)
+    found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, progress)
     played = _played(pipe, methods, trials, folder) if trials and rank == 0 else {}
     about |= {tried.NAME: tried.ABOUT} if played else {}
     more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})
@@ -161,6 +163,7 @@ def _run(
     pipe: Any,
     methods: Sequence[Method],
     calls: Sequence[Mapping[str, Any]],
+    steps: int,
     judges: Judges,
     folder: Folder,
     progress: bool,
@@ -174,7 +177,8 @@ def _run(
         if size > 1:
             demand_own_generators(calls)
         part = [(index, call) for index, call in enumerate(calls) if index % size == rank]
-        return json.dumps(run_share(pipe, methods, part, judges, folder, progress=progress and rank == 0)).encode()
+        shown = progress and rank == 0
+        return json.dumps(run_share(pipe, methods, part, steps, judges, folder, progress=shown)).encode()
 
     return [part for data in all_shares(share) for part in json.loads(data)], here, many
 
@@ -245,7 +249,7 @@ def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
     bare = isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop)
-    some = calls[:1] if bare and not any(STEPS in call for call in calls) else calls  # else each would have to run
+    some = calls[:1] if bare and len({call.get(STEPS) for call in calls}) == 1 else calls  # for each that is asked runs
     steps = {steps_of(pipe, call) for call in some}
     if len(steps) > 1:
         raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")

@@ -127,14 +127,14 @@ def evenly_reused(denoisers: Sequence[str], steps: int, computed: int) -> CacheS
     return CacheSchedule(steps=steps, denoisers=dict.fromkeys(denoisers, plan))
 
 
-def baselines(pipe: Any, steps: int, budgets: Sequence[int]) -> list[Method]:
-    """What every budget of computed steps has to stand beside. A loop of one's own has its solver written into it, and
-    perhaps its number of steps."""
+def baselines(pipe: Any, steps: int, budgets: Sequence[int], *, fewer: bool = True) -> list[Method]:
+    """What every budget of computed steps has to stand beside. ``fewer``: than it has, if it can be told; of a loop of
+    one's own with the solver that is written into it."""
     found = []
     bare = isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop)
     solvers = [] if bare else [without_noise(pipe), better_solver(pipe)]
     for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):
-        if not bare or pipe.takes(STEPS):
+        if fewer:
             found.append(fewer_steps(pipe, computed))
         found += [fewer_steps(pipe, computed, solver=solver) for solver in solvers if solver is not None]
         found.append(uniform_reuse(pipe, steps, computed))

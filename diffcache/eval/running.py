@@ -55,6 +55,7 @@ def run_share(
     pipe: Any,
     methods: Sequence[Method],
     calls: Sequence[tuple[int, Mapping[str, Any]]],
+    steps: int,
     judges: Judges,
     folder: Folder,
     *,
@@ -67,7 +68,7 @@ def run_share(
     """
     found: list[Part] = []
     close = _Close(pipe, calls[0][1]) if calls else None
-    here = digest_of({"pipeline": identity(pipe), "judges": judges.digest})
+    here = digest_of({"pipeline": identity(pipe), "steps": steps, "judges": judges.digest})
     bar = tqdm(total=len(calls) * len(methods), desc="evaluate", unit="run", disable=not progress)
     for index, call in calls:
         assert close is not None
@@ -127,7 +128,7 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     """Steps that a call asks for. BadOption where it does not say."""
     if isinstance(pipe, host.PolicyLoop):
         return int(call.get("num_inference_steps") or pipe.steps)
-    if isinstance(pipe, host.Loop) and "num_inference_steps" not in call:
+    if isinstance(pipe, host.Loop):
         return _counted(pipe, call)
     default = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     steps = call.get("num_inference_steps", None if default is None else default.default)
@@ -146,7 +147,8 @@ def _counted(loop: host.Loop, call: Mapping[str, Any]) -> int:
 
     undo = layer(loop.told, "begin", begin)
     try:
-        loop(**{name: frozen(value) for name, value in call.items()})
+        with torch.no_grad():
+            loop(**{name: frozen(value) for name, value in call.items()})
     finally:
         undo()
     if len(set(told)) != 1:
@@ -163,6 +165,8 @@ def identity(pipe: Any) -> str:
         "scheduler": [type(pipe.scheduler).__name__, host.config_digest(pipe.scheduler)],
         "version": [torch.__version__, metadata.version("diffusers")],
     }
+    if isinstance(pipe, host.PolicyLoop):
+        told["steps"] = pipe.steps
     parts = {"policy": pipe.policy} if isinstance(pipe, host.PolicyLoop) else pipe.components
     for name, part in sorted(parts.items()):
         if isinstance(part, torch.nn.Module):

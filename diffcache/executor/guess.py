@@ -40,9 +40,9 @@ def problem(
         return "shape, dtype or device of the output changed"
     pairing = pairing or alone(x, outputs)
     if terms.needs_x and pairing.unclear:
-        return "the site's inputs fit its outputs in more than one way, so kappa has no meaning"
+        return "the site's inputs fit its outputs in more than one way, so coefficients of inputs have no meaning"
     if terms.needs_x and not any(i is not None for i in pairing.own):
-        return "the site's input does not have the shape of its output, so kappa has no meaning"
+        return "the site's input does not have the shape of its output, so coefficients of inputs have no meaning"
     rows = 1 if branch is not None else len(terms.weights)
     parts = [len(outputs)] if pairing.listed else [len(t) for t in outputs if t.ndim]
     if any(count % rows for count in parts):

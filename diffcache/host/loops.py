@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,11 +118,6 @@ class Loop:
         if self._sample is None:
             raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
         return self._sample(**arguments)
-
-    def takes(self, argument: str) -> bool:
-        """Whether the function that runs the loop has such an argument."""
-        known = {} if self._sample is None else inspect.signature(self._sample).parameters
-        return argument in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
 
     def __getattr__(self, name: str) -> Any:
         if name == self.name:

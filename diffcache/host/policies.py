@@ -103,7 +103,10 @@ class Expert(Method):
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """What is looked at for sites, by its path: nothing inside of what is compiled as one graph."""
-        if not hasattr(getattr(self.of(), self.name), COMPILED):
+        method = getattr(self.of(), self.name)
+        while not hasattr(method, COMPILED) and hasattr(method, "__wrapped__"):  # layers of ours
+            method = method.__wrapped__
+        if not hasattr(method, COMPILED):
             yield self.blocks, _at(self.of(), self.blocks)
 
 

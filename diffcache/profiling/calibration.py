@@ -86,6 +86,7 @@ class Calibration:
         scheduler: str = "search",
         time_limit_s: float | None = None,
         per_branch: bool = True,
+        store: str | None = None,
         tried: Callable[[Fit], None] = lambda f: None,
     ) -> CacheSchedule:
         """The best schedule found within ``budget`` (a bare number: computed steps).
@@ -93,6 +94,7 @@ class Calibration:
         scheduler     "search", or one whose mask is taken as it is (``diffcache plan --list``); the fit is the same
         time_limit_s  seconds for the search; None: a fixed number of fits, which yields the same schedule every time;
                       0 keeps the even mask
+        store         format in which outputs will be kept; None: as they are
         tried         sees every fit of the search
         """
         budget = Budget.of(budget)
@@ -100,7 +102,8 @@ class Calibration:
             return self._by_outputs(budget, scheduler)
         train, held = self._apart()
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
-        if most := self._anchors(budget, with_inputs=True):
+        exact = store in (None, "bf16", "int8")  # rests are small differences of what is kept
+        if exact and (most := self._anchors(budget, with_inputs=True)):
             train, held = self._sloped(train, held, options | {"anchors": most})
             options["anchors"] = options["anchors"] if train[0].slopes is None else most
         few, few_held = leading(train, SEARCHED_SAMPLES), leading(held, HELD_SAMPLES)
@@ -142,7 +145,7 @@ class Calibration:
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
         apart = per_branch and self.guidance is not None
-        train, held = self._sloped(self.replays, self.held, {"per_branch": apart})
+        train, held = self._sloped(self.replays, self.held, {"per_branch": apart}, compute)
         found = fit(train, compute, held=held, per_branch=apart, per_channel=per_channel)
         notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
         notes |= {} if found.slopes is None else {"combined": "clean estimates"}
@@ -157,17 +160,22 @@ class Calibration:
         return self.replays[:cut], self.replays[cut:]
 
     def _sloped(
-        self, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
+        self,
+        train: Sequence[Replay],
+        held: Sequence[Replay],
+        options: Mapping[str, Any],
+        tried: np.ndarray | None = None,
     ) -> tuple[Sequence[Replay], Sequence[Replay]]:
         """The replays with the network's clean estimates in place of its outputs, if those are better to combine: where
-        a sampler draws noise, or begins where hardly anything but noise is left."""
-        known = [slopes(replay.trajectory) for replay in (*train, *held)]
+        a sampler draws noise. ``tried``: the mask that tells; None: an even one."""
+        known = [_slopes(replay) for replay in (*train, *held)]
         own = known[0]
         if own is None or any(other is None or not np.array_equal(own, other) for other in known):
             return train, held
         estimates = [replay.sloped(own) for replay in train], [replay.sloped(own) for replay in held]
         begins = train[0].begins
-        tried = evenly(len(own), max(len(own) // SLOPES_TRIED_ON, len(begins)), begins)
+        if tried is None:
+            tried = evenly(len(own), max(len(own) // SLOPES_TRIED_ON, len(begins)), begins)
         plain, other = (
             fit(leading(some, SEARCHED_SAMPLES), tried, held=leading(others, HELD_SAMPLES), **options)
             for some, others in ((train, held), estimates)
@@ -298,6 +306,12 @@ class Calibration:
             inputs=None if plan.inputs is None else begun(np.where(own[:, None], plan.inputs, 0.0)),
             scale=None if plan.scale is None else begun(plan.scale, 1.0),
         )
+
+
+def _slopes(replay: Replay) -> np.ndarray | None:
+    """Of the network's own outputs, of which guidance makes what the noise scheduler takes for a prediction."""
+    found, shares = slopes(replay.trajectory), np.array([sum(weights) for weights in replay.guidance])
+    return found / shares if found is not None and replay.paired and (np.abs(shares) > 1e-3).all() else None
 
 
 def leading(replays: Sequence[Replay], samples: int) -> Sequence[Replay]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -291,12 +291,15 @@ def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -
     state nearer.
     """
     count, slopes = len(here.anchors), replays[0].slopes
-    columns = [_columns(replay, i, here, n, branches) for n, replay in enumerate(replays)]
+    tables = (
+        _columns(replay, i, here, n, branches) for n, replay in enumerate(replays)
+    )  # one at a time: they are wide
     reuse = np.tile(np.eye(count)[0], branches)
     found = reuse if slopes is None else np.append(reuse, slopes[i])
     if not any(i in replay.bent for replay in replays):
-        found = _nearest(replays, i, here, columns, found)
+        found = _nearest(replays, i, here, tables, found)
     else:
+        columns = list(tables)
         missed = _missed(replays, i, here, columns, found)
         for _ in range(ROUNDS):
             before, way = missed, _nearest(replays, i, here, columns, found, around=True) - found
@@ -336,7 +339,7 @@ def _nearest(
     replays: Sequence[Replay],
     i: int,
     here: Checkpoint,
-    columns: Sequence[Tensor],
+    columns: Iterable[Tensor],
     towards: np.ndarray,
     *,
     around: bool = False,

@@ -144,7 +144,20 @@ class Replay:
         x = position.state
         if hasattr(position.scheduler, "scale_model_input"):
             x = _fork(position.scheduler).scale_model_input(x, self.steps[i].timestep)
-        return self._like_handed(i, x[: len(x) // self.copies])
+        given = self.steps[i].calls[0].input
+        return self._like_handed(i, x[: len(x) // self.copies].to(given.dtype))
+
+    @property
+    def paired(self) -> bool:
+        """Whether the denoiser's input and output differ in their channels at most, so that an accelerated run knows
+        which x belongs to which F."""
+        for call in self.steps[0].calls:
+            x, f = call.input, call.output
+            if not isinstance(x, Tensor) or x.ndim != f.ndim:
+                return False
+            if any(x.shape[d] != f.shape[d] for d in range(f.ndim) if d != channel_dim(f)):
+                return False
+        return True
 
     def rests(self, i: int, outputs: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         """Branch outputs of step ``i`` less what of them is taken to be their input ``x``."""

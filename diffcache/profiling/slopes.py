@@ -14,6 +14,9 @@ import torch
 from diffcache import host
 from diffcache.profiling.record import Trajectory
 
+# Noise schedulers whose networks are given, or asked for, something else at a step than its level and its name say.
+OTHERWISE = ("EDM", "Cosine", "Inverse", "SDE")
+
 
 def noise_levels(trajectory: Trajectory) -> np.ndarray | None:
     """The noise levels (``sigmas``) of the loop's steps and the one it ends at, where the noise scheduler has them."""
@@ -27,6 +30,8 @@ def noise_levels(trajectory: Trajectory) -> np.ndarray | None:
 def slopes(trajectory: Trajectory) -> np.ndarray | None:
     """float64 [steps of the loop]: by how much the output grows with the input while the clean estimate stays. None
     where that is not known, or is nothing (networks that predict the sample)."""
+    if any(part in type(trajectory.scheduler).__name__ for part in OTHERWISE):
+        return None
     kind = host.prediction_type(trajectory.scheduler)
     if kind is None and type(trajectory.scheduler).__name__.startswith("FlowMatch"):
         kind = "flow_prediction"

@@ -242,6 +242,8 @@ class DiffusionTransformerLowdimPolicy(nn.Module):
             save_file(kept, path, about)
         else:
             path.mkdir(parents=True, exist_ok=True)
+            for old in path.glob("*.safetensors"):
+                old.unlink()
             split = split_torch_state_dict_into_shards(kept, max_shard_size="4900KB")
             for file, names in split.filename_to_tensors.items():
                 save_file({name: kept[name] for name in names}, path / file, about)
