@@ -62,7 +62,8 @@ def main() -> None:
         shutil.rmtree(out / "parts", ignore_errors=True)
     seen = Observations(o.demonstrations, policy.n_obs_steps)
     budgets = sorted(o.budget or [max(2, o.steps // 5), max(2, o.steps // 10)], reverse=True)
-    made_from = hashlib.sha256(b"".join(file.read_bytes() for file in (o.policy, o.demonstrations))).hexdigest()
+    files = [o.demonstrations, *(sorted(o.policy.iterdir()) if o.policy.is_dir() else [o.policy])]
+    made_from = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     calibration = [seen.call(CALIBRATION[1], held_out=False, seed=n) for n in range(CALIBRATION[0])]
     found = evaluate(
         policy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import diffusers
@@ -238,3 +239,20 @@ def test_a_loop_that_turns_the_sign_of_outputs_has_slopes_of_the_other_sign() ->
     loop = looped(diffusers.DDPMScheduler, turned=-1)
     schedule = diffcache.optimize(loop, CALLS[:2], 6)
     assert schedule.provenance["combined"] == "clean estimates"
+
+
+class Forgetful(Posterior):
+    """Answers otherwise when called again with the same."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x, timestep) * (1 + 0.1 * self.calls)
+
+
+def test_what_a_network_does_not_do_twice_is_no_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "Posterior", Forgetful)
+    schedule = diffcache.optimize(looped(diffusers.DDIMScheduler), CALLS[:2], 6)
+    assert schedule.provenance["fit_target"] == "output"
+    assert "called once more" in schedule.provenance["fit_target_reason"]

@@ -106,12 +106,12 @@ def evaluate(
     if not calls:
         raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
     pipe = host.adopted(pipe)
-    steps = _one_number_of_steps(pipe, calls)
-    _demand_the_same_noise(calls)
     policy = isinstance(pipe, host.PolicyLoop)
     loop = isinstance(pipe, host.Loop) and not policy
     if trials is not None and not policy:
         raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
+    _demand_the_same_noise(calls)
+    steps = _one_number_of_steps(pipe, calls)
     usual = OF_POLICIES if policy else OF_LOOPS if loop else OF_PICTURES
     judges, about = _judges(metrics or usual, scorers, options or {}, on_states=() if loop else ON_LATENTS)
     mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
