@@ -102,7 +102,7 @@ def test_condition_channels_behind_the_input_take_no_part(shape: tuple[int, ...]
     assert_equation_1(pipe, random_plan(MASK, 1, 2), None, noise(*shape))
 
 
-def test_channels_that_only_the_output_has_get_no_drift() -> None:
+def test_channels_that_only_the_output_has_get_nothing_of_the_input() -> None:
     """A learned variance comes back behind the sample's own channels."""
     pipe = loop(odd=lambda call, output: torch.cat([output, output.sin()], dim=1))
     plan = random_plan("#.", 1, 1)
@@ -110,7 +110,8 @@ def test_channels_that_only_the_output_has_get_no_drift() -> None:
         pipe(noise(2, 3, 4, 5), steps=2)
     (x_0, first), (x, second) = pipe.given
     s, b, w, k = plan.scale[0, 1], plan.bias[0, 1], plan.weights[0, 1, 0], plan.kappa[0, 1]
-    torch.testing.assert_close(second[:, :3], s * (w * first[:, :3] + k * (x - x_0)) + b)
+    v = plan.inputs[0, 1, 0]
+    torch.testing.assert_close(second[:, :3], s * (w * first[:, :3] + v * x_0 + k * (x - x_0)) + b)
     torch.testing.assert_close(second[:, 3:], s * w * first[:, 3:] + b)
 
 
