@@ -49,6 +49,7 @@ def optimize(
 
     Calls run once, in full; then parts of their loops are repeated: the search at the model site fits each candidate to
     the full run's states. At inner sites the calls run twice more, to correct what is predicted, channel by channel.
+    There, and with ``store``, what fidelity to expect is seen by running the calls once more, with and without.
     Generators in the calls are left where they were found. The schedule says what fidelity to expect, and at the model
     site what budgets nearby would have given ("front").
 
@@ -58,10 +59,15 @@ def optimize(
     if sites == "model":
         calibration = Calibration.record(pipe, calls, held_out=held_out or ())
         schedule = calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store)
-        return schedule if store is None else schedule.stored(store)
+        return schedule if store is None else _promising(pipe, schedule.stored(store), calls, held_out)
     profile = measure(pipe, calls, sites=("model", sites))
     name = "allocate" if scheduler == "search" else scheduler
     schedule = correct(pipe, planning.plan(profile, name, budget, store=store, sites=sites), calls)
+    return _promising(pipe, schedule, calls, held_out)
+
+
+def _promising(pipe: Any, schedule: CacheSchedule, calls: Calls, held_out: Calls | None) -> CacheSchedule:
+    """``schedule`` with the fidelity that it is seen to have."""
     judged, origin = (held_out, "held-out") if held_out else (calls, "calibration")
     full = final_states(pipe, judged)
     with accelerated(pipe, schedule):

@@ -50,7 +50,8 @@ def plan(
 
     scheduler  a name of :func:`available`, or a spec with options, ``"path:gamma=4"``
     store      format in which outputs are kept: "bf16", "int8", "fp8", "int4"; "auto": of each site the one with which
-               all fit into the budget's ``memory_bytes`` at the least error; None: as they are
+               all fit into the budget's ``memory_bytes`` at the least error; None: as they are. A fidelity that is
+               simulated counts them as kept exactly
     prescale   take centre and spread of channels from the profile, not from each tensor that is kept
 
     No network is called. Raises UnknownName, BadOption; an impossible budget is a BadOption that says what is possible.

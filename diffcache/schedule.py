@@ -350,6 +350,7 @@ class CacheSchedule(Document):
 
     def stored(self, how: str) -> CacheSchedule:
         """The same decisions with every site's outputs kept in the format ``how``; "exact": as the sites return them.
+        Where that is another format than before, the schedule no longer says what fidelity to expect.
 
         Raises BadOption for another name.
         """
@@ -364,7 +365,8 @@ class CacheSchedule(Document):
             name: dataclasses.replace(denoiser, sites={site: kept(plan) for site, plan in denoiser.sites.items()})
             for name, denoiser in self.denoisers.items()
         }
-        return dataclasses.replace(self, denoisers=denoisers)
+        same = denoisers == self.denoisers
+        return dataclasses.replace(self, denoisers=denoisers, expected=self.expected if same else None)
 
     def with_provenance(self, **entries: str) -> CacheSchedule:
         """The same decisions with these entries added to, or replaced in, ``provenance``."""

@@ -146,6 +146,17 @@ def test_held_out_calls_have_no_say_in_the_coefficients() -> None:
     assert [s.expected and s.expected.origin for s in (named, alone, both)] == ["held-out", "calibration", "held-out"]
 
 
+def test_what_is_promised_of_a_format_was_seen_with_it() -> None:
+    pipe, calibrated = shared("flux"), calibration("flux")
+    every = calls("flux", pipe)
+    exact, coarse = (optimize(pipe, every, 3, store=store, held_out=every, time_limit_s=0) for store in (None, "int4"))
+    seen, _ = tried_out(calibrated, "flux", coarse)
+    assert expected_db(coarse) == pytest.approx(np.mean(seen), abs=1e-3)
+    assert expected_db(coarse) < expected_db(exact) - 0.5
+    assert coarse.stored("int4") == coarse
+    assert coarse.stored("int8").expected is None
+
+
 def test_a_budget_of_fidelity_takes_the_fewest_steps_that_reach_it() -> None:
     calibrated = calibration("sd15_ddim")
     found = calibrated.schedule(Budget(max_error_db=30))
