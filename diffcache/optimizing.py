@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from diffcache import host, planning
 from diffcache.api import accelerated
@@ -16,7 +17,7 @@ from diffcache.budget import Budget
 from diffcache.correction import correct
 from diffcache.patch import layer
 from diffcache.profiling import Calibration, measure
-from diffcache.profiling.fit import psnr_db
+from diffcache.profiling.fit import Fit, psnr_db
 from diffcache.profiling.record import frozen
 from diffcache.schedule import CacheSchedule, Expected
 from diffcache.store import Output
@@ -34,6 +35,7 @@ def optimize(
     time_limit_s: float | None = None,
     sites: str = "model",
     store: str | None = None,
+    progress: bool = False,
 ) -> CacheSchedule:
     """Measure ``pipe`` on ``calls`` (arguments for ``pipe(**call)``, 16 prompts or more in all) and return the best
     schedule found within ``budget`` (a :class:`Budget`, or a number of computed steps).
@@ -46,6 +48,7 @@ def optimize(
     sites         "model", the whole denoiser, or "stack", "block", "sublayer" inside
     store         format in which outputs are kept: "bf16", "int8", "fp8", "int4"; at inner sites "auto" as well: for
                   each the one with which all fit into the budget's ``memory_bytes``. None: as they are
+    progress      show bars: of calls, and of fits with what each reached
 
     Calls run once, in full; then parts of their loops are repeated: the search at the model site fits each candidate to
     the full run's states. At inner sites the calls run twice more, to correct what is predicted, channel by channel.
@@ -57,10 +60,20 @@ def optimize(
     """
     pipe = host.adopted(pipe)
     if sites == "model":
-        calibration = Calibration.record(pipe, calls, held_out=held_out or ())
-        schedule = calibration.schedule(budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store)
+        total = len(calls) + len(held_out or ())
+        with tqdm(total=total, desc="record", unit="call", disable=not progress) as bar:
+            calibration = Calibration.record(pipe, calls, bar.update, held_out=held_out or ())
+        with tqdm(desc="fit", unit="fit", disable=not progress) as bar:
+
+            def tried(found: Fit) -> None:
+                bar.set_postfix_str(f"{found.compute.sum()} steps {found.held_score:.1f} dB", refresh=False)
+                bar.update()
+
+            schedule = calibration.schedule(
+                budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=tried
+            )
         return schedule if store is None else _promising(pipe, schedule.stored(store), calls, held_out)
-    profile = measure(pipe, calls, sites=("model", sites))
+    profile = measure(pipe, calls, sites=("model", sites), progress=progress)
     name = "allocate" if scheduler == "search" else scheduler
     schedule = correct(pipe, planning.plan(profile, name, budget, store=store, sites=sites), calls)
     return _promising(pipe, schedule, calls, held_out)

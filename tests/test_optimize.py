@@ -110,6 +110,22 @@ def test_optimize_is_record_and_schedule() -> None:
     assert "3 of 6 steps computed" in str(made)
 
 
+@pytest.mark.parametrize("sites", ["model", "block"])
+def test_progress_is_shown_where_it_is_asked_for(sites: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pipe = shared("flux")
+    options = {"sites": sites, "time_limit_s": SEARCH}
+    quiet = optimize(pipe, calls("flux", pipe), 5, **options)
+    assert capfd.readouterr().err == ""
+    told = optimize(pipe, calls("flux", pipe), 5, progress=True, **options)
+    bars = capfd.readouterr().err
+    if sites == "model":
+        assert f"{CALLS}/{CALLS}" in bars
+        assert "5 steps" in bars
+    else:
+        assert told == quiet
+        assert "measure" in bars
+
+
 def expected_db(schedule: CacheSchedule) -> float:
     assert schedule.expected is not None
     return schedule.expected.mean_db
