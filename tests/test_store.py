@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -172,3 +173,16 @@ def test_one_number_that_is_not_finite_is_found(bad: float) -> None:
     assert not bool(all_finite([spoiled.bfloat16()]))
     assert all_finite([]) is None
     assert all_finite([torch.zeros(2, dtype=torch.int64)]) is None
+    assert all_finite([torch.zeros(0, 3)]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 65), (2, 33, 16)])
+def test_one_bad_element_is_seen_wherever_it_is(shape: tuple[int, ...], bad: float, dtype: torch.dtype) -> None:
+    for at in range(math.prod(shape)):
+        spoiled = torch.randn(shape, dtype=torch.float32).to(dtype)
+        assert bool(all_finite([spoiled]))
+        spoiled.view(-1)[at] = bad
+        assert not bool(all_finite([spoiled]))
+        assert not bool(all_finite([spoiled.mT if spoiled.ndim > 1 else spoiled, torch.zeros(2)]))

@@ -67,6 +67,7 @@ class Executor:
         if isinstance(self.source, CacheSchedule):
             check_pipeline(pipe, self.source, sites, strict=strict)
             schedule = self.source
+            self._programs = compile_schedule(schedule)
         else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
             schedule = scheduled(self.source, Grid(np.linspace(1.0, 0.1, 10)), self.sites, store)
         check_in_parts(pipe, schedule)
@@ -95,11 +96,11 @@ class Executor:
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
             schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
+            programs = compile_schedule(schedule)
         else:
-            schedule = self.source
+            schedule, programs = self.source, self._programs
             check_run(self.host.pipe, run, schedule, strict=self.strict)
         check_in_parts(self.host.pipe, schedule)
-        programs = compile_schedule(schedule)
         for patch in self._patches:
             patch.put()
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail

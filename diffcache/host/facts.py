@@ -93,8 +93,9 @@ def demand_nothing_read_inside(pipe: Any) -> None:
     LEdits++, Attend-and-Excite): at a skipped step it would read what an earlier one left."""
     for name, module in denoisers(pipe).items():
         for part in module.modules():
-            processor = getattr(part, "processor", None)
-            if any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
+            # At every run: getattr, which most parts answer with an error, would take more time than all the rest.
+            processor = vars(part).get("processor", part._modules.get("processor"))
+            if processor is not None and any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
                 raise UnsupportedModel(
                     f"{type(pipe).__name__} reads the attention maps of {name!r} at every step "
                     f"({type(processor).__name__}); where a step is skipped there are none. This pipeline cannot be "
