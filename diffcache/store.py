@@ -26,6 +26,8 @@ class Output:
 
     @classmethod
     def of(cls, value: Any) -> Output:
+        if isinstance(value, Tensor):  # of most modules, at every forward
+            return cls((value,), (_TENSOR,), _LEAF)
         leaves, spec = pytree.tree_flatten(value)
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         return cls(tensors, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves), spec)
@@ -44,6 +46,8 @@ class Output:
         return self.rebuild([t.detach().clone() for t in self.tensors])
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        if self.spec is _LEAF:
+            return tensors[0] if self.others[0] is _TENSOR else self.others[0]
         fresh = iter(tensors)
         return pytree.tree_unflatten([next(fresh) if o is _TENSOR else o for o in self.others], self.spec)
 
@@ -53,6 +57,7 @@ class _Tensor:
 
 
 _TENSOR = _Tensor()
+_LEAF = pytree.tree_structure(_TENSOR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def problem(
     if any(a.signature != here for a in kept):
         return OTHER_INPUT
     outputs = kept[0].kept
-    if any(signature(a.kept) != signature(outputs) for a in kept):
+    if len(kept) > 1 and len({signature(a.kept) for a in kept}) > 1:
         return "shape, dtype or device of the output changed"
     pairing = pairing or alone(x, outputs)
     if terms.needs_x and pairing.unclear:
@@ -97,19 +97,19 @@ def _from_plain(
     """
     anchors = [_plain(k) for k in kept]
     like = anchors[0]
+
+    def split(tensor: Tensor) -> Sequence[Tensor]:
+        return tensor.chunk(len(rows)) if len(rows) > 1 else (tensor,)
+
     inputs = [None if k is None else _channels_as(_plain(k), like) for k in then]
     drift = None
     if now is not None:
         before = torch.zeros_like(like) if inputs[0] is None else inputs[0]
-        drift = [*zip(_channels_as(now, like).chunk(len(rows)), before.chunk(len(rows)), strict=True)]
-    given = [
-        (n, x.chunk(len(rows)))
-        for n, x in enumerate(inputs)
-        if x is not None and any(terms.inputs[row][n] for row in rows)
-    ]
+        drift = [*zip(split(_channels_as(now, like)), split(before), strict=True)]
+    given = [(n, split(x)) for n, x in enumerate(inputs) if x is not None and any(terms.inputs[row][n] for row in rows)]
     return [
         predict(
-            [a.chunk(len(rows))[part] for a in anchors] + [x[part] for _, x in given],
+            [split(a)[part] for a in anchors] + [x[part] for _, x in given],
             terms.weights[row] + tuple(terms.inputs[row][n] for n, _ in given),
             drift=None if drift is None else drift[part],
             kappa=terms.kappa[row],

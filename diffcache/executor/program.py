@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from diffcache._checks import put
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan, StoreFormat
 
 NEWEST = -1  # stands for the step of an anchor that is whatever was computed last
@@ -15,7 +16,7 @@ NEWEST = -1  # stands for the step of an anchor that is whatever was computed la
 @dataclass(frozen=True, slots=True)
 class Terms:
     """Equation (1) at one step. ``anchors`` are steps, newest first, or NEWEST alone; the other tuples hold one entry
-    per branch."""
+    per branch. ``needs_x``: whether it refers to the site's input."""
 
     anchors: tuple[int, ...]
     weights: tuple[tuple[float, ...], ...]
@@ -23,15 +24,15 @@ class Terms:
     kappa: tuple[float, ...]
     scale: tuple[float | np.ndarray, ...]
     bias: tuple[float | np.ndarray, ...]
+    needs_x: bool = field(init=False)  # looked up in every forward
+
+    def __post_init__(self) -> None:
+        put(self, needs_x=any(self.kappa) or any(map(any, self.inputs)))
 
     @property
     def plain(self) -> Terms:
         """Without scale and bias."""
         return dataclasses.replace(self, scale=(1.0,) * len(self.scale), bias=(0.0,) * len(self.bias))
-
-    @property
-    def needs_x(self) -> bool:
-        return any(self.kappa) or any(map(any, self.inputs))
 
     @property
     def anchors_with_x(self) -> tuple[int, ...]:
@@ -51,6 +52,7 @@ class Program:
     differences  computed steps whose output less input says all that later steps need; kept so in fewer bytes
     store        format in which outputs are kept; None: as they are
     prescale     float64 [2, C] or None
+    reads_x      whether some prediction needs the site's input
     """
 
     terms: tuple[Terms | None, ...]
@@ -61,11 +63,10 @@ class Program:
     differences: frozenset[int] = frozenset()
     store: StoreFormat | None = None
     prescale: np.ndarray | None = None
+    reads_x: bool = field(init=False)
 
-    @property
-    def reads_x(self) -> bool:
-        """Whether some prediction needs the site's input."""
-        return any(t.needs_x for t in self.terms if t)
+    def __post_init__(self) -> None:
+        put(self, reads_x=any(t.needs_x for t in self.terms if t))
 
 
 def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:

@@ -82,7 +82,10 @@ class State:
     keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
-        return self.counts.setdefault((denoiser, site, branch), Counts())
+        key = denoiser, site, branch
+        if key not in self.counts:
+            self.counts[key] = Counts()
+        return self.counts[key]
 
     def keeping(self, denoiser: str, site: str, device: torch.device) -> Keeping:
         """How the outputs of a site are kept on this device."""

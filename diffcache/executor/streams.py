@@ -117,5 +117,7 @@ def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, s
 
 def _own(x: Sequence[Tensor], j: int, like: Kept) -> int | None:
     """Which tensor of the main input belongs to output tensor ``j``: the one of its shape, channels apart."""
+    if j < len(x) and x[j].shape == like.shape:
+        return j
     fitting = [i for i, t in enumerate(x) if without_channels(t) == without_channels(like)]
     return j if j in fitting else fitting[0] if fitting else None
