@@ -95,11 +95,10 @@ def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: P
     made_from  digest of the policy and its demonstrations: schedules of others are not taken for theirs
     """
     most = budgets[0]
-    inner = most + policy.num_inference_steps // 10  # what lies outside of the sublayers runs at every step
     plans = {
         **{f"diffcache, {n} computed": functools.partial(optimize, policy, calls, n) for n in budgets},
-        f"diffcache, sublayers, {inner} steps' work": functools.partial(
-            optimize, policy, calls, inner, sites="sublayer"
+        f"diffcache, sublayers, {most} steps' work": functools.partial(
+            optimize, policy, calls, most, sites="sublayer", scheduler="allocate:cost=flops"
         ),
         f"BAC, {most} steps' work": functools.partial(bac, policy, calls, "bubbling:n=5", most),
         f"BAC without bubbling, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs", most),
