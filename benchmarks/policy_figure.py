@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 RESULTS = Path(__file__).parent / "results"
 N_ACTION_STEPS = 8  # of the example's policies
@@ -65,8 +66,9 @@ def panel(axes: Any, record: dict[str, Any]) -> None:
     axes.set(
         xscale="log", yscale="log", xlabel="actions a second, one robot", ylabel="action error", title=record["title"]
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3, which="both")
 
 
