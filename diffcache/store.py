@@ -46,8 +46,6 @@ class Output:
         return self.rebuild([t.detach().clone() for t in self.tensors])
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
-        if self.spec is _LEAF:
-            return tensors[0] if self.others[0] is _TENSOR else self.others[0]
         fresh = iter(tensors)
         return pytree.tree_unflatten([next(fresh) if o is _TENSOR else o for o in self.others], self.spec)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +68,7 @@ class State:
     programs: Mapping[tuple[str, str], Program]
     together: bool = False
     store: Store = field(default_factory=Store)
-    counts: dict[tuple[str, str, int], Counts] = field(default_factory=dict)
+    counts: defaultdict[tuple[str, str, int], Counts] = field(default_factory=lambda: defaultdict(Counts))
     watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
     pairings: dict[Hashable, Pairing] = field(default_factory=dict)
     blanks: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
@@ -82,10 +82,7 @@ class State:
     keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
-        key = denoiser, site, branch
-        if key not in self.counts:
-            self.counts[key] = Counts()
-        return self.counts[key]
+        return self.counts[denoiser, site, branch]
 
     def keeping(self, denoiser: str, site: str, device: torch.device) -> Keeping:
         """How the outputs of a site are kept on this device."""

@@ -291,9 +291,8 @@ def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -
     state nearer.
     """
     count, slopes = len(here.anchors), replays[0].slopes
-    tables = (
-        _columns(replay, i, here, n, branches) for n, replay in enumerate(replays)
-    )  # one at a time: they are wide
+    # One at a time where each is needed once: they are wide.
+    tables = (_columns(replay, i, here, n, branches) for n, replay in enumerate(replays))
     reuse = np.tile(np.eye(count)[0], branches)
     found = reuse if slopes is None else np.append(reuse, slopes[i])
     if not any(i in replay.bent for replay in replays):
