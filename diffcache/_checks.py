@@ -68,13 +68,14 @@ def site(where: str, field: str, name: str) -> None:
         component(where, field, path)
 
 
-def instance(where: str, field: str, value: object, kind: type[V]) -> V:
+def instance(where: str, field: str, value: object, kind: type[V] | tuple[type[V], ...]) -> V:
     if not isinstance(value, kind):
-        refuse(where, field, f"found {type(value).__name__}", kind.__name__)
+        names = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
+        refuse(where, field, f"found {type(value).__name__}", " or ".join(names))
     return value
 
 
-def mapping(where: str, field: str, value: object, kind: type[V]) -> Mapping[str, V]:
+def mapping(where: str, field: str, value: object, kind: type[V] | tuple[type[V], ...]) -> Mapping[str, V]:
     """A read-only copy, sorted by key. Keys are text, not empty; values are ``kind``."""
     if not isinstance(value, Mapping):
         refuse(where, field, f"found {type(value).__name__}", "a mapping")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -18,6 +18,9 @@ from diffcache._checks import refuse
 from diffcache.errors import DocumentError
 
 D = TypeVar("D", bound="Document")
+
+Tree = dict[str, Any]
+Upgrade = Callable[[Tree], None]  # changes the JSON of an older version in place into that of the current one
 
 TENSOR = "tensor"  # stands in the JSON where an array does: its absence from the file is then noticed
 
@@ -39,6 +42,7 @@ class Document(Record):
     FORMAT: ClassVar[str]
     VERSION: ClassVar[int]
     FILENAME: ClassVar[str]
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({})  # older version that is still read -> its upgrade
 
     def to_bytes(self) -> bytes:
         """The file as bytes: equal documents give equal bytes under one version of this library."""
@@ -51,10 +55,13 @@ class Document(Record):
         format_, version = tree.pop("format", None), tree.pop("version", None)
         if format_ != cls.FORMAT:
             refuse(where, "format", f"found {format_!r:.80}", f"{cls.FORMAT!r}, which {cls.__name__} reads")
-        if type(version) is not int or version != cls.VERSION:
-            refuse(where, "version", f"found {version!r:.80}", str(cls.VERSION), "A newer one needs a newer diffcache.")
+        if type(version) is not int or version not in (cls.VERSION, *cls.OLDER):
+            allowed = ", ".join(map(str, [*cls.OLDER, cls.VERSION]))
+            refuse(where, "version", f"found {version!r:.80}", allowed, "A newer one needs a newer diffcache.")
         if not isinstance(tree.pop("library", None), str):
             refuse(where, "library", "missing or not text", "the version of the library that wrote the file")
+        if version in cls.OLDER:
+            cls.OLDER[version](tree)
         document: D = _Reader(where, arrays).record(cls, tree, "")
         for name in sorted(arrays):
             refuse(where, name, "found a tensor that the document does not mention", "the tensors it mentions")

@@ -87,6 +87,7 @@ def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> Cache
             name: DenoiserPlan(
                 sites={site: _begun_late(plan, before) for site, plan in planned.sites.items()},
                 online=planned.online and _asked_late(planned.online, before),
+                called=np.arange(before + profile.steps) >= before,
                 class_name=denoiser.class_name,
                 config_digest=denoiser.config_digest,
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import CacheSchedule, SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.schedulers._sites import in_order
 from diffcache.sites import GRANULARITIES, parse
 
@@ -152,7 +152,7 @@ def _draw_response(axes: Any, profile: Profile) -> None:
 
 def _draw_masks(figure: Any, schedule: CacheSchedule) -> None:
     rows = [(name, site) for name, d in schedule.denoisers.items() for site in in_order(d.sites)]
-    masks = np.array([schedule.denoisers[name].sites[site].compute for name, site in rows])
+    masks = np.array([_as_run(schedule.denoisers[name], site) for name, site in rows])
     several = len(schedule.denoisers) > 1
     _sized(figure, schedule, 8.0, 0.5 + 0.18 * min(len(rows), 70))
     _mask(figure.add_subplot(), masks, [f"{name} {site}" if several else site for name, site in rows])
@@ -219,8 +219,14 @@ def _spans(axes: Any, compute: np.ndarray) -> None:
         axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=MARK, lw=1.3))
 
 
+def _as_run(plan: DenoiserPlan, site: str) -> np.ndarray:
+    """float64 [T]: 1 where the site is computed, 0 where it is predicted, NaN where the denoiser is not called."""
+    compute = plan.sites[site].compute.astype(float)
+    return compute if plan.called is None else np.where(plan.called, compute, np.nan)
+
+
 def _mask(axes: Any, masks: np.ndarray, names: list[str]) -> None:
-    """bool [sites, steps]: dark where computed."""
+    """Draw ``masks`` float64 [sites, steps]: dark where computed, blank where NaN."""
     from matplotlib.colors import ListedColormap
 
     rows, steps = masks.shape
@@ -240,7 +246,14 @@ def _mask(axes: Any, masks: np.ndarray, names: list[str]) -> None:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     for n in shown:
-        axes.text(steps - 0.2, n, f"{masks[n].sum()}/{steps}", va="center", fontsize=8, color=MUTED)
+        axes.text(
+            steps - 0.2,
+            n,
+            f"{int(np.nansum(masks[n]))}/{int(np.isfinite(masks[n]).sum())}",
+            va="center",
+            fontsize=8,
+            color=MUTED,
+        )
 
 
 def _few_ticks() -> Any:
@@ -275,6 +288,6 @@ def _headline(document: Profile | CacheSchedule) -> list[str]:
         parts.append(document.noise_scheduler.class_name)
     if isinstance(document, Profile):
         return [*parts, f"{document.steps} steps", f"{document.samples} samples"]
-    parts.append(f"{document.computed_steps} of {document.steps} steps computed")
+    parts.append(f"{document.computed_steps} of {int(document.called.sum())} steps computed")
     parts += [f"others decided in the run by {d.online.rule}" for d in document.denoisers.values() if d.online]
     return parts + ([f"{document.expected.mean_db:.1f} dB expected"] if document.expected else [])

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffcache import _checks
 from diffcache._checks import first, place, put, refuse
-from diffcache._document import Document, Record
+from diffcache._document import Document, Record, Upgrade
 from diffcache.schedule import (
     Guidance,
     NoiseSchedulerId,
@@ -23,6 +23,7 @@ from diffcache.schedule import (
     check_branches,
     check_circumstances,
     check_network,
+    upgrade_guidance,
 )
 
 SYMMETRY = 1e-6  # relative to the diagonal: sums in float32 may run in another order on the other side
@@ -242,8 +243,9 @@ class Profile(Document):
     """
 
     FORMAT: ClassVar[str] = "diffcache.profile"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILENAME: ClassVar[str] = "profile.safetensors"
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: upgrade_guidance})
 
     steps: int
     start: int = 0

@@ -22,7 +22,7 @@ import numpy as np
 
 from diffcache import _checks
 from diffcache._checks import first, place, put, refuse
-from diffcache._document import Document, Record
+from diffcache._document import Document, Record, Tree, Upgrade
 from diffcache.errors import BadOption
 from diffcache.sites import GRANULARITIES, parse
 
@@ -224,6 +224,8 @@ class DenoiserPlan(Record):
 
     sites          ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its plan; at least one
     online         what of that the run itself decides, or None
+    called         bool [T]: steps at which the loop calls this denoiser. False before a late start (image to image) and
+                   at the steps of another denoiser. None: not known; the plan fits any run
     class_name     class of the network, None if the plan fits any
     config_digest  sha256 of its configuration, None if the plan fits any
 
@@ -232,6 +234,7 @@ class DenoiserPlan(Record):
 
     sites: Mapping[str, SitePlan]
     online: Online | None = None
+    called: np.ndarray | None = None
     class_name: str | None = None
     config_digest: str | None = None
 
@@ -240,6 +243,10 @@ class DenoiserPlan(Record):
         if self.online is not None:
             _checks.instance(me, "online", self.online, Online)
         put(self, sites=_checks.named(me, "sites", self.sites, SitePlan, _checks.site))
+        if self.called is not None:
+            put(self, called=_checks.array(me, "called", self.called, bool, step=None))
+            if not self.called.any():
+                refuse(me, "called", "found no step", "at least one step, or null")
         check_network(me, self.class_name, self.config_digest)
         if self.online is not None and self.online.rule != "drift":
             for site, plan in self.sites.items():
@@ -266,11 +273,17 @@ class NoiseSchedulerId:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guidance:
-    """How branches reach the denoiser: one call each ("separate"), stacked in one ("batched"), or just one ("none")."""
+    """How the branches of guidance reach the denoiser, and how strongly they are combined.
+
+    mode      "separate": one forward for each branch; "batched": all branches in one forward; "none": one branch
+    branches  number of branches; 1 with mode "none"
+    scales    name of the pipeline's argument (``guidance_scale``, ``true_cfg_scale``, …) -> its value; empty where no
+              scale could be read, and then none is compared
+    """
 
     mode: GuidanceMode
     branches: int
-    scale: float | None = None
+    scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         me = type(self).__name__
@@ -279,8 +292,30 @@ class Guidance:
         put(self, branches=_checks.count(me, "branches", self.branches, least=1))
         if (self.mode == "none") != (self.branches == 1):
             refuse(me, "branches", f"found {self.branches}, mode {self.mode!r}", "1 with mode 'none', else 2 or more")
-        if self.scale is not None:
-            put(self, scale=_checks.real(me, "scale", self.scale))
+        scales = _checks.mapping(me, "scales", self.scales, (int, float))
+        put(self, scales=MappingProxyType({n: _checks.real(me, f"scales/{n}", v) for n, v in scales.items()}))
+
+    def __str__(self) -> str:
+        """Return the form and the scales in one line."""
+        form = "none" if self.mode == "none" else f"{self.mode}, {self.branches} branches"
+        scales = [f"{name} {value:g}" for name, value in self.scales.items()]
+        return ", ".join([form, *scales] if scales or self.mode == "none" else [form, "scale not checked"])
+
+
+def upgrade_guidance(tree: Tree) -> None:
+    """Replace the one ``scale`` of version 1 of either document by ``scales``."""
+    guidance = tree.get("guidance")
+    if isinstance(guidance, dict) and "scale" in guidance and "scales" not in guidance:
+        scale = guidance.pop("scale")
+        guidance["scales"] = {} if scale is None else {"guidance_scale": scale}
+
+
+def _from_version_1(tree: Tree) -> None:
+    upgrade_guidance(tree)
+    denoisers = tree.get("denoisers")
+    for plan in denoisers.values() if isinstance(denoisers, dict) else ():
+        if isinstance(plan, dict):
+            plan.setdefault("called", None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -301,8 +336,9 @@ class CacheSchedule(Document):
     """
 
     FORMAT: ClassVar[str] = "diffcache.schedule"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     FILENAME: ClassVar[str] = "schedule.safetensors"
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1})
 
     steps: int
     denoisers: Mapping[str, DenoiserPlan]
@@ -336,6 +372,8 @@ class CacheSchedule(Document):
             _check_nesting(me, name, denoiser.sites)
             if denoiser.online is not None and (steps := len(denoiser.online.limit)) != self.steps:
                 refuse(me, f"{name}/online/limit", f"{steps} steps", f"{self.steps}, the steps of the schedule")
+            if denoiser.called is not None and (steps := len(denoiser.called)) != self.steps:
+                refuse(me, f"{name}/called", f"{steps} steps", f"{self.steps}, the steps of the schedule")
 
     def plans(self) -> Iterator[tuple[str, str, SitePlan]]:
         """Every (name of a denoiser, name of a site in it, plan of the site)."""
@@ -344,9 +382,29 @@ class CacheSchedule(Document):
                 yield name, site, plan
 
     @property
+    def called(self) -> np.ndarray:
+        """bool [T]: steps that the loop runs. All of them where no plan says at which steps its denoiser is called."""
+        return np.asarray(np.any([_called(plan, self.steps) for plan in self.denoisers.values()], axis=0))
+
+    @property
     def computed_steps(self) -> int:
-        """Steps at which any site computes. With a ``model`` site: the steps at which the network runs at all."""
-        return int(np.any([plan.compute for _, _, plan in self.plans()], axis=0).sum())
+        """Return the number of steps that run and compute any site. With a ``model`` site, the network runs at these
+        steps and at no others."""
+        computed = [
+            plan.compute & _called(denoiser, self.steps)
+            for denoiser in self.denoisers.values()
+            for plan in denoiser.sites.values()
+        ]
+        return int(np.any(computed, axis=0).sum())
+
+    @property
+    def skips(self) -> bool:
+        """Whether any site is predicted at a step at which its denoiser is called."""
+        return any(
+            bool((~plan.compute & _called(denoiser, self.steps)).any())
+            for denoiser in self.denoisers.values()
+            for plan in denoiser.sites.values()
+        )
 
     def stored(self, how: str) -> CacheSchedule:
         """The same decisions with every site's outputs kept in the format ``how``; "exact": as the sites return them.
@@ -373,13 +431,16 @@ class CacheSchedule(Document):
         return dataclasses.replace(self, provenance={**self.provenance, **entries})
 
     def describe(self) -> str:
-        """What it decides, to be read by people: one strip per site, ■ computed and · predicted."""
-        lines = [f"{self.computed_steps} of {self.steps} steps computed"]
+        """Return a summary for people, with one strip per site: ■ computed, · predicted, blank where the denoiser is
+        not called."""
+        run = self.called
+        begins = "" if run[0] else f"; the loop runs steps {int(run.argmax())} to {self.steps - 1} of {self.steps}"
+        nothing = "" if self.skips else "; nothing is skipped"
+        lines = [f"{self.computed_steps} of {run.sum()} steps computed{begins}{nothing}"]
         if self.noise_scheduler:
             lines.append(f"noise scheduler {self.noise_scheduler.class_name}")
         if self.guidance:
-            scale = "" if self.guidance.scale is None else f", scale {self.guidance.scale:g}"
-            lines.append(f"guidance {self.guidance.mode}, branches {self.guidance.branches}{scale}")
+            lines.append(f"guidance {self.guidance}")
         if self.expected:
             lines.append(f"expected {self.expected}")
         if self.sigmas is not None:
@@ -390,13 +451,20 @@ class CacheSchedule(Document):
                 lines.append(f"  decided in the run by {denoiser.online.rule}, limit {denoiser.online.limit.max():.3g}")
             width = max(map(len, denoiser.sites))
             for site, plan in denoiser.sites.items():
-                strip = "".join("■" if computed else "·" for computed in plan.compute)
+                called = _called(denoiser, self.steps)
+                marks = np.where(called, np.where(plan.compute, "■", "·"), " ")
                 kept = f" kept in {plan.store}" if plan.store else ""
-                lines.append(f"  {site:{width}}  {plan.steps_computed}/{self.steps} {strip}{kept}")
+                count = f"{int((plan.compute & called).sum())}/{int(called.sum())}"
+                lines.append(f"  {site:{width}}  {count} {''.join(marks)}{kept}")
         return "\n".join(lines + [f"{key}: {value}" for key, value in self.provenance.items()])
 
     def __str__(self) -> str:
         return self.describe()
+
+
+def _called(plan: DenoiserPlan, steps: int) -> np.ndarray:
+    """bool [steps]: where the loop calls this denoiser; everywhere if the plan does not say."""
+    return np.ones(steps, bool) if plan.called is None else plan.called
 
 
 def check_network(where: str, class_name: str | None, config_digest: str | None) -> None:

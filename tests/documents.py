@@ -63,12 +63,12 @@ def schedule(**changes: Any) -> CacheSchedule:
         prescale=np.array([[0.5, -2.0, 0.0], [1.0, 3.0, 0.25]]),
     )
     sites = {"model": full, "block:blocks.0": hold("■·····")}
-    plan = DenoiserPlan(sites=sites, online=online(), class_name="Net", config_digest=DIGEST)
+    plan = DenoiserPlan(sites=sites, online=online(), called=mask("·■■■■■"), class_name="Net", config_digest=DIGEST)
     fields: dict[str, Any] = {
         "steps": STEPS,
         "denoisers": {"transformer": plan},
         "noise_scheduler": NoiseSchedulerId(class_name="Euler", config_digest=DIGEST, prediction_type="epsilon"),
-        "guidance": Guidance(mode="batched", branches=2, scale=5.0),
+        "guidance": Guidance(mode="batched", branches=2, scales={"guidance_scale": 5.0}),
         "timesteps": np.linspace(999, 1, STEPS),
         "sigmas": np.linspace(1, 0, STEPS + 1),
         "expected": Expected(mean_db=40.0, low_db=35.5, high_db=44.0, samples=16, origin="held-out"),
@@ -94,7 +94,7 @@ def profile(**changes: Any) -> Profile:
         "sigmas": np.linspace(1, 0, steps + 1),
         "denoisers": {"unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": site(outputs)})},
         "noise_scheduler": NoiseSchedulerId(class_name="Euler", config_digest=DIGEST, prediction_type="epsilon"),
-        "guidance": Guidance(mode="separate", branches=2, scale=7.5),
+        "guidance": Guidance(mode="separate", branches=2, scales={"guidance_scale": 7.5}),
         "dynamics": dynamics(steps),
         "seconds": 0.03,
         "samples": 16,
@@ -174,10 +174,10 @@ noise_schedulers = st.builds(
     NoiseSchedulerId, class_name=names, config_digest=digests, prediction_type=st.none() | names
 )
 guidances = st.builds(
-    lambda mode, branches, scale: Guidance(mode=mode, branches=1 if mode == "none" else branches, scale=scale),
+    lambda mode, branches, scales: Guidance(mode=mode, branches=1 if mode == "none" else branches, scales=scales),
     st.sampled_from(["none", "separate", "batched"]),
     st.integers(2, 3),
-    st.none() | finite,
+    st.dictionaries(names, finite, max_size=2),
 )
 expectations = st.builds(
     lambda mean, ends, samples, origin: Expected(
@@ -231,6 +231,7 @@ def denoiser_plans(draw: st.DrawFn, steps: int, branches: list[int]) -> Denoiser
     several = any(plan.anchors > 1 for plan in sites.values())
     return DenoiserPlan(
         sites=sites,
+        called=draw(st.none() | hnp.arrays(bool, steps).filter(np.any)),
         online=draw(st.none() | onlines(steps, ["drift"] if several else list(get_args(OnlineRule)))),
         class_name=draw(st.none() | names),
         config_digest=draw(st.none() | digests),

@@ -83,7 +83,7 @@ SCHEDULE_LIES = [
     lie("format", put("diffcache.profile"), "found 'diffcache.profile'", "'diffcache.schedule', which CacheSchedule"),
     lie("format", put(["diffcache.schedule"]), "found ['diffcache.schedule']"),
     lie("format", drop, "found None"),
-    lie("version", put(2), "found 2. Allowed: 1", "needs a newer diffcache"),
+    lie("version", put(3), "found 3. Allowed: 1, 2", "needs a newer diffcache"),
     lie("version", put(True), "found True"),
     lie("version", put("1"), "found '1'"),
     lie("version", drop, "found None"),
@@ -158,7 +158,12 @@ SCHEDULE_LIES = [
     lie("guidance/branches", put(1), "found 1, mode 'batched'. Allowed: 1 with mode 'none', else 2 or more"),
     lie("guidance/branches", put("none", at="guidance/mode"), "found 2, mode 'none'"),
     lie("guidance/branches", put("2"), "found '2'"),
-    lie("guidance/scale", put("5"), "found '5'. Allowed: a finite number"),
+    lie("guidance/scales", put(5.0), "Allowed: an object"),
+    lie("guidance/scales/guidance_scale", put("5"), "found str. Allowed: int or float"),
+    lie("transformer/called", entry(slice(None), 0), "found no step. Allowed: at least one step, or null"),
+    lie("transformer/called", change(lambda a: a[:5]), "5 steps. Allowed: 6, the steps of the schedule"),
+    lie("transformer/called", entry(1, 2), "found the byte 2"),
+    lie("transformer/called", put(None), SPARE),
     lie("transformer/class_name", put(""), "found ''. Allowed: Unicode text, not empty"),
     lie("transformer/class_name", put(["Net"]), "found ['Net']"),
     lie("transformer/config_digest", put("abc"), "found 'abc'. Allowed: a sha256 digest: 64 of the characters 0-9a-f"),
@@ -214,10 +219,10 @@ SCHEDULE_LIES = [
     lie(f"{MODEL}/bias", change(lambda a: a[..., None].repeat(4, 2), at=f"{MODEL}/scale"), "[2, 6, 3]", "channel 4]"),
 ]
 
-NO_GUIDANCE = {"mode": "none", "branches": 1, "scale": None}
+NO_GUIDANCE = {"mode": "none", "branches": 1, "scales": {}}
 PROFILE_LIES = [
     lie("format", put("diffcache.schedule"), "found 'diffcache.schedule'", "'diffcache.profile', which Profile reads"),
-    lie("version", put(0), "found 0. Allowed: 1"),
+    lie("version", put(0), "found 0. Allowed: 1, 2"),
     lie("steps", put(-1), "found -1. Allowed: a whole number, at least 1"),
     lie("samples", put(0), "found 0. Allowed: a whole number, at least 1"),
     lie("start", put(-1), "found -1. Allowed: a whole number, at least 0"),
@@ -402,7 +407,7 @@ def fields(tree: Tree, prefix: str = "") -> Iterator[str]:
         if key in {"denoisers", "sites", "kept"}:
             for name, inside in value.items():
                 yield from fields(inside, f"{prefix}{name}/")
-        elif isinstance(value, dict) and key != "provenance":
+        elif isinstance(value, dict) and key not in ("provenance", "scales"):
             yield from fields(value, f"{prefix}{key}/")
 
 
@@ -419,7 +424,9 @@ def test_a_field_missing_or_unknown_in_any_object(tmp_path: Path, document: Cach
     assert {f.name for f in dataclasses.fields(document)} < names  # and those inside
 
 
-@pytest.mark.parametrize(("word", "field", "found"), [("1e999", "guidance/scale", "inf"), ("-1e99", "steps", "-1e+99")])
+@pytest.mark.parametrize(
+    ("word", "field", "found"), [("1e999", "guidance/scales/guidance_scale", "inf"), ("-1e99", "steps", "-1e+99")]
+)
 def test_a_number_written_too_large(tmp_path: Path, word: str, field: str, found: str) -> None:
     path = forged(schedule(), tmp_path / "schedule.safetensors", put(77777), field)
     path.write_bytes(path.read_bytes().replace(b"77777", word.encode()))

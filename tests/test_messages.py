@@ -194,7 +194,7 @@ def files(pipe: Any, folder: Path) -> dict[str, tuple[bytes, list[str]]]:
         "weights": (weights.read_bytes(), ["weights or a LoRA"]),
         "huge header": ((2**62).to_bytes(8, "little") + b"{}", ["a header of"]),
         "a byte changed": (good.replace(b"diffcache.schedule", b"diffcache.schedulx"), ["'format'"]),
-        "a later version": (good.replace(rb"\"version\":1", rb"\"version\":9"), ["'version'", "newer"]),
+        "a later version": (good.replace(rb"\"version\":2", rb"\"version\":9"), ["'version'", "newer"]),
         "more steps": (
             good.replace(rb"\"steps\":6", rb"\"steps\":7"),
             ["'transformer/model/compute'", "6 steps. Allowed: 7"],

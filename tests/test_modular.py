@@ -235,7 +235,7 @@ def test_a_schedule_fitted_under_a_guider_knows_its_branches_and_its_scale() -> 
     calls = [call | {"generator": torch.Generator().manual_seed(k), "output": "latents"} for k in range(2)]
     schedule = optimize(pipe, calls, 3, time_limit_s=1)
     assert schedule.provenance["fit_target"] == "state"
-    assert schedule.guidance == Guidance(mode="separate", branches=2, scale=4.0)
+    assert schedule.guidance == Guidance(mode="separate", branches=2, scales={"guidance_scale": 4.0})
     untouched = run(pipe, call)
     with accelerated(pipe, schedule):
         fast = run(pipe, call)

@@ -150,4 +150,4 @@ def test_short_and_long_loops_can_be_drawn(steps: int, tmp_path: Any) -> None:
 
 def test_what_to_expect_stands_in_the_headline() -> None:
     headline = plots.figure(schedule()).get_suptitle().replace("\xa0", " ").replace("\n", " ")
-    assert headline == ("Net · Euler · 3 of 6 steps computed · others decided in the run by drift · 40.0 dB expected")
+    assert headline == ("Net · Euler · 2 of 5 steps computed · others decided in the run by drift · 40.0 dB expected")

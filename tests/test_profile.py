@@ -57,7 +57,7 @@ def test_save_returns_the_path_and_load_reads_it(tmp_path: Path) -> None:
         pytest.param({"timesteps": np.linspace(998, 1, STEPS)}, id="timesteps"),
         pytest.param({"sigmas": None}, id="no sigmas"),
         pytest.param({"noise_scheduler": None}, id="no noise scheduler"),
-        pytest.param({"guidance": Guidance(mode="batched", branches=2, scale=7.5)}, id="guidance"),
+        pytest.param({"guidance": Guidance(mode="batched", branches=2, scales={"guidance_scale": 7.5})}, id="guidance"),
         pytest.param({"dynamics": None}, id="no dynamics"),
         pytest.param({"dynamics": dynamics(peaks=np.array([2.0, 4.0]))}, id="one peak"),
         pytest.param({"seconds": 0.04}, id="seconds of the loop"),

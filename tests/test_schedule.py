@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from documents import STEPS, hold, mask, online, schedule, schedules
+from documents import STEPS, forge, hold, mask, online, profile, schedule, schedules
 from hypothesis import HealthCheck, given, settings
 
 from diffcache.errors import DocumentError
@@ -75,7 +75,7 @@ FULL = schedule().denoisers["transformer"].sites["model"]
         ),
         pytest.param({"denoisers": {"unet": schedule().denoisers["transformer"]}}, id="name of the denoiser"),
         pytest.param({"noise_scheduler": None}, id="no noise scheduler"),
-        pytest.param({"guidance": Guidance(mode="batched", branches=2, scale=5.5)}, id="guidance"),
+        pytest.param({"guidance": Guidance(mode="batched", branches=2, scales={"guidance_scale": 5.5})}, id="guidance"),
         pytest.param({"timesteps": None}, id="no timesteps"),
         pytest.param({"sigmas": None}, id="no noise levels"),
         pytest.param({"sigmas": one_bit_up(schedule().sigmas)}, id="one bit of one noise level"),  # type: ignore[arg-type]
@@ -97,8 +97,8 @@ def test_the_smallest_difference_makes_schedules_unequal(changes: dict[str, Any]
 
 
 def test_schedules_are_equal_by_value_whatever_made_them() -> None:
-    reordered = dict(reversed(schedule().denoisers["transformer"].sites.items()))
-    plan = DenoiserPlan(sites=reordered, online=online(), class_name="Net", config_digest="0123456789abcdef" * 4)
+    known = schedule().denoisers["transformer"]
+    plan = dataclasses.replace(known, sites=dict(reversed(known.sites.items())), online=online())
     fortran = np.asfortranarray(schedule().timesteps)
     again = schedule(denoisers={"transformer": plan}, timesteps=fortran, steps=np.int64(STEPS))
     assert again == schedule()
@@ -221,15 +221,15 @@ def test_with_provenance_adds_and_replaces_and_leaves_the_original() -> None:
 
 def test_a_schedule_printed_shows_its_masks() -> None:
     assert str(schedule()).splitlines() == [
-        "3 of 6 steps computed",
+        "2 of 5 steps computed; the loop runs steps 1 to 5 of 6",
         "noise scheduler Euler",
-        "guidance batched, branches 2, scale 5",
+        "guidance batched, 2 branches, guidance_scale 5",
         "expected 40.0 dB, 35.5 to 44.0 over 16 samples, held-out",
         "noise levels moved",
         "transformer (Net)",
         "  decided in the run by drift, limit 0.5",
-        "  block:blocks.0  1/6 ■·····",
-        "  model           3/6 ■■·■·· kept in int8",
+        "  block:blocks.0  0/5  ·····",
+        "  model           2/5  ■·■·· kept in int8",
         "scheduler: by hand",
     ]
     bare = CacheSchedule(steps=2, denoisers={"unet": DenoiserPlan(sites={"model": hold("■·")})})
@@ -312,3 +312,67 @@ def test_the_format_document_names_every_field(kind: type) -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
     assert {field.name for field in dataclasses.fields(kind)} <= named
+
+
+def version_1(document: CacheSchedule | Profile, path: Path) -> Path:
+    """The document in ``path`` as version 1 of its format had it."""
+
+    def edit(tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        tree["version"] = 1
+        tree["guidance"]["scale"] = tree["guidance"].pop("scales").get("guidance_scale")
+        for name, plan in tree["denoisers"].items():
+            plan.pop("called", None)
+            arrays.pop(f"{name}/called", None)
+
+    forge(document, path, edit)
+    return path
+
+
+@pytest.mark.parametrize("made", [schedule, profile])
+@pytest.mark.parametrize("scales", [{}, {"guidance_scale": 5.0}])
+def test_version_1_is_read(tmp_path: Path, made: Any, scales: dict[str, float]) -> None:
+    document = made(guidance=Guidance(mode="batched", branches=2, scales=scales))
+    if isinstance(document, CacheSchedule):
+        plans = {name: dataclasses.replace(plan, called=None) for name, plan in document.denoisers.items()}
+        document = dataclasses.replace(document, denoisers=plans)
+    assert type(document).load(version_1(document, tmp_path / "old.safetensors")) == document
+
+
+def test_steps_that_the_loop_does_not_run_are_neither_counted_nor_drawn() -> None:
+    late = DenoiserPlan(sites={"model": hold("■■■·■·")}, called=mask("··■■■■"))
+    made = CacheSchedule(steps=6, denoisers={"unet": late})
+    assert made.computed_steps == 2
+    text = made.describe()
+    assert text.startswith("2 of 4 steps computed; the loop runs steps 2 to 5 of 6\n")
+    assert "2/4   ■·■·" in text
+
+
+def test_two_denoisers_each_count_the_steps_at_which_they_run() -> None:
+    first = DenoiserPlan(sites={"model": hold("■··■··")}, called=mask("■■■···"))
+    second = DenoiserPlan(sites={"model": hold("■··■··")}, called=mask("···■■■"))
+    made = CacheSchedule(steps=6, denoisers={"transformer": first, "transformer_2": second})
+    assert made.computed_steps == 2
+    assert "1/3 ■··   " in made.describe()
+    assert "1/3    ■··" in made.describe()
+
+
+def test_a_schedule_that_skips_nothing_says_so() -> None:
+    made = CacheSchedule(steps=3, denoisers={"unet": DenoiserPlan(sites={"model": hold("■■■")})})
+    assert made.describe().startswith("3 of 3 steps computed; nothing is skipped\n")
+
+
+@pytest.mark.parametrize(
+    ("guidance", "text"),
+    [
+        (Guidance(mode="none", branches=1, scales={"guidance_scale": 3.5}), "none, guidance_scale 3.5"),
+        (Guidance(mode="none", branches=1), "none"),
+        (Guidance(mode="separate", branches=2, scales={"true_cfg_scale": 4}), "separate, 2 branches, true_cfg_scale 4"),
+        (Guidance(mode="batched", branches=3), "batched, 3 branches, scale not checked"),
+    ],
+)
+def test_guidance_in_one_line(guidance: Guidance, text: str) -> None:
+    assert str(guidance) == text
+    assert f"guidance {text}\n" in schedule(guidance=guidance, denoisers=PLAIN, expected=None).describe()
+
+
+PLAIN = {"transformer": DenoiserPlan(sites={"model": hold("■·■·■·")})}

@@ -97,7 +97,7 @@ def measurement(
             )
         },
         "noise_scheduler": NoiseSchedulerId(class_name="FlowMatchEulerDiscreteScheduler", config_digest=DIGEST),
-        "guidance": Guidance(mode="batched", branches=2, scale=4.0),
+        "guidance": Guidance(mode="batched", branches=2, scales={"guidance_scale": 4.0}),
         "dynamics": Dynamics(
             grams=handed @ handed.transpose(0, 2, 1) / WIDTH,
             peaks=np.full(SAMPLES, 4.0),

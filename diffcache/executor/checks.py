@@ -105,8 +105,21 @@ def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool
         )
     check_noise_scheduler(run.scheduler, schedule, strict=strict)
     if strict:
+        _check_start(run, schedule)
         _check_grid(run, schedule)
         _check_guidance_scale(pipe, schedule)
+
+
+def _check_start(run: host.Run, schedule: CacheSchedule) -> None:
+    if all(plan.called is None for plan in schedule.denoisers.values()):
+        return
+    wanted = int(schedule.called.argmax())
+    if run.start != wanted:
+        raise ScheduleMismatch(
+            f"the schedule was fitted for loops that begin at step {wanted} of {schedule.steps}; this one begins at "
+            f"step {run.start}. Pass the strength that it was fitted with, or fit a schedule for this one; "
+            "strict=False accepts it as it is."
+        )
 
 
 def _check_grid(run: host.Run, schedule: CacheSchedule) -> None:
@@ -124,12 +137,15 @@ def _check_grid(run: host.Run, schedule: CacheSchedule) -> None:
 
 
 def _check_guidance_scale(pipe: Any, schedule: CacheSchedule) -> None:
-    wanted, here = schedule.guidance.scale if schedule.guidance else None, host.guidance_scale(pipe)
-    if wanted is not None and here is not None and abs(wanted - here) > 1e-6 * max(abs(wanted), 1):
-        raise ScheduleMismatch(
-            f"the schedule was fitted with guidance scale {wanted:g}; this run uses {here:g}. Pass "
-            f"guidance_scale={wanted:g}, or fit a schedule for {here:g}; strict=False accepts it as it is."
-        )
+    if schedule.guidance is None:
+        return
+    here = host.guidance_scales(pipe)
+    for name, wanted in schedule.guidance.scales.items():
+        if name in here and abs(wanted - here[name]) > 1e-6 * max(abs(wanted), 1):
+            raise ScheduleMismatch(
+                f"the schedule was fitted with {name}={wanted:g}; this run uses {here[name]:g}. Pass "
+                f"{name}={wanted:g}, or fit a schedule for {here[name]:g}; strict=False accepts it as it is."
+            )
 
 
 def check_guidance(pipe: Any, run: host.Run, call: Call, x: Sequence[Tensor]) -> None:

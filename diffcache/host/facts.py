@@ -206,8 +206,11 @@ def batches_guidance(pipe: Any) -> bool:
     return getattr(pipe, "do_classifier_free_guidance", False) is True
 
 
-def guidance_scale(pipe: Any) -> float | None:
-    """The guidance scale of the run in progress, where the pipeline tells."""
-    told = [getattr(pipe, name, None) for name in ("_guidance_scale", "_true_cfg_scale")]
-    told += [getattr(guider, "guidance_scale", None) for guider in guiders(pipe)]
-    return next((float(value) for value in told if isinstance(value, (int, float))), None)
+def guidance_scales(pipe: Any) -> dict[str, float]:
+    """Return the guidance scales of the run in progress by the name of their argument, as far as the pipeline keeps
+    them."""
+    kept = {name: getattr(pipe, f"_{name}", None) for name in ("guidance_scale", "true_cfg_scale")}
+    for guider in guiders(pipe):
+        kept.setdefault("guidance_scale", None)
+        kept["guidance_scale"] = kept["guidance_scale"] or getattr(guider, "guidance_scale", None)
+    return {name: float(value) for name, value in kept.items() if isinstance(value, (int, float)) and value is not True}

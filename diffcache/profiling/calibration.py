@@ -269,6 +269,7 @@ class Calibration:
         denoisers = {
             name: DenoiserPlan(
                 sites={"model": self._plan(module, plan)},
+                called=self._called(module),
                 class_name=host.class_name(module),
                 config_digest=host.config_digest(module),
             )
@@ -287,9 +288,14 @@ class Calibration:
             provenance=dict(notes) | {"samples": str(circumstances.samples(self.trajectories, self.replays))},
         )
 
+    def _called(self, module: nn.Module) -> np.ndarray:
+        """bool [T]: the steps of the grid at which the loop calls ``module``."""
+        own = [any(call.module is module for call in step.calls) for step in self.trajectories[0].steps]
+        return np.array([False] * self.start + own[: self.steps - self.start])
+
     def _plan(self, module: nn.Module, plan: SitePlan) -> SitePlan:
         """The part of these decisions that is ``module``'s."""
-        own = np.array([any(call.module is module for call in s.calls) for s in self.trajectories[0].steps])
+        own = self._called(module)[self.start :]
         mine = plan.compute & own
         mine[0] = True
         # At the steps of another denoiser, which this one never sees, it reuses: that refers to nothing new.

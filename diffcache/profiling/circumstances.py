@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Circumstances:
     grid            steps of the noise scheduler, and the one the loop begins at
     begins          steps of the loop at which a denoiser takes over
     samples         how many were made
-    guidance_scale  where the pipeline tells
+    guidance_scales name of an argument -> its value, as far as they can be read
     obstacle        why the loop cannot be replayed; "" if it can. The rest is known only then:
     branches        number of denoiser outputs that guidance combines
     in_batch        how many of them share one forward
@@ -34,7 +34,7 @@ class Circumstances:
     grid: tuple[int, int]
     begins: tuple[int, ...]
     samples: int
-    guidance_scale: float | None
+    guidance_scales: Mapping[str, float]
     obstacle: str
     branches: int = 1
     in_batch: int = 1
@@ -57,7 +57,7 @@ class Circumstances:
                 "bent": bool(replay.bent),
             }
         grid = len(trajectory.timesteps), trajectory.start
-        return cls(grid, trajectory.begins, samples, trajectory.guidance_scale, obstacle, **known)
+        return cls(grid, trajectory.begins, samples, trajectory.guidance_scales, obstacle, **known)
 
     @property
     def separable(self) -> int:
@@ -126,8 +126,8 @@ def guidance_of(runs: Sequence[Circumstances]) -> Guidance | None:
     if any(r.obstacle or r.separable != r.branches for r in runs):
         return None
     mode: GuidanceMode = "none" if run.branches == 1 else "batched" if run.in_batch > 1 else "separate"
-    scales = {r.guidance_scale for r in runs}
-    return Guidance(mode=mode, branches=run.branches, scale=scales.pop() if len(scales) == 1 else None)
+    shared = {n: v for n, v in run.guidance_scales.items() if all(r.guidance_scales.get(n) == v for r in runs)}
+    return Guidance(mode=mode, branches=run.branches, scales=shared)
 
 
 def samples(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> int:

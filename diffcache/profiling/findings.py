@@ -22,7 +22,7 @@ from diffcache.profiling.tables import Sums, site_tables
 from diffcache.schedule import NoiseSchedulerId
 
 FORMAT = "diffcache.findings"
-VERSION = 1
+VERSION = 2
 
 COST_ARRAYS = ("influence", "channels")  # of SiteCosts
 

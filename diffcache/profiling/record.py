@@ -92,7 +92,7 @@ class Trajectory:
     scheduler: Any
     start: int
     timesteps: Tensor
-    guidance_scale: float | None
+    guidance_scales: Mapping[str, float]
     steps: list[LoopStep]
     rest_s: float = 0.0
 
@@ -258,8 +258,8 @@ class _Recorder:
     def _begin(self, run: host.Run) -> None:
         self._step_layer.close()
         scheduler = copy.deepcopy(run.scheduler)
-        scale = host.guidance_scale(self.host.pipe)
-        self.trajectories.append(Trajectory(scheduler, run.start, run.timesteps.clone(), scale, [LoopStep()]))
+        scales = host.guidance_scales(self.host.pipe)
+        self.trajectories.append(Trajectory(scheduler, run.start, run.timesteps.clone(), scales, [LoopStep()]))
         if not run.forwards:
             self._step_layer.callback(layer(run.scheduler, "step", self._step, copies=True))
         self._go_on()
