@@ -6,10 +6,7 @@ Everything that a file could lie about before its meaning is known is refused he
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +14,11 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from diffcache._checks import refuse
+from diffcache._files import MAX_BYTES, parse_json
 
 KEY = "diffcache"
-MAX_FILE_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 4 * 2**20
 LEAST_BYTES = 10  # the length of the header, and "{}"
-MAX_DIGITS = 20  # a 64-bit number and its sign
 AGAIN = "Copy or download it again."
 FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle", b"{": "a JSON text"}
 
@@ -51,7 +47,7 @@ def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
             f"one key, {KEY!r}, with the document as JSON",
             "This is a safetensors file of another kind, for example weights or a LoRA.",
         )
-    tree = _json(where, "metadata", metadata[KEY])
+    tree = parse_json(where, "metadata", metadata[KEY])
     for name, entry in header.items():
         dtype = entry.get("dtype") if isinstance(entry, dict) else entry
         if dtype not in ("U8", "F64"):
@@ -63,43 +59,10 @@ def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
     return tree, {name: _as_bool(where, name, a) if a.dtype == np.uint8 else a for name, a in arrays.items()}
 
 
-def read(path: Path) -> bytes:
-    """The whole file, if it is one, and no larger than a document may be."""
-    where = str(path)
-    try:
-        if not path.is_file():
-            found = "found a folder or a device" if path.exists() else "no such file"
-            refuse(where, "file", found, "a regular file", "Check the path.")
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            refuse(where, "file", f"found {size} bytes", f"at most {MAX_FILE_BYTES}", "Is it a document at all?")
-        return path.read_bytes()
-    except OSError as error:
-        refuse(where, "file", f"cannot be read: {error}", "a readable file")
-
-
-def write(path: Path, data: bytes) -> Path:
-    """All or nothing: a reader finds the old file or the new one, never a part."""
-    if not path.parent.is_dir():
-        refuse(str(path), "file", f"no folder {str(path.parent)!r}", "a folder that exists", "Create it first.")
-    if path.is_dir():
-        refuse(str(path), "file", "found a folder", "a file name", f"Try {str(path / 'name.safetensors')!r}.")
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
-
-
 def _check_size(where: str, data: bytes) -> int:
     """The length of the header, as the first 8 bytes claim it."""
-    if len(data) > MAX_FILE_BYTES:
-        refuse(where, "file", f"found {len(data)} bytes", f"at most {MAX_FILE_BYTES}", "Is it a document at all?")
+    if len(data) > MAX_BYTES:
+        refuse(where, "file", f"found {len(data)} bytes", f"at most {MAX_BYTES}", "Is it a document at all?")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
         refuse(where, "file", f"a header of {length} bytes", f"at most {MAX_HEADER_BYTES}", "Is it a safetensors file?")
@@ -116,33 +79,7 @@ def _header(where: str, data: bytes) -> Tree:
     end = 8 + _check_size(where, data)
     if end > len(data):
         refuse(where, "file", f"{len(data)} bytes, but its header ends at {end}", "a whole safetensors file", AGAIN)
-    return _json(where, "header", data[8:end])
-
-
-def _json(where: str, field: str, source: str | bytes) -> Tree:
-    def whole(digits: str) -> int:
-        if len(digits) > MAX_DIGITS:
-            raise ValueError(f"a whole number of {len(digits)} digits")
-        return int(digits)
-
-    def number(name: str) -> float:
-        raise ValueError(f"the number {name}")
-
-    def once(pairs: list[tuple[str, Any]]) -> Tree:
-        tree = dict(pairs)
-        if len(tree) < len(pairs):
-            raise ValueError("the same key twice in one object")
-        return tree
-
-    try:
-        tree = json.loads(source, parse_int=whole, parse_constant=number, object_pairs_hook=once)
-    except RecursionError:
-        refuse(where, field, "JSON nested too deeply", "the document's own few levels")
-    except ValueError as error:
-        refuse(where, field, f"not sound JSON: {error}", "one JSON object", "The file is damaged or foreign.")
-    if not isinstance(tree, dict):
-        refuse(where, field, f"found a JSON {type(tree).__name__}", "one JSON object")
-    return tree
+    return parse_json(where, "header", data[8:end])
 
 
 def _as_bool(where: str, name: str, array: np.ndarray) -> np.ndarray:

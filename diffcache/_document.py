@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_t
 
 import numpy as np
 
-from diffcache import _container, _hub
+from diffcache import _container, _files, _hub
 from diffcache._checks import refuse
 from diffcache.errors import DocumentError
 
@@ -68,13 +68,13 @@ class Document(Record):
         return document
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, all or nothing, and return its path. Raises DocumentError where no file can be; OSError."""
-        return _container.write(Path(path), self.to_bytes())
+        """Write the file, all or nothing, and return its path. Raises DocumentError where none can be; NotWritten."""
+        return _files.write(Path(path), self.to_bytes())
 
     @classmethod
     def load(cls: type[D], path: str | Path) -> D:
         """Read a file. Never runs code from it. Raises DocumentError for whatever is not a whole, valid document."""
-        return cls.from_bytes(_container.read(Path(path)), where=str(path))
+        return cls.from_bytes(_files.read_bytes(Path(path)), where=str(path))
 
     def digest(self) -> str:
         """sha256 of the canonical bytes, leaving out which version of the library writes them."""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
+
+from diffcache._text import printable
 
 
 class DiffCacheError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library. A message is one line; what a file or a path put into it shows as text."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class BadOption(DiffCacheError, ValueError):
@@ -31,11 +37,22 @@ class UnknownName(DiffCacheError, LookupError):
 
 
 class DocumentError(DiffCacheError, ValueError):
-    """A schedule or profile file is damaged, foreign, or contradicts itself. Nothing in it was run."""
+    """A schedule, profile, record or other file is damaged, foreign, or contradicts itself. Nothing in it was run."""
 
     def __init__(self, where: str, field: str, problem: str) -> None:
         super().__init__(f"{where}: field {field!r}: {problem}")
         self.where, self.field, self.problem = where, field, problem
+
+
+class NotWritten(DiffCacheError, OSError):
+    """A file or a folder could not be written. No part of it is left, and an older file of its name is unchanged."""
+
+    def __init__(self, path: Path, cause: OSError | ValueError) -> None:
+        reason = getattr(cause, "strerror", None) or cause
+        super().__init__(
+            f"{path!s:.200} cannot be written: {reason}. Free space or choose another place, then run again."
+        )
+        self.path, self.errno = path, getattr(cause, "errno", None)
 
 
 class ScheduleMismatch(DiffCacheError):

@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import itertools
+import pickletools
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,14 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcache import _container, host
+from diffcache import _files, host
 from diffcache._checks import refuse
 from diffcache.adapters import find_sites
-from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
 from diffcache.schedule import CacheSchedule, DenoiserPlan, NoiseSchedulerId
 from diffcache.schedulers.routers import SOURCE, Router
 
 KINDS = ("auto", "learning-to-cache", "harmonica")
+ZIP = b"PK\x03\x04"
+OLDER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6: pickles one after another, then tensors
+OLDER_PICKLES = 5  # this number, the version, sizes of the machine, the object, the names of its tensors
+LONGEST = 200  # letters in the name of a class
 FROZEN = 5.0  # HarmoniCa keeps the prob of the noisiest step there
 
 
@@ -48,7 +55,7 @@ def read(path: str | Path, *, kind: str = "auto", threshold: float = 0.1) -> Rou
     if not 0 <= threshold < 1:
         raise BadOption("threshold", threshold, "0 to 1")
     where = str(path)
-    content = _load(where, _container.read(Path(path)))
+    content = _load(where, _files.read_bytes(Path(path)))
     prob = _rows(where, content.get("routers") if isinstance(content, Mapping) else None)
     if kind == "auto":
         trained_all = hasattr(content.get("args"), "lambda_c") or bool((prob[-1] == FROZEN).all())
@@ -98,6 +105,7 @@ def schedule(path: str | Path, pipe: Any, *, kind: str = "auto", threshold: floa
 
 
 def _load(where: str, data: bytes) -> Any:
+    _demand_tensors(where, data)
     allowing: Any = getattr(torch.serialization, "safe_globals", None)  # from torch 2.5 on
     with allowing([argparse.Namespace]) if allowing else nullcontext():
         try:
@@ -107,6 +115,37 @@ def _load(where: str, data: bytes) -> Any:
             asked = re.search(r"GLOBAL (\S+)", str(error))
             found = f"asks for {asked[1]}" if asked else f"damaged, or no file of torch.save ({type(error).__name__})"
             refuse(where, "file", found, "tensors, plain values and arguments", "Nothing in it was run.")
+
+
+def _demand_tensors(where: str, data: bytes) -> None:
+    """Raise DocumentError unless ``data`` begins as torch.save begins, is not compressed, and names short classes.
+
+    Torch takes other bytes for pickles, and spends minutes on a message that holds a long name. Nothing is unpickled.
+    """
+    allowed, nothing_ran = "a file of torch.save", "Nothing in it was run."
+    try:
+        for stream in _pickles(where, data):
+            for operation, argument, _ in pickletools.genops(stream):
+                if operation.name == "GLOBAL" and len(str(argument)) > LONGEST:
+                    refuse(where, "file", f"asks for {argument:.40}…", f"names of up to {LONGEST} letters", nothing_ran)
+    except DocumentError:
+        raise
+    except Exception as error:  # damaged archives and pickles raise many classes
+        refuse(where, "file", f"damaged: {type(error).__name__}: {error!s:.100}", allowed, nothing_ran)
+
+
+def _pickles(where: str, data: bytes) -> Iterator[io.BytesIO]:
+    """Yield streams that stand at the beginning of a pickle."""
+    if data.startswith(OLDER):
+        stream = io.BytesIO(data)
+        yield from itertools.repeat(stream, OLDER_PICKLES)
+    elif data.startswith(ZIP):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                refuse(where, "file", "a compressed archive", "one that is not", "Nothing in it was run.")
+            yield from (io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl"))
+    else:
+        refuse(where, "file", "damaged, or no file of torch.save", "a file of torch.save", "Nothing in it was run.")
 
 
 def _rows(where: str, routers: object) -> np.ndarray:

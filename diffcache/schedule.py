@@ -109,14 +109,26 @@ class SitePlan(Record):
         used = self.weights != 0 if self.inputs is None else (self.weights != 0) | (self.inputs != 0)
         return np.asarray(used.any(axis=0))
 
+    def anchors_by_step(self) -> dict[int, tuple[list[int], np.ndarray]]:
+        """Return, for every predicted step, which anchors its prediction uses (indices along K), and their steps.
+
+        The newest anchor is among them even where its weight is 0: kappa refers to its input.
+        """
+        computed, refers = np.flatnonzero(self.compute), self.refers
+        before = np.cumsum(self.compute)
+        found = {}
+        for step in np.flatnonzero(~self.compute).tolist():
+            newest_first = computed[: before[step]][-self.weights.shape[2] :][::-1]
+            used = [k for k in range(len(newest_first)) if k == 0 or refers[step, k]]
+            found[step] = used, newest_first[used]
+        return found
+
     @property
     def differences(self) -> np.ndarray:
         """bool [T]: steps whose output F may be kept as F − x, its input taken off, and nothing else beside it: every
         prediction that refers to them is residual reuse, s ⊙ w (F + x_i − x) + b."""
         used, may = np.zeros(len(self.compute), bool), np.ones(len(self.compute), bool)
-        for step in np.flatnonzero(~self.compute):
-            newest_first = np.flatnonzero(self.compute[:step])[::-1][: self.weights.shape[2]]
-            anchors = [a for k, a in enumerate(newest_first) if k == 0 or self.refers[step, k]]
+        for step, (_, anchors) in self.anchors_by_step().items():
             used[anchors] = True
             if self.inputs is not None and self.inputs[:, step].any():
                 may[anchors] = False

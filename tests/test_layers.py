@@ -19,10 +19,10 @@ PACKAGE = Path(__file__).parents[1] / "diffcache"
 
 # A room is a file or a folder of the package. It may import the rooms of the lines above its own.
 LAYERS = (
-    ("errors",),
+    ("errors", "_text"),
     (
         *("schedule", "profile", "budget", "sites", "patch"),
-        *("_rooms", "_document", "_container", "_checks", "_hub", "_settings"),
+        *("_rooms", "_document", "_container", "_files", "_checks", "_hub", "_settings"),
     ),
     ("schedulers", "kernels", "predictors"),
     ("store", "adapters", "host", "levels", "_digest", "planning", "resampling"),
@@ -35,7 +35,7 @@ LAYERS = (
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 
 # The rooms of these lines may import each other as well, as long as no two need each other.
-SOCIABLE = {RANK["schedule"], RANK["api"], RANK["cli"], RANK["__init__"]}
+SOCIABLE = {RANK["errors"], RANK["schedule"], RANK["api"], RANK["cli"], RANK["__init__"]}
 
 ONLY = {"assets": {"errors"}}  # room -> all it may import, whatever its rank allows
 NEVER = {"kernels": {"sites"}}  # kernels see tensors, never places

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -357,3 +359,35 @@ def test_the_pipeline_and_the_profile_give_the_same_decisions(dit: Any, harmonic
     from_pipe = routers_file.schedule(harmonica, dit.pipe).denoisers["transformer"]
     assert dataclasses.replace(from_profile, config_digest=None) == dataclasses.replace(from_pipe, config_digest=None)
     assert set(from_pipe.sites) == {s for s in find_sites(dit.pipe.transformer) if s.startswith("sublayer:")}
+
+
+def _archive(content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+    return file.getvalue()
+
+
+LONG = b"c" + b"a" * 50_000 + b"\n" + b"b" * 50_000 + b"\n."  # asks for a class of a long name
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (LONG, "no file of torch.save"),
+        (b"c" * 100_000, "no file of torch.save"),
+        (_archive(b"\x80\x02" + LONG), "names of up to 200 letters"),
+        (routers_file.OLDER + b"\x80\x02M\xe9\x03." + b"\x80\x02" + LONG, "names of up to 200 letters"),
+        (_archive(bytes(10_000), zipfile.ZIP_DEFLATED), "a compressed archive"),
+        (_archive(b"\x80\x05\x96" + (10**11).to_bytes(8, "little")), "damaged"),
+    ],
+    ids=["pickle", "letters", "archive", "older", "compressed", "endless"],
+)
+def test_a_hostile_file_is_refused_before_torch_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, words: str
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch saw it"))
+    (tmp_path / "r.pt").write_bytes(data)
+    with pytest.raises(DocumentError, match=words):
+        routers_file.read(tmp_path / "r.pt")

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
+from diffcache.cli.show import table
 from diffcache.executor.program import compile_plan
 from diffcache.schedule import SitePlan
+from diffcache.schedulers._storage import held
 from diffcache.store import Anchor, Output, Store, all_finite, signature
 
 
@@ -186,3 +188,24 @@ def test_one_bad_element_is_seen_wherever_it_is(shape: tuple[int, ...], bad: flo
         spoiled.view(-1)[at] = bad
         assert not bool(all_finite([spoiled]))
         assert not bool(all_finite([spoiled.mT if spoiled.ndim > 1 else spoiled, torch.zeros(2)]))
+
+
+@pytest.mark.parametrize(
+    "work", [compile_plan, lambda plan: plan.differences, held, table], ids=["compile", "differences", "held", "table"]
+)
+def test_work_on_a_plan_asks_once_which_anchors_it_uses(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refers, asked = SitePlan.refers.fget, []
+
+    def counted(plan: SitePlan) -> np.ndarray:
+        asked.append(len(plan.compute))
+        return refers(plan)
+
+    monkeypatch.setattr(SitePlan, "refers", property(counted))
+    counts = []
+    for steps in (10, 100):
+        compute = np.arange(steps) % 3 == 0
+        weights = np.where(compute, 0.0, 1.0)[None, :, None]
+        work(SitePlan(compute=compute, weights=weights, kappa=weights[..., 0]))
+        counts.append(len(asked))
+        asked.clear()
+    assert counts[0] == counts[1] <= 2

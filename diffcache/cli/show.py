@@ -52,21 +52,22 @@ def load(file: Path) -> CacheSchedule | Profile:
 
 def table(plan: SitePlan) -> str:
     """Equation (1) at every predicted step: w of the newest outputs; v of their inputs, κ, s and b if there are any."""
-    branches = len(plan.weights)
-    heads = ["step", *(["branch"] if branches > 1 else []), "newest", *(f"w{k}" for k in range(plan.anchors))]
+    branches, anchors = len(plan.weights), plan.anchors
+    computed, before = np.flatnonzero(plan.compute), np.cumsum(plan.compute)
+    heads = ["step", *(["branch"] if branches > 1 else []), "newest", *(f"w{k}" for k in range(anchors))]
     more = {"κ": plan.kappa, "s": plan.scale, "b": plan.bias}
-    heads += [f"v{k}" for k in range(plan.anchors)] if plan.inputs is not None else []
+    heads += [f"v{k}" for k in range(anchors)] if plan.inputs is not None else []
     heads += [head for head, array in more.items() if array is not None]
     rows = []
     for step in np.flatnonzero(~plan.compute):
-        newest = int(np.flatnonzero(plan.compute[:step])[-1])
-        kept = int(plan.compute[:step].sum())
+        kept = int(before[step])
+        newest = int(computed[kept - 1])
         for branch in range(branches):
             weights = [
                 _number(array[branch, step, k]) if k < kept else ""
                 for array in (plan.weights, plan.inputs)
                 if array is not None
-                for k in range(plan.anchors)
+                for k in range(anchors)
             ]
             others = [_number(array[branch, step]) for array in more.values() if array is not None]
             rows.append([str(step), *([str(branch)] if branches > 1 else []), str(newest), *weights, *others])

@@ -71,7 +71,8 @@ class Program:
 
 def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
     steps = len(plan.compute)
-    terms = tuple(_terms(plan, i) for i in range(steps))
+    anchors = plan.anchors_by_step()
+    terms = tuple(_terms(plan, i, *anchors[i]) if i in anchors else None for i in range(steps))
     differences = frozenset(np.flatnonzero(plan.differences).tolist())
     last_use = {anchor: i for i, t in enumerate(terms) if t for anchor in t.anchors}
     if newest:
@@ -88,9 +89,13 @@ def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
             store=plan.store,
             prescale=plan.prescale,
         )
-    drops = tuple(tuple(sorted(a for a, last in last_use.items() if last == i)) for i in range(steps))
+    drops: list[list[int]] = [[] for _ in range(steps)]
+    for anchor in sorted(last_use):
+        drops[last_use[anchor]].append(anchor)
     keeps_x = frozenset(a for t in terms if t for a in t.anchors_with_x)
-    return Program(terms, frozenset(last_use), keeps_x, drops, False, differences, plan.store, plan.prescale)
+    return Program(
+        terms, frozenset(last_use), keeps_x, tuple(map(tuple, drops)), False, differences, plan.store, plan.prescale
+    )
 
 
 def compile_schedule(schedule: CacheSchedule) -> dict[tuple[str, str], Program]:
@@ -107,18 +112,15 @@ def decides(plan: DenoiserPlan) -> bool:
     return plan.online is not None and plan.online.rule != "drift"
 
 
-def _terms(plan: SitePlan, step: int) -> Terms | None:
-    if plan.compute[step]:
-        return None
-    branches, _, most = plan.weights.shape
-    newest_first = np.flatnonzero(plan.compute[:step])[::-1][:most]
-    # The newest anchor stays even with weight 0: kappa refers to its input, and shapes are taken from it.
-    used = [k for k in range(len(newest_first)) if k == 0 or plan.refers[step, k]]
-    inputs = np.zeros_like(plan.weights) if plan.inputs is None else plan.inputs
+def _terms(plan: SitePlan, step: int, used: list[int], anchors: np.ndarray) -> Terms:
+    """Equation (1) at a predicted step, with the anchors at indices ``used`` along K."""
+    branches = len(plan.weights)
+    weights = plan.weights[:, step]
+    inputs = np.zeros_like(weights) if plan.inputs is None else plan.inputs[:, step]
     return Terms(
-        anchors=tuple(int(a) for a in newest_first[used]),
-        weights=tuple(tuple(float(w) for w in plan.weights[b, step, used]) for b in range(branches)),
-        inputs=tuple(tuple(float(v) for v in inputs[b, step, used]) for b in range(branches)),
+        anchors=tuple(anchors.tolist()),
+        weights=tuple(map(tuple, weights[:, used].tolist())),
+        inputs=tuple(map(tuple, inputs[:, used].tolist())),
         kappa=tuple(0.0 if plan.kappa is None else float(plan.kappa[b, step]) for b in range(branches)),
         scale=tuple(_at(plan.scale, b, step, 1.0) for b in range(branches)),
         bias=tuple(_at(plan.bias, b, step, 0.0) for b in range(branches)),

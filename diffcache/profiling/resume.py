@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache import _container, host
+from diffcache import _files, host
 from diffcache._digest import digest_of, feed
 from diffcache.errors import BadOption, DocumentError
 from diffcache.profiling.findings import Arrays, Findings
@@ -45,14 +45,14 @@ class Folder:
                 "resume", str(path), f"a new or an empty folder, or one of a measurement; this has no {ABOUT}"
             )
         else:
-            _container.write(file, json.dumps(about, indent=2).encode())
+            _files.write(file, json.dumps(about, indent=2).encode())
 
     def find(self, index: int, call: Mapping[str, Any]) -> Findings | None:
         """What was found on this call, if it was made; random generators are then where it left them."""
         file = self._file(index, call)
         if not file.exists():
             return None
-        found, states = Findings.from_bytes(_container.read(file), str(file))
+        found, states = Findings.from_bytes(_files.read_bytes(file), str(file))
         _set_random_states(call, states)
         return found
 
@@ -60,7 +60,7 @@ class Folder:
         """To be asked for before the call is made, while its generators stand where they do, and called with what was
         found after it."""
         file = self._file(index, call)
-        return lambda found: _container.write(file, found.to_bytes(**_random_states(call)))
+        return lambda found: _files.write(file, found.to_bytes(**_random_states(call)))
 
     def _file(self, index: int, call: Mapping[str, Any]) -> Path:
         return self.path / f"call-{digest_of((index, dict(call)), _refused)[:32]}.safetensors"

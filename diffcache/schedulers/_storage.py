@@ -79,18 +79,15 @@ def bytes_held(site: SiteProfile, plan: SitePlan, anchors: int | None = None) ->
 
 def held(plan: SitePlan, anchors: int | None = None) -> np.ndarray:
     """int64 [T]: tensors of one output's size that the site keeps at each step."""
-    computed = np.flatnonzero(plan.compute)
     last_use: dict[int, int] = {}
     with_input: set[int] = set()
-    for step in np.flatnonzero(~plan.compute):
-        newest = computed[computed < step][::-1]
-        used = plan.refers[step, :anchors].copy()
-        used[0] = True  # what is predicted takes its shape from the newest
-        last_use |= dict.fromkeys(newest[np.flatnonzero(used)].tolist(), int(step))
+    for step, (indices, kept) in plan.anchors_by_step().items():
+        used = {k: anchor for k, anchor in zip(indices, kept.tolist(), strict=True) if anchors is None or k < anchors}
+        last_use |= dict.fromkeys(used.values(), step)
         if plan.kappa is not None and plan.kappa[:, step].any():
-            with_input.add(int(newest[0]))
+            with_input.add(used[0])
         if plan.inputs is not None:
-            with_input |= set(newest[np.flatnonzero(plan.inputs[:, step, :anchors].any(axis=0))].tolist())
+            with_input |= {anchor for k, anchor in used.items() if plan.inputs[:, step, k].any()}
     if plan.store is not None:
         with_input -= set(np.flatnonzero(plan.differences).tolist())
     found = np.zeros(len(plan.compute), np.int64)

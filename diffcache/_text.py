@@ -1,0 +1,36 @@
+"""Foreign text, made safe to show: in a terminal, in an error, in a Markdown table."""
+
+from __future__ import annotations
+
+_MARKDOWN = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "\\|[]`*"},
+        "&": "&amp;",
+        "<": "&lt;",
+        ">": "&gt;",
+        "@": "&#64;",  # GitHub links addresses and names
+    }
+)
+
+
+def printable(value: object) -> str:
+    """Return ``value`` as text on one line, in which every character shows.
+
+    White space becomes a space. Control characters (an ANSI sequence begins with one), marks that reverse the direction
+    of text and lone surrogates become escapes: ``\\x1b``, ``\\u202e``, ``\\ud800``.
+    """
+    text = str(value)
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def markdown(value: object) -> str:
+    """Return ``value`` as printable text that Markdown shows as it is: no column, tag, link, picture or emphasis."""
+    line = " ".join(printable(value).split()).translate(_MARKDOWN)
+    # GitHub also makes links of bare addresses.
+    return line.replace("://", "\\://").replace("www.", "www\\.").replace("WWW.", "WWW\\.")
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
