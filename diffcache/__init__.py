@@ -4,10 +4,13 @@ from diffcache import accelerate
 pipe = accelerate(pipe, "schedule.safetensors")
 """
 
+import logging
+
 from diffcache.api import accelerate, accelerated, estimate, report, restore
 from diffcache.budget import Budget
 from diffcache.errors import DiffCacheError
 from diffcache.eval.evaluating import Evaluation, evaluate
+from diffcache.executor import FailedOpen
 from diffcache.host import Loop, trajectory
 from diffcache.optimizing import optimize
 from diffcache.planning import plan
@@ -21,6 +24,7 @@ __all__ = [
     "CacheSchedule",
     "DiffCacheError",
     "Evaluation",
+    "FailedOpen",
     "Loop",
     "Profile",
     "accelerate",
@@ -35,5 +39,7 @@ __all__ = [
     "restore",
     "trajectory",
 ]
+
+logging.getLogger("diffcache").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from diffcache import host
 from diffcache.adapters import find_sites
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption
 from diffcache.estimates import Estimate, estimate_for
-from diffcache.executor import Executor
+from diffcache.executor import Executor, Misfit
 from diffcache.kernels.library import Backend
 from diffcache.patch import refusal
 from diffcache.reports import Report, report_of
@@ -48,6 +48,7 @@ def accelerate(
     strict: bool = True,
     store: str | None = None,
     backend: Backend = "auto",
+    mismatch: Misfit = "refuse",
 ) -> P:
     """Let ``pipe`` skip the denoiser work that ``schedule`` predicts instead. In place; returns the same pipeline.
 
@@ -60,10 +61,13 @@ def accelerate(
               own precision; None: as the schedule says
     backend   what works on them: "auto" (Triton kernels on a GPU, else plain torch), "torch", "compiled" (plain torch
               through ``torch.compile``), "triton"
+    mismatch  what becomes of a run that does not fit the schedule (another number of steps, noise scheduler or
+              guidance): "refuse" raises ScheduleMismatch, at the latest in the second step; "full" computes the run in
+              full, bit for bit as without diffcache, counts it in :func:`report` and logs why
 
-    Only this object is patched; :func:`restore` leaves no trace, in any order with other patches. A run of another
-    number of steps, noise scheduler or guidance than the schedule's raises before its first step. With every step
-    computed the output is bit-identical to the untouched pipeline's.
+    Only this object is patched; :func:`restore` leaves no trace, in any order with other patches. With every step
+    computed the output is bit-identical to the untouched pipeline's. What a run does otherwise than its schedule says
+    is counted in :func:`report`, logged by the logger ``diffcache``, and a ``FailedOpen`` warning (docs/serving.md).
 
     Raises UnsupportedModel, ScheduleMismatch, AlreadyAccelerated, DocumentError, UnknownName; nothing is patched then.
     """
@@ -78,7 +82,7 @@ def accelerate(
     host.demand_no_other_cache(loop)
     source = resolve(schedule)
     sites = {name: find_sites(m) for name, m in modules.items()}
-    executor = Executor(loop, source, sites, strict=strict, store=store, backend=backend)
+    executor = Executor(loop, source, sites, strict=strict, store=store, backend=backend, mismatch=mismatch)
     executor.attach()
     loop.__dict__[_MARK] = _Mark(executor, loop)
     return pipe
@@ -100,9 +104,10 @@ def accelerated(
     strict: bool = True,
     store: str | None = None,
     backend: Backend = "auto",
+    mismatch: Misfit = "refuse",
 ) -> Iterator[P]:
     """:func:`accelerate` for the length of a ``with`` block."""
-    accelerate(pipe, schedule, strict=strict, store=store, backend=backend)
+    accelerate(pipe, schedule, strict=strict, store=store, backend=backend, mismatch=mismatch)
     try:
         yield pipe
     finally:

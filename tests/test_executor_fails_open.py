@@ -27,7 +27,7 @@ def test_an_output_that_is_not_finite_is_no_anchor(bad: float) -> None:
         assert (row.computed, row.predicted, dict(row.failed_open)) == (
             4,
             3,
-            {"an anchor is missing (late start, another denoiser, or non-finite output)": 1},
+            {"an anchor is missing: the output at that step had NaN or Inf in it": 1},
         )
         assert report(pipe).computed == len(pipe.transformer.seen) == 5
 
@@ -130,8 +130,11 @@ def test_a_warning_made_an_error_leaves_the_pipeline_usable() -> None:
             with pytest.raises(FailedOpen):
                 pipe(noise())
         assert report(pipe).bytes_held == 0
+        assert report(pipe).totals == {"input-changed": 2}
         assert "step" not in vars(pipe.scheduler)
-        pipe(noise())
+        with pytest.warns(FailedOpen):
+            pipe(noise())
+        assert report(pipe).totals == {"input-changed": 4}
     assert ours(pipe) == []
 
 

@@ -27,7 +27,7 @@ from probes import bound, copied, hold, leaf_calls, names, offered
 
 from diffcache import accelerated, host, optimize, report
 from diffcache.errors import ScheduleMismatch
-from diffcache.executor.run import FailedOpen
+from diffcache.executor import FailedOpen
 from diffcache.host import facts
 from diffcache.schedule import Guidance
 

@@ -9,22 +9,29 @@ from typing import Any
 from torch import nn
 
 from diffcache import host
+from diffcache.errors import ScheduleMismatch
 from diffcache.executor.checks import check_guidance
 from diffcache.executor.decide import visit
 from diffcache.executor.stacks import Place, run_block
-from diffcache.executor.state import Call
+from diffcache.executor.state import Call, Forward
 from diffcache.executor.streams import reader
-from diffcache.host import Host
+from diffcache.host import Host, Run
 from diffcache.patch import Around
 from diffcache.schedule import OnlineRule
 from diffcache.store import Output
 
 
 class Arounds:
-    """Makes the layers of one pipeline's denoisers; ``watched`` knows where its loop is, a run what its schedule is."""
+    """Makes the layers of one pipeline's denoisers.
 
-    def __init__(self, watched: Host) -> None:
+    watched  says where the pipeline's loop is; each of its runs holds the state with the schedule
+    misfit   called with a run that turns out not to fit its schedule, and the reason: gives the run a state in which
+             everything is computed, or raises
+    """
+
+    def __init__(self, watched: Host, misfit: Callable[[Run, ScheduleMismatch], None]) -> None:
         self.host = watched
+        self._misfit = misfit
         self._current = threading.local()
 
     def of(
@@ -65,7 +72,11 @@ class Arounds:
             inputs = read(args, kwargs)
             batch = len(inputs.main) if len(inputs.main) != 1 else len(inputs.main[0])
             call = Call(run.state, name, step, branch, batch, run.state.watch(name, branch))
-            check_guidance(self.host.pipe, run, call, inputs.main)
+            try:
+                check_guidance(self.host.pipe, run, call, inputs.main)
+            except ScheduleMismatch as why:
+                self._misfit(run, why)
+                call = Call(run.state, name, step, branch, batch)
             if call.watch is not None and call.watch.at_the_root:
                 call.decide(inputs.main)
 
@@ -84,6 +95,7 @@ class Arounds:
                 return compute()
             finally:
                 self._current.call = outer
+                call.state.forwards.append(Forward(name, step, branch, call.predicted / max(call.asked, 1)))
 
         return around
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from diffcache import store
+from diffcache.executor import notices
 from diffcache.executor.guess import combine, problem
+from diffcache.executor.notices import Reason
 from diffcache.executor.program import NEWEST
 from diffcache.executor.state import Call
 from diffcache.executor.streams import Inputs, Pairing, pair
@@ -36,8 +38,9 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     """The predicted output in a tuple of one, or None where the step is to be computed; counts either."""
     program = call.state.programs[call.denoiser, site]
     counts = call.state.count(call.denoiser, site, call.branch)
+    call.asked += site != "model"
     if call.step >= len(program.terms):
-        counts.fail("step beyond the schedule")
+        counts.fail(notices.BEYOND)
         return None
     terms = program.terms[call.step]
     if terms is None:
@@ -48,7 +51,7 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     for step in program.drops[call.step]:
         call.state.store.drop(key, step)
     if program.newest and call.verdict is None:
-        counts.fail("the block that decides did not run before it")
+        counts.fail(notices.NO_DECISION)
         return None
     if call.verdict is not None and not call.verdict.predict:
         if call.verdict.reason:
@@ -62,15 +65,48 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     branch = None if guidance is not None and guidance.mode == "batched" else call.branch
     pairing = call.state.pairings.get(key)
     x = inputs.main if pairing is None else pairing.x(inputs)
-    obstacle = problem(anchors, terms, x, branch, pairing, call.batch)
+    there = [a for a in anchors if a is not None]
+    if len(there) < len(anchors):
+        gone = next(step for step, a in zip(terms.anchors, anchors, strict=True) if a is None)
+        counts.fail(why_missing(call, key, gone))
+        return None
+    obstacle = problem(there, terms, x, branch, pairing, call.batch)
     if obstacle:
         counts.fail(obstacle)
         return None
+    predicted = combine(there, terms, x, branch, pairing, call.state.backend)
+    if not finite(call, notices.NON_FINITE_PREDICTION.kind, Output.of(predicted).tensors):
+        counts.fail(notices.NON_FINITE_PREDICTION)
+        return None
     counts.predict()
-    there = [a for a in anchors if a is not None]
+    call.predicted += 1
     if call.state.lesson is not None:
         call.plain[site] = combine(there, terms.plain, x, branch, pairing, call.state.backend)
-    return (combine(there, terms, x, branch, pairing, call.state.backend),)
+    return (predicted,)
+
+
+def why_missing(call: Call, key: Hashable, step: int) -> Reason:
+    """Return the reason why nothing was kept under ``key`` at ``step``, an anchor of a prediction of ``call``."""
+    state = call.state
+    if (key, step) in state.lost:
+        return state.lost[key, step]
+    before = [f for f in state.forwards[state.since :] if f.denoiser == call.denoiser and step in (f.step, NEWEST)]
+    if not before and state.since:
+        return notices.WENT_BACK
+    if not before:
+        late = call.step == state.start if step == NEWEST else step < state.start
+        return notices.LATE_START if late else notices.OTHER_DENOISER
+    return notices.SITE_NOT_RUN if any(f.branch == call.branch for f in before) else notices.OTHER_BRANCHES
+
+
+def finite(call: Call, kind: str, tensors: Sequence[Tensor]) -> bool:
+    """Return False where a tensor is known to have NaN or Inf in it. On a device other than the CPU, and where several
+    processes run the denoiser together, the answer is True, and the question is kept until the run is over."""
+    if not call.state.together and all(t.device.type == "cpu" for t in tensors):
+        found = store.all_finite(tensors)
+        return found is None or bool(found)
+    call.state.suspects.append((kind, store.ends(tensors)))
+    return True
 
 
 def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
@@ -98,12 +134,12 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     call.state.store.drop(key, step)
     output = Output.of(value)
     if not output.tensors:  # a type whose tensors cannot be reached: nothing can be made of it later
+        call.state.lost[key, step] = notices.UNREADABLE
         return
-    finite = store.all_finite(output.tensors)
-    if finite is not None and (finite.device.type != "cpu" or call.state.together):
-        call.state.suspects.append(finite)  # read when the run is over: no synchronisation inside the loop
-    elif finite is not None and not finite:
+    if not finite(call, "non-finite-output", output.tensors):
+        call.state.lost[key, step] = notices.NON_FINITE_ANCHOR
         return
+    call.state.lost.pop((key, step), None)
     x, pairing = inputs.main, None
     if program.reads_x:
         call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {})

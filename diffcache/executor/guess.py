@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffcache.executor import notices
+from diffcache.executor.notices import Reason
 from diffcache.executor.program import Terms
 from diffcache.executor.streams import Pairing, alone
 from diffcache.kernels import Packed, from_kept, unpack
@@ -16,42 +18,39 @@ from diffcache.kernels.library import Backend
 from diffcache.predictors import predict
 from diffcache.store import Anchor, Kept, batch_first, channel_dim, signature
 
-OTHER_INPUT = "shape, dtype or device of the input changed"
-
 
 def problem(
-    anchors: Sequence[Anchor | None],
+    anchors: Sequence[Anchor],
     terms: Terms,
     x: Sequence[Tensor],
     branch: int | None,
     pairing: Pairing | None = None,
     batch: int = 1,
-) -> str | None:
-    """Why no prediction can be made from these anchors for input ``x``; None if one can. ``batch``: of the forward. The
-    rest as in combine."""
-    kept = [a for a in anchors if a is not None]
-    if len(kept) < len(anchors):
-        return "an anchor is missing (late start, another denoiser, or non-finite output)"
+) -> Reason | None:
+    """Return why no prediction can be made from these anchors for input ``x``, or None if one can.
+
+    batch  samples in the forward. All other arguments: see ``combine``
+    """
     here = signature(x)
-    if any(a.signature != here for a in kept):
-        return OTHER_INPUT
-    outputs = kept[0].kept
-    if len({signature(a.kept) for a in kept}) > 1:
-        return "shape, dtype or device of the output changed"
+    if any(a.signature != here for a in anchors):
+        return notices.OTHER_INPUT
+    outputs = anchors[0].kept
+    if len({signature(a.kept) for a in anchors}) > 1:
+        return notices.OTHER_OUTPUT
     pairing = pairing or alone(x, outputs)
     if terms.needs_x and pairing.unclear:
-        return "the site's inputs fit its outputs in more than one way, so coefficients of inputs have no meaning"
+        return notices.UNCLEAR_INPUT
     if terms.needs_x and not any(i is not None for i in pairing.own):
-        return "the site's input does not have the shape of its output, so coefficients of inputs have no meaning"
+        return notices.UNLIKE_INPUT
     rows = 1 if branch is not None else len(terms.weights)
     parts = [len(outputs)] if pairing.listed else [len(t) for t in outputs if t.ndim]
     if any(count % rows for count in parts):
-        return "the output's batch does not split into the branches that have coefficients of their own"
+        return notices.UNEVEN_BATCH
     if rows > 1 and not pairing.listed and not all(batch_first(t, batch) for t in outputs if t.ndim):
-        return "which dimension of the output carries the batch is not clear, and branches have their own coefficients"
+        return notices.UNCLEAR_BATCH
     channels = {v.size for v in (*terms.scale, *terms.bias) if isinstance(v, np.ndarray)}
     if any(like.is_floating_point() and _channel_dim(like, n) is None for n in channels for like in outputs):
-        return f"the output does not have the {max(channels)} channels that the coefficients are for"
+        return notices.other_channels(max(channels))
     return None
 
 

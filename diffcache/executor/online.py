@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcache.executor.guess import OTHER_INPUT
+from diffcache.executor.notices import OTHER_INPUT, Reason
 from diffcache.kernels import Format, Packed, format_of, pack_again, unpack
 from diffcache.schedule import DenoiserPlan, Online
 from diffcache.store import AS_IT_IS, Anchor, Keeping, Kept, Output, Store, signature
@@ -31,7 +31,7 @@ class Verdict:
     """Of one forward. ``reason``: why nothing could be compared, where that is not as it should be."""
 
     predict: bool
-    reason: str = ""
+    reason: Reason | None = None
 
 
 class Watch:
@@ -119,7 +119,7 @@ class Change:
 
     relative: Tensor | None = None
     kept: Sequence[Kept] | None = None
-    reason: str = ""
+    reason: Reason | None = None
 
 
 def compared(

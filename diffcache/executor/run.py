@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from diffcache import host
-from diffcache.errors import ScheduleMismatch
+from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.executor.afterwards import about_finiteness, about_work
 from diffcache.executor.arounds import Arounds
 from diffcache.executor.checks import Sites, check_in_parts, check_pipeline, check_run
 from diffcache.executor.grid import move
+from diffcache.executor.notices import Notice, counted, publish
 from diffcache.executor.placing import place
 from diffcache.executor.program import compile_schedule
 from diffcache.executor.state import Lesson, State
@@ -22,9 +23,7 @@ from diffcache.patch import weak
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Grid, Rule
 
-
-class FailedOpen(RuntimeWarning):
-    """A step that the schedule wanted to predict was computed in full instead."""
+Misfit = Literal["refuse", "full"]
 
 
 def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
@@ -38,9 +37,15 @@ class Executor:
 
     They hold it, through its layers; it holds neither the pipeline nor a module.
 
-    lesson   see State
-    store    format in which all sites' outputs are kept; None: as the schedule says
-    backend  what works on tensors that are kept in fewer bytes
+    lesson    see State
+    store     format in which all sites' outputs are kept; None: as the schedule says
+    backend   what works on tensors that are kept in fewer bytes
+    mismatch  what becomes of a run that the schedule does not fit: it raises ("refuse"), or is computed in full
+    quiet     count what happens, and neither log it nor warn of it
+
+    runs      how many began so far
+    strays    calls in which no loop was seen, since the last run began
+    totals    kind of notice -> times, over all runs and calls
     """
 
     def __init__(
@@ -53,8 +58,12 @@ class Executor:
         lesson: Lesson | None = None,
         store: str | None = None,
         backend: Backend = "auto",
+        mismatch: Misfit = "refuse",
+        quiet: bool = False,
     ) -> None:
         check_backend(backend)
+        if mismatch not in get_args(Misfit):
+            raise BadOption("mismatch", mismatch, ", ".join(map(repr, get_args(Misfit))))
         self.source = source if store is None or isinstance(source, Rule) else source.stored(store)
         self.store, self.backend = store, backend
         self.lesson = lesson
@@ -62,8 +71,9 @@ class Executor:
         self.sites = {name: tuple(names) for name, names in sites.items()}
         self.host = host.Host(pipe, self._begin, self._end, self._missed)
         self.last: State | None = None
-        self.runs = 0
-        self._warned: set[str] = set()
+        self.mismatch, self.quiet = mismatch, quiet
+        self.runs = self.strays = 0
+        self.totals: Counter[str] = Counter()
         if isinstance(self.source, CacheSchedule):
             check_pipeline(pipe, self.source, sites, strict=strict)
             schedule = self.source
@@ -71,7 +81,8 @@ class Executor:
         else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
             schedule = scheduled(self.source, Grid(np.linspace(1.0, 0.1, 10)), self.sites, store)
         check_in_parts(pipe, schedule)
-        self._patches = place(Arounds(self.host), schedule, sites)
+        self._patches = place(Arounds(self.host, self._misfit), schedule, sites)
+        self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
         self._roots = {name: weak(modules["model"][0]) for name, modules in sites.items()}
 
     def attach(self) -> None:
@@ -91,6 +102,18 @@ class Executor:
                 patch.off()
 
     def _begin(self, run: host.Run) -> None:
+        try:
+            state = self._planned(run)
+        except ScheduleMismatch as why:
+            if self.mismatch == "refuse":
+                raise
+            state = self._in_full(why)
+        self.last = run.state = state
+        run.again = state.go_back
+        self.runs, self.strays = self.runs + 1, 0
+
+    def _planned(self, run: host.Run) -> State:
+        """Return the state of a run that the schedule fits; raise if it does not fit."""
         self._check_denoisers()
         host.demand_nothing_read_inside(self.host.pipe)
         if isinstance(self.source, Rule):
@@ -105,55 +128,85 @@ class Executor:
             patch.put()
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
         together = bool(host.in_parts(self.host.pipe))
-        self.last = run.state = state = State(
-            schedule, programs, together, levels_back=levels_back, lesson=self.lesson, backend=self.backend
+        return State(
+            schedule,
+            programs,
+            start=run.start,
+            together=together,
+            levels_back=levels_back,
+            lesson=self.lesson,
+            backend=self.backend,
         )
-        run.again = state.forget
-        self.runs += 1
+
+    def _in_full(self, why: ScheduleMismatch) -> State:
+        """Return a state in which everything is computed and nothing is kept, at any number of steps."""
+        state = State(scheduled(Rule("full"), Grid(np.ones(1)), self.sites), programs={})
+        state.notices.append(Notice("mismatch", 1, f"the run was computed in full: {why}"))
+        return state
+
+    def _misfit(self, run: host.Run, why: ScheduleMismatch) -> None:
+        """Go on in full with a run of which the first forwards show that the schedule does not fit. Nothing was
+        predicted before; but noise levels that were moved have had their effect, so such a run is refused."""
+        before: State = run.state
+        if self.mismatch == "refuse" or before.schedule.sigmas is not None:
+            raise why
+        state = self._in_full(why)
+        state.forwards, state.counts = before.forwards, before.counts
+        before.forget()
+        self.last = run.state = state
+        run.again = state.go_back
 
     def _end(self, run: host.Run) -> None:
         state: State = run.state
         state.levels_back()
         state.levels_back = lambda: None  # it holds the noise scheduler
         state.forget()
+        if state.over:
+            return
+        state.over = True
+        state.notices += about_finiteness(state)
         if run.short:
-            self._warn(
-                "short loop",
-                f"the loop ended in step {run.index + 1} of {run.steps}: its network was called less often than was "
-                "said, and steps may have been taken for others. Give trajectory one timestep for every evaluation.",
+            state.notices.append(
+                Notice(
+                    "short-loop",
+                    1,
+                    f"the loop ended in step {run.index + 1} of {run.steps}: its network was called less often than "
+                    "was said, and steps may have been taken for others. Give trajectory one timestep for every "
+                    "evaluation.",
+                )
             )
-        if state.suspects and not bool(torch.stack([s.cpu() for s in state.suspects]).all()):
-            self._warn(
-                "non-finite output",
-                "the denoiser returned NaN or Inf and predictions were made from it; the result is suspect",
-            )
-        state.suspects.clear()
-        for reason, times in state.failures().items():
-            first, *more = sorted(times)
-            places = first + (f" and {len(more)} more sites" if more else "")
-            self._warn(reason, f"{places}: {sum(times.values())} predictions were computed in full instead: {reason}")
+        elif run.index >= run.steps or (run.forwards and run.whole):
+            state.notices += about_work(state, predicts=self._predicts and bool(state.programs))
+        self._say([*state.failures(), *state.notices])
 
     def _missed(self) -> None:
         if isinstance(self.host.pipe, host.Loop):
             self._check_denoisers()
-            self._warn(
-                "no loop",
+        self.strays += 1
+        self._say([Notice("no-loop", 1, self._no_loop())])
+
+    def _no_loop(self) -> str:
+        if isinstance(self.host.pipe, host.Loop):
+            return (
                 f"{host.class_name(self.host.pipe.network)} was called outside of diffcache.trajectory: nothing was "
                 "skipped. Put `with diffcache.trajectory(network, timesteps):` around the loop, or restore it. Of a "
-                "pipeline, accelerate the pipeline.",
+                "pipeline, accelerate the pipeline."
             )
-            return
-        self._warn(
-            "no loop",
+        return (
             f"{type(self.host.pipe).__name__} was called and no sampling loop of its own was seen: nothing was "
             "skipped. Its loop does not use pipe.progress_bar or pipe.scheduler, or runs in another pipeline inside: "
-            "accelerate that.",
+            "accelerate that."
         )
 
-    def _warn(self, key: str, text: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(text, FailedOpen, stacklevel=2)
+    def notices(self) -> list[Notice]:
+        """Return what is known of the last run, or of the run in progress, and of calls after it without a loop."""
+        found = [] if self.last is None else [*self.last.failures(), *self.last.notices]
+        return found + ([Notice("no-loop", self.strays, self._no_loop())] if self.strays else [])
+
+    def _say(self, notices: Sequence[Notice]) -> None:
+        self.totals += counted(notices)
+        if not self.quiet:
+            publish(notices, pipeline=type(self.host.pipe).__name__, run=self.runs)
 
     def _check_denoisers(self) -> None:
         pipe = self.host.pipe

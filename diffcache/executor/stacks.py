@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from diffcache.executor.decide import guess, keep, safe
+from diffcache.executor.notices import NO_SIGNAL
 from diffcache.executor.online import Verdict
 from diffcache.executor.state import Call, Lead, Stack
 from diffcache.executor.streams import Inputs, pair
@@ -124,7 +125,7 @@ def _follow(call: Call, site: str, inputs: Inputs) -> None:
     _learn(call, site, inputs, lead.outputs)
     own = pair(lead.inputs, lead.outputs, call.state.flows.get((call.denoiser, site), {})).own
     if 0 not in own:
-        call.verdict = Verdict(False, "none of the first block's outputs is known to carry on its input")
+        call.verdict = Verdict(False, NO_SIGNAL)
         return
     call.decide((lead.outputs[own.index(0)] - lead.inputs.main[0],))
 

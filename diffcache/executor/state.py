@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffcache.executor.notices import Notice, Reason
 from diffcache.executor.online import Verdict, Watch, signal_format
 from diffcache.executor.program import Program
 from diffcache.executor.streams import Inputs, Pairing
@@ -31,7 +32,7 @@ class Counts:
     computed: int = 0
     predicted: int = 0
     guarded: int = 0
-    failed_open: Counter[str] = field(default_factory=Counter)
+    failed_open: Counter[Reason] = field(default_factory=Counter)
     strip: list[bool] = field(default_factory=list)
 
     def compute(self) -> None:
@@ -46,15 +47,26 @@ class Counts:
         self.guarded += 1
         self.strip.append(True)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: Reason) -> None:
         self.failed_open[reason] += 1
         self.strip.append(True)
+
+
+class Forward(NamedTuple):
+    """One forward of a denoiser. ``skipped``: share of the calls of its sites that were predicted; 1 where the whole
+    network was."""
+
+    denoiser: str
+    step: int
+    branch: int
+    skipped: float
 
 
 @dataclass
 class State:
     """Everything one run owns; dropped with it.
 
+    start     first step of the run: above 0 for image-to-image and its kin
     together  several processes run the denoiser, each its part: none may decide by what it alone sees
     pairings  by ``Call.key``: how x goes with F, where equation (1) needs x
     lesson    is shown what every predicted site would have computed; then everything runs, and nothing is saved
@@ -62,10 +74,16 @@ class State:
     keepings  by denoiser, site and device: how outputs are kept
     blanks    by ``Call.key`` and part of a stack whose parts differ: what it returned, without the values
     flows     (denoiser, stack) -> which output of one block is which input of the next
+    forwards  in order
+    since     how many of them lie before the loop went back, if it did
+    lost      (``Call.key``, step) -> why the output of a computed step was not kept
+    suspects  kind, and tensors whose finiteness is read when the run is over: no synchronisation inside the loop
+    notices   about the run as a whole; most are known when it is ``over``
     """
 
     schedule: CacheSchedule
     programs: Mapping[tuple[str, str], Program]
+    start: int = 0
     together: bool = False
     store: Store = field(default_factory=Store)
     counts: defaultdict[tuple[str, str, int], Counts] = field(default_factory=lambda: defaultdict(Counts))
@@ -74,7 +92,12 @@ class State:
     blanks: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
     flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
-    suspects: list[Tensor] = field(default_factory=list)  # finiteness flags that are read when the run is over
+    forwards: list[Forward] = field(default_factory=list)
+    since: int = 0
+    lost: dict[tuple[Hashable, int], Reason] = field(default_factory=dict)
+    suspects: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    over: bool = False
     levels_back: Undo = lambda: None
     lesson: Lesson | None = None
     backend: Backend = "auto"
@@ -113,11 +136,32 @@ class State:
         return any(step < len(p.terms) and p.terms[step] is not None for p in programs)
 
     def forget(self) -> None:
-        """Drop every tensor: the loop is over, or goes back to its beginning."""
+        """Drop every tensor: the loop is over, or goes back."""
         self.store.clear()
         self.watches.clear()
         self.blanks.clear()
         self.keepings.clear()
+        self.lost.clear()
+
+    def go_back(self) -> None:
+        """Drop every tensor, and take no earlier forward for one that left an anchor."""
+        self.forget()
+        self.since = len(self.forwards)
+
+    def not_finite(self) -> Counter[str]:
+        """Return kind -> number of suspects that are not finite, and forget the suspects. Reads each device once for
+        every dtype."""
+        groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
+        for number, (_, tensors) in enumerate(self.suspects):
+            for t in tensors:
+                groups.setdefault((t.device, t.dtype), []).append((number, t))
+        wrong: set[int] = set()
+        for group in groups.values():
+            finite = torch.isfinite(torch.stack([t for _, t in group])).tolist()
+            wrong |= {number for (number, _), well in zip(group, finite, strict=True) if not well}
+        found = Counter(self.suspects[number][0] for number in wrong)
+        self.suspects.clear()
+        return found
 
     def most_bytes(self) -> Counter[tuple[str, str, int]]:
         """(denoiser, site, branch) -> bytes kept of its outputs at one time, all visits of a forward together."""
@@ -128,13 +172,19 @@ class State:
                 found[denoiser, site, branch] += most
         return found
 
-    def failures(self) -> dict[str, Counter[str]]:
-        """Reason -> site -> times."""
-        found: dict[str, Counter[str]] = {}
+    def failures(self) -> list[Notice]:
+        """Return a notice for every reason for which predictions were computed in full so far."""
+        found: dict[Reason, Counter[str]] = {}
         for (denoiser, site, _), counts in self.counts.items():
             for reason, times in counts.failed_open.items():
                 found.setdefault(reason, Counter())[f"{denoiser}/{site}"] += times
-        return found
+        notices = []
+        for reason, sites in found.items():
+            first, *more = sorted(sites)
+            places, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
+            text = f"{places}: {times} predictions were computed in full instead: {reason.text}"
+            notices.append(Notice(reason.kind, times, text))
+        return notices
 
 
 @dataclass(slots=True)
@@ -170,6 +220,8 @@ class Call:
     verdict  its decision, as soon as it is taken
     visits   how often each site was entered before: one feed-forward may serve pictures, then text
     lead     the first block's run, where it decides
+    asked    calls of sites inside the network, predicted or not
+    predicted  calls of sites that were predicted, of the network as a whole as well
     plain    site -> its prediction without scale and bias, while there is a lesson
     heard    called with the output of the first normalisation in the first block, once
     """
@@ -184,6 +236,8 @@ class Call:
     stacks: dict[str, Stack] = field(default_factory=dict)
     visits: Counter[str] = field(default_factory=Counter)
     lead: Lead | None = None
+    asked: int = 0
+    predicted: int = 0
     plain: dict[str, Any] = field(default_factory=dict)
     heard: Callable[[tuple[Tensor, ...]], None] | None = None
 

@@ -1,0 +1,56 @@
+"""What can be said of a run only when it is over: was its result finite, and how much did it skip?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffcache.executor.notices import NON_FINITE_PREDICTION, Notice
+from diffcache.executor.state import State
+
+MOSTLY = 0.8  # share of the forwards; above it, a limit that is decided by in the run no longer guards anything
+
+_NOT_FINITE = {
+    "non-finite-output": "output(s) of the denoiser had NaN or Inf in them and predictions were made from them",
+    NON_FINITE_PREDICTION.kind: "prediction(s) had NaN or Inf in them and were used",
+}
+
+
+def about_finiteness(state: State) -> Iterator[Notice]:
+    """Yield a notice for each kind of tensors that turn out not to be finite. Waits for the devices they are on."""
+    for kind, times in sorted(state.not_finite().items()):
+        yield Notice(kind, times, f"{times} {_NOT_FINITE[kind]}: the result is suspect")
+
+
+def about_work(state: State, *, predicts: bool) -> Iterator[Notice]:
+    """Yield a notice where a whole run skipped nothing, or nearly everything by its own decision.
+
+    predicts  whether the schedule, or the rule, is there to skip anything
+    """
+    forwards = state.forwards
+    if predicts and forwards and not any(f.skipped for f in forwards):
+        yield Notice("nothing-skipped", 1, f"nothing was skipped in {len(forwards)} forwards: {_why_nothing(state)}")
+    for name, plan in state.schedule.denoisers.items():
+        own = [f.skipped > 0 for f in forwards if f.denoiser == name]
+        # Under "drift" the schedule says what is predicted, and the rule only takes some of it back.
+        if plan.online is None or plan.online.rule == "drift" or not own or sum(own) <= MOSTLY * len(own):
+            continue
+        share = f"{sum(own)} of {len(own)} forwards ({sum(own) / len(own):.0%})"
+        yield Notice(
+            "mostly-skipped",
+            1,
+            f"{name}: {share} were predicted, as the rule {plan.online.rule!r} decided in the run. So few computed "
+            "steps seldom give the full run's result. Choose a lower threshold, and compare both runs with "
+            "diffcache.evaluate.",
+        )
+
+
+def _why_nothing(state: State) -> str:
+    schedule = state.schedule
+    ran = {f.step for f in state.forwards}
+    asked = any(step < len(p.compute) and not p.compute[step] for _, _, p in schedule.plans() for step in ran)
+    if not asked:
+        return f"the schedule computes all steps that this run entered (from step {min(ran)} of {schedule.steps})"
+    if failed := state.failures():
+        return f"predictions were computed in full instead ({', '.join(sorted({n.kind for n in failed}))})"
+    rules = sorted({plan.online.rule for plan in schedule.denoisers.values() if plan.online is not None})
+    return f"the rule {', '.join(map(repr, rules))} decided to compute every step. Choose a higher threshold"

@@ -1,0 +1,103 @@
+"""What a run did otherwise than its schedule says: short names that do not change, counts, a log and Python warnings.
+
+A kind is a name that a program can match on; docs/serving.md lists them all. The text that goes with it is for people
+and may change.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+LOG = logging.getLogger("diffcache")
+
+
+class FailedOpen(RuntimeWarning):
+    """An accelerated run did something otherwise than its schedule says, or its result is suspect.
+
+    Most often, predictions were computed in full instead. Python shows the same text only once from one place; the
+    logger ``diffcache`` gets a record for every run.
+    """
+
+
+class Reason(NamedTuple):
+    """Why a prediction was computed in full: the kind, and a text for people."""
+
+    kind: str
+    text: str
+
+
+LATE_START = Reason("late-start", "an anchor is missing: the loop began after the step that it belongs to")
+OTHER_DENOISER = Reason("other-denoiser", "an anchor is missing: the loop did not call this denoiser at that step")
+OTHER_BRANCHES = Reason(
+    "branches-changed", "an anchor is missing: the loop did not call this branch of guidance at that step"
+)
+SITE_NOT_RUN = Reason("site-not-run", "an anchor is missing: the network did not run this site to its end at that step")
+WENT_BACK = Reason("loop-went-back", "an anchor is missing: the loop went back, and did not run that step again")
+NON_FINITE_ANCHOR = Reason("non-finite-anchor", "an anchor is missing: the output at that step had NaN or Inf in it")
+UNREADABLE = Reason("output-unreadable", "an anchor is missing: no tensor can be found in the output")
+NON_FINITE_PREDICTION = Reason("non-finite-prediction", "the prediction had NaN or Inf in it")
+OTHER_INPUT = Reason("input-changed", "shape, dtype or device of the input changed")
+OTHER_OUTPUT = Reason("output-changed", "shape, dtype or device of the output changed")
+UNCLEAR_INPUT = Reason(
+    "input-unclear",
+    "the site's inputs fit its outputs in more than one way, so coefficients of inputs have no meaning",
+)
+UNLIKE_INPUT = Reason(
+    "input-unlike-output",
+    "the site's input does not have the shape of its output, so coefficients of inputs have no meaning",
+)
+UNEVEN_BATCH = Reason(
+    "batch-uneven", "the output's batch does not split into the branches that have their own coefficients"
+)
+UNCLEAR_BATCH = Reason(
+    "batch-unclear",
+    "which dimension of the output carries the batch is not clear, and branches have their own coefficients",
+)
+BEYOND = Reason("beyond-schedule", "step beyond the schedule")
+NO_DECISION = Reason("no-decision", "the block that decides did not run before it")
+NO_SIGNAL = Reason("no-signal", "none of the first block's outputs is known to carry on its input")
+
+
+def other_channels(wanted: int) -> Reason:
+    return Reason("channels-differ", f"the output does not have the {wanted} channels that the coefficients are for")
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One kind of thing in one run.
+
+    times  how often: predictions, outputs, or 1 for what concerns the run as a whole
+    text   for people
+    """
+
+    kind: str
+    times: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+def counted(notices: Sequence[Notice]) -> Counter[str]:
+    """Return kind -> times."""
+    found: Counter[str] = Counter()
+    for notice in notices:
+        found[notice.kind] += notice.times
+    return found
+
+
+def publish(notices: Sequence[Notice], *, pipeline: str, run: int) -> None:
+    """Write a log record for each notice, then issue a ``FailedOpen`` warning for each.
+
+    All records are written before the first warning, because a filter may turn a warning into an exception.
+    """
+    for notice in notices:
+        extra = {"kind": notice.kind, "times": notice.times, "run": run, "pipeline": pipeline}
+        LOG.warning("%s: %s", notice.kind, notice.text, extra=extra)
+    for notice in notices:
+        warnings.warn(notice.text, FailedOpen, stacklevel=2)
