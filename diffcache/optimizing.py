@@ -19,7 +19,7 @@ from diffcache.patch import layer
 from diffcache.profiling import Calibration, measure
 from diffcache.profiling.fit import Fit, psnr_db
 from diffcache.profiling.record import frozen
-from diffcache.schedule import CacheSchedule, Expected
+from diffcache.schedule import CacheSchedule, Expected, decibels
 from diffcache.store import Output
 
 Calls = Sequence[Mapping[str, Any]]
@@ -66,7 +66,7 @@ def optimize(
         with tqdm(desc="fit", unit="fit", disable=not progress) as bar:
 
             def tried(found: Fit) -> None:
-                bar.set_postfix_str(f"{found.compute.sum()} steps {found.held_score:.1f} dB", refresh=False)
+                bar.set_postfix_str(f"{found.compute.sum()} steps {decibels(found.held_score)}", refresh=False)
                 bar.update()
 
             schedule = calibration.schedule(

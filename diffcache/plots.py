@@ -14,7 +14,7 @@ import numpy as np
 
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels
 from diffcache.schedulers._sites import in_order
 from diffcache.sites import GRANULARITIES, parse
 
@@ -290,4 +290,4 @@ def _headline(document: Profile | CacheSchedule) -> list[str]:
         return [*parts, f"{document.steps} steps", f"{document.samples} samples"]
     parts.append(f"{document.computed_steps} of {int(document.called.sum())} steps computed")
     parts += [f"others decided in the run by {d.online.rule}" for d in document.denoisers.values() if d.online]
-    return parts + ([f"{document.expected.mean_db:.1f} dB expected"] if document.expected else [])
+    return parts + ([f"{decibels(document.expected.mean_db)} expected"] if document.expected else [])

@@ -13,6 +13,7 @@ Arrays become read-only copies, mappings read-only and sorted.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -29,6 +30,11 @@ from diffcache.sites import GRANULARITIES, parse
 GuidanceMode = Literal["none", "separate", "batched"]
 OnlineRule = Literal["first_block", "modulated_input", "output_rate", "drift"]
 StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
+# Predictions are sums in float32, which has 24 bits: multiplied by more than this, the rounding error of an anchor is
+# as large as the anchor. Finite differences of order 4 stay below 10.
+MOST = 2.0**24
+SMALLEST_SPREAD = 2.0**-126  # below it, float32 loses bits, and in the end becomes 0
+EXACT_DB = 20 * math.log10(2.0**24)  # the error is below the precision of a float32 of the sample's range
 Origin = Literal["simulated", "calibration", "held-out"]
 
 
@@ -45,7 +51,8 @@ class SitePlan(Record):
     store    format in which outputs are kept; None: as the site returns them
     prescale float64 [2, C] or None: centre and spread of every channel, taken off what is quantised and put back
 
-    At computed steps kappa, scale and bias mean nothing. No predicted step may come out as zero whatever the anchors.
+    No coefficient is larger than MOST. At computed steps kappa, scale and bias mean nothing. No predicted step may come
+    out as zero whatever the anchors.
     """
 
     compute: np.ndarray
@@ -60,29 +67,29 @@ class SitePlan(Record):
     def __post_init__(self) -> None:
         me = type(self).__name__
         compute = _checks.array(me, "compute", self.compute, bool, step=None)
-        weights = _checks.array(me, "weights", self.weights, np.float64, branch=None, step=len(compute), anchor=None)
+        weights = _coefficients(me, "weights", self.weights, branch=None, step=len(compute), anchor=None)
         put(self, compute=compute, weights=weights)
         rows = {"branch": len(weights), "step": len(compute)}
         if self.kappa is not None:
-            put(self, kappa=_checks.array(me, "kappa", self.kappa, np.float64, **rows))
+            put(self, kappa=_coefficients(me, "kappa", self.kappa, **rows))
         if self.inputs is not None:
-            put(self, inputs=_checks.array(me, "inputs", self.inputs, np.float64, **rows, anchor=weights.shape[2]))
+            put(self, inputs=_coefficients(me, "inputs", self.inputs, **rows, anchor=weights.shape[2]))
         channels = None
         for name in ("scale", "bias"):
             value = getattr(self, name)
             if np.ndim(value) > len(rows):
-                value = _checks.array(me, name, value, np.float64, **rows, channel=channels)
+                value = _coefficients(me, name, value, **rows, channel=channels)
                 channels = value.shape[-1]
                 put(self, **{name: value})
             elif value is not None:
-                put(self, **{name: _checks.array(me, name, value, np.float64, **rows)})
+                put(self, **{name: _coefficients(me, name, value, **rows)})
         if self.store is not None and self.store not in get_args(StoreFormat):
             refuse(me, "store", f"found {self.store!r:.80}", ", ".join(map(repr, get_args(StoreFormat))) + " or null")
         if self.prescale is not None:
-            put(self, prescale=_checks.array(me, "prescale", self.prescale, np.float64, which=2, channel=None))
-            if index := first(self.prescale[1] <= 0):
+            put(self, prescale=_coefficients(me, "prescale", self.prescale, which=2, channel=None))
+            if index := first(self.prescale[1] < SMALLEST_SPREAD):
                 found = f"the spread of channel {index[0]} is {self.prescale[1][index]:g}"
-                refuse(me, "prescale", found, "spreads above 0")
+                refuse(me, "prescale", found, f"spreads above 0, at least {SMALLEST_SPREAD:.3g}: it is divided by them")
         _check_anchors(me, "weights", compute, weights)
         if self.inputs is not None:
             _check_anchors(me, "inputs", compute, self.inputs)
@@ -226,8 +233,16 @@ class Expected:
         return cls(mean_db=float(psnr.mean()), low_db=float(low), high_db=float(high), samples=len(psnr), origin=origin)
 
     def __str__(self) -> str:
-        spread = f"{self.low_db:.1f} to {self.high_db:.1f} over {self.samples} samples"
-        return f"{self.mean_db:.1f} dB, {spread}, {self.origin}"
+        over = f"over {self.samples} sample{'s' * (self.samples != 1)}, {self.origin}"
+        if self.low_db >= EXACT_DB:
+            return f"no difference from the full run beyond rounding, {over}"
+        return f"{decibels(self.mean_db)}, {self.low_db:.1f} to {decibels(self.high_db).removesuffix(' dB')} {over}"
+
+
+def decibels(db: float) -> str:
+    """Return a PSNR as text. Where no float32 could show a difference, it is "exact": the run ends where the full run
+    does, and any number would be made up."""
+    return "exact" if db >= EXACT_DB else f"{db:.1f} dB"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -499,6 +514,17 @@ def check_branches(where: str, name: str, branches: int, guidance: Guidance | No
     if guidance is not None and branches not in (1, guidance.branches):
         allowed = "1" if guidance.branches == 1 else f"1, or the {guidance.branches} of guidance"
         refuse(where, name, f"{branches} branches", allowed)
+
+
+def _coefficients(where: str, field: str, value: object, **axes: int | None) -> np.ndarray:
+    """Return a float64 array with these axes, all of whose numbers can be coefficients of a prediction."""
+    array = _checks.array(where, field, value, np.float64, **axes)
+    if index := first(np.abs(array) > MOST):
+        allowed = f"-{MOST:g} to {MOST:g} (2**24)"
+        refuse(
+            where, field, f"{place(axes, index)} is {array[index]:g}", allowed, "Beyond that, float32 has no precision."
+        )
+    return array
 
 
 def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndarray) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from diffcache.errors import DiffCacheError, DocumentError
 from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.schedule import (
+    MOST,
     CacheSchedule,
     DenoiserPlan,
     Expected,
@@ -164,6 +165,7 @@ def forge(document: CacheSchedule | Profile, path: Path, edit: Edit) -> Path:
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
+coefficients = st.floats(-MOST, MOST)
 letters = st.characters(exclude_categories=["Cs"])  # no lone surrogates
 names = st.text(letters, min_size=1, max_size=8)
 provenances = st.dictionaries(names, st.text(letters, max_size=8), max_size=3)
@@ -201,7 +203,7 @@ channels = st.integers(1, 3).flatmap(lambda c: arrays(2, c, elements=st.floats(0
 @st.composite
 def site_plans(draw: st.DrawFn, compute: np.ndarray, branches: list[int]) -> SitePlan:
     branch, step, anchor = draw(st.sampled_from(branches)), len(compute), draw(st.integers(1, 3))
-    weights = draw(arrays(branch, step, anchor))
+    weights = draw(arrays(branch, step, anchor, elements=coefficients))
     exists = np.arange(anchor) < np.cumsum(compute)[:, None]
     weights = np.where(exists & ~compute[:, None], weights, 0)
     weights[:, :, 0] = np.where(~compute & (weights[:, :, 0] == 0), 1, weights[:, :, 0])
@@ -209,10 +211,10 @@ def site_plans(draw: st.DrawFn, compute: np.ndarray, branches: list[int]) -> Sit
     return SitePlan(
         compute=compute,
         weights=weights,
-        kappa=draw(st.none() | arrays(branch, step)),
+        kappa=draw(st.none() | arrays(branch, step, elements=coefficients)),
         inputs=draw(st.none() | st.just(weights * -0.5)),
         scale=draw(st.none() | per_channel.flatmap(lambda s: arrays(*s, elements=st.floats(0.5, 2)))),
-        bias=draw(st.none() | per_channel.flatmap(lambda s: arrays(*s))),
+        bias=draw(st.none() | per_channel.flatmap(lambda s: arrays(*s, elements=coefficients))),
         store=draw(st.none() | st.sampled_from(get_args(StoreFormat))),
         prescale=draw(st.none() | channels),
     )

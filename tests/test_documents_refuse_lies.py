@@ -196,6 +196,20 @@ SCHEDULE_LIES = [
     lie(f"{MODEL}/weights", change(lambda a: a != 0), "found dtype 'BOOL'"),
     lie(f"{MODEL}/weights", entry((1, 4, 0), np.nan), "branch 1, step 4, anchor 0 is nan. Allowed: finite numbers"),
     lie(f"{MODEL}/weights", entry((0, 5, 1), -np.inf), "branch 0, step 5, anchor 1 is -inf"),
+    *[
+        lie(f"{MODEL}/{field}", entry(index, value), f"is {value:g}. Allowed: -1.67772e+07 to 1.67772e+07 (2**24)")
+        for field, index, value in [
+            ("weights", (1, 4, 0), 1e38),
+            ("weights", (1, 4, 0), -2e7),
+            ("kappa", (1, 4), 1e38),
+            ("inputs", (1, 4, 0), 1e300),
+            ("scale", (0, 5), -1e38),
+            ("bias", (0, 5, 1), 1e38),
+            ("prescale", (0, 1), 1e39),
+            ("prescale", (1, 1), 1e39),
+        ]
+    ],
+    lie(f"{MODEL}/prescale", entry((1, 0), 1e-39), "the spread of channel 0 is 1e-39. Allowed: spreads above 0"),
     lie(f"{MODEL}/weights", entry((1, 3, 0), 0.5), "branch 1, step 3, anchor 0 is 0.5 at a computed step. Allowed: 0"),
     lie(f"{BLOCK}/weights", lambda *file: reach_too_far(*file), "step 2, anchor 1 is 1, with 1 steps computed before"),
     lie(f"{BLOCK}/weights", entry((0, 3, 0), 0), "branch 0, step 3 is predicted, with all coefficients zero"),

@@ -19,7 +19,16 @@ from hypothesis import HealthCheck, given, settings
 
 from diffcache.errors import DocumentError
 from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Guidance, NoiseSchedulerId, Online, SitePlan
+from diffcache.schedule import (
+    CacheSchedule,
+    DenoiserPlan,
+    Expected,
+    Guidance,
+    NoiseSchedulerId,
+    Online,
+    SitePlan,
+    decibels,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -376,3 +385,26 @@ def test_guidance_in_one_line(guidance: Guidance, text: str) -> None:
 
 
 PLAIN = {"transformer": DenoiserPlan(sites={"model": hold("■·■·■·")})}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([200.0, 218.0], "no difference from the full run beyond rounding, over 2 samples, held-out"),
+        ([150.0], "no difference from the full run beyond rounding, over 1 sample, held-out"),
+        ([60.0, 200.0], "130.0 dB, 74.0 to exact over 2 samples, held-out"),
+        ([40.0], "40.0 dB, 40.0 to 40.0 over 1 sample, held-out"),
+    ],
+)
+def test_a_fidelity_that_no_float_could_show_is_not_given_as_a_number(values: list[float], says: str) -> None:
+    assert str(Expected.over(np.array(values), "held-out")) == says
+
+
+def test_decibels_are_a_number_or_exact() -> None:
+    assert [decibels(db) for db in (12.34, 144.4, 144.6, 200.0, float("inf"))] == [
+        "12.3 dB",
+        "144.4 dB",
+        "exact",
+        "exact",
+        "exact",
+    ]
