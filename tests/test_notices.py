@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,9 +80,7 @@ def test_all_records_are_written_before_a_warning_becomes_an_error(caplog: pytes
 
 
 def test_the_library_prints_nothing_where_no_log_is_set_up() -> None:
-    code = "import logging, diffcache; logging.getLogger('diffcache').warning('said')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "said" not in done.stderr
+    assert [type(handler) for handler in logging.getLogger("diffcache").handlers] == [logging.NullHandler]
 
 
 def test_every_kind_is_documented() -> None:
