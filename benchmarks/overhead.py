@@ -29,7 +29,7 @@ def main() -> None:
     args.add_argument("--pictures", type=int, nargs="+", default=[1, 8, 16], help="batch sizes")
     args.add_argument("--repeats", type=int, default=7)
     o = args.parse_args()
-    size = Size(calibration=8, held_out=max(o.pictures), search_s=0, repeats=o.repeats)
+    size = Size(calibration=8, held_out=max(o.pictures), fits=0, repeats=o.repeats)
     lines = [
         "| model | pictures | computed steps | steps saved would give | measured | ratio | ratio, quartiles |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -42,7 +42,7 @@ def main() -> None:
         for count in o.pictures:
             part = shown[0][:count], shown[1][:count]
             for budget in o.budgets:
-                schedule = calibration.schedule(budget, time_limit_s=0)
+                schedule = calibration.schedule(budget, fits=0)
                 ratios = []
                 for _ in range(o.repeats):
                     with loop_clock(model.pipe) as seconds:

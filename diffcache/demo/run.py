@@ -17,6 +17,7 @@ from diffcache.assets import DemoModel, load
 from diffcache.demo import show
 from diffcache.eval.evaluating import Evaluation, evaluate
 from diffcache.profiling import Calibration
+from diffcache.profiling.search import FITS
 
 STEPS = 50
 COMPARED = 4  # pictures in a timed call
@@ -28,18 +29,24 @@ TITLES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """How much is done. ``budgets``: computed steps of 50; ``repeats``: timed runs of each method, where a benchmark
-    says so."""
+    """How much is done.
+
+    budgets      computed steps of 50
+    calibration  samples to calibrate on
+    held_out     samples to compare on
+    fits         number of fits of the search over masks, for each budget: the same schedules on a slow machine
+    repeats      timed runs of each method, where a benchmark says so
+    """
 
     budgets: tuple[int, ...] = (17, 12, 8)
     calibration: int = 16
     held_out: int = 16
-    search_s: float = 20.0
+    fits: int = FITS
     repeats: int = 3
 
     @classmethod
     def quick(cls) -> Size:
-        return cls(budgets=(12, 8), calibration=8, held_out=8, search_s=8.0, repeats=1)
+        return cls(budgets=(12, 8), calibration=8, held_out=8, fits=8, repeats=1)
 
 
 def run_demo(name: str, out: Path, size: Size) -> Evaluation:
@@ -51,15 +58,15 @@ def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
     bar.update()
     schedules = {}
-    for budget in size.budgets:
+    for budget in sorted(size.budgets):  # a larger budget starts from what a smaller one found
         bar.set_description(f"plan {budget} of {STEPS} steps")
-        schedules[budget] = calibration.schedule(budget, time_limit_s=size.search_s)
+        schedules[budget] = calibration.schedule(budget, fits=size.fits)
         schedules[budget].save(out / f"{name}-{STEPS}-{budget}.safetensors")
         bar.update()
     bar.close()
     found = evaluate(
         model.pipe,
-        {f"diffcache, {budget} computed": schedule for budget, schedule in schedules.items()},
+        {f"diffcache, {budget} computed": schedules[budget] for budget in size.budgets},
         [model.call(*part, steps=STEPS) for part in batches(shown, COMPARED)],
         profile=calibration.profile(),
         out=out,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +22,12 @@ from diffcache.profiling import circumstances
 from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.measure import profile_of
 from diffcache.profiling.output_fit import fit_outputs
+from diffcache.profiling.promise import Shares, leading, promised
 from diffcache.profiling.record import Trajectory, record_all
 from diffcache.profiling.replay import Replay
-from diffcache.profiling.search import Search
+from diffcache.profiling.search import FITS, NUDGES, Search
 from diffcache.profiling.slopes import slopes
-from diffcache.profiling.warp import Movable
+from diffcache.profiling.warp import Movable, on_levels
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan
 from diffcache.schedulers._simulation import ANCHORS
 from diffcache.schedulers.uniform import evenly
@@ -30,20 +35,36 @@ from diffcache.schedulers.uniform import evenly
 Target = Literal["state", "output"]
 SEARCHED_SAMPLES = 16  # a mask needs fewer samples than its coefficients do; the final fit sees all of them
 HELD_SAMPLES = 8  # on which the search accepts
-HELD_SHARE = 4  # one call in so many is held out where none are named
 PAYS_DB = 0.1  # what coefficients per channel must gain on held-out samples to be kept
 LEVELS_PAY_DB = 0.3  # what moved noise levels must gain there: they tie a schedule closer to its noise scheduler
 SLOPES_PAY_DB = 3.0  # what estimates instead of outputs must gain: where they matter at all, it is 10 and more
 SLOPES_TRIED_ON = 5  # one step in so many computed
-NUDGED_SHARE = 0.25  # of the time for the search
+NUDGED_SHARE = 0.25  # of the time limit
+LAST_FITS = 6  # as long as this many fits takes what follows the search: options, promise, final coefficients
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a search came to.
+
+    fit          the fit to the samples that fit, scored on those that accept too
+    per_channel  whether it has a scale per channel
+    shares       the samples, on the noise levels of the fit
+    """
+
+    fit: Fit
+    per_channel: bool
+    shares: Shares
 
 
 class Calibration:
     """Full runs of a pipeline, recorded once; schedules for any number of budgets are made from them.
 
     target    "state" if the loop can be replayed (closed-loop fit), else "output", and ``why_output`` says why not
-    held_out  runs that masks are accepted by; without any, the last quarter of the runs while the mask is sought, and
-              every run then has a say in the coefficients
+    held_out  runs that no coefficient is fitted to: one half of their samples accepts candidates, the other half
+              judges the result. Without any, the samples are split (``promise.Shares``) while the mask is sought, and
+              all of them then fit the final coefficients
+    shares    the samples, split
     """
 
     def __init__(self, pipe: Any, trajectories: Sequence[Trajectory], held_out: Sequence[Trajectory] = ()) -> None:
@@ -54,6 +75,9 @@ class Calibration:
         everyone, self.why_output = circumstances.replay_all([*trajectories, *held_out])
         self.replays, self.held = everyone[: len(trajectories)], everyone[len(trajectories) :]
         self.target: Target = "state" if self.replays else "output"
+        self.shares = Shares.of(self.replays, self.held) if self.replays else Shares([], [], [])
+        self._seekers: dict[tuple[Any, ...], Search] = {}
+        self._results: dict[tuple[Any, ...], list[Result]] = {}
         self.guidance = circumstances.guidance([*trajectories, *held_out], everyone)
 
     @classmethod
@@ -85,119 +109,173 @@ class Calibration:
         *,
         scheduler: str = "search",
         time_limit_s: float | None = None,
+        fits: int = FITS,
         per_branch: bool = True,
         store: str | None = None,
         tried: Callable[[Fit], None] = lambda f: None,
     ) -> CacheSchedule:
-        """The best schedule found within ``budget`` (a bare number: computed steps).
+        """Return the best schedule found within ``budget`` (a bare number: computed steps).
 
-        scheduler     "search", or one whose mask is taken as it is (``diffcache plan --list``); the fit is the same
-        time_limit_s  seconds for the search; None: a fixed number of fits, which yields the same schedule every time;
-                      0 keeps the even mask
-        store         format in which outputs will be kept; None: as they are
-        tried         sees every fit of the search
+        Budgets of one calibration share what their searches found: a larger one is never worse than a smaller one that
+        came before it.
+
+        Args:
+            budget: Computed steps, speed-up or fidelity.
+            scheduler: "search", or a scheduler whose mask is taken as it is (``diffcache plan --list``); the fit is the
+                same.
+            time_limit_s: Seconds that this call may take. Fits of the evenly spread and of the simulated mask, and the
+                fits that the promise and the final coefficients need, are made in any case. None: the search ends
+                after ``fits``, which yields the same schedule every time.
+            fits: Number of fits that the search over masks may make.
+            per_branch: Fit separate coefficients for each guidance branch.
+            store: Format in which outputs will be kept; None: as they are.
+            tried: Called with every fit of the search.
         """
+        began = time.monotonic()
         budget = Budget.of(budget)
         if self.target == "output":
             return self._by_outputs(budget, scheduler)
-        train, held = self._apart()
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
+        shares = self.shares
         exact = store in (None, "bf16", "int8")  # rests are small differences of what is kept
         if exact and (most := self._anchors(budget, with_inputs=True)):
-            train, held = self._sloped(train, held, options | {"anchors": most})
-            options["anchors"] = options["anchors"] if train[0].slopes is None else most
-        few, few_held = leading(train, SEARCHED_SAMPLES), leading(held, HELD_SAMPLES)
-        seeker = Search(few, few_held, **options, tried=tried)  # type: ignore[arg-type]
+            shares = self._sloped(shares, options | {"anchors": most})
+            options["anchors"] = options["anchors"] if shares.fitting[0].slopes is None else most
+        seeker = self._seeker(shares, options, tried)
+        made = seeker.fits
+        ends = math.inf if time_limit_s is None else began + time_limit_s
         notes = {
             "scheduler": "search" if scheduler == "search" else f"mask of {scheduler}",
             "fit": "closed loop",
             "fit_target": "state",
             "budget": str(budget),
         }
+
+        def until(share: float = 1.0) -> float:
+            """Return when a part of the call has to end, so that the last fits end in time."""
+            return began + share * (ends - began) - LAST_FITS * seeker.fit_s if time_limit_s is not None else math.inf
+
         front: dict[int, Fit] = {}
         if scheduler == "search":
-            masks_s = None if time_limit_s is None else (1 - NUDGED_SHARE) * time_limit_s
-            levels_s = None if time_limit_s is None else NUDGED_SHARE * time_limit_s
-            best = seeker.run(self._steps(budget, seeker), time_limit_s=masks_s)
-            if time_limit_s != 0:
-                front = seeker.nearby(best)
-                with contextlib.suppress(CannotFollow):
-                    best = seeker.nudged(self.pipe, best, time_limit_s=levels_s)
+            computed = self._steps(budget, seeker, until())
+            best = seeker.run(computed, until=until(1 - NUDGED_SHARE), fits=fits)
+            ended = seeker.ended
+            front = seeker.nearby(best, until=until())
+            best = seeker.no_worse_than_smaller(computed, best)
+            with contextlib.suppress(CannotFollow):
+                best = seeker.nudged(self.pipe, best, until=until(), fits=math.ceil(NUDGES / FITS * fits))
+            notes |= {
+                "fits": str(seeker.fits - made),
+                "time_limit_s": "none" if time_limit_s is None else f"{time_limit_s:g}",
+                "search": {
+                    "converged": "converged",
+                    "number of fits": f"ended after {fits} fits",
+                    "time limit": "cut short by the time limit",
+                }[ended],
+            }
         else:
             best = seeker.evaluate(self._mask(budget, scheduler))
-        seen, channels, (train, held) = self._best_options(best, train, held, options)
-        if seen.levels is not None:
+        seen, channels, shares = self._best_options(best, shares, options, late=lambda: time.monotonic() > until())
+        result = self._no_worse(Result(seen, channels, shares), options) if front else Result(seen, channels, shares)
+        expected, final = self._last_fits(result, options)
+        if result.fit.levels is not None:
             notes["levels"] = "moved"
-        if seen.slopes is not None:
+        if result.fit.slopes is not None:
             notes["combined"] = "clean estimates"
-        everyone = train if self.held else [*train, *held]
-        final = seen
-        if len(everyone) > len(train):
-            final = fit(everyone, best.compute, levels=seen.levels, per_channel=channels, **options)  # type: ignore[arg-type]
         if front:
-            front[int(best.compute.sum())] = seen
-            notes["front"] = ", ".join(f"{n} steps {f.held_score:.1f} dB" for n, f in front.items())
-        expected = Expected.over(seen.held_db, "held-out") if held else Expected.over(seen.error_db, "calibration")
+            front[int(result.fit.compute.sum())] = result.fit
+            notes["front"] = ", ".join(f"{n} steps {f.score:.1f} dB" for n, f in sorted(front.items()))
         return self._document(final.plan, notes, expected, final.levels)
+
+    def _no_worse(self, result: Result, options: Mapping[str, Any]) -> Result:
+        """Return ``result``, or a result of an earlier budget that has no more computed steps and a higher score."""
+        kept = dataclasses.replace(result, fit=dataclasses.replace(result.fit, checkpoints={}))
+        earlier = self._results.setdefault(_key(result.shares, options), [])
+        earlier.append(kept)
+        able = [one for one in earlier if one.fit.compute.sum() <= result.fit.compute.sum()]
+        return max(able, key=lambda one: (one.fit.score, one is kept))
+
+    def _last_fits(self, result: Result, options: Mapping[str, Any]) -> tuple[Expected, Fit]:
+        """Return what the result may promise, and the fit with the final coefficients."""
+        compute, levels, shares = result.fit.compute, result.fit.levels, result.shares
+        even = evenly(len(compute), int(compute.sum()), self.replays[0].begins)
+
+        def refit(fitted: Sequence[Replay], held: Sequence[Replay] = ()) -> Fit:
+            return fit(fitted, compute, held=held, levels=levels, per_channel=result.per_channel, **options)
+
+        def reference(fitted: Sequence[Replay], held: Sequence[Replay]) -> Fit:
+            return fit(fitted, even, held=held, levels=levels, **options)
+
+        if self.held:
+            final = refit(shares.fitting, [*shares.accepting, *shares.judging])
+            return promised(shares, final, reference), final
+        plan = refit([*shares.fitting, *shares.accepting], shares.judging)
+        expected = promised(shares, plan, reference)
+        return expected, refit(shares.everyone) if shares.judging else plan
+
+    def _seeker(self, shares: Shares, options: Mapping[str, Any], tried: Callable[[Fit], None]) -> Search:
+        """Return the search with these options, which remembers what earlier budgets found."""
+        key = _key(shares, options)
+        if key not in self._seekers:
+            few, few_held = leading(shares.fitting, SEARCHED_SAMPLES), leading(shares.accepting, HELD_SAMPLES)
+            self._seekers[key] = Search(few, few_held, **options)
+        self._seekers[key].tried = tried
+        return self._seekers[key]
 
     def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
         """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
         apart = per_branch and self.guidance is not None
-        train, held = self._sloped(self.replays, self.held, {"per_branch": apart}, compute)
+        shares = self._sloped(self.shares, {"per_branch": apart}, compute)
+        train, held = [*shares.fitting, *shares.accepting], shares.judging
         found = fit(train, compute, held=held, per_branch=apart, per_channel=per_channel)
         notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
         notes |= {} if found.slopes is None else {"combined": "clean estimates"}
         expected = Expected.over(found.held_db if held else found.error_db, "held-out" if held else "calibration")
         return self._document(found.plan, notes, expected)
 
-    def _apart(self) -> tuple[Sequence[Replay], Sequence[Replay]]:
-        """Replays to fit, and others to accept by."""
-        if self.held or len(self.replays) < 2:
-            return self.replays, self.held
-        cut = len(self.replays) - max(1, len(self.replays) // HELD_SHARE)
-        return self.replays[:cut], self.replays[cut:]
-
-    def _sloped(
-        self,
-        train: Sequence[Replay],
-        held: Sequence[Replay],
-        options: Mapping[str, Any],
-        tried: np.ndarray | None = None,
-    ) -> tuple[Sequence[Replay], Sequence[Replay]]:
-        """The replays with the network's clean estimates in place of its outputs, if those are better to combine: where
-        a sampler draws noise. ``tried``: the mask that tells; None: an even one."""
-        known = [_slopes(replay) for replay in (*train, *held)]
+    def _sloped(self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None) -> Shares:
+        """Return the samples with the network's clean estimates in place of its outputs, if those are better to
+        combine: where a sampler draws noise. ``tried``: the mask that decides; None: an even one."""
+        everyone = [*shares.fitting, *shares.accepting, *shares.judging]
+        known = [_slopes(replay) for replay in everyone]
         own = known[0]
         if own is None or any(other is None or not np.array_equal(own, other) for other in known):
-            return train, held
-        estimates = [replay.sloped(own) for replay in train], [replay.sloped(own) for replay in held]
-        begins = train[0].begins
+            return shares
+        estimates = shares.apply(lambda replays: [replay.sloped(own) for replay in replays])
+        begins = everyone[0].begins
         if tried is None:
             tried = evenly(len(own), max(len(own) // SLOPES_TRIED_ON, len(begins)), begins)
         plain, other = (
-            fit(leading(some, SEARCHED_SAMPLES), tried, held=leading(others, HELD_SAMPLES), **options)
-            for some, others in ((train, held), estimates)
+            fit(leading(some.fitting, SEARCHED_SAMPLES), tried, held=leading(some.accepting, HELD_SAMPLES), **options)
+            for some in (shares, estimates)
         )
-        return estimates if other.beats(plain, SLOPES_PAY_DB) else (train, held)
+        return estimates if other.beats(plain, SLOPES_PAY_DB) else shares
 
     def _best_options(
-        self, best: Fit, train: Sequence[Replay], held: Sequence[Replay], options: Mapping[str, Any]
-    ) -> tuple[Fit, bool, tuple[Sequence[Replay], Sequence[Replay]]]:
-        """The fit to all of ``train``, whether it has a scale per channel, and the replays on its levels. Levels of its
-        own and that scale are only kept if held-out samples gain by them."""
-        found, there = fit(train, best.compute, held=held, **options), (train, held)
-        if not held or best.compute.all():
-            return found, False, there
-        if best.levels is not None:
-            moved = [[Movable(self.pipe, replay).on(best.levels) for replay in part] for part in there]
-            other = fit(moved[0], best.compute, held=moved[1], levels=best.levels, **options)
+        self, best: Fit, shares: Shares, options: Mapping[str, Any], late: Callable[[], bool]
+    ) -> tuple[Fit, bool, Shares]:
+        """Return the fit to all samples that fit, whether it has a scale per channel, and the samples on its noise
+        levels. Moved levels and that scale are only kept if the accepting samples gain by them."""
+
+        def fitted(some: Shares, **more: Any) -> Fit:
+            return fit(some.fitting, best.compute, held=some.accepting, **options, **more)
+
+        found = fitted(shares)
+        if not shares.accepting or best.compute.all():
+            return found, False, shares
+        if best.levels is not None and not late():
+            levels = best.levels
+            moved = shares.apply(lambda replays: on_levels([Movable(self.pipe, r) for r in replays], levels))
+            other = fitted(moved, levels=levels)
             if other.beats(found, LEVELS_PAY_DB):
-                found, there = other, (moved[0], moved[1])
-        scaled = fit(there[0], best.compute, held=there[1], levels=found.levels, per_channel=True, **options)
-        better = scaled.held_score > found.held_score + PAYS_DB
-        return scaled if better else found, better, there
+                found, shares = other, moved
+        if late():
+            return found, False, shares
+        scaled = fitted(shares, levels=found.levels, per_channel=True)
+        better = min(scaled.held_score - found.held_score, scaled.score - found.score) > PAYS_DB
+        return scaled if better else found, better, shares
 
     def _anchors(self, budget: Budget, *, with_inputs: bool = False) -> int:
         """How many outputs may be kept at once, each perhaps with its input."""
@@ -210,25 +288,27 @@ class Calibration:
             raise BadOption("memory_bytes", budget.memory_bytes, f"{held} or more: one step's outputs, of this batch")
         return min(ANCHORS, budget.memory_bytes // held)
 
-    def _steps(self, budget: Budget, seeker: Search) -> int:
-        """How many steps the loop may compute."""
+    def _steps(self, budget: Budget, seeker: Search, until: float) -> int:
+        """Return how many steps the loop may compute. At ``until``, the fewest that were seen to be enough."""
         if budget.computed_steps is not None:
             return _whole(budget.computed_steps)
         if budget.speedup is not None:
             return int(planning.steps_for_speedup(self.profile(), budget.speedup))
         assert budget.max_error_db is not None
         least, low, high = None, len(seeker.begins), seeker.steps
-        while low <= high:  # by one real run each, of the mask that the simulation prefers
+        found = seeker.evaluate(np.ones(high, bool))
+        while low <= high and time.monotonic() < until:  # by one real run each, of the mask that the simulation prefers
             middle = (low + high) // 2
-            found = seeker.evaluate(seeker.planned(middle)[0])
-            if found.held_score >= budget.max_error_db:
+            if middle < seeker.steps:
+                found = seeker.evaluate(seeker.simulated(middle))
+            if found.score >= budget.max_error_db:
                 least, high = middle, middle - 1
             else:
                 low = middle + 1
+        if least is None and low <= high:
+            return seeker.steps  # there was no time to find out
         if least is None:
-            raise BadOption(
-                "max_error_db", budget.max_error_db, f"up to {found.held_score:.1f}, with every step computed"
-            )
+            raise BadOption("max_error_db", budget.max_error_db, f"up to {found.score:.1f}, with every step computed")
         return least
 
     def _mask(self, budget: Budget, scheduler: str) -> np.ndarray:
@@ -320,10 +400,9 @@ def _slopes(replay: Replay) -> np.ndarray | None:
     return found / shares if found is not None and replay.paired and (np.abs(shares) > 1e-3).all() else None
 
 
-def leading(replays: Sequence[Replay], samples: int) -> Sequence[Replay]:
-    """The first replays that together hold ``samples`` samples, or all."""
-    held = np.cumsum([len(r.reference(0)) // r.copies for r in replays])
-    return replays[: int(np.searchsorted(held, samples)) + 1]
+def _key(shares: Shares, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what fits must agree in to be compared."""
+    return (*sorted(options.items()), shares.fitting[0].slopes is None)
 
 
 def _whole(computed_steps: float) -> int:

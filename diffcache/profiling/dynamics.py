@@ -30,9 +30,10 @@ def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
 def grams_and_peaks(replay: Replay) -> tuple[np.ndarray, np.ndarray]:
     """Of one run: Gram tables of the guided outputs float64 [N, T, T], and the final states' ranges [N]."""
     steps = len(replay.steps)
-    outputs = torch.stack([replay.guided(i, replay.recorded_rests(i)).double() for i in range(steps)], 1).flatten(2)
+    guided = [replay.looked_at(replay.guided(i, replay.recorded_rests(i))).double() for i in range(steps)]
+    outputs = torch.stack(guided, 1).flatten(2)
     table = (outputs @ outputs.mT / outputs.shape[2]).cpu().numpy()
-    end = replay.reference(steps - 1)[: len(outputs)].double().flatten(1)
+    end = replay.looked_at(replay.reference(steps - 1)).double().flatten(1)
     return (table + table.transpose(0, 2, 1)) / 2, (end.amax(1) - end.amin(1)).cpu().numpy()
 
 
@@ -59,9 +60,9 @@ def answers(replays: Sequence[Replay], fit: Fit) -> np.ndarray:
         if after is None:
             continue
         for replay, position, rests in zip(replays, before.positions, after.rests, strict=False):
-            count = len(position.state) // replay.copies
-            error = _flat(position.state[:count]) - _flat(replay.reference(i - 1)[:count])
-            change = _flat(replay.guided(i, rests[i])) - _flat(replay.guided(i, replay.recorded_rests(i)))
+            error = _flat(replay.looked_at(position.state)) - _flat(replay.looked_at(replay.reference(i - 1)))
+            new, old = (replay.guided(i, outputs) for outputs in (rests[i], replay.recorded_rests(i)))
+            change = _flat(replay.looked_at(new)) - _flat(replay.looked_at(old))
             product[i] += float(change @ error)
             energy[i] += float(error @ error)
             square[i] += float(change @ change)

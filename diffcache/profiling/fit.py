@@ -79,8 +79,8 @@ class Fit:
 
     @property
     def score(self) -> float:
-        """Mean in dB over all samples. Those that were fitted to count as well: coefficients are few, and so is what
-        they gain over the others, while a mean over more samples errs less."""
+        """Mean in dB over all samples. Samples that are fitted count as well: coefficients are few, so these samples
+        gain little over the others, and a mean over more samples errs less."""
         return float(np.concatenate([self.error_db, self.held_db]).mean())
 
     @property
@@ -89,7 +89,8 @@ class Fit:
         return float(self.held_db.mean()) if len(self.held_db) else self.score
 
     def beats(self, other: Fit, by: float = 0.0) -> bool:
-        """Whether it is better by more than ``by`` dB, and not for the samples that it was fitted to alone."""
+        """Return whether this fit, which has more coefficients or levels of its own, is better by more than ``by`` dB,
+        and no worse for samples that are not fitted."""
         return self.score > other.score + by and self.held_score >= other.held_score
 
 
@@ -151,7 +152,7 @@ def fit(
             scale[:, i] = _channel_scale(replays, i, mine, w, u)
         here = _predicted(everyone, i, here, w, u, None if scale is None else scale[:, i])
     errors = _errors(everyone, here)
-    count = sum(len(r.reference(0)) // r.copies for r in replays)
+    count = sum(r.samples for r in replays)
     slopes = replays[0].slopes
     return Fit(compute.copy(), weights, scale, errors[:count], errors[count:], checkpoints, levels, own, slopes)
 
@@ -207,23 +208,20 @@ def _start(replays: Sequence[Replay]) -> Checkpoint:
 def _errors(replays: Sequence[Replay], end: Checkpoint) -> np.ndarray:
     last = len(replays[0].steps) - 1
     pairs = zip(end.positions, replays, strict=True)
-    return np.concatenate([psnr_db(_once(p.state, r), _once(r.reference(last), r)).numpy() for p, r in pairs])
-
-
-def _once(state: Tensor, replay: Replay) -> Tensor:
-    """Every sample once."""
-    return state[: len(state) // replay.copies]
+    return np.concatenate([psnr_db(r.looked_at(p.state), r.looked_at(r.reference(last))).numpy() for p, r in pairs])
 
 
 def _computed(replays: Sequence[Replay], i: int, here: Checkpoint, most: int) -> Checkpoint:
     kept = (i, *(() if i in replays[0].begins else here.anchors))[:most]  # a denoiser predicts from its own outputs
-    positions, rests = [], []
+    walked: dict[int, tuple[Position, Mapping[int, Sequence[Tensor]]]] = {}
     for replay, position, history in zip(replays, here.positions, here.rests, strict=True):
-        fresh = replay.compute(i, position)
-        positions.append(replay.move(i, position, replay.guided(i, fresh)))
-        mine = replay.rests(i, fresh, replay.input(i, position))
-        rests.append({a: mine if a == i else history[a] for a in kept})
-    return Checkpoint(tuple(positions), kept, tuple(rests))
+        if id(replay.trajectory) not in walked:  # parts of one batch run together
+            fresh = replay.compute(i, position)
+            mine = replay.rests(i, fresh, replay.input(i, position))
+            after = replay.move(i, position, replay.guided(i, fresh))
+            walked[id(replay.trajectory)] = after, {a: mine if a == i else history[a] for a in kept}
+    positions, rests = zip(*(walked[id(replay.trajectory)] for replay in replays), strict=True)
+    return Checkpoint(positions, kept, rests)
 
 
 def _predicted(
@@ -234,12 +232,13 @@ def _predicted(
     own: np.ndarray | None = None,
     scale: np.ndarray | None = None,
 ) -> Checkpoint:
-    positions = []
+    walked: dict[int, Position] = {}
     for n, (replay, position) in enumerate(zip(replays, here.positions, strict=True)):
-        guess = _guess(replay, i, here, n, weights, own, scale)
-        like = replay.recorded(i)[0].dtype
-        positions.append(replay.move(i, position, replay.guided(i, [g.to(like) for g in guess])))
-    return Checkpoint(tuple(positions), here.anchors, here.rests)
+        if id(replay.trajectory) not in walked:  # as in _computed
+            guess = _guess(replay, i, here, n, weights, own, scale)
+            like = replay.recorded(i)[0].dtype
+            walked[id(replay.trajectory)] = replay.move(i, position, replay.guided(i, [g.to(like) for g in guess]))
+    return Checkpoint(tuple(walked[id(replay.trajectory)] for replay in replays), here.anchors, here.rests)
 
 
 def _guess(
@@ -349,8 +348,8 @@ def _nearest(
     gram, moment = np.zeros((size, size)), np.zeros(size)
     for replay, position, table in zip(replays, here.positions, columns, strict=True):
         at_zero, gain = replay.affine(i, position, _made(table, towards) if around else None)
-        target = (replay.reference(i).double() - at_zero)[: table.shape[1]].flatten()
-        stacked = (table * gain).flatten(1)
+        target = replay.looked_at(replay.reference(i).double() - at_zero).flatten()
+        stacked = _looked_at(replay, table * gain).flatten(1)
         gram += (stacked @ stacked.T).cpu().numpy()
         moment += (stacked @ target).cpu().numpy()
     return _least_squares(gram, moment, towards=towards)
@@ -361,8 +360,13 @@ def _missed(replays: Sequence[Replay], i: int, here: Checkpoint, columns: Sequen
     missed = 0.0
     for replay, position, table in zip(replays, here.positions, columns, strict=True):
         after = replay.move(i, position.widened, _made(table, found).to(torch.float32)).state
-        missed += float((after.double() - replay.reference(i).double())[: table.shape[1]].square().sum())
+        missed += float(replay.looked_at(after.double() - replay.reference(i).double()).square().sum())
     return missed
+
+
+def _looked_at(replay: Replay, table: Tensor) -> Tensor:
+    """Return the samples of ``table`` [regressors, N, …] that are fitted."""
+    return table if replay.rows is None else table[:, torch.as_tensor(replay.rows, device=table.device)]
 
 
 def _made(table: Tensor, found: np.ndarray) -> Tensor:
@@ -385,8 +389,9 @@ def _channel_scale(
         like = replay.guided(i, guess)
         at_zero, gain = replay.affine(i, position, like if i in replay.bent else None)
         gain = (gain * replay.stretch(i)).expand_as(like)
-        target = (replay.reference(i).double() - at_zero)[: len(at_zero) // replay.copies]
-        parts = [g * weight for g, weight in zip(guess, replay.guidance[i], strict=True)]
+        target = replay.looked_at(replay.reference(i).double() - at_zero)
+        gain = replay.looked_at(gain)
+        parts = [replay.looked_at(g) * weight for g, weight in zip(guess, replay.guidance[i], strict=True)]
         grouped = parts if branches > 1 else [torch.stack(parts).sum(0)]
         dim = channel_dim(like)
         rows = torch.stack([(p * gain).movedim(dim, 0).flatten(1) for p in grouped], 1)  # [C, branches, elements]

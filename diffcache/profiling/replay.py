@@ -61,6 +61,7 @@ class Replay:
     stretched   the branch whose vectors, along the last axis, give the guided output's their length; None: they keep it
     bent        steps at which the noise scheduler is not affine in the guided output (it clips)
     slopes      float64 [steps]: how much of its input is taken off each output before outputs are combined, or None
+    rows        indices of the samples that a fit or a score looks at; None: all. The whole batch runs either way
     """
 
     def __init__(self, trajectory: Trajectory) -> None:
@@ -86,6 +87,7 @@ class Replay:
         self.guidance = self._guidance()
         self.bent: set[int] = set()
         self.slopes: np.ndarray | None = None
+        self.rows: np.ndarray | None = None
         self._feeds: list[list[Forward]] = []
         position = self.start
         for i in range(len(self.steps)):
@@ -99,6 +101,28 @@ class Replay:
         """Of the denoiser's output."""
         output = self.steps[0].calls[0].output
         return int(output.shape[channel_dim(output)])
+
+    @property
+    def batch(self) -> int:
+        """Number of samples in the recorded run."""
+        return len(self.reference(0)) // self.copies
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that a fit or a score looks at."""
+        return self.batch if self.rows is None else len(self.rows)
+
+    def part(self, rows: np.ndarray) -> Replay:
+        """Return the same run with only the samples ``rows`` (int [n]) looked at. Samples of a batch do not depend on
+        each other, so one recorded batch can be split into samples that are fitted and samples that are not."""
+        other = copy.copy(self)
+        other.rows = None if len(rows) == self.batch else rows
+        return other
+
+    def looked_at(self, tensor: Tensor) -> Tensor:
+        """Return the samples of ``tensor`` [N, …], or [copies · N, …], that a fit or a score looks at, each once."""
+        once = tensor[: self.batch]
+        return once if self.rows is None else once[torch.as_tensor(self.rows, device=once.device)]
 
     @property
     def inputs_repeat(self) -> bool:

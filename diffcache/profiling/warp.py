@@ -99,6 +99,18 @@ class Movable:
         return found
 
 
+def on_levels(everyone: Sequence[Movable], levels: np.ndarray) -> list[Replay]:
+    """Return the replays on other ``levels``. Parts of one recorded batch stay parts of one batch."""
+    moved: dict[int, Replay] = {}
+    found = []
+    for movable in everyone:
+        of = id(movable.replay.trajectory)
+        if of not in moved:
+            moved[of] = movable.on(levels)
+        found.append(moved[of] if movable.replay.rows is None else moved[of].part(movable.replay.rows))
+    return found
+
+
 def _leaves(forward: Forward) -> Sequence[Any]:
     return pytree.tree_leaves((forward.args, dict(forward.kwargs)))
 

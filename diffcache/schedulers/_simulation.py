@@ -20,12 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffcache.profile import Dynamics
-from diffcache.schedule import SitePlan
+from diffcache.schedule import MOST_DB, SitePlan
 
 # Of 3, 5 and 8: on the Flux-type demo model, 8 of 50 steps, held out, 52, 57 and 58 dB. An anchor is one small latent.
 ANCHORS = 6
 RIDGE = 1e-9  # relative to the regressors' energy; differences of neighbouring outputs are nearly collinear
-EXACT_DB = 200.0  # of a run that ends where the full run does
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class Simulator:
         """float64 [N]: PSNR of every sample's final state."""
         shared, own = np.split(run.end, 2)
         mse = np.maximum(np.einsum("i,nij,j->n", shared, self.dynamics.grams, shared) + own @ own, 1e-300)
-        return np.asarray(np.minimum(10 * np.log10(np.maximum(self.dynamics.peaks, 1e-150) ** 2 / mse), EXACT_DB))
+        return np.asarray(np.minimum(10 * np.log10(np.maximum(self.dynamics.peaks, 1e-150) ** 2 / mse), MOST_DB))
 
     def along(self, run: Simulation) -> np.ndarray:
         """float64 [T]: mean squared error of the state after each step."""
