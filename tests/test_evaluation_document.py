@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 import re
@@ -19,9 +20,10 @@ from pipelines import TINY, shared
 from diffcache import _rooms, evaluate
 from diffcache.cli.eval import eval as commands
 from diffcache.eval import extractors, frechet, kernel_distance, metrics, parts, record, statistics
-from diffcache.eval.methods import Kind
+from diffcache.eval.methods import Kind, evenly_reused
 from diffcache.eval.metrics import psnr, scorer
 from diffcache.eval.reference import ReferenceStatistics
+from diffcache.schedule import Expected
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
@@ -63,6 +65,7 @@ def objects(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         listed += [("score", score) for score in method["scores"].values()]
         listed += [("verdict", one) for score in method["scores"].values() for one in score.get("verdicts", ())]
         listed += [("trajectory", method["trajectory"])] if method["trajectory"] else []
+        listed += [("promise", method["promised"])] if method["promised"] else []
         if method["schedule"]:
             listed.append(("schedule", method["schedule"]))
             listed += [("site", s) for sites in method["schedule"]["denoisers"].values() for s in sites.values()]
@@ -93,8 +96,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         generators = [torch.Generator().manual_seed(seed + n) for n in range(2)]
         return TINY["flux"].call(pipe, batch=2) | {"generator": generators} | more
 
+    expected = Expected(mean_db=30.0, low_db=25.0, high_db=35.0, samples=4, origin="held-out")
+    promising = dataclasses.replace(evenly_reused(("transformer",), TINY["flux"].steps, 3), expected=expected)
     latents = evaluate(
-        pipe, {"ours": "uniform:every=2"}, [call(1)], metrics=("latent",), progress=False,
+        pipe, {"ours": "uniform:every=2", "promising": promising}, [call(1)], metrics=("latent",), progress=False,
         out=tmp_path_factory.mktemp("latents"),
     )  # fmt: skip
     pictures = evaluate(
@@ -158,7 +163,7 @@ def test_words_that_a_field_may_hold_are_those_of_the_code(records: list[dict[st
     assert words("metric", "better") == set(get_args(metrics.Better))
     assert words("record", "format") == {record.FORMAT}
     assert told["record"]["version"][1] == str(record.VERSION)
-    assert f"| `{record.FORMAT}` | {record.VERSION} | 0.1 |" in DOCUMENT
+    assert f"| `{record.FORMAT}` | 1, {record.VERSION} | 0.1 |" in DOCUMENT
     for one in records:
         for method in one["methods"]:
             assert (

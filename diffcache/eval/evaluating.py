@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from diffcache.schedulers import Rule
 from diffcache.schedulers._simulation import Simulator
 
 ASKED = ("prompt", "negative_prompt", "class_labels")  # of a call: what differs from sample to sample
-OF_PICTURES, OF_POLICIES, OF_LOOPS = ("psnr", "ssim", "latent"), ("action",), ("latent",)
-ON_LATENTS = ("latent",)  # metrics of last states, which loops of one's own return; others look at what is returned
+OF_PICTURES, OF_POLICIES, OF_LOOPS = ("psnr", "ssim", "latent", "state"), ("action", "state"), ("latent", "state")
+PROMISED_IN = "state"  # the metric that schedules state their expected fidelity in
 
 Source = CacheSchedule | Rule | str | Path
 
@@ -84,8 +84,9 @@ def evaluate(
     schedules  name -> a schedule, a path, a hub id or a rule; or methods
     calls      arguments for ``pipe(**call)``: prompts and seeds that nothing was calibrated on; a generator of its own
                for every sample. All with one number of steps
-    metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name. None: PSNR, SSIM
-               and latent error; of policies, action error
+    metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name. None: PSNR, SSIM,
+               latent error and state PSNR; of policies, action error and state PSNR. State PSNR is always measured
+               where a schedule promises it
     scorers    of pictures and prompts: see ``diffcache.eval.metrics.scorer``
     compare    methods to stand beside them; None: for the computed steps of each schedule, as many steps without a
                cache, with the pipeline's own noise scheduler and with a better one, and uniform reuse
@@ -113,8 +114,10 @@ def evaluate(
     _demand_the_same_noise(calls)
     steps = _one_number_of_steps(pipe, calls)
     usual = OF_POLICIES if policy else OF_LOOPS if loop else OF_PICTURES
-    judges, about = _judges(metrics or usual, scorers, options or {}, on_states=() if loop else ON_LATENTS)
     mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
+    promising = any(getattr(method.source, "expected", None) is not None for method in mine)
+    wanted = dict.fromkeys([*(metrics or usual), *([PROMISED_IN] if promising else [])])
+    judges, about = _judges(tuple(wanted), scorers, options or {}, returns_states=loop)
     if compare is None:
         budgets = [_computed(pipe, m, calls[0], steps) for m in mine]
         compare = baselines(pipe, steps, budgets, fewer=not loop or calls[0].get(STEPS) == steps)
@@ -194,22 +197,22 @@ def _judges(
     scorers: Sequence[Scorer],
     options: Mapping[str, Mapping[str, Any]],
     *,
-    on_states: Sequence[str] = ON_LATENTS,
+    returns_states: bool = False,
 ) -> tuple[Judges, dict[str, dict[str, Any]]]:
-    about: dict[str, dict[str, Any]] = {}
+    about: dict[str, dict[str, Any]] = {}  # returns_states: of a loop, whose result is its final state
     pairs: dict[str, Compare] = {}
     latents: dict[str, Compare] = {}
     for name in names:
         found = metric_room.load(name)
-        about[name] = asdict(found.ABOUT) | {"floor": None, "of_pairs": True}
-        where = latents if name in on_states else pairs
+        about[name] = found.ABOUT.in_record | {"floor": None, "of_pairs": True}
+        where = latents if found.ABOUT.on_states and not returns_states else pairs
         where[name] = functools.partial(metric_room.score, name, **options.get(name, {}))
     for unknown in options.keys() - set(names):
         raise BadOption("options", unknown, f"options of the metrics asked for: {', '.join(names)}")
     for one in scorers:
         if one.name in about:
             raise BadOption("scorers", one.name, "names that no metric and no other scorer has")
-        about[one.name] = asdict(one.about) | {"floor": None, "of_pairs": False}
+        about[one.name] = one.about.in_record | {"floor": None, "of_pairs": False}
     return Judges(pairs, latents, {one.name: one for one in scorers}), about
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -26,7 +27,7 @@ from diffcache.eval.statistics import FEW, Interval, Verdict, interval, verdict,
 
 WHOLE = 0.02  # of a step: so little above a whole number is what small layers and counting make of it
 FORMAT = "diffcache.evaluation"
-VERSION = 1
+VERSION = 2
 
 Record = dict[str, Any]
 
@@ -103,6 +104,7 @@ def _method(
         "cache_bytes": max(caches) if caches else None,
         "peak_bytes": max(peaks) if peaks else None,
         "scores": {**_scores(parts), **{name: _of_sets(found) for name, found in distances.items()}},
+        "promised": _promised(method),
         "schedule": parts[0]["schedule"] if method.kind == "ours" else None,
         "trajectory": None
         if errors is None or method.kind == "full"
@@ -114,6 +116,12 @@ def _method(
         "pictures": dict(zip(ids, pictures, strict=True)) if len(pictures) == len(ids) else None,
         "note": "",
     }
+
+
+def _promised(method: Method) -> Record | None:
+    """Return the fidelity that a schedule promises, which the metric "state" measures."""
+    expected = getattr(method.source, "expected", None)
+    return None if expected is None else dataclasses.asdict(expected)
 
 
 def _relative(foreseen: np.ndarray | None, sizes: Sequence[float]) -> list[float] | None:
@@ -214,8 +222,11 @@ def read(path: str | Path) -> Record:
             f"found {found.get('format') if isinstance(found, dict) else None!r}. "
             f"Allowed: {FORMAT!r}, which `diffcache eval` writes",
         )
-    if found.get("version") != VERSION:
-        raise DocumentError(str(path), "version", f"found {found.get('version')!r}. Allowed: {VERSION}")
+    if found.get("version") not in (1, VERSION):
+        raise DocumentError(str(path), "version", f"found {found.get('version')!r}. Allowed: 1, {VERSION}")
+    if found["version"] == 1:  # without promises
+        methods = [{"promised": None, **method} for method in found.get("methods", [])]
+        found |= {"version": VERSION, "methods": methods}
     return found
 
 

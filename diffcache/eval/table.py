@@ -33,6 +33,7 @@ def markdown(record: Mapping[str, Any]) -> str:
             ]
             for name, about in metrics.items()
         },
+        "promised / measured (state, dB)": [promise(m) for m in methods],
         "cache (MB)": [megabytes(m.get("cache_bytes")) for m in methods],
         "verdict": [verdicts(m, metrics) for m in methods],
     }
@@ -111,6 +112,16 @@ def seconds(method: Mapping[str, Any]) -> str:
 def interval(score: Mapping[str, Any] | None) -> str:
     score = score or {}
     return _between(score.get("mean"), score.get("low"), score.get("high"))
+
+
+def promise(method: Mapping[str, Any]) -> str:
+    """Return the state PSNR that a schedule promises, and the one that was measured."""
+    promised, measured = method.get("promised") or {}, (score_of(method, "state") or {}).get("mean")
+    if not finite(promised.get("mean_db")):
+        return NOTHING
+    return (
+        f"{promised['mean_db']:.1f} / {measured:.1f}" if finite(measured) else f"{promised['mean_db']:.1f} / {NOTHING}"
+    )
 
 
 def megabytes(size: object) -> str:

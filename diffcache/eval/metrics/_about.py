@@ -12,8 +12,13 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """``title`` heads a column; ``unit`` is "" where there is none; ``better`` says which way is good; ``about`` is a
-    sentence or two in plain words: what is measured, on which scale.
+    """Describe a metric.
+
+    title      heads a column
+    unit       "" where there is none
+    better     which way is good
+    about      a sentence or two in plain words: what is measured, on which scale
+    on_states  whether the metric compares final states rather than what the pipeline returns
 
     Raises BadOption for another ``better``, or no title.
     """
@@ -22,6 +27,12 @@ class About:
     unit: str
     better: Better
     about: str
+    on_states: bool = False
+
+    @property
+    def in_record(self) -> dict[str, str]:
+        """Return what a record says of the metric."""
+        return {"title": self.title, "unit": self.unit, "better": self.better, "about": self.about}
 
     def __post_init__(self) -> None:
         if self.better not in get_args(Better):

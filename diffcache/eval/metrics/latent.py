@@ -13,6 +13,7 @@ ABOUT = About(
     "lower",
     "How far the final latents lie from the full run's, as a share of their length (relative L2): 0 is identical, 1 is "
     "as far as no latents at all.",
+    on_states=True,
 )
 
 

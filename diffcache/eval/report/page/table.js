@@ -62,6 +62,12 @@ function columnsOf() {
         return cell;
       },
     })),
+    { head: "promised / measured (state, dB)", cell: (m) => {
+      const promised = (m.promised || {}).mean_db, measured = score(m, "state").mean;
+      if (!isNumber(promised)) return plain(null, "–");
+      return { value: promised, shown: [`${promised.toFixed(1)} / ${isNumber(measured) ? measured.toFixed(1) : "–"}`,
+        h("small", null, `${m.promised.samples} ${m.promised.origin} sample${m.promised.samples > 1 ? "s" : ""}`)] };
+    } },
     { head: "operations", cell: (m) => plain(m.flops_fraction, isNumber(m.flops_fraction) ? (100 * m.flops_fraction).toFixed(1) + " %" : "–") },
     { head: "cache", cell: (m) => plain(m.cache_bytes, bytes(m.cache_bytes)) },
     { head: "peak memory", cell: (m) => plain(m.peak_bytes, bytes(m.peak_bytes)) },
