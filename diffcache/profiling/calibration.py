@@ -28,7 +28,7 @@ from diffcache.profiling.replay import Replay
 from diffcache.profiling.search import FITS, NUDGES, Search
 from diffcache.profiling.slopes import slopes
 from diffcache.profiling.warp import Movable, on_levels
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan, decibels
 from diffcache.schedulers._simulation import ANCHORS
 from diffcache.schedulers.uniform import evenly
 
@@ -177,14 +177,15 @@ class Calibration:
             best = seeker.evaluate(self._mask(budget, scheduler))
         seen, channels, shares = self._best_options(best, shares, options, late=lambda: time.monotonic() > until())
         result = self._no_worse(Result(seen, channels, shares), options) if front else Result(seen, channels, shares)
-        expected, final = self._last_fits(result, options)
-        if result.fit.levels is not None:
+        found = result.fit
+        expected, final = self._last_fits(found.compute, found.levels, result.per_channel, result.shares, options)
+        if found.levels is not None:
             notes["levels"] = "moved"
-        if result.fit.slopes is not None:
+        if found.slopes is not None:
             notes["combined"] = "clean estimates"
         if front:
-            front[int(result.fit.compute.sum())] = result.fit
-            notes["front"] = ", ".join(f"{n} steps {f.score:.1f} dB" for n, f in sorted(front.items()))
+            front[int(found.compute.sum())] = found
+            notes["front"] = ", ".join(f"{n} steps {decibels(f.score)}" for n, f in sorted(front.items()))
         return self._document(final.plan, notes, expected, final.levels)
 
     def _no_worse(self, result: Result, options: Mapping[str, Any]) -> Result:
@@ -195,13 +196,19 @@ class Calibration:
         able = [one for one in earlier if one.fit.compute.sum() <= result.fit.compute.sum()]
         return max(able, key=lambda one: (one.fit.score, one is kept))
 
-    def _last_fits(self, result: Result, options: Mapping[str, Any]) -> tuple[Expected, Fit]:
-        """Return what the result may promise, and the fit with the final coefficients."""
-        compute, levels, shares = result.fit.compute, result.fit.levels, result.shares
+    def _last_fits(
+        self,
+        compute: np.ndarray,
+        levels: np.ndarray | None,
+        per_channel: bool,
+        shares: Shares,
+        options: Mapping[str, Any],
+    ) -> tuple[Expected, Fit]:
+        """Return what a mask may promise on these noise levels, and the fit with the final coefficients."""
         even = evenly(len(compute), int(compute.sum()), self.replays[0].begins)
 
         def refit(fitted: Sequence[Replay], held: Sequence[Replay] = ()) -> Fit:
-            return fit(fitted, compute, held=held, levels=levels, per_channel=result.per_channel, **options)
+            return fit(fitted, compute, held=held, levels=levels, per_channel=per_channel, **options)
 
         def reference(fitted: Sequence[Replay], held: Sequence[Replay]) -> Fit:
             return fit(fitted, even, held=held, levels=levels, **options)
@@ -226,13 +233,11 @@ class Calibration:
         """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
-        apart = per_branch and self.guidance is not None
-        shares = self._sloped(self.shares, {"per_branch": apart}, compute)
-        train, held = [*shares.fitting, *shares.accepting], shares.judging
-        found = fit(train, compute, held=held, per_branch=apart, per_channel=per_channel)
+        options = {"per_branch": per_branch and self.guidance is not None, "anchors": ANCHORS}
+        shares = self._sloped(self.shares, options, compute)
+        expected, found = self._last_fits(compute, None, per_channel, shares, options)
         notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
         notes |= {} if found.slopes is None else {"combined": "clean estimates"}
-        expected = Expected.over(found.held_db if held else found.error_db, "held-out" if held else "calibration")
         return self._document(found.plan, notes, expected)
 
     def _sloped(self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None) -> Shares:
