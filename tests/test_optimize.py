@@ -181,11 +181,11 @@ def test_a_limit_of_time_is_written_down_and_bounds_the_call(monkeypatch: pytest
     for module in (calibrating, searching):
         monkeypatch.setattr(module, "fit", slow)
     calibrated = anew("flux")
-    most = 13.0
+    most = 15.0
     made = calibrated.schedule(3, time_limit_s=most)
     assert now[0] <= most
     assert now[0] > most / 2  # it is made use of
-    assert made.provenance["time_limit_s"] == "13"
+    assert made.provenance["time_limit_s"] == "15"
     assert made.provenance["search"] == "cut short by the time limit"
     assert 2 <= int(made.provenance["fits"]) < most
     now[0] = 0.0

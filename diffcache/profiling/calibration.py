@@ -40,7 +40,7 @@ LEVELS_PAY_DB = 0.3  # what moved noise levels must gain there: they tie a sched
 SLOPES_PAY_DB = 3.0  # what estimates instead of outputs must gain: where they matter at all, it is 10 and more
 SLOPES_TRIED_ON = 5  # one step in so many computed
 NUDGED_SHARE = 0.25  # of the time limit
-LAST_FITS = 6  # as long as this many fits takes what follows the search: options, promise, final coefficients
+LAST_FITS = 8  # what follows the search takes as long as this many fits: options, promise, final coefficients
 
 
 @dataclass(frozen=True, slots=True)
