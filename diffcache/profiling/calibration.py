@@ -151,19 +151,16 @@ class Calibration:
             "budget": str(budget),
         }
 
-        def until(share: float = 1.0) -> float:
-            """Return when a part of the call has to end, so that the last fits end in time."""
-            return began + share * (ends - began) - LAST_FITS * seeker.fit_s if time_limit_s is not None else math.inf
-
+        masks_until = began + (1 - NUDGED_SHARE) * (ends - began)
         front: dict[int, Fit] = {}
         if scheduler == "search":
-            computed = self._steps(budget, seeker, until())
-            best = seeker.run(computed, until=until(1 - NUDGED_SHARE), fits=fits)
+            computed = self._steps(budget, seeker, ends)
+            best = seeker.run(computed, until=masks_until, fits=fits)
             ended = seeker.ended
-            front = seeker.nearby(best, until=until())
+            front = seeker.nearby(best, until=ends)
             best = seeker.no_worse_than_smaller(computed, best)
             with contextlib.suppress(CannotFollow):
-                best = seeker.nudged(self.pipe, best, until=until(), fits=math.ceil(NUDGES / FITS * fits))
+                best = seeker.nudged(self.pipe, best, until=ends, fits=math.ceil(NUDGES / FITS * fits))
             notes |= {
                 "fits": str(seeker.fits - made),
                 "time_limit_s": "none" if time_limit_s is None else f"{time_limit_s:g}",
@@ -175,7 +172,7 @@ class Calibration:
             }
         else:
             best = seeker.evaluate(self._mask(budget, scheduler))
-        seen, channels, shares = self._best_options(best, shares, options, late=lambda: time.monotonic() > until())
+        seen, channels, shares = self._best_options(best, shares, options, late=lambda: seeker.late(ends))
         result = self._no_worse(Result(seen, channels, shares), options) if front else Result(seen, channels, shares)
         found = result.fit
         expected, final = self._last_fits(found.compute, found.levels, result.per_channel, result.shares, options)
@@ -226,7 +223,7 @@ class Calibration:
         if key not in self._seekers:
             few, few_held = leading(shares.fitting, SEARCHED_SAMPLES), leading(shares.accepting, HELD_SAMPLES)
             self._seekers[key] = Search(few, few_held, **options)
-        self._seekers[key].tried = tried
+        self._seekers[key].tried, self._seekers[key].reserve = tried, LAST_FITS
         return self._seekers[key]
 
     def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
@@ -302,7 +299,7 @@ class Calibration:
         assert budget.max_error_db is not None
         least, low, high = None, len(seeker.begins), seeker.steps
         found = seeker.evaluate(np.ones(high, bool))
-        while low <= high and time.monotonic() < until:  # by one real run each, of the mask that the simulation prefers
+        while low <= high and not seeker.late(until):  # by one real run each, of the mask that the simulation prefers
             middle = (low + high) // 2
             if middle < seeker.steps:
                 found = seeker.evaluate(seeker.simulated(middle))

@@ -38,9 +38,10 @@ class Search:
     One search serves several budgets: ``best_within`` looks at every fit so far, so that a larger budget is never worse
     than a smaller one.
 
-    tried  called with the fit of every candidate
-    fits   number of fits so far
-    ended  why the last run ended
+    tried    called with the fit of every candidate
+    fits     number of fits so far
+    ended    why the last run ended
+    reserve  number of fits that follow the search, for which a time limit has to leave room
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Search:
         self.seen: set[bytes] = set()
         self.fits = 0
         self.fit_s = 0.0
+        self.reserve = 0
         self.ended: Ended = "converged"
         self._best: dict[int, Fit] = {}  # computed steps -> best fit, without checkpoints: they hold a run each
         self._dynamics = measure_dynamics(replays)
@@ -118,7 +120,7 @@ class Search:
         for doubt in DOUBTS:
             cost = self.simulator(doubt).error
             for start in (thinned(self.steps, computed, cost, self.begins), *near):
-                if self._late(until):
+                if self.late(until):
                     break
                 end = improve(start, cost, self.begins)
                 ends[end.tobytes()] = end
@@ -139,7 +141,7 @@ class Search:
         last = self.fits + fits
 
         def spent() -> bool:
-            self.ended = "time limit" if self._late(until) else "number of fits" if self.fits >= last else "converged"
+            self.ended = "time limit" if self.late(until) else "number of fits" if self.fits >= last else "converged"
             return self.ended != "converged"
 
         best = self.evaluate(evenly(self.steps, computed, self.begins))
@@ -199,9 +201,9 @@ class Search:
             return more
         return self.evaluate(smaller.compute)  # the same fit again, with its checkpoints
 
-    def _late(self, until: float) -> bool:
-        """Whether a fit that begins now would end later."""
-        return time.monotonic() + self.fit_s > until
+    def late(self, until: float) -> bool:
+        """Return whether a fit that begins now would end later, or leave no room for those that follow."""
+        return time.monotonic() + (1 + self.reserve) * self.fit_s > until
 
     def nudged(self, pipe: Any, best: Fit, *, until: float = math.inf, fits: int = NUDGES) -> Fit:
         """Return ``best``, or a better fit on other noise levels: its computed steps are moved one after another, the
@@ -219,7 +221,7 @@ class Search:
         before, places, best = best, at.astype(float), dataclasses.replace(best, levels=own)
         for k in range(len(at) - 1, -1, -1):
             for side in (-NUDGE, NUDGE) if at[k] not in self.begins else ():
-                if self._late(until) or self.fits >= last:
+                if self.late(until) or self.fits >= last:
                     break
                 wanted = places.copy()
                 wanted[k] += side
@@ -248,10 +250,10 @@ class Search:
         cost = self.simulator().error
         masks = {int(m.sum()): m for m in thinning(self.steps, cost, self.begins) if m.sum() in wanted}
         for count in wanted:
-            if self._late(until):
+            if self.late(until):
                 break
             self.evaluate(improve(masks[count], cost, self.begins))
             smaller = self.best_within(count - 1)
-            if smaller is not None and smaller.score > self._best[count].score and not self._late(until):
+            if smaller is not None and smaller.score > self._best[count].score and not self.late(until):
                 self.evaluate(self.extended(smaller.compute, count))
         return {n: self._best[n] for n in sorted(self._best) if n == computed or n in wanted}
