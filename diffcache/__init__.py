@@ -16,6 +16,7 @@ from diffcache.optimizing import optimize
 from diffcache.planning import plan
 from diffcache.profile import Profile
 from diffcache.profiling import measure
+from diffcache.profiling.output_fit import WeakerFit
 from diffcache.resampling import resampled
 from diffcache.schedule import CacheSchedule
 
@@ -27,6 +28,7 @@ __all__ = [
     "FailedOpen",
     "Loop",
     "Profile",
+    "WeakerFit",
     "accelerate",
     "accelerated",
     "estimate",

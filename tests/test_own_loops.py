@@ -269,3 +269,59 @@ def test_a_function_that_tells_of_no_loop_is_refused(tmp_path: Path) -> None:
     loop = diffcache.Loop(Transformer().eval(), lambda: torch.zeros(4, HORIZON, ACTION))
     with pytest.raises(BadOption, match=r"0 trajectories.*one run of the loop"):
         diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [{"seed": 0}], out=tmp_path, progress=False)
+
+
+def test_a_loop_that_draws_noise_gets_the_weaker_fit_and_a_warning_that_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = randomised(Transformer())
+
+    def sample() -> Tensor:
+        x = torch.randn(4, HORIZON, ACTION)
+        with torch.no_grad(), diffcache.trajectory(net, range(STEPS)):
+            for n in range(STEPS):
+                x = x - 0.1 * net(x, torch.full((4,), 100.0 - 10 * n), torch.zeros(1)) + 0.1 * torch.randn(x.shape)
+        return x
+
+    loop = diffcache.Loop(net, sample)
+    with pytest.warns(diffcache.WeakerFit, match="step 0 of the loop makes something else .* draws noise") as caught:
+        schedule = diffcache.optimize(loop, [{"seed": n} for n in range(2)], 5)
+    assert "The mask is spread evenly" in str(caught[0].message)
+    assert [record.kind for record in caplog.records] == ["weaker-fit"]
+    assert schedule.expected is None
+    assert schedule.provenance["scheduler"] == "even mask"
+    assert "draws noise" in schedule.provenance["fit_target_reason"]
+
+
+@pytest.mark.parametrize(("drawn", "reason"), [(True, "draws noise"), (False, "depends on more than")])
+def test_a_noise_scheduler_whose_steps_cannot_be_repeated_says_why(drawn: bool, reason: str) -> None:
+    """One that draws from a generator of its own, and one that looks at what lies outside of it."""
+    net = randomised(Transformer())
+    outside = [0.0]
+
+    class Noisy(DDIMScheduler):  # type: ignore[misc]
+        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Any:
+            found = super().step(model_output, timestep, sample, **more)
+            outside[0] = min(outside[0] + 1.0, 5.0)
+            noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(seeds())) if drawn else outside[0]
+            if isinstance(found, tuple):
+                return (found[0] + 0.1 * noise, *found[1:])
+            return type(found)(prev_sample=found.prev_sample + 0.1 * noise)
+
+    def seeds(count: list[int] = [0]) -> int:  # noqa: B006  a counter
+        count[0] += 1
+        return count[0]
+
+    scheduler = Noisy(100, clip_sample=False)
+
+    def sample() -> Tensor:
+        outside[0] = 0.0
+        x = torch.randn(4, HORIZON, ACTION)
+        scheduler.set_timesteps(STEPS)
+        with torch.no_grad(), diffcache.trajectory(net, scheduler.timesteps):
+            for t in scheduler.timesteps:
+                x = scheduler.step(net(x, t.expand(4), torch.zeros(1)), t, x).prev_sample
+        return x
+
+    with pytest.warns(diffcache.WeakerFit, match=reason):
+        diffcache.optimize(diffcache.Loop(net, sample, scheduler=scheduler), [{"seed": 0}, {"seed": 1}], 5)

@@ -21,7 +21,7 @@ from diffcache.profile import Profile
 from diffcache.profiling import circumstances
 from diffcache.profiling.fit import Fit, fit
 from diffcache.profiling.measure import profile_of
-from diffcache.profiling.output_fit import fit_outputs
+from diffcache.profiling.output_fit import fit_outputs, warn_of_weaker_fit
 from diffcache.profiling.promise import Shares, leading, promised
 from diffcache.profiling.record import Trajectory, record_all
 from diffcache.profiling.replay import Replay
@@ -323,6 +323,7 @@ class Calibration:
         return plans[0][1].compute[self.start :]
 
     def _by_outputs(self, budget: Budget, scheduler: str) -> CacheSchedule:
+        warn_of_weaker_fit(self.why_output, scheduler)
         begins, steps = self.trajectories[0].begins, self.steps - self.start
         if scheduler != "search":
             compute = self._mask(budget, scheduler)

@@ -6,6 +6,8 @@ Measured to be weaker than the closed-loop fit to the states; the schedule's pro
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +17,23 @@ from diffcache.profiling.record import Trajectory
 
 ANCHORS = 5
 RIDGE = 1e-6
+LOG = logging.getLogger("diffcache")
+
+
+class WeakerFit(RuntimeWarning):
+    """The loop cannot be repeated apart from its pipeline, so no search was made: the mask is spread evenly, and the
+    weights are fitted to the outputs instead of the final state."""
+
+
+def warn_of_weaker_fit(reason: str, scheduler: str) -> None:
+    """Log and warn that outputs are fitted instead of the final state, and why."""
+    mask = "the mask is spread evenly" if scheduler == "search" else f"the mask is that of {scheduler}"
+    text = (
+        f"no search is made and no fidelity is promised, because the loop cannot be repeated apart from its pipeline: "
+        f"{reason} {mask[0].upper()}{mask[1:]}, and its weights are fitted to the network's outputs."
+    )
+    LOG.warning("weaker-fit: %s", text, extra={"kind": "weaker-fit", "times": 1})
+    warnings.warn(text, WeakerFit, stacklevel=2)
 
 
 def fit_outputs(trajectories: Sequence[Trajectory], compute: np.ndarray) -> np.ndarray:

@@ -87,6 +87,7 @@ class Trajectory:
     start      index of the first iteration; ``steps[0]`` is iteration ``start``
     timesteps  the noise scheduler's own tensor [T]
     rest_s     seconds of the loop outside the denoiser, without those that the recording took
+    obstacle   why the loop cannot be repeated, where the recording itself shows it; else ""
     """
 
     scheduler: Any
@@ -95,6 +96,7 @@ class Trajectory:
     guidance_scales: Mapping[str, float]
     steps: list[LoopStep]
     rest_s: float = 0.0
+    obstacle: str = ""
 
     @property
     def begins(self) -> tuple[int, ...]:
@@ -162,8 +164,12 @@ def _identify(trajectory: Trajectory, *results: Any) -> None:
             moves[i] = torch.linalg.lstsq(torch.stack([x, f], 1), y[:, None]).solution[:, 0]
             missed = float((moves[i, 0] * x + moves[i, 1] * f - y).norm())
             rounding = torch.finfo(step.result.dtype).eps * float(y.norm())
-            if missed > EXPLAINED * float((y - x).norm()) + rounding:  # the move may be small beside the state
+            if missed > EXPLAINED * float((y - x).norm()) + rounding:  # the move may be small next to the state
                 step.result = None
+                trajectory.obstacle = trajectory.obstacle or (
+                    f"step {i} of the loop makes something else of the state and the network's output than a weighted "
+                    "sum, as a loop does that draws noise or clips."
+                )
     trajectory.scheduler = host.Clock(trajectory.timesteps, moves=moves, config=trajectory.scheduler.config)
 
 

@@ -69,8 +69,9 @@ class Replay:
         self.steps = [s for s in trajectory.steps if s.model_output is not None]
         if not self.steps or any(s.result is None for s in self.steps):
             raise NotReplayable(
-                "what the loop makes of the network's outputs, or what it ends with, is not known: give it a diffusers "
-                "noise scheduler, or let sample return the last state."
+                trajectory.obstacle
+                or "what the loop makes of the network's outputs, or what it ends with, is not known: give it a "
+                "diffusers noise scheduler, or let sample return the last state."
             )
         first = self.steps[0]
         assert first.model_output is not None
@@ -358,8 +359,12 @@ class Replay:
         guided = self.guided(i, self.recorded(i))
         after = self.move(i, position, guided)
         if not self._close(after.state, step.result):
+            drawn = not self._close(self.move(i, position, guided).state, after.state)
             raise NotReplayable(
-                "repeating a noise-scheduler step gives another result (if it draws noise: pass a generator)."
+                "the noise scheduler draws noise that a repeated run does not get: not from the generator of the call."
+                if drawn
+                else "repeating a noise-scheduler step gives another result: the step depends on more than the state, "
+                "the model output and what the noise scheduler keeps."
             )
         following = self.steps[i + 1].state if i + 1 < len(self.steps) else step.result
         assert following is not None
