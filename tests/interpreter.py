@@ -36,3 +36,43 @@ def rounding() -> Iterator[None]:
     quiet = np.errstate(invalid="ignore", over="ignore")  # GPUs have no warnings
     with mock.patch.object(interpreter, "_convert_float", convert), quiet:
         yield
+
+
+@contextmanager
+def masked_lanes_full_of_garbage() -> Iterator[None]:
+    """Set all bits in the masked lanes of every load, regardless of ``other``: NaN as a float, 15 as four bits.
+
+    A result that depends on masked lanes changes. Results must not rely on ``other``, because what compilers make of it
+    differs between devices and versions (``tiles.load_codes``).
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load = InterpreterBuilder.create_masked_load
+
+    def poisoned(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
+        found = load(self, ptrs, mask, *args)
+        masked = ~np.broadcast_to(mask.data, found.data.shape).astype(bool)
+        found.data = found.data.copy()
+        found.data.view(f"u{found.data.itemsize}")[masked] = np.iinfo(f"u{found.data.itemsize}").max
+        return found
+
+    with mock.patch.object(InterpreterBuilder, "create_masked_load", poisoned):
+        yield
+
+
+@contextmanager
+def recorded_writes() -> Iterator[list[int]]:
+    """Yield a list of the addresses of the bytes that kernels write in this context, one entry for each write."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    store = InterpreterBuilder.create_masked_store
+    found: list[int] = []
+
+    def recorded(self: Any, ptrs: Any, value: Any, mask: Any, *args: Any) -> Any:
+        size = ptrs.get_element_ty().primitive_bitwidth // 8
+        addresses, active = np.broadcast_arrays(ptrs.data, mask.data.astype(bool))
+        found.extend((addresses[active].astype(np.int64)[:, None] + np.arange(size)).ravel().tolist())
+        return store(self, ptrs, value, mask, *args)
+
+    with mock.patch.object(InterpreterBuilder, "create_masked_store", recorded):
+        yield found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,43 @@ def test_what_is_done_when_time_is_over_is_kept(tmp_path: Path) -> None:
     bench = quick(tmp_path / "k.md", "--no-compile", "--minutes", "0")
     assert bench.rows == []
     assert "Time was over" in (tmp_path / "k.md").read_text()
+
+
+@pytest.fixture
+def int4_sums() -> Any:
+    pytest.importorskip("triton")
+    return import_module("int4_sums")
+
+
+def test_every_choice_of_arguments_has_a_row_that_is_right(int4_sums: Any, tmp_path: Path) -> None:
+    out = tmp_path / "s.md"
+    rows = int4_sums.main(["--quick", "--out", str(out)])
+    assert all(row.right for row in rows)
+    assert {(row.length, row.previous, row.prescale, row.minus) for row in rows} == {
+        (length, *choices) for length in int4_sums.QUICK for choices in itertools.product((False, True), repeat=3)
+    }
+    assert {row.found["sums"] for row in rows if row.previous} == {"same"}
+    assert {row.found["sums"] for row in rows if not row.previous} == {"–"}
+    assert "0 of 16 calls differ" in out.read_text()
+    assert len(json.loads(out.with_suffix(".json").read_text())["rows"]) == 16
+
+
+def test_sums_that_see_masked_lanes_have_a_row_that_says_so(
+    int4_sums: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = int4_sums.kernel.launch
+
+    def with_masked_codes(*args: Any, **kwargs: Any) -> Any:
+        codes, scales, sums = right(*args, **kwargs)
+        sums[:, :4] += 2.0
+        return codes, scales, sums
+
+    monkeypatch.setattr(int4_sums.kernel, "launch", with_masked_codes)
+    rows = int4_sums.main(["--quick", "--out", str(tmp_path / "s.md")])
+    assert {row.right for row in rows if row.previous} == {False}
+    assert {row.right for row in rows if not row.previous} == {True}
+    assert "8 of 16 calls differ" in (tmp_path / "s.md").read_text()
+    assert "of 12 values are off, by up to 2" in rows[-1].found["sums"]
 
 
 def settings_of(rows: list[list[str]], method: str) -> list[str]:

@@ -87,6 +87,18 @@ def _weights_only(keyword: ast.keyword) -> bool:
     return keyword.arg == "weights_only" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True
 
 
+def masked_loads_are_filled_with_zeros(room: str, tree: ast.Module, _text: str) -> Iterator[int]:
+    """Without ``other`` masked lanes are undefined on a GPU; constants that are not zero have been compiled wrongly."""
+    if room != "kernels":
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+            given = dict(zip(("mask", "other"), node.args[1:])) | {k.arg: k.value for k in node.keywords}  # noqa: B905 — the rest are keywords
+            other = given.get("other")
+            if "mask" in given and not (isinstance(other, ast.Constant) and other.value == 0):
+                yield node.lineno
+
+
 def no_file_is_too_long(_room: str, _tree: ast.Module, text: str) -> Iterator[int]:
     if text.count("\n") > LONGEST:
         yield LONGEST + 1
@@ -169,6 +181,22 @@ CASES: dict[Rule, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
             ("assets/__init__.py", "model.eval()\nx = load_file(path)"),
             ("assets/__init__.py", "import torch\nx = torch.load(path, weights_only=True)"),
             ("cli.py", "import torch\ntorch.utils.load(x)"),
+        ],
+    ),
+    masked_loads_are_filled_with_zeros: (
+        [
+            ("kernels/tiles.py", "x = tl.load(p, mask=inside)"),
+            ("kernels/tiles.py", "x = tl.load(p, inside)"),
+            ("kernels/predict/kernel.py", "x = tl.load(p, mask=inside, other=0x88)"),
+            ("kernels/predict/kernel.py", "x = tl.load(p, mask=inside, other=nothing)"),
+            ("kernels/predict/kernel.py", "x = tl.load(p, inside, 1.0)"),
+        ],
+        [
+            ("kernels/tiles.py", "x = tl.load(p)"),
+            ("kernels/tiles.py", "x = tl.load(p, mask=inside, other=0.0)"),
+            ("kernels/tiles.py", "x = tl.load(p, inside, 0)"),
+            ("kernels/tiles.py", "x = load(p, rows, stride, columns, inside)"),
+            ("assets/__init__.py", "x = np.load(p, mask=inside)"),
         ],
     ),
     no_file_is_too_long: ([("api.py", "x = 1\n" * (LONGEST + 1))], [("api.py", "x = 1\n" * LONGEST)]),

@@ -1,6 +1,7 @@
 """Triton kernels against the plain forms that specify them, in Triton's interpreter: the same bits.
 
-What a kernel leaves unwritten shows, for new memory is full of NaN here. On a GPU the same comparisons run for real.
+New memory is full of NaN here, so a value that a kernel leaves unwritten shows. Masked lanes are full of garbage, so a
+result that depends on them shows. On a GPU the same comparisons run on the hardware.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from interpreter import rounding
+from interpreter import masked_lanes_full_of_garbage, recorded_writes, rounding
 from torch import Tensor
 
 from diffcache.kernels.formats import FORMATS
 from diffcache.kernels.quantize import twin as quantize_twin
 
 pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
 
 from diffcache.kernels.tiles import PER_THREAD, tiling_for
 
@@ -27,17 +31,18 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(5, 1152), (33, 256), (1, 130), (5, 257), (5, 96), (33, 36), (5, 7), (5, 1), (0, 256), (5, 0), (0, 0)]
 
 of_every_format = pytest.mark.parametrize("format", FORMATS)
+without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="looks into the interpreter")
 with_scales = pytest.mark.parametrize("format", [name for name, how in FORMATS.items() if how.group])
 of_every_shape = pytest.mark.parametrize(("count", "length"), SHAPES)
 of_every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def as_hardware_rounds() -> Iterator[None]:
+def as_on_hardware() -> Iterator[None]:
     if DEVICE == "cuda":
         yield
         return
-    with rounding():
+    with rounding(), masked_lanes_full_of_garbage():
         yield
 
 
@@ -130,6 +135,75 @@ def test_quantize_says_how_far_each_sample_moved(
     for what in range(2):
         assert_same(found[what], expected[what])
     torch.testing.assert_close(found[2], expected[2], rtol=1e-4, atol=1e-4)
+
+
+@of_every_format
+@pytest.mark.parametrize("length", [130, 131, 256, 260, 261, 1000])
+def test_sums_see_no_value_outside_of_rows(format: str, length: int) -> None:
+    """Groups of these lengths leave lanes masked in every part, read as vectors of one to eight bytes."""
+    found, expected = both("quantize", normal(4, length), format, None, None, *kept(format, 4, length), samples=2)
+    assert_all_same((found[:2], expected[:2]))
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-4, atol=1e-4)
+
+
+@triton.jit
+def as_it_is(values, _inside):  # type: ignore[no-untyped-def]
+    return values
+
+
+@without_a_gpu
+@pytest.mark.parametrize(
+    ("operation", "format"),
+    [
+        (operation, format)
+        for operation in ("quantize", "residual_quantize", "residual_modulate")
+        for format in FORMATS
+        if (operation, format) != ("residual_quantize", "bf16")  # reduces nothing
+    ],
+)
+def test_garbage_in_masked_lanes_is_noticed(monkeypatch: pytest.MonkeyPatch, operation: str, format: str) -> None:
+    monkeypatch.setattr(import_module(f"diffcache.kernels.{operation}.kernel"), "zero_outside", as_it_is)
+    x, packed = normal(4, 261), kept(format, 4, 261)
+    args = {
+        "quantize": (x, format, None, None, *packed),
+        "residual_quantize": (x, x, format),
+        "residual_modulate": (x, *packed, format),
+    }[operation]
+    with pytest.raises(AssertionError):
+        assert_all_same(both(operation, *args))
+
+
+@triton.jit
+def everyone_writes_one_place(x):  # type: ignore[no-untyped-def]
+    tl.store(x, 1.0)
+
+
+@without_a_gpu
+def test_a_byte_that_two_programs_write_is_noticed() -> None:
+    with recorded_writes() as found:
+        everyone_writes_one_place[2,](torch.zeros(1))
+    assert len(found) == 8
+    assert len(set(found)) == 4
+
+
+@without_a_gpu
+@of_every_format
+@pytest.mark.parametrize("length", [7, 256, 261])
+def test_no_byte_is_written_twice(format: str, length: int) -> None:
+    """Neither by two programs nor by the two halves of a group of four bits."""
+    x, packed, count = normal(6, length), kept(format, 6, length), 6 * length
+    sizes = FORMATS[format].nbytes(x.shape)
+    calls: list[tuple[int, tuple[Any, ...]]] = [
+        (sizes, ("quantize", x, format)),
+        (sizes + 4 * count, ("residual_quantize", x, x, format)),
+        (4 * count, ("dequantize", *packed, format, length, torch.float32)),
+        (4 * count, ("predict", [packed[0]], [packed[1]], [1.5], format, length, torch.float32)),
+        (8 * count, ("residual_modulate", x, *packed, format)),
+    ]
+    for size, (operation, *args) in calls:
+        with recorded_writes() as found:
+            import_module(f"diffcache.kernels.{operation}.kernel").launch(*args)
+        assert len(found) == len(set(found)) == size, operation
 
 
 def test_sums_of_many_programs_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:

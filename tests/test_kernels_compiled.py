@@ -1,4 +1,6 @@
-"""What the kernels compile to, without a GPU: nothing spills, and big tensors are read and written 128 bits at once.
+"""What the kernels compile to, without a GPU.
+
+Nothing spills, big tensors are read and written 128 bits at once, and masked lanes are filled with zeros.
 
 A process of its own compiles them: the interpreter, which the other tests run kernels in, is chosen at Triton's import.
 """
@@ -103,6 +105,16 @@ def test_the_many_sums_of_programs_are_read_128_bits_at_once(kernels: list[Figur
 def test_tensors_that_do_not_begin_at_a_multiple_of_16_bytes_are_noticed(printed: dict[str, Any]) -> None:
     assert narrow(printed["faults"]["unaligned"])
     assert printed["faults"]["unaligned"]["widest_load"] < 128
+
+
+def test_masked_lanes_are_filled_with_zeros(kernels: list[Figures]) -> None:
+    read = [k for k in kernels if not k["target"].startswith("gfx")]
+    assert len(read) > 40
+    assert {k["filled"] for k in read} == {0}
+
+
+def test_masked_lanes_filled_with_another_constant_are_noticed(printed: dict[str, Any]) -> None:
+    assert printed["faults"]["filled"]["filled"]
 
 
 def test_rows_too_wide_for_one_warp_are_noticed(printed: dict[str, Any]) -> None:

@@ -351,7 +351,7 @@ def check(variant: Variant, form: str, wanted: Any, found: Any) -> None:
     """WrongResult unless ``found`` is what the plain form gave, up to roundings."""
     pairs = zip(RETURNED[variant.op], _several(wanted), _several(found), strict=True)
     for name, right, ours in pairs:
-        reason = _shape_apart(right, ours) or _apart(name, form, right, ours)
+        reason = _shape_apart(right, ours) or apart(name, form, right, ours)
         if reason:
             raise WrongResult(
                 f"{variant.op} ({variant.name}, {form}): {name} is not the plain form's: {reason}. Nothing was timed."
@@ -368,7 +368,7 @@ def _shape_apart(right: Tensor, ours: Tensor) -> str:
     return f"{tuple(ours.shape)} of {ours.dtype} instead of {tuple(right.shape)} of {right.dtype}"
 
 
-def _apart(name: str, form: str, right: Tensor, ours: Tensor) -> str:
+def apart(name: str, form: str, right: Tensor, ours: Tensor) -> str:
     """Why these are not the same; "" if they are. NaN is never the same."""
     if not right.numel():
         return ""

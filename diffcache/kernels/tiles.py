@@ -4,6 +4,9 @@ A tile is [TILE, BLOCK]: that many groups, each with its values side by side. Fo
 ("parts"), so that the two codes of a byte lie at one place of both. A program has the groups of one sample only: what
 belongs to a sample is then one row for it, and its sums are one sample's.
 
+What a masked lane holds is undefined: results must not depend on it. A value is stored under a mask, or passes
+``zero_outside`` before it enters a sum or a maximum.
+
 Every operation as torch has it: divisions and casts round to nearest even, nothing is contracted to a multiply-add.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -180,7 +183,7 @@ def length_of_codes(LENGTH: tl.constexpr, FORMAT: tl.constexpr, GROUPS: tl.const
 
 @triton.jit
 def load(x, rows, stride, columns, inside):
-    """Of a tensor [R, L] as float32; 0 where there is nothing."""
+    """Values of a tensor [R, L] as float32."""
     return tl.load(x + (rows * stride)[:, None] + columns, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -192,8 +195,14 @@ def store(x, rows, columns, inside, values, LENGTH: tl.constexpr):
 
 @triton.jit
 def load_columns(pair, which: tl.constexpr, columns, inside, LENGTH: tl.constexpr):
-    """Of a tensor [2, LENGTH] as float32; where there is nothing, the row's number: a spread of 1 and a centre of 0."""
-    return tl.load(pair + which * LENGTH + columns, mask=inside, other=1.0 * which).to(tl.float32)
+    """Values of one row of a tensor [2, LENGTH] as float32."""
+    return tl.load(pair + which * LENGTH + columns, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def zero_outside(values, inside):
+    """The values, and 0 in masked lanes, whatever arithmetic made of them."""
+    return tl.where(inside, values, 0.0)
 
 
 @triton.jit
@@ -210,11 +219,14 @@ def load_codes(
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """(codes [TILE, BLOCK], scales [TILE]): of zeros, where there is nothing."""
+    """Return (codes [TILE, BLOCK], scales [TILE]).
+
+    ``other`` is 0, which four bits decode to -8 times the scale, and not 0x88, the code of zeros: Triton before
+    3.9 extends the sign of a constant before it repeats it, and fills the bytes of a masked vector with 0x88, 0xff, ….
+    """
     columns, inside = columns_of_codes(number, there, LENGTH, FORMAT, WIDTH, BLOCK, EVEN)
-    nothing: tl.constexpr = 0x88 if FORMAT == "int4" else 0.0
     places = codes + (rows * length_of_codes(LENGTH, FORMAT, GROUPS, WIDTH))[:, None] + columns
-    found = tl.load(places, mask=inside, other=nothing)
+    found = tl.load(places, mask=inside, other=0.0)
     if FORMAT == "bf16":
         of_groups = rows  # not read
     else:
@@ -228,7 +240,7 @@ def decode(codes, scales, part: tl.constexpr, FORMAT: tl.constexpr):
     if FORMAT == "bf16":
         values = codes.to(tl.float32)
     elif FORMAT == "int4":
-        values = (((codes >> (4 * part)) & 15).to(tl.float32) - 8.0) * scales[:, None]
+        values = (((codes.to(tl.int32) >> (4 * part)) & 15).to(tl.float32) - 8.0) * scales[:, None]
     else:
         values = codes.to(tl.float32) * scales[:, None]
     return values
@@ -278,7 +290,7 @@ def store_codes(
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """``encode`` of ``coding``. ``high``: the second part, where the format has two."""
+    """``encode`` of ``coding``. ``low``, and ``high`` where the format has a second part, hold 0 outside of rows."""
     columns, inside = columns_of_codes(number, there, LENGTH, FORMAT, WIDTH, BLOCK, EVEN)
     if FORMAT == "bf16":
         found = low
@@ -292,5 +304,5 @@ def store_codes(
         inverse = tl.div_rn(tl.full(of_groups.shape, 1.0, tl.float32), of_groups)
         found = encode(low, inverse, FORMAT, TOP)
         if FORMAT == "int4":
-            found = found | (encode(high, inverse, FORMAT, TOP) << 4)
+            found = found.to(tl.int32) | (encode(high, inverse, FORMAT, TOP).to(tl.int32) << 4)
     store(codes, rows, columns, inside, found, length_of_codes(LENGTH, FORMAT, GROUPS, WIDTH))

@@ -21,6 +21,7 @@ from diffcache.kernels.tiles import (
     load_columns,
     store_codes,
     total,
+    zero_outside,
 )
 
 AT_ONCE = 4096  # partial sums that a program reads together
@@ -85,7 +86,7 @@ def _scaled(d, prescale, columns, inside, LENGTH: tl.constexpr):
     if prescale is not None:
         d -= load_columns(prescale, 0, columns, inside, LENGTH)
         d = tl.div_rn(d, load_columns(prescale, 1, columns, inside, LENGTH))
-    return d
+    return zero_outside(d, inside)
 
 
 @triton.jit
@@ -98,7 +99,8 @@ def _kept(codes, of_groups, part: tl.constexpr, prescale, columns, inside, LENGT
 
 
 @triton.jit
-def _sums(d, p):
+def _sums(d, p, inside):
+    d, p = zero_outside(d, inside), zero_outside(p, inside)
     e = d - p
     return total(tl.abs(e)), total(tl.abs(p)), total(e * e), total(p * p), total(d * p), total(d * d)
 
@@ -140,10 +142,11 @@ def _quantize(
         before, of_groups = load_codes(
             previous_codes, previous_scales, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN
         )
-        a, b, c, e, f, g = _sums(d, _kept(before, of_groups, 0, prescale, columns, inside, LENGTH, FORMAT))
+        p = _kept(before, of_groups, 0, prescale, columns, inside, LENGTH, FORMAT)
+        a, b, c, e, f, g = _sums(d, p, inside)
         if FORMAT == "int4":
             p_1 = _kept(before, of_groups, 1, prescale, columns_1, inside_1, LENGTH, FORMAT)
-            a_1, b_1, c_1, e_1, f_1, g_1 = _sums(d_1, p_1)
+            a_1, b_1, c_1, e_1, f_1, g_1 = _sums(d_1, p_1, inside_1)
             a, b, c, e, f, g = a + a_1, b + b_1, c + c_1, e + e_1, f + f_1, g + g_1
         place = partial + sample * 6 * programs + tl.program_id(0) % programs
         tl.store(place, a)
@@ -162,5 +165,6 @@ def _add_up(partial, sums, programs, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for first in range(0, programs, BLOCK):
-        total += tl.load(partial + here * programs + first + i, mask=first + i < programs, other=0.0)
+        inside = first + i < programs
+        total += zero_outside(tl.load(partial + here * programs + first + i, mask=inside, other=0.0), inside)
     tl.store(sums + here, tl.sum(total, axis=0))

@@ -11,7 +11,17 @@ from torch import Tensor
 from diffcache.kernels import tiles
 from diffcache.kernels.formats import format_of
 from diffcache.kernels.residual_modulate import twin
-from diffcache.kernels.tiles import columns_of, decode, groups_of_program, load, load_codes, load_columns, store, total
+from diffcache.kernels.tiles import (
+    columns_of,
+    decode,
+    groups_of_program,
+    load,
+    load_codes,
+    load_columns,
+    store,
+    total,
+    zero_outside,
+)
 
 LONGEST = 16384  # row that a program holds in registers
 
@@ -75,7 +85,7 @@ def _add(x, f, affine, gate, out, x_stride, rows, columns, inside, LENGTH: tl.co
         f *= _of_sample(gate, columns, inside)
     v = (load(x, rows, x_stride, columns, inside) + f).to(out.dtype.element_ty)
     store(out, rows, columns, inside, v, LENGTH)
-    return tl.where(inside, v.to(tl.float32), 0.0)
+    return zero_outside(v.to(tl.float32), inside)
 
 
 @triton.jit
@@ -90,7 +100,7 @@ def _modulate(v, mean, inverse, shift, scale, y, rows, columns, inside, LENGTH: 
 
 @triton.jit
 def _squares(v, mean, inside):
-    return total(tl.where(inside, (v - mean) * (v - mean), 0.0))
+    return total(zero_outside((v - mean) * (v - mean), inside))
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffcache.kernels import tiles
 from diffcache.kernels.formats import format_of
 from diffcache.kernels.residual_quantize import twin
-from diffcache.kernels.tiles import columns_of, groups_of_program, load, load_columns, store, store_codes
+from diffcache.kernels.tiles import columns_of, groups_of_program, load, load_columns, store, store_codes, zero_outside
 
 
 def launch(
@@ -65,7 +65,7 @@ def _add(
     inside,
     LENGTH: tl.constexpr,
 ):
-    """Stores the sum, and returns what is to be kept."""
+    """Store the sum, and return what is to be kept, 0 outside of rows."""
     step = load(f, rows, f_stride, columns, inside)
     kept = step
     if prescale is not None:
@@ -74,7 +74,7 @@ def _add(
     if gate is not None:
         step *= tl.load(gate + sample * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
     store(out, rows, columns, inside, load(x, rows, x_stride, columns, inside) + step, LENGTH)
-    return kept
+    return zero_outside(kept, inside)
 
 
 @triton.jit
