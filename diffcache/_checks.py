@@ -41,7 +41,7 @@ def real(where: str, field: str, value: object, least: float = -math.inf) -> flo
 
 
 def text(where: str, field: str, value: object) -> str:
-    if not isinstance(value, str) or not value or not _is_unicode(value):
+    if not isinstance(value, str) or not value or not is_unicode(value):
         refuse(where, field, f"found {value!r:.80}", "Unicode text, not empty")
     return value
 
@@ -89,7 +89,7 @@ def notes(where: str, field: str, value: object) -> Mapping[str, str]:
     """A ``mapping`` to text, which may be empty."""
     entries = mapping(where, field, value, str)
     for key, item in entries.items():
-        if not _is_unicode(item):
+        if not is_unicode(item):
             refuse(where, f"{field}/{key}", f"found {item!r:.80}", "Unicode text")
     return entries
 
@@ -135,7 +135,7 @@ def place(axes: Iterable[str], index: Iterable[int]) -> str:
     return ", ".join(f"{name} {i}" for name, i in zip(axes, index, strict=True))
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """A lone surrogate is no character, and nothing can print it."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from diffcache.errors import HubUnavailable
@@ -11,9 +12,8 @@ from diffcache.errors import HubUnavailable
 
 def fetch(id_or_folder: str | Path, filename: str, *, revision: str | None, token: str | bool | None) -> Path:
     """Path of ``filename`` in a local folder or, where there is none of that name, downloaded to the Hub's cache."""
-    folder = Path(id_or_folder)
-    if folder.is_dir():
-        return folder / filename
+    if os.path.isdir(id_or_folder):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        return Path(id_or_folder) / filename
     repo = str(id_or_folder)
     try:
         from huggingface_hub import hf_hub_download

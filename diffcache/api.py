@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,10 +90,16 @@ def accelerate(
 
 
 def restore(pipe: P) -> P:
-    """Undo :func:`accelerate`; harmless on a pipeline that is not accelerated. Returns the same pipeline."""
+    """Undo :func:`accelerate` and return the same pipeline. A pipeline that is not accelerated stays as it is.
+
+    Raises:
+        UnsupportedModel: ``pipe`` is no object that can be accelerated.
+    """
     mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).pop(_MARK, None)
     if mark is not None:
         mark.dropped()  # the same, once
+    elif not hasattr(host.adopted(pipe, bare=True), "components"):
+        host.denoisers(pipe)  # raises: nothing like this can be accelerated
     return pipe
 
 
@@ -147,11 +154,11 @@ def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule
         return schedule
     if not isinstance(schedule, (str, Path)):
         raise BadOption("schedule", schedule, f"a CacheSchedule, a path, a hub id, or a rule ({', '.join(rules())})")
-    if isinstance(schedule, Path) or schedule.endswith(".safetensors") or Path(schedule).is_file():
-        return CacheSchedule.load(schedule)
+    if isinstance(schedule, Path) or schedule.endswith(".safetensors") or os.path.isfile(schedule):  # noqa: PTH113
+        return CacheSchedule.load(schedule)  # (Path.is_file raises for a name that is too long)
     if schedule.partition(":")[0] in rules():
         return parse_rule(schedule)
-    if "/" in schedule or (schedule and Path(schedule).is_dir()):
+    if "/" in schedule or os.path.isdir(schedule):  # noqa: PTH112
         return CacheSchedule.from_pretrained(schedule)
     return parse_rule(schedule)  # says which rules there are
 

@@ -48,10 +48,32 @@ class Budget:
         """``budget`` itself, or a bare number as ``computed_steps``."""
         return budget if isinstance(budget, Budget) else cls(computed_steps=budget)
 
+    def check(self, steps: int | None, *, whole: bool = False) -> None:
+        """Raise BadOption if no plan for a loop of ``steps`` steps (None: any number) can meet the goal.
+
+        Args:
+            steps: Iterations of the loop.
+            whole: Whether steps are computed in full or not at all, so that fractions of a step mean nothing.
+        """
+        most = "the steps of the loop" if steps is None else f"{steps}, the steps of the loop"
+        count = self.computed_steps
+        if count is not None and ((whole and count != int(count)) or (steps is not None and count > steps)):
+            kind = "a whole number from 1" if whole else "1"
+            raise BadOption("computed_steps", count, f"{kind} to {most}")
+        if self.speedup is not None and steps is not None and self.speedup > steps:
+            raise BadOption("speedup", self.speedup, f"up to {steps}, with one computed step of {steps}")
+
     def __str__(self) -> str:
         values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         shown = ((name, f"{v:g}" if isinstance(v, float) else str(v)) for name, v in values if v is not None)
         return ", ".join(f"{name} {value}" for name, value in shown) or "nothing"
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise BadOption unless ``value`` is None or a number of seconds."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= float(value) < math.inf):  # type: ignore[arg-type]
+        raise BadOption(name, value, "a number of seconds, 0 or more, or None")
 
 
 def _demand(name: str, value: object, *, least: float, allowed: str) -> None:

@@ -20,6 +20,7 @@ from diffcache import host
 from diffcache.adapters import find_sites
 from diffcache.errors import BadOption
 from diffcache.executor import Executor
+from diffcache.executor.checks import check_call
 from diffcache.executor.state import Call
 from diffcache.profiling.record import frozen
 from diffcache.schedule import CacheSchedule, SitePlan
@@ -49,11 +50,17 @@ def correct(
 
     Raises BadOption; what :func:`diffcache.accelerate` raises.
     """
-    if not calls:
-        raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
+    if not isinstance(schedule, CacheSchedule):
+        raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")
+    if not host.is_count(rounds, 1):
+        raise BadOption("rounds", rounds, "a whole number, 1 or more")
     if any(plan.online is not None and plan.online.rule != "drift" for plan in schedule.denoisers.values()):
         raise BadOption("schedule", "one that decides in the run", "one whose predicted steps are known before the run")
     pipe = host.adopted(pipe)
+    host.denoisers(pipe)
+    host.check_calls(pipe, calls)
+    for call in calls:
+        check_call(pipe, call, schedule)
     sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     branches = schedule.guidance.branches if schedule.guidance is not None else 1
     batched = schedule.guidance is not None and schedule.guidance.mode == "batched"

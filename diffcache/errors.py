@@ -17,11 +17,14 @@ class DiffCacheError(Exception):
 
 
 class BadOption(DiffCacheError, ValueError):
-    """An option has a value it cannot have."""
+    """An option has a value it cannot have. ``example``: lines of code that show what to pass instead."""
 
-    def __init__(self, name: str, value: object, allowed: str) -> None:
+    def __init__(self, name: str, value: object, allowed: str, *, example: str = "") -> None:
         super().__init__(f"{name}={value!r} was given. Allowed: {allowed}.")
-        self.name, self.value, self.allowed = name, value, allowed
+        self.name, self.value, self.allowed, self.example = name, value, allowed, example
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{self.example}" if self.example else super().__str__()
 
 
 class UnknownName(DiffCacheError, LookupError):

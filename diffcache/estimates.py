@@ -12,12 +12,13 @@ from torch import nn
 
 from diffcache import host
 from diffcache.adapters import find_sites, first_norm
-from diffcache.executor.checks import Sites, check_pipeline, check_run
+from diffcache.errors import UnsupportedModel
+from diffcache.executor.checks import Sites, check_call, check_pipeline, check_run
 from diffcache.executor.decide import own_inputs
 from diffcache.executor.online import AT_THE_ROOT, signal_format
 from diffcache.executor.placing import head
 from diffcache.executor.program import NEWEST, Program, compile_schedule
-from diffcache.executor.run import scheduled
+from diffcache.executor.run import ANY_GRID, scheduled
 from diffcache.executor.streams import Inputs, pair, reader
 from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer
@@ -97,9 +98,16 @@ def estimate_for(
     Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
     """
     sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
+    host.check_call(pipe, call)
     if isinstance(source, CacheSchedule):
         source = source if store is None else source.stored(store)
         check_pipeline(pipe, source, sites, strict=True)
+        check_call(pipe, call, source)
+    known = source
+    if isinstance(known, Rule):
+        known = scheduled(known, ANY_GRID, {name: tuple(found) for name, found in sites.items()}, store)
+    for name in known.denoisers:
+        head(known, name, sites)
     found = dict(pipe.__dict__)
     try:
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
@@ -109,6 +117,7 @@ def estimate_for(
         if hasattr(pipe, "maybe_free_model_hooks"):
             pipe.maybe_free_model_hooks()
     programs = compile_schedule(schedule)
+    _demand_own_inputs(schedule, visits)
     heads = {name: head(schedule, name, sites) for name in schedule.denoisers}
     always = [(name, site) for name, (site, rule) in heads.items() if rule == "first_block"]
     for visit in visits:
@@ -119,6 +128,21 @@ def estimate_for(
     peak = _peak_bytes(programs, visits, start, schedule.steps) + _watched_bytes(schedule, heads, visits)
     online = any(plan.online for plan in schedule.denoisers.values())
     return Estimate(schedule.steps - start, done / max(full, 1), peak, online)
+
+
+def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
+    """Raise UnsupportedModel for a rule that reuses F − x where F has another shape than x."""
+    for v in visits:
+        plan = schedule.denoisers.get(v.denoiser)
+        if v.site != "model" or plan is None or plan.online is None or v.site not in plan.sites:
+            continue
+        if plan.sites[v.site].kappa is not None and all(i is None for i in pair(v.inputs, v.outputs, {}).own):
+            shapes = [[list(t.shape) for t in tensors] for tensors in (v.inputs.main, v.outputs)]
+            raise UnsupportedModel(
+                f"the online rule {plan.online.rule!r} reuses what {v.denoiser!r} adds to its input. Here the input "
+                f"has the shape {shapes[0]}, the output {shapes[1]}, and nothing would ever be predicted. Allowed: "
+                "rules that reuse or extrapolate outputs, such as 'uniform:every=2'."
+            )
 
 
 def _first_step(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffcache import host, planning
+from diffcache._requests import check_request
 from diffcache.api import accelerated
 from diffcache.budget import Budget
 from diffcache.correction import correct
@@ -75,6 +76,11 @@ def optimize(
         UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
     """
     pipe = host.adopted(pipe)
+    host.denoisers(pipe)
+    budget = Budget.of(budget)
+    check_request(
+        pipe, calls, held_out, budget, scheduler=scheduler, time_limit_s=time_limit_s, sites=sites, store=store
+    )
     if sites != "model":
         if time_limit_s is not None:
             raise BadOption("time_limit_s", time_limit_s, f"None at sites={sites!r}: nothing is searched there")

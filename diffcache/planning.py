@@ -62,6 +62,8 @@ def plan(
     make = schedulers.function(name, "plan", options)
     keeping = _Keeping(budget.memory_bytes, store, prescale)
     _demand_types(make, options)
+    if not isinstance(profile, Profile):
+        raise BadOption("profile", type(profile).__name__, "a Profile: Profile.load(path) reads one")
     _only_denoiser(profile)
 
     def planned(computed_steps: float) -> Planned:
@@ -75,6 +77,17 @@ def plan(
         assert budget.max_error_db is not None
         found = _cheapest(profile, planned, budget.max_error_db)
     return document(profile, found, {"budget": str(budget)})
+
+
+def check_scheduler(scheduler: str) -> None:
+    """Raise UnknownName or BadOption unless ``scheduler`` is the spec of one, with its options and their types."""
+    name, options = schedulers.parse_spec(scheduler, "plan")
+    _demand_types(schedulers.function(name, "plan", options), options)
+
+
+def check_store(store: str | None, budget: Budget) -> None:
+    """Raise BadOption unless outputs can be kept so; "auto" needs a budget that limits memory."""
+    _Keeping(budget.memory_bytes, store, prescale=False)
 
 
 def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> CacheSchedule:

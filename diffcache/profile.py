@@ -299,10 +299,16 @@ class Profile(Document):
                 off = [f"{100 * (k.error / energy) ** 0.5:.2g} % in {n}" for n, k in found.kept.items() if energy]
                 cost += f", off by {', '.join(off)}" if off else ""
                 lines.append(f"  {site:{width}}  {change}{cost}")
-        return "\n".join(lines + [f"{key}: {value}" for key, value in self.provenance.items()])
+        return "\n".join(lines + [_note(key, value) for key, value in self.provenance.items()])
 
     def __str__(self) -> str:
         return self.describe()
+
+
+def _note(key: str, value: str) -> str:
+    if key == "influence_steps":
+        return f"influence measured at step{'s' if ',' in value else ''} {value}"
+    return f"{key}: {value}"
 
 
 def _demand(

@@ -27,7 +27,12 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
     Raises BadOption for a schedule that does not know its own timesteps or decides in the run, and for a grid that does
     not fall.
     """
-    new = np.asarray(timesteps, np.float64).reshape(-1)
+    if not isinstance(schedule, CacheSchedule):
+        raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")
+    try:
+        new = np.asarray(timesteps, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise BadOption("timesteps", f"{timesteps!r:.80}", "numbers that fall from step to step") from None
     if schedule.timesteps is None:
         raise BadOption("schedule", "one without timesteps", "one on a grid it names")
     if any(denoiser.online is not None for denoiser in schedule.denoisers.values()):
@@ -36,7 +41,7 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
         # They go with the noise levels of the anchors: in between, neither interpolated nor taken over are they right.
         raise BadOption("schedule", "one with weights of inputs", "one that predicts from outputs alone")
     for name, grid in (("timesteps", new), ("schedule", schedule.timesteps)):
-        if not len(grid) or (np.diff(grid) >= 0).any():
+        if not len(grid) or not np.isfinite(grid).all() or (np.diff(grid) >= 0).any():
             raise BadOption(name, grid.tolist()[:4], "a grid that falls from step to step")
     warnings.warn(
         f"a schedule fitted for {schedule.steps} steps is resampled to {len(new)}: its coefficients are interpolated, "

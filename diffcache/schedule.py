@@ -30,6 +30,8 @@ from diffcache.sites import GRANULARITIES, parse
 GuidanceMode = Literal["none", "separate", "batched"]
 OnlineRule = Literal["first_block", "modulated_input", "output_rate", "drift"]
 StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
+STORES: Mapping[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
+OWN_SOLVER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
 # Predictions are sums in float32, which has 24 bits: multiplied by more than this, the rounding error of an anchor is
 # as large as the anchor. Finite differences of order 4 stay below 10.
 MOST = 2.0**24
@@ -463,12 +465,10 @@ class CacheSchedule(Document):
 
         Raises BadOption for another name.
         """
-        allowed: dict[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
-        if not isinstance(how, str) or how not in allowed:
-            raise BadOption("store", how, ", ".join(map(repr, allowed)))
+        check_store(how)
 
         def kept(plan: SitePlan) -> SitePlan:
-            return dataclasses.replace(plan, store=allowed[how])
+            return dataclasses.replace(plan, store=STORES[how])
 
         denoisers = {
             name: dataclasses.replace(denoiser, sites={site: kept(plan) for site, plan in denoiser.sites.items()})
@@ -489,7 +489,7 @@ class CacheSchedule(Document):
         nothing = "" if self.skips else "; nothing is skipped"
         lines = [f"{self.computed_steps} of {run.sum()} steps computed{begins}{nothing}"]
         if self.noise_scheduler:
-            lines.append(f"noise scheduler {self.noise_scheduler.class_name}")
+            lines.append(f"noise scheduler {solver_title(self.noise_scheduler.class_name)}")
         if self.guidance:
             lines.append(f"guidance {self.guidance}")
         if self.expected:
@@ -516,6 +516,17 @@ class CacheSchedule(Document):
 def _called(plan: DenoiserPlan, steps: int) -> np.ndarray:
     """bool [steps]: where the loop calls this denoiser; everywhere if the plan does not say."""
     return np.ones(steps, bool) if plan.called is None else plan.called
+
+
+def solver_title(class_name: str) -> str:
+    """Return what the noise scheduler of this class is called in text: a loop that has none steps by itself."""
+    return "none (the loop steps by itself)" if class_name == OWN_SOLVER else class_name
+
+
+def check_store(how: object) -> None:
+    """Raise BadOption unless ``how`` names a format in which outputs can be kept, or is "exact": as they are."""
+    if not isinstance(how, str) or how not in STORES:
+        raise BadOption("store", how, ", ".join(map(repr, STORES)))
 
 
 def check_network(where: str, class_name: str | None, config_digest: str | None) -> None:

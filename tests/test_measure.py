@@ -142,7 +142,7 @@ def test_circumstances_are_written_down() -> None:
     assert measured.sigmas is not None
     assert measured.sigmas.tolist() == pipe.scheduler.sigmas.double().tolist()
     assert measured.samples == CALLS * BATCH
-    assert measured.provenance["batch"] == str(2 * BATCH)
+    assert measured.provenance["batch"] == str(BATCH)
     assert measured.provenance["dtype"] == "float32"
     sized = measure(shared("flux"), calls("flux", shared("flux"))[:1]).provenance
     assert (sized["height"], sized["width"], sized["torch"]) == ("32", "24", metadata.version("torch"))

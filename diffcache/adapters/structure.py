@@ -13,6 +13,7 @@ from diffcache.patch import Method
 ATTENTION = ("Attention", "Attn")
 FEED_FORWARD = ("FeedForward", "MLP", "Mlp", "FFN", "SwiGLU", "MoE")
 FEED_FORWARD_NAMES = ("mlp", "ff", "ffn", "feed_forward")  # of parts that are a bare nn.Sequential
+DEEP_STACK = "stack:up_blocks"  # of a U-Net
 NO_CHAINS = {  # lists of which more than the last block's output is used: no structure tells
     ("WanVACETransformer3DModel", "vace_blocks"),  # each block also returns a hint for a block of the other list
 }
@@ -27,7 +28,7 @@ def find_sites(denoiser: nn.Module) -> Mapping[str, tuple[nn.Module, ...]]:
     """
     sites: dict[str, tuple[nn.Module, ...]] = {"model": (denoiser,)}
     if deep := deep_branch(denoiser):
-        return sites | {"stack:up_blocks": deep}
+        return sites | {DEEP_STACK: deep}
     for list_name, blocks in _lists(denoiser):
         if len(blocks) < 2 or not _regular(blocks):
             continue

@@ -5,18 +5,31 @@ What is heavy (torch, diffusers, matplotlib) is imported by the subcommand that 
 
 from __future__ import annotations
 
+import sys
+import traceback
+import warnings
+from typing import Annotated, Any
+
 import typer
 
-from diffcache import _rooms
+from diffcache import _rooms, _settings
 from diffcache.errors import DiffCacheError
 
+DEBUG = "--debug"
+LONGEST = 600  # characters, of a foreign error
+
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Training-free feature caching for diffusion models."
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Training-free feature caching for diffusion models.",
 )
 
 
 @app.callback()
-def command() -> None:
+def command(
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error; also DIFFCACHE_DEBUG=1.")] = False,
+) -> None:
     """Training-free feature caching for diffusion models."""
 
 
@@ -29,9 +42,47 @@ for _name in _rooms.names(__name__):
 
 
 def main() -> None:
-    """Entry point: errors of this library are one line, not a traceback."""
-    try:
-        app()
-    except DiffCacheError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    """Run the command. An error is one line and exit status 2; with ``--debug``, wherever it stands, a traceback."""
+    words = [word for word in sys.argv[1:] if word != DEBUG]
+    debug = len(words) < len(sys.argv) - 1 or _settings.debug()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            app(words)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            typer.echo(f"error: {_line(error)}", err=True)
+            raise SystemExit(2) from None
+
+
+def _line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, DiffCacheError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}"
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return f"{type(error).__name__}: {text or 'no message'} ({DEBUG} shows where)"
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning above the bars that are on the screen, one of this library in one line."""
+    if category.__module__.partition(".")[0] == "diffcache":
+        text = f"warning: {' '.join(str(message).split())}"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line).rstrip()
+    bars = sys.modules.get("tqdm")
+    if bars is None:
+        typer.echo(text, err=True)
+    else:
+        bars.tqdm.write(text, file=sys.stderr)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from diffcache import host
-from diffcache.cli._models import Call, Loaded
+from diffcache.cli._models import Call, Loaded, Named
 from diffcache.cli._samples import READERS, Row
 from diffcache.errors import BadOption, UnknownName
 
+STEPS = "num_inference_steps"
 OWN = ("class_labels", "seed")  # what every sample has its own of, beside prompts, their embeddings and masks
 
 
@@ -29,34 +32,69 @@ def seeds_of(text: str | None, row: int) -> list[int]:
     return numbers if "," in text else [row * numbers[0] + n for n in range(numbers[0])]
 
 
-def asked(
-    loaded: Loaded,
-    rows: Sequence[Row] | None,
-    seeds: str | None,
-    batch: int,
-    options: Mapping[str, Any],
-    *,
-    decoded: bool = False,
-) -> list[Call]:
-    """The calls that a command is to make: those that came with the pipeline; else of the rows, or of what the pipeline
-    has to offer.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a command is to call a pipeline with, as the user said it.
 
-    options  shared arguments; ``num_inference_steps`` must be among them unless every row says its own
-    decoded  whether anybody looks at what comes out
-
-    Raises BadOption, UnknownName.
+    rows     of the file with prompts; None: what the model itself has to offer
+    source   that file
+    options  arguments that all calls share, None where not given
     """
-    if loaded.calls is not None:
-        if rows or any(value is not None for value in (*options.values(), seeds)):
-            raise BadOption("model", "a function", "no --prompts, --seeds and the like: it brings calls of its own")
-        return [dict(call) for call in loaded.calls]
-    rows = rows or [dict(sample) for sample in loaded.samples]
-    if not rows:
-        raise BadOption("prompts", None, f"a file that ends in {READERS}")
-    steps = options.get("num_inference_steps")
-    if (steps is None and not all("num_inference_steps" in row for row in rows)) or (steps is not None and steps < 1):
-        raise BadOption("steps", steps, "1 or more")
-    return calls_of(loaded, rows, seeds, batch, options, decoded=decoded)
+
+    rows: Sequence[Row] | None
+    source: Path | None
+    seeds: str | None
+    batch: int
+    options: Mapping[str, Any]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if value is not None}
+
+    def check(self, model: Named) -> None:
+        """Raise BadOption or UnknownName for what can be known to be wrong before ``model`` is loaded."""
+        if model.kind == "pretrained" and not self.rows:
+            raise BadOption("prompts", None, f"a file that ends in {READERS}")
+        rows = self.rows or [{}]
+        if model.kind != "function" or self.rows or self.shared.get(STEPS) is not None:
+            self._check_steps(rows)
+        for call in _drawn(rows, self.seeds, self.batch, self.shared):
+            host.check_values(call, "a row of the prompts" if self.rows else "the options")
+        if model.pipeline is not None:
+            for row in rows:
+                self._check_names(model.pipeline, row)
+
+    def calls(self, loaded: Loaded, *, decoded: bool = False) -> list[Call]:
+        """Return the calls: those that came with the pipeline; else of the rows, or of what the pipeline has to offer.
+
+        decoded  whether something looks at what comes out
+
+        Raises BadOption, UnknownName.
+        """
+        if loaded.calls is not None:
+            if self.rows or self.shared or self.seeds is not None:
+                raise BadOption("model", "a function", "no --prompts, --seeds and the like: it brings calls of its own")
+            host.check_calls(host.adopted(loaded.pipe), loaded.calls)
+            return [dict(call) for call in loaded.calls]
+        rows = self.rows or [dict(sample) for sample in loaded.samples]
+        if not rows:
+            raise BadOption("prompts", None, f"a file that ends in {READERS}")
+        self._check_steps(rows)
+        return calls_of(loaded, rows, self.seeds, self.batch, self.options, decoded=decoded)
+
+    def _check_steps(self, rows: Sequence[Row]) -> None:
+        steps = self.options.get(STEPS)
+        if (steps is None and not all(STEPS in row for row in rows)) or (steps is not None and steps < 1):
+            raise BadOption("steps", steps, "1 or more")
+
+    def _check_names(self, pipeline: type, row: Row) -> None:
+        known = host.arguments_of_class(pipeline)
+        for name in ({**self.shared, **row}.keys() - {"seed"}) if known is not None else ():
+            if known is not None and name not in known:
+                where = f"It is a column of {self.source}." if name in row else "It is an option of this command."
+                if name == "prompt" and "class_labels" in known:
+                    where = "This model draws classes: give it a .csv file with a column class_labels."
+                raise UnknownName(f"argument of {pipeline.__name__}", name, tuple(known), next_step=where)
 
 
 def calls_of(
@@ -71,16 +109,26 @@ def calls_of(
     """Calls of up to ``batch`` samples each, one generator a sample. Samples in one call agree in all that is not
     their own. ``shared``: arguments for all, None where not given; a row's own go first. Raises BadOption, UnknownName.
     """
+    common = {name: value for name, value in shared.items() if value is not None}
+    like = (
+        next(next(iter(host.denoisers(loaded.pipe).values())).parameters())
+        if hasattr(loaded.pipe, "scheduler")
+        else None
+    )
+    calls = (loaded.prepare(_on(call, like)) for call in _drawn(rows, seeds, batch, common))
+    return [_checked(loaded.pipe, call, decoded) for call in calls]
+
+
+def _drawn(rows: Sequence[Row], seeds: str | None, batch: int, shared: Mapping[str, Any]) -> list[Call]:
+    """The calls as they can be made without a pipeline."""
     if batch < 1:
         raise BadOption("batch", batch, "1 or more")
-    common = {name: value for name, value in shared.items() if value is not None}
     samples = [
-        common | row | {"seed": seed}
+        dict(shared) | row | {"seed": seed}
         for n, row in enumerate(rows)
         for seed in ([row["seed"]] if "seed" in row else seeds_of(seeds, n))
     ]
-    calls = (loaded.prepare(_call(loaded.pipe, group)) for group in _groups(samples, batch))
-    return [_checked(loaded.pipe, call, decoded) for call in calls]
+    return [_call(group) for group in _groups(samples, batch)]
 
 
 def _groups(samples: Sequence[Row], batch: int) -> Iterator[list[Row]]:
@@ -103,14 +151,14 @@ def _own(name: str) -> bool:
     return name in OWN or name.startswith(("prompt", "negative_prompt")) or name.endswith(("_embeds", "_mask"))
 
 
-def _call(pipe: Any, group: Sequence[Row]) -> Call:
+def _call(group: Sequence[Row]) -> Call:
     call = {name: value for name, value in group[0].items() if not _own(name)}
     for name in (name for name in group[0] if _own(name)):
         values = [sample[name] for sample in group]
         if name == "seed":
             call["generator"] = [_generator(seed) for seed in values]
         else:
-            call[name] = _tensor(pipe, name, values) if any(isinstance(v, list) for v in values) else values
+            call[name] = _tensor(name, values) if any(isinstance(v, list) for v in values) else values
     return call
 
 
@@ -120,24 +168,32 @@ def _generator(seed: object) -> torch.Generator:
     return torch.Generator().manual_seed(seed)  # of the CPU: the same noise on every device
 
 
-def _tensor(pipe: Any, name: str, values: Sequence[object]) -> torch.Tensor:
-    """Embeddings and masks of several samples, in the type and on the device of the network."""
+def _tensor(name: str, values: Sequence[object]) -> torch.Tensor:
+    """Embeddings and masks of several samples."""
     try:
-        tensor = torch.tensor(values)
-    except (TypeError, ValueError) as error:
+        return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise BadOption(
             name, "of several shapes or kinds", f"lists of numbers, alike in all samples ({error})"
         ) from None
-    like = next(next(iter(host.denoisers(pipe).values())).parameters())
-    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _on(call: Call, like: torch.Tensor | None) -> Call:
+    """The call with its tensors in the type and on the device of the network."""
+
+    def moved(value: Any) -> Any:
+        if like is None or not isinstance(value, torch.Tensor):
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+
+    return {name: moved(value) for name, value in call.items()}
 
 
 def _checked(pipe: Any, call: Call, decoded: bool) -> Call:
-    """The call, if the pipeline takes all of it; what nobody looks at need not be decoded."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    known = [name for name in parameters if name != "self"]
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        for name in call:
-            if name not in known:
-                raise UnknownName(f"argument of {type(pipe).__name__}", name, known)
-    return ({"output_type": "latent"} if "output_type" in known and not decoded else {}) | call
+    """The call, if the pipeline takes all of it; what nothing looks at need not be decoded."""
+    known = host.arguments_of_class(type(pipe)) or {}
+    for name in call if known else ():
+        if name not in known:
+            raise UnknownName(f"argument of {type(pipe).__name__}", name, tuple(known))
+    accepts = inspect.signature(type(pipe).__call__).parameters
+    return ({"output_type": "latent"} if "output_type" in accepts and not decoded else {}) | call

@@ -1,23 +1,34 @@
-"""The pipeline that a word on the command line stands for."""
+"""The pipeline that a word on the command line stands for: first what it is, without loading it; then the pipeline."""
 
 from __future__ import annotations
 
 import importlib
 import operator
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from diffcache import host
-from diffcache.errors import BadOption, UnsupportedModel
+from diffcache import _files, _hub, host
+from diffcache.errors import BadOption, HubUnavailable, UnknownName, UnsupportedModel
+from diffcache.eval.needs import device_named
 
 DEMO = "demo:"
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+INDEX = "model_index.json"
+CLASSES = 2  # entries of a component in a pipeline's index: its library and its class
 
 Call = dict[str, Any]
 
@@ -37,44 +48,131 @@ class Loaded:
     calls: Sequence[Mapping[str, Any]] | None = None
 
 
-def load(name: str, dtype: str | None, device: str | None) -> Loaded:
-    """``demo:flux`` or ``demo:dit``; ``package.module:function``, which returns a pipeline, or it and calls; else a
-    folder or an id on the Hub. Raises BadOption, UnknownName, UnsupportedModel."""
-    if dtype not in (None, *DTYPES):
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A model, before it is loaded.
+
+    name     as the user gave it
+    kind     a demo model, a function of the user's, or a pipeline in a folder or on the Hub
+    dtype    None: the model's own, or what suits the device
+    device   None: the first GPU for a pipeline from a folder or the Hub, if there is one
+    classes  of a saved pipeline: class of each component by its name, and its own class under ""
+    """
+
+    name: str
+    kind: str
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    classes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> type | None:
+        """The class of a saved pipeline, if diffusers has it."""
+        import diffusers
+
+        found = getattr(diffusers, self.classes.get("", ""), None)
+        return found if isinstance(found, type) else None
+
+    def planned(self, steps: int) -> int | None:
+        """Return the iterations that the saved pipeline's noise scheduler plans for so many steps; None if unknown."""
+        import diffusers
+
+        kind = getattr(diffusers, self.classes.get("scheduler", ""), None)
+        if kind is None:
+            return None
+        try:
+            scheduler = kind.from_pretrained(self.name, subfolder="scheduler")
+        except (OSError, ValueError, TypeError):
+            return None  # loading the pipeline says what is wrong
+        return host.planned(scheduler, steps)
+
+    def load(self) -> Loaded:
+        """Return the pipeline. Raises BadOption, UnsupportedModel, and what the user's own function raises."""
+        if self.kind == "pretrained":
+            return Loaded(self._pretrained())
+        found = _demo(self.name.removeprefix(DEMO)) if self.kind == "demo" else _of_function(self.name)
+        host.denoisers(host.adopted(found.pipe))
+        if self.dtype or self.device:
+            found.pipe.to(*filter(None, (self.dtype, self.device)))
+        return found
+
+    def _pretrained(self) -> Any:
+        import diffusers
+
+        where = self.device or _own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        kind = self.dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
+        try:
+            pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, torch_dtype=kind)
+        except Exception as error:  # missing files, wrong names, missing packages, damaged weights: a dozen classes
+            raise UnsupportedModel(
+                f"{self.name!r} could not be loaded as a diffusers pipeline: {_short(error)}"
+            ) from error
+        pipe.set_progress_bar_config(disable=True)
+        host.denoisers(pipe)
+        return pipe.to(where)
+
+
+def named(name: str, dtype: str | None, device: str | None) -> Named:
+    """Return the model that ``name`` stands for, not loaded.
+
+    Args:
+        name: ``demo:flux`` or ``demo:dit``; ``package.module:function``, which returns a pipeline, or it and calls;
+            else a folder or an id on the Hub.
+
+    Raises:
+        BadOption, UnknownName, UnsupportedModel: There is no such model, type or device.
+    """
+    if dtype is not None and dtype not in DTYPES:
         raise BadOption("dtype", dtype, f"one of {', '.join(DTYPES)}")
+    kind = None if dtype is None else DTYPES[dtype]
+    where = None if device is None else _own_device(device_named(device))
     if name.startswith(DEMO):
-        found = _demo(name.removeprefix(DEMO))
-    elif ":" in name and not Path(name).exists():
-        found = _of_function(name)
-    else:
-        return Loaded(_pretrained(name, dtype, device))
-    host.denoisers(host.adopted(found.pipe))
-    if dtype or device:
-        found.pipe.to(*([getattr(torch, dtype)] if dtype else []), *([_device(device)] if device else []))
-    return found
+        from diffcache import assets
+
+        if name.removeprefix(DEMO) not in assets.NAMES:
+            raise UnknownName("demo model", name.removeprefix(DEMO), assets.NAMES)
+        return Named(name, "demo", kind, where)
+    if ":" in name and not os.path.exists(name):  # noqa: PTH110 (Path.exists raises for a name that is too long)
+        _demand_address("model", name, "a folder, an id on the Hub, demo:flux, or package.module:function")
+        return Named(name, "function", kind, where)
+    return Named(name, "pretrained", kind, where, _classes(name))
 
 
-def _pretrained(name: str, dtype: str | None, device: str | None) -> Any:
-    import diffusers
+def load(name: str, dtype: str | None, device: str | None) -> Loaded:
+    """Return the pipeline of :func:`named`."""
+    return named(name, dtype, device).load()
 
-    where = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = getattr(torch, dtype or ("float32" if where.type == "cpu" else "bfloat16"))
+
+def _classes(name: str) -> dict[str, str]:
+    """Return the classes that the index of a saved pipeline names. Raises UnsupportedModel where there is none."""
+    if os.path.isfile(name):  # noqa: PTH113
+        raise UnsupportedModel(f"{name!r} is a file. Allowed: the folder of a pipeline, as save_pretrained writes it.")
+    if os.path.isdir(name) and not (Path(name) / INDEX).is_file():  # noqa: PTH112
+        raise UnsupportedModel(f"the folder {name!r} holds no diffusers pipeline: there is no {INDEX} in it.")
     try:
-        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=kind)
-    except (OSError, ValueError, ImportError) as error:  # missing files, wrong names, missing packages
-        reason = " ".join(str(error).split())
-        raise UnsupportedModel(f"{name!r} could not be loaded as a diffusers pipeline: {reason:.300}") from error
-    pipe.set_progress_bar_config(disable=True)
-    host.denoisers(pipe)
-    return pipe.to(where)
+        index = _files.read_json(_hub.fetch(name, INDEX, revision=None, token=None))
+    except HubUnavailable as error:
+        raise UnsupportedModel(
+            f"there is no folder {name!r:.200} here; as an id on the Hub it could not be reached: {_cut(error.cause)}"
+        ) from error
+    own = index.get("_class_name")
+    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == CLASSES}
+    return {k: v for k, v in ({"": own} | parts).items() if isinstance(v, str)}
 
 
-def _device(name: str) -> torch.device:
+def _short(error: BaseException) -> str:
+    """The first sentences of a foreign error, on one line."""
+    text = _cut(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _cut(text: str) -> str:
+    """The first words of a long text."""
+    return text if len(text) <= 200 else f"{text[:200].rpartition(' ')[0]} …"
+
+
+def _own_device(device: torch.device) -> torch.device:
     """Under ``torchrun``, ``cuda`` is each process's own."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BadOption("device", name, "cpu, cuda, cuda:1, mps") from None
     if device.type == "cuda" and device.index is None and dist.is_available() and dist.is_torchelastic_launched():
         return torch.device("cuda", dist.get_node_local_rank())
     return device
@@ -100,25 +198,34 @@ def _of_function(address: str) -> Loaded:
     found = function_at("model", address, "a folder, an id on the Hub, demo:flux, or package.module:function")()
     if isinstance(found, tuple) and len(found) == 2:
         pipe, calls = found
-        return Loaded(pipe, calls=list(calls))
+        lists = calls is None or isinstance(calls, (str, Mapping))  # no lists of calls: their check says so
+        return Loaded(pipe, calls=calls if lists else list(calls))
     return Loaded(found)
 
 
-def function_at(option: str, address: str, allowed: str = "package.module:function") -> Any:
-    """Imports the user's own code: errors in it are the user's to see in full."""
+def _demand_address(option: str, address: str, allowed: str) -> tuple[str, str]:
     module, _, attribute = address.partition(":")
     if not all(map(str.isidentifier, (*module.split("."), *attribute.split(".")))):
         raise BadOption(option, address, allowed)
+    return module, attribute
+
+
+def function_at(option: str, address: str, allowed: str = "package.module:function") -> Any:
+    """Import the user's own code and return what stands at ``address``, if it can be called."""
+    module, attribute = _demand_address(option, address, allowed)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as ``python -m`` has it
     try:
-        return operator.attrgetter(attribute)(importlib.import_module(module))
+        found = operator.attrgetter(attribute)(importlib.import_module(module))
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module was found; what it imports itself was not
         raise BadOption(option, address, f"package.module:function; there is no module {module!r}") from None
     except AttributeError:
         raise BadOption(option, address, f"package.module:function; {module!r} has no {attribute!r}") from None
+    if not callable(found):
+        raise BadOption(option, address, f"a function; {attribute!r} of {module!r} is a {type(found).__name__}")
+    return found
 
 
 def is_first_process() -> bool:

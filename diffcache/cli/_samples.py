@@ -41,6 +41,10 @@ def _table(file: Path, text: str) -> list[Row]:
     names = reader.fieldnames or []
     if not names or not all(name and name.strip() for name in names) or len(set(names)) < len(names):
         raise BadOption("prompts", str(file), "a first line that names every column once")
+    for name in names:
+        if not name.strip().isidentifier():
+            allowed = "a first line with names of arguments of the pipeline, such as prompt or class_labels"
+            raise BadOption("prompts", f"{file}, with {name.strip()!r:.40} in its first line", allowed)
     rows = []
     for row in reader:
         if None in row or None in row.values():

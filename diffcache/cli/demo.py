@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from diffcache._outputs import check_folder
+
 
 def demo(
     model: Annotated[
@@ -18,6 +20,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search: under a minute.")] = False,
 ) -> None:
     """Calibrate, plan and accelerate a small trained model that comes with the package, and show what it cost."""
+    check_folder("out", out)
     from diffcache.demo import Size, run_demo  # torch and diffusers load only now
 
     found = run_demo(model, out, Size.quick() if quick else Size())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffcache._outputs import check_file, check_folder
 from diffcache.cli import _samples
 from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
 from diffcache.errors import BadOption
@@ -67,30 +68,51 @@ def run(
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
     rows = _samples.read(prompts) if prompts else None
     named = _by_name(schedules)
+    check_folder("out", out)
 
-    from diffcache.cli import _calls, _models  # torch and diffusers load only now
-    from diffcache.eval.evaluating import evaluate
+    from diffcache.cli import _calls, _matching, _models  # torch and diffusers load only now
+    from diffcache.eval.checks import check_title
+    from diffcache.eval.evaluating import evaluate, judges_of
     from diffcache.eval.methods import ours
     from diffcache.eval.metrics import scorer as judge
+    from diffcache.eval.sets import sets_of
+    from diffcache.profile import Profile
 
+    check_title(title)
     methods = [ours(name, source, store=store) for name, source in named.items()]
+    _own_code(extractor, *(scorer or ()))
     judges = [judge(address) for address in scorer or ()]
-    loaded = _models.load(model, dtype, device)
+    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    judges_of(names, judges, {})
+    asked = _calls.Asked(rows, prompts, seeds, batch, options)
+    found_model = _models.named(model, dtype, device)
+    asked.check(found_model)
+    _matching.check(found_model, asked, methods)
+    measured = None if profile is None else Profile.load(profile)
+    sets = sets_of(extractor, real)
+    loaded = found_model.load()
     found = evaluate(
         loaded.pipe,
         methods,
-        _calls.asked(loaded, rows, seeds, batch, options, decoded=True),
-        metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()),
+        asked.calls(loaded, decoded=True),
+        metrics=names,
         scorers=judges,
         compare=() if alone else None,
-        extractor=extractor,
+        extractor=None if sets is None else sets.extractor,
         real=real,
-        profile=profile,
+        profile=measured,
         out=out,
         title=title or model,
     )
     if _models.is_first_process():
         typer.echo(f"{found}\n\nreport: {found.report.resolve()}")
+
+
+def _own_code(*addresses: str | None) -> None:
+    """Let ``package.module:function`` lead to the user's modules, as ``python -m`` has it."""
+    here = str(Path.cwd())
+    if any(address and ":" in address for address in addresses) and here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _by_name(schedules: list[str]) -> dict[str, str]:
@@ -128,16 +150,24 @@ def policy(
     if episodes < 1:
         raise BadOption("episodes", episodes, "1 or more")
 
+    check_folder("out", out)
+
     from diffcache.cli import _models
+    from diffcache.eval.checks import check_title
     from diffcache.eval.evaluating import evaluate
     from diffcache.eval.methods import ours
     from diffcache.eval.trials import Trials
 
+    check_title(title)
     methods = [ours(name, source) for name, source in named.items()]
-    loaded = _models.load(model, None, device)
-    if not loaded.calls:
-        raise BadOption("model", model, "a function that returns a policy and calls, each with a seed")
+    wanted = "a function that returns a policy and calls, each with a seed"
+    found_model = _models.named(model, None, device)
+    if found_model.kind != "function":
+        raise BadOption("model", model, f"package.module:function, {wanted}")
     trials = None if play is None else Trials(_models.function_at("play", play), episodes, play)
+    loaded = found_model.load()
+    if not loaded.calls:
+        raise BadOption("model", model, wanted)
     found = evaluate(
         loaded.pipe, methods, loaded.calls, compare=() if alone else None, trials=trials, title=title, out=out
     )
@@ -170,6 +200,9 @@ def fid(
     """Fréchet and kernel distance of a folder of pictures from a reference, with what the reference itself gets."""
     if folder is None and save_statistics is None:
         raise BadOption("folder", None, "a folder of pictures to be measured, or --save-statistics FILE")
+    if save_statistics is not None:
+        check_file("save_statistics", save_statistics)
+    _check_least(batch_size=(batch_size, 1), resamples=(resamples, 0))
     from diffcache.eval import extractors, folders
     from diffcache.eval import reference as references
     from diffcache.eval.distribution import Distribution
@@ -177,8 +210,7 @@ def fid(
     measured = folders.pictures(folder) if folder is not None else []
     is_file = reference.is_file() or reference.suffix in references.SUFFIXES
     real = [] if is_file else folders.pictures(reference)
-    if ":" in extractor and (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as ``python -m`` has it
+    _own_code(extractor)
     network = extractors.load(extractor, weights=weights, device=_device(device))
     statistics = references.read(reference, network) if is_file else None
     found = Distribution(network, statistics, batch_size=batch_size, resamples=resamples)
@@ -215,6 +247,7 @@ def clip(
     as_json: AsJson = False,
 ) -> None:
     """CLIP score: how well every picture of a folder fits its prompt, 100 · max(cos, 0)."""
+    _check_least(batch_size=(batch_size, 1))
     from diffcache.eval import folders
 
     paths = folders.pictures(folder)
@@ -245,10 +278,15 @@ def clip(
     typer.echo(f"{line}  floor {floor}")
 
 
+def _check_least(**values: tuple[int, int]) -> None:
+    for name, (value, least) in values.items():
+        if value < least:
+            raise BadOption(name, value, f"{least} or more")
+
+
 def _device(name: str | None) -> torch.device:
     import torch
 
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise BadOption("device", name, "cpu, cuda, cuda:1, mps") from None
+    from diffcache.eval.needs import device_named
+
+    return device_named(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from diffcache import planning
+from diffcache._outputs import check_file
 from diffcache.budget import Budget
 from diffcache.errors import BadOption
 from diffcache.profile import Profile
@@ -50,6 +51,8 @@ def plan(
     given = [name for name, value in goals.items() if value is not None]
     if len(given) != 1:
         raise BadOption("budget", " and ".join(given) or "no goal", f"exactly one of {', '.join(goals)}")
+    check_file("out", out)
+    planning.check_scheduler(scheduler)
     budget = Budget(computed_steps=steps, speedup=speedup, max_error_db=max_error_db, memory_bytes=memory_bytes)
     schedule = planning.plan(Profile.load(profile), scheduler, budget, store=store)
     typer.echo(schedule.describe())

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from diffcache._outputs import check_file, check_folder
 from diffcache.cli import _samples
 from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
 from diffcache.errors import BadOption
@@ -37,9 +38,13 @@ def profile(
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep nothing on the way.")] = False,
 ) -> None:
     """Measure a pipeline in full runs. Stopped, it goes on where it was; under torchrun, processes share the work."""
-    _demand_writable(out)
+    check_file("out", out)
     if resume and no_resume:
         raise BadOption("resume", str(resume), "either --resume or --no-resume")
+    if resume:
+        check_folder("resume", resume)
+    if influence_steps < 0:
+        raise BadOption("influence_steps", influence_steps, "0 or more")
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
     rows = _samples.read(prompts) if prompts else None
 
@@ -48,8 +53,11 @@ def profile(
     from diffcache.profiling.places import granularities
 
     granularities(sites)  # what is wrong with the words is said before a model is loaded
-    loaded = _models.load(model, dtype, device)
-    calls = _calls.asked(loaded, rows, seeds, batch, options)
+    asked = _calls.Asked(rows, prompts, seeds, batch, options)
+    found_model = _models.named(model, dtype, device)
+    asked.check(found_model)
+    loaded = found_model.load()
+    calls = asked.calls(loaded)
 
     folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
     found = measure(
@@ -70,9 +78,3 @@ def profile(
         shutil.rmtree(folder)
     typer.echo(found.describe())
     typer.echo(f"written to {out}")
-
-
-def _demand_writable(out: Path) -> None:
-    """Before hours are spent."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise BadOption("out", str(out), "a file in a folder that exists")

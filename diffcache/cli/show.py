@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from diffcache._outputs import check_file
 from diffcache.errors import BadOption, DocumentError
 from diffcache.profile import Profile
 from diffcache.schedule import CacheSchedule, SitePlan
@@ -24,6 +25,10 @@ def show(
     ] = None,
 ) -> None:
     """Print a schedule (masks, coefficients, expected fidelity) or a profile, and draw it."""
+    if (file / "model_index.json").is_file():
+        raise BadOption("file", str(file), "a schedule or a profile; this folder holds a diffusers pipeline")
+    if plot is not None:
+        check_file("plot", plot)
     document = load(file)
     if isinstance(document, Profile) and (coefficients or profile):
         raise BadOption("file", str(file), "a schedule, where --coefficients or --profile is asked for")

@@ -54,16 +54,15 @@ def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     out.mkdir(parents=True, exist_ok=True)
     model = load(name)
     fitted, shown = split(model, size)
-    bar = tqdm(total=len(size.budgets) + 1, desc=f"measure {size.calibration} pictures", unit="part")
-    calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
-    bar.update()
     schedules = {}
-    for budget in sorted(size.budgets):  # a larger budget starts from what a smaller one found
-        bar.set_description(f"plan {budget} of {STEPS} steps")
-        schedules[budget] = calibration.schedule(budget, fits=size.fits)
-        schedules[budget].save(out / f"{name}-{STEPS}-{budget}.safetensors")
+    with tqdm(total=len(size.budgets) + 1, desc=f"measure {size.calibration} pictures", unit="part") as bar:
+        calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
         bar.update()
-    bar.close()
+        for budget in sorted(size.budgets):  # a larger budget starts from what a smaller one found
+            bar.set_description(f"plan {budget} of {STEPS} steps")
+            schedules[budget] = calibration.schedule(budget, fits=size.fits)
+            schedules[budget].save(out / f"{name}-{STEPS}-{budget}.safetensors")
+            bar.update()
     found = evaluate(
         model.pipe,
         {f"diffcache, {budget} computed": schedules[budget] for budget in size.budgets},

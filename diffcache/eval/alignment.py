@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffcache.errors import BadOption
 from diffcache.eval.extractors import PicturesError, as_tensor
-from diffcache.eval.needs import WeightsError, package
+from diffcache.eval.needs import WeightsError, device_named, package
 
 MODEL, PRETRAINED = "ViT-B-32", "openai"  # the model of the paper
 BATCH = 32
@@ -50,7 +50,7 @@ class ClipScore:
         if batch_size < 1:
             raise BadOption("batch_size", batch_size, "1 or more")
         clip = package("open_clip", purpose="the CLIP score", install="'diffcache[eval]'")
-        self.device, self.batch_size = torch.device(device), batch_size
+        self.device, self.batch_size = device_named(device), batch_size
         self.title = f"CLIP score ({model}, {_shown(pretrained)})"
         options = _weights(clip, model, str(pretrained))
         try:

@@ -14,10 +14,12 @@ import numpy as np
 
 from diffcache import host
 from diffcache._digest import digest_of
+from diffcache._outputs import check_folder
 from diffcache.api import estimate
 from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import trials as tried
+from diffcache.eval.checks import check_counted, check_methods, check_outputs, check_title
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import STEPS, Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
@@ -31,9 +33,8 @@ from diffcache.eval.table import markdown
 from diffcache.eval.trials import Trials
 from diffcache.eval.watch import watched
 from diffcache.profile import Profile
-from diffcache.profiling.record import generators
 from diffcache.profiling.shards import all_shares, demand_own_generators
-from diffcache.schedule import CacheSchedule
+from diffcache.schedule import CacheSchedule, solver_title
 from diffcache.schedulers import Rule
 from diffcache.schedulers._simulation import Simulator
 
@@ -104,26 +105,31 @@ def evaluate(
 
     Raises BadOption, UnknownName, what :func:`diffcache.accelerate` raises, and what a metric raises.
     """
-    if not calls:
-        raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
     pipe = host.adopted(pipe)
+    host.denoisers(pipe)
+    host.check_calls(pipe, calls, repeatable=True)
+    check_title(title)
+    check_folder("out", out)
     policy = isinstance(pipe, host.PolicyLoop)
     loop = isinstance(pipe, host.Loop) and not policy
     if trials is not None and not policy:
         raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
-    _demand_the_same_noise(calls)
-    steps = _one_number_of_steps(pipe, calls)
+    known = Profile.load(profile) if isinstance(profile, (str, Path)) else profile
     usual = OF_POLICIES if policy else OF_LOOPS if loop else OF_PICTURES
-    mine = [ours(name, s) for name, s in schedules.items()] if isinstance(schedules, Mapping) else list(schedules)
+    mine = _methods(schedules)
     promising = any(getattr(method.source, "expected", None) is not None for method in mine)
     wanted = dict.fromkeys([*(metrics or usual), *([PROMISED_IN] if promising else [])])
-    judges, about = _judges(tuple(wanted), scorers, options or {}, returns_states=loop)
+    judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=loop)
+    check_outputs(pipe, calls, metrics or usual, extractor, scorers)
+    check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
+    sets = sets_of(extractor, real)
+    steps = _one_number_of_steps(pipe, calls)
+    check_counted(mine, steps)
     if compare is None:
         budgets = [_computed(pipe, m, calls[0], steps) for m in mine]
         compare = baselines(pipe, steps, budgets, fewer=not loop or calls[0].get(STEPS) == steps)
     methods = [full(), *mine, *compare, *extra]
-    _demand_own_names(methods)
-    sets = sets_of(extractor, real)
+    check_methods(pipe, methods, ())
     folder = Folder(Path(out))
     found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, progress)
     played = _played(pipe, methods, trials, folder) if trials and rank == 0 else {}
@@ -135,7 +141,7 @@ def evaluate(
         "pipeline": {
             "class": type(pipe).__name__,
             "denoiser": ", ".join(host.class_name(module) for module in host.denoisers(pipe).values()),
-            "noise_scheduler": type(pipe.scheduler).__name__,
+            "noise_scheduler": solver_title(type(pipe.scheduler).__name__),
             "steps": steps,
             "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
             "model": str(getattr(pipe, "config", {}).get("_name_or_path") or ""),
@@ -143,7 +149,7 @@ def evaluate(
         },
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
     }
-    foreseen = {} if profile is None else _foreseen(profile, mine)
+    foreseen = {} if known is None else _foreseen(known, mine)
     record = assembled(methods, found, about | more, steps, told, distances, foreseen, played)
     return write(record, folder.path) if rank == 0 else Evaluation(record, folder.path)
 
@@ -160,6 +166,14 @@ def write(record: Record, folder: Path) -> Evaluation:
 def again(folder: str | Path) -> Evaluation:
     """Table and report of the record that lies in a folder, written anew. Raises DocumentError."""
     return write(read(Path(folder) / "record.json"), Path(folder))
+
+
+def _methods(schedules: Mapping[str, Source] | Sequence[Method]) -> list[Method]:
+    if isinstance(schedules, Mapping):
+        return [ours(name, source) for name, source in schedules.items()]
+    if isinstance(schedules, (str, Path, CacheSchedule, Rule)) or not isinstance(schedules, Sequence):
+        raise BadOption("schedules", f"a {type(schedules).__name__}", "a dictionary, name -> schedule; or methods")
+    return list(schedules)
 
 
 def _run(
@@ -192,7 +206,7 @@ def _played(pipe: Any, methods: Sequence[Method], trials: Trials, folder: Folder
     return {m.name: trials.outcomes(pipe, m, digest_of([m.digest, key]), folder) for m in methods}
 
 
-def _judges(
+def judges_of(
     names: Sequence[str],
     scorers: Sequence[Scorer],
     options: Mapping[str, Mapping[str, Any]],
@@ -202,13 +216,15 @@ def _judges(
     about: dict[str, dict[str, Any]] = {}  # returns_states: of a loop, whose result is its final state
     pairs: dict[str, Compare] = {}
     latents: dict[str, Compare] = {}
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise BadOption("metrics", names, "a list of names")
+    for unknown in options.keys() - set(names):
+        raise BadOption("options", unknown, f"options of the metrics asked for: {', '.join(names)}")
     for name in names:
-        found = metric_room.load(name)
+        found = metric_room.check(name, **options.get(name, {}))
         about[name] = found.ABOUT.in_record | {"floor": None, "of_pairs": True}
         where = latents if found.ABOUT.on_states and not returns_states else pairs
         where[name] = functools.partial(metric_room.score, name, **options.get(name, {}))
-    for unknown in options.keys() - set(names):
-        raise BadOption("options", unknown, f"options of the metrics asked for: {', '.join(names)}")
     for one in scorers:
         if one.name in about:
             raise BadOption("scorers", one.name, "names that no metric and no other scorer has")
@@ -216,20 +232,8 @@ def _judges(
     return Judges(pairs, latents, {one.name: one for one in scorers}), about
 
 
-def _demand_the_same_noise(calls: Sequence[Mapping[str, Any]]) -> None:
-    """Every run of a call must begin with the same noise, or nothing can be compared."""
-    for index, call in enumerate(calls):
-        if call.get("seed") is None and not generators(call) and call.get("latents") is None:
-            raise BadOption(
-                "calls",
-                f"call {index} without generator",
-                "a generator, or one for every sample, in each call (of a policy, a seed)",
-            )
-
-
-def _foreseen(profile: Profile | str | Path, methods: Sequence[Method]) -> dict[str, np.ndarray]:
+def _foreseen(known: Profile, methods: Sequence[Method]) -> dict[str, np.ndarray]:
     """Mean squared errors of the states, for schedules that a simulation on the profile can follow."""
-    known = profile if isinstance(profile, Profile) else Profile.load(profile)
     found: dict[str, np.ndarray] = {}
     if known.dynamics is None:
         return found
@@ -271,10 +275,3 @@ def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) ->
             done = watched(pipe, {**call, **method.change}, closely=True).flops
         fraction = done / whole if done is not None and whole else fraction
     return max(1, math.ceil(fraction * steps - WHOLE))
-
-
-def _demand_own_names(methods: Sequence[Method]) -> None:
-    names = [method.name for method in methods]
-    for name in names:
-        if names.count(name) > 1:
-            raise BadOption("schedules", name, "names that no other method has")

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffcache import host
+from diffcache._checks import is_unicode
 from diffcache.api import accelerated, resolve
+from diffcache.errors import BadOption
 from diffcache.eval.solvers import better_solver, solver_of, without_noise
-from diffcache.schedule import CacheSchedule, DenoiserPlan
+from diffcache.schedule import CacheSchedule, DenoiserPlan, check_store
 from diffcache.schedulers import Rule
 from diffcache.schedulers.uniform import evenly, reuse
 
@@ -22,6 +24,7 @@ Kind = Literal["full", "ours", "fewer steps", "reuse", "peer"]
 
 FULL = "full run"
 STEPS = "num_inference_steps"
+LONGEST_NAME = 200  # characters, of a method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +44,11 @@ class Method:
     source: CacheSchedule | Rule | None = None
     detail: str = ""
 
+    def __post_init__(self) -> None:
+        name = self.name
+        if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not is_unicode(name):
+            raise BadOption("name", ascii(name)[:80], f"Unicode text of 1 to {LONGEST_NAME} characters")
+
     @property
     def digest(self) -> str:
         """Of what decides how it runs, as far as that can be told: results of another one are not taken for its own."""
@@ -57,6 +65,8 @@ def full() -> Method:
 def ours(name: str, source: CacheSchedule | Rule | str | Path, *, store: str | None = None) -> Method:
     """Accelerated by a schedule or a rule. Raises what :func:`diffcache.accelerate` raises for what cannot be one."""
     found = resolve(source)
+    if store is not None:
+        check_store(store)
     return Method(
         name=name,
         kind="ours",

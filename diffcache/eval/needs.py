@@ -1,11 +1,14 @@
-"""What measuring needs from outside: packages of the extra, weights that do not come with any package."""
+"""What measuring needs from outside: packages of the extra, weights that come with no package, a device."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffcache.errors import DiffCacheError
+from diffcache.errors import BadOption, DiffCacheError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class MissingPackageError(DiffCacheError, ImportError):
@@ -28,3 +31,20 @@ def package(module: str, *, purpose: str, install: str) -> Any:
         if not f"{module}.".startswith(f"{error.name}."):
             raise
         raise MissingPackageError(purpose, module.partition(".")[0], install) from None
+
+
+def device_named(name: Any) -> torch.device:
+    """Return the device called ``name``. Raises BadOption where torch has no such device, or this machine has none."""
+    import torch
+
+    try:
+        device: torch.device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        there = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise BadOption("device", name, f"{', '.join(there)} on this machine ({reason:.120})") from None
+    if device.type == "meta":
+        raise BadOption("device", name, "a device that holds numbers, such as cpu")
+    return device

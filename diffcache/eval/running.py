@@ -69,34 +69,43 @@ def run_share(
     found: list[Part] = []
     close = _Close(pipe, calls[0][1]) if calls else None
     here = digest_of({"pipeline": identity(pipe), "steps": steps, "judges": judges.digest})
-    bar = tqdm(total=len(calls) * len(methods), desc="evaluate", unit="run", disable=not progress)
-    for index, call in calls:
-        assert close is not None
-        asked = numeric(pipe, call)
-        name, told = f"{index:04d}", digest_of(asked)
-        reference = digest_of({"call": told, "here": here})
-        for method in methods:
-            key = digest_of({"method": method.digest, "call": told, "here": here})
-            where = slug(method.name)
-            part = folder.find(where, name, key)
-            if part is not None and (method.kind != "full" or folder.has_exact(name, reference)):
-                close.known[method.name] = {name: part[name] for name in CLOSE}
-            else:
-                seen = close.of(method)
-                with method.on(pipe):
-                    run = watched(pipe, {**asked, **method.change})
-                    cache, schedule = _of_our_own(pipe, method)
-                if method.kind == "full":
-                    folder.keep_exact(name, run, reference)
-                part = {"key": key, "method": method.name, "call": index, "prompts": prompts_of(call, len(run.output))}
-                part |= {"seeds": seeds_of(call, len(run.output)), **seen, "cache_bytes": cache, "schedule": schedule}
-                part |= {"seconds": {"loop": run.loop_s, "pipeline": run.pipeline_s}, "peak_bytes": run.peak_bytes}
-                part["scores"] = _scores(method, run, folder.exact(name, reference), part["prompts"], judges)
-                part["pictures"] = folder.keep_pictures(where, name, run.output)
-                folder.keep(where, name, part)
-            found.append(part)
-            bar.update()
-    bar.close()
+    with tqdm(total=len(calls) * len(methods), desc="evaluate", unit="run", disable=not progress) as bar:
+        for index, call in calls:
+            assert close is not None
+            asked = numeric(pipe, call)
+            name, told = f"{index:04d}", digest_of(asked)
+            reference = digest_of({"call": told, "here": here})
+            for method in methods:
+                key = digest_of({"method": method.digest, "call": told, "here": here})
+                where = slug(method.name)
+                part = folder.find(where, name, key)
+                if part is not None and (method.kind != "full" or folder.has_exact(name, reference)):
+                    close.known[method.name] = {name: part[name] for name in CLOSE}
+                else:
+                    seen = close.of(method)
+                    with method.on(pipe):
+                        run = watched(pipe, {**asked, **method.change})
+                        cache, schedule = _of_our_own(pipe, method)
+                    if method.kind == "full":
+                        folder.keep_exact(name, run, reference)
+                    part = {
+                        "key": key,
+                        "method": method.name,
+                        "call": index,
+                        "prompts": prompts_of(call, len(run.output)),
+                    }
+                    part |= {
+                        "seeds": seeds_of(call, len(run.output)),
+                        **seen,
+                        "cache_bytes": cache,
+                        "schedule": schedule,
+                    }
+                    part |= {"seconds": {"loop": run.loop_s, "pipeline": run.pipeline_s}, "peak_bytes": run.peak_bytes}
+                    part["scores"] = _scores(method, run, folder.exact(name, reference), part["prompts"], judges)
+                    part["pictures"] = folder.keep_pictures(where, name, run.output)
+                    folder.keep(where, name, part)
+                found.append(part)
+                bar.update()
     return found
 
 
@@ -126,13 +135,10 @@ def seeds_of(call: Mapping[str, Any], samples: int) -> list[int | None]:
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     """Steps that a call asks for. BadOption where it does not say."""
-    if isinstance(pipe, host.PolicyLoop):
-        return int(call.get("num_inference_steps") or pipe.steps)
-    if isinstance(pipe, host.Loop):
+    if isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop):
         return _counted(pipe, call)
-    default = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
-    steps = call.get("num_inference_steps", None if default is None else default.default)
-    if not isinstance(steps, int):
+    steps = host.steps_asked(pipe, call)
+    if steps is None:
         raise BadOption("calls", json.dumps(sorted(call)), "calls that say num_inference_steps")
     return steps
 

@@ -32,6 +32,19 @@ class Sets:
     extractor: Extractor
     real: Path | None = None
 
+    def check(self) -> None:
+        """Raise what reading the reference raises, before there is anything to compare with it."""
+        if self.real is None:
+            return
+        if self._of_statistics(self.real):
+            references.read(self.real, self.extractor)
+        else:
+            folders.pictures(self.real)
+
+    @staticmethod
+    def _of_statistics(real: Path) -> bool:
+        return real.suffix in references.SUFFIXES or real.is_file()
+
     def measured(
         self, methods: Sequence[Method], parts: Sequence[Part], folder: Folder
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Distance]]]:
@@ -71,7 +84,7 @@ class Sets:
         return about, {name: {one.name: distance} for name, distance in found.items()}
 
     def _with_reference(self, full: Sequence[Path]) -> Distribution:
-        if self.real is not None and (self.real.suffix in references.SUFFIXES or self.real.is_file()):
+        if self.real is not None and self._of_statistics(self.real):
             return Distribution(self.extractor, references.read(self.real, self.extractor), in_order=True)
         distribution = Distribution(self.extractor, in_order=True)
         for batch in folders.batches(folders.pictures(self.real) if self.real else full, AT_ONCE):
@@ -93,4 +106,6 @@ def sets_of(extractor: Extractor | str | None, real: str | Path | None) -> Sets 
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         extractor = extractors.load(extractor, device=device)
-    return Sets(extractor, None if real is None else Path(real))
+    sets = Sets(extractor, None if real is None else Path(real))
+    sets.check()
+    return sets

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffcache.schedule import OWN_SOLVER
+
 
 def solver_of(pipe: Any) -> str:
     """The noise scheduler's everyday name: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
     name = type(pipe.scheduler).__name__
-    if name == "Clock":  # nobody steps a noise scheduler
+    if name == OWN_SOLVER:
         return "its own solver"
     for part in ("Scheduler", "Discrete", "FlowMatch"):
         name = name.replace(part, "")
@@ -31,7 +33,7 @@ def better_solver(pipe: Any) -> tuple[str, Any] | None:
     import diffusers
 
     kind = type(pipe.scheduler).__name__
-    if kind.startswith(("UniPC", "DPMSolver", "Clock")):
+    if kind.startswith(("UniPC", "DPMSolver", OWN_SOLVER)):
         return None
     try:
         if kind.startswith("FlowMatch"):

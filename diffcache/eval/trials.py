@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcache.errors import DiffCacheError
+from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
 from diffcache.eval.parts import Folder, slug
 from diffcache.eval.statistics import Interval
+from diffcache.host import is_count
 
 NAME = "success"
 ABOUT = {
@@ -39,6 +40,12 @@ class Trials:
     play: Callable[[Any, int], Sequence[bool]]
     episodes: int
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.play):
+            raise BadOption("play", type(self.play).__name__, "a function (policy, episodes) -> outcomes")
+        if not is_count(self.episodes, 1):
+            raise BadOption("episodes", self.episodes, "a whole number, 1 or more")
 
     def outcomes(self, pipe: Any, method: Method, key: str, folder: Folder) -> list[float]:
         """Of each episode, 1 for success: from the folder, or played now. Raises DiffCacheError for another number."""

@@ -14,7 +14,7 @@ from diffcache.executor.guess import repeats
 from diffcache.executor.online import AT_THE_ROOT
 from diffcache.executor.state import Call
 from diffcache.patch import entry_point
-from diffcache.schedule import CacheSchedule
+from diffcache.schedule import OWN_SOLVER, CacheSchedule, solver_title
 
 SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
 
@@ -76,6 +76,12 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
     if wanted is None:
         return
     found = type(scheduler).__name__
+    if found != wanted.class_name and OWN_SOLVER in (found, wanted.class_name):
+        made, here = (solver_title(name) for name in (wanted.class_name, found))
+        raise ScheduleMismatch(
+            f"noise scheduler of the schedule: {made}; of this loop: {here}. Run the loop that the schedule was fitted "
+            "to, or fit a schedule for this one."
+        )
     if found != wanted.class_name:
         raise ScheduleMismatch(
             f"the schedule was fitted with the noise scheduler {wanted.class_name}; the pipeline has {found}. "
@@ -84,10 +90,10 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
         )
     if strict and host.config_digest(scheduler) != wanted.config_digest:
         raise ScheduleMismatch(
-            f"the schedule was fitted with a {found} of another configuration (prediction type "
-            f"{wanted.prediction_type}, digest {wanted.config_digest[:12]}…; here {host.prediction_type(scheduler)}, "
-            f"{host.config_digest(scheduler)[:12]}…). Restore the scheduler's configuration, or fit a schedule for "
-            "this one; strict=False accepts it as it is."
+            f"the schedule was fitted with a {'solver' if found == OWN_SOLVER else found} of another configuration "
+            f"(prediction type {wanted.prediction_type}, digest {wanted.config_digest[:12]}…; here "
+            f"{host.prediction_type(scheduler)}, {host.config_digest(scheduler)[:12]}…). Restore the scheduler's "
+            "configuration, or fit a schedule for this one; strict=False accepts it as it is."
         )
 
 
@@ -100,14 +106,14 @@ def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool
         again = f"num_inference_steps={schedule.steps}" if asked == run.steps else "the number it was made with"
         raise ScheduleMismatch(
             f"the schedule was made for {schedule.steps} steps; this run takes {run.steps} (noise scheduler "
-            f"{type(run.scheduler).__name__}, num_inference_steps={asked}). Pass {again}, or make a schedule for "
-            f"{run.steps}."
+            f"{solver_title(type(run.scheduler).__name__)}, num_inference_steps={asked}). Pass {again}, or make a "
+            f"schedule for {run.steps}."
         )
     check_noise_scheduler(run.scheduler, schedule, strict=strict)
     if strict:
         _check_start(run, schedule)
         _check_grid(run, schedule)
-        _check_guidance_scale(pipe, schedule)
+        check_scales(host.guidance_scales(pipe), schedule)
 
 
 def _check_start(run: host.Run, schedule: CacheSchedule) -> None:
@@ -119,6 +125,23 @@ def _check_start(run: host.Run, schedule: CacheSchedule) -> None:
             f"the schedule was fitted for loops that begin at step {wanted} of {schedule.steps}; this one begins at "
             f"step {run.start}. Pass the strength that it was fitted with, or fit a schedule for this one; "
             "strict=False accepts it as it is."
+        )
+
+
+def check_call(pipe: Any, call: Mapping[str, Any], schedule: CacheSchedule) -> None:
+    """Refuse a call that asks for other steps or another guidance scale than the schedule's, before the call runs."""
+    steps = host.iterations(pipe, call)
+    if steps is not None:
+        check_steps(schedule, steps)
+    check_scales(call, schedule)
+
+
+def check_steps(schedule: CacheSchedule, steps: int) -> None:
+    """Refuse a loop that is known to take another number of steps than the schedule's."""
+    if steps != schedule.steps:
+        raise ScheduleMismatch(
+            f"the schedule was made for {schedule.steps} steps; this call takes {steps}. Pass the number it was made "
+            f"with, or make a schedule for {steps}."
         )
 
 
@@ -136,15 +159,16 @@ def _check_grid(run: host.Run, schedule: CacheSchedule) -> None:
         )
 
 
-def _check_guidance_scale(pipe: Any, schedule: CacheSchedule) -> None:
+def check_scales(here: Mapping[str, Any], schedule: CacheSchedule) -> None:
+    """Refuse other guidance scales, by the name of the pipeline's argument, than the schedule's."""
     if schedule.guidance is None:
         return
-    here = host.guidance_scales(pipe)
     for name, wanted in schedule.guidance.scales.items():
-        if name in here and abs(wanted - here[name]) > 1e-6 * max(abs(wanted), 1):
+        value = here.get(name)
+        if isinstance(value, (int, float)) and abs(wanted - value) > 1e-6 * max(abs(wanted), 1):
             raise ScheduleMismatch(
-                f"the schedule was fitted with {name}={wanted:g}; this run uses {here[name]:g}. Pass "
-                f"{name}={wanted:g}, or fit a schedule for {here[name]:g}; strict=False accepts it as it is."
+                f"the schedule was fitted with {name}={wanted:g}; this run uses {value:g}. Pass "
+                f"{name}={wanted:g}, or fit a schedule for {value:g}; strict=False accepts it as it is."
             )
 
 

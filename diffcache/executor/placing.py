@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffcache import host
-from diffcache.adapters import first_norm
+from diffcache.adapters import DEEP_STACK, deep_branch, first_norm
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor.arounds import Arounds
 from diffcache.executor.checks import Sites, check_compiled
@@ -69,6 +69,12 @@ def head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, Onl
     if plan is None or plan.online is None or plan.online.rule not in ("first_block", "modulated_input"):
         return "", None
     for site in plan.sites:
+        if site == DEEP_STACK and deep_branch(sites[denoiser]["model"][0]):
+            raise UnsupportedModel(
+                f"the online rule {plan.online.rule!r} reuses what a stack adds to its input. {denoiser!r} is a U-Net: "
+                "its deep branch returns another shape than it is given, so nothing would ever be predicted. Allowed: "
+                "'easycache', or 'uniform:every=2,sites=stack'."
+            )
         if not site.startswith("stack:"):
             raise BadOption("sites", site, f"stacks, under the online rule {plan.online.rule!r}: it decides in a block")
     return next(site for site in sites[denoiser] if site in plan.sites), plan.online.rule

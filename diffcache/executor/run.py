@@ -24,6 +24,7 @@ from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Grid, Rule
 
 Misfit = Literal["refuse", "full"]
+ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # on which a rule shows what it cannot do, before the loop is known
 
 
 def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
@@ -79,7 +80,7 @@ class Executor:
             schedule = self.source
             self._programs = compile_schedule(schedule)
         else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
-            schedule = scheduled(self.source, Grid(np.linspace(1.0, 0.1, 10)), self.sites, store)
+            schedule = scheduled(self.source, ANY_GRID, self.sites, store)
         check_in_parts(pipe, schedule)
         self._patches = place(Arounds(self.host, self._misfit), schedule, sites)
         self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())

@@ -11,6 +11,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Loop:
     _thread: threading.local
 
     def __init__(self, network: Part, sample: Callable[..., Any] | None = None, *, scheduler: Any = None) -> None:
+        if sample is not None and not callable(sample):
+            raise BadOption("sample", type(sample).__name__, "a function that runs the loop, or None")
         if not isinstance(network, (nn.Module, Method)):
             raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
         self._network: Callable[[], Any] = lambda: network
@@ -83,6 +86,11 @@ class Loop:
     @property
     def scheduler(self) -> Any:
         return self._clock if self._scheduler is None else self._scheduler
+
+    @property
+    def sampler(self) -> Callable[..., Any] | None:
+        """The function that runs the loop, None if there is none."""
+        return self._sample
 
     @property
     def told(self) -> Loop:
@@ -161,11 +169,18 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
     Without ``accelerate`` it changes nothing. Raises BadOption; what the schedule raises for another loop than its own;
     UnsupportedModel where the network is called more often than was said.
     """
-    grid = torch.as_tensor(timesteps)
+    if not isinstance(network, nn.Module):
+        raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
+    try:
+        grid = torch.as_tensor(timesteps)
+    except (TypeError, ValueError, RuntimeError):
+        raise BadOption("timesteps", f"{timesteps!r:.80}", "one number for every evaluation, [T]") from None
     if grid.ndim != 1 or not len(grid):
         raise BadOption("timesteps", f"a tensor of shape {list(grid.shape)}", "one number for every evaluation, [T]")
-    if branches < 1:
-        raise BadOption("branches", branches, "1 or more")
+    if grid.device.type == "cpu" and not bool(grid.isfinite().all()):  # reading another device would wait for it
+        raise BadOption("timesteps", f"{timesteps!r:.80}", "finite numbers")
+    if not isinstance(branches, Integral) or isinstance(branches, bool) or branches < 1:
+        raise BadOption("branches", branches, "a whole number, 1 or more")
     loop = loop_of(network)
     if loop.inside:
         raise UnsupportedModel(

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from diffcache import host, planning
-from diffcache.budget import Budget
+from diffcache.budget import Budget, check_seconds
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.levels import CannotFollow
 from diffcache.profile import Profile
@@ -28,7 +28,7 @@ from diffcache.profiling.replay import Replay
 from diffcache.profiling.search import FITS, NUDGES, Search
 from diffcache.profiling.slopes import slopes
 from diffcache.profiling.warp import Movable, on_levels
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan, decibels
+from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan, check_store, decibels
 from diffcache.schedulers._simulation import ANCHORS
 from diffcache.schedulers.uniform import evenly
 
@@ -93,9 +93,12 @@ class Calibration:
 
         Generators in the calls are left where they were found: the same calls, run again, repeat the recorded runs.
         """
-        if not calls:
-            raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
         pipe = host.adopted(pipe)
+        host.denoisers(pipe)
+        host.check_calls(pipe, calls)
+        if held_out:
+            host.check_calls(pipe, held_out, "held_out")
+        host.check_same_steps(pipe, [*calls, *held_out])
         found = record_all(pipe, [*calls, *held_out], done)
         return cls(pipe, found[: len(calls)], found[len(calls) :])
 
@@ -133,6 +136,14 @@ class Calibration:
         """
         began = time.monotonic()
         budget = Budget.of(budget)
+        budget.check(self.steps - self.start, whole=scheduler == "search")
+        if scheduler != "search":
+            planning.check_scheduler(scheduler)
+        if store is not None:
+            check_store(store)
+        check_seconds("time_limit_s", time_limit_s)
+        if not host.is_count(fits, 1):
+            raise BadOption("fits", fits, "a whole number, 1 or more")
         if self.target == "output":
             return self._by_outputs(budget, scheduler)
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from diffcache import host
+from diffcache._outputs import check_folder
 from diffcache.errors import BadOption
 from diffcache.profile import Profile
 from diffcache.profiling.circumstances import replayed
@@ -69,15 +70,19 @@ def measure(
 
     Raises UnsupportedModel, AlreadyAccelerated, BadOption.
     """
-    if not calls:
-        raise BadOption("calls", list(calls), "at least one dictionary of arguments for pipe(**call)")
-    if influence_steps < 1:
-        raise BadOption("influence_steps", influence_steps, "1 or more")
+    if not host.is_count(influence_steps, 1):
+        raise BadOption("influence_steps", influence_steps, "a whole number, 1 or more")
     asked = granularities(sites)
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
     wanted = Wanted(asked, influence_steps if with_influence else 0)
     pipe = host.adopted(pipe)
-    host.denoisers(pipe)  # says what is no pipeline before a folder is made
+    networks = host.denoisers(pipe)
+    host.check_calls(pipe, calls)
+    host.check_same_steps(pipe, calls)
+    for name, module in networks.items():
+        inner_places(name, module, asked)
+    if resume is not None:
+        check_folder("resume", resume)
 
     def share(rank: int, size: int) -> bytes:
         if size > 1:
@@ -87,8 +92,10 @@ def measure(
         watch = Watch(pipe, wanted.granularities)
         found = Findings()
         with restored_generators(calls):
-            for index, call in tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress):
-                found.merge(_of_call(pipe, index, call, wanted.influence, watch, folder))
+            # A bar in a ``with`` block ends its line when a call fails.
+            with tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress) as bar:
+                for index, call in bar:
+                    found.merge(_of_call(pipe, index, call, wanted.influence, watch, folder))
         return found.to_bytes()
 
     found = Findings()

@@ -25,6 +25,8 @@ Places = Mapping[str, tuple[nn.Module, ...]]  # site -> the modules whose calls 
 
 def granularities(sites: str | Sequence[str]) -> tuple[Granularity, ...]:
     """``"block"``, ``"model,block"`` or a list of such names, coarsest first; the model is always among them."""
+    if not isinstance(sites, (str, Sequence)):
+        raise BadOption("sites", sites, f"one or several of {', '.join(GRANULARITIES)}")
     names = sites.split(",") if isinstance(sites, str) else list(sites)
     asked = {name.strip() if isinstance(name, str) else name for name in names}
     if not asked or not asked <= set(GRANULARITIES):

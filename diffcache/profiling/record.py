@@ -196,22 +196,12 @@ def record_all(
 @contextlib.contextmanager
 def restored_generators(calls: Sequence[Mapping[str, Any]]) -> Iterator[None]:
     """Generators in the calls are left at the end where they were found."""
-    found = {id(g): (g, g.get_state()) for call in calls for g in generators(call)}
+    found = {id(g): (g, g.get_state()) for call in calls for g in host.generators(call)}
     try:
         yield
     finally:
         for generator, state in found.values():
             generator.set_state(state)
-
-
-def generators(call: Mapping[str, Any]) -> list[torch.Generator]:
-    """The random generators among the arguments of a call, or in lists there."""
-    return [
-        member
-        for value in call.values()
-        for member in (value if isinstance(value, (list, tuple)) else [value])
-        if isinstance(member, torch.Generator)
-    ]
 
 
 def frozen(value: Any) -> Any:

@@ -68,7 +68,7 @@ class RecordedCall:
                     found.sites[site] = _sums(rows, here.separable)
             found.calls[self.index].left_out = left_out
         if self.index == 0:
-            found.first = self._first(name, module)
+            found.first = self._first(name, module, here.samples)
         return found
 
     def _denoiser(self) -> tuple[str, nn.Module]:
@@ -93,7 +93,7 @@ class RecordedCall:
             found["answers"] = answers([self.replay], run)
         return found
 
-    def _first(self, name: str, module: nn.Module) -> FirstCall:
+    def _first(self, name: str, module: nn.Module, samples: int) -> FirstCall:
         trajectory = self.trajectory
         steps = trajectory.steps
         arrays = {"timesteps": trajectory.timesteps[trajectory.start :].double().cpu().numpy()}
@@ -108,7 +108,7 @@ class RecordedCall:
             forwards=sum(len(step.calls) for step in steps),
             costs=costs,
             arrays=arrays,
-            notes=_notes(self.call, steps[0].calls[0]) | notes,
+            notes=_notes(self.call, steps[0].calls[0], samples) | notes,
         )
 
     def _costs(self) -> tuple[dict[str, SiteCosts], dict[str, str]]:
@@ -198,11 +198,11 @@ def _demand_one_shape(calls: Sequence[DenoiserCall]) -> None:
         )
 
 
-def _notes(call: Mapping[str, Any], forward: DenoiserCall) -> dict[str, str]:
-    """Sizes, device, type, versions: of the first call."""
+def _notes(call: Mapping[str, Any], forward: DenoiserCall, samples: int) -> dict[str, str]:
+    """Samples, sizes, device, type, versions: of the first call. Guidance may give the network twice the samples."""
     output = forward.output
     notes = {
-        "batch": str(len(forward.input)),
+        "batch": str(samples),
         "device": output.device.type,
         "dtype": str(output.dtype).removeprefix("torch."),
     }

@@ -17,7 +17,6 @@ from diffcache import _files, host
 from diffcache._digest import digest_of, feed
 from diffcache.errors import BadOption, DocumentError
 from diffcache.profiling.findings import Arrays, Findings
-from diffcache.profiling.record import generators
 
 ABOUT = "measurement.json"
 ELEMENTS = 64  # of every parameter, evenly spread: what tells a fine-tune from its original
@@ -117,7 +116,7 @@ def _random_states(call: Mapping[str, Any]) -> Arrays:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    states |= {str(n): generator.get_state() for n, generator in enumerate(generators(call))}
+    states |= {str(n): generator.get_state() for n, generator in enumerate(host.generators(call))}
     return {name: state.numpy().astype(np.float64) for name, state in states.items()}
 
 
@@ -128,5 +127,5 @@ def _set_random_states(call: Mapping[str, Any], states: Arrays) -> None:
     torch.set_rng_state(state("cpu"))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(state("cuda"))
-    for n, generator in enumerate(generators(call)):
+    for n, generator in enumerate(host.generators(call)):
         generator.set_state(state(str(n)))

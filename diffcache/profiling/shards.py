@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from diffcache import host
 from diffcache.errors import BadOption, DiffCacheError
-from diffcache.profiling.record import generators
 
 _groups_made = itertools.count()  # as many in every process
 
@@ -46,7 +46,7 @@ def demand_own_generators(calls: Sequence[Mapping[str, Any]]) -> None:
     """Calls that draw from one generator, one after the other, cannot be made by several processes: a BadOption."""
     seen: dict[int, int] = {}
     for index, call in enumerate(calls):
-        for generator in generators(call):
+        for generator in host.generators(call):
             if seen.setdefault(id(generator), index) != index:
                 found = f"with one generator in calls {seen[id(generator)]} and {index}"
                 raise BadOption(

@@ -111,6 +111,8 @@ def parse_rule(spec: str) -> Rule:
 def parse_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
     """``"name:key=value,key=value"`` -> the name of a file that has ``kind``, and options. Values that look like
     numbers are numbers."""
+    if not isinstance(spec, str):
+        raise BadOption(_TITLE[kind], type(spec).__name__, 'text such as "uniform:every=3"')
     name, _, rest = spec.partition(":")
     if name not in having(kind):
         example = "uniform:every=3" if kind == "rule" else "path:gamma=4"

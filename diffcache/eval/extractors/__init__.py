@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from diffcache import _rooms
 from diffcache.errors import BadOption, DiffCacheError
+from diffcache.eval.needs import device_named
 
 INCEPTION = "Inception"
 RESERVED = ("fid", "kid", "inception", "inceptionv3", "efflite0", "effnetlite0")  # as they read without marks
@@ -98,7 +99,7 @@ def load(name: str, *, weights: str | Path | None = None, device: str | torch.de
     ``weights``: the file of a network whose weights come with no package. Raises UnknownName, BadOption,
     MissingPackageError, WeightsError.
     """
-    where = torch.device(device)
+    where = device_named(device)
     found: Any = _rooms.load(__name__, name)
     if ":" not in name:
         loaded: Extractor = found.extractor(weights=weights, device=where)

@@ -1,7 +1,8 @@
 """Metrics of pairs: one file, one metric; how far each sample lies from the same sample of the full run.
 
-A file holds ``ABOUT`` and ``score(found, reference, *, option=…) -> float64 [N]``, one number per sample. It takes one
-kind of sample:
+A file holds ``ABOUT`` and ``score(found, reference, *, option=…) -> float64 [N]``, one number per sample. It may hold
+``check(*, option=…)`` with the same options, which raises what ``score`` would raise for want of a package, of weights
+or of a device: it is called before anything runs. A metric takes one kind of sample:
 
     pictures  float [N, H, W, 3] in 0..1; or videos [N, F, H, W, 3], scored frame by frame, mean over the frames
     audio     float [N, channels, samples], -1..1 is full scale
@@ -14,6 +15,7 @@ there has the same two. What looks at one set of samples only, and at its prompt
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +33,7 @@ __all__ = [
     "SamplesError",
     "Scorer",
     "available",
+    "check",
     "class_accuracy",
     "load",
     "score",
@@ -65,6 +68,19 @@ def load(name: str) -> Metric:
     return found
 
 
+def check(name: str, **options: Any) -> Metric:
+    """Return the metric called ``name`` if it can score with these options, before there is anything to score.
+
+    Raises UnknownName for a metric or an option that does not exist, and what ``check`` in the metric's file raises for
+    values that it cannot take, packages that are not installed and weights that are missing.
+    """
+    metric = load(name)
+    _check_names(name, metric, options)
+    if hasattr(metric, "check"):
+        metric.check(**options)
+    return metric
+
+
 def score(name: str, found: np.ndarray, reference: np.ndarray, **options: Any) -> np.ndarray:
     """float64 [N] of the metric called ``name``.
 
@@ -72,10 +88,14 @@ def score(name: str, found: np.ndarray, reference: np.ndarray, **options: Any) -
     and for values of a stranger's metric that are not one finite number per sample; and what the metric itself raises.
     """
     metric = load(name)
+    _check_names(name, metric, options)
+    return one_per_sample(name, metric.score(found, reference, **options), len(found))
+
+
+def _check_names(name: str, metric: Metric, options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(metric.score).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for option in options:
             if option not in known:
                 raise UnknownName(f"option of {name!r}", option, known)
-    return one_per_sample(name, metric.score(found, reference, **options), len(found))

@@ -15,7 +15,7 @@ import numpy as np
 from diffcache.errors import BadOption
 from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import frame_by_frame
-from diffcache.eval.needs import WeightsError, package
+from diffcache.eval.needs import WeightsError, device_named, package
 
 ABOUT = About(
     "LPIPS",
@@ -36,6 +36,7 @@ BACKBONES = {
     "vgg": Backbone("vgg16", "vgg16-397923af.pth"),
     "squeeze": Backbone("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"),
 }
+INSTALL = "'diffcache[eval]'"
 LEAST = 32  # pixels; below that AlexNet's last feature map is empty
 
 
@@ -59,11 +60,7 @@ def score(
 
     Raises BadOption for another net, MissingWeightsError and WeightsError.
     """
-    if net not in BACKBONES:
-        raise BadOption("net", net, f"one of {', '.join(BACKBONES)}")
-    if at_once < 1:
-        raise BadOption("at_once", at_once, "1 or more frames")
-    path = _find(net, weights)
+    path = check(net=net, weights=weights, device=device, at_once=at_once)
     network = _network(net, path, path.stat().st_mtime_ns).to(device)
 
     def lpips(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -74,6 +71,18 @@ def score(
             return np.asarray(network(*pictures, normalize=True).flatten().cpu())
 
     return frame_by_frame("lpips", found, reference, lpips, least=LEAST, at_once=at_once)
+
+
+def check(*, net: str = "alex", weights: str | Path | None = None, device: str = "cpu", at_once: int = 16) -> Path:
+    """Return the file of the backbone's weights. Raises what ``score`` raises, apart from the samples."""
+    if net not in BACKBONES:
+        raise BadOption("net", net, f"one of {', '.join(BACKBONES)}")
+    if not isinstance(at_once, int) or at_once < 1:
+        raise BadOption("at_once", at_once, "1 or more frames")
+    device_named(device)
+    for module in ("torchvision", "torchmetrics.functional.image.lpips"):
+        package(module, purpose="lpips", install=INSTALL)
+    return _find(net, weights)
 
 
 def _find(net: str, weights: str | Path | None) -> Path:
@@ -97,8 +106,7 @@ def _network(net: str, path: Path, _changed: int) -> Any:
     """LPIPS with the backbone's weights from ``path``. ``_changed``: a file that was written anew is read anew."""
     import torch
 
-    package("torchvision", purpose="lpips", install="'diffcache[eval]'")
-    measure = package("torchmetrics.functional.image.lpips", purpose="lpips", install="'diffcache[eval]'")
+    measure = package("torchmetrics.functional.image.lpips", purpose="lpips", install=INSTALL)
     # torchmetrics' public class can only fetch the backbone by itself. Its network can be made with a random one
     # (pnet_rand), which is then filled; the random numbers are not taken from the user's generator.
     with torch.random.fork_rng(devices=[]):

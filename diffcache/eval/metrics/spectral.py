@@ -37,17 +37,22 @@ def score(
     """Audio [N, channels, samples] -> dB, float64 [N]. Raises BadOption for a window below 2 samples, a hop that would
     leave samples out (more than half a window), or a floor that is no number."""
     pair("spectral", found, reference, "[N, channels, samples]", lambda shape: len(shape) == 3)
-    if window < 2:
-        raise BadOption("window", window, "2 samples or more")
-    if not 1 <= hop <= window // 2:
-        raise BadOption("hop", hop, f"1 to {window // 2} samples, half the window")
-    if not math.isfinite(floor_db):
-        raise BadOption("floor_db", floor_db, "a number of dB, such as -100")
+    check(window=window, hop=hop, floor_db=floor_db)
     distances = np.empty(len(found))
     for i, (a, b) in enumerate(zip(found, reference, strict=True)):
         difference = _levels(a, window, hop, floor_db) - _levels(b, window, hop, floor_db)
         distances[i] = np.sqrt(np.square(difference).mean(axis=1)).mean()  # [channels, frequencies, frames]
     return distances
+
+
+def check(*, window: int = 2048, hop: int = 512, floor_db: float = -100.0) -> None:
+    """Raise what ``score`` raises, apart from the samples."""
+    if not isinstance(window, int) or window < 2:
+        raise BadOption("window", window, "2 samples or more")
+    if not isinstance(hop, int) or not 1 <= hop <= window // 2:
+        raise BadOption("hop", hop, f"1 to {window // 2} samples, half the window")
+    if not isinstance(floor_db, (int, float)) or not math.isfinite(floor_db):
+        raise BadOption("floor_db", floor_db, "a number of dB, such as -100")
 
 
 def _levels(audio: np.ndarray, window: int, hop: int, floor_db: float) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 
 from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import frame_by_frame
-from diffcache.eval.needs import package
+from diffcache.eval.needs import device_named, package
 
 WINDOW, SIGMA = 11, 1.5
+IMAGES, INSTALL = "torchmetrics.functional.image", "'diffcache[eval]'"
 
 ABOUT = About(
     "SSIM",
@@ -38,10 +39,16 @@ def score(found: np.ndarray, reference: np.ndarray, *, rim: bool = False, device
     return frame_by_frame("ssim", found, reference, functools.partial(_ssim, rim=rim, device=device), least=WINDOW)
 
 
+def check(*, rim: bool = False, device: str = "cpu") -> None:
+    """Raise what ``score`` raises, apart from the samples."""
+    device_named(device)
+    package(IMAGES, purpose="ssim", install=INSTALL)
+
+
 def _ssim(found: np.ndarray, reference: np.ndarray, rim: bool, device: str) -> np.ndarray:
     import torch
 
-    images = package("torchmetrics.functional.image", purpose="ssim", install="'diffcache[eval]'")
+    images = package(IMAGES, purpose="ssim", install=INSTALL)
 
     a, b = (torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2).to(device) for x in (found, reference))
     _, similarity = images.structural_similarity_index_measure(

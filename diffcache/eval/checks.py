@@ -1,0 +1,68 @@
+"""What an evaluation is asked for, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffcache import host
+from diffcache._checks import is_unicode
+from diffcache.errors import BadOption
+from diffcache.eval.methods import Method
+from diffcache.executor.checks import check_call, check_steps
+from diffcache.schedule import CacheSchedule
+
+OF_PICTURES = ("psnr", "ssim", "lpips")  # metrics that look at decoded pictures or videos
+LONGEST_TITLE = 1000
+
+Calls = Sequence[Mapping[str, Any]]
+
+
+def check_title(title: object) -> None:
+    """Raise BadOption unless ``title`` is Unicode text, as a page and a record can hold it."""
+    if not isinstance(title, str) or len(title) > LONGEST_TITLE or not is_unicode(title):
+        raise BadOption("title", ascii(title)[:80], f"Unicode text of at most {LONGEST_TITLE} characters")
+
+
+def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: object, scorers: Sequence[Any]) -> None:
+    """Raise BadOption if something looks at pictures, and the calls do not return any."""
+    latents = any(call.get("output_type") == "latent" for call in calls)
+    if isinstance(pipe, host.Loop):
+        if extractor is not None:
+            raise BadOption("extractor", extractor, f"none: a {type(pipe).__name__} draws no pictures")
+        return
+    pictures = [name for name in metrics if name in OF_PICTURES] if latents else []
+    if pictures:
+        raise BadOption("metrics", ", ".join(pictures), "latent, because the calls have output_type='latent'")
+    if latents and (extractor is not None or scorers):
+        name = "extractor" if extractor is not None else "scorers"
+        raise BadOption(name, "given", "none, because the calls have output_type='latent': nothing draws pictures")
+
+
+def check_methods(pipe: Any, methods: Sequence[Method], calls: Calls) -> None:
+    """Raise unless every method can be put on ``pipe``, has a name of its own, and fits the calls.
+
+    Each schedule and rule is put on the pipeline and taken off again: that makes every check that ``accelerate`` makes.
+    """
+    for method in methods:
+        if not isinstance(method, Method):
+            raise BadOption("methods", type(method).__name__, "instances of diffcache.eval.methods.Method")
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadOption("schedules", name, "names that no other method has")
+    for method in methods:
+        if method.source is not None:
+            with method.on(pipe):
+                pass
+        for call in calls:
+            host.check_call(pipe, {**call, **method.change}, f"the call of {method.name!r}")
+            if isinstance(method.source, CacheSchedule):
+                check_call(pipe, {**call, **method.change}, method.source)
+
+
+def check_counted(methods: Sequence[Method], steps: int) -> None:
+    """Raise ScheduleMismatch for a schedule of another number of steps than the loop was seen to take."""
+    for method in methods:
+        if isinstance(method.source, CacheSchedule):
+            check_steps(method.source, steps)
