@@ -49,9 +49,12 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
         Resampled,
         stacklevel=2,
     )
+    nearest = np.abs(schedule.timesteps[None, :] - new[:, None]).argmin(axis=1)
     denoisers = {
         name: dataclasses.replace(
-            denoiser, sites={site: _moved(plan, schedule.timesteps, new) for site, plan in denoiser.sites.items()}
+            denoiser,
+            sites={site: _moved(plan, schedule.timesteps, new) for site, plan in denoiser.sites.items()},
+            called=None if denoiser.called is None else denoiser.called[nearest],
         )
         for name, denoiser in schedule.denoisers.items()
     }

@@ -24,6 +24,13 @@ def check_title(title: object) -> None:
         raise BadOption("title", ascii(title)[:80], f"Unicode text of at most {LONGEST_TITLE} characters")
 
 
+def check_names(metrics: object) -> None:
+    """Raise BadOption unless ``metrics`` is None or a list of names."""
+    named = isinstance(metrics, Sequence) and all(isinstance(name, str) for name in metrics)
+    if metrics is not None and (isinstance(metrics, str) or not named):
+        raise BadOption("metrics", metrics, "a list of names, or None")
+
+
 def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: object, scorers: Sequence[Any]) -> None:
     """Raise BadOption if something looks at pictures, and the calls do not return any."""
     latents = any(call.get("output_type") == "latent" for call in calls)

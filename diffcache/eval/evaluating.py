@@ -19,7 +19,7 @@ from diffcache.api import estimate
 from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import trials as tried
-from diffcache.eval.checks import check_counted, check_methods, check_outputs, check_title
+from diffcache.eval.checks import check_counted, check_methods, check_names, check_outputs, check_title
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import STEPS, Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
@@ -109,6 +109,7 @@ def evaluate(
     host.denoisers(pipe)
     host.check_calls(pipe, calls, repeatable=True)
     check_title(title)
+    check_names(metrics)
     check_folder("out", out)
     policy = isinstance(pipe, host.PolicyLoop)
     loop = isinstance(pipe, host.Loop) and not policy
@@ -216,8 +217,6 @@ def judges_of(
     about: dict[str, dict[str, Any]] = {}  # returns_states: of a loop, whose result is its final state
     pairs: dict[str, Compare] = {}
     latents: dict[str, Compare] = {}
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise BadOption("metrics", names, "a list of names")
     for unknown in options.keys() - set(names):
         raise BadOption("options", unknown, f"options of the metrics asked for: {', '.join(names)}")
     for name in names:

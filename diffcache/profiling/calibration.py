@@ -142,8 +142,8 @@ class Calibration:
         if store is not None:
             check_store(store)
         check_seconds("time_limit_s", time_limit_s)
-        if not host.is_count(fits, 1):
-            raise BadOption("fits", fits, "a whole number, 1 or more")
+        if not host.is_count(fits, 0):
+            raise BadOption("fits", fits, "a whole number, 0 or more")
         if self.target == "output":
             return self._by_outputs(budget, scheduler)
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
