@@ -11,7 +11,7 @@ from diffcache.budget import Budget
 from diffcache.errors import DiffCacheError
 from diffcache.eval.evaluating import Evaluation, evaluate
 from diffcache.executor import FailedOpen
-from diffcache.host import Loop, trajectory
+from diffcache.host import Loop, branch, trajectory
 from diffcache.optimizing import optimize
 from diffcache.planning import plan
 from diffcache.profile import Profile
@@ -31,6 +31,7 @@ __all__ = [
     "WeakerFit",
     "accelerate",
     "accelerated",
+    "branch",
     "estimate",
     "evaluate",
     "measure",

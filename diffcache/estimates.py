@@ -165,12 +165,19 @@ def _first_step(
     def enough(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise _EnoughError
 
-    def count(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around the network, where its forwards are steps."""
-        run = watcher.entered()
-        if run is not None and run.forwards and sum(v.site == "model" for v in visits) == run.forwards:
-            raise _EnoughError
-        return inner(*args, **kwargs)
+    def counted(denoiser: str, module: nn.Module) -> Callable[..., Any]:
+        """Return what to layer on the network, where its forwards are steps."""
+        time_of = host.time_of(module)
+
+        def count(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            run = watcher.entered()
+            if run is not None and run.forwards:
+                place = run.forward(denoiser, time_of(args, kwargs), watcher.branch(denoiser))
+                if place.step > run.start:
+                    raise _EnoughError
+            return inner(*args, **kwargs)
+
+        return count
 
     watcher = host.Host(pipe, begin, lambda run: None)
     with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
@@ -180,7 +187,7 @@ def _first_step(
                     around = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
                     undo.callback(layer(*inner_spot(module), around))
                 if site == "model":
-                    undo.callback(layer(*inner_spot(modules[0]), count))
+                    undo.callback(layer(*inner_spot(modules[0]), counted(denoiser, modules[0])))
                 norm = first_norm(modules[0]) if site.startswith("stack:") else None
                 if norm is not None:
                     around = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)

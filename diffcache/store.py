@@ -139,6 +139,16 @@ class Store:
         if anchor is not None:
             self._bytes -= anchor.nbytes
 
+    def discard(self, denoiser: str, branch: int) -> list[tuple[Hashable, int]]:
+        """Drop all anchors of one branch, and the signal that it is decided by; return their keys and steps."""
+        found = []
+        for key, anchors in self._anchors.items():
+            if isinstance(key, tuple) and key[0] == denoiser and key[2] == branch:
+                found += [(key, step) for step in anchors]
+        for key, step in found:
+            self.drop(key, step)
+        return found
+
     def clear(self) -> None:
         self._anchors.clear()
         self._bytes = 0

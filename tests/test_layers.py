@@ -25,7 +25,7 @@ LAYERS = (
         *("_rooms", "_document", "_container", "_files", "_outputs", "_checks", "_hub", "_settings"),
     ),
     ("schedulers", "kernels", "predictors"),
-    ("store", "adapters", "host", "levels", "_digest", "planning", "resampling"),
+    ("store", "adapters", "host", "levels", "channels", "_digest", "planning", "resampling"),
     ("executor", "profiling", "routers_file"),
     ("reports", "estimates", "plots", "correction", "optimizing", "api", "_requests"),
     ("eval", "assets"),

@@ -12,6 +12,7 @@ from diffcache import host
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor.checks import check_guidance
 from diffcache.executor.decide import visit
+from diffcache.executor.doubts import follow
 from diffcache.executor.stacks import Place, run_block
 from diffcache.executor.state import Call, Forward
 from diffcache.executor.streams import reader
@@ -62,21 +63,23 @@ class Arounds:
         return around
 
     def _root(self, name: str, module: nn.Module) -> Around:
-        read, time_of = reader(module), host.time_of(module)
+        read, time_of, conditions_of = reader(module), host.time_of(module), host.conditions_of(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            forward = self.host.forward(name, time_of(args, kwargs))
-            if forward is None:  # somebody else's call, or the user's own
+            found = self.host.forward(name, time_of(args, kwargs), lambda: conditions_of(args, kwargs))
+            if found is None:  # somebody else's call, or the user's own
                 return inner(*args, **kwargs)
-            run, step, branch = forward
+            run, forward = found
             inputs = read(args, kwargs)
             batch = len(inputs.main) if len(inputs.main) != 1 else len(inputs.main[0])
-            call = Call(run.state, name, step, branch, batch, run.state.watch(name, branch))
+            doubt = follow(run, name, forward)
+            watch = run.state.watch(name, forward.branch)
+            call = Call(run.state, name, forward.step, forward.branch, batch, watch, doubt, forward.unsure)
             try:
-                check_guidance(self.host.pipe, run, call, inputs.main)
+                check_guidance(self.host.pipe, run, call, inputs.main, lambda why: self._misfit(run, why))
             except ScheduleMismatch as why:
                 self._misfit(run, why)
-                call = Call(run.state, name, step, branch, batch)
+                call = Call(run.state, name, forward.step, forward.branch, batch)
             if call.watch is not None and call.watch.at_the_root:
                 call.decide(inputs.main)
 
@@ -95,7 +98,10 @@ class Arounds:
                 return compute()
             finally:
                 self._current.call = outer
-                call.state.forwards.append(Forward(name, step, branch, call.predicted / max(call.asked, 1)))
+                skipped = call.predicted / max(call.asked, 1)
+                call.state.forwards.append(Forward(name, forward.step, forward.branch, skipped))
+                if call.state.unplaced and call.state.look_for not in run.waiting:
+                    run.waiting.append(call.state.look_for)
 
         return around
 

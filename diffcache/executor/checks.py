@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from diffcache import host
 from diffcache.errors import ScheduleMismatch, UnknownName, UnsupportedModel
-from diffcache.executor.guess import repeats
+from diffcache.executor.guess import repeats, repetition
 from diffcache.executor.online import AT_THE_ROOT
 from diffcache.executor.state import Call
 from diffcache.patch import entry_point
-from diffcache.schedule import OWN_SOLVER, CacheSchedule, solver_title
+from diffcache.schedule import OWN_SOLVER, CacheSchedule, Guidance, solver_title
 
 SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
 
@@ -172,24 +172,31 @@ def check_scales(here: Mapping[str, Any], schedule: CacheSchedule) -> None:
             )
 
 
-def check_guidance(pipe: Any, run: host.Run, call: Call, x: Sequence[Tensor]) -> None:
-    """In a run's first two steps: are there as many branches as the coefficients were fitted for?"""
+def check_guidance(
+    pipe: Any, run: host.Run, call: Call, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
+) -> None:
+    """In a run's first two steps: are there as many branches as the coefficients were fitted for?
+
+    Args:
+        pipe: the pipeline.
+        run: its loop.
+        call: the forward that is beginning.
+        x: tensors of the denoiser's main input.
+        refuse: called at the end of the first step, if only the noise scheduler's sample shows that there are not.
+
+    Raises:
+        ScheduleMismatch: there are not.
+    """
     guidance = call.state.schedule.guidance
     if guidance is None:
         return
+    call.state.batch_at_start.setdefault(call.denoiser, call.batch)
     if call.step == run.start:
         call.state.calls_at_start[call.denoiser] = call.branch + 1
-        if guidance.mode == "batched" and call.branch == 0 and not repeats(x, guidance.branches):
-            raise ScheduleMismatch(
-                f"the schedule was fitted with guidance: {guidance.branches} branches in one batch. This run's "
-                "batch does not repeat its samples so; guidance is off or has another form. Turn guidance on as it "
-                "was, or fit a schedule for this setting."
-            )
-        if guidance.mode == "none" and host.batches_guidance(pipe) and repeats(x, 2):
-            raise ScheduleMismatch(
-                "the schedule was fitted without guidance; this run is guided, with both branches in one batch. "
-                "Turn guidance off as it was, or fit a schedule for this setting."
-            )
+        if call.branch == 0 and (
+            guidance.mode == "batched" or (guidance.mode == "none" and host.batches_guidance(pipe))
+        ):
+            _check_batch(run, guidance, x, refuse)
     elif call.branch == 0 and call.step == run.start + 1:
         expected = guidance.branches if guidance.mode == "separate" else 1
         seen = call.state.calls_at_start.get(call.denoiser, expected)
@@ -199,3 +206,40 @@ def check_guidance(pipe: Any, run: host.Run, call: Call, x: Sequence[Tensor]) ->
                 f"(guidance {guidance.mode!r}); this run makes {seen}. Set guidance as it was, or fit a schedule "
                 "for this setting."
             )
+
+
+def _check_batch(
+    run: host.Run, guidance: Guidance, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
+) -> None:
+    """Refuse a batch that does not hold the branches that the schedule was fitted with, or holds them for a schedule
+    without guidance. Where the batch does not show it, the noise scheduler's sample does, at the end of the step."""
+    times = max(guidance.branches, 2)
+    found = repetition(x, times)
+    if found is None and run.forwards:  # no noise scheduler, so nothing to compare with
+        found = repeats(x, times)
+    if found is not None:
+        _demand(guidance, found)
+        return
+    rows = len(x[0])
+
+    def compare(sample: Tensor) -> None:
+        try:
+            _demand(guidance, rows == times * len(sample))
+        except ScheduleMismatch as why:
+            refuse(why)
+
+    run.waiting.append(compare)
+
+
+def _demand(guidance: Guidance, guided: bool) -> None:
+    if guidance.mode == "batched" and not guided:
+        raise ScheduleMismatch(
+            f"the schedule was fitted with guidance: {guidance.branches} branches in one batch. This run's "
+            "batch does not repeat its samples so; guidance is off or has another form. Turn guidance on as it "
+            "was, or fit a schedule for this setting."
+        )
+    if guidance.mode == "none" and guided:
+        raise ScheduleMismatch(
+            "the schedule was fitted without guidance; this run is guided, with both branches in one batch. "
+            "Turn guidance off as it was, or fit a schedule for this setting."
+        )

@@ -50,6 +50,9 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     anchors = [call.state.store.get(key, a) for a in terms.anchors]
     for step in program.drops[call.step]:
         call.state.store.drop(key, step)
+    if call.doubt:
+        counts.fail(call.doubt)
+        return None
     if program.newest and call.verdict is None:
         counts.fail(notices.NO_DECISION)
         return None
@@ -70,7 +73,10 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
         gone = next(step for step, a in zip(terms.anchors, anchors, strict=True) if a is None)
         counts.fail(why_missing(call, key, gone))
         return None
-    obstacle = problem(there, terms, x, branch, pairing, call.batch)
+    obstacle: Reason | None = None
+    if branch is None and len(terms.weights) > 1 and call.batch != call.state.batch_at_start.get(call.denoiser):
+        obstacle = notices.OTHER_BATCH
+    obstacle = obstacle or problem(there, terms, x, branch, pairing, call.batch)
     if obstacle:
         counts.fail(obstacle)
         return None
@@ -80,6 +86,8 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
         return None
     counts.predict()
     call.predicted += 1
+    if call.unsure:
+        call.state.doubts.add((call.denoiser, call.step))
     if call.state.lesson is not None:
         call.plain[site] = combine(there, terms.plain, x, branch, pairing, call.state.backend)
     return (predicted,)
@@ -142,7 +150,11 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     call.state.lost.pop((key, step), None)
     x, pairing = inputs.main, None
     if program.reads_x:
-        call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {})
+        root = site == "model"
+        place = call.state.places.get(call.denoiser) if root else None
+        call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {}, root=root, place=place)
+        if root and call.denoiser not in call.state.places and len(inputs.main) == 1 and call.step in program.keeps_x:
+            call.state.unplaced[call.denoiser] = inputs.main[0]
         x = pairing.x(inputs)
     keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)
     kept_x: tuple[Kept, ...] = ()

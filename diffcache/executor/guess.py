@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from diffcache.channels import Place, counterpart
 from diffcache.executor import notices
 from diffcache.executor.notices import Reason
 from diffcache.executor.program import Terms
@@ -42,6 +42,10 @@ def problem(
         return notices.UNCLEAR_INPUT
     if terms.needs_x and not any(i is not None for i in pairing.own):
         return notices.UNLIKE_INPUT
+    if terms.needs_x and not pairing.carried(x, outputs):
+        return notices.NO_SAMPLE
+    if terms.needs_x and any(a.difference for a in anchors) and pairing.cut(x, outputs):
+        return notices.NO_SAMPLE
     rows = 1 if branch is not None else len(terms.weights)
     parts = [len(outputs)] if pairing.listed else [len(t) for t in outputs if t.ndim]
     if any(count % rows for count in parts):
@@ -79,9 +83,13 @@ def combine(
             continue
         own = pairing.own[j] if terms.needs_x else None
         here = [rows[j * len(rows) // members]] if members else list(rows)
-        now = None if own is None else x[own]
-        then = [None if own is None or not a.x else a.x[own] for a in anchors]
         kept = [a.kept[j] for a in anchors]
+        now: Tensor | None = None
+        then: list[Kept | None] = [None] * len(anchors)
+        if own is not None:
+            place = pairing.of(own)
+            now = counterpart(x[own], like.shape, place)
+            then = [_counterpart(a.x[own], like, place) if a.x else None for a in anchors]
         parts = _from_packed(kept, terms, here, now, then, backend) or _from_plain(kept, terms, here, now, then)
         tensors.append(torch.cat(parts) if len(parts) > 1 else parts[0])
     return newest.form.rebuild(tensors)
@@ -100,11 +108,11 @@ def _from_plain(
     def split(tensor: Tensor) -> Sequence[Tensor]:
         return tensor.chunk(len(rows)) if len(rows) > 1 else (tensor,)
 
-    inputs = [None if k is None else _channels_as(_plain(k), like) for k in then]
+    inputs = [None if k is None else _plain(k) for k in then]
     drift = None
     if now is not None:
         before = torch.zeros_like(like) if inputs[0] is None else inputs[0]
-        drift = [*zip(split(_channels_as(now, like)), split(before), strict=True)]
+        drift = [*zip(split(now), split(before), strict=True)]
     given = [(n, split(x)) for n, x in enumerate(inputs) if x is not None and any(terms.inputs[row][n] for row in rows)]
     return [
         predict(
@@ -185,14 +193,28 @@ def repeats(x: Sequence[Tensor], times: int) -> bool:
     return all(torch.equal(one, other) for one, other in zip(samples, samples[apart:], strict=False))
 
 
-def _channels_as(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` with the channels of ``like``: condition channels cut off, channels only the output has (a learned
-    variance) filled with zeros, where no drift is added."""
-    dim = channel_dim(like)
-    missing = like.shape[dim] - x.shape[dim]
-    if missing <= 0:
-        return x.narrow(dim, 0, like.shape[dim])
-    return F.pad(x, [0, 0] * (x.ndim - 1 - dim) + [0, missing])
+def repetition(x: Sequence[Tensor], times: int) -> bool | None:
+    """Return whether the batch of the denoiser's input is ``times`` equal parts, as batched guidance builds it.
+
+    None: they are equal in part. Guidance does that where conditions differ from branch to branch, and samples that
+    share a condition do it without guidance. Reads the device once.
+    """
+    if len(x) != 1:
+        return repeats(x, times)
+    if not len(x[0]) or len(x[0]) % times:
+        return False
+    first, *others = x[0].chunk(times)
+    same = torch.stack([first == other for other in others]).all(0)
+    slices = [same.movedim(d, 0).flatten(1).all(1).any() for d in range(1, same.ndim)]
+    whole, *partly = torch.stack([same.all(), *slices]).tolist()
+    return True if whole else None if any(partly) else False
+
+
+def _counterpart(kept: Kept, like: Kept, place: Place | None) -> Kept:
+    """Return what ``counterpart`` makes of a kept input; in fewer bytes, where it has the output's shape anyway."""
+    if isinstance(kept, Packed) and kept.shape == like.shape and not place:
+        return kept
+    return counterpart(_plain(kept), like.shape, place)
 
 
 def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:

@@ -58,6 +58,16 @@ UNCLEAR_BATCH = Reason(
     "batch-unclear",
     "which dimension of the output carries the batch is not clear, and branches have their own coefficients",
 )
+NO_SAMPLE = Reason(
+    "sample-not-found",
+    "which part of the input is the sample that the noise scheduler steps is not known, so coefficients of inputs have "
+    "no meaning",
+)
+UNNAMED = Reason(
+    "branches-unnamed", "the forwards of a step changed in number or order, and their branches have no names"
+)
+NO_STEP = Reason("step-unknown", "forwards that were said to be of one step were given different times")
+OTHER_BATCH = Reason("batch-changed", "the batch holds another number of branches than at the first step")
 BEYOND = Reason("beyond-schedule", "step beyond the schedule")
 NO_DECISION = Reason("no-decision", "the block that decides did not run before it")
 NO_SIGNAL = Reason("no-signal", "none of the first block's outputs is known to carry on its input")

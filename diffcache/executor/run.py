@@ -13,6 +13,7 @@ from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor.afterwards import about_finiteness, about_work
 from diffcache.executor.arounds import Arounds
 from diffcache.executor.checks import Sites, check_in_parts, check_pipeline, check_run
+from diffcache.executor.doubts import ADVICE, left
 from diffcache.executor.grid import move
 from diffcache.executor.notices import Notice, counted, publish
 from diffcache.executor.placing import place
@@ -178,6 +179,16 @@ class Executor:
             )
         elif run.index >= run.steps or (run.forwards and run.whole):
             state.notices += about_work(state, predicts=self._predicts and bool(state.programs))
+        if run.cut:
+            state.notices.append(
+                Notice(
+                    "short-steps",
+                    1,
+                    f"{run.cut} steps of the loop have fewer forwards than were said: its network was called less "
+                    f"often, as the times that it was given show. {ADVICE}",
+                )
+            )
+        state.notices += left(run)
         self._say([*state.failures(), *state.notices])
 
     def _missed(self) -> None:

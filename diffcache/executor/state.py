@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffcache.channels import Place, find_sample
+from diffcache.executor import notices
 from diffcache.executor.notices import Notice, Reason
 from diffcache.executor.online import Verdict, Watch, signal_format
 from diffcache.executor.program import Program
@@ -79,6 +81,9 @@ class State:
     lost      (``Call.key``, step) -> why the output of a computed step was not kept
     suspects  kind, and tensors whose finiteness is read when the run is over: no synchronisation inside the loop
     notices   about the run as a whole; most are known when it is ``over``
+    doubts    (denoiser, step) where a forward was predicted that may serve another branch than the one before
+    places    by denoiser: where the noise scheduler's sample lies in its input; None: not found
+    unplaced  by denoiser: its input at the first step, until it is compared with the sample
     """
 
     schedule: CacheSchedule
@@ -92,6 +97,10 @@ class State:
     blanks: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
     flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
+    batch_at_start: dict[str, int] = field(default_factory=dict)
+    doubts: set[tuple[str, int]] = field(default_factory=set)
+    places: dict[str, Place | None] = field(default_factory=dict)
+    unplaced: dict[str, Tensor] = field(default_factory=dict)
     forwards: list[Forward] = field(default_factory=list)
     since: int = 0
     lost: dict[tuple[Hashable, int], Reason] = field(default_factory=dict)
@@ -135,6 +144,21 @@ class State:
         programs = [program for (name, _), program in self.programs.items() if name == denoiser]
         return any(step < len(p.terms) and p.terms[step] is not None for p in programs)
 
+    def look_for(self, sample: Tensor) -> None:
+        """Find the sample that the noise scheduler is about to step in the denoisers' inputs of this step."""
+        for denoiser, x in self.unplaced.items():
+            self.places[denoiser] = place = find_sample(x, sample)
+            for key, pairing in self.pairings.items():
+                if isinstance(key, tuple) and key[:2] == (denoiser, "model"):
+                    self.pairings[key] = replace(pairing, place=place)
+        self.unplaced.clear()
+
+    def disown(self, denoiser: str, branch: int) -> None:
+        """Drop what is kept for a branch: its number may have been another branch's so far."""
+        for key, step in self.store.discard(denoiser, branch):
+            self.lost[key, step] = notices.UNNAMED
+        self.watches.pop((denoiser, branch), None)
+
     def forget(self) -> None:
         """Drop every tensor: the loop is over, or goes back."""
         self.store.clear()
@@ -142,6 +166,7 @@ class State:
         self.blanks.clear()
         self.keepings.clear()
         self.lost.clear()
+        self.unplaced.clear()
 
     def go_back(self) -> None:
         """Drop every tensor, and take no earlier forward for one that left an anchor."""
@@ -178,13 +203,13 @@ class State:
         for (denoiser, site, _), counts in self.counts.items():
             for reason, times in counts.failed_open.items():
                 found.setdefault(reason, Counter())[f"{denoiser}/{site}"] += times
-        notices = []
+        failures = []
         for reason, sites in found.items():
             first, *more = sorted(sites)
             places, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
             text = f"{places}: {times} predictions were computed in full instead: {reason.text}"
-            notices.append(Notice(reason.kind, times, text))
-        return notices
+            failures.append(Notice(reason.kind, times, text))
+        return failures
 
 
 @dataclass(slots=True)
@@ -217,6 +242,8 @@ class Call:
 
     batch    samples in it, branches in the batch counted apart
     watch    what decides, where the run does
+    doubt    why nothing may be predicted, if so
+    unsure   nothing but its place in the step shows which branch it serves
     verdict  its decision, as soon as it is taken
     visits   how often each site was entered before: one feed-forward may serve pictures, then text
     lead     the first block's run, where it decides
@@ -232,6 +259,8 @@ class Call:
     branch: int
     batch: int = 1
     watch: Watch | None = None
+    doubt: Reason | None = None
+    unsure: bool = False
     verdict: Verdict | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)
     visits: Counter[str] = field(default_factory=Counter)

@@ -7,13 +7,14 @@ own. Shapes tell the streams apart; where they are equal, the tensors that one b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from diffcache import host
-from diffcache.store import Kept, Output, channel_dim
+from diffcache.channels import Place, apart, carries, is_cut
+from diffcache.store import Kept, Output
 
 MAIN = ""  # in a flow: the main input
 
@@ -41,12 +42,28 @@ class Pairing:
     own      for every tensor of F, the index in x of the one it carries on; None: there is none
     listed   whether both are lists of samples
     unclear  whether shapes fit in more than one way
+    place    where the noise scheduler's sample lies in the main input of the denoiser, as far as it is known
     """
 
     names: tuple[str, ...]
     own: tuple[int | None, ...]
     listed: bool = False
     unclear: bool = False
+    place: Place | None = None
+
+    def of(self, i: int) -> Place | None:
+        """Return what of the tensor ``i`` of x is the sample."""
+        return self.place if i == 0 and not self.listed else None
+
+    def cut(self, x: Sequence[Tensor], outputs: Sequence[Kept]) -> bool:
+        """Return whether some output carries on a part of its input only."""
+        pairs = zip(self.own, outputs, strict=True)
+        return any(i is not None and is_cut(x[i].shape, like.shape, self.of(i)) for i, like in pairs)
+
+    def carried(self, x: Sequence[Tensor], outputs: Sequence[Kept]) -> bool:
+        """Return whether every output that carries on an input can be given its part of it."""
+        pairs = zip(self.own, outputs, strict=True)
+        return all(i is None or carries(x[i].shape, like.shape, self.of(i)) for i, like in pairs)
 
     def x(self, inputs: Inputs) -> tuple[Tensor, ...]:
         return inputs.main + tuple(inputs.others[name] for name in self.names if name in inputs.others)
@@ -64,32 +81,46 @@ def reader(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], 
     return read
 
 
-def alone(x: Sequence[Tensor], outputs: Sequence[Kept]) -> Pairing:
-    """The pairing of a main input with outputs, by shape but for the channels."""
-    own = (_own(x, j, like) if like.is_floating_point() else None for j, like in enumerate(outputs))
+def alone(x: Sequence[Tensor], outputs: Sequence[Kept], *, root: bool = False) -> Pairing:
+    """Return the pairing of a main input with outputs, by shape.
+
+    Args:
+        x: tensors of the main input.
+        outputs: tensors of the output.
+        root: they are the denoiser's own, whose shapes may differ in one dimension: conditions come in, variances go
+            out.
+    """
+    own = (_own(x, j, outputs, root) if like.is_floating_point() else None for j, like in enumerate(outputs))
     return Pairing((), tuple(own), listed=len(outputs) == len(x) > 1)
 
 
-def pair(inputs: Inputs, outputs: Sequence[Tensor], flow: Mapping[str, int]) -> Pairing:
-    """The pairing of all inputs with outputs.
+def pair(
+    inputs: Inputs,
+    outputs: Sequence[Tensor],
+    flow: Mapping[str, int],
+    *,
+    root: bool = False,
+    place: Place | None = None,
+) -> Pairing:
+    """Return the pairing of all inputs with outputs.
 
-    flow  name of an input (MAIN: the main one) -> index of the output that became this input of the next block
-
-    The main input may differ from its output in the channels (conditions come in, variances go out), others may not.
+    Args:
+        inputs: what the module was given.
+        outputs: tensors of what it returned.
+        flow: name of an input (MAIN: the main one) -> index of the output that became this input of the next block.
+        root: see ``alone``; inputs other than the main one have the shape of their output.
+        place: see Pairing.
     """
-    simple = alone(inputs.main, outputs)
+    simple = replace(alone(inputs.main, outputs, root=root), place=place)
     streams = {n: t for n, t in inputs.others.items() if any(t.shape == out.shape for out in outputs)}
     if len(inputs.main) != 1 or not streams:
         return simple
     fits = {
-        name: {
-            j
-            for j, out in enumerate(outputs)
-            if out.is_floating_point()
-            and (without_channels(t) == without_channels(out) if name == MAIN else t.shape == out.shape)
-        }
+        name: {j for j, out in enumerate(outputs) if out.is_floating_point() and t.shape == out.shape}
         for name, t in {MAIN: inputs.main[0], **streams}.items()
     }
+    if not fits[MAIN]:
+        fits[MAIN] = {j for j, i in enumerate(simple.own) if i == 0}
     own = {j: name for name, j in flow.items() if j in fits.get(name, ())}
     while found := _forced(fits, own):
         own |= found
@@ -97,11 +128,8 @@ def pair(inputs: Inputs, outputs: Sequence[Tensor], flow: Mapping[str, int]) -> 
     unclear = any(fits[name] & open_outputs for name in fits if name not in own.values())
     names = tuple(name for name in streams if name in own.values() or unclear)
     places = {MAIN: 0} | {name: 1 + n for n, name in enumerate(names)}
-    return Pairing(names, tuple(places[own[j]] if j in own else None for j in range(len(outputs))), unclear=unclear)
-
-
-def without_channels(t: Kept) -> list[int]:
-    return [n for d, n in enumerate(t.shape) if d != channel_dim(t)]
+    of_outputs = (places[own[j]] if j in own else None for j in range(len(outputs)))
+    return Pairing(names, tuple(of_outputs), unclear=unclear, place=place)
 
 
 def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, str]:
@@ -115,9 +143,14 @@ def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, s
     return {}
 
 
-def _own(x: Sequence[Tensor], j: int, like: Kept) -> int | None:
-    """Which tensor of the main input belongs to output tensor ``j``: the one of its shape, channels apart."""
+def _own(x: Sequence[Tensor], j: int, outputs: Sequence[Kept], root: bool) -> int | None:
+    """Which tensor of the main input belongs to output ``j``: the one of its shape; else one that has the shape of no
+    output, and differs from this one in one dimension."""
+    like = outputs[j]
     if j < len(x) and x[j].shape == like.shape:
         return j
-    fitting = [i for i, t in enumerate(x) if without_channels(t) == without_channels(like)]
+    fitting = [i for i, t in enumerate(x) if t.shape == like.shape]
+    if not fitting:
+        left = [i for i, t in enumerate(x) if all(t.shape != other.shape for other in outputs)]
+        fitting = [i for i in left if (root and apart(x[i].shape, like.shape)) or carries(x[i].shape, like.shape, None)]
     return j if j in fitting else fitting[0] if fitting else None

@@ -13,6 +13,7 @@ A pipeline that shares its denoiser with another is therefore told apart: its ow
 Loops that are no pipeline's (``loops``, ``policies``) say by themselves where they begin and end.
 """
 
+from diffcache.host.branches import Forward, branch
 from diffcache.host.calls import (
     GRIDS,
     MOST_STEPS,
@@ -33,6 +34,7 @@ from diffcache.host.facts import (
     adopted,
     batches_guidance,
     class_name,
+    conditions_of,
     config_digest,
     demand_no_other_cache,
     demand_nothing_read_inside,
@@ -58,6 +60,7 @@ __all__ = [
     "GRIDS",
     "MOST_STEPS",
     "Clock",
+    "Forward",
     "Host",
     "Loop",
     "PolicyLoop",
@@ -66,12 +69,14 @@ __all__ = [
     "arguments_of",
     "arguments_of_class",
     "batches_guidance",
+    "branch",
     "check_call",
     "check_calls",
     "check_names",
     "check_same_steps",
     "check_values",
     "class_name",
+    "conditions_of",
     "config_digest",
     "demand_no_other_cache",
     "demand_nothing_read_inside",

@@ -8,16 +8,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffcache.errors import AlreadyAccelerated, UnsupportedModel
+from diffcache.host.branches import Conditions, recognised
 from diffcache.host.loops import Loop, loop_of
 from diffcache.host.policies import FAMILIES, PolicyLoop, policy_loop
 from diffcache.patch import Method
 
 ASKED = ("predict_action", "predict_action_chunk", "select_action")  # methods of policies
 STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
-TIMES = ("timestep", "timesteps", "t")  # parameters
+TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # parameters
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
 KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
 GUIDER_METHODS = ("prepare_inputs", "prepare_inputs_from_block_state")
@@ -181,6 +182,28 @@ def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], A
     return time
 
 
+def conditions_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Conditions]:
+    """The function that finds, among a denoiser's arguments, what it is conditioned on: all but its main input and its
+    time, entries of dicts and lists one by one."""
+    names = parameters(module)
+    left_out = {main_input(module), next((known for known in TIMES if known in names), "")}
+
+    def conditions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Conditions:
+        found: dict[str, Any] = {}
+        for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+            if name in left_out:
+                continue
+            if isinstance(value, Mapping):
+                found |= {f"{name}.{key}": recognised(part) for key, part in value.items()}
+            elif isinstance(value, (list, tuple)):
+                found |= {f"{name}.{n}": recognised(part) for n, part in enumerate(value)}
+            else:
+                found[name] = recognised(value)
+        return found
+
+    return conditions
+
+
 def class_name(module: Any) -> str:
     """The network's class; a compiled module answers for what it wraps, a method for its owner."""
     return type(module.of() if isinstance(module, Method) else unwrapped(module)).__name__
@@ -203,7 +226,8 @@ def prediction_type(scheduler: Any) -> str | None:
 
 def batches_guidance(pipe: Any) -> bool:
     """Whether the pipeline says that the run in progress is guided; False where it does not tell."""
-    return getattr(pipe, "do_classifier_free_guidance", False) is True
+    said = getattr(pipe, "do_classifier_free_guidance", False)
+    return isinstance(said, (bool, Tensor)) and bool(said)  # a tensor where each frame has a scale
 
 
 def guidance_scales(pipe: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcache.host.facts import GUIDER_METHODS, guiders, looping_blocks
+from diffcache.host import branches
+from diffcache.host.branches import Branches, Conditions, Forward
+from diffcache.host.facts import GUIDER_METHODS, denoisers, guiders, looping_blocks, unwrapped
 from diffcache.host.loops import Clock, Loop
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run, position
-from diffcache.patch import layer, spot
+from diffcache.patch import Around, layer, spot
 
 
 class Host:
@@ -45,10 +48,13 @@ class Host:
         """The loop this thread is in, or None."""
         return getattr(self._open, "run", None)
 
-    def forward(self, denoiser: str, time: Any) -> tuple[Run, int, int] | None:
-        """The loop, step and branch that a forward which is beginning belongs to; None outside this pipeline's loop.
+    def forward(self, denoiser: str, time: Any, given: Callable[[], Conditions] = dict) -> tuple[Run, Forward] | None:
+        """Return the loop, and the place in it, of a forward that is beginning; None outside this pipeline's loop.
 
-        time  what the denoiser is given as time
+        Args:
+            denoiser: name of the component.
+            time: what it is given as time.
+            given: returns its conditioning; called only where its branch has no name.
         """
         run = self.entered()
         if run is None:
@@ -58,7 +64,12 @@ class Host:
             self._end(run)
             run.begin_anew(run.scheduler.timesteps, _start(run.scheduler, None))
             self._begin(run)
-        return run, *run.forward(denoiser, time)
+        return run, run.forward(denoiser, time, self.branch(denoiser), given)
+
+    def branch(self, denoiser: str) -> str:
+        """Return the name of the branch that this thread's forwards of ``denoiser`` serve, or ""."""
+        contexts = getattr(self._open, "contexts", {}).get(denoiser)
+        return contexts[-1] if contexts else branches.named()
 
     def _set_up_anew(self, run: Run, time: Any) -> bool:
         """Whether the noise scheduler was given another grid within the loop, for a stage of its own."""
@@ -89,6 +100,9 @@ class Host:
             self._missed()
 
     def attach(self) -> None:
+        for name, module in denoisers(self.pipe).items():
+            if hasattr(module, "cache_context"):
+                self._undo.callback(layer(unwrapped(module), "cache_context", self._context(name), copies=True))
         if isinstance(self.pipe, Loop):
             self._undo.callback(layer(self.pipe.told, "begin", self._begun, copies=True))
             self._undo.callback(layer(self.pipe.told, "end", self._ended, copies=True))
@@ -112,6 +126,7 @@ class Host:
         run = Run(scheduler, scheduler.timesteps, start, start)
         if isinstance(scheduler, Clock):
             run.forwards = scheduler.branches
+            run.told = Branches(scheduler.branches if scheduler.branches > 1 else 0)
         self._begin(run)
         undo = contextlib.ExitStack()
         if not isinstance(self.pipe, Loop):
@@ -156,6 +171,7 @@ class Host:
         run = self.run
         if run is not None:
             run.result, run.short = result, not broken and not run.whole
+            run.cut = 0 if broken else run.cut
         self.close()
         self._leave()
         inner(result, broken)
@@ -168,6 +184,22 @@ class Host:
         if early in self._early:
             self._early.remove(early)
             early.close()
+
+    def _context(self, denoiser: str) -> Around:
+        """Return what to layer on a denoiser's ``cache_context``, whose argument names a branch."""
+
+        @contextlib.contextmanager
+        def entered(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+            name = args[0] if args else kwargs.get("name")
+            contexts = self._open.__dict__.setdefault("contexts", {}).setdefault(denoiser, [])
+            contexts.append(name if isinstance(name, str) else "")
+            try:
+                with inner(*args, **kwargs) as value:
+                    yield value
+            finally:
+                contexts.pop()
+
+        return entered
 
     def _first(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.entered()
@@ -198,6 +230,12 @@ class Host:
         self._open.bar = bar
 
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        run = self.run
+        if run is not None and run.waiting:
+            waiting, run.waiting = run.waiting, []
+            sample = _sample(run.scheduler, args, kwargs)
+            for seen in waiting if isinstance(sample, Tensor) else ():
+                seen(sample)
         result = inner(*args, **kwargs)
         run = self.run
         if run is not None:
@@ -219,6 +257,14 @@ class Host:
             self._missed()
         self._open.seen = False
         return inner(*args, **kwargs)
+
+
+def _sample(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what a call of ``scheduler.step`` is given as ``sample``; None where it is not known."""
+    try:
+        return inspect.signature(scheduler.step).bind(*args, **kwargs).arguments.get("sample")  # through all layers
+    except TypeError:
+        return None
 
 
 class _Bar:

@@ -53,9 +53,10 @@ class Forward:
 
 @dataclass(slots=True)
 class DenoiserCall(Forward):
-    """A forward of the denoiser, and its time."""
+    """A forward of the denoiser, its time, and the name of its branch or ""."""
 
     seconds: float
+    branch: str = ""
 
     @property
     def output(self) -> Tensor:
@@ -136,6 +137,7 @@ def record(
         _identify(trajectory, recorder.result, value)
     else:
         trajectory.steps.pop()  # was opened for a step that did not come
+    _order(trajectory)
     planned = len(trajectory.timesteps) - trajectory.start
     if len(trajectory.steps) != planned:
         raise UnsupportedModel(
@@ -147,6 +149,16 @@ def record(
             "calls", "a call whose full run came to NaN or Inf", "calls that stay finite; try another dtype"
         )
     return trajectory
+
+
+def _order(trajectory: Trajectory) -> None:
+    """Put the calls of each step into the order in which the run met their branches, where these have names."""
+    numbers: dict[str, int] = {}
+    for step in trajectory.steps:
+        for call in step.calls:
+            numbers.setdefault(call.branch, len(numbers))
+        if all(call.branch for call in step.calls):
+            step.calls.sort(key=lambda call: numbers[call.branch])
 
 
 def _identify(trajectory: Trajectory, *results: Any) -> None:
@@ -242,8 +254,8 @@ class _Recorder:
     @contextlib.contextmanager
     def attached(self) -> Any:
         with contextlib.ExitStack() as undo:
-            for module in self.denoisers.values():
-                undo.callback(layer(*inner_spot(module), self._denoiser(module)))
+            for name, module in self.denoisers.items():
+                undo.callback(layer(*inner_spot(module), self._denoiser(name, module)))
             for module in self.feeders:
                 undo.callback(layer(module, "forward", self._feeder(module)))
             undo.callback(self._step_layer.close)
@@ -287,8 +299,9 @@ class _Recorder:
 
         return around
 
-    def _denoiser(self, module: nn.Module) -> Callable[..., Any]:
+    def _denoiser(self, name: str, module: nn.Module) -> Callable[..., Any]:
         main, main_of = host.main_input(module), host.main_of(module)
+        time_of, conditions_of = host.time_of(module), host.conditions_of(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             run = self.host.entered()
@@ -297,8 +310,11 @@ class _Recorder:
             self._pause()
             steps = self.trajectories[-1].steps
             x = main_of(args, kwargs)
+            branch = self.host.branch(name)
             if run.forwards:
-                self._count(steps, x, run.forwards)
+                time_given = time_of(args, kwargs)
+                place = run.forward(name, time_given, branch, lambda: conditions_of(args, kwargs))
+                self._count(steps, x, place.step)
             given = self._copied(args, kwargs) if isinstance(self.host.pipe, host.Loop) else (args, kwargs)
             with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
                 wait()
@@ -309,9 +325,9 @@ class _Recorder:
             outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
             if isinstance(self.host.pipe, host.Loop):
                 args, kwargs = given
-            steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds))
+            steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds, branch))
             if run.forwards == 1:
-                steps[-1].model_output = outputs[0]
+                steps[-1].model_output = outputs[0] if len(steps[-1].calls) == 1 else None
             self._go_on()
             return value
 
@@ -330,9 +346,9 @@ class _Recorder:
 
         return pytree.tree_map_only(Tensor, copied, (args, kwargs))
 
-    def _count(self, steps: list[LoopStep], x: Any, forwards: int) -> None:
+    def _count(self, steps: list[LoopStep], x: Any, step: int) -> None:
         """Where nobody steps a noise scheduler, what the network is given next is the state after a step."""
-        if len(steps[-1].calls) == forwards:
+        if step >= len(steps):
             steps[-1].result = x.detach().clone()
             steps.append(LoopStep())
         if not steps[-1].calls:

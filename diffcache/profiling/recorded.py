@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffcache import host
 from diffcache._document import version_of
+from diffcache.channels import Place, carries, counterpart, find_sample, is_cut
 from diffcache.errors import UnsupportedModel
 from diffcache.profiling import circumstances
 from diffcache.profiling.circumstances import Circumstances
@@ -163,19 +164,30 @@ def _sums(rows: Sequence[Series], branches: int) -> list[Sums]:
 def _model_series(trajectory: Trajectory) -> list[Series]:
     """Inputs and outputs of every sample of every call within a step, branch after branch."""
     rows = []
+    place = _place(trajectory)
     for ordinal in range(min(len(step.calls) for step in trajectory.steps)):
         calls = [step.calls[ordinal] for step in trajectory.steps]
         _demand_one_shape(calls)
-        given, made = ([_samples(call)[n] for call in calls] for n in range(2))
+        given, made = ([_samples(call, place)[n] for call in calls] for n in range(2))
         for n in range(len(given[0])):
             rows.append(Series([x[n] for x in given], [y[n] for y in made], None, calls[0].output.device))
     return rows
 
 
-def _samples(call: DenoiserCall) -> tuple[list[Tensor], list[Tensor]]:
-    """What went into a forward and what came out, [tokens, channels] of each sample. Raises UnsupportedModel."""
+def _place(trajectory: Trajectory) -> Place | None:
+    """Return where the state lies in the denoiser's input; None where it is not found."""
+    first = trajectory.steps[0]
+    x, state = first.calls[0].input, first.state
+    return find_sample(x, state) if isinstance(x, Tensor) and isinstance(state, Tensor) else None
+
+
+def _samples(call: DenoiserCall, place: Place | None) -> tuple[list[Tensor], list[Tensor]]:
+    """What went into a forward, of conditions the sample alone where ``place`` says where it lies, and what came out,
+    [tokens, channels] of each sample. Raises UnsupportedModel."""
     x = call.input
     if isinstance(x, Tensor):
+        if carries(x.shape, call.output.shape, place) and is_cut(x.shape, call.output.shape, place):
+            x = counterpart(x, call.output.shape, place)
         main = main_output(call.outputs, x.shape, lambda t: float((t - x).double().square().mean()))
         found = of_samples([x], len(x), listed=False), of_samples([call.outputs[main]], len(x), listed=False)
     else:

@@ -2,7 +2,7 @@
 
 The loop of a pipeline is (input from state) -> denoiser, once per branch -> guided output -> noise scheduler. The
 first and third stages live in pipeline code that cannot be called alone, so they are identified from the recording:
-the input is the state itself, scaled, repeated or with condition channels behind it; the guided output is a linear
+the input is the state itself, scaled, repeated or with condition channels around it; the guided output is a linear
 combination of the branches, its vectors perhaps stretched to the length of one branch's. Each identification is checked
 on every recorded step; a loop that does not fit says so (``NotReplayable``), and planning falls back to what needs no
 replay.
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcache.channels import Span, carries, find_sample, put, within
 from diffcache.errors import DiffCacheError
 from diffcache.profiling.record import Forward, LoopStep, Trajectory, frozen
 from diffcache.store import channel_dim
@@ -59,6 +60,7 @@ class Replay:
     begins      steps at which another denoiser takes over, the first included
     guidance    per step, the weights of the branches in the guided output
     stretched   the branch whose vectors, along the last axis, give the guided output's their length; None: they keep it
+    place       where the state lies in the denoiser's input, which may hold conditions as well
     bent        steps at which the noise scheduler is not affine in the guided output (it clips)
     slopes      float64 [steps]: how much of its input is taken off each output before outputs are combined, or None
     rows        indices of the samples that a fit or a score looks at; None: all. The whole batch runs either way
@@ -84,6 +86,8 @@ class Replay:
         self.copies = _copies(self.steps[-1])  # DiT-like pipelines carry a sample once per branch in the state itself
         self.in_batch = max(1, len(first.calls[0].output) * self.copies // len(first.model_output))
         self.branches = len(first.calls) * self.in_batch
+        x, state = first.calls[0].input, first.state
+        self.place = find_sample(x, state) if isinstance(x, Tensor) and isinstance(state, Tensor) else None
         self.stretched: int | None = None
         self.guidance = self._guidance()
         self.bent: set[int] = set()
@@ -177,15 +181,11 @@ class Replay:
 
     @property
     def paired(self) -> bool:
-        """Whether the denoiser's input and output differ in their channels at most, so that an accelerated run knows
-        which x belongs to which F."""
-        for call in self.steps[0].calls:
-            x, f = call.input, call.output
-            if not isinstance(x, Tensor) or x.ndim != f.ndim:
-                return False
-            if any(x.shape[d] != f.shape[d] for d in range(f.ndim) if d != channel_dim(f)):
-                return False
-        return True
+        """Whether an accelerated run can tell which part of the denoiser's input belongs to its output."""
+        return all(
+            isinstance(call.input, Tensor) and carries(call.input.shape, call.output.shape, self.place)
+            for call in self.steps[0].calls
+        )
 
     def rests(self, i: int, outputs: Sequence[Tensor], x: Tensor) -> list[Tensor]:
         """Branch outputs of step ``i`` less what of them is taken to be their input ``x``."""
@@ -202,7 +202,8 @@ class Replay:
     def recorded_rests(self, i: int) -> list[Tensor]:
         """Those of the full run."""
         x = self.steps[i].calls[0].input
-        return self.rests(i, self.recorded(i), self._like_handed(i, x[: len(self._handed(i))]))
+        own = within(x[: len(self._handed(i))], self.place or ())
+        return self.rests(i, self.recorded(i), self._like_handed(i, own))
 
     def guided(self, i: int, outputs: Sequence[Tensor]) -> Tensor:
         """What the pipeline hands to the noise scheduler for these branch outputs (without the state's copies)."""
@@ -342,11 +343,13 @@ class Replay:
         x = torch.cat([x] * (len(recorded) // len(x))).to(recorded.dtype)
         if x.shape == recorded.shape:
             return x
+        place = self.place  # of other networks that see the state, where it lies in the denoiser's input if it can
+        if not place or any(recorded.shape[s.dim] < s.start + s.length for s in place) or x.ndim != recorded.ndim:
+            place = None
         differing = [d for d in range(1, x.ndim) if x.ndim == recorded.ndim and x.shape[d] != recorded.shape[d]]
-        if len(differing) != 1 or x.shape[differing[0]] > recorded.shape[differing[0]]:
+        if place is None and (len(differing) != 1 or x.shape[differing[0]] > recorded.shape[differing[0]]):
             raise NotReplayable(f"a state {tuple(x.shape)} does not make an input {tuple(recorded.shape)}.")
-        d = differing[0]
-        return torch.cat([x, recorded.narrow(d, x.shape[d], recorded.shape[d] - x.shape[d])], d)
+        return put(x, recorded, place or (Span(differing[0], 0, x.shape[differing[0]]),))
 
     def _check(self, i: int, position: Position) -> Position:
         """The stages explain recorded step ``i``, and the next one starts where it ended; returns where that is."""
@@ -354,7 +357,7 @@ class Replay:
         assert step.result is not None
         for call in step.calls:
             if not self._is_input(i, call.input, position):
-                raise NotReplayable("the denoiser's input is not the state, scaled, repeated or with more behind it.")
+                raise NotReplayable("the denoiser's input is not the state, scaled, repeated or with more around it.")
         self._feeds.append([f for f in step.feeds if self._is_fed_by_the_state(i, f, position)])
         guided = self.guided(i, self.recorded(i))
         after = self.move(i, position, guided)

@@ -1,0 +1,67 @@
+"""Forwards whose branch or step is not known: nothing is predicted from what may be another branch's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffcache import host
+from diffcache.errors import UnsupportedModel
+from diffcache.executor import notices
+from diffcache.executor.notices import Notice, Reason
+from diffcache.executor.state import State
+
+ADVICE = (
+    "Name the branches: transformer.cache_context(name) in a pipeline, diffcache.branch(name) in a loop of your own, "
+    "around each call of the network."
+)
+
+
+def follow(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None:
+    """Drop what is kept for branches that may have changed places, and return why this forward must be computed in
+    full, if it must.
+
+    Raises:
+        UnsupportedModel: the step before, now over, was predicted, and may have been predicted from another branch.
+    """
+    state: State = run.state
+    if forward.apart and forward.changed is not None:
+        if (denoiser, forward.changed) in state.doubts:
+            raise UnsupportedModel(
+                f"the loop called {denoiser!r} another number of times in step {forward.changed} than in the step "
+                "before, and nothing shows which branch of guidance each call serves: a branch may have been "
+                f"predicted from another's outputs. {ADVICE}"
+            )
+        for branch in forward.apart:
+            state.disown(denoiser, branch)
+    if forward.moved:
+        state.disown(denoiser, forward.branch)
+    if run.lost:
+        if any(name == denoiser for name, _ in state.doubts):
+            raise UnsupportedModel(
+                f"the loop gave {denoiser!r} different times within step {run.index}, which was said to be one: steps "
+                f"were taken for others, and predicted. {ADVICE}"
+            )
+        return notices.NO_STEP
+    if forward.moved:
+        return notices.UNNAMED
+    guidance = state.schedule.guidance
+    return notices.UNNAMED if not forward.like and guidance is not None and guidance.mode == "separate" else None
+
+
+def left(run: host.Run) -> Iterator[Notice]:
+    """Yield what the end of a run shows about its forwards."""
+    state: State = run.state
+    if any(found in state.doubts for found in run.told.uneven()):
+        yield Notice(
+            "branches-suspect",
+            1,
+            "the last step had another number of forwards than the one before, and nothing shows which branch of "
+            f"guidance each of them serves; the result is suspect. {ADVICE}",
+        )
+    if run.times_disagree():
+        yield Notice(
+            "steps-suspect",
+            1,
+            "the times that the network was given are those of other steps than it was counted in; the result is "
+            f"suspect. {ADVICE}",
+        )

@@ -1,0 +1,236 @@
+"""Which branch of guidance a forward serves: its name, where it has one, or else its place within the step.
+
+A name comes from ``cache_context`` (most diffusers pipelines open one around each call of the denoiser), from a guider
+(modular pipelines), or from :func:`branch` in a loop of your own. Where a forward has no name, its place within the
+step stands for it, and its conditioning checks the place: prompt embeddings and the like are the same objects at all
+steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from diffcache.errors import BadOption
+
+FEW = 64  # elements up to which a tensor on the CPU is compared by its values
+
+Conditions = Mapping[str, Any]  # name of an argument -> what it is recognised by
+_entered = threading.local()
+
+
+@contextlib.contextmanager
+def branch(name: str) -> Iterator[None]:
+    """Name the branch of guidance that the forwards within the ``with`` block serve.
+
+        with diffcache.trajectory(network, timesteps):
+            for t in timesteps:
+                with diffcache.branch("cond"):
+                    cond = network(x, t, prompt)
+                if t > guidance_end:
+                    with diffcache.branch("uncond"):
+                        uncond = network(x, t, empty)
+
+    Each branch is predicted from its own outputs, in any order, and may be left out at some steps. A name that comes
+    again begins the next step of a trajectory; give tiles or chunks of one step names that differ.
+
+    Args:
+        name: any text that is the same at all steps, for example "cond" or "uncond".
+
+    Raises:
+        BadOption: ``name`` is no text, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise BadOption("name", name, 'a text that is not empty, for example branch("cond")')
+    names = _names()
+    names.append(name)
+    try:
+        yield
+    finally:
+        names.pop()
+
+
+def named() -> str:
+    """Return the name of the :func:`branch` that this thread is in, or "" outside of one."""
+    names = _names()
+    return names[-1] if names else ""
+
+
+def _names() -> list[str]:
+    if not hasattr(_entered, "names"):
+        _entered.names = []
+    found: list[str] = _entered.names
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The place of one forward in its run.
+
+    step     counted from 0
+    branch   its number, in the order in which the run met the branches
+    unsure   the forward has no name, and its conditioning does not show whether it serves the same branch as the
+             forward at this place one step before
+    moved    the branch has no name, and its place belongs to another branch than before: what was kept for its number
+             before this step is another branch's
+    changed  the step, already over, that had another number of forwards than the one before it; None: no step had
+    apart    the numbers of the branches that nothing but their place identifies, where ``changed`` is a step
+    like     the steps so far had as many forwards without a name as the first one
+    """
+
+    step: int
+    branch: int
+    unsure: bool = False
+    moved: bool = False
+    changed: int | None = None
+    apart: tuple[int, ...] = ()
+    like: bool = True
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The conditioning of the forwards at one place.
+
+    now     at the last step that had one, ``before`` at the step before
+    held    arguments that were the same at both
+    unsure  the last one may have served another branch than the one before
+    """
+
+    now: Conditions
+    before: Conditions = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+    unsure: bool = False
+
+
+@dataclass(slots=True)
+class _Group:
+    """Forwards of one denoiser with one name, or without a name.
+
+    step    at which the last one came, ``count`` of them so far
+    before  how many the step before had, ``first`` how many the first had; 0: not known
+    seen    by place within the step
+    """
+
+    step: int = -1
+    count: int = 0
+    before: int = 0
+    first: int = 0
+    seen: list[_Seen] = field(default_factory=list)
+
+
+class Branches:
+    """Assigns the forwards of a run to branches.
+
+    Args:
+        said: forwards without a name that the loop makes at each step, where it says so; else 0.
+    """
+
+    def __init__(self, said: int = 0) -> None:
+        self._said = said
+        self._numbers: dict[tuple[str, int], int] = {}
+        self._groups: dict[tuple[str, str], _Group] = {}
+
+    def count(self, denoiser: str, step: int, name: str = "") -> int:
+        """Return how many forwards with this name ``step`` has had so far."""
+        group = self._groups.get((denoiser, name))
+        return group.count if group is not None and group.step == step else 0
+
+    def forward(self, denoiser: str, step: int, name: str, given: Callable[[], Conditions]) -> Forward:
+        """Return the place of the forward that is beginning.
+
+        Args:
+            denoiser: name of the network.
+            step: the step that it belongs to.
+            name: of its branch, or "".
+            given: returns its conditioning; called only where it has no name.
+        """
+        group = self._groups.get((denoiser, name))
+        if group is None:
+            group = self._groups[denoiser, name] = _Group(before=0 if name else self._said)
+            group.first = group.before
+        changed = None
+        apart: tuple[int, ...] = ()
+        if group.step != step:
+            if group.step >= 0:
+                if group.before and group.count != group.before:
+                    changed, apart = group.step, self._apart(name, group)
+                group.before = group.count
+                group.first = group.first or group.count
+            group.step, group.count = step, 0
+        place = group.count
+        group.count += 1
+        number = self._number(name, place)
+        if name:
+            return Forward(step, number, changed=changed, apart=apart)
+        unsure, moved = self._compare(group, place, given())
+        like = group.before == group.first
+        return Forward(step, number, unsure, moved, changed, apart, like)
+
+    def uneven(self) -> Iterator[tuple[str, int]]:
+        """Yield the denoisers, and the last step of each, where that step has another number of forwards than the one
+        before and nothing but their place identifies one of them."""
+        for (denoiser, name), group in self._groups.items():
+            if group.before not in (0, group.count) and self._apart(name, group):
+                yield denoiser, group.step
+
+    def _number(self, name: str, place: int) -> int:
+        return self._numbers.setdefault((name, place), len(self._numbers))
+
+    def _apart(self, name: str, group: _Group) -> tuple[int, ...]:
+        """Return the branches of this name, or without one, that nothing but their place identifies."""
+        places: Sequence[int] = range(max(group.count, group.before))
+        if not name:
+            unsure = [place for place, seen in enumerate(group.seen) if seen.unsure]
+            places = [*unsure, *range(group.count, len(group.seen))] if unsure else []
+        return tuple(self._number(name, place) for place in places)
+
+    def _compare(self, group: _Group, place: int, now: Conditions) -> tuple[bool, bool]:
+        """Return whether the forward at this place may serve another branch than the one a step before, and whether it
+        certainly does."""
+        if place >= len(group.seen):
+            group.seen.append(_Seen(now))
+            return False, False
+        own = group.seen[place]
+        same = frozenset(name for name in now if _same_in(name, now, own.now))
+        # A step before, as ``own`` still is: those at earlier places have been replaced in this step.
+        others = [seen.before if n < place else seen.now for n, seen in enumerate(group.seen) if n != place]
+        others = [other for other in others if other]
+        moved = bool(own.held - same) or any(_same_in(n, now, other) for n in now.keys() - same for other in others)
+        if others:
+            sure = all(any(not _same_in(name, now, other) for name in same) for other in others)
+        else:
+            sure = same == now.keys() | own.now.keys()
+        group.seen[place] = _Seen(now, own.now, frozenset() if moved else same, not sure and not moved)
+        return not sure and not moved, moved
+
+
+def _same_in(name: str, one: Conditions, other: Conditions) -> bool:
+    """Return whether an argument is the same object at two forwards, or an equal number or text."""
+    if name not in one or name not in other:
+        return False
+    a, b = one[name], other[name]
+    return a is b or (type(a) is type(b) and isinstance(a, _BY_VALUE) and bool(a == b))
+
+
+_BY_VALUE = (int, float, str, tuple)  # bool is an int
+
+
+def recognised(value: Any) -> Any:
+    """Return what an argument is recognised by at the next step, without keeping it alive: numbers, texts and small
+    tensors on the CPU by their values, other objects by their identity."""
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu" and value.numel() <= FEW and not value.is_sparse:
+            return (tuple(value.shape), *value.detach().flatten().tolist())
+        return weakref.ref(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return type(value)
