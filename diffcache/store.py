@@ -141,7 +141,7 @@ class Store:
 
     def discard(self, denoiser: str, branch: int) -> list[tuple[Hashable, int]]:
         """Drop all anchors of one branch, and the signal that it is decided by; return their keys and steps."""
-        found = []
+        found: list[tuple[Hashable, int]] = []
         for key, anchors in self._anchors.items():
             if isinstance(key, tuple) and key[0] == denoiser and key[2] == branch:
                 found += [(key, step) for step in anchors]

@@ -51,7 +51,7 @@ def follow(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None
 def left(run: host.Run) -> Iterator[Notice]:
     """Yield what the end of a run shows about its forwards."""
     state: State = run.state
-    if any(found in state.doubts for found in run.told.uneven()):
+    if any(found in state.doubts for found in run.assigned.uneven()):
         yield Notice(
             "branches-suspect",
             1,

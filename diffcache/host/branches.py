@@ -97,15 +97,18 @@ class Forward:
 class _Seen:
     """The conditioning of the forwards at one place.
 
-    now     at the last step that had one, ``before`` at the step before
-    held    arguments that were the same at both
-    unsure  the last one may have served another branch than the one before
+    now      at the last step that had one, ``before`` at the step before
+    held     arguments that were the same at both
+    unsure   the last one may have served another branch than the one before
+    settled  all arguments were the same at both, and one of them is no other branch's: as long as they stay the same,
+             nothing more needs to be compared
     """
 
     now: Conditions
     before: Conditions = field(default_factory=dict)
     held: frozenset[str] = frozenset()
     unsure: bool = False
+    settled: bool = False
 
 
 @dataclass(slots=True)
@@ -197,39 +200,43 @@ class Branches:
             group.seen.append(_Seen(now))
             return False, False
         own = group.seen[place]
-        same = frozenset(name for name in now if _same_in(name, now, own.now))
+        same = _same(now, own.now)
+        whole = len(same) == len(now) == len(own.now)
+        if whole and own.settled:
+            own.before = own.now
+            return False, False
         # A step before, as ``own`` still is: those at earlier places have been replaced in this step.
         others = [seen.before if n < place else seen.now for n, seen in enumerate(group.seen) if n != place]
         others = [other for other in others if other]
-        moved = bool(own.held - same) or any(_same_in(n, now, other) for n in now.keys() - same for other in others)
-        if others:
-            sure = all(any(not _same_in(name, now, other) for name in same) for other in others)
-        else:
-            sure = same == now.keys() | own.now.keys()
-        group.seen[place] = _Seen(now, own.now, frozenset() if moved else same, not sure and not moved)
+        moved = not own.held <= same or any(_same(now, other) - same for other in others)
+        sure = all(same - _same(now, other) for other in others) if others else whole
+        group.seen[place] = _Seen(now, own.now, frozenset() if moved else same, not sure and not moved, sure and whole)
         return not sure and not moved, moved
 
 
-def _same_in(name: str, one: Conditions, other: Conditions) -> bool:
-    """Return whether an argument is the same object at two forwards, or an equal number or text."""
-    if name not in one or name not in other:
-        return False
-    a, b = one[name], other[name]
-    return a is b or (type(a) is type(b) and isinstance(a, _BY_VALUE) and bool(a == b))
+def _same(one: Conditions, other: Conditions) -> frozenset[str]:
+    """Return the names of the arguments that are the same object at two forwards, or equal numbers or texts."""
+    found = []
+    for name, a in one.items():
+        b = other.get(name, _MISSING)
+        if a is b or (type(a) is type(b) and type(a) in _BY_VALUE and a == b):
+            found.append(name)
+    return frozenset(found)
 
 
-_BY_VALUE = (int, float, str, tuple)  # bool is an int
+_MISSING = object()
+_BY_VALUE = (bool, int, float, str, list)
 
 
 def recognised(value: Any) -> Any:
     """Return what an argument is recognised by at the next step, without keeping it alive: numbers, texts and small
     tensors on the CPU by their values, other objects by their identity."""
-    if isinstance(value, Tensor):
-        if value.device.type == "cpu" and value.numel() <= FEW and not value.is_sparse:
-            return (tuple(value.shape), *value.detach().flatten().tolist())
-        return weakref.ref(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in _BY_VALUE[:-1]:
         return value
+    if isinstance(value, Tensor):
+        if value.numel() > FEW or value.device.type != "cpu" or value.is_sparse:
+            return weakref.ref(value)
+        return [*value.shape, value.tolist()]
     try:
         return weakref.ref(value)
     except TypeError:

@@ -126,7 +126,7 @@ class Host:
         run = Run(scheduler, scheduler.timesteps, start, start)
         if isinstance(scheduler, Clock):
             run.forwards = scheduler.branches
-            run.told = Branches(scheduler.branches if scheduler.branches > 1 else 0)
+            run.assigned = Branches(scheduler.branches if scheduler.branches > 1 else 0)
         self._begin(run)
         undo = contextlib.ExitStack()
         if not isinstance(self.pipe, Loop):

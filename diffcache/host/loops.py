@@ -163,11 +163,12 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
                 x = step(x, network(x, t), t)
 
     timesteps  [T], one for every evaluation of the model, in order: a two-stage solver has two for each of its steps
-    branches   forwards for each of them: 2 where guidance runs the network with the prompt and without, one after the
-               other. With both in one batch it is 1
+    branches   forwards without a name for each of them: 2 where guidance runs the network with the prompt and without,
+               one after the other. With both in one batch, or with names (:func:`branch`), it is 1
 
     Without ``accelerate`` it changes nothing. Raises BadOption; what the schedule raises for another loop than its own;
-    UnsupportedModel where the network is called more often than was said.
+    UnsupportedModel where the network is called more often than was said, or where forwards without a name may have
+    been taken for those of another branch.
     """
     if not isinstance(network, nn.Module):
         raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")

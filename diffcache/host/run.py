@@ -27,9 +27,9 @@ class Run:
     first      what the first forward was given as time
     stepped    the noise scheduler has stepped since the progress bar moved
     forwards   in each step, where forwards are counted, for nobody steps a noise scheduler; else 0
-    by_bar     whether the progress bar tells where a step ends; None: not asked yet
+    by_bar     whether the progress bar shows where a step ends; None: not asked yet
     branches   what a guider calls the branches of this step, in the order of their forwards
-    told       assigns forwards to branches
+    assigned   assigns forwards to branches
     opened     where forwards are counted: the step that the time of this step's first forward is the time of, and that
                time as a number; None where it is not known
     named      some forward had the name of its branch
@@ -55,7 +55,7 @@ class Run:
     short: bool = False
     by_bar: bool | None = None
     branches: list[str] = field(default_factory=list)
-    told: Branches = field(default_factory=Branches)
+    assigned: Branches = field(default_factory=Branches)
     opened: tuple[int | None, float | None] = (None, None)
     named: bool = False
     cut: int = 0
@@ -106,7 +106,7 @@ class Run:
         self.calls[step, denoiser] = ordinal + 1
         if not name and ordinal < len(self.branches):
             name = self.branches[ordinal]
-        forward = self.told.forward(denoiser, step, name, given)
+        forward = self.assigned.forward(denoiser, step, name, given)
         # Another branch came first in a step that was said to have several, and no time shows where the step ends.
         self.lost |= forward.moved and self.forwards > 1 and self.opened[0] is None
         return forward
@@ -119,27 +119,27 @@ class Run:
                 self._go_on()
             return
         value = number(timestep)
-        tells = self._step_of(timestep, value)
+        shown = self._step_of(timestep, value)
         if not name and isinstance(timestep, Tensor) and value is None and timestep.numel():
             self.unread.append((self.index, made % self.forwards, timestep.detach().flatten()[:1].clone()))
         if made:
-            follows = self.opened[0] == self.index and tells == self.index + 1
+            follows = self.opened[0] == self.index and shown == self.index + 1
             if name:
-                over = follows or self.told.count(denoiser, self.index, name) > 0
-            elif self.told.count(denoiser, self.index) < self.forwards:
+                over = follows or self.assigned.count(denoiser, self.index, name) > 0
+            elif self.assigned.count(denoiser, self.index) < self.forwards:
                 over = follows
                 self.cut += follows
                 differs = None not in (value, self.opened[1]) and value != self.opened[1]
-                self.lost |= differs and not follows and tells != self.index
+                self.lost |= differs and not follows and shown != self.index
             else:
                 over = True
-                if self.opened[0] == tells == self.index and self._moves_on():
+                if self.opened[0] == shown == self.index and self._moves_on():
                     self._too_many()
             if not over:
                 return
             self._go_on()
-            tells = self._step_of(timestep, value)
-        self.opened = tells, value
+            shown = self._step_of(timestep, value)
+        self.opened = shown, value
 
     def _step_of(self, timestep: Any, value: float | None) -> int | None:
         """Return the step whose time this is, by address; or by value, of the step in progress and its neighbours. None
@@ -174,13 +174,13 @@ class Run:
 
     def step_done(self, timestep: Any = None) -> None:
         """The noise scheduler has stepped from ``timestep``."""
-        # Iterating a tensor yields views, so the address of ``timestep`` tells its index without reading the device.
+        # Iterating a tensor yields views, so the address of ``timestep`` is its index without reading the device.
         here = position(timestep, self.timesteps)
         if here is not None and here + 1 < self.index:
             self._go_back(here)
         elif here is not None and here + 1 == self.index and any(step == self.index for step, _ in self.calls):
             raise UnsupportedModel(
-                f"the pipeline takes step {here} in several parts and gives its denoiser no time that tells so: a "
+                f"the pipeline takes step {here} in several parts and gives its denoiser no time that shows it: a "
                 "forward of it was taken for one of the next step. Call diffcache.restore(pipe): this pipeline cannot "
                 "be accelerated."
             )
@@ -208,12 +208,12 @@ class Run:
         self.index, first = self.steps, None
         for (step, place, _), value in zip(self.unread, values, strict=True):
             self.index = step
-            tells = self._step_of(None, value)
+            shown = self._step_of(None, value)
             if place == 0:
-                if first == step - 1 == tells:  # the step before went on
+                if first == step - 1 == shown:  # the step before went on
                     return True
-                first = tells
-            elif first == step and tells == step + 1:
+                first = shown
+            elif first == step and shown == step + 1:
                 return True
         return False
 
@@ -234,7 +234,7 @@ class Run:
         self.saved = self.by_bar = None
         self.calls.clear()
         self.branches.clear()
-        self.told = Branches()
+        self.assigned = Branches()
 
     def _began_at_the_start(self) -> bool:
         """Reads the device: once in a run, and in such loops alone."""
