@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from diffcache.errors import (
     UnsupportedModel,
 )
 from diffcache.eval.methods import Method
-from diffcache.eval.metrics import scorer
+from diffcache.eval.metrics import About, scorer
 from diffcache.eval.trials import Trials
 from diffcache.profiling import Calibration
 from diffcache.schedule import Guidance
@@ -159,7 +161,7 @@ def test_calls_of_two_numbers_of_steps_are_refused(verb: str, tmp_path: Path, mo
 
 def test_held_out_calls_have_the_steps_of_the_others() -> None:
     for verb in ("held_out", "record, held_out"):
-        with pytest.raises(BadOption, match="one number of steps"):
+        with pytest.raises(BadOption, match="calls that all take the same steps"):
             VERBS[verb](untouchable(), [good(num_inference_steps=STEPS + 1)])
 
 
@@ -485,3 +487,33 @@ def test_an_estimate_refuses_a_rule_that_the_shapes_of_the_network_rule_out() ->
     with pytest.raises(UnsupportedModel, match="nothing would ever be predicted"):
         estimate(pipe, "easycache:warmup=2", x=x)
     assert estimate(pipe, "uniform:every=2", x=x).gain > 1
+
+
+@pytest.mark.parametrize("name", ["lpips", "ssim"])
+def test_a_metric_names_a_package_that_is_missing_before_anything_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torchmetrics", "torchmetrics.functional.image", "torchmetrics.functional.image.lpips"):
+        monkeypatch.setitem(sys.modules, module, None)
+    call = good(output_type="np")
+    with pytest.raises(DiffCacheError, match=r"needs the package 'torchmetrics'.*pip install"):
+        evaluate(untouchable(), {}, [call], metrics=(name,), compare=(), out=tmp_path / "out")
+
+
+def test_a_metric_of_ones_own_takes_part_in_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(*, strength: float = 1.0) -> None:
+        if strength < 0:
+            raise BadOption("strength", strength, "0 or more")
+
+    def score(found: np.ndarray, reference: np.ndarray, *, strength: float = 1.0) -> np.ndarray:
+        return np.zeros(len(found))
+
+    home = types.ModuleType("mine")
+    home.metric = types.SimpleNamespace(ABOUT=About("Mine", "", "lower", "None."), check=check, score=score)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", home)
+    name, out = "mine:metric", tmp_path / "out"
+    for options, error in (({"strength": -1.0}, BadOption), ({"weight": 1.0}, UnknownName)):
+        with pytest.raises(error):
+            evaluate(untouchable(), {}, [good()], metrics=(name,), options={name: options}, compare=(), out=out)
+    with pytest.raises(HasRun):
+        evaluate(untouchable(), {}, [good()], metrics=(name,), options={name: {"strength": 1.0}}, compare=(), out=out)

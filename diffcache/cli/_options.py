@@ -29,6 +29,7 @@ Seeds = Annotated[
 ]
 Batch = Annotated[int, typer.Option(help="Samples that run together.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, float16 or bfloat16. Of a folder: bfloat16, on the CPU float32.")
+    str | None,
+    typer.Option(help="float32, float16 (fp16) or bfloat16 (bf16). Of a folder: bfloat16, on the CPU float32."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, … Of a folder: cuda where there is one.")]

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from diffcache.assets import DemoModel, load
 from diffcache.demo import show
-from diffcache.eval.evaluating import Evaluation, evaluate
+from diffcache.eval import metrics
+from diffcache.eval.evaluating import OF_PICTURES, Evaluation, evaluate
 from diffcache.profiling import Calibration
 from diffcache.profiling.search import FITS
 
@@ -51,6 +52,8 @@ class Size:
 
 def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     """Calibrate on some subjects, compare on others, write everything under ``out``."""
+    for metric in OF_PICTURES:
+        metrics.check(metric)  # what is not installed is named before minutes are spent
     out.mkdir(parents=True, exist_ok=True)
     model = load(name)
     fitted, shown = split(model, size)

@@ -237,7 +237,7 @@ def check_same_steps(pipe: Any, calls: Sequence[Mapping[str, Any]], name: str = 
     """Raise BadOption if the calls ask for different numbers of steps."""
     found = sorted({steps for call in calls if (steps := steps_asked(pipe, call)) is not None})
     if len(found) > 1:
-        raise BadOption(name, f"calls of {found} steps", "calls that all ask for one number of steps")
+        raise BadOption(name, f"calls of {found} steps", "calls that all take the same steps")
 
 
 def _title(pipe: Any) -> str:
