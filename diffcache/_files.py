@@ -24,6 +24,7 @@ from diffcache._checks import refuse
 from diffcache.errors import DocumentError, NotWritten
 
 MAX_BYTES = 256 * 2**20
+MAX_DEPTH = 32
 MAX_DIGITS = 20  # a 64-bit number and its sign
 
 # Windows has no FIFOs in folders; there the first is 0, and the second keeps line ends as they are.
@@ -101,13 +102,25 @@ def parse_json(where: str, field: str, source: str | bytes) -> dict[str, Any]:
 
     try:
         tree = json.loads(source, parse_int=whole, parse_constant=number, object_pairs_hook=once)
+        _demand_shallow(tree)
     except RecursionError:
-        refuse(where, field, "JSON nested too deeply", "a few levels")
+        refuse(where, field, "JSON nested too deeply", f"at most {MAX_DEPTH} levels")
     except ValueError as error:
         refuse(where, field, f"not sound JSON: {error!s:.200}", "one JSON object", "The file is damaged or foreign.")
     if not isinstance(tree, dict):
         refuse(where, field, f"found a JSON {type(tree).__name__}", "one JSON object")
     return tree
+
+
+def _demand_shallow(tree: object) -> None:
+    """Raise RecursionError for JSON that code which goes down into it could not follow."""
+    level = [tree] if isinstance(tree, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        nodes = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [item for node in nodes for item in node if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise RecursionError
 
 
 def read_arrays(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> dict[str, np.ndarray]:
@@ -145,7 +158,7 @@ def write(path: Path, data: bytes | str, *, inside: Path | None = None) -> Path:
         make_folder(path.parent, inside=inside)
     beside = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        _demand_place(path)
+        demand_place(path)
         with beside.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
@@ -179,8 +192,8 @@ def make_folder(path: Path, *, inside: Path | None = None) -> Path:
     return path
 
 
-def _demand_place(path: Path) -> None:
-    """Raise DocumentError where no file can be, or where one would replace something else."""
+def demand_place(path: Path) -> None:
+    """Raise DocumentError where no file can be written, or where one would replace a folder or a device."""
     if not path.parent.is_dir():
         refuse(str(path), "file", f"no folder {str(path.parent)!r}", "a folder that exists", "Create it first.")
     if path.is_dir():

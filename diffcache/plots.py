@@ -5,6 +5,7 @@ matplotlib (the extra ``report``) is imported when a picture is asked for.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from diffcache import _files
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.profile import Profile, SiteProfile
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels, solver_title
@@ -58,8 +60,9 @@ def save(document: Profile | CacheSchedule, path: Path, beside: Profile | None =
         raise BadOption("plot", str(path), f"a name that ends in one of {', '.join(formats)}")
     if not path.absolute().parent.is_dir():
         raise BadOption("plot", str(path), "a file in a folder that exists")
-    picture.savefig(path, dpi=160)
-    return path
+    drawn = io.BytesIO()
+    picture.savefig(drawn, format=path.suffix[1:].lower(), dpi=160)
+    return _files.write(path, drawn.getvalue())
 
 
 def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffcache import _files
 from diffcache.assets import DemoModel, load
 from diffcache.demo import show
 from diffcache.eval.evaluating import Evaluation, evaluate
@@ -51,7 +52,7 @@ class Size:
 
 def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     """Calibrate on some subjects, compare on others, write everything under ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
+    _files.make_folder(out)
     model = load(name)
     fitted, shown = split(model, size)
     schedules = {}
