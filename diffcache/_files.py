@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -146,10 +146,11 @@ def read_arrays(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None
             refuse(where, "file", found_, "arrays as numpy.save and numpy.savez write them")
 
 
-def write(path: Path, data: bytes | str, *, inside: Path | None = None) -> Path:
-    """Write the whole file or none, and return its path. Text is written as UTF-8.
+def write(path: Path, data: bytes | str | Callable[[BinaryIO], object], *, inside: Path | None = None) -> Path:
+    """Write the whole file or none, and return its path.
 
-    With ``inside``, folders between it and the file are made.
+    ``data`` is bytes, text (written as UTF-8), or a function that writes to the open file it is called with. With
+    ``inside``, folders between it and the file are made.
 
     Raises DocumentError where no file can be, NotWritten (an OSError) where the system refuses, for example for want of
     space.
@@ -160,13 +161,18 @@ def write(path: Path, data: bytes | str, *, inside: Path | None = None) -> Path:
     try:
         demand_place(path)
         with beside.open("xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            if callable(data):
+                data(file)
+            else:
+                file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except (DocumentError, UnicodeError):
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+    except OSError as error:
+        raise NotWritten(path, error) from error
+    except ValueError as error:
+        if "\0" not in str(path):
+            raise
         raise NotWritten(path, error) from error
     finally:
         with contextlib.suppress(OSError):

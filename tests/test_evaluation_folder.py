@@ -18,7 +18,8 @@ from diffcache import evaluate
 from diffcache.errors import DiffCacheError, DocumentError
 from diffcache.eval import running
 from diffcache.eval.evaluating import Evaluation, again
-from diffcache.eval.parts import slug
+from diffcache.eval.parts import Folder, slug
+from diffcache.eval.sound import Due
 
 FULL = slug("full run")
 
@@ -37,6 +38,22 @@ def scores(found: Evaluation) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     return made(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def due(whole: Evaluation) -> Due:
+    """What the part of the method "a" must say."""
+    asked: list[Due] = []
+    inner = Folder.find
+
+    def find(self: Folder, method: str, call: str, due: Due) -> Any:
+        asked.append(due)
+        return inner(self, method, call, due)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Folder, "find", find)
+        made(whole.folder)
+    return asked[1]
 
 
 @pytest.fixture
@@ -87,15 +104,12 @@ def test_what_is_whole_is_believed(folder: Path, whole: Evaluation, monkeypatch:
     assert not seen
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"{", b"[1]", b"null", b"{}", b"[" * 200_000, b'{"key": ' * 200_000, b"\xff\xfe", b"7" * 5000],
-    ids=lambda data: data[:9].decode("latin-1"),
-)
 def test_a_damaged_part_is_made_again(
-    folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch, data: bytes
+    folder: Path, whole: Evaluation, due: Due, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part(folder).write_bytes(data)
+    for data in (b"", b"{", b"[1]", b"null", b"{}", b"[" * 200_000, b'{"key": ' * 200_000, b"\xff\xfe", b"7" * 5000):
+        part(folder).write_bytes(data)
+        assert Folder(folder).find(slug("a"), "0000", due) is None
     demand_mended(folder, whole, runs(monkeypatch), part(folder))
 
 
@@ -134,22 +148,30 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forged_part_is_not_believed(
-    folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch, forgery: str
-) -> None:
+def test_a_forged_part_is_not_believed(folder: Path, due: Due, forgery: str) -> None:
     forged = json.loads(part(folder).read_text())
+    assert Folder(folder).find(slug("a"), "0000", due) == forged
     FORGERIES[forgery](forged)
     part(folder).write_text(json.dumps(forged))
+    assert Folder(folder).find(slug("a"), "0000", due) is None
+
+
+def test_forged_parts_are_made_again(folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in ("full run", "a"):
+        forged = json.loads(part(folder, method).read_text())
+        forged["scores"]["psnr"] = [999.0] * 50
+        part(folder, method).write_text(json.dumps(forged))
     demand_mended(folder, whole, runs(monkeypatch), part(folder))
 
 
 def test_a_picture_that_is_not_that_of_the_run_is_made_again(
-    folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch
+    folder: Path, whole: Evaluation, due: Due, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = (folder / "pictures" / method / "0000-00.png" for method in (slug("a"), FULL))
-    for data in (b.read_bytes(), b"", a.read_bytes()[:-1]):
+    for data in (a.read_bytes()[:-1], b"", b.read_bytes()):
         a.write_bytes(data)
-        demand_mended(folder, whole, runs(monkeypatch), a)
+        assert Folder(folder).find(slug("a"), "0000", due) is None
+    demand_mended(folder, whole, runs(monkeypatch), a)
 
 
 def exact_of_another(path: Path) -> bytes:
@@ -159,23 +181,30 @@ def exact_of_another(path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: b"",
-        lambda path: path.read_bytes()[:-1],
-        lambda path: path.read_bytes()[:100],
-        lambda path: path.read_bytes()[:400] + b"\0\1\2\3" + path.read_bytes()[404:],
-        lambda path: b"PK\x03\x04" + bytes(99),
-        exact_of_another,
-    ],
-    ids=["empty", "a byte short", "cut", "changed", "nothing but a head", "NaN"],
-)
-def test_a_damaged_full_run_is_made_again(
-    folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], bytes]
-) -> None:
+DAMAGES: dict[str, Callable[[Path], bytes]] = {
+    "empty": lambda path: b"",
+    "a byte short": lambda path: path.read_bytes()[:-1],
+    "cut": lambda path: path.read_bytes()[:100],
+    "changed": lambda path: path.read_bytes()[:400] + b"\0\1\2\3" + path.read_bytes()[404:],
+    "nothing but a head": lambda path: b"PK\x03\x04" + bytes(99),
+    "NaN": exact_of_another,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_full_run_is_not_believed(folder: Path, damage: str) -> None:
     path = folder / "exact" / "0000.npz"
-    path.write_bytes(damage(path))
+    with np.load(path) as found:
+        key = str(found["key"])
+    assert Folder(folder).find_exact("0000", key) is not None
+    assert Folder(folder).find_exact("0000", "another") is None
+    path.write_bytes(DAMAGES[damage](path))
+    assert Folder(folder).find_exact("0000", key) is None
+
+
+def test_a_damaged_full_run_is_made_again(folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "exact" / "0000.npz"
+    path.write_bytes(path.read_bytes()[:-1])
     demand_mended(folder, whole, runs(monkeypatch), path)
 
 

@@ -40,6 +40,4 @@ def grid(found: Evaluation, budget: int, path: Path) -> None:
         for column, picture in enumerate(images[method["name"]]):
             large = picture.resize((cell, cell), Image.Resampling.BICUBIC)
             canvas.paste(large, (MARGIN + column * (cell + GAP), top))
-    drawn = io.BytesIO()
-    canvas.save(drawn, format="PNG")
-    _files.write(path, drawn.getvalue())
+    _files.write(path, lambda file: canvas.save(file, format="PNG"))

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -95,12 +96,13 @@ class Folder:
         _files.write(self._part(method, call), json.dumps(part, allow_nan=False), inside=self.path)
 
     def keep_exact(self, call: str, exact: Exact, key: str) -> None:
-        data = io.BytesIO()
-        if exact.latent is None:
-            np.savez(data, key=np.array(key), output=exact.output)
-        else:
-            np.savez(data, key=np.array(key), output=exact.output, latent=exact.latent)
-        _files.write(self._exact(call), data.getvalue(), inside=self.path)
+        def fill(file: BinaryIO) -> None:
+            if exact.latent is None:
+                np.savez(file, key=np.array(key), output=exact.output)
+            else:
+                np.savez(file, key=np.array(key), output=exact.output, latent=exact.latent)
+
+        _files.write(self._exact(call), fill, inside=self.path)
 
     def keep_pictures(self, method: str, call: str, output: np.ndarray) -> dict[str, str]:
         """Write a file for each sample, of a video its middle frame; none for what is no picture.
