@@ -265,10 +265,10 @@ def _few_ticks() -> Any:
 
 def _sized(figure: Any, document: Profile | CacheSchedule, width: float, height: float, more: str = "") -> None:
     """Inches, beside room for a headline of what the document is."""
-    parts = [part.replace(" ", NO_BREAK) for part in (*_headline(document), more) if part]
+    parts = [printable(part).replace(" ", NO_BREAK) for part in (*_headline(document), more) if part]
     lines = [line.removesuffix("·") for line in textwrap.wrap(f"{NO_BREAK}· ".join(parts), int(13 * width))]
     figure.set_size_inches(width, height + 0.25 * len(lines))
-    figure.suptitle("\n".join(map(printable, lines)), x=0.01, ha="left", fontsize=10, parse_math=False)
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, parse_math=False)
 
 
 def _granularities(profile: Profile) -> dict[str, list[SiteProfile]]:

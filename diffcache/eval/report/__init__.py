@@ -38,7 +38,8 @@ def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -
 
     if record.get("format") != "diffcache.evaluation" or record.get("version") not in (1, 2):
         found = f"{record.get('format')!r}, version {record.get('version')!r}"
-        raise DocumentError("record", "format", f"it is {found}; a page is made of 'diffcache.evaluation', version 1 or 2")
+        allowed = "a page is made of 'diffcache.evaluation', version 1 or 2"
+        raise DocumentError("record", "format", f"it is {found}; {allowed}")
     if not out.absolute().parent.is_dir():
         raise BadOption("out", str(out), "a file in a folder that exists")
     shown = pictures.shown(record, folder_of_pictures)
