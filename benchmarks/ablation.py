@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from trials import trial
 
-from diffcache import CacheSchedule, accelerated, estimate, optimize, planning, resampled
+from diffcache import CacheSchedule, _files, accelerated, estimate, optimize, planning, resampled
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, circumstances, split
@@ -142,8 +142,8 @@ class Rows:
             lines.append("")
         self.folder.mkdir(exist_ok=True)
         record = {"model": self.model, "circumstances": self.about, "rows": [asdict(r) for r in self.rows]}
-        (self.folder / f"ablation-{self.model}.json").write_text(json.dumps(record, indent=2) + "\n")
-        (self.folder / f"ablation-{self.model}.md").write_text("\n".join(lines))
+        _files.write(self.folder / f"ablation-{self.model}.json", json.dumps(record, indent=2) + "\n")
+        _files.write(self.folder / f"ablation-{self.model}.md", "\n".join(lines))
 
 
 def calls(model: DemoModel, samples: tuple[Sequence[str], Sequence[int]], **more: Any) -> list[dict[str, Any]]:

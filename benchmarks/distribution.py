@@ -13,6 +13,7 @@ the table then holds no seconds.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from peers.evaluate import BUDGETS, PEERS, RESULTS, of_peer, schedules
 from PIL import Image, ImageOps
 
-from diffcache import evaluate
+from diffcache import _files, evaluate
 from diffcache.assets import DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, split
@@ -57,7 +58,7 @@ def main() -> None:
             method |= {"seconds": {}, "speedup": {}}
     table = markdown(made.record)
     if int(os.environ.get("RANK", 0)) == 0:
-        (RESULTS / "distribution-dit.md").write_text(f"{table}\n")
+        _files.write(RESULTS / "distribution-dit.md", f"{table}\n")
         print(f"{table}\n\nreport: {made.report}")
 
 
@@ -69,8 +70,8 @@ def real(noto: Path, folder: Path) -> Path:
     chosen = [x for x, kind in zip(pictures.pixels, pictures.subcategories, strict=True) if kind in drawn]
     for n, pixels in enumerate(chosen):
         picture = Image.fromarray(pixels)
-        picture.save(folder / f"{n:04d}.png")
-        ImageOps.mirror(picture).save(folder / f"{n:04d}-mirrored.png")
+        for name, one in ((f"{n:04d}", picture), (f"{n:04d}-mirrored", ImageOps.mirror(picture))):
+            _files.write(folder / f"{name}.png", functools.partial(one.save, format="PNG"))
     return folder
 
 

@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 
-from diffcache import CacheSchedule, accelerated, report
+from diffcache import CacheSchedule, _files, accelerated, report
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, machine, split
@@ -63,9 +63,9 @@ def main() -> None:
     o.out.mkdir(exist_ok=True)
     about = {"pictures": o.pictures, "every": o.every, "steps": o.steps, **machine()}
     record = {"circumstances": about, "rows": [asdict(r) for r in results]}
-    (o.out / "formats.json").write_text(json.dumps(record, indent=2) + "\n")
-    (o.out / "formats.md").write_text(markdown(results) + "\n")
-    (o.out / "formats-summary.md").write_text(summary(results) + "\n")
+    _files.write(o.out / "formats.json", json.dumps(record, indent=2) + "\n")
+    _files.write(o.out / "formats.md", markdown(results) + "\n")
+    _files.write(o.out / "formats-summary.md", summary(results) + "\n")
     print(markdown(results))
 
 

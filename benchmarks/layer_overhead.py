@@ -24,7 +24,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from torch import nn
 
-from diffcache import CacheSchedule, accelerated
+from diffcache import CacheSchedule, _files, accelerated
 from diffcache.adapters import find_sites
 from diffcache.demo.run import machine
 from diffcache.patch import layer
@@ -137,9 +137,9 @@ def main() -> None:
         lines.append(f"| {name} | {1e3 * whole:.3f} ms | {1e3 * own:.3f} ms | {own / full:.3%} |")
         print(lines[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "layer-overhead.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / "layer-overhead.json").write_text(
-        json.dumps({"circumstances": machine(), "rows": records}, indent=2) + "\n"
+    _files.write(RESULTS / "layer-overhead.md", "\n".join(lines) + "\n")
+    _files.write(
+        RESULTS / "layer-overhead.json", json.dumps({"circumstances": machine(), "rows": records}, indent=2) + "\n"
     )
 
 

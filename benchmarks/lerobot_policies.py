@@ -22,6 +22,7 @@ from lerobot_builders import HORIZON, POLICIES, SAMPLES, STEPS, VLAS, Built, chu
 from torch import Tensor
 
 import diffcache
+from diffcache import _files
 from diffcache.errors import DiffCacheError, UnsupportedModel
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,7 +45,7 @@ def main() -> None:
         habits.append(f"| {name} | {' | '.join(cells)} |")
     versions = ", ".join(f"{m.__name__} {m.__version__}" for m in (lerobot, torch, diffusers, transformers))
     table = "\n".join([f"{versions}, random weights, {STEPS} evaluations a run.", "", *rows, "", *habits])
-    (RESULTS / "lerobot.md").write_text(f"{table}\n")
+    _files.write(RESULTS / "lerobot.md", f"{table}\n")
     print(table)
 
 

@@ -24,7 +24,7 @@ from peers.measure import behind, frontier, measure_peers
 from peers.peer import Peer
 from trials import Trial, trial
 
-from diffcache import CacheSchedule, estimate, planning
+from diffcache import CacheSchedule, _files, estimate, planning
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.correction import correct
 from diffcache.demo import Size
@@ -158,15 +158,15 @@ class Table:
     def save(self, folder: Path, name: str, about: dict[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
         record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.results]}
-        (folder / f"methods-{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+        _files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
         write(self.results, folder, name)
         print(markdown(self.results))
 
 
 def write(results: Sequence[Result], folder: Path, name: str) -> None:
-    (folder / f"methods-{name}.md").write_text(markdown(results) + "\n")
-    (folder / f"summary-{name}.md").write_text(summary(results) + "\n")
-    (folder / f"leads-{name}.md").write_text("\n".join(leads(results)) + "\n")
+    _files.write(folder / f"methods-{name}.md", markdown(results) + "\n")
+    _files.write(folder / f"summary-{name}.md", summary(results) + "\n")
+    _files.write(folder / f"leads-{name}.md", "\n".join(leads(results)) + "\n")
     plot(results, name, folder / f"methods-{name}.png")
 
 
@@ -221,7 +221,7 @@ def choice(model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep
         return [p for p in PEERS if (p.package, p.name, p.setting) in names]
     chosen = behind(frontier(measure_peers(model, *pictures, repeats=0)))
     if path is not None:
-        path.write_text(json.dumps([(p.package, p.name, p.setting) for p in chosen]))
+        _files.write(path, json.dumps([(p.package, p.name, p.setting) for p in chosen]))
     return chosen
 
 
@@ -370,7 +370,7 @@ def plot(results: Sequence[Result], name: str, path: Path) -> None:
     axes.set_ylim(top=max(r.psnr_db for r in results if r.method == OURS) + 4)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=140)
+    _files.write(path, lambda file: figure.savefig(file, format="png", dpi=140))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
+from diffcache import _files
 from diffcache.api import accelerated
 from diffcache.assets import NAMES, load
 from diffcache.demo import Size
@@ -61,9 +62,9 @@ def main() -> None:
                 )
                 print(lines[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "overhead.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / "overhead.json").write_text(
-        json.dumps({"circumstances": circumstances(size), "rows": records}, indent=2) + "\n"
+    _files.write(RESULTS / "overhead.md", "\n".join(lines) + "\n")
+    _files.write(
+        RESULTS / "overhead.json", json.dumps({"circumstances": circumstances(size), "rows": records}, indent=2) + "\n"
     )
     print("\n".join(lines))
 

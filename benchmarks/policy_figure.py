@@ -8,13 +8,15 @@ A hollow mark: some episodes fail with that method, more than the full policy's 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+
+from diffcache import _files
+from diffcache.eval.record import read
 
 RESULTS = Path(__file__).parent / "results"
 N_ACTION_STEPS = 8  # of the example's policies
@@ -36,7 +38,7 @@ def main() -> None:
     args.add_argument("runs", type=Path, nargs="+", help="folders that policy.py wrote")
     args.add_argument("--out", type=Path, default=RESULTS / "policies.png")
     o = args.parse_args()
-    records = [json.loads((run / "record.json").read_text()) for run in o.runs]
+    records = [read(run / "record.json") for run in o.runs]
     columns = min(2, len(records))
     rows = -(-len(records) // columns)
     matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
@@ -45,7 +47,7 @@ def main() -> None:
         panel(figure.add_subplot(rows, columns, n), record)
     kinds = {label: mark for axes in figure.axes for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(kinds.values(), kinds.keys(), loc="outside lower center", ncols=len(kinds), frameon=False)
-    figure.savefig(o.out, dpi=140)
+    _files.write(o.out, lambda file: figure.savefig(file, format=o.out.suffix[1:], dpi=140))
     print(o.out)
 
 

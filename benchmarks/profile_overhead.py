@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffcache import measure
+from diffcache import _files, measure
 from diffcache.assets import NAMES, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, circumstances, split
@@ -107,9 +107,9 @@ def main() -> None:
     table = "\n".join(lines) + "\n"
     size = {"steps": o.steps, "calls": o.calls, "batch": o.batch, "repeats": o.repeats}
     about = circumstances(Size()) | {"size": size}
-    (o.results / "profile-overhead.md").write_text(table)
+    _files.write(o.results / "profile-overhead.md", table)
     record = json.dumps({"circumstances": about, "rows": records}, indent=2)
-    (o.results / "profile-overhead.json").write_text(record + "\n")
+    _files.write(o.results / "profile-overhead.json", record + "\n")
     print(table)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "policy"))
 from model import DiffusionTransformerLowdimPolicy, Shape, use_sampler
 
-from diffcache import CacheSchedule, accelerate, measure, plan, report
+from diffcache import CacheSchedule, _files, accelerate, measure, plan, report
 from diffcache.demo.run import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -147,7 +147,7 @@ def main() -> None:
         print(f"{call + 1} of {o.calls} calls", file=sys.stderr, flush=True)
     text = "\n\n".join([circumstances(o.calls), table(made)])
     o.out.mkdir(parents=True, exist_ok=True)
-    (o.out / "pusht-speed.md").write_text(f"{text}\n")
+    _files.write(o.out / "pusht-speed.md", f"{text}\n")
     print(text)
 
 

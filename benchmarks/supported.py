@@ -38,6 +38,7 @@ import pipelines  # noqa: E402
 from pipelines import ALL, fresh  # noqa: E402
 from probes import offered, outcome, work  # noqa: E402
 
+from diffcache import _files  # noqa: E402
 from diffcache.adapters import find_sites  # noqa: E402
 
 PEERS = ("cache-dit", "diffusers")
@@ -51,9 +52,9 @@ def main() -> None:
         (name, {"diffcache": said(ours, name), **{p: said(PEER[p], name) for p in PEERS}}) for name in progress(ALL)
     ]
     lines = [*INTRODUCTION, *counts(rows), "", *table(rows), "", "## Networks", "", *networks()]
-    (ROOT / "docs" / "supported.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _files.write(ROOT / "docs" / "supported.md", "\n".join(lines) + "\n")
     summary = "\n".join(counts(rows))
-    (ROOT / "benchmarks" / "results" / "supported.md").write_text(summary + "\n", encoding="utf-8")
+    _files.write(ROOT / "benchmarks" / "results" / "supported.md", summary + "\n")
     print(summary)
 
 

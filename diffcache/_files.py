@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,7 @@ from diffcache._checks import refuse
 from diffcache.errors import DocumentError, NotWritten
 
 MAX_BYTES = 256 * 2**20
+MAX_DEPTH = 32
 MAX_DIGITS = 20  # a 64-bit number and its sign
 
 # Windows has no FIFOs in folders; there the first is 0, and the second keeps line ends as they are.
@@ -101,13 +102,25 @@ def parse_json(where: str, field: str, source: str | bytes) -> dict[str, Any]:
 
     try:
         tree = json.loads(source, parse_int=whole, parse_constant=number, object_pairs_hook=once)
+        _demand_shallow(tree)
     except RecursionError:
-        refuse(where, field, "JSON nested too deeply", "a few levels")
+        refuse(where, field, "JSON nested too deeply", f"at most {MAX_DEPTH} levels")
     except ValueError as error:
         refuse(where, field, f"not sound JSON: {error!s:.200}", "one JSON object", "The file is damaged or foreign.")
     if not isinstance(tree, dict):
         refuse(where, field, f"found a JSON {type(tree).__name__}", "one JSON object")
     return tree
+
+
+def _demand_shallow(tree: object) -> None:
+    """Raise RecursionError for JSON that code which goes down into it could not follow."""
+    level = [tree] if isinstance(tree, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        nodes = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [item for node in nodes for item in node if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise RecursionError
 
 
 def read_arrays(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> dict[str, np.ndarray]:
@@ -133,10 +146,11 @@ def read_arrays(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None
             refuse(where, "file", found_, "arrays as numpy.save and numpy.savez write them")
 
 
-def write(path: Path, data: bytes | str, *, inside: Path | None = None) -> Path:
-    """Write the whole file or none, and return its path. Text is written as UTF-8.
+def write(path: Path, data: bytes | str | Callable[[BinaryIO], object], *, inside: Path | None = None) -> Path:
+    """Write the whole file or none, and return its path.
 
-    With ``inside``, folders between it and the file are made.
+    ``data`` is bytes, text (written as UTF-8), or a function that writes to the open file it is called with. With
+    ``inside``, folders between it and the file are made.
 
     Raises DocumentError where no file can be, NotWritten (an OSError) where the system refuses, for example for want of
     space.
@@ -145,15 +159,20 @@ def write(path: Path, data: bytes | str, *, inside: Path | None = None) -> Path:
         make_folder(path.parent, inside=inside)
     beside = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        _demand_place(path)
+        demand_place(path)
         with beside.open("xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            if callable(data):
+                data(file)
+            else:
+                file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except (DocumentError, UnicodeError):
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+    except OSError as error:
+        raise NotWritten(path, error) from error
+    except ValueError as error:
+        if "\0" not in str(path):
+            raise
         raise NotWritten(path, error) from error
     finally:
         with contextlib.suppress(OSError):
@@ -179,8 +198,8 @@ def make_folder(path: Path, *, inside: Path | None = None) -> Path:
     return path
 
 
-def _demand_place(path: Path) -> None:
-    """Raise DocumentError where no file can be, or where one would replace something else."""
+def demand_place(path: Path) -> None:
+    """Raise DocumentError where no file can be written, or where one would replace a folder or a device."""
     if not path.parent.is_dir():
         refuse(str(path), "file", f"no folder {str(path.parent)!r}", "a folder that exists", "Create it first.")
     if path.is_dir():

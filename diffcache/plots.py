@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from diffcache import _files
+from diffcache._text import printable
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.profile import Profile, SiteProfile
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels, solver_title
@@ -58,8 +60,7 @@ def save(document: Profile | CacheSchedule, path: Path, beside: Profile | None =
         raise BadOption("plot", str(path), f"a name that ends in one of {', '.join(formats)}")
     if not path.absolute().parent.is_dir():
         raise BadOption("plot", str(path), "a file in a folder that exists")
-    picture.savefig(path, dpi=160)
-    return path
+    return _files.write(path, lambda file: picture.savefig(file, format=path.suffix[1:].lower(), dpi=160))
 
 
 def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> Any:
@@ -264,10 +265,10 @@ def _few_ticks() -> Any:
 
 def _sized(figure: Any, document: Profile | CacheSchedule, width: float, height: float, more: str = "") -> None:
     """Inches, beside room for a headline of what the document is."""
-    parts = [part.replace(" ", NO_BREAK) for part in (*_headline(document), more) if part]
+    parts = [printable(part).replace(" ", NO_BREAK) for part in (*_headline(document), more) if part]
     lines = [line.removesuffix("·") for line in textwrap.wrap(f"{NO_BREAK}· ".join(parts), int(13 * width))]
     figure.set_size_inches(width, height + 0.25 * len(lines))
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, parse_math=False)
 
 
 def _granularities(profile: Profile) -> dict[str, list[SiteProfile]]:

@@ -16,6 +16,7 @@ import numpy as np
 from diffcache import _checks
 from diffcache._checks import first, place, put, refuse
 from diffcache._document import Document, Record, Upgrade
+from diffcache._text import printable
 from diffcache.schedule import (
     Guidance,
     NoiseSchedulerId,
@@ -299,7 +300,8 @@ class Profile(Document):
                 off = [f"{100 * (k.error / energy) ** 0.5:.2g} % in {n}" for n, k in found.kept.items() if energy]
                 cost += f", off by {', '.join(off)}" if off else ""
                 lines.append(f"  {site:{width}}  {change}{cost}")
-        return "\n".join(lines + [_note(key, value) for key, value in self.provenance.items()])
+        lines += [_note(key, value) for key, value in self.provenance.items()]
+        return "\n".join(map(printable, lines))
 
     def __str__(self) -> str:
         return self.describe()

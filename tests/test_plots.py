@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,11 @@ def test_short_and_long_loops_can_be_drawn(steps: int, tmp_path: Any) -> None:
 def test_what_to_expect_stands_in_the_headline() -> None:
     headline = plots.figure(schedule()).get_suptitle().replace("\xa0", " ").replace("\n", " ")
     assert headline == ("Net · Euler · 2 of 5 steps computed · others decided in the run by drift · 40.0 dB expected")
+
+
+def test_foreign_names_are_drawn_as_text(tmp_path: Path) -> None:
+    made = planned({"model": "■·■·"})
+    names = {name: dataclasses.replace(d, class_name="$\\frac$\x1b[2J") for name, d in made.denoisers.items()}
+    figure = plots.figure(dataclasses.replace(made, denoisers=names))
+    assert "$\\frac$\\x1b[2J" in figure.get_suptitle()
+    assert plots.save(dataclasses.replace(made, denoisers=names), tmp_path / "a.png").stat().st_size > 1000

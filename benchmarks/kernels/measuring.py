@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from diffcache import _files
 from diffcache.demo.run import machine
 from diffcache.profiling.clock import wait
 
@@ -47,8 +48,8 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 def write(out: Path, markdown: str, record: dict[str, Any]) -> None:
     """The table, and JSON beside it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(markdown.rstrip("\n") + "\n", encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    _files.write(out, markdown.rstrip("\n") + "\n")
+    _files.write(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
 
 
 def in_words(record: dict[str, Any]) -> str:

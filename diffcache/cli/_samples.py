@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffcache.errors import BadOption
+from diffcache import _files
+from diffcache.errors import BadOption, DocumentError
 
 Row = dict[str, Any]  # arguments of the pipeline for one sample
 
@@ -20,9 +21,9 @@ def read(file: Path) -> list[Row]:
     Empty lines are passed over, and so are empty fields of a CSV file. Raises BadOption, which tells the line.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadOption("prompts", str(file), f"a text file that can be read ({error})") from None
+        text = _files.read_text(file)
+    except DocumentError as error:
+        raise BadOption("prompts", str(file), f"a text file that can be read ({error.problem})") from None
     readers = {".txt": _lines, ".csv": _table, ".jsonl": _objects}
     if file.suffix.lower() not in readers:
         raise BadOption("prompts", str(file), f"a file that ends in {READERS}")

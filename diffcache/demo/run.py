@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffcache import _files
 from diffcache.assets import DemoModel, load
 from diffcache.demo import show
 from diffcache.eval import metrics
@@ -54,7 +55,7 @@ def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     """Calibrate on some subjects, compare on others, write everything under ``out``."""
     for metric in OF_PICTURES:
         metrics.check(metric)  # what is not installed is named before minutes are spent
-    out.mkdir(parents=True, exist_ok=True)
+    _files.make_folder(out)
     model = load(name)
     fitted, shown = split(model, size)
     schedules = {}

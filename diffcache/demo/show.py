@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from diffcache import _files
 from diffcache.eval.evaluating import Evaluation
 
 COLUMNS = 8
@@ -14,11 +16,15 @@ MARGIN, GAP, TITLE = 190, 6, 30
 INK, QUIET = (24, 24, 27), (113, 113, 122)
 
 
+def _read(found: Evaluation, name: str) -> Image.Image:
+    return Image.open(io.BytesIO(_files.read_bytes(found.folder / name, inside=found.folder)))
+
+
 def grid(found: Evaluation, budget: int, path: Path) -> None:
     """One row per method (the full run and those of ``budget``), one column per subject and seed."""
     chosen = [m for m in found.record["methods"] if m["kind"] == "full" or round(m["computed_steps"]) == budget]
     samples = found.record["samples"][:COLUMNS]
-    images = {m["name"]: [Image.open(found.folder / m["pictures"][s["id"]]) for s in samples] for m in chosen}
+    images = {m["name"]: [_read(found, m["pictures"][s["id"]]) for s in samples] for m in chosen}
     cell = SCALE * next(iter(images.values()))[0].width
     canvas = Image.new("RGB", (MARGIN + len(samples) * (cell + GAP), TITLE + len(chosen) * (cell + GAP)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -34,4 +40,4 @@ def grid(found: Evaluation, budget: int, path: Path) -> None:
         for column, picture in enumerate(images[method["name"]]):
             large = picture.resize((cell, cell), Image.Resampling.BICUBIC)
             canvas.paste(large, (MARGIN + column * (cell + GAP), top))
-    canvas.save(path)
+    _files.write(path, lambda file: canvas.save(file, format="PNG"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcache import host
+from diffcache import _files, host
 from diffcache._digest import digest_of
 from diffcache._outputs import check_folder
 from diffcache.api import estimate
@@ -23,11 +23,12 @@ from diffcache.eval.checks import check_counted, check_methods, check_names, che
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import STEPS, Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
-from diffcache.eval.parts import Folder, Part
+from diffcache.eval.parts import Folder, slug
 from diffcache.eval.record import WHOLE, Record, assembled, circumstances, read
 from diffcache.eval.report import write_html
 from diffcache.eval.running import Compare, Judges, identity, run_share, steps_of
 from diffcache.eval.sets import sets_of
+from diffcache.eval.sound import Part
 from diffcache.eval.statistics import enough
 from diffcache.eval.table import markdown
 from diffcache.eval.trials import Trials
@@ -132,6 +133,7 @@ def evaluate(
     methods = [full(), *mine, *compare, *extra]
     check_methods(pipe, methods, ())
     folder = Folder(Path(out))
+    folder.prepare([slug(method.name) for method in methods])
     found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, progress)
     played = _played(pipe, methods, trials, folder) if trials and rank == 0 else {}
     about |= {tried.NAME: tried.ABOUT} if played else {}
@@ -157,9 +159,9 @@ def evaluate(
 
 def write(record: Record, folder: Path) -> Evaluation:
     """Record, table and report of an evaluation whose pictures lie in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(record) + "\n", encoding="utf-8")
+    _files.make_folder(folder)
+    _files.write(folder / "record.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    _files.write(folder / "table.md", markdown(record) + "\n")
     write_html(record, folder, folder / "report.html")
     return Evaluation(record, folder)
 

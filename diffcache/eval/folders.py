@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcache.errors import BadOption
+from diffcache import _files
+from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.extractors import PicturesError
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -32,7 +33,7 @@ def read(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as file:
+        with _files.opened(path) as data, Image.open(data) as file:
             return np.asarray(file.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
@@ -90,6 +91,6 @@ def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptsError(f"{path} cannot be read: {error}. Allowed: text in UTF-8.") from None
+        return _files.read_text(path)
+    except DocumentError as error:
+        raise PromptsError(f"{path} cannot be read: {error.problem}") from None

@@ -4,7 +4,8 @@
     pictures/METHOD/0003-00.png its first picture, for eyes, distributions and scorers
     exact/0003.npz              what the full run gave, bit for bit, which pairs are compared with
 
-Files appear whole or not at all. One that belongs to another method, call or set of metrics is made again.
+Files appear whole or not at all, and no link inside the folder is followed. What is damaged, belongs to another run, or
+cannot be true is made again.
 """
 
 from __future__ import annotations
@@ -12,19 +13,36 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from diffcache.errors import DiffCacheError
-from diffcache.eval.watch import Run
+from diffcache import _files
+from diffcache._checks import refuse
+from diffcache.errors import DocumentError
+from diffcache.eval.sound import Due, Part, demand_sound
 
-Part = dict[str, Any]
+PARTS, EXACT, PICTURES, TRIALS = "parts", "exact", "pictures", "trials"
+RESULTS = ("record.json", "table.md", "report.html")
+PART_BYTES = 16 * 2**20
+EXACT_BYTES = 64 * 2**30  # videos of a whole batch
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What a full run gave: ``output`` [N, …], and the last state or None."""
+
+    output: np.ndarray
+    latent: np.ndarray | None
+
+    @property
+    def samples(self) -> int:
+        return len(self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,65 +51,87 @@ class Folder:
 
     path: Path
 
-    def find(self, method: str, call: str, key: str) -> Part | None:
-        """The part, if it is there and was made under this key."""
-        try:
-            part: Part = json.loads(self._part(method, call).read_text())
-        except (OSError, ValueError):
-            return None
-        return part if part.get("key") == key else None
+    def prepare(self, methods: Iterable[str]) -> None:
+        """Make the folders of these methods, named by ``slug``, before anything runs.
 
-    def has_exact(self, call: str, key: str) -> bool:
-        """Whether the full run's result is there and was made under this key."""
+        Raises DocumentError where a link or something else is in the place of a folder or a file, NotWritten.
+        """
+        _files.make_folder(self.path)
+        of_methods = [f"{kind}/{method}" for kind in (PARTS, PICTURES) for method in methods]
+        for name in (EXACT, TRIALS, *of_methods):
+            folder = _files.make_folder(self.path / name, inside=self.path)
+            for found in folder.iterdir():
+                _files.demand_place(found)
+        for name in RESULTS:
+            _files.demand_place(self.path / name)
+
+    def find(self, method: str, call: str, due: Due) -> Part | None:
+        """Return the part and None where it has to be made: there is none, or it is not ``due``."""
+        path = self._part(method, call)
         try:
-            with np.load(self._exact(call), allow_pickle=False) as found:
-                return str(found["key"]) == key
-        except (OSError, ValueError, KeyError):
-            return False
+            part = _files.read_json(path, most=PART_BYTES, inside=self.path)
+            demand_sound(str(path), part, due)
+            if list(part["pictures"]) != [self._picture(method, call, n) for n in range(due.pictures)]:
+                refuse(str(path), "pictures", f"found {list(part['pictures'])!r:.80}", "those of this call")
+            for name, digest in part["pictures"].items():
+                if hashlib.sha256(_files.read_bytes(self.path / name, inside=self.path)).hexdigest() != digest:
+                    refuse(str(self.path / name), "file", "found another picture", "the picture of this run")
+        except DocumentError:
+            return None
+        return part
+
+    def find_exact(self, call: str, key: str) -> Exact | None:
+        """Return what the full run gave, and None where there is nothing whole that was made under this key."""
+        try:
+            found = _files.read_arrays(self._exact(call), most=EXACT_BYTES, inside=self.path)
+        except DocumentError:
+            return None
+        arrays = [found[name] for name in ("output", "latent") if name in found]
+        named = {"key", "output"} <= found.keys() <= {"key", "output", "latent"}
+        if not named or str(found["key"]) != key or not all(map(_is_numbers, arrays)):
+            return None
+        return Exact(found["output"], found.get("latent"))
 
     def keep(self, method: str, call: str, part: Part) -> None:
-        _whole(self._part(method, call), json.dumps(part).encode())
+        _files.write(self._part(method, call), json.dumps(part, allow_nan=False), inside=self.path)
 
-    def keep_exact(self, call: str, run: Run, key: str) -> None:
-        data = io.BytesIO()
-        if run.latent is None:
-            np.savez(data, key=np.array(key), output=run.output)
-        else:
-            np.savez(data, key=np.array(key), output=run.output, latent=run.latent)
-        _whole(self._exact(call), data.getvalue())
+    def keep_exact(self, call: str, exact: Exact, key: str) -> None:
+        def fill(file: BinaryIO) -> None:
+            if exact.latent is None:
+                np.savez(file, key=np.array(key), output=exact.output)
+            else:
+                np.savez(file, key=np.array(key), output=exact.output, latent=exact.latent)
 
-    def exact(self, call: str, key: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """(output, last state or None) of the full run. Raises DiffCacheError for another run's."""
-        if not self.has_exact(call, key):
-            raise DiffCacheError(
-                f"{self._exact(call)} does not hold the full run of this call. The full run has to be the first "
-                "method; or somebody else writes into this folder: take another one."
-            )
-        with np.load(self._exact(call), allow_pickle=False) as found:
-            return found["output"], found["latent"] if "latent" in found else None
+        _files.write(self._exact(call), fill, inside=self.path)
 
-    def keep_pictures(self, method: str, call: str, output: np.ndarray) -> list[str]:
-        """One file a sample, of a video its middle frame; their paths from the folder. None for what is no picture."""
-        if output.ndim not in (4, 5) or output.shape[-1] != 3:
-            return []
-        found = []
-        for n, picture in enumerate(output if output.ndim == 4 else output[:, output.shape[1] // 2]):
-            path = self.pictures(method) / f"{call}-{n:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".part")
-            Image.fromarray((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)).save(unfinished, format="PNG")
-            unfinished.replace(path)
-            found.append(path.relative_to(self.path).as_posix())
+    def keep_pictures(self, method: str, call: str, output: np.ndarray) -> dict[str, str]:
+        """Write a file for each sample, of a video its middle frame; none for what is no picture.
+
+        Returns the sha256 of each file, by its path from the folder.
+        """
+        found = {}
+        for n in range(pictures_in(output)):
+            picture = output[n] if output.ndim == 4 else output[n, output.shape[1] // 2]
+            data = io.BytesIO()
+            Image.fromarray((np.clip(picture, 0, 1) * 255).round().astype(np.uint8)).save(data, format="PNG")
+            name = self._picture(method, call, n)
+            _files.write(self.path / name, data.getvalue(), inside=self.path)
+            found[name] = hashlib.sha256(data.getvalue()).hexdigest()
         return found
 
-    def pictures(self, method: str) -> Path:
-        return self.path / "pictures" / method
+    def _picture(self, method: str, call: str, n: int) -> str:
+        return f"{PICTURES}/{method}/{call}-{n:02d}.png"
 
     def _part(self, method: str, call: str) -> Path:
-        return self.path / "parts" / method / f"{call}.json"
+        return self.path / PARTS / method / f"{call}.json"
 
     def _exact(self, call: str) -> Path:
-        return self.path / "exact" / f"{call}.npz"
+        return self.path / EXACT / f"{call}.npz"
+
+
+def pictures_in(output: np.ndarray) -> int:
+    """How many samples of an output have a picture."""
+    return len(output) if output.ndim in (4, 5) and output.shape[-1] == 3 else 0
 
 
 def slug(name: str) -> str:
@@ -100,8 +140,5 @@ def slug(name: str) -> str:
     return f"{plain[:48]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _whole(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(data)
-    unfinished.replace(path)
+def _is_numbers(array: np.ndarray) -> bool:
+    return array.dtype.kind in "fiub" and array.ndim > 0 and array.size > 0 and bool(np.isfinite(array).all())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import math
 import platform
 import statistics as stats
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffcache import host
+from diffcache import _files, host
+from diffcache._checks import refuse
 from diffcache._document import version_of
-from diffcache.errors import DocumentError
 from diffcache.eval import trials
 from diffcache.eval.distribution import Distance
+from diffcache.eval.fields import demand_fields
 from diffcache.eval.methods import FULL, Method
-from diffcache.eval.parts import Part
+from diffcache.eval.sound import Part
 from diffcache.eval.statistics import FEW, Interval, Verdict, interval, verdict, verdict_of_sets
 
 WHOLE = 0.02  # of a step: so little above a whole number is what small layers and counting make of it
@@ -210,20 +210,14 @@ def circumstances(pipe: Any) -> Record:
 
 
 def read(path: str | Path) -> Record:
-    """A record from its file. Raises DocumentError for what is none, or of another version."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DocumentError(str(path), "file", f"no record can be read from it ({error})") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise DocumentError(
-            str(path),
-            "format",
-            f"found {found.get('format') if isinstance(found, dict) else None!r}. "
-            f"Allowed: {FORMAT!r}, which `diffcache eval` writes",
-        )
-    if found.get("version") not in (1, VERSION):
-        raise DocumentError(str(path), "version", f"found {found.get('version')!r}. Allowed: 1, {VERSION}")
+    """Return the record in a file. Raises DocumentError for what is none, is of another version or has other fields."""
+    where = str(path)
+    found = _files.read_json(Path(path))
+    if found.get("format") != FORMAT:
+        refuse(where, "format", f"found {found.get('format')!r:.80}", f"{FORMAT!r}, which `diffcache eval` writes")
+    if type(found.get("version")) is not int or found["version"] not in (1, VERSION):
+        refuse(where, "version", f"found {found.get('version')!r:.80}", f"1, {VERSION}")
+    demand_fields(where, found)
     if found["version"] == 1:  # without promises
         methods = [{"promised": None, **method} for method in found.get("methods", [])]
         found |= {"version": VERSION, "methods": methods}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from diffcache import _checks
+from diffcache import _checks, _files
 from diffcache._checks import put, refuse
 from diffcache._document import Document
 from diffcache.errors import DiffCacheError
@@ -127,16 +126,11 @@ def _pytorch_fid(path: Path, extractor: Extractor) -> ReferenceStatistics:
             f"{where} holds statistics of FID's Inception network, as pytorch-fid writes them; the pictures are to be "
             f"described by {extractor.name}. Allowed: --extractor inception."
         )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = sorted({"mu", "sigma"} - set(file.files))
-            if missing:
-                refuse(where, missing[0], f"found {', '.join(file.files) or 'nothing'}", "mu and sigma")
-            mean, covariance = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        if isinstance(error, DiffCacheError):
-            raise
-        refuse(where, "file", f"cannot be read: {error}", "an .npz of numbers, mu and sigma")
+    found = _files.read_arrays(path)
+    for name in ("mu", "sigma"):
+        if name not in found or found[name].dtype.kind not in "fiu":
+            refuse(where, name, f"found {', '.join(found)!r:.80}", "an .npz of numbers, mu and sigma")
+    mean, covariance = (found[name].astype(np.float64) for name in ("mu", "sigma"))
     width = int(extractor.settings.get("features", 0))
     if mean.shape != (width,):
         refuse(where, "mu", f"found shape {list(mean.shape)}", f"[{width}], the features that FID is about")

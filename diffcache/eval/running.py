@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +19,9 @@ from diffcache._digest import digest_of
 from diffcache.api import executor_of
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
-from diffcache.eval.parts import Folder, Part, slug
+from diffcache.eval.metrics import span
+from diffcache.eval.parts import Exact, Folder, pictures_in, slug
+from diffcache.eval.sound import Due, Part
 from diffcache.eval.watch import Run, watched
 from diffcache.patch import layer
 from diffcache.profiling.record import frozen
@@ -75,11 +78,12 @@ def run_share(
             asked = numeric(pipe, call)
             name, told = f"{index:04d}", digest_of(asked)
             reference = digest_of({"call": told, "here": here})
+            exact = folder.find_exact(name, reference)
             for method in methods:
                 key = digest_of({"method": method.digest, "call": told, "here": here})
                 where = slug(method.name)
-                part = folder.find(where, name, key)
-                if part is not None and (method.kind != "full" or folder.has_exact(name, reference)):
+                part = folder.find(where, name, _due(key, method, index, call, exact.output, judges)) if exact else None
+                if part is not None:
                     close.known[method.name] = {name: part[name] for name in CLOSE}
                 else:
                     seen = close.of(method)
@@ -87,7 +91,9 @@ def run_share(
                         run = watched(pipe, {**asked, **method.change})
                         cache, schedule = _of_our_own(pipe, method)
                     if method.kind == "full":
-                        folder.keep_exact(name, run, reference)
+                        exact = Exact(run.output, run.latent)
+                        folder.keep_exact(name, exact, reference)
+                    assert exact is not None  # the full run comes first
                     part = {
                         "key": key,
                         "method": method.name,
@@ -101,12 +107,31 @@ def run_share(
                         "schedule": schedule,
                     }
                     part |= {"seconds": {"loop": run.loop_s, "pipeline": run.pipeline_s}, "peak_bytes": run.peak_bytes}
-                    part["scores"] = _scores(method, run, folder.exact(name, reference), part["prompts"], judges)
+                    part["scores"] = _scores(method, run, exact, part["prompts"], judges)
                     part["pictures"] = folder.keep_pictures(where, name, run.output)
                     folder.keep(where, name, part)
                 found.append(part)
                 bar.update()
     return found
+
+
+def _due(key: str, method: Method, index: int, call: Mapping[str, Any], output: np.ndarray, judges: Judges) -> Due:
+    """What a part of this method and call must say, given the ``output`` of the full run."""
+    samples = len(output)
+    return Due(
+        key=key,
+        method=method.name,
+        call=index,
+        prompts=prompts_of(call, samples),
+        seeds=seeds_of(call, samples),
+        scores={
+            **{name: span(name) for name in (*judges.pairs, *judges.latents)},
+            **dict.fromkeys(judges.rates, (-math.inf, math.inf)),
+        },
+        optional=frozenset(judges.latents),
+        scheduled=method.source is not None,
+        pictures=pictures_in(output),
+    )
 
 
 def numeric(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,16 +233,18 @@ class _Close:
             errors = None
             if seen.states and [s.shape for s in seen.states] == [s.shape for s in self._full.states]:
                 pairs = zip(seen.states, self._full.states, strict=True)
-                errors = [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30)) for a, b in pairs]
+                errors = [_finite(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30)) for a, b in pairs]
             sizes = [float(np.sqrt(np.square(s, dtype=np.float64).mean())) for s in self._full.states]
             self.known[method.name] = {"flops": seen.flops, "errors": errors, "sizes": sizes}
         return self.known[method.name]
 
 
-def _scores(
-    method: Method, run: Run, exact: tuple[np.ndarray, np.ndarray | None], prompts: list[str], judges: Judges
-) -> dict[str, list[float]]:
-    output, latent = exact
+def _finite(value: np.floating[Any]) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _scores(method: Method, run: Run, exact: Exact, prompts: list[str], judges: Judges) -> dict[str, list[float]]:
+    output, latent = exact.output, exact.latent
     if run.output.shape != output.shape:
         raise DiffCacheError(
             f"{method.name!r} gave outputs of shape {list(run.output.shape)}, the full run {list(output.shape)}: "

@@ -16,7 +16,8 @@ from diffcache.eval import reference as references
 from diffcache.eval.distribution import Distance, Distribution
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import Method
-from diffcache.eval.parts import Folder, Part
+from diffcache.eval.parts import Folder
+from diffcache.eval.sound import Part
 
 AT_ONCE = 64  # pictures
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffcache import _text
+
 NOTHING = "–"
 LINK = {"better": "than", "worse": "than", "no difference": "from"}
 
@@ -141,11 +143,8 @@ def verdicts(method: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]
 
 
 def text(value: object) -> str:
-    """Foreign text as one cell: on one line, without what Markdown would read as a column, a tag or an escape."""
-    line = " ".join(str(value).split())
-    for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        line = line.replace(sign, written)
-    return line
+    """Foreign text as one cell."""
+    return _text.markdown(value)
 
 
 def _between(middle: Any, low: Any, high: Any, digits: int = 4) -> str:

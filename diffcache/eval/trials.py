@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache import _files
+from diffcache.errors import BadOption, DiffCacheError, DocumentError
 from diffcache.eval.methods import Method
-from diffcache.eval.parts import Folder, slug
+from diffcache.eval.parts import TRIALS, Folder, slug
 from diffcache.eval.statistics import Interval
 from diffcache.host import is_count
 
@@ -49,14 +51,10 @@ class Trials:
 
     def outcomes(self, pipe: Any, method: Method, key: str, folder: Folder) -> list[float]:
         """Of each episode, 1 for success: from the folder, or played now. Raises DiffCacheError for another number."""
-        path = folder.path / "trials" / f"{slug(method.name)}.json"
-        try:
-            kept = json.loads(path.read_text())
-        except (OSError, ValueError):
-            kept = {}
+        path = folder.path / TRIALS / f"{slug(method.name)}.json"
         key = f"{key} {self.name} {self.episodes}"
-        if kept.get("key") == key:
-            return list(kept["outcomes"])
+        if (known := self._kept(path, key, folder)) is not None:
+            return known
         with method.on(pipe):
             found = [float(bool(one)) for one in self.play(pipe.policy, self.episodes)]
         if len(found) != self.episodes:
@@ -64,9 +62,19 @@ class Trials:
                 f"the task was to play {self.episodes} episodes with {method.name!r} and returned {len(found)} "
                 "outcomes. Allowed: one for every episode."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"key": key, "outcomes": found}))
+        _files.write(path, json.dumps({"key": key, "outcomes": found}), inside=folder.path)
         return found
+
+    def _kept(self, path: Path, key: str, folder: Folder) -> list[float] | None:
+        """Return the outcomes in a file, and None where it is not one of these trials, whole and possible."""
+        try:
+            kept = _files.read_json(path, inside=folder.path)
+        except DocumentError:
+            return None
+        found = kept.get("outcomes")
+        if kept.get("key") != key or not isinstance(found, list) or len(found) != self.episodes:
+            return None
+        return [float(one) for one in found] if all(type(one) is float and one in (0, 1) for one in found) else None
 
 
 def wilson(outcomes: Sequence[float], z: float = 1.96) -> Interval:

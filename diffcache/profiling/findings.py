@@ -197,7 +197,13 @@ class Findings:
         tree, arrays = _container.unpack(where, data)
         if (tree.get("format"), tree.get("version")) != (FORMAT, VERSION):
             refuse(where, "format", f"found {tree.get('format')!r:.80}", f"{FORMAT!r}, version {VERSION}")
+        try:
+            return cls._read(tree, arrays)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # fields that are missing, or of other types
+            refuse(where, "findings", f"{type(error).__name__}: {error!s:.100}", "what a measurement writes")
 
+    @classmethod
+    def _read(cls, tree: dict[str, Any], arrays: Arrays) -> tuple[Findings, Arrays]:
         def under(prefix: str) -> Arrays:
             return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from diffcache import _files, host
+from diffcache._checks import refuse
 from diffcache._digest import digest_of, feed
 from diffcache.errors import BadOption, DocumentError
 from diffcache.profiling.findings import Arrays, Findings
+from diffcache.profiling.sound import demand_sound
 
 ABOUT = "measurement.json"
 ELEMENTS = 64  # of every parameter, evenly spread: what tells a fine-tune from its original
@@ -33,7 +35,7 @@ class Folder:
         about = _about(pipe) | dict(settings)
         if path.exists() and not path.is_dir():
             raise BadOption("resume", str(path), "a folder, or a path where one can be made")
-        path.mkdir(parents=True, exist_ok=True)
+        _files.make_folder(path)
         file = path / ABOUT
         # Listed before looked for: another process may be making it. Hidden files are what a killed one left behind.
         strange = any(not found.name.startswith(".") for found in path.iterdir())
@@ -44,14 +46,20 @@ class Folder:
                 "resume", str(path), f"a new or an empty folder, or one of a measurement; this has no {ABOUT}"
             )
         else:
-            _files.write(file, json.dumps(about, indent=2).encode())
+            _files.write(file, json.dumps(about, indent=2), inside=path)
 
     def find(self, index: int, call: Mapping[str, Any]) -> Findings | None:
         """What was found on this call, if it was made; random generators are then where it left them."""
         file = self._file(index, call)
         if not file.exists():
             return None
-        found, states = Findings.from_bytes(_files.read_bytes(file), str(file))
+        try:
+            found, states = Findings.from_bytes(_files.read_bytes(file, inside=self.path), str(file))
+            demand_sound(str(file), found, index)
+            _demand_states(str(file), states, _random_states(call))
+        except DocumentError as error:
+            next_step = "Remove the file to measure this call again."
+            raise DocumentError(error.where, error.field, f"{error.problem} {next_step}") from None
         _set_random_states(call, states)
         return found
 
@@ -59,20 +67,17 @@ class Folder:
         """To be asked for before the call is made, while its generators stand where they do, and called with what was
         found after it."""
         file = self._file(index, call)
-        return lambda found: _files.write(file, found.to_bytes(**_random_states(call)))
+        return lambda found: _files.write(file, found.to_bytes(**_random_states(call)), inside=self.path)
 
     def _file(self, index: int, call: Mapping[str, Any]) -> Path:
         return self.path / f"call-{digest_of((index, dict(call)), _refused)[:32]}.safetensors"
 
     def _demand_same(self, file: Path, about: Mapping[str, str]) -> None:
         try:
-            found = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise DocumentError(
-                str(file), "file", f"cannot be read: {error}. Remove the folder to begin anew."
-            ) from None
-        if not isinstance(found, dict):
-            raise DocumentError(str(file), "file", "no JSON object. Remove the folder to begin anew.")
+            found = _files.read_json(file, inside=self.path)
+        except DocumentError as error:
+            problem = f"cannot be read: {error.problem} Remove the folder to begin anew."
+            raise DocumentError(error.where, error.field, problem) from None
         for key in [*about, *found]:
             if about.get(key) != found.get(key):
                 was = f"{self.path} with {key} {found.get(key, 'unknown')}"
@@ -118,6 +123,16 @@ def _random_states(call: Mapping[str, Any]) -> Arrays:
         states["cuda"] = torch.cuda.get_rng_state()
     states |= {str(n): generator.get_state() for n, generator in enumerate(host.generators(call))}
     return {name: state.numpy().astype(np.float64) for name, state in states.items()}
+
+
+def _demand_states(where: str, found: Arrays, now: Arrays) -> None:
+    """Raise DocumentError unless ``found`` can be states of the generators whose states are ``now``."""
+    for name in (found.keys() ^ now.keys()) - {"cuda"}:  # a run may go on where there is no GPU
+        refuse(where, f"more/{name}", "missing, or of no generator of this call", "the state of every generator")
+    for name in found.keys() & now.keys():
+        state = found[name]
+        if state.shape != now[name].shape or not np.isin(state, np.arange(256)).all():
+            refuse(where, f"more/{name}", f"found an array of shape {list(state.shape)}", "the bytes of a state")
 
 
 def _set_random_states(call: Mapping[str, Any], states: Arrays) -> None:

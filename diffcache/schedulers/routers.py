@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcache.errors import BadOption
+from diffcache import _files
+from diffcache.errors import BadOption, DocumentError
 from diffcache.profile import Profile
 from diffcache.schedule import SitePlan
 from diffcache.schedulers import Planned
@@ -101,6 +102,6 @@ def _from_npy(path: str) -> Router:
     if not path.endswith(".npy"):
         raise BadOption("file", path, allowed)
     try:
-        return Router(np.load(path, allow_pickle=False), Path(path).name)
-    except (OSError, ValueError) as error:  # BadOption, of a table that is none, is a ValueError
+        return Router(_files.read_arrays(Path(path)).get("", np.empty(0)), Path(path).name)
+    except (DocumentError, BadOption) as error:
         raise BadOption("file", path, f"{allowed}. Found: {error}") from error

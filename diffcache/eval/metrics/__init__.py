@@ -8,6 +8,9 @@ or of a device: it is called before anything runs. A metric takes one kind of sa
     audio     float [N, channels, samples], -1..1 is full scale
     latents   float [N, ...]
 
+It may hold ``RANGE``, the least and the greatest number that ``score`` returns. Scores out of it that are read from a
+file are not believed.
+
 The name of the file is the name that users type. Your own is reached as ``"package.module:attribute"``: what stands
 there has the same two. What looks at one set of samples only, and at its prompts, is a ``Scorer``.
 """
@@ -15,6 +18,7 @@ there has the same two. What looks at one set of samples only, and at its prompt
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -38,6 +42,7 @@ __all__ = [
     "load",
     "score",
     "scorer",
+    "span",
 ]
 
 
@@ -79,6 +84,12 @@ def check(name: str, **options: Any) -> Metric:
     if hasattr(metric, "check"):
         metric.check(**options)
     return metric
+
+
+def span(name: str) -> tuple[float, float]:
+    """Return the least and the greatest value of the metric called ``name``. Raises UnknownName."""
+    low, high = getattr(load(name), "RANGE", (-math.inf, math.inf))
+    return float(low), float(high)
 
 
 def score(name: str, found: np.ndarray, reference: np.ndarray, **options: Any) -> np.ndarray:

@@ -3,11 +3,14 @@ robot is given."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import pair
 
+RANGE = (0.0, math.inf)
 ABOUT = About(
     "action error",
     "",

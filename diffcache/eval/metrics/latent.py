@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import SamplesError, pair
 
+RANGE = (0.0, math.inf)
 ABOUT = About(
     "latent error",
     "",

@@ -7,6 +7,7 @@ torchvision. They are never downloaded here: they come from ``weights``, or lie 
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import frame_by_frame
 from diffcache.eval.needs import WeightsError, device_named, package
 
+RANGE = (0.0, math.inf)
 ABOUT = About(
     "LPIPS",
     "",

@@ -13,6 +13,7 @@ from diffcache.eval.metrics._checks import frame_by_frame
 
 MOST_DB = 120.0
 
+RANGE = (0.0, MOST_DB)
 ABOUT = About(
     "PSNR",
     "dB",

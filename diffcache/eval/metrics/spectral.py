@@ -22,6 +22,7 @@ from diffcache.errors import BadOption
 from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import pair
 
+RANGE = (0.0, math.inf)
 ABOUT = About(
     "log-spectral distance",
     "dB",

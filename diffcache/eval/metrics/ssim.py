@@ -20,6 +20,7 @@ from diffcache.eval.needs import device_named, package
 WINDOW, SIGMA = 11, 1.5
 IMAGES, INSTALL = "torchmetrics.functional.image", "'diffcache[eval]'"
 
+RANGE = (-1.0, 1.0)
 ABOUT = About(
     "SSIM",
     "",

@@ -5,6 +5,8 @@ The peak is the range of the full run's final state, sample by sample.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from diffcache.eval.metrics import About
@@ -18,6 +20,7 @@ ABOUT = About(
     "stated in. It is another number than the PSNR of the decoded picture.",
     on_states=True,
 )
+RANGE = (-math.inf, 980.0)  # the range of float32 over LEAST
 LEAST = 1e-20  # mean squared error: states that are equal count as this far apart
 
 

@@ -16,6 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from diffcache import _files
+from diffcache._text import printable
 from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.report import findings
 from diffcache.eval.table import with_itself
@@ -24,7 +26,7 @@ SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "
 
 
 def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -> Path:
-    """Write the page of ``record`` (format "diffcache.evaluation", version 1) to ``out``, and return it.
+    """Write the page of ``record`` (format "diffcache.evaluation", version 1 or 2) to ``out``, and return it.
 
     Pictures are looked for under ``folder_of_pictures``, at the relative paths that the record gives. What the record
     lacks is left out of the page, which says so.
@@ -34,9 +36,10 @@ def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -
     """
     from diffcache.eval.report import pictures  # brings pillow, which a run without a report does not need
 
-    if record.get("format") != "diffcache.evaluation" or record.get("version") != 1:
+    if record.get("format") != "diffcache.evaluation" or record.get("version") not in (1, 2):
         found = f"{record.get('format')!r}, version {record.get('version')!r}"
-        raise DocumentError("record", "format", f"it is {found}; a page is made of 'diffcache.evaluation', version 1")
+        allowed = "a page is made of 'diffcache.evaluation', version 1 or 2"
+        raise DocumentError("record", "format", f"it is {found}; {allowed}")
     if not out.absolute().parent.is_dir():
         raise BadOption("out", str(out), "a file in a folder that exists")
     shown = pictures.shown(record, folder_of_pictures)
@@ -51,8 +54,7 @@ def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -
             for f in (findings.findings(record, metric) if metric else [])
         ],
     }
-    out.write_text(_page(str(record.get("title") or "Evaluation"), data), encoding="utf-8")
-    return out
+    return _files.write(out, _page(str(record.get("title") or "Evaluation"), _shown(data)))
 
 
 def _page(title: str, data: Mapping[str, Any]) -> str:
@@ -64,7 +66,7 @@ def _page(title: str, data: Mapping[str, Any]) -> str:
     )
     filled = {
         "policy": html.escape(policy),
-        "title": html.escape(title),
+        "title": html.escape(printable(title)),
         "style": style,
         "record": _json(data),
         "script": script,
@@ -104,14 +106,18 @@ def _slim(record: Mapping[str, Any], samples: Mapping[str, str]) -> dict[str, An
             values = score.get("values") or []
             at = {s: values[places[s]] for s in samples if places[s] < len(values)}
             kept["scores"][name] = {**score, "values": None, "at": at}
-    clean: dict[str, Any] = _finite(slim)
-    return clean
+    return slim
 
 
-def _finite(value: Any) -> Any:
-    """NaN and infinity have no JSON; they become null, which the page shows as a dash."""
+def _shown(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it and a page can show it.
+
+    NaN and infinity become null, which the page shows as a dash. Text becomes printable.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {printable(key): _shown(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_shown(item) for item in value]
+    if isinstance(value, str):
+        return printable(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, features
 
+from diffcache import _files
 from diffcache.errors import BadOption
 
 MOST = 24  # triplets
@@ -82,9 +83,9 @@ def _read(folder: Path, name: str) -> Image.Image | None:
     if parts.is_absolute() or ".." in parts.parts or Path(name).is_absolute():
         raise BadOption("pictures", name, "a path inside the folder of pictures, relative to it")
     try:
-        with Image.open(folder / name) as file:
+        with _files.opened(folder / name, inside=folder) as data, Image.open(data) as file:
             return None if getattr(file, "n_frames", 1) > 1 else file.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # ValueError: DocumentError as well
         return None
 
 
