@@ -1,5 +1,6 @@
 """What is on disk of an evaluation while it runs: a small file for each method and call, pictures, the full run exact.
 
+    pipeline.json               the pipeline that the folder is for
     parts/METHOD/0003.json      numbers of the fourth call: seconds, scores, bytes
     pictures/METHOD/0003-00.png its first picture, for eyes, distributions and scorers
     exact/0003.npz              what the full run gave, bit for bit, which pairs are compared with
@@ -14,6 +15,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffcache.errors import DiffCacheError
+from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.watch import Run
 
 Part = dict[str, Any]
@@ -48,6 +50,35 @@ class Folder:
                 return str(found["key"]) == key
         except (OSError, ValueError, KeyError):
             return False
+
+    def claim(self, pipeline: Mapping[str, str], known: str) -> None:
+        """Make the folder that of one pipeline.
+
+        Args:
+            pipeline: What names the pipeline: its class, where it was loaded from, its denoisers.
+            known: A digest of everything that its results depend on.
+
+        Raises:
+            BadOption: The folder holds the evaluation of another pipeline.
+        """
+        file = self.path / "pipeline.json"
+        try:
+            found = json.loads(file.read_text())
+            other, was = found["pipeline"], found["known"]
+        except (OSError, ValueError, KeyError, TypeError):
+            other, was = None, None
+        if was is not None and known != was and dict(pipeline) != other:
+            raise BadOption(
+                "out",
+                str(self.path),
+                f"a folder for this {pipeline.get('class')}; this one holds the evaluation of another pipeline: "
+                f"{other}. Choose another folder, or remove this one",
+            )
+        _whole(file, json.dumps({"pipeline": dict(pipeline), "known": known}).encode())
+
+    def forget(self, method: str, call: str) -> None:
+        """Remove a part, before its pictures are replaced."""
+        self._part(method, call).unlink(missing_ok=True)
 
     def keep(self, method: str, call: str, part: Part) -> None:
         _whole(self._part(method, call), json.dumps(part).encode())
