@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache import _files
+from diffcache.errors import BadOption, DiffCacheError, DocumentError
 from diffcache.eval.watch import Run
 
 Part = dict[str, Any]
@@ -63,18 +64,19 @@ class Folder:
         """
         file = self.path / "pipeline.json"
         try:
-            found = json.loads(file.read_text())
-            other, was = found["pipeline"], found["known"]
-        except (OSError, ValueError, KeyError, TypeError):
-            other, was = None, None
-        if was is not None and known != was and dict(pipeline) != other:
+            found = _files.read_json(file, inside=self.path)
+        except DocumentError:  # none, or a damaged one; parts are known by their own keys
+            found = {}
+        other, was = found.get("pipeline"), found.get("known")
+        if other is not None and known != was and dict(pipeline) != other:
             raise BadOption(
                 "out",
                 str(self.path),
                 f"a folder for this {pipeline.get('class')}; this one holds the evaluation of another pipeline: "
                 f"{other}. Choose another folder, or remove this one",
             )
-        _whole(file, json.dumps({"pipeline": dict(pipeline), "known": known}).encode())
+        _files.make_folder(self.path)
+        _files.write(file, json.dumps({"pipeline": dict(pipeline), "known": known}), inside=self.path)
 
     def forget(self, method: str, call: str) -> None:
         """Remove a part, before its pictures are replaced."""
