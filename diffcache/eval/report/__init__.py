@@ -34,9 +34,9 @@ def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -
     """
     from diffcache.eval.report import pictures  # brings pillow, which a run without a report does not need
 
-    if record.get("format") != "diffcache.evaluation" or record.get("version") != 1:
+    if record.get("format") != "diffcache.evaluation" or record.get("version") not in (1, 2):
         found = f"{record.get('format')!r}, version {record.get('version')!r}"
-        raise DocumentError("record", "format", f"it is {found}; a page is made of 'diffcache.evaluation', version 1")
+        raise DocumentError("record", "format", f"it is {found}; allowed is 'diffcache.evaluation', version 1, 2")
     if not out.absolute().parent.is_dir():
         raise BadOption("out", str(out), "a file in a folder that exists")
     shown = pictures.shown(record, folder_of_pictures)
