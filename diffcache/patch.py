@@ -89,6 +89,18 @@ def on_top(owner: Any, name: str, around: Around) -> bool:
     return isinstance(stack, Layers) and any(e[0] is around for e in stack.entries)
 
 
+def unlayered(owner: Any) -> dict[str, Any]:
+    """Return the attributes of an object as they are without our layers."""
+    found = dict(vars(owner))
+    for name, held in vars(owner).items():
+        if isinstance(held, Layers):
+            if held.found is _ABSENT:
+                del found[name]
+            else:
+                found[name] = held.found
+    return found
+
+
 class Layers:
     """The callable that stands in for a layered method."""
 

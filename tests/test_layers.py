@@ -23,9 +23,10 @@ LAYERS = (
     (
         *("schedule", "profile", "budget", "sites", "patch"),
         *("_rooms", "_document", "_container", "_files", "_outputs", "_checks", "_hub", "_settings"),
+        *("_digest", "_tensor_hash"),
     ),
     ("schedulers", "kernels", "predictors"),
-    ("store", "adapters", "host", "levels", "channels", "_digest", "planning", "resampling"),
+    ("store", "adapters", "host", "levels", "channels", "planning", "resampling"),
     ("executor", "profiling", "routers_file"),
     ("reports", "estimates", "plots", "correction", "optimizing", "api", "_requests"),
     ("eval", "assets"),

@@ -266,14 +266,20 @@ def test_episodes_that_were_played_are_not_played_again(proof: Any) -> None:
     def never(policy: Any, episodes: int) -> list[bool]:
         raise RuntimeError("played")
 
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in proof.folder.glob("trials/*")}
+
     calls = [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(4)]
     options: dict[str, Any] = {"out": proof.folder, "progress": False, "compare": ()}
-    rule = {"ours": "taylor:every=2,order=1"}
-    again = diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(never, 20, "point"), **options)
+    rule, before = {"ours": "taylor:every=2,order=1"}, written()
+    again = diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(play, 20, "point"), **options)
     was = {m["name"]: m["scores"]["success"]["values"] for m in proof.record["methods"]}
     assert again.record["methods"][1]["scores"]["success"]["values"] == was["ours"]
-    with pytest.raises(RuntimeError, match="played"):
-        diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(never, 20, "another"), **options)
+    assert written() == before
+    with pytest.raises(RuntimeError, match="played"):  # the task has the same name and other code
+        diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(never, 20, "point"), **options)
+    diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(play, 20, "another"), **options)
+    assert all(written()[path] != before[path] for path in before if "ours" in path.name or "full" in path.name)
 
 
 def mine() -> tuple[Any, list[dict[str, Any]]]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from diffcache import _files, host
-from diffcache._digest import digest_of
 from diffcache._outputs import check_folder
 from diffcache.api import estimate
 from diffcache.errors import BadOption
@@ -109,6 +108,8 @@ def evaluate(
     pipe = host.adopted(pipe)
     host.denoisers(pipe)
     host.check_calls(pipe, calls, repeatable=True)
+    for call in calls:
+        host.digest_of_call(call)
     check_title(title)
     check_names(metrics)
     check_folder("out", out)
@@ -125,6 +126,10 @@ def evaluate(
     check_outputs(pipe, calls, metrics or usual, extractor, scorers)
     check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
     sets = sets_of(extractor, real)
+    for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):
+        _ = one.digest  # raises where results could not be found again
+    me, folder = identity(pipe), Folder(Path(out))
+    folder.claim(_named(pipe), host.digest_of(me))
     steps = _one_number_of_steps(pipe, calls)
     check_counted(mine, steps)
     if compare is None:
@@ -132,10 +137,9 @@ def evaluate(
         compare = baselines(pipe, steps, budgets, fewer=not loop or calls[0].get(STEPS) == steps)
     methods = [full(), *mine, *compare, *extra]
     check_methods(pipe, methods, ())
-    folder = Folder(Path(out))
     folder.prepare([slug(method.name) for method in methods])
-    found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, progress)
-    played = _played(pipe, methods, trials, folder) if trials and rank == 0 else {}
+    found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, me, progress)
+    played = _played(pipe, methods, trials, folder, me) if trials and rank == 0 else {}
     about |= {tried.NAME: tried.ABOUT} if played else {}
     more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})
     told = {
@@ -147,7 +151,7 @@ def evaluate(
             "noise_scheduler": solver_title(type(pipe.scheduler).__name__),
             "steps": steps,
             "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
-            "model": str(getattr(pipe, "config", {}).get("_name_or_path") or ""),
+            "model": _loaded_from(pipe),
             "arguments": _plain(calls[0]),
         },
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
@@ -186,6 +190,7 @@ def _run(
     steps: int,
     judges: Judges,
     folder: Folder,
+    me: Mapping[str, str],
     progress: bool,
 ) -> tuple[list[Part], int, int]:
     """All parts, which of the processes this is, and how many there are."""
@@ -198,15 +203,26 @@ def _run(
             demand_own_generators(calls)
         part = [(index, call) for index, call in enumerate(calls) if index % size == rank]
         shown = progress and rank == 0
-        return json.dumps(run_share(pipe, methods, part, steps, judges, folder, progress=shown)).encode()
+        return json.dumps(run_share(pipe, methods, part, steps, judges, folder, me, progress=shown)).encode()
 
     return [part for data in all_shares(share) for part in json.loads(data)], here, many
 
 
-def _played(pipe: Any, methods: Sequence[Method], trials: Trials, folder: Folder) -> dict[str, list[float]]:
+def _named(pipe: Any) -> dict[str, str]:
+    """Return what names a pipeline, whatever it is set to."""
+    networks = {name: f"{host.class_name(m)} {host.config_digest(m)}" for name, m in host.denoisers(pipe).items()}
+    return {"class": type(pipe).__name__, "model": _loaded_from(pipe)} | networks
+
+
+def _loaded_from(pipe: Any) -> str:
+    return str(getattr(pipe, "config", {}).get("_name_or_path") or "")
+
+
+def _played(
+    pipe: Any, methods: Sequence[Method], trials: Trials, folder: Folder, me: Mapping[str, str]
+) -> dict[str, list[float]]:
     """Method -> what came of every episode."""
-    key = identity(pipe)
-    return {m.name: trials.outcomes(pipe, m, digest_of([m.digest, key]), folder) for m in methods}
+    return {m.name: trials.outcomes(pipe, m, host.digest_of([m.digest, me]), folder) for m in methods}
 
 
 def judges_of(

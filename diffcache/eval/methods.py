@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,11 +11,12 @@ from typing import Any, Literal
 
 from diffcache import host
 from diffcache._checks import is_unicode
+from diffcache._digest import TO_DIGEST, NoDigestError
 from diffcache.api import accelerated, resolve
 from diffcache.errors import BadOption
 from diffcache.eval.solvers import better_solver, solver_of, without_noise
 from diffcache.schedule import CacheSchedule, DenoiserPlan, check_store
-from diffcache.schedulers import Rule
+from diffcache.schedulers import Rule, function
 from diffcache.schedulers.uniform import evenly, reuse
 
 Kind = Literal["full", "ours", "fewer steps", "reuse", "peer"]
@@ -34,7 +33,7 @@ class Method:
     on      puts it on the pipeline for the length of a ``with`` block, and leaves no trace
     change  arguments of the call that it replaces
     source  the schedule or rule, where it is one of ours
-    detail  settings, for the reader
+    detail  settings, for the reader. Where ``on`` captures what has no digest, results are kept under name and detail
     """
 
     name: str
@@ -51,10 +50,28 @@ class Method:
 
     @property
     def digest(self) -> str:
-        """Of what decides how it runs, as far as that can be told: results of another one are not taken for its own."""
-        source = self.source.digest() if isinstance(self.source, CacheSchedule) else str(self.source)
-        told = json.dumps([self.name, self.kind, dict(self.change), source, self.detail], sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()
+        """A digest of what decides how it runs; the code of ``on`` and the values that it captures are part of it.
+
+        Raises BadOption if ``on`` has no digest and ``detail`` is empty, or if ``change`` has no digest.
+        """
+        change = host.digest_of_call(self.change, "change")
+        told = [self.name, self.kind, change, self.detail]
+        try:
+            return host.digest_of([*told, self.source, _function_of(self.source), self.on])
+        except NoDigestError as error:
+            if self.detail and self.source is None:
+                return host.digest_of(told)
+            raise BadOption(
+                "detail",
+                self.detail,
+                f"a text that names all settings of the method {self.name!r}, for its `on` has {error.what} at "
+                f"{error.where or 'the top'}. Or give the object {TO_DIGEST}",
+            ) from None
+
+
+def _function_of(source: CacheSchedule | Rule | None) -> Any:
+    """Return the function of a rule, which may be the user's."""
+    return function(source.name, "rule", source.options) if isinstance(source, Rule) else None
 
 
 def full() -> Method:

@@ -1,5 +1,6 @@
 """What is on disk of an evaluation while it runs: a small file for each method and call, pictures, the full run exact.
 
+    pipeline.json               the pipeline that the folder is for
     parts/METHOD/0003.json      numbers of the fourth call: seconds, scores, bytes
     pictures/METHOD/0003-00.png its first picture, for eyes, distributions and scorers
     exact/0003.npz              what the full run gave, bit for bit, which pairs are compared with
@@ -14,7 +15,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +25,7 @@ from PIL import Image
 
 from diffcache import _files
 from diffcache._checks import refuse
-from diffcache.errors import DocumentError
+from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.sound import Due, Part, demand_sound
 
 PARTS, EXACT, PICTURES, TRIALS = "parts", "exact", "pictures", "trials"
@@ -91,6 +92,36 @@ class Folder:
         if not named or str(found["key"]) != key or not all(map(_is_numbers, arrays)):
             return None
         return Exact(found["output"], found.get("latent"))
+
+    def claim(self, pipeline: Mapping[str, str], known: str) -> None:
+        """Make the folder that of one pipeline.
+
+        Args:
+            pipeline: What names the pipeline: its class, where it was loaded from, its denoisers.
+            known: A digest of everything that its results depend on.
+
+        Raises:
+            BadOption: The folder holds the evaluation of another pipeline.
+        """
+        file = self.path / "pipeline.json"
+        try:
+            found = _files.read_json(file, inside=self.path)
+        except DocumentError:  # none, or a damaged one; parts are known by their own keys
+            found = {}
+        other, was = found.get("pipeline"), found.get("known")
+        if other is not None and known != was and dict(pipeline) != other:
+            raise BadOption(
+                "out",
+                str(self.path),
+                f"a folder for this {pipeline.get('class')}; this one holds the evaluation of another pipeline: "
+                f"{other}. Choose another folder, or remove this one",
+            )
+        _files.make_folder(self.path)
+        _files.write(file, json.dumps({"pipeline": dict(pipeline), "known": known}), inside=self.path)
+
+    def forget(self, method: str, call: str) -> None:
+        """Remove a part, before its pictures are replaced."""
+        self._part(method, call).unlink(missing_ok=True)
 
     def keep(self, method: str, call: str, part: Part) -> None:
         _files.write(self._part(method, call), json.dumps(part, allow_nan=False), inside=self.path)

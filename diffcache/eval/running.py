@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
+import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from diffcache import host
-from diffcache._digest import digest_of
+from diffcache._digest import TO_DIGEST, NoDigestError
 from diffcache.api import executor_of
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
@@ -49,9 +52,28 @@ class Judges:
 
     @property
     def digest(self) -> str:
-        """Of their names and options."""
-        told = {name: getattr(judge, "keywords", {}) for name, judge in {**self.pairs, **self.latents}.items()}
-        return digest_of({**told, **dict.fromkeys(self.rates)})
+        """Return a digest of all judges: code, options, weights, and the content of files that options name.
+
+        Raises:
+            BadOption: A judge cannot be recognised in a later run.
+        """
+        judges = {**self.pairs, **self.latents, **self.rates}
+        try:
+            return host.digest_of({name: (judge, _files(judge)) for name, judge in judges.items()})
+        except NoDigestError as error:
+            name, _, where = error.where.partition("[")
+            raise BadOption(
+                "scorers",
+                f"{name} with {error.what} at [{where}",
+                f"judges that can be recognised in a later run. Give the object {TO_DIGEST}",
+            ) from None
+
+
+def _files(judge: Any) -> dict[str, str]:
+    """Return digests of the files that the options of a metric name."""
+    options = getattr(judge, "keywords", {})
+    paths = {name: Path(value) for name, value in options.items() if isinstance(value, (str, Path))}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 
 
 def run_share(
@@ -61,6 +83,7 @@ def run_share(
     steps: int,
     judges: Judges,
     folder: Folder,
+    known: Mapping[str, str],
     *,
     progress: bool,
 ) -> list[Part]:
@@ -68,24 +91,29 @@ def run_share(
 
     Call by call, all methods one after the other, so that a machine that grows slower does so for all. A method runs
     once in this process before it is timed; then its operations and states are looked at, on the first call.
+
+    ``known`` is the :func:`identity` of the pipeline.
     """
     found: list[Part] = []
     close = _Close(pipe, calls[0][1]) if calls else None
-    here = digest_of({"pipeline": identity(pipe), "steps": steps, "judges": judges.digest})
+    here = host.digest_of({"pipeline": known, "steps": steps, "judges": judges.digest})
+    keys = {method.name: method.digest for method in methods}
+    digests = {index: host.digest_of_call(numeric(pipe, call)) for index, call in calls}
     with tqdm(total=len(calls) * len(methods), desc="evaluate", unit="run", disable=not progress) as bar:
         for index, call in calls:
             assert close is not None
             asked = numeric(pipe, call)
-            name, told = f"{index:04d}", digest_of(asked)
-            reference = digest_of({"call": told, "here": here})
+            name, told = f"{index:04d}", digests[index]
+            reference = host.digest_of({"call": told, "here": here})
             exact = folder.find_exact(name, reference)
             for method in methods:
-                key = digest_of({"method": method.digest, "call": told, "here": here})
+                key = host.digest_of({"method": keys[method.name], "call": told, "here": here})
                 where = slug(method.name)
                 part = folder.find(where, name, _due(key, method, index, call, exact.output, judges)) if exact else None
                 if part is not None:
                     close.known[method.name] = {name: part[name] for name in CLOSE}
                 else:
+                    folder.forget(where, name)  # a part never stands beside the pictures of another run
                     seen = close.of(method)
                     with method.on(pipe):
                         run = watched(pipe, {**asked, **method.change})
@@ -189,23 +217,22 @@ def _counted(loop: host.Loop, call: Mapping[str, Any]) -> int:
     return told[0]
 
 
-def identity(pipe: Any) -> str:
-    """What a pipeline is, as far as its results depend on it: classes, configurations, types, kind of device, noise
-    scheduler, versions, and a few numbers of every weight of its networks."""
-    told: dict[str, Any] = {
-        "scheduler": [type(pipe.scheduler).__name__, host.config_digest(pipe.scheduler)],
-        "version": [torch.__version__, metadata.version("diffusers")],
-    }
-    if isinstance(pipe, host.PolicyLoop):
-        told["steps"] = pipe.steps
-    parts = {"policy": pipe.policy} if isinstance(pipe, host.PolicyLoop) else pipe.components
-    for name, part in sorted(parts.items()):
-        if isinstance(part, torch.nn.Module):
-            held = [*part.parameters(), *part.buffers()]
-            few = [p.detach().flatten()[:: max(1, p.numel() // 4)][:4].float().cpu() for p in held]
-            kinds = sorted({f"{p.dtype} {p.device.type}" for p in part.parameters()})
-            told[name] = [type(part).__name__, host.config_digest(part), kinds, torch.cat(few) if few else 0]
-    return digest_of(told)
+def identity(pipe: Any) -> dict[str, str]:
+    """Return what a pipeline is recognised by, as :func:`host.identity` does.
+
+    A part that has no digest is warned of and stands for itself alone: nothing of it is found again.
+    """
+    return host.identity(pipe, _alone)
+
+
+def _alone(name: str, reason: NoDigestError) -> str:
+    warnings.warn(
+        f"evaluate cannot recognise this pipeline in a later run: its {name} has {reason.what} at "
+        f"{reason.where or 'the top'}. All runs are made now, and made again next time. Give the object {TO_DIGEST} to "
+        "keep them.",
+        stacklevel=5,
+    )
+    return uuid.uuid4().hex
 
 
 class _Close:

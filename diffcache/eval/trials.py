@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from diffcache import _files
+from diffcache import _files, host
+from diffcache._digest import TO_DIGEST, NoDigestError
 from diffcache.errors import BadOption, DiffCacheError, DocumentError
 from diffcache.eval.methods import Method
 from diffcache.eval.parts import TRIALS, Folder, slug
@@ -36,7 +37,7 @@ class Trials:
 
     play      (policy, episodes) -> for every episode whether it succeeded. Episode i is the same whoever plays it
     episodes  how many
-    name      of the task: outcomes of another are not taken for its own
+    name      of the task. Where ``play`` captures what has no digest, outcomes are kept under this name
     """
 
     play: Callable[[Any, int], Sequence[bool]]
@@ -49,10 +50,30 @@ class Trials:
         if not is_count(self.episodes, 1):
             raise BadOption("episodes", self.episodes, "a whole number, 1 or more")
 
+    @property
+    def digest(self) -> str:
+        """Return a digest of the name, the number of episodes, and the code of ``play`` with what it captures.
+
+        Raises:
+            BadOption: ``play`` has no digest, and the task has no name.
+        """
+        told = [self.name, self.episodes]
+        try:
+            return host.digest_of([*told, self.play])
+        except NoDigestError as error:
+            if self.name:
+                return host.digest_of(told)
+            raise BadOption(
+                "name",
+                self.name,
+                f"a name for the task that changes with its settings, for `play` has {error.what} at "
+                f"{error.where or 'the top'}. Or give the object {TO_DIGEST}",
+            ) from None
+
     def outcomes(self, pipe: Any, method: Method, key: str, folder: Folder) -> list[float]:
         """Of each episode, 1 for success: from the folder, or played now. Raises DiffCacheError for another number."""
         path = folder.path / TRIALS / f"{slug(method.name)}.json"
-        key = f"{key} {self.name} {self.episodes}"
+        key = f"{key} {self.digest}"
         if (known := self._kept(path, key, folder)) is not None:
             return known
         with method.on(pipe):

@@ -51,6 +51,7 @@ from diffcache.host.facts import (
     time_of,
     unwrapped,
 )
+from diffcache.host.identity import digest_of, digest_of_call, identity
 from diffcache.host.loop import Host
 from diffcache.host.loops import Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
@@ -82,9 +83,12 @@ __all__ = [
     "demand_nothing_read_inside",
     "demand_one_process",
     "denoisers",
+    "digest_of",
+    "digest_of_call",
     "generators",
     "guidance_scales",
     "guiders",
+    "identity",
     "in_parts",
     "is_count",
     "iterations",

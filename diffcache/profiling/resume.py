@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffcache import _files, host
 from diffcache._checks import refuse
-from diffcache._digest import digest_of, feed
+from diffcache._digest import TO_DIGEST, NoDigestError, digest_of
 from diffcache.errors import BadOption, DocumentError
 from diffcache.profiling.findings import Arrays, Findings
 from diffcache.profiling.sound import demand_sound
 
 ABOUT = "measurement.json"
-ELEMENTS = 64  # of every parameter, evenly spread: what tells a fine-tune from its original
+BEHIND = "weights, hooks and settings"  # of a part: what its digest covers
+WITHOUT = "; or a measurement without resume"
 
 
 class Folder:
@@ -70,7 +69,7 @@ class Folder:
         return lambda found: _files.write(file, found.to_bytes(**_random_states(call)), inside=self.path)
 
     def _file(self, index: int, call: Mapping[str, Any]) -> Path:
-        return self.path / f"call-{digest_of((index, dict(call)), _refused)[:32]}.safetensors"
+        return self.path / f"call-{digest_of((index, host.digest_of_call(call, otherwise=WITHOUT)))[:32]}.safetensors"
 
     def _demand_same(self, file: Path, about: Mapping[str, str]) -> None:
         try:
@@ -85,34 +84,20 @@ class Folder:
 
 
 def _about(pipe: Any) -> dict[str, str]:
-    """What the findings depend on, beside the call: names and digests."""
+    """Return what the findings depend on, beside the call: names, and digests of the parts of the pipeline."""
     about = {"format": "diffcache.measurement", "pipeline": type(pipe).__name__}
     about["noise scheduler"] = f"{type(pipe.scheduler).__name__} {host.config_digest(pipe.scheduler)}"
     for name, module in host.denoisers(pipe).items():
         about[name] = f"{host.class_name(module)} {host.config_digest(module)}"
-        about[f"{name} weights"] = _weights(module)
-    for package in ("torch", "diffusers"):
-        about[package] = metadata.version(package)
-    return about
+    known = host.identity(pipe, _refused)
+    return about | {name if name == "versions" else f"{name} {BEHIND}": told for name, told in known.items()}
 
 
-def _weights(module: nn.Module) -> str:
-    """A digest of names, shapes, types, devices and of some elements of every parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        feed(digest, (name, tuple(parameter.shape), str(parameter.dtype), parameter.device.type))
-        if parameter.numel() and not parameter.is_meta:
-            flat = parameter.detach().reshape(-1)
-            feed(digest, flat[:: max(1, len(flat) // ELEMENTS)][:ELEMENTS])
-    return digest.hexdigest()
-
-
-def _refused(value: object) -> object:
+def _refused(name: str, reason: NoDigestError) -> str:
     raise BadOption(
-        "calls",
-        f"with an argument of type {type(value).__name__}",
-        "tensors, arrays, pictures, numbers, texts, generators, and lists or dictionaries of them, if they are to be "
-        "known again; or a measurement without resume",
+        "resume",
+        f"a folder for a pipeline whose {name} has {reason.what} at {reason.where or 'the top'}",
+        f"parts that can be recognised in a later run. Measure without resume, or give the object {TO_DIGEST}",
     )
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache import _rooms
+from diffcache import _rooms, host
+from diffcache._digest import TO_DIGEST, NoDigestError
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.needs import device_named
 
@@ -120,19 +121,27 @@ def custom(
 ) -> Extractor:
     """Your own: ``features`` takes [N, 3, H, W] in 0..1 on ``device`` and returns [N, D].
 
-    ``settings``: whatever else its features depend on; of an nn.Module the weights are added here. A module has to be
-    in evaluation mode. Raises BadOption for what cannot be called, or a name that belongs to a known network.
+    ``settings``: what else its features depend on; code, captured values, weights and hooks are added here. A module
+    has to be in evaluation mode. Raises BadOption for what cannot be called, for a name that belongs to a known
+    network, and for an object that has no digest and comes without settings.
     """
     if not callable(features) or isinstance(features, type):
         raise BadOption("extractor", features, "a callable or an nn.Module, [N, 3, H, W] in 0..1 -> [N, D]")
     plain = "".join(filter(str.isalnum, name)).casefold()
     if not plain or plain in RESERVED:
         raise BadOption("name", name, "a name of its own; FID, KID and the names of known networks mean these alone")
-    known = {"source": f"{type(features).__module__}.{type(features).__qualname__}"}
-    if isinstance(features, nn.Module):
-        known["weights"] = _digest(features)
-    elif hasattr(features, "__qualname__"):
-        known["source"] = f"{features.__module__}.{features.__qualname__}"
+    named = features if hasattr(features, "__qualname__") else type(features)
+    known = {"source": f"{named.__module__}.{named.__qualname__}"}
+    try:
+        known["digest"] = host.digest_of(features)
+    except NoDigestError as error:
+        if not settings:
+            raise BadOption(
+                "settings",
+                settings,
+                f"what the features depend on, for the extractor has {error.what} at {error.where or 'the top'}. "
+                f"Or give the object {TO_DIGEST}",
+            ) from None
     return Extractor(name, features, known | dict(settings or {}), torch.device(device))
 
 
@@ -158,11 +167,3 @@ def as_tensor(pictures: np.ndarray | Tensor) -> Tensor:
             f"pictures have values from {low:g} to {high:g}. Allowed: float in 0..1, or uint8 in 0..255."
         )
     return batch.clamp(0, 1)
-
-
-def _digest(module: nn.Module) -> str:
-    found = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

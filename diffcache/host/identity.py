@@ -1,0 +1,243 @@
+"""What a pipeline, a policy or a loop is recognised by: digests of everything that its results depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcache import _digest
+from diffcache._digest import TO_DIGEST, NoDigestError
+from diffcache.errors import BadOption
+from diffcache.host.loops import Clock, Loop
+from diffcache.host.policies import PolicyLoop
+from diffcache.patch import Method, unlayered
+
+PACKAGES = ("diffcache", "torch", "diffusers", "transformers", "peft", "accelerate")
+
+# Attributes that follow from a run, or that no result depends on.
+OF_RUNS = frozenset(
+    # of models of diffusers and transformers: where they come from, what they have said, caches of one call
+    "_name_or_path name_or_path _commit_hash transformers_version _diffusers_version "
+    "_use_default_values warnings_issued deprecation_warnings RopeEmbedder.freqs_cis _feat_map _conv_num _conv_idx "
+    "_enc_feat_map _enc_conv_num _enc_conv_idx "
+    # of policies: observations and actions that wait
+    "_queues _action_queue "
+    # of guiders
+    "_step _num_inference_steps _timestep _count_prepared momentum_buffer".split()
+)
+OF_STEPS = frozenset(  # of noise schedulers: set when a run begins, or by its steps
+    "timesteps sigmas num_inference_steps _step_index _begin_index _timesteps prk_timesteps plms_timesteps "
+    "custom_timesteps timestep_list is_scale_input_called model_outputs lower_order_nums this_order order_list "
+    "this_predictor_order this_corrector_order last_sample last_noise sample noise_sampler prev_derivative derivatives "
+    "dt ets counter cur_model_output cur_sample sigmas_interpol sigmas_up sigmas_down mid_point_sigma log_sigmas "
+    "discrete_sigmas _times _noise _committed _piflow_raw_timesteps _transfer_schedule temperatures init_noise_sigma "
+    "tree trees start_sigmas end_sigmas ori_start_sigmas timesteps_per_stage sigmas_per_stage timestep_ratios".split()
+)
+# Attributes of every module that its forward does not read. Hooks are listed apart: their keys count up in a process.
+OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+# Hooks of accelerate and diffusers that move weights to the device where they are needed, and change no value.
+MOVERS = frozenset(
+    "AlignDevicesHook CpuOffload UserCpuOffloadHook GroupOffloadingHook LazyPrefetchGroupOffloadingHook "
+    "LayerExecutionTrackerHook".split()
+)
+
+
+def digest_of(value: object) -> str:
+    """Return the digest of any value, modules and pipelines among them. Raise NoDigestError where there is none."""
+    return _digest.digest_of(value, parts_of)
+
+
+def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str = "") -> str:
+    """Return the digest of the arguments of a call.
+
+    Args:
+        call: Arguments of the pipeline by name.
+        name: What the error calls them.
+        otherwise: What else the error allows.
+
+    Raises:
+        BadOption: An argument cannot be recognised in a later run: a closure, say, whose captured values may differ.
+    """
+    try:
+        return _digest.digest_of(dict(call), parts_of, plain=True)
+    except NoDigestError as error:
+        raise BadOption(
+            name,
+            f"with {error.what} at {error.where or 'the top'}",
+            "arguments by which a run can be recognised later: tensors, arrays, pictures, numbers, texts, generators, "
+            "and functions at the top level of a module. Move the function there, with its settings as constants, or "
+            f"give it {TO_DIGEST}{otherwise}",
+        ) from None
+
+
+def identity(pipe: Any, unknown: Callable[[str, NoDigestError], str]) -> dict[str, str]:
+    """Return digests of all that the results of a pipeline depend on, beside the call.
+
+    Args:
+        pipe: A pipeline, or a :class:`Loop`, of a policy too.
+        unknown: Called with the name of a part and the reason where a part has no digest. It returns what stands for
+            the part, or raises.
+
+    Returns:
+        Name of a part -> digest or text: "pipeline", each component, "versions" and "torch settings".
+    """
+    told: dict[str, object] = {"pipeline": (type(pipe), dict(_beside_components(pipe)))}
+    parts = {"policy": pipe.policy} if isinstance(pipe, PolicyLoop) else pipe.components
+    told |= {name: part for name, part in parts.items() if part is not None}
+    told["torch settings"] = torch_settings()
+    found: dict[str, str] = {}
+    for name, part in told.items():
+        try:
+            found[name] = digest_of((part, _devices(part)) if isinstance(part, nn.Module) else part)
+        except NoDigestError as reason:
+            found[name] = unknown(name, reason)
+    found["versions"] = ", ".join(f"{name} {version}" for name, version in _versions())
+    return found
+
+
+def parts_of(value: Any) -> Mapping[str, Any] | None:
+    """Return the attributes that the results of an object depend on; None for all of its state."""
+    if isinstance(value, nn.Module):
+        return dict(_of_module(value))
+    if isinstance(value, Loop):
+        return {"components": value.components, **dict(_beside_components(value))}
+    if isinstance(value, Clock):
+        return {"config": value.config}
+    if isinstance(value, Method):
+        return {"owner": value.of(), "name": value.name}
+    if type(value).__name__ in MOVERS:
+        return {}
+    if type(value).__module__ == "tokenizers" and hasattr(value, "to_str"):
+        file = json.loads(value.to_str())
+        return {name: part for name, part in file.items() if name not in ("padding", "truncation")}  # of its last call
+    if not hasattr(value, "__dict__"):
+        return None
+    if isinstance(getattr(value, "components", None), Mapping):
+        return {"components": value.components, **dict(_beside_components(value))}
+    package = type(value).__module__.partition(".")[0]
+    steps = hasattr(value, "set_timesteps") and hasattr(value, "step")
+    return dict(_kept(value, OF_RUNS | OF_STEPS if steps else OF_RUNS)) if steps or package in PACKAGES else None
+
+
+def _kept(value: Any, left_out: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    for name, held in unlayered(value).items():
+        if name in ("config", "_internal_dict") and isinstance(held, Mapping):
+            yield name, {key: item for key, item in held.items() if not str(key).startswith("_")}
+        elif name not in left_out and f"{type(value).__name__}.{name}" not in left_out:
+            yield name, held
+
+
+def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Weights, buffers, parts, forward hooks and all other attributes: a layered forward, an attention processor, the
+    scale of an adapter."""
+    wrapped = module._modules.get("_orig_mod")
+    if wrapped is not None:  # of torch.compile
+        yield "_orig_mod", wrapped
+        return
+    yield "compiled", getattr(module, "_compiled_call_impl", None) is not None
+    elsewhere = _offloaded(module)
+    yield "_parameters", {name: elsewhere.get(name, held) for name, held in module._parameters.items()}
+    yield "_buffers", {name: elsewhere.get(name, held) for name, held in module._buffers.items()}
+    yield "_modules", module._modules
+    for kind in FORWARD_HOOKS:
+        hooks = getattr(module, kind)
+        with_keywords = getattr(module, f"{kind}_with_kwargs")
+        yield kind, [(hook, key in with_keywords) for key, hook in hooks.items()]
+    for name, held in _kept(module, OF_RUNS | OF_TORCH):
+        if name != "_diffusers_hook" or held.hooks:  # a run leaves an empty registry
+            yield name, held
+
+
+def _beside_components(pipe: Any) -> Iterator[tuple[str, Any]]:
+    """Public attributes of a pipeline, and methods that were replaced. Private attributes are of the last run."""
+    if isinstance(pipe, PolicyLoop):
+        yield from {"steps": pipe.steps, "loop": pipe.family.loop}.items()
+    elif isinstance(pipe, Loop):
+        yield "sample", pipe._sample
+    else:
+        yield "_blocks", getattr(pipe, "_blocks", None)
+        for name, held in _kept(pipe, OF_RUNS):
+            public = not name.startswith("_") or name == "_internal_dict"
+            if name not in pipe.components and (public or callable(held)):
+                yield name, held
+
+
+def _offloaded(module: nn.Module) -> dict[str, str]:
+    """Return digests of parameters and buffers that lie elsewhere while the module does not run."""
+    found: dict[str, str] = {}
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):  # accelerate
+        kept = getattr(one, "weights_map", None)
+        for name, held in (*module._parameters.items(), *module._buffers.items()):
+            if held is not None and held.is_meta and kept is not None:
+                found[name] = digest_of(kept[name])
+    registry = getattr(module, "_diffusers_hook", None)
+    group = getattr(getattr(registry, "hooks", {}).get("group_offloading"), "group", None)
+    if getattr(group, "_is_offloaded_to_disk", False):  # diffusers leaves empty memory where the weights were
+        raise NoDigestError("", "weights that diffusers has offloaded to disk")
+    return found
+
+
+def _devices(module: nn.Module) -> list[str]:
+    """Return the kinds of devices where a module computes."""
+    hook = getattr(module, "_hf_hook", None)
+    on = getattr(hook, "execution_device", None)
+    if on is not None:
+        return [torch.device(on if not isinstance(on, int) else f"cuda:{on}").type]
+    return sorted({held.device.type for held in module.parameters() if not held.is_meta})
+
+
+def torch_settings() -> dict[str, Any]:
+    """Return what torch and diffusers are set to, as far as results depend on it."""
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    return {
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "tf32": (cuda.matmul.allow_tf32, cudnn.allow_tf32),
+        "reduced precision": (
+            str(cuda.matmul.allow_fp16_reduced_precision_reduction),
+            str(cuda.matmul.allow_bf16_reduced_precision_reduction),
+        ),
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark),
+        "attention": (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.math_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+            _attention_backend(),
+        ),
+        "autocast": {
+            kind: str(torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)
+        },
+        "default dtype": torch.get_default_dtype(),
+        "denormals": bool(torch.tensor(1e-40) * 1.0 != 0),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "hooks": [
+            list(getattr(nn.modules.module, name).values())
+            for name in ("_global_forward_pre_hooks", "_global_forward_hooks")
+        ],
+    }
+
+
+def _attention_backend() -> str:
+    """Return the backend that ``diffusers.attention_backend`` has set."""
+    try:
+        from diffusers.models import attention_dispatch
+    except ImportError:
+        return ""
+    registry = getattr(attention_dispatch, "_AttentionBackendRegistry", None)
+    return str(getattr(registry, "_active_backend", ""))
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
