@@ -299,7 +299,7 @@ class Profile(Document):
                 off = [f"{100 * (k.error / energy) ** 0.5:.2g} % in {n}" for n, k in found.kept.items() if energy]
                 cost += f", off by {', '.join(off)}" if off else ""
                 lines.append(f"  {site:{width}}  {change}{cost}")
-        return "\n".join(lines + [_note(key, value) for key, value in self.provenance.items()])
+        return "\n".join(lines + [_note(key, value) for key, value in spoken(self.provenance).items()])
 
     def __str__(self) -> str:
         return self.describe()
