@@ -123,6 +123,16 @@ class Document(Record):
         return _container.pack(type(self).__name__, tree, arrays)
 
 
+def configurations(provenance: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries that hold a configuration, as JSON: what names the settings of another one that differ."""
+    return {key: text for key, text in provenance.items() if key.startswith("config/")}
+
+
+def spoken(provenance: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries for people: all but configurations."""
+    return {key: text for key, text in provenance.items() if not key.startswith("config/")}
+
+
 def _tree(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """The JSON of a record. Its arrays go to ``arrays``, each named by the keys on the way to it and its field."""
 

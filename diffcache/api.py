@@ -132,13 +132,17 @@ def report(pipe: Any) -> Report:
 def estimate(
     pipe: Any, schedule: CacheSchedule | Rule | str | Path, *, store: str | None = None, **call: Any
 ) -> Estimate:
-    """What ``schedule`` will save and cost in ``pipe(**call)``: runs its first step only, and leaves no trace.
+    """Return what ``schedule`` will save and cost in ``pipe(**call)``: runs its first step only, and leaves no trace.
 
     store  as of :func:`accelerate`
 
+    Where a rule decides in the run, what it will save is known within limits only. The first steps that it decides
+    about, up to 12, are run to see whether it skips any; not on a pipeline that is accelerated.
+
     Works on accelerated pipelines too. Raises what :func:`accelerate` raises.
     """
-    return estimate_for(host.adopted(pipe), resolve(schedule), call, store)
+    look = _MARK not in getattr(host.adopted(pipe, bare=True), "__dict__", {})
+    return estimate_for(host.adopted(pipe), resolve(schedule), call, store, look=look)
 
 
 def executor_of(pipe: Any) -> Executor:

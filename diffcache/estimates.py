@@ -7,42 +7,53 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from diffcache import host
 from diffcache.adapters import find_sites, first_norm
 from diffcache.errors import UnsupportedModel
-from diffcache.executor.checks import Sites, check_call, check_pipeline, check_run
+from diffcache.executor.checks import Sites, check_call, check_granularity, check_pipeline, check_run
 from diffcache.executor.decide import own_inputs
 from diffcache.executor.online import AT_THE_ROOT, signal_format
 from diffcache.executor.placing import head
 from diffcache.executor.program import NEWEST, Program, compile_schedule
-from diffcache.executor.run import ANY_GRID, scheduled
+from diffcache.executor.run import ANY_GRID, Executor, scheduled
 from diffcache.executor.streams import Inputs, pair, reader
 from diffcache.kernels import format_of
-from diffcache.patch import inner_spot, layer
-from diffcache.schedule import CacheSchedule, OnlineRule
+from diffcache.patch import inner_spot, layer, spot
+from diffcache.schedule import CacheSchedule, DenoiserPlan, OnlineRule
 from diffcache.schedulers import Grid, Rule
 from diffcache.store import Output, kept_bytes
 
+FEW_STEPS = 8  # so many or fewer are what distilled models take
+LOOKED_AT = 4  # steps, from the first one that an online rule decides about
+LOOKED_UNTIL = 12  # steps; a rule that decides later is not looked at
 NO_GAIN = 0.95  # above this fraction of the work, bookkeeping eats what is saved
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Expected for one call.
+    """Work and memory to be expected of one call. It says nothing about fidelity.
 
     compute_fraction  floating-point operations of the sampling loop's denoiser, relative to the full run
     cache_bytes       most bytes of kept tensors alive at one time
     gain              1 / compute_fraction: the speed-up of the sampling loop where the denoiser is all that costs
-    online            whether the run itself decides: then the fraction is the least that can be, and the gain the most
+    online            whether the run itself decides: then the fraction is the least that can be, and the gain the most;
+                      the truth lies anywhere between these and a full run
+    asked             under an online rule: forwards about which the rule decided in the first steps, which were run
+    predicted         how many of them it predicted
+    measured          whether the schedule says what fidelity it was measured at
     """
 
     steps: int
     compute_fraction: float
     cache_bytes: int
     online: bool = False
+    asked: int = 0
+    predicted: int = 0
+    measured: bool = False
 
     @property
     def gain(self) -> float:
@@ -51,10 +62,23 @@ class Estimate:
     def __str__(self) -> str:
         if self.compute_fraction > NO_GAIN:
             return f"no gain expected: {self.compute_fraction:.0%} of the work of {self.steps} steps is still done"
-        work = f"{self.compute_fraction:.1%} of the denoiser's work" + (" or more, as the run decides" * self.online)
+        work = f"{self.steps} steps at {self.compute_fraction:.1%} of the denoiser's work"
+        held = f"{self.cache_bytes:,} bytes of cache at most"
+        if not self.online:
+            return f"{work}: up to {self.gain:.2f}x faster sampling; {held}{self._few()}"
+        seen = f"{self.predicted or 'none'} of the {self.asked} forwards that it was asked about in the first steps"
+        if self.asked and not self.predicted:
+            return f"no gain seen: the rule predicted {seen}. {work} or more, as the run decides; {held}"
+        between = f"between no gain and {self.gain:.2f}x faster sampling; {held}"
+        looked = f". The rule predicted {seen}" if self.asked else ""
+        return f"{work} or more, as the run decides: {between}{looked}{self._few()}"
+
+    def _few(self) -> str:
+        if self.measured or self.steps > FEW_STEPS:
+            return ""
         return (
-            f"{self.steps} steps at {work}: up to {self.gain:.2f}x faster sampling; "
-            f"{self.cache_bytes:,} bytes of cache at most"
+            f". {self.steps} steps are few: each changes the sample much, above all in distilled models, and "
+            "predictions may be far off. Compare with the full run by diffcache.evaluate before you use it"
         )
 
 
@@ -91,9 +115,11 @@ class _EnoughError(Exception):
 
 
 def estimate_for(
-    pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None
+    pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None, *, look: bool = True
 ) -> Estimate:
     """Run the first step of ``pipe(**call)``, measure it, and reckon the rest from the schedule.
+
+    look  where an online rule decides, run its first steps as well and see what it does
 
     Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
     """
@@ -105,12 +131,14 @@ def estimate_for(
         check_call(pipe, call, source)
     known = source
     if isinstance(known, Rule):
+        check_granularity(known, sites)
         known = scheduled(known, ANY_GRID, {name: tuple(found) for name, found in sites.items()}, store)
     for name in known.denoisers:
         head(known, name, sites)
     found = dict(pipe.__dict__)
     try:
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
+        asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if look else (0, 0)
     finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
         pipe.__dict__.clear()
         pipe.__dict__.update(found)
@@ -123,11 +151,13 @@ def estimate_for(
     for visit in visits:
         if (visit.denoiser, visit.site) in always:
             visit.flops -= visit.first_flops  # its stack is what follows the first block
-    done = sum(_work(programs, visits, step) for step in range(start, schedule.steps))
+    may = {name: _may_predict(plan, start) for name, plan in schedule.denoisers.items()}
+    done = sum(_work(programs, visits, step, may) for step in range(start, schedule.steps))
     full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
     peak = _peak_bytes(programs, visits, start, schedule.steps) + _watched_bytes(schedule, heads, visits)
     online = any(plan.online for plan in schedule.denoisers.values())
-    return Estimate(schedule.steps - start, done / max(full, 1), peak, online)
+    measured = schedule.expected is not None
+    return Estimate(schedule.steps - start, done / max(full, 1), peak, online, asked, predicted, measured)
 
 
 def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
@@ -200,6 +230,55 @@ def _first_step(
     return schedule, start, _stacks_summed(visits)
 
 
+def _may_predict(plan: DenoiserPlan, start: int) -> np.ndarray:
+    """bool [T]: steps that could be predicted if the plan's online rule always agreed."""
+    asked: np.ndarray = np.any([~site.compute for site in plan.sites.values()], axis=0)
+    if plan.online is None:
+        return asked
+    may: np.ndarray = asked & (plan.online.limit > 0)
+    most = plan.online.most
+    in_a_row = 0
+    for step in range(start, len(may)):
+        may[step] &= most is None or in_a_row < most
+        in_a_row = in_a_row + 1 if may[step] else 0
+    return may
+
+
+def _decisions(
+    pipe: Any,
+    source: CacheSchedule | Rule,
+    schedule: CacheSchedule,
+    start: int,
+    sites: Sites,
+    call: Mapping[str, Any],
+    store: str | None,
+) -> tuple[int, int]:
+    """Run the first steps that an online rule decides about: forwards that it was asked about, and that it predicted.
+    (0, 0) where no rule decides, or none does so early."""
+    asks = {n: _may_predict(plan, start) for n, plan in schedule.denoisers.items() if plan.online is not None}
+    first = min((int(may[start:].argmax()) for may in asks.values() if may[start:].any()), default=LOOKED_UNTIL)
+    if first + LOOKED_AT > LOOKED_UNTIL:
+        return 0, 0
+    executor = Executor(pipe, source, sites, store=store, quiet=True)
+
+    def until(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        run = executor.host.run
+        if run is not None and run.index >= start + first + LOOKED_AT:
+            raise _EnoughError
+        return inner(*args, **kwargs)
+
+    with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
+        undo.callback(executor.detach)
+        executor.attach()
+        for modules in sites.values():
+            undo.callback(layer(*spot(modules["model"][0]), until))
+        with contextlib.suppress(_EnoughError):
+            pipe(**call)
+    forwards = [] if executor.last is None else executor.last.forwards
+    decided = [f.skipped > 0 for f in forwards if f.denoiser in asks and asks[f.denoiser][f.step]]
+    return len(decided), sum(decided)
+
+
 def _meter(
     visits: list[_Visit], denoiser: str, site: str, module: nn.Module, *, first: bool, last: bool
 ) -> Callable[..., Any]:
@@ -241,14 +320,17 @@ def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
     return summed
 
 
-def _work(programs: Mapping[tuple[str, str], Program], visits: list[_Visit], step: int) -> int:
+def _work(
+    programs: Mapping[tuple[str, str], Program], visits: list[_Visit], step: int, may: Mapping[str, np.ndarray]
+) -> int:
     """Operations at one step: whole forwards, less the sites predicted inside those that run."""
     total = 0
     for v in visits:
         program = programs.get((v.denoiser, v.site))
         root = programs.get((v.denoiser, "model"))
-        predicted = program is not None and program.terms[step] is not None
-        root_predicted = root is not None and root.terms[step] is not None
+        here = v.denoiser in may and bool(may[v.denoiser][step])
+        predicted = here and program is not None and program.terms[step] is not None
+        root_predicted = here and root is not None and root.terms[step] is not None
         if v.site == "model":
             total += 0 if root_predicted else v.flops
         elif predicted and not root_predicted:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from diffcache import _rooms, schedulers
+from diffcache._document import configurations
 from diffcache.budget import Budget
 from diffcache.errors import BadOption
 from diffcache.profile import DenoiserProfile, Profile
@@ -110,7 +111,7 @@ def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> Cache
         timesteps=None if before else profile.timesteps,
         sigmas=planned.sigmas,
         expected=planned.expected or expected(profile, planned),
-        provenance={**planned.notes, **notes, "profile": profile.digest()},
+        provenance={**planned.notes, **notes, "profile": profile.digest(), **configurations(profile.provenance)},
     )
 
 

@@ -300,7 +300,7 @@ class Profile(Document):
                 off = [f"{100 * (k.error / energy) ** 0.5:.2g} % in {n}" for n, k in found.kept.items() if energy]
                 cost += f", off by {', '.join(off)}" if off else ""
                 lines.append(f"  {site:{width}}  {change}{cost}")
-        lines += [_note(key, value) for key, value in self.provenance.items()]
+        lines += [_note(key, value) for key, value in spoken(self.provenance).items()]
         return "\n".join(map(printable, lines))
 
     def __str__(self) -> str:

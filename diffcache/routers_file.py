@@ -100,7 +100,11 @@ def schedule(path: str | Path, pipe: Any, *, kind: str = "auto", threshold: floa
             prediction_type=host.prediction_type(scheduler),
         ),
         timesteps=twin.timesteps.detach().cpu().double().numpy(),
-        provenance={"scheduler": f"routers:file={router}", "source": SOURCE},
+        provenance={
+            "scheduler": f"routers:file={router}",
+            "source": SOURCE,
+            **host.configurations(**{name: denoiser, "scheduler": scheduler}),
+        },
     )
 
 

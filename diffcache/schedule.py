@@ -23,7 +23,7 @@ import numpy as np
 
 from diffcache import _checks
 from diffcache._checks import first, place, put, refuse
-from diffcache._document import Document, Record, Tree, Upgrade
+from diffcache._document import Document, Record, Tree, Upgrade, spoken
 from diffcache._text import printable
 from diffcache.errors import BadOption
 from diffcache.sites import GRANULARITIES, parse
@@ -508,7 +508,7 @@ class CacheSchedule(Document):
                 kept = f" kept in {plan.store}" if plan.store else ""
                 count = f"{int((plan.compute & called).sum())}/{int(called.sum())}"
                 lines.append(f"  {site:{width}}  {count} {''.join(marks)}{kept}")
-        lines += [f"{key}: {value}" for key, value in self.provenance.items()]
+        lines += [f"{key}: {text}" for key, text in spoken(self.provenance).items()]
         return "\n".join(map(printable, lines))
 
     def __str__(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pipelines
 import pytest
 import torch
+from online import decided
+from probes import dicts
 
 from diffcache import accelerated, estimate, report
 
@@ -64,3 +66,61 @@ def test_estimating_leaves_generators_and_pipeline_as_they_were():
     assert torch.equal(world, torch.get_rng_state())
     assert (dict(pipe.__dict__), dict(pipe.transformer.__dict__), dict(pipe.scheduler.__dict__).keys()) == found
     assert torch.equal(plain, pipelines.run(pipe, call))
+
+
+@pytest.mark.parametrize("rule", ["first_block", "output_rate"])
+def test_a_rule_that_does_not_fire_in_the_first_steps_is_not_praised(rule):
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe) | {"num_inference_steps": 12}
+    found = estimate(pipe, decided(pipe, rule, 1e-9), **call)
+    assert found.online
+    assert (found.asked, found.predicted) == (4, 0)
+    assert str(found).startswith("no gain seen: the rule predicted none of the 4 forwards that it was asked about")
+    assert "faster" not in str(found)
+
+
+def test_a_rule_that_fires_gets_a_range():
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe) | {"num_inference_steps": 12}
+    found = estimate(pipe, decided(pipe, "first_block", 1e9), **call)
+    assert (found.asked, found.predicted) == (4, 4)
+    assert f"between no gain and {found.gain:.2f}x faster" in str(found)
+    assert "predicted 4 of the 4 forwards" in str(found)
+
+
+def test_steps_at_which_a_rule_may_not_predict_are_counted_as_computed():
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe) | {"num_inference_steps": 12}
+    none = estimate(pipe, decided(pipe, "output_rate", 0.0), **call)
+    assert none.compute_fraction == 1
+    assert str(none).startswith("no gain expected")
+    assert estimate(pipe, decided(pipe, "output_rate", 1e9, most=2), **call).compute_fraction == pytest.approx(4 / 12)
+    late = [0.0] * 10 + [1e9] * 2
+    found = estimate(pipe, decided(pipe, "output_rate", late), **call)
+    assert found.compute_fraction == pytest.approx(10 / 12)
+    assert found.asked == 0
+
+
+def test_looking_at_a_rule_leaves_no_trace():
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe) | {"num_inference_steps": 12}
+    plain = pipelines.run(pipe, call)
+    generator = torch.Generator().manual_seed(3)
+    state, world = generator.get_state(), torch.get_rng_state()
+    before = dicts(pipe)
+    estimate(pipe, decided(pipe, "first_block", 1e9), **(call | {"generator": generator}))
+    assert torch.equal(state, generator.get_state())
+    assert torch.equal(world, torch.get_rng_state())
+    assert dicts(pipe).keys() == before.keys()
+    assert torch.equal(plain, pipelines.run(pipe, call))
+    with accelerated(pipe, "uniform:every=2"):
+        assert estimate(pipe, decided(pipe, "first_block", 1e9), **call).asked == 0
+
+
+def test_few_steps_are_not_praised():
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe)
+    few = str(estimate(pipe, "uniform:every=2", **(call | {"num_inference_steps": 4})))
+    assert "4 steps are few" in few
+    assert "distilled" in few
+    assert "are few" not in str(estimate(pipe, "uniform:every=2", **(call | {"num_inference_steps": 9})))

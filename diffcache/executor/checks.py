@@ -9,12 +9,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from diffcache import host
-from diffcache.errors import ScheduleMismatch, UnknownName, UnsupportedModel
+from diffcache.adapters import find_sites
+from diffcache.errors import BadOption, ScheduleMismatch, UnknownName, UnsupportedModel
 from diffcache.executor.guess import repeats, repetition
 from diffcache.executor.online import AT_THE_ROOT
 from diffcache.executor.state import Call
 from diffcache.patch import entry_point
 from diffcache.schedule import OWN_SOLVER, CacheSchedule, Guidance, solver_title
+from diffcache.schedulers import Rule
 
 SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
 
@@ -35,13 +37,35 @@ def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: 
             )
         if strict and plan.config_digest not in (None, host.config_digest(module)):
             raise ScheduleMismatch(
-                f"the schedule was made for a {found} of another configuration (digest {plan.config_digest}, here "
-                f"{host.config_digest(module)}). Make a schedule for this model; strict=False accepts it as it is."
+                f"the schedule was made for a {found} of another configuration (digest {plan.config_digest:.12}…, here "
+                f"{host.config_digest(module):.12}…): {_settings(module, schedule, name, plan.config_digest)}. Make a "
+                "schedule for this model; strict=False accepts it as it is."
             )
         for site in plan.sites:
             if site not in sites[name]:
-                raise UnknownName(f"site in {found}", site, tuple(sites[name]))
+                hidden = _HIDDEN.format(name) if site in _hidden(module) else ""
+                raise UnknownName(f"site in {found}", site, tuple(sites[name]), next_step=hidden)
     check_noise_scheduler(pipe.scheduler, schedule, strict=strict)
+
+
+_HIDDEN = (
+    "{0!r} was compiled as one graph by torch.compile, which hides the sites inside it. To cache inside, compile block "
+    "by block ({0}.compile_repeated_blocks()), or cache the whole network (sites='model')."
+)
+
+
+def _hidden(module: nn.Module) -> Mapping[str, object]:
+    """Return the sites of the network that ``torch.compile`` wrapped; none where it wrapped nothing."""
+    network = host.unwrapped(module)
+    return {} if network is module else find_sites(network)
+
+
+def check_granularity(rule: Rule, sites: Sites) -> None:
+    """Refuse a rule for sites of a network that cannot be reached because the network is compiled."""
+    for name, modules in sites.items():
+        hidden = {site.partition(":")[0] for site in _hidden(modules["model"][0])} - {"model"}
+        if rule.granularity in hidden:
+            raise BadOption("sites", rule.granularity, f"'model': {_HIDDEN.format(name)}".rstrip("."))
 
 
 def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> None:
@@ -89,12 +113,17 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
             f"{found}."
         )
     if strict and host.config_digest(scheduler) != wanted.config_digest:
+        digest, here = wanted.config_digest, host.config_digest(scheduler)
         raise ScheduleMismatch(
             f"the schedule was fitted with a {'solver' if found == OWN_SOLVER else found} of another configuration "
-            f"(prediction type {wanted.prediction_type}, digest {wanted.config_digest[:12]}…; here "
-            f"{host.prediction_type(scheduler)}, {host.config_digest(scheduler)[:12]}…). Restore the scheduler's "
+            f"(prediction type {wanted.prediction_type}, digest {digest:.12}…; here {host.prediction_type(scheduler)}, "
+            f"{here:.12}…): {_settings(scheduler, schedule, 'scheduler', digest)}. Restore the scheduler's "
             "configuration, or fit a schedule for this one; strict=False accepts it as it is."
         )
+
+
+def _settings(found: Any, schedule: CacheSchedule, name: str, digest: str | None) -> str:
+    return host.other_settings(found, schedule.provenance.get(f"config/{name}"), digest or "")
 
 
 def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool) -> None:
@@ -104,10 +133,10 @@ def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool
         asked = getattr(run.scheduler, "num_inference_steps", None)
         # Second-order noise schedulers and PNDM take more iterations than they are asked for steps.
         again = f"num_inference_steps={schedule.steps}" if asked == run.steps else "the number it was made with"
+        by = f" (noise scheduler {type(run.scheduler).__name__}, num_inference_steps={asked})" if asked else ""
         raise ScheduleMismatch(
-            f"the schedule was made for {schedule.steps} steps; this run takes {run.steps} (noise scheduler "
-            f"{solver_title(type(run.scheduler).__name__)}, num_inference_steps={asked}). Pass {again}, or make a "
-            f"schedule for {run.steps}."
+            f"the schedule was made for {schedule.steps} steps; this run takes {run.steps}{by}. Pass {again}, or make "
+            f"a schedule for {run.steps}; mismatch='full' computes such runs in full."
         )
     check_noise_scheduler(run.scheduler, schedule, strict=strict)
     if strict:

@@ -12,7 +12,7 @@ from diffcache import host
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor.afterwards import about_finiteness, about_work
 from diffcache.executor.arounds import Arounds
-from diffcache.executor.checks import Sites, check_in_parts, check_pipeline, check_run
+from diffcache.executor.checks import Sites, check_granularity, check_in_parts, check_pipeline, check_run
 from diffcache.executor.doubts import ADVICE, left
 from diffcache.executor.grid import move
 from diffcache.executor.notices import Notice, counted, publish
@@ -80,7 +80,9 @@ class Executor:
             check_pipeline(pipe, self.source, sites, strict=strict)
             schedule = self.source
             self._programs = compile_schedule(schedule)
-        else:  # on any grid: what the rule cannot do is said now, and its sites do not depend on the grid
+        else:
+            check_granularity(self.source, sites)
+            # On any grid: what the rule cannot do is said now, and its sites do not depend on the grid
             schedule = scheduled(self.source, ANY_GRID, self.sites, store)
         check_in_parts(pipe, schedule)
         self._patches = place(Arounds(self.host, self._misfit), schedule, sites)

@@ -21,6 +21,8 @@ STATES = ("x_t",)  # parameters that are a network's main input, wherever they s
 TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # parameters
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
 KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
+CONFIG = "config/"  # how the keys of configurations in a provenance begin
+LONGEST_CONFIG = 16_384  # characters
 GUIDER_METHODS = ("prepare_inputs", "prepare_inputs_from_block_state")
 
 
@@ -209,14 +211,50 @@ def class_name(module: Any) -> str:
     return type(module.of() if isinstance(module, Method) else unwrapped(module)).__name__
 
 
-def config_digest(module: Any) -> str:
-    """sha256 of a diffusers object's configuration, private entries left out; of other networks' names and shapes."""
+def config_text(module: Any) -> str:
+    """Return a diffusers object's configuration as JSON, private entries left out; of other networks, the names and
+    shapes of their parameters."""
     config = getattr(unwrapped(module), "config", None)
     if not isinstance(config, Mapping):  # no diffusers object: what a network is made of tells as much
         shapes: Any = getattr(unwrapped(module), "named_parameters", dict)()
         config = {name: list(parameter.shape) for name, parameter in dict(shapes).items()}
     public = {str(k): v for k, v in config.items() if not str(k).startswith("_")}
-    return hashlib.sha256(json.dumps(public, sort_keys=True, default=repr).encode()).hexdigest()
+    return json.dumps(public, sort_keys=True, default=repr)
+
+
+def config_digest(module: Any) -> str:
+    """Return the sha256 of ``config_text``."""
+    return hashlib.sha256(config_text(module).encode()).hexdigest()
+
+
+def configurations(**parts: Any) -> dict[str, str]:
+    """Return entries for the provenance of a document: the ``config_text`` of each part under ``config/`` and its name.
+
+    Configurations of more than LONGEST_CONFIG characters are left out: the shapes of a large network of another library
+    would be longer than the rest of the document.
+    """
+    texts = {f"{CONFIG}{name}": config_text(part) for name, part in parts.items()}
+    return {name: text for name, text in texts.items() if len(text) <= LONGEST_CONFIG}
+
+
+def other_settings(found: Any, text: str | None, digest: str) -> str:
+    """Return in words which settings of ``found`` are not those of a configuration, for an error message.
+
+    text    the configuration as JSON, where a document holds it; it counts only if ``digest`` is its sha256
+    digest  sha256 of the configuration
+    """
+    here = config_text(found)
+    known = text is not None and hashlib.sha256(text.encode()).hexdigest() == digest
+    try:
+        then, now = json.loads(text) if known and text else None, json.loads(here)
+    except (ValueError, RecursionError):
+        then = None
+    if not isinstance(then, dict):
+        return "which setting differs is not known, for the schedule holds no more than the digest"
+    missing = "not set"
+    names = sorted(name for name in then.keys() | now.keys() if then.get(name, missing) != now.get(name, missing))
+    told = [f"{name:.40} was {then.get(name, missing)!r:.60}, is {now.get(name, missing)!r:.60}" for name in names[:4]]
+    return "; ".join(told) + (f"; and {len(names) - 4} more settings" if len(names) > 4 else "")
 
 
 def prediction_type(scheduler: Any) -> str | None:

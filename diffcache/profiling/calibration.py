@@ -379,7 +379,11 @@ class Calibration:
             timesteps=timesteps[0] if alike else None,
             sigmas=levels,
             expected=expected,
-            provenance=dict(notes) | {"samples": str(circumstances.samples(self.trajectories, self.replays))},
+            provenance=dict(notes)
+            | {"samples": str(circumstances.samples(self.trajectories, self.replays))}
+            | host.configurations(
+                **circumstances.denoisers(self.pipe, self.trajectories[0]), scheduler=self.trajectories[0].scheduler
+            ),
         )
 
     def _called(self, module: nn.Module) -> np.ndarray:

@@ -109,7 +109,9 @@ class RecordedCall:
             forwards=sum(len(step.calls) for step in steps),
             costs=costs,
             arrays=arrays,
-            notes=_notes(self.call, steps[0].calls[0], samples) | notes,
+            notes=_notes(self.call, steps[0].calls[0], samples)
+            | notes
+            | host.configurations(**{name: module, "scheduler": trajectory.scheduler}),
         )
 
     def _costs(self) -> tuple[dict[str, SiteCosts], dict[str, str]]:
