@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -83,7 +84,7 @@ def run_share(
                     close.known[method.name] = {name: part[name] for name in CLOSE}
                 else:
                     seen = close.of(method)
-                    with method.on(pipe):
+                    with _on(pipe, method):
                         run = watched(pipe, {**asked, **method.change})
                         cache, schedule = _of_our_own(pipe, method)
                     if method.kind == "full":
@@ -107,6 +108,14 @@ def run_share(
                 found.append(part)
                 bar.update()
     return found
+
+
+@contextlib.contextmanager
+def _on(pipe: Any, method: Method) -> Iterator[None]:
+    """Put a method on, after a look at whether the one before came off: else it would act on all that follow."""
+    host.demand_full_run(pipe)
+    with method.on(pipe):
+        yield
 
 
 def numeric(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,13 +206,13 @@ class _Close:
         """Operations, how far each state lies from the full run's, relative L2, and of the full run's states the root
         mean squares. Where a run before this one has looked already, the method is warmed up all the same."""
         if method.name in self.known and method.name not in self._warm:
-            with method.on(self.pipe):
+            with _on(self.pipe, method):
                 watched(self.pipe, {**self.call, **method.change})
         self._warm.add(method.name)
         if method.name not in self.known:
             if self._full is None:
                 self._full = watched(self.pipe, self.call, closely=True)
-            with method.on(self.pipe):
+            with _on(self.pipe, method):
                 seen = watched(self.pipe, {**self.call, **method.change}, closely=True)
             errors = None
             if seen.states and [s.shape for s in seen.states] == [s.shape for s in self._full.states]:

@@ -36,11 +36,8 @@ from diffcache.host.facts import (
     class_name,
     conditions_of,
     config_digest,
-    demand_no_other_cache,
-    demand_nothing_read_inside,
     demand_one_process,
     denoisers,
-    guidance_scales,
     guiders,
     in_parts,
     looping_blocks,
@@ -51,13 +48,18 @@ from diffcache.host.facts import (
     time_of,
     unwrapped,
 )
+from diffcache.host.forwards import is_compiled
+from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
+from diffcache.host.guidance import guidance_scales, guidance_values
 from diffcache.host.loop import Host
-from diffcache.host.loops import Clock, Loop, trajectory
+from diffcache.host.loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run
+from diffcache.host.wrapping import Wrapping
 
 __all__ = [
     "GRIDS",
+    "MARK",
     "MOST_STEPS",
     "Clock",
     "Forward",
@@ -65,6 +67,7 @@ __all__ = [
     "Loop",
     "PolicyLoop",
     "Run",
+    "Wrapping",
     "adopted",
     "arguments_of",
     "arguments_of_class",
@@ -78,14 +81,17 @@ __all__ = [
     "class_name",
     "conditions_of",
     "config_digest",
+    "demand_full_run",
     "demand_no_other_cache",
-    "demand_nothing_read_inside",
     "demand_one_process",
+    "demand_ready",
     "denoisers",
     "generators",
     "guidance_scales",
+    "guidance_values",
     "guiders",
     "in_parts",
+    "is_compiled",
     "is_count",
     "iterations",
     "looping_blocks",
