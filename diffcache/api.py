@@ -22,8 +22,6 @@ from diffcache.schedulers import Rule, parse_rule, rules
 
 P = TypeVar("P")
 
-_MARK = "_diffcache"
-
 
 class _Mark:
     """Sits in the pipeline's ``__dict__`` while it is accelerated, and refuses copies that would share its layers."""
@@ -74,8 +72,8 @@ def accelerate(
     """
     loop = host.adopted(pipe, bare=True)
     modules = host.denoisers(loop)
-    if _MARK in loop.__dict__:
-        current = loop.__dict__[_MARK].executor.source
+    if host.MARK in loop.__dict__:
+        current = loop.__dict__[host.MARK].executor.source
         raise AlreadyAccelerated(
             f"this {type(loop).__name__} is accelerated already, by {_title(current)}. "
             "Call diffcache.restore(pipe) first, then accelerate it anew."
@@ -85,7 +83,7 @@ def accelerate(
     sites = {name: find_sites(m) for name, m in modules.items()}
     executor = Executor(loop, source, sites, strict=strict, store=store, backend=backend, mismatch=mismatch)
     executor.attach()
-    loop.__dict__[_MARK] = _Mark(executor, loop)
+    loop.__dict__[host.MARK] = _Mark(executor, loop)
     return pipe
 
 
@@ -95,7 +93,7 @@ def restore(pipe: P) -> P:
     Raises:
         UnsupportedModel: ``pipe`` is no object that can be accelerated.
     """
-    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).pop(_MARK, None)
+    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).pop(host.MARK, None)
     if mark is not None:
         mark.dropped()  # the same, once
     elif not hasattr(host.adopted(pipe, bare=True), "components"):
@@ -141,12 +139,12 @@ def estimate(
 
     Works on accelerated pipelines too. Raises what :func:`accelerate` raises.
     """
-    look = _MARK not in getattr(host.adopted(pipe, bare=True), "__dict__", {})
+    look = host.MARK not in getattr(host.adopted(pipe, bare=True), "__dict__", {})
     return estimate_for(host.adopted(pipe), resolve(schedule), call, store, look=look)
 
 
 def executor_of(pipe: Any) -> Executor:
-    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).get(_MARK)
+    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).get(host.MARK)
     if mark is None:
         raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
     return mark.executor  # type: ignore[no-any-return]

@@ -57,6 +57,7 @@ def correct(
     if any(plan.online is not None and plan.online.rule != "drift" for plan in schedule.denoisers.values()):
         raise BadOption("schedule", "one that decides in the run", "one whose predicted steps are known before the run")
     pipe = host.adopted(pipe)
+    host.demand_full_run(pipe)
     host.denoisers(pipe)
     host.check_calls(pipe, calls)
     for call in calls:

@@ -17,7 +17,7 @@ from diffcache.errors import UnsupportedModel
 from diffcache.executor.checks import Sites, check_call, check_granularity, check_pipeline, check_run
 from diffcache.executor.decide import own_inputs
 from diffcache.executor.online import AT_THE_ROOT, signal_format
-from diffcache.executor.placing import head
+from diffcache.executor.placing import demand_visible, head
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.run import ANY_GRID, Executor, scheduled
 from diffcache.executor.streams import Inputs, pair, reader
@@ -123,6 +123,7 @@ def estimate_for(
 
     Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
     """
+    host.demand_no_other_cache(pipe)
     sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     host.check_call(pipe, call)
     if isinstance(source, CacheSchedule):
@@ -188,6 +189,7 @@ def _first_step(
         else:
             schedule = source
             check_run(pipe, run, schedule, strict=True)
+        demand_visible(schedule, {name: found["model"][0] for name, found in sites.items()})
         seen.append((schedule, run.start))
         if not run.forwards:
             undo.callback(layer(run.scheduler, "step", enough, copies=True))

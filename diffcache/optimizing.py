@@ -76,6 +76,7 @@ def optimize(
         UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
     """
     pipe = host.adopted(pipe)
+    host.demand_full_run(pipe)
     host.denoisers(pipe)
     budget = Budget.of(budget)
     check_request(

@@ -116,6 +116,11 @@ class Layers:
         self.entries: list[list[Around]] = []
 
     @property
+    def below(self) -> Any:
+        """What lay in the owner's ``__dict__`` before the layers came; None if nothing did."""
+        return None if self.found is _ABSENT else self.found
+
+    @property
     def __wrapped__(self) -> Callable[..., Any]:
         """The method below all layers, bound: ``inspect.signature`` sees the true signature through it."""
         if self.found is not _ABSENT:

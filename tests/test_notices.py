@@ -87,7 +87,15 @@ def test_every_kind_is_documented() -> None:
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     reasons = [value.kind for value in vars(notices).values() if isinstance(value, notices.Reason)]
     assert len(reasons) > 10
-    whole = ["no-loop", "short-loop", "non-finite-output", "nothing-skipped", "mostly-skipped", "mismatch"]
+    whole = [
+        "no-loop",
+        "calls-overlap",
+        "short-loop",
+        "non-finite-output",
+        "nothing-skipped",
+        "mostly-skipped",
+        "mismatch",
+    ]
     for kind in [*reasons, notices.other_channels(3).kind, *whole]:
         assert f"| `{kind}` |" in text
 

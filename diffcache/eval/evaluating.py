@@ -106,6 +106,7 @@ def evaluate(
     Raises BadOption, UnknownName, what :func:`diffcache.accelerate` raises, and what a metric raises.
     """
     pipe = host.adopted(pipe)
+    host.demand_full_run(pipe)
     host.denoisers(pipe)
     host.check_calls(pipe, calls, repeatable=True)
     for call in calls:

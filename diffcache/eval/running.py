@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
 import math
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def run_share(
                 else:
                     folder.forget(where, name)  # a part never stands beside the pictures of another run
                     seen = close.of(method)
-                    with method.on(pipe):
+                    with _on(pipe, method):
                         run = watched(pipe, {**asked, **method.change})
                         cache, schedule = _of_our_own(pipe, method)
                     if method.kind == "full":
@@ -160,6 +161,14 @@ def _due(key: str, method: Method, index: int, call: Mapping[str, Any], output: 
         scheduled=method.source is not None,
         pictures=pictures_in(output),
     )
+
+
+@contextlib.contextmanager
+def _on(pipe: Any, method: Method) -> Iterator[None]:
+    """Put a method on, after a look at whether the one before came off: else it would act on all that follow."""
+    host.demand_full_run(pipe)
+    with method.on(pipe):
+        yield
 
 
 def numeric(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,13 +258,13 @@ class _Close:
         """Operations, how far each state lies from the full run's, relative L2, and of the full run's states the root
         mean squares. Where a run before this one has looked already, the method is warmed up all the same."""
         if method.name in self.known and method.name not in self._warm:
-            with method.on(self.pipe):
+            with _on(self.pipe, method):
                 watched(self.pipe, {**self.call, **method.change})
         self._warm.add(method.name)
         if method.name not in self.known:
             if self._full is None:
                 self._full = watched(self.pipe, self.call, closely=True)
-            with method.on(self.pipe):
+            with _on(self.pipe, method):
                 seen = watched(self.pipe, {**self.call, **method.change}, closely=True)
             errors = None
             if seen.states and [s.shape for s in seen.states] == [s.shape for s in self._full.states]:

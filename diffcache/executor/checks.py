@@ -14,7 +14,6 @@ from diffcache.errors import BadOption, ScheduleMismatch, UnknownName, Unsupport
 from diffcache.executor.guess import repeats, repetition
 from diffcache.executor.online import AT_THE_ROOT
 from diffcache.executor.state import Call
-from diffcache.patch import entry_point
 from diffcache.schedule import OWN_SOLVER, CacheSchedule, Guidance, solver_title
 from diffcache.schedulers import Rule
 
@@ -70,17 +69,19 @@ def check_granularity(rule: Rule, sites: Sites) -> None:
 
 def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> None:
     """Refuse sites inside a compiled graph: a decision taken there would break it, or be compiled in once for all."""
+    inside: dict[str, str] = {}  # path -> a site in it
     for site in patched:
         granularity, _, path = site.partition(":")
         parts = path.split(".") if granularity == "stack" else path.split(".")[:-1]
         for around in ["", *(".".join(parts[:n]) for n in range(1, len(parts) + 1))] if path else []:
-            module = denoiser.get_submodule(around)
-            if entry_point(module) != "forward":
-                raise UnsupportedModel(
-                    f"{site!r} of {name!r} lies inside {around or name!r}, which is compiled as one graph. Cache "
-                    "the compiled module itself or what lies around it, or compile block by block "
-                    "(compile_repeated_blocks)."
-                )
+            inside.setdefault(around, site)
+    for around, site in inside.items():
+        if host.is_compiled(denoiser.get_submodule(around)):
+            raise UnsupportedModel(
+                f"{site!r} of {name!r} lies inside {around or name!r}, which is compiled as one graph. Cache "
+                "the compiled module itself or what lies around it, or compile block by block "
+                "(compile_repeated_blocks)."
+            )
 
 
 def check_in_parts(pipe: Any, schedule: CacheSchedule) -> None:
@@ -142,7 +143,7 @@ def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool
     if strict:
         _check_start(run, schedule)
         _check_grid(run, schedule)
-        check_scales(host.guidance_scales(pipe), schedule)
+        check_scales(host.guidance_values(pipe), schedule)
 
 
 def _check_start(run: host.Run, schedule: CacheSchedule) -> None:
@@ -193,11 +194,14 @@ def check_scales(here: Mapping[str, Any], schedule: CacheSchedule) -> None:
     if schedule.guidance is None:
         return
     for name, wanted in schedule.guidance.scales.items():
-        value = here.get(name)
-        if isinstance(value, (int, float)) and abs(wanted - value) > 1e-6 * max(abs(wanted), 1):
+        value = here.get(name, wanted)
+        if value is not None and not isinstance(value, (int, float)):
+            continue
+        if value is None or abs(wanted - value) > 1e-6 * max(abs(wanted), 1):
+            found = "None" if value is None else f"{value:g}"
             raise ScheduleMismatch(
-                f"the schedule was fitted with {name}={wanted:g}; this run uses {value:g}. Pass "
-                f"{name}={wanted:g}, or fit a schedule for {value:g}; strict=False accepts it as it is."
+                f"the schedule was fitted with {name}={wanted:g}; this run uses {found}. Pass {name}={wanted:g}, or "
+                f"fit a schedule for {found}; strict=False accepts it as it is."
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,12 @@ class Patch:
 
 def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch]:
     """The layers that a schedule needs, made but not put. Raises UnsupportedModel."""
+    demand_visible(schedule, {name: modules["model"][0] for name, modules in sites.items()})
     found = []
     for name, modules in sites.items():
         root = modules["model"][0]
-        patched = _patched(schedule, name)
         first, rule = head(schedule, name, sites)
-        check_compiled(name, root, patched)
-        for site in patched:
+        for site in _patched(schedule, name):
             pairs = list(arounds.of(name, site, modules[site], rule if site == first else None))
             if site == first and rule == "modulated_input":
                 norm = first_norm(modules[site][0])
@@ -55,6 +54,12 @@ def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch
                 pairs.append((norm, arounds.hears(name)))
             found += [Patch(weak(part), around) for part, around in pairs]
     return found
+
+
+def demand_visible(schedule: CacheSchedule, denoisers: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModel if a site of ``schedule`` lies inside a compiled graph, where no layer is called."""
+    for name, denoiser in denoisers.items():
+        check_compiled(name, denoiser, _patched(schedule, name))
 
 
 def _patched(schedule: CacheSchedule, denoiser: str) -> tuple[str, ...]:

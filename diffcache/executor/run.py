@@ -16,11 +16,10 @@ from diffcache.executor.checks import Sites, check_granularity, check_in_parts, 
 from diffcache.executor.doubts import ADVICE, left
 from diffcache.executor.grid import move
 from diffcache.executor.notices import Notice, counted, publish
-from diffcache.executor.placing import place
+from diffcache.executor.placing import demand_visible, place
 from diffcache.executor.program import compile_schedule
 from diffcache.executor.state import Lesson, State
 from diffcache.kernels.library import Backend, check_backend
-from diffcache.patch import weak
 from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Grid, Rule
 
@@ -46,7 +45,7 @@ class Executor:
     quiet     count what happens, and neither log it nor warn of it
 
     runs      how many began so far
-    strays    calls in which no loop was seen, since the last run began
+    strays    (kind, text) -> calls that no loop served, since the last run began
     totals    kind of notice -> times, over all runs and calls
     """
 
@@ -66,15 +65,18 @@ class Executor:
         check_backend(backend)
         if mismatch not in get_args(Misfit):
             raise BadOption("mismatch", mismatch, ", ".join(map(repr, get_args(Misfit))))
+        host.demand_no_other_cache(pipe)
+        self.wrapping = host.Wrapping(pipe, sites)
         self.source = source if store is None or isinstance(source, Rule) else source.stored(store)
         self.store, self.backend = store, backend
         self.lesson = lesson
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
-        self.host = host.Host(pipe, self._begin, self._end, self._missed)
+        self.host = host.Host(pipe, self._begin, self._end, self._missed, self._ready)
         self.last: State | None = None
         self.mismatch, self.quiet = mismatch, quiet
-        self.runs = self.strays = 0
+        self.runs = 0
+        self.strays: Counter[tuple[str, str]] = Counter()
         self.totals: Counter[str] = Counter()
         if isinstance(self.source, CacheSchedule):
             check_pipeline(pipe, self.source, sites, strict=strict)
@@ -87,7 +89,6 @@ class Executor:
         check_in_parts(pipe, schedule)
         self._patches = place(Arounds(self.host, self._misfit), schedule, sites)
         self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
-        self._roots = {name: weak(modules["model"][0]) for name, modules in sites.items()}
 
     def attach(self) -> None:
         try:
@@ -105,7 +106,15 @@ class Executor:
             for patch in self._patches:
                 patch.off()
 
+    def _ready(self) -> None:
+        """Raise what would falsify a run, and put the layers where its first forward meets them."""
+        self.wrapping.demand_unchanged(self.host.pipe)
+        host.demand_ready(self.host.pipe)
+        for patch in self._patches:
+            patch.put()
+
     def _begin(self, run: host.Run) -> None:
+        self._ready()
         try:
             state = self._planned(run)
         except ScheduleMismatch as why:
@@ -114,12 +123,11 @@ class Executor:
             state = self._in_full(why)
         self.last = run.state = state
         run.again = state.go_back
-        self.runs, self.strays = self.runs + 1, 0
+        self.runs += 1
+        self.strays.clear()
 
     def _planned(self, run: host.Run) -> State:
         """Return the state of a run that the schedule fits; raise if it does not fit."""
-        self._check_denoisers()
-        host.demand_nothing_read_inside(self.host.pipe)
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
             schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
@@ -128,8 +136,7 @@ class Executor:
             schedule, programs = self.source, self._programs
             check_run(self.host.pipe, run, schedule, strict=self.strict)
         check_in_parts(self.host.pipe, schedule)
-        for patch in self._patches:
-            patch.put()
+        demand_visible(schedule, self.wrapping.denoisers)
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
         together = bool(host.in_parts(self.host.pipe))
         return State(
@@ -193,42 +200,17 @@ class Executor:
         state.notices += left(run)
         self._say([*state.failures(), *state.notices])
 
-    def _missed(self) -> None:
-        if isinstance(self.host.pipe, host.Loop):
-            self._check_denoisers()
-        self.strays += 1
-        self._say([Notice("no-loop", 1, self._no_loop())])
-
-    def _no_loop(self) -> str:
-        if isinstance(self.host.pipe, host.Loop):
-            return (
-                f"{host.class_name(self.host.pipe.network)} was called outside of diffcache.trajectory: nothing was "
-                "skipped. Put `with diffcache.trajectory(network, timesteps):` around the loop, or restore it. Of a "
-                "pipeline, accelerate the pipeline."
-            )
-        return (
-            f"{type(self.host.pipe).__name__} was called and no sampling loop of its own was seen: nothing was "
-            "skipped. Its loop does not use pipe.progress_bar or pipe.scheduler, or runs in another pipeline inside: "
-            "accelerate that."
-        )
+    def _missed(self, kind: str, why: str) -> None:
+        self.wrapping.demand_unchanged(self.host.pipe)
+        self.strays[kind, why] += 1
+        self._say([Notice(kind, 1, why)])
 
     def notices(self) -> list[Notice]:
         """Return what is known of the last run, or of the run in progress, and of calls after it without a loop."""
         found = [] if self.last is None else [*self.last.failures(), *self.last.notices]
-        return found + ([Notice("no-loop", self.strays, self._no_loop())] if self.strays else [])
+        return found + [Notice(kind, times, why) for (kind, why), times in self.strays.items()]
 
     def _say(self, notices: Sequence[Notice]) -> None:
         self.totals += counted(notices)
         if not self.quiet:
             publish(notices, pipeline=type(self.host.pipe).__name__, run=self.runs)
-
-    def _check_denoisers(self) -> None:
-        pipe = self.host.pipe
-        for name, root in self._roots.items():
-            here = getattr(pipe, name, None)
-            if here is not None and here is not root():
-                raise ScheduleMismatch(
-                    f"{name!r} of this {type(pipe).__name__} is another object than when it was accelerated (now: "
-                    f"{type(here).__name__}); it would run without the cache. Call diffcache.restore(pipe), then "
-                    "accelerate it as it is: compile first, accelerate last."
-                )

@@ -37,11 +37,8 @@ from diffcache.host.facts import (
     conditions_of,
     config_digest,
     configurations,
-    demand_no_other_cache,
-    demand_nothing_read_inside,
     demand_one_process,
     denoisers,
-    guidance_scales,
     guiders,
     in_parts,
     looping_blocks,
@@ -53,14 +50,19 @@ from diffcache.host.facts import (
     time_of,
     unwrapped,
 )
+from diffcache.host.forwards import is_compiled
+from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
+from diffcache.host.guidance import guidance_scales, guidance_values
 from diffcache.host.identity import digest_of, digest_of_call, identity
 from diffcache.host.loop import Host
-from diffcache.host.loops import Clock, Loop, trajectory
+from diffcache.host.loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run
+from diffcache.host.wrapping import Wrapping
 
 __all__ = [
     "GRIDS",
+    "MARK",
     "MOST_STEPS",
     "Clock",
     "Forward",
@@ -68,6 +70,7 @@ __all__ = [
     "Loop",
     "PolicyLoop",
     "Run",
+    "Wrapping",
     "adopted",
     "arguments_of",
     "arguments_of_class",
@@ -82,17 +85,20 @@ __all__ = [
     "conditions_of",
     "config_digest",
     "configurations",
+    "demand_full_run",
     "demand_no_other_cache",
-    "demand_nothing_read_inside",
     "demand_one_process",
+    "demand_ready",
     "denoisers",
     "digest_of",
     "digest_of_call",
     "generators",
     "guidance_scales",
+    "guidance_values",
     "guiders",
     "identity",
     "in_parts",
+    "is_compiled",
     "is_count",
     "iterations",
     "looping_blocks",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffcache.errors import AlreadyAccelerated, UnsupportedModel
+from diffcache.errors import UnsupportedModel
 from diffcache.host.branches import Conditions, recognised
 from diffcache.host.loops import Loop, loop_of
 from diffcache.host.policies import FAMILIES, PolicyLoop, policy_loop
@@ -20,7 +20,6 @@ ASKED = ("predict_action", "predict_action_chunk", "select_action")  # methods o
 STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
 TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # parameters
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
-KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
 CONFIG = "config/"  # how the keys of configurations in a provenance begin
 LONGEST_CONFIG = 16_384  # characters
 GUIDER_METHODS = ("prepare_inputs", "prepare_inputs_from_block_state")
@@ -89,39 +88,6 @@ def _denoises(name: str) -> bool:
     """By the name of a component: ``transformer_2``, ``unconditional_transformer``; not ``prior_text_encoder``."""
     begins = any(name == n or name.startswith(n + "_") for n in DENOISER_NAMES)
     return (begins or name.endswith(("_transformer", "_unet"))) and "encoder" not in name
-
-
-def demand_nothing_read_inside(pipe: Any) -> None:
-    """Raise UnsupportedModel if attention processors keep what they see for the pipeline (self-attention guidance,
-    LEdits++, Attend-and-Excite): at a skipped step it would read what an earlier one left."""
-    for name, module in denoisers(pipe).items():
-        for part in module.modules():
-            # At every run: getattr, which most parts answer with an error, would take more time than all the rest.
-            processor = vars(part).get("processor", part._modules.get("processor"))
-            if processor is not None and any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
-                raise UnsupportedModel(
-                    f"{type(pipe).__name__} reads the attention maps of {name!r} at every step "
-                    f"({type(processor).__name__}); where a step is skipped there are none. This pipeline cannot be "
-                    "accelerated; if it is no longer used, set_default_attn_processor() takes its processors off."
-                )
-
-
-def demand_no_other_cache(pipe: Any) -> None:
-    """Raise AlreadyAccelerated if a cache of diffusers' own, or of cache-dit, is on: both would skip, each unaware of
-    what the other left out."""
-    for name, module in denoisers(pipe).items():
-        network = unwrapped(module)
-        whose = None
-        if getattr(network, "is_cache_enabled", False) is True:
-            config = type(getattr(network, "_cache_config", None)).__name__
-            whose = f"a cache of diffusers' own ({config})", f"pipe.{name}.disable_cache()"
-        elif getattr(network, "_is_cached", False) is True:
-            whose = "a cache of cache-dit", "cache_dit.disable_cache(pipe)"
-        if whose:
-            raise AlreadyAccelerated(
-                f"the {name} of this {type(pipe).__name__} has {whose[0]} on. Call {whose[1]} first: two caches would "
-                "skip work unaware of each other."
-            )
 
 
 def in_parts(pipe: Any) -> list[str]:
@@ -266,13 +232,3 @@ def batches_guidance(pipe: Any) -> bool:
     """Whether the pipeline says that the run in progress is guided; False where it does not tell."""
     said = getattr(pipe, "do_classifier_free_guidance", False)
     return isinstance(said, (bool, Tensor)) and bool(said)  # a tensor where each frame has a scale
-
-
-def guidance_scales(pipe: Any) -> dict[str, float]:
-    """Return the guidance scales of the run in progress by the name of their argument, as far as the pipeline keeps
-    them."""
-    kept = {name: getattr(pipe, f"_{name}", None) for name in ("guidance_scale", "true_cfg_scale")}
-    for guider in guiders(pipe):
-        kept.setdefault("guidance_scale", None)
-        kept["guidance_scale"] = kept["guidance_scale"] or getattr(guider, "guidance_scale", None)
-    return {name: float(value) for name, value in kept.items() if isinstance(value, (int, float)) and value is not True}

@@ -14,27 +14,48 @@ from torch import Tensor
 
 from diffcache.host import branches
 from diffcache.host.branches import Branches, Conditions, Forward
-from diffcache.host.facts import GUIDER_METHODS, denoisers, guiders, looping_blocks, unwrapped
-from diffcache.host.loops import Clock, Loop
+from diffcache.host.facts import GUIDER_METHODS, class_name, denoisers, guiders, looping_blocks, unwrapped
+from diffcache.host.forwards import demand_not_compiling
+from diffcache.host.frames import calling_pipeline
+from diffcache.host.loops import MARK, Clock, Loop
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run, position
 from diffcache.patch import Around, layer, spot
 
+NO_LOOP, OVERLAP = "no-loop", "calls-overlap"  # kinds
+ONE_CALL = (
+    "this {} is called from several threads at once. The calls step one noise scheduler: their results are suspect, "
+    "and steps may have been computed in full. Make one call at a time, with a lock around the pipeline, or give each "
+    "thread a pipeline with another noise scheduler."
+)
+
 
 class Host:
-    """Watches one pipeline. ``begin(run)`` and ``end(run)`` are called around each of its sampling loops, ``missed()``
-    after a call of the pipeline in which none was seen."""
+    """Watches one pipeline.
+
+    Args:
+        pipe: The pipeline, policy loop or loop.
+        begin: Called with the run when a sampling loop begins. What it raises reaches the caller of the pipeline.
+        end: Called with the run when the loop is over.
+        missed: Called with a kind and a text if a call of the pipeline or of a denoiser is served by no loop, or two
+            calls overlap.
+        awaited: Called before the first forward of a loop that is no pipeline's, where ``begin`` comes within it.
+    """
 
     def __init__(
         self,
         pipe: Any,
         begin: Callable[[Run], None],
         end: Callable[[Run], None],
-        missed: Callable[[], None] = lambda: None,
+        missed: Callable[[str, str], None] = lambda kind, why: None,
+        awaited: Callable[[], None] = lambda: None,
     ) -> None:
         # Weak: what hangs on a pipeline must not keep it alive once its last user drops it.
         self._pipe = weakref.ref(pipe)
-        self._begin, self._end, self._missed = begin, end, missed
+        self._begin, self._end, self._missed, self._awaited = begin, end, missed, awaited
+        self._running: weakref.WeakKeyDictionary[threading.Thread, Run] = weakref.WeakKeyDictionary()
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # in which a loop was seen
+        self._others: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that share a denoiser, and were told of
         self._open = threading.local()
         self._undo = contextlib.ExitStack()
         self._early: list[contextlib.ExitStack] = []  # of all threads
@@ -87,6 +108,7 @@ class Host:
         """The loop that a forward which is beginning belongs to. It may be the first of a loop that is awaited."""
         if self.run is None and getattr(self._open, "awaited", False):
             self._open.awaited = False
+            demand_not_compiling(self.pipe)
             scheduler = self.pipe.scheduler
             if isinstance(scheduler, Clock):  # one for each run: threads may run several
                 scheduler = Clock(*self._open.grid, config=scheduler.config)
@@ -94,10 +116,29 @@ class Host:
         return self.run
 
     def _stray(self) -> None:
-        """A forward outside of any loop: somebody else's, or one that nobody told us is a loop."""
+        """A forward outside of any loop: of training, of another pipeline, or of a loop without ``trajectory``."""
         pipe = self.pipe
-        if isinstance(pipe, Loop) and not isinstance(pipe, PolicyLoop) and not pipe.network.training:
-            self._missed()
+        if not isinstance(pipe, Loop):
+            self._called_by(calling_pipeline())
+        elif not isinstance(pipe, PolicyLoop) and not (pipe.network.training and torch.is_grad_enabled()):
+            self._missed(
+                NO_LOOP,
+                f"{class_name(pipe.network)} was called outside of diffcache.trajectory: nothing was skipped. Put "
+                "`with diffcache.trajectory(network, timesteps):` around the loop, or restore it. Of a pipeline, "
+                "accelerate the pipeline.",
+            )
+
+    def _called_by(self, other: Any) -> None:
+        """Say once that another pipeline shares a denoiser of this one and has no schedule of its own."""
+        if other is None or other is self.pipe or MARK in other.__dict__ or other in self._others:
+            return
+        self._others.add(other)
+        name = type(other).__name__
+        self._missed(
+            NO_LOOP,
+            f"a {name} that shares components with this accelerated {type(self.pipe).__name__} was called: nothing was "
+            f"skipped, because it has no schedule. Call diffcache.accelerate on that {name} as well.",
+        )
 
     def attach(self) -> None:
         for name, module in denoisers(self.pipe).items():
@@ -123,6 +164,7 @@ class Host:
 
     def open(self, scheduler: Any, start: int) -> Run:
         self.close()  # an interrupted run that nobody closed
+        self._demand_one_call(scheduler)
         run = Run(scheduler, scheduler.timesteps, start, start)
         if isinstance(scheduler, Clock):
             run.forwards = scheduler.branches
@@ -137,7 +179,15 @@ class Host:
         run.undo = undo.close
         self._open.run = run
         self._open.seen = True
+        self._running[threading.current_thread()] = run
+        self._threads.add(threading.current_thread())
         return run
+
+    def _demand_one_call(self, scheduler: Any) -> None:
+        """Say so if another thread is in a loop that steps the same noise scheduler."""
+        for thread, run in list(self._running.items()):
+            if thread is not threading.current_thread() and thread.is_alive() and run.scheduler is scheduler:
+                self._missed(OVERLAP, ONE_CALL.format(type(self.pipe).__name__))
 
     def close(self, run: Run | None = None) -> None:
         """End ``run``, or whichever is open; a run that is over already stays over."""
@@ -145,10 +195,11 @@ class Host:
         if current is None or (run is not None and run is not current):
             return
         self._open.run = None
+        self._running.pop(threading.current_thread(), None)
         current.undo()
         self._end(current)
         if current.idle:
-            self._missed()
+            self._no_loop()
 
     def _begun(self, inner: Callable[..., Any], timesteps: Tensor | None = None, branches: int = 1) -> None:
         """Of a loop that is no pipeline's. Its noise scheduler may still be given its timesteps: until the first
@@ -156,6 +207,7 @@ class Host:
         self.close()
         self._leave()
         inner(timesteps, branches)
+        self._awaited()
         early = contextlib.ExitStack()
         self._open.awaited, self._open.grid, self._open.early = True, (timesteps, branches), early
         self._early.append(early)
@@ -176,7 +228,11 @@ class Host:
         self._leave()
         inner(result, broken)
         if unseen and not broken:
-            self._missed()
+            self._missed(
+                NO_LOOP,
+                f"the loop of this {class_name(self.pipe.network)} ended without a forward of it: nothing was skipped. "
+                "Give diffcache.trajectory the network that the loop calls, and accelerate that one.",
+            )
 
     def _leave(self) -> None:
         """Take off what is layered for one run of such a loop in this thread."""
@@ -223,7 +279,7 @@ class Host:
             self._open.bar = None
         result = inner(components, *args, **kwargs)
         if own and chunk and not getattr(self._open, "seen", False):
-            self._missed()
+            self._no_loop()
         return result
 
     def wait_for_step(self, bar: _Bar | None) -> None:
@@ -254,9 +310,20 @@ class Host:
     def _last_call(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.close()
         if not getattr(self._open, "seen", False):
-            self._missed()
+            self._no_loop()
         self._open.seen = False
         return inner(*args, **kwargs)
+
+    def _no_loop(self) -> None:
+        name = type(self.pipe).__name__
+        if any(thread is not threading.current_thread() for thread in self._threads):
+            self._missed(OVERLAP, ONE_CALL.format(name))
+            return
+        self._missed(
+            NO_LOOP,
+            f"{name} was called and no sampling loop of its own was seen: nothing was skipped. Its loop does not use "
+            "pipe.progress_bar or pipe.scheduler, or runs in another pipeline inside: accelerate that.",
+        )
 
 
 def _sample(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.errors import BadOption, ScheduleMismatch, UnsupportedModel
 from diffcache.patch import Method, weak
 
 Part = nn.Module | Method
+MARK = "_diffcache"  # attribute of an accelerated pipeline, or loop
 
 
 class Clock:
@@ -183,6 +184,13 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
     if not isinstance(branches, Integral) or isinstance(branches, bool) or branches < 1:
         raise BadOption("branches", branches, "a whole number, 1 or more")
     loop = loop_of(network)
+    compiled = LOOPS.get(network._orig_mod) if hasattr(network, "_orig_mod") else None
+    if compiled is not None and MARK in compiled.__dict__ and MARK not in loop.__dict__:
+        raise ScheduleMismatch(
+            f"this {type(network._orig_mod).__name__} was accelerated, and trajectory was given what torch.compile "
+            "made of it: nothing would be skipped. Compile first, accelerate last: accelerate what torch.compile "
+            "returned."
+        )
     if loop.inside:
         raise UnsupportedModel(
             f"a trajectory of this {type(network).__name__} was begun within another. Allowed: one after the other; "

@@ -76,6 +76,7 @@ def measure(
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
     wanted = Wanted(asked, influence_steps if with_influence else 0)
     pipe = host.adopted(pipe)
+    host.demand_full_run(pipe)  # before a folder is made
     networks = host.denoisers(pipe)
     host.check_calls(pipe, calls)
     host.check_same_steps(pipe, calls)

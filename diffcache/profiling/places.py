@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffcache import host
 from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.patch import Around, entry_point, layer, spot
+from diffcache.patch import Around, layer, spot
 from diffcache.sites import GRANULARITIES, Granularity, parse
 from diffcache.store import Output, batch_first
 
@@ -49,7 +49,7 @@ def inner_places(name: str, denoiser: nn.Module, asked: Sequence[Granularity]) -
     for site in chosen:
         parts = parse(site).path.split(".")
         for around in (".".join(parts[:n]) for n in range(len(parts))):
-            if entry_point(denoiser.get_submodule(around)) != "forward":
+            if host.is_compiled(denoiser.get_submodule(around)):
                 raise UnsupportedModel(
                     f"{site!r} of the {name} lies inside {around or name!r}, which is compiled as one graph. Measure "
                     "the pipeline before you compile it."

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from diffcache import host
-from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
+from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.patch import inner_spot, layer
 from diffcache.profiling.clock import wait
 from diffcache.store import Output
 
-ACCELERATED = "_diffcache"  # the attribute of a pipeline that predicts some of its steps
 EXPLAINED = 1e-2  # of a step's move: what may be left of it where a loop is said to be affine in the network's output
 FEEDERS = "controlnet"  # how names of components begin that run before the denoiser and feed it
 
@@ -115,12 +114,7 @@ def record(
 ) -> Trajectory:
     """Run ``pipe(**call)`` in full, unchanged, and return its last sampling loop."""
     name = type(pipe).__name__
-    if ACCELERATED in getattr(host.adopted(pipe, bare=True), "__dict__", {}):
-        raise AlreadyAccelerated(
-            f"this {name} is accelerated; a recording would take predictions for the full run. "
-            "Call diffcache.restore(pipe) first, then record, then accelerate it anew."
-        )
-    host.demand_no_other_cache(pipe)
+    host.demand_full_run(pipe)
     host.demand_one_process(pipe)
     recorder = _Recorder(pipe, inside)
     with recorder.attached(), torch.no_grad():

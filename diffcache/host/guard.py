@@ -1,0 +1,170 @@
+"""What a pipeline must be free of before a run: other caches, and our own where a full run is taken.
+
+Every entry point asks here, and every run asks again when it begins. A check walks the modules of a denoiser once and
+reads their ``__dict__``. It calls nothing and reads no device. On a transformer of FLUX.1's structure (57 blocks, 1,275
+modules) ``demand_ready`` takes about 2 ms on one CPU core, as long as ``list(network.modules())``. What it finds is not
+kept for the next run: any module may have changed in between.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from diffcache.errors import AlreadyAccelerated, UnsupportedModel
+from diffcache.host.facts import adopted, denoisers, unwrapped
+from diffcache.host.forwards import chain, on_class, outermost, own
+from diffcache.host.loops import MARK
+from diffcache.patch import Method
+
+KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
+CACHE = re.compile(r"cach(?:e|ing)|taylor_?seer", re.IGNORECASE)  # in the name of a function that replaces a forward
+# Attributes that forks leave on a network or its class. Networks have caches of other kinds ("kv_cache").
+FORKS = re.compile(
+    r"(?:^|_)(?:tea|mag|easy|deep|ada|sea|first_?block|taylor|fora|toca|speca|faster|delta)_?cache|taylor_?seer|rel_l1"
+    r"|^(?:is|_is)_cached$|^previous_(?:modulated_input|residual)$",
+    re.IGNORECASE,
+)
+SWITCH = "enable_teacache"  # attribute by which TeaCache is turned off; its forward stays
+# Modules whose functions are caches, by any name. Those of cache-dit stay when it is off: an attribute says it is on.
+PACKAGES = re.compile(r"(?:DeepCache|tgate|para_attn|nunchaku\.caching|xfuser\.model_executor\.cache)\b")
+
+
+def demand_no_other_cache(pipe: Any) -> None:
+    """Raise AlreadyAccelerated if another cache acts on a denoiser of ``pipe``, or on a part of one.
+
+    Recognised are diffusers' caches (``enable_cache``, ``diffusers.hooks.apply_*``), cache-dit and its relatives, and
+    functions that replace a forward, on the object or on the class, if their name or what they keep says "cache". Hooks
+    for offloading, casting, adapters and parallelism are no caches.
+    """
+    _look(pipe, running=False)
+
+
+def demand_ready(pipe: Any) -> None:
+    """Raise if a run that is about to begin cannot be accelerated.
+
+    Raises:
+        AlreadyAccelerated: Another cache is on (see ``demand_no_other_cache``).
+        UnsupportedModel: Attention processors keep what they see for the pipeline (self-attention guidance, LEdits++,
+            Attend-and-Excite). At a skipped step the pipeline would read what an earlier step left.
+    """
+    _look(pipe, running=True)
+
+
+def demand_full_run(pipe: Any) -> None:
+    """Raise AlreadyAccelerated if a run of ``pipe`` would not be a full run: diffcache or another cache is on."""
+    if MARK in getattr(adopted(pipe, bare=True), "__dict__", {}):
+        raise AlreadyAccelerated(
+            f"this {type(pipe).__name__} is accelerated; a measurement would take predictions for the full run. "
+            "Call diffcache.restore(pipe) first, and accelerate it anew afterwards."
+        )
+    demand_no_other_cache(pipe)
+
+
+def networks(pipe: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the denoisers of ``pipe`` by name, without the wrapper of ``torch.compile``; for a method, its owner."""
+    for name, part in denoisers(pipe).items():
+        yield name, part.of() if isinstance(part, Method) else unwrapped(part)
+
+
+def parts(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield ``network`` and every module in it, each once. ``Module.modules`` takes four times as long."""
+    seen, left = {id(network)}, [network]
+    while left:
+        part = left.pop()
+        yield part
+        for child in part._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                left.append(child)
+
+
+def _look(pipe: Any, *, running: bool) -> None:
+    """Raise at the first sign of another cache; if ``running``, of attention maps that are kept as well."""
+    for name, network in networks(pipe):
+        kinds: set[type[nn.Module]] = set()
+        _refuse(pipe, name, _switched_on(name, network))
+        for part in parts(network):
+            state = part.__dict__
+            if "_diffusers_hook" in state:
+                _refuse(pipe, name, _hooked(name, state["_diffusers_hook"].hooks))
+            if "forward" in state:
+                _refuse(pipe, name, _replaced(name, network, part, outermost(part)))
+            kind = type(part)
+            if kind not in kinds:
+                kinds.add(kind)
+                _refuse(pipe, name, _replaced(name, network, part, on_class(kind)))
+            # getattr would take more time than all the rest: most parts answer with an error.
+            if running and ("processor" in state or "processor" in part._modules):
+                _demand_nothing_kept(pipe, name, state.get("processor", part._modules.get("processor")))
+
+
+def _demand_nothing_kept(pipe: Any, name: str, processor: Any) -> None:
+    if any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
+        raise UnsupportedModel(
+            f"{type(pipe).__name__} reads the attention maps of {name!r} at every step ({type(processor).__name__}); "
+            "where a step is skipped there are none. This pipeline cannot be accelerated; if it is no longer used, "
+            "set_default_attn_processor() takes its processors off."
+        )
+
+
+def _refuse(pipe: Any, name: str, found: tuple[str, str] | None) -> None:
+    if found is not None:
+        cache, way_out = found
+        raise AlreadyAccelerated(
+            f"the {name} of this {type(pipe).__name__} has {cache} on. {way_out} first: two caches would skip work "
+            "unaware of each other, and a run with another cache is no full run."
+        )
+
+
+def _switched_on(name: str, network: nn.Module) -> tuple[str, str] | None:
+    """What the attributes of a network say: (cache, what turns it off)."""
+    if getattr(network, "is_cache_enabled", False) is True:
+        config = type(getattr(network, "_cache_config", None)).__name__
+        return f"a cache of diffusers' own ({config})", f"Call pipe.{name}.disable_cache()"
+    if getattr(network, "_is_cached", False) is True:
+        return "a cache of cache-dit", "Call cache_dit.disable_cache(pipe)"
+    for attribute in (*network.__dict__, *type(network).__dict__):
+        if FORKS.search(attribute) and not callable(value := getattr(network, attribute)) and _on(value):
+            if getattr(network, SWITCH, True) is False:
+                return None
+            return f"another cache (attribute {attribute!r})", _PUT_BACK.format(name=name)
+    return None
+
+
+def _on(value: Any) -> bool:
+    """Whether a setting is neither off nor empty. Tensors are not read."""
+    return value is not None and value is not False
+
+
+def _hooked(name: str, hooks: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What the hooks of diffusers' registry say. A stateful hook keeps something from one forward for another."""
+    for key, hook in hooks.items():
+        if getattr(hook, "_is_stateful", False) is True or CACHE.search(f"{key} {type(hook).__name__}"):
+            registry = f"diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.{name})"
+            return f"a cache of diffusers' own ({type(hook).__name__})", f"Call {registry}.remove_hook({key!r})"
+    return None
+
+
+def _replaced(name: str, network: nn.Module, part: nn.Module, function: Any) -> tuple[str, str] | None:
+    """What the names of functions say that stand in for a forward."""
+    for wrapper in chain(function):
+        if own(part, wrapper) and function is not on_class(type(part)):
+            return None
+        module, named = _names(wrapper)
+        caches = PACKAGES.match(module) or (CACHE.search(named) and not module.startswith("cache_dit."))
+        if caches and getattr(network, SWITCH, True) is not False:
+            return f"another cache ({type(part).__name__}.forward is {named})", _PUT_BACK.format(name=name)
+    return None
+
+
+def _names(function: Any) -> tuple[str, str]:
+    """The module and the name of a function, or of an object's class, without the functions it was defined in."""
+    named = getattr(function, "__qualname__", type(function).__qualname__)
+    return str(getattr(function, "__module__", "")), str(named).rpartition("<locals>.")[2]
+
+
+_PUT_BACK = "Turn it off, or put the forward of pipe.{name}, its class and its blocks back,"
