@@ -20,6 +20,9 @@ V = TypeVar("V")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME = 256
+# Predictions are sums in float32, which has 24 bits: multiplied by more than this, the rounding error of an anchor is
+# as large as the anchor. Finite differences of order 4 stay below 10.
+MOST = 2.0**24
 
 
 def refuse(where: str, field: str, found: str, allowed: str, next_step: str = "") -> NoReturn:
@@ -123,6 +126,15 @@ def array(where: str, field: str, value: object, dtype: DTypeLike, **axes: int |
             refuse(where, field, f"{place(axes, index)} is {copy[index]}", "finite numbers")
     copy.setflags(write=False)
     return copy
+
+
+def coefficients(where: str, field: str, value: object, **axes: int | None) -> np.ndarray:
+    """Return a float64 array with these axes, all of whose numbers can be coefficients of a prediction."""
+    values = array(where, field, value, np.float64, **axes)
+    if index := first(np.abs(values) > MOST):
+        found = f"{place(axes, index)} is {values[index]:g}"
+        refuse(where, field, found, f"-{MOST:g} to {MOST:g} (2**24): beyond, float32 has no precision")
+    return values
 
 
 def first(wrong: np.ndarray) -> tuple[int, ...]:

@@ -33,9 +33,6 @@ OnlineRule = Literal["first_block", "modulated_input", "output_rate", "drift"]
 StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
 STORES: Mapping[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
 OWN_SOLVER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
-# Predictions are sums in float32, which has 24 bits: multiplied by more than this, the rounding error of an anchor is
-# as large as the anchor. Finite differences of order 4 stay below 10.
-MOST = 2.0**24
 SMALLEST_SPREAD = 2.0**-126  # below it, float32 loses bits, and in the end becomes 0
 EXACT_DB = 20 * math.log10(2.0**24)  # the error is below the precision of a float32 of the sample's range
 Origin = Literal["simulated", "calibration", "held-out"]
@@ -58,8 +55,8 @@ class SitePlan(Record):
     store    format in which outputs are kept; None: as the site returns them
     prescale float64 [2, C] or None: centre and spread of every channel, taken off what is quantised and put back
 
-    No coefficient is larger than MOST. At computed steps kappa, scale and bias mean nothing. No predicted step may come
-    out as zero whatever the anchors.
+    No coefficient is larger than ``_checks.MOST``. At computed steps kappa, scale and bias mean nothing. No predicted
+    step may come out as zero whatever the anchors.
     """
 
     compute: np.ndarray
@@ -74,26 +71,26 @@ class SitePlan(Record):
     def __post_init__(self) -> None:
         me = type(self).__name__
         compute = _checks.array(me, "compute", self.compute, bool, step=None)
-        weights = _coefficients(me, "weights", self.weights, branch=None, step=len(compute), anchor=None)
+        weights = _checks.coefficients(me, "weights", self.weights, branch=None, step=len(compute), anchor=None)
         put(self, compute=compute, weights=weights)
         rows = {"branch": len(weights), "step": len(compute)}
         if self.kappa is not None:
-            put(self, kappa=_coefficients(me, "kappa", self.kappa, **rows))
+            put(self, kappa=_checks.coefficients(me, "kappa", self.kappa, **rows))
         if self.inputs is not None:
-            put(self, inputs=_coefficients(me, "inputs", self.inputs, **rows, anchor=weights.shape[2]))
+            put(self, inputs=_checks.coefficients(me, "inputs", self.inputs, **rows, anchor=weights.shape[2]))
         channels = None
         for name in ("scale", "bias"):
             value = getattr(self, name)
             if np.ndim(value) > len(rows):
-                value = _coefficients(me, name, value, **rows, channel=channels)
+                value = _checks.coefficients(me, name, value, **rows, channel=channels)
                 channels = value.shape[-1]
                 put(self, **{name: value})
             elif value is not None:
-                put(self, **{name: _coefficients(me, name, value, **rows)})
+                put(self, **{name: _checks.coefficients(me, name, value, **rows)})
         if self.store is not None and self.store not in get_args(StoreFormat):
             refuse(me, "store", f"found {self.store!r:.80}", ", ".join(map(repr, get_args(StoreFormat))) + " or null")
         if self.prescale is not None:
-            put(self, prescale=_coefficients(me, "prescale", self.prescale, which=2, channel=None))
+            put(self, prescale=_checks.coefficients(me, "prescale", self.prescale, which=2, channel=None))
             if index := first(self.prescale[1] < SMALLEST_SPREAD):
                 found = f"the spread of channel {index[0]} is {self.prescale[1][index]:g}"
                 refuse(me, "prescale", found, f"spreads above 0, at least {SMALLEST_SPREAD:.3g}: it is divided by them")
@@ -551,17 +548,6 @@ def check_branches(where: str, name: str, branches: int, guidance: Guidance | No
     if guidance is not None and branches not in (1, guidance.branches):
         allowed = "1" if guidance.branches == 1 else f"1, or the {guidance.branches} of guidance"
         refuse(where, name, f"{branches} branches", allowed)
-
-
-def _coefficients(where: str, field: str, value: object, **axes: int | None) -> np.ndarray:
-    """Return a float64 array with these axes, all of whose numbers can be coefficients of a prediction."""
-    array = _checks.array(where, field, value, np.float64, **axes)
-    if index := first(np.abs(array) > MOST):
-        allowed = f"-{MOST:g} to {MOST:g} (2**24)"
-        refuse(
-            where, field, f"{place(axes, index)} is {array[index]:g}", allowed, "Beyond that, float32 has no precision."
-        )
-    return array
 
 
 def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndarray) -> None:

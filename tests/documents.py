@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from diffcache._checks import MOST
 from diffcache.errors import DiffCacheError, DocumentError
 from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.schedule import (
-    MOST,
     CacheSchedule,
     DenoiserPlan,
     Expected,
