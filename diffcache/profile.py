@@ -15,7 +15,7 @@ import numpy as np
 
 from diffcache import _checks
 from diffcache._checks import first, place, put, refuse
-from diffcache._document import Document, Record, Upgrade
+from diffcache._document import Document, Record, Upgrade, spoken
 from diffcache.schedule import (
     Guidance,
     NoiseSchedulerId,

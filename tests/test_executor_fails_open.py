@@ -27,7 +27,7 @@ def test_an_output_that_is_not_finite_is_no_anchor(bad: float) -> None:
         assert (row.computed, row.predicted, dict(row.failed_open)) == (
             4,
             3,
-            {"an anchor is missing: the output at that step had NaN or Inf in it": 1},
+            {"an anchor is missing: non-finite output (NaN or Inf) at that step": 1},
         )
         assert report(pipe).computed == len(pipe.transformer.seen) == 5
 

@@ -133,7 +133,7 @@ def test_a_late_start_is_called_so() -> None:
     with accelerated(pipe, bound(pipe, hold("#" + "." * (steps - 1)))):
         run(pipe, call)
         (reason,) = report(pipe).rows[0].failed_open
-    assert reason == "an anchor is missing: the loop began after the step that it belongs to"
+    assert reason == "an anchor is missing: late start, the loop began after that step"
 
 
 def set_timesteps(pipe: object, call: dict[str, object]) -> Tensor:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffcache.schedule import decibels
+
 NOTHING = "–"
 LINK = {"better": "than", "worse": "than", "no difference": "from"}
 
@@ -119,9 +121,9 @@ def promise(method: Mapping[str, Any]) -> str:
     promised, measured = method.get("promised") or {}, (score_of(method, "state") or {}).get("mean")
     if not finite(promised.get("mean_db")):
         return NOTHING
-    return (
-        f"{promised['mean_db']:.1f} / {measured:.1f}" if finite(measured) else f"{promised['mean_db']:.1f} / {NOTHING}"
-    )
+    values: tuple[Any, ...] = promised["mean_db"], measured
+    shown = [decibels(db).removesuffix(" dB") if finite(db) else NOTHING for db in values]
+    return " / ".join(shown)
 
 
 def megabytes(size: object) -> str:

@@ -31,14 +31,14 @@ class Reason(NamedTuple):
     text: str
 
 
-LATE_START = Reason("late-start", "an anchor is missing: the loop began after the step that it belongs to")
-OTHER_DENOISER = Reason("other-denoiser", "an anchor is missing: the loop did not call this denoiser at that step")
+LATE_START = Reason("late-start", "an anchor is missing: late start, the loop began after that step")
+OTHER_DENOISER = Reason("other-denoiser", "an anchor is missing: another denoiser had its turn at that step")
 OTHER_BRANCHES = Reason(
     "branches-changed", "an anchor is missing: the loop did not call this branch of guidance at that step"
 )
 SITE_NOT_RUN = Reason("site-not-run", "an anchor is missing: the network did not run this site to its end at that step")
 WENT_BACK = Reason("loop-went-back", "an anchor is missing: the loop went back, and did not run that step again")
-NON_FINITE_ANCHOR = Reason("non-finite-anchor", "an anchor is missing: the output at that step had NaN or Inf in it")
+NON_FINITE_ANCHOR = Reason("non-finite-anchor", "an anchor is missing: non-finite output (NaN or Inf) at that step")
 UNREADABLE = Reason("output-unreadable", "an anchor is missing: no tensor can be found in the output")
 NON_FINITE_PREDICTION = Reason("non-finite-prediction", "the prediction had NaN or Inf in it")
 OTHER_INPUT = Reason("input-changed", "shape, dtype or device of the input changed")

@@ -65,7 +65,9 @@ function columnsOf() {
     { head: "promised / measured (state, dB)", cell: (m) => {
       const promised = (m.promised || {}).mean_db, measured = score(m, "state").mean;
       if (!isNumber(promised)) return plain(null, "–");
-      return { value: promised, shown: [`${promised.toFixed(1)} / ${isNumber(measured) ? measured.toFixed(1) : "–"}`,
+      // As diffcache.schedule.decibels: beyond the precision of float32 any number would be made up.
+      const decibels = (db) => !isNumber(db) ? "–" : db >= 20 * Math.log10(2 ** 24) ? "exact" : db.toFixed(1);
+      return { value: promised, shown: [`${decibels(promised)} / ${decibels(measured)}`,
         h("small", null, `${m.promised.samples} ${m.promised.origin} sample${m.promised.samples > 1 ? "s" : ""}`)] };
     } },
     { head: "operations", cell: (m) => plain(m.flops_fraction, isNumber(m.flops_fraction) ? (100 * m.flops_fraction).toFixed(1) + " %" : "–") },
