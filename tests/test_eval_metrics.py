@@ -68,14 +68,14 @@ DAMAGES = {"noise": noisy, "blur": blurred, "shift": shifted, "shuffle": shuffle
 
 
 def test_every_metric_is_listed_and_says_what_it_is() -> None:
-    assert metrics.available() == ("action", "latent", "lpips", "psnr", "spectral", "ssim")
+    assert metrics.available() == ("action", "latent", "lpips", "psnr", "spectral", "ssim", "state")
     better = {}
     for name in metrics.available():
         about = metrics.load(name).ABOUT
         assert about.title
         assert about.about.endswith(".")
         better[name] = about.better
-    assert {name for name, way in better.items() if way == "higher"} == {"psnr", "ssim"}
+    assert {name for name, way in better.items() if way == "higher"} == {"psnr", "ssim", "state"}
     assert metrics.load("psnr").ABOUT.unit == metrics.load("spectral").ABOUT.unit == "dB"
 
 

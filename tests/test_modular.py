@@ -29,7 +29,6 @@ from diffcache import accelerated, host, optimize, report
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen
 from diffcache.host import facts
-from diffcache.schedule import Guidance
 
 PLACES = ("model", "stack", "block", "sublayer")
 EVERYWHERE = [(name, place) for name in MODULAR for place in (PLACES[:2] if name.startswith("sdxl") else PLACES)]
@@ -235,7 +234,9 @@ def test_a_schedule_fitted_under_a_guider_knows_its_branches_and_its_scale() -> 
     calls = [call | {"generator": torch.Generator().manual_seed(k), "output": "latents"} for k in range(2)]
     schedule = optimize(pipe, calls, 3, time_limit_s=1)
     assert schedule.provenance["fit_target"] == "state"
-    assert schedule.guidance == Guidance(mode="separate", branches=2, scales={"guidance_scale": 4.0})
+    assert schedule.guidance is not None
+    assert (schedule.guidance.mode, schedule.guidance.branches) == ("separate", 2)
+    assert schedule.guidance.scales["guidance_scale"] == 4.0
     untouched = run(pipe, call)
     with accelerated(pipe, schedule):
         fast = run(pipe, call)

@@ -249,7 +249,7 @@ def test_policies_are_evaluated_beside_other_samplers_of_as_many_steps(proof: An
     }  # fmt: skip
     assert {m["computed_steps"] for name, m in methods.items() if name != "full run"} == {5}
     for name, method in methods.items():
-        assert set(method["scores"]) == {"action", "success"}, name
+        assert set(method["scores"]) == {"action", "state", "success"}, name
         assert len(method["scores"]["success"]["values"]) == 20
         assert len(method["scores"]["action"]["values"]) == 32
         low, mean, high = (method["scores"]["success"][k] for k in ("low", "mean", "high"))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from documents import STEPS, forge, hold, mask, online, profile, schedule, schedules
 from hypothesis import HealthCheck, given, settings
+from scipy.stats import t as student_t
 
 from diffcache.errors import DocumentError
 from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
@@ -233,7 +234,7 @@ def test_a_schedule_printed_shows_its_masks() -> None:
         "2 of 5 steps computed; the loop runs steps 1 to 5 of 6",
         "noise scheduler Euler",
         "guidance batched, 2 branches, guidance_scale 5",
-        "expected 40.0 dB, 35.5 to 44.0 over 16 samples, held-out",
+        "expected 40.0 dB, worst tenth 35.5, best 44.0, from 16 held-out samples",
         "noise levels moved",
         "transformer (Net)",
         "  decided in the run by drift, limit 0.5",
@@ -248,7 +249,11 @@ def test_a_schedule_printed_shows_its_masks() -> None:
 def test_an_expectation_is_the_mean_and_the_deciles_of_what_was_seen() -> None:
     psnr_db = np.arange(20.0, 41.0)
     seen = Expected.over(np.random.default_rng(0).permutation(psnr_db), "calibration")
-    assert (seen.mean_db, seen.low_db, seen.high_db, seen.samples) == (30.0, 22.0, 38.0, 21)
+    wide = student_t.ppf(0.9, 20) * (1 + 1 / 21) ** 0.5 * psnr_db.std(ddof=1)
+    assert (seen.mean_db, seen.samples) == (30.0, 21)
+    assert (seen.low_db, seen.high_db) == pytest.approx((30 - wide, 30 + wide), abs=0.01)
+    few = Expected.over(psnr_db[8:13], "calibration")
+    assert few.high_db - few.mean_db > 1.4 * psnr_db[8:13].std(ddof=1)
     exact = Expected.over(np.array([np.inf, 100.0]), "simulated")  # a sample that ends where the full run does
     assert (exact.mean_db, exact.samples, exact.origin) == (150.0, 2, "simulated")
 
@@ -390,10 +395,10 @@ PLAIN = {"transformer": DenoiserPlan(sites={"model": hold("■·■·■·")})}
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ([200.0, 218.0], "no difference from the full run beyond rounding, over 2 samples, held-out"),
-        ([150.0], "no difference from the full run beyond rounding, over 1 sample, held-out"),
-        ([60.0, 200.0], "130.0 dB, 74.0 to exact over 2 samples, held-out"),
-        ([40.0], "40.0 dB, 40.0 to 40.0 over 1 sample, held-out"),
+        ([200.0, 218.0], "no difference from the full run beyond rounding, from 2 held-out samples, which is few"),
+        ([150.0], "no difference from the full run beyond rounding, from 1 held-out sample"),
+        ([60.0, 200.0], "130.0 dB, worst tenth -228.6, best exact, from 2 held-out samples, which is few"),
+        ([40.0], "40.0 dB, from 1 held-out sample: how far others spread is not known"),
     ],
 )
 def test_a_fidelity_that_no_float_could_show_is_not_given_as_a_number(values: list[float], says: str) -> None:
