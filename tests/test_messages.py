@@ -303,7 +303,7 @@ def test_another_number_of_steps_is_refused_with_both_numbers_when_the_run_begin
         demand(
             str(refused.value),
             f"made for 6 steps; this run takes {steps} (noise scheduler FlowMatchEulerDiscreteScheduler",
-            f"Pass num_inference_steps=6, or make a schedule for {steps}.",
+            f"Pass num_inference_steps=6, or make a schedule for {steps}",
         )
         assert dicts(pipe)["transformer."] == before
         run(pipe, CALL)

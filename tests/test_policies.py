@@ -318,7 +318,7 @@ def test_a_sampler_swapped_for_a_comparison_is_put_back() -> None:
 
 
 def test_a_pipeline_plays_no_episodes(tmp_path: Path) -> None:
-    loop = diffcache.Loop(Transformer(), lambda: None)
+    loop = diffcache.Loop(Transformer(), lambda num_inference_steps: None)
     with pytest.raises(diffcache.DiffCacheError, match="trials"):
         diffcache.evaluate(loop, {}, [{"seed": 1, "num_inference_steps": 3}], trials=Trials(play, 2), out=tmp_path)
 

@@ -100,7 +100,6 @@ def test_restore_is_harmless_where_nothing_is_accelerated() -> None:
     pipe = warm("flux")
     before = dicts(pipe)
     assert restore(pipe) is pipe
-    assert restore(None) is None
     assert dicts(pipe) == before
     with accelerated(pipe, "full"):
         pass

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from diffcache import store
+from diffcache.channels import find_sample
 from diffcache.executor import notices
 from diffcache.executor.guess import combine, problem
 from diffcache.executor.notices import Reason
@@ -151,10 +152,14 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     x, pairing = inputs.main, None
     if program.reads_x:
         root = site == "model"
+        if root and call.denoiser not in call.state.places and len(inputs.main) == 1 and call.step in program.keeps_x:
+            (given,) = inputs.main
+            if given.shape == output.tensors[0].shape:  # no channels but the sample's
+                call.state.places[call.denoiser] = find_sample(given, given)
+            else:
+                call.state.unplaced[call.denoiser] = given
         place = call.state.places.get(call.denoiser) if root else None
         call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {}, root=root, place=place)
-        if root and call.denoiser not in call.state.places and len(inputs.main) == 1 and call.step in program.keeps_x:
-            call.state.unplaced[call.denoiser] = inputs.main[0]
         x = pairing.x(inputs)
     keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)
     kept_x: tuple[Kept, ...] = ()
