@@ -580,6 +580,7 @@ def test_a_trace_would_be_noticed() -> None:
             "pipe.maybe_free_model_hooks",
             "pipe._diffcache",
             "transformer..forward",
+            "transformer..cache_context",
         }
 
 
