@@ -14,7 +14,8 @@ from documents import hold, profile, schedule
 
 from diffcache import cli, planning
 from diffcache.budget import Budget
-from diffcache.cli import show
+from diffcache.cli import _samples, show
+from diffcache.errors import BadOption
 from diffcache.profile import Profile
 from diffcache.schedule import CacheSchedule, SitePlan
 
@@ -243,3 +244,15 @@ def test_a_plot_is_written_where_it_is_wanted(command: Command, tmp_path: Path) 
     assert "Allowed: a name that ends in one of" in complaint
     _, _, complaint = command("show", plan, "--plot", tmp_path / "none" / "x.png")
     assert "Allowed: a file in a folder that exists" in complaint
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "[" * 200_000), ("a.jsonl", "{" * 9), ("a.jsonl", "[1]")])
+def test_rows_that_are_no_objects_are_one_error(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadOption, match="one JSON object a line"):
+        _samples.read(tmp_path / name)
+
+
+def test_a_nested_field_of_a_table_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,size\nx," + "[" * 100_000 + "\n")
+    assert _samples.read(tmp_path / "a.csv") == [{"prompt": "x", "size": "[" * 100_000}]

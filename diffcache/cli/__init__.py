@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from diffcache import _rooms, _settings
+from diffcache._text import printable
 from diffcache.errors import DiffCacheError
 
 DEBUG = "--debug"
@@ -52,7 +53,7 @@ def main() -> None:
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            typer.echo(f"error: {_line(error)}", err=True)
+            typer.echo(f"error: {printable(_line(error))}", err=True)
             raise SystemExit(2) from None
 
 
@@ -78,7 +79,7 @@ def _show_warning(
 ) -> None:
     """Write a warning above the bars that are on the screen, one of this library in one line."""
     if category.__module__.partition(".")[0] == "diffcache":
-        text = f"warning: {' '.join(str(message).split())}"
+        text = f"warning: {printable(' '.join(str(message).split()))}"
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line).rstrip()
     bars = sys.modules.get("tqdm")

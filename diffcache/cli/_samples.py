@@ -61,7 +61,7 @@ def _objects(file: Path, text: str) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadOption("prompts", f"{file}, line {number}", f"one JSON object a line ({error})") from None
         if not isinstance(row, dict) or not row:
             raise BadOption("prompts", f"{file}, line {number}", "one JSON object a line, with arguments in it")
@@ -75,5 +75,5 @@ def _value(name: str, field: str) -> Any:
         return field
     try:
         return json.loads(field.strip().lower() if field.strip().lower() in ("true", "false", "null") else field)
-    except ValueError:
+    except (ValueError, RecursionError):
         return field

@@ -43,6 +43,9 @@ def profile(
         raise BadOption("resume", str(resume), "either --resume or --no-resume")
     if resume:
         check_folder("resume", resume)
+    folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
+    if folder and not resume and folder.is_symlink():
+        raise BadOption("out", str(out), f"a file beside which {folder.name} is a folder or nothing; it is a link")
     if influence_steps < 0:
         raise BadOption("influence_steps", influence_steps, "0 or more")
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
@@ -59,7 +62,6 @@ def profile(
     loaded = found_model.load()
     calls = asked.calls(loaded)
 
-    folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
     found = measure(
         loaded.pipe,
         calls,
