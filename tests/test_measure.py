@@ -71,8 +71,8 @@ def test_tables_are_what_they_are_defined_to_be(name: str) -> None:
     if name == "flux_control":  # the sample comes before the condition; tables are of the sample
         inputs = inputs[..., : outputs.shape[-1]]
     check_tables(site, inputs, outputs)
-    if name in ("dit", "flux_control"):
-        assert inputs.shape != outputs.shape  # a learned variance, condition channels
+    if name == "dit":
+        assert inputs.shape != outputs.shape  # a learned variance
     if len(outputs) > 1:
         assert not np.allclose(site.output.gram[0], site.output.gram[1], rtol=0.01)  # branches are told apart
 
