@@ -114,8 +114,8 @@ class Executor:
             patch.put()
 
     def _begin(self, run: host.Run) -> None:
+        self._ready()
         try:
-            self._ready()
             state = self._planned(run)
         except ScheduleMismatch as why:
             if self.mismatch == "refuse":
