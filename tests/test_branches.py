@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pipelines import TINY, fresh, run
@@ -16,11 +17,11 @@ from probes import bound, hold
 from torch import Tensor, nn
 
 import diffcache
-from diffcache import accelerated, report
+from diffcache import CacheSchedule, accelerated, report
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import FailedOpen
-from diffcache.host.branches import Branches, recognised
-from diffcache.schedule import Guidance
+from diffcache.host.branches import BRANCH_NAMES, Branches, recognised
+from diffcache.schedule import DenoiserPlan, Guidance
 
 STEPS = 12
 TIMES = torch.linspace(1000.0, 1.0, STEPS)
@@ -191,6 +192,30 @@ def test_named_tiles_of_a_step_have_anchors_of_their_own() -> None:
     assert {(row.branch, row.computed, row.predicted) for row in rows} == {(b, 6, 6) for b in range(3)}
 
 
+def test_coefficients_go_with_the_names_of_the_branches_that_they_were_fitted_to() -> None:
+    """In a run whose branches come in another order, and in one that has a branch more."""
+    scale = np.ones((2, STEPS))
+    scale[1] = 1.5
+    plan = hold([i % 2 == 0 for i in range(STEPS)], 2, scale=scale)
+    guidance = Guidance(mode="separate", branches=2)
+    schedule = CacheSchedule(steps=STEPS, denoisers={"network": DenoiserPlan(sites={"model": plan})}, guidance=guidance)
+    net = Net()
+    for names, scaled in (['["c", "u"]', "u"], ['["u", "c"]', "c"]):
+        with accelerated(net, schedule.with_provenance(**{BRANCH_NAMES: names})):
+            found = loop(net, lambda i: "uc" if i % 4 < 2 else "cu", named=True)
+        assert {which for _, which, error in found if error > 1} == {scaled}
+    with accelerated(net, schedule), pytest.warns(FailedOpen, match="no coefficients for this branch"):
+        found = loop(net, lambda i: "cu" if i < 2 else "cut", named=True)
+    assert max(error for _, which, error in found if which == "t") < NEAR
+
+
+def test_a_fitted_schedule_holds_the_names_of_its_branches() -> None:
+    pipe = fresh("wan")
+    call = {**TINY["wan"].call(pipe), "generator": torch.Generator().manual_seed(0)}
+    schedule = diffcache.optimize(pipe, [call], 3, time_limit_s=0)
+    assert schedule.provenance[BRANCH_NAMES] == '["cond", "uncond"]'
+
+
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_a_branch_needs_a_name(name: Any) -> None:
     with pytest.raises(BadOption, match="name"), diffcache.branch(name):
@@ -254,6 +279,13 @@ def test_branches_are_identified_by_the_cache_context_that_the_pipeline_opens(or
         predicted += bool(alike)
     assert predicted == sum(step % 2 == 1 and name in WAN_ORDERS[order](step - 1) for step, name, _ in full)
     assert set(vars(pipe.transformer)) == before
+
+
+def test_tiles_of_one_name_whose_number_changes_are_refused_where_they_were_predicted() -> None:
+    pipe = fresh("wan")
+    call = reordered(pipe, lambda i: ["cond"] * (2 if i < 3 else 1), opens=True)
+    with accelerated(pipe, "uniform:every=2"), pytest.raises(UnsupportedModel, match="number of times in step 3"):
+        call()
 
 
 def test_calls_that_come_and_go_without_a_name_are_refused_where_they_were_predicted() -> None:

@@ -225,14 +225,14 @@ def check_guidance(
         return
     call.state.batch_at_start.setdefault(call.denoiser, call.batch)
     if call.step == run.start:
-        call.state.calls_at_start[call.denoiser] = call.branch + 1
-        if call.branch == 0 and (
-            guidance.mode == "batched" or (guidance.mode == "none" and host.batches_guidance(pipe))
-        ):
+        made = call.state.calls_at_start.get(call.denoiser, 0)
+        call.state.calls_at_start[call.denoiser] = made + 1
+        asked = guidance.mode == "batched" or (guidance.mode == "none" and host.batches_guidance(pipe))
+        if asked and not made:
             _check_batch(run, guidance, x, refuse)
-    elif call.branch == 0 and call.step == run.start + 1:
+    elif call.step == run.start + 1:
         expected = guidance.branches if guidance.mode == "separate" else 1
-        seen = call.state.calls_at_start.get(call.denoiser, expected)
+        seen = call.state.calls_at_start.pop(call.denoiser, expected)  # at the first forward of the step
         if seen != expected:
             raise ScheduleMismatch(
                 f"the schedule was fitted for {expected} calls of {call.denoiser!r} at each step "

@@ -77,6 +77,8 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     obstacle: Reason | None = None
     if branch is None and len(terms.weights) > 1 and call.batch != call.state.batch_at_start.get(call.denoiser):
         obstacle = notices.OTHER_BATCH
+    if branch is not None and branch >= len(terms.weights) > 1:
+        obstacle = notices.NO_ROW
     obstacle = obstacle or problem(there, terms, x, branch, pairing, call.batch)
     if obstacle:
         counts.fail(obstacle)

@@ -135,6 +135,7 @@ class Executor:
         else:
             schedule, programs = self.source, self._programs
             check_run(self.host.pipe, run, schedule, strict=self.strict)
+        run.assigned.expect(schedule.provenance)
         check_in_parts(self.host.pipe, schedule)
         demand_visible(schedule, self.wrapping.denoisers)
         levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail

@@ -152,5 +152,11 @@ def _own(x: Sequence[Tensor], j: int, outputs: Sequence[Kept], root: bool) -> in
     fitting = [i for i, t in enumerate(x) if t.shape == like.shape]
     if not fitting:
         left = [i for i, t in enumerate(x) if all(t.shape != other.shape for other in outputs)]
-        fitting = [i for i in left if (root and apart(x[i].shape, like.shape)) or carries(x[i].shape, like.shape, None)]
+        fitting = [i for i in left if carries(x[i].shape, like.shape, None) or (root and _wider(x[i], like))]
     return j if j in fitting else fitting[0] if fitting else None
+
+
+def _wider(x: Tensor, output: Kept) -> bool:
+    """Return whether an input may hold conditions beside what the output carries on."""
+    d = apart(x.shape, output.shape)
+    return bool(d) and x.shape[d or 0] > output.shape[d or 0]

@@ -13,7 +13,7 @@ A pipeline that shares its denoiser with another is therefore told apart: its ow
 Loops that are no pipeline's (``loops``, ``policies``) say by themselves where they begin and end.
 """
 
-from diffcache.host.branches import Forward, branch
+from diffcache.host.branches import BRANCH_NAMES, Forward, branch
 from diffcache.host.calls import (
     GRIDS,
     MOST_STEPS,
@@ -61,6 +61,7 @@ from diffcache.host.run import Run
 from diffcache.host.wrapping import Wrapping
 
 __all__ = [
+    "BRANCH_NAMES",
     "GRIDS",
     "MARK",
     "MOST_STEPS",

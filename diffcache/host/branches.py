@@ -9,6 +9,7 @@ steps.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from diffcache.errors import BadOption
 
+BRANCH_NAMES = "branch names"  # in a schedule's provenance: a JSON list, in the order of the coefficients
 FEW = 64  # elements up to which a tensor on the CPU is compared by its values
 
 Conditions = Mapping[str, Any]  # name of an argument -> what it is recognised by
@@ -75,8 +77,8 @@ class Forward:
 
     step     counted from 0
     branch   its number, in the order in which the run met the branches
-    unsure   the forward has no name, and its conditioning does not show whether it serves the same branch as the
-             forward at this place one step before
+    unsure   neither a name, which comes once in a step, nor the conditioning shows whether the forward serves the same
+             branch as the one at this place a step before
     moved    the branch has no name, and its place belongs to another branch than before: what was kept for its number
              before this step is another branch's
     changed  the step, already over, that had another number of forwards than the one before it; None: no step had
@@ -139,6 +141,16 @@ class Branches:
         self._numbers: dict[tuple[str, int], int] = {}
         self._groups: dict[tuple[str, str], _Group] = {}
 
+    def expect(self, provenance: Mapping[str, str]) -> None:
+        """Number the branches in the order of a schedule's coefficients, whichever comes first in the run."""
+        try:
+            names = json.loads(provenance.get(BRANCH_NAMES, "[]"))
+        except ValueError:  # free text, which anything may have been written into
+            return
+        for name in names if isinstance(names, list) else ():
+            if isinstance(name, str):
+                self._number(name, 0)
+
     def count(self, denoiser: str, step: int, name: str = "") -> int:
         """Return how many forwards with this name ``step`` has had so far."""
         group = self._groups.get((denoiser, name))
@@ -169,8 +181,8 @@ class Branches:
         place = group.count
         group.count += 1
         number = self._number(name, place)
-        if name:
-            return Forward(step, number, changed=changed, apart=apart)
+        if name:  # of a name that comes several times in a step, places show which is which
+            return Forward(step, number, unsure=place > 0 or group.before > 1, changed=changed, apart=apart)
         unsure, moved = self._compare(group, place, given())
         like = group.before == group.first
         return Forward(step, number, unsure, moved, changed, apart, like)
@@ -208,7 +220,7 @@ class Branches:
         # A step before, as ``own`` still is: those at earlier places have been replaced in this step.
         others = [seen.before if n < place else seen.now for n, seen in enumerate(group.seen) if n != place]
         others = [other for other in others if other]
-        moved = not own.held <= same or any(_same(now, other) - same for other in others)
+        moved = bool((own.held & now.keys()) - same) or any(_same(now, other) - same for other in others)
         sure = all(same - _same(now, other) for other in others) if others else whole
         group.seen[place] = _Seen(now, own.now, frozenset() if moved else same, not sure and not moved, sure and whole)
         return not sure and not moved, moved

@@ -381,6 +381,7 @@ class Calibration:
             expected=expected,
             provenance=dict(notes)
             | {"samples": str(circumstances.samples(self.trajectories, self.replays))}
+            | circumstances.branch_names(self.trajectories[0])
             | host.configurations(
                 **circumstances.denoisers(self.pipe, self.trajectories[0]), scheduler=self.trajectories[0].scheduler
             ),

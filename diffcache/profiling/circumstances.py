@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,13 @@ class Circumstances:
         several, nor of a batch whose parts differ in more than the prompt: a schedule could not tell them apart."""
         told_apart = not self.obstacle and self.in_batch in (1, self.branches) and self.repeats
         return self.branches if told_apart else 1
+
+
+def branch_names(trajectory: Trajectory) -> dict[str, str]:
+    """Return the entry of a schedule's provenance that holds the names of the branches, in the order of their
+    coefficients; nothing where they have no names."""
+    names = [call.branch for call in trajectory.steps[0].calls]
+    return {host.BRANCH_NAMES: json.dumps(names)} if len(names) > 1 and all(names) else {}
 
 
 def replay_all(trajectories: Sequence[Trajectory]) -> tuple[list[Replay], str]:
