@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 15  # words of 32 bits under one pair of sums; another number gives other hashes
-AT_ONCE = 512  # blocks that are hashed together; on a CPU as many as its caches hold
+AT_ONCE = 512  # blocks that are hashed together on a GPU
+ON_CPU = (
+    1  # of 32,768 words: PyTorch divides larger operations among threads, which wait for each other on a busy machine
+)
 
 
 def tensor_hash(tensor: Tensor) -> bytes:
@@ -36,7 +39,7 @@ def tensor_hash(tensor: Tensor) -> bytes:
         words, rest = raw[:whole].view(torch.int32), raw[whole:]
         full = words.numel() // BLOCK * BLOCK
         keys = _keys(words.device)
-        at_once = 2 * torch.get_num_threads() if words.device.type == "cpu" else AT_ONCE
+        at_once = ON_CPU if words.device.type == "cpu" else AT_ONCE
         rows = words[:full].view(-1, BLOCK)
         sums = [_sums(rows[n : n + at_once], keys) for n in range(0, len(rows), at_once)]
         if full < words.numel():
