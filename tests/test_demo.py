@@ -16,7 +16,7 @@ from diffcache.eval.methods import evenly_reused
 from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.eval.solvers import better_solver
 
-SMALL = Size(budgets=(12,), calibration=8, held_out=4, search_s=1, repeats=1)
+SMALL = Size(budgets=(12,), calibration=8, held_out=4, fits=4, repeats=1)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -31,8 +31,8 @@ def methods(found):
 
 def test_the_demo_writes_pictures_report_record_and_schedules_that_work(demo):
     name, out, found = demo
-    files = {"pictures.png", "table.md", "record.json", "report.html", f"{name}-50-12.safetensors"}
-    assert {f.name for f in out.iterdir()} == files | {"pictures", "parts", "exact"}
+    files = {"pictures.png", "table.md", "record.json", "report.html", "pipeline.json", f"{name}-50-12.safetensors"}
+    assert {f.name for f in out.iterdir()} == files | {"pictures", "parts", "exact", "trials"}
     assert json.loads((out / "record.json").read_text()) == found.record
     model = load(name)
     schedule = CacheSchedule.load(out / f"{name}-50-12.safetensors")

@@ -340,7 +340,7 @@ def test_methods_that_draw_something_else_are_refused(tmp_path: Path) -> None:
         few(tmp_path, compare=[small])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "x"}', '{"format": "diffcache.evaluation", "version": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "x"}', '{"format": "diffcache.evaluation", "version": 3}'])
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(DocumentError):

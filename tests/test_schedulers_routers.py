@@ -250,7 +250,7 @@ def test_a_table_can_be_kept_in_a_file_that_needs_no_torch(tmp_path: Path) -> No
         (table(), profile(start=0), "sites='sublayer'.*Or profile sublayer sites"),
         ("", measured(), r"routers_file\.read\(path\)"),
         ("DDIM20_router.pt", measured(), r"routers_file\.read\(path\)"),
-        ("missing.npy", measured(), "Found: .*No such file"),
+        ("missing.npy", measured(), "Found: .*no such file"),
     ],
 )
 def test_another_network_or_number_of_steps_is_refused(router: Any, found: Profile, words: str) -> None:

@@ -174,7 +174,7 @@ def _identify(trajectory: Trajectory, *results: Any) -> None:
                 step.result = None
                 trajectory.obstacle = trajectory.obstacle or (
                     f"step {i} of the loop makes something else of the state and the network's output than a weighted "
-                    "sum, as a loop does that draws noise or clips."
+                    "sum, as a loop does that draws noise, clips, or evaluates the network in stages."
                 )
     trajectory.scheduler = host.Clock(trajectory.timesteps, moves=moves, config=trajectory.scheduler.config)
 
