@@ -49,7 +49,7 @@ def made(name: str, prediction: str | None, options: dict[str, Any]) -> Any:
 
 
 def watched(scheduler: Any) -> Trajectory:
-    return Trajectory(scheduler=scheduler, start=0, timesteps=scheduler.timesteps, guidance_scale=None, steps=[])
+    return Trajectory(scheduler=scheduler, start=0, timesteps=scheduler.timesteps, guidance_scales={}, steps=[])
 
 
 @pytest.mark.parametrize(("name", "prediction", "options"), SAMPLERS)
@@ -137,16 +137,34 @@ def test_where_a_sampler_draws_noise_estimates_are_combined_and_run_as_they_were
     loop = looped(diffusers.DDPMScheduler)
     schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
     assert schedule.provenance["combined"] == "clean estimates"
-    assert schedule.expected is not None
     (plan,) = (plan for _, _, plan in schedule.plans())
     assert plan.inputs is not None
-    full = [loop(**call) for call in CALLS[2:]]
+    known = Calibration.record(loop, CALLS[:2], held_out=CALLS[2:])
+    by_outputs = fit(known.replays, plan.compute, held=known.held)
+    own = slopes(known.replays[0].trajectory)
+    assert own is not None
+    by_estimates = fit([r.sloped(own) for r in known.replays], plan.compute, held=[r.sloped(own) for r in known.held])
+    assert by_estimates.score > by_outputs.score + 6
+    real = measured(loop, known._document(by_estimates.plan, {}), CALLS[2:])
+    assert real.numpy() == pytest.approx(by_estimates.held_db, abs=0.05)
+
+
+def test_the_promise_holds_on_fresh_samples_where_a_sampler_draws_noise() -> None:
+    """One sample in about twelve goes to the other point, and ends far away: with and without it in a small group, the
+    mean of the group is off by 4 dB."""
+    loop = looped(diffusers.DDPMScheduler)
+    schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
+    assert schedule.expected is not None
+    real = measured(loop, schedule, [{"seed": n} for n in range(100, 140)])
+    assert float(real.mean()) == pytest.approx(schedule.expected.mean_db, abs=1.5)
+
+
+def measured(loop: diffcache.Loop, schedule: CacheSchedule, calls: list[dict[str, int]]) -> Tensor:
+    """Return dB of each sample of an accelerated run."""
+    full = [loop(**call) for call in calls]
     with diffcache.accelerated(loop.network, schedule):
-        found = [loop(**call) for call in CALLS[2:]]
-    real = torch.cat([psnr_db(a, b) for a, b in zip(found, full, strict=True)])
-    assert float(real.mean()) == pytest.approx(schedule.expected.mean_db, abs=0.05)
-    by_outputs = fit(Calibration.record(loop, CALLS[:2]).replays, plan.compute)
-    assert float(real.mean()) > by_outputs.score + 6
+        found = [loop(**call) for call in calls]
+    return torch.cat([psnr_db(a, b) for a, b in zip(found, full, strict=True)])
 
 
 def test_a_budget_of_memory_counts_what_is_kept_of_inputs() -> None:
@@ -199,8 +217,8 @@ def test_a_schedule_of_estimates_is_tied_to_its_steps() -> None:
     assert show.table(plan).splitlines()[:2] == ["  step  newest  w0    v0", "     1       0   1  -0.5"]
 
 
-def conditioned() -> diffcache.Loop:
-    """The network is given more tokens than it answers for."""
+def conditioned(twice: bool) -> diffcache.Loop:
+    """The network is given more tokens than it answers for: the sample and ones, or the sample twice."""
     scheduler = diffusers.DDPMScheduler(prediction_type="epsilon", **COSINE)
     network = Conditioned(scheduler)
 
@@ -209,7 +227,8 @@ def conditioned() -> diffcache.Loop:
         x = torch.randn(SAMPLES, *SHAPE)
         with torch.no_grad(), diffcache.trajectory(network, scheduler.timesteps):
             for t in scheduler.timesteps:
-                x = scheduler.step(network(torch.cat([x, torch.ones_like(x)], 1), t), t, x).prev_sample
+                other = x if twice else torch.ones_like(x)
+                x = scheduler.step(network(torch.cat([x, other], 1), t), t, x).prev_sample
         return x
 
     return diffcache.Loop(network, sample, scheduler=scheduler)
@@ -220,13 +239,19 @@ class Conditioned(Posterior):
         return super().forward(x[:, : SHAPE[0]], timestep)
 
 
-def test_where_a_run_could_not_tell_which_input_is_an_output_s_outputs_are_combined() -> None:
-    loop = conditioned()
+@pytest.mark.parametrize("twice", [False, True])
+def test_estimates_are_combined_only_where_a_run_can_find_the_sample_in_the_input(twice: bool) -> None:
+    loop = conditioned(twice)
     schedule = diffcache.optimize(loop, CALLS[:2], 6)
-    assert "combined" not in schedule.provenance
-    with diffcache.accelerated(loop.network, schedule):
-        loop(**CALLS[2])
-        assert sum(row.predicted for row in diffcache.report(loop.network).rows) == STEPS - 6
+    assert ("combined" in schedule.provenance) is not twice
+    for target in (loop, loop.network):
+        with diffcache.accelerated(target, schedule):
+            fast = loop(**CALLS[2])
+            assert sum(row.predicted for row in diffcache.report(target).rows) == STEPS - 6
+        if not twice:
+            plain = looped(diffusers.DDPMScheduler)
+            with diffcache.accelerated(plain, diffcache.optimize(plain, CALLS[:2], 6)):
+                assert torch.allclose(fast, plain(**CALLS[2]), atol=1e-4)
 
 
 @pytest.mark.parametrize(("store", "combined"), [("int8", True), ("int4", False)])

@@ -386,11 +386,11 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_accelerated_pipeline_is_refused_at_once(tmp_path: Path) -> None:
-    for verb in ("evaluate", "measure", "optimize", "record"):
-        pipe = untouchable()
-        with accelerated(pipe, "uniform:every=2"), pytest.raises(AlreadyAccelerated):
-            VERBS[verb](pipe, [good()])
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_accelerated_pipeline_is_refused_at_once(verb: str) -> None:
+    pipe = untouchable()
+    with accelerated(pipe, "uniform:every=2"), pytest.raises(AlreadyAccelerated):
+        VERBS[verb](pipe, [good()])
 
 
 @pytest.mark.parametrize(("play", "episodes"), [(None, 3), (print, 0), (print, 2.5), (print, True), (print, -1)])

@@ -26,6 +26,7 @@ import diffcache
 from diffcache import assets, cli
 from diffcache._document import Document
 from diffcache.cli import _models
+from diffcache.demo import run as demo_run
 from diffcache.errors import DiffCacheError
 from diffcache.eval import alignment, extractors
 from diffcache.profile import Profile
@@ -78,6 +79,7 @@ def here(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for owner, name in (
         (diffusers.DiffusionPipeline, "from_pretrained"),
         (assets, "load"),
+        (demo_run, "load"),  # whoever imported it first
         (alignment, "ClipScore"),
         (extractors, "load"),
     ):

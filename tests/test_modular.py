@@ -246,6 +246,9 @@ def test_a_schedule_fitted_under_a_guider_knows_its_branches_and_its_scale() -> 
     pipe.update_components(guider=cfg(enabled=False))
     with accelerated(pipe, schedule, strict=False), pytest.raises(ScheduleMismatch, match="this run makes 1"):
         run(pipe, call)
+    with accelerated(pipe, schedule), pytest.raises(ScheduleMismatch, match="guidance_enabled=1; this run uses 0"):
+        run(pipe, call)
+    pipe.update_components(guider=cfg(enabled=True))
     pipe.guider.guidance_scale = 2.0
     with accelerated(pipe, schedule), pytest.raises(ScheduleMismatch, match="guidance_scale=4; this run uses 2"):
         run(pipe, call)

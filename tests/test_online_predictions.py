@@ -119,7 +119,7 @@ def test_a_text_stream_that_is_not_moved_along_would_be_noticed(monkeypatch: pyt
     from diffcache.executor import decide
     from diffcache.executor.streams import alone
 
-    monkeypatch.setattr(decide, "pair", lambda inputs, outputs, flow: alone(inputs.main, outputs))
+    monkeypatch.setattr(decide, "pair", lambda inputs, outputs, flow, **kwargs: alone(inputs.main, outputs))
     with pytest.raises(AssertionError):
         test_every_stream_is_moved_along_with_its_input("flux")
 
