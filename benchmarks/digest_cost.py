@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from diffcache import host
+from diffcache import _files, host
 from diffcache._tensor_hash import tensor_hash
 from diffcache.assets import load
 from diffcache.demo.run import machine
@@ -44,7 +44,7 @@ def main() -> None:
     rows.append(f"\nIdentity of the Flux demo pipeline ({parameters:.1f} M parameters in float32): {seconds:.2f} s.")
     about = ", ".join(f"{name} {value}" for name, value in machine().items())
     text = "\n".join([*rows, f"\n{about}. `python benchmarks/digest_cost.py`."])
-    (RESULTS / "digest-cost.md").write_text(f"{text}\n")
+    _files.write(RESULTS / "digest-cost.md", f"{text}\n")
     print(text)
 
 

@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+from diffcache import _files
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKED = re.compile(r"(<!-- (results/[\w./-]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -27,7 +29,7 @@ def main() -> None:
     text = README.read_text()
     if check:
         sys.exit(0 if filled(text) == text else f"{README.name} shows other numbers than benchmarks/results")
-    README.write_text(filled(text))
+    _files.write(README, filled(text))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ that no other of the same package beats are chosen on other pictures than the ta
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -99,8 +100,10 @@ def main() -> None:
     size = Size(budgets=tuple(o.budgets), calibration=o.calibration, held_out=o.held_out, repeats=o.repeats)
     fitted, shown = split(model, size)
     calls = [model.call(*part, steps=STEPS) for part in batches(fitted)]
-    plans = schedules(model, calls, o.budgets, o.keep)
-    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), o.keep) if o.choose else []
+    # Under a name of their own: schedules of other samples are not taken for theirs.
+    keep = o.keep and o.keep / hashlib.sha256(json.dumps(fitted).encode()).hexdigest()[:8]
+    plans = schedules(model, calls, o.budgets, keep)
+    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), keep) if o.choose else []
     if o.plan_only:
         return
     trial(model, (shown[0][:2], shown[1][:2]), 4, 1)  # warm-up
@@ -221,6 +224,7 @@ def choice(model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep
         return [p for p in PEERS if (p.package, p.name, p.setting) in names]
     chosen = behind(frontier(measure_peers(model, *pictures, repeats=0)))
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _files.write(path, json.dumps([(p.package, p.name, p.setting) for p in chosen]))
     return chosen
 

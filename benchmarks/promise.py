@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffcache import accelerated, optimize
+from diffcache import _files, accelerated, optimize
 from diffcache.assets import DemoModel, load
 from diffcache.demo.run import STEPS
 from diffcache.optimizing import final_states
@@ -132,8 +132,8 @@ def main() -> None:
         model = load(name)
         for shape in given.calls:
             rows += measured(model, shape, given.budget, given.fresh, given.time_limit, given.folder)
-    given.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    given.out.write_text(table(rows) + "\n")
+    _files.write(given.out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
+    _files.write(given.out, table(rows) + "\n")
     print(table(rows))
 
 

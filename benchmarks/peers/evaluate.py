@@ -12,6 +12,8 @@ stopped goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -77,14 +79,19 @@ def main() -> None:
 
 
 def schedules(model: DemoModel, samples: tuple[list[str], list[int]], folder: Path) -> dict[int, CacheSchedule]:
-    """Made once, and kept."""
+    """Return a schedule per budget: planned on these samples once, then read from ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {n: folder / f"{model.name}-{STEPS}-{n}.safetensors" for n in BUDGETS}
+    paths = {n: folder / f"{model.name}-{STEPS}-{digest(samples)}-{n}.safetensors" for n in BUDGETS}
     if not all(path.is_file() for path in paths.values()):
         calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(samples)])
         for n, path in paths.items():
             calibration.schedule(n).save(path)
     return {n: CacheSchedule.load(path) for n, path in paths.items()}
+
+
+def digest(samples: tuple[list[str], list[int]]) -> str:
+    """Return a name for calibration samples, so that schedules of other samples are not taken for theirs."""
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()[:8]
 
 
 def of_peer(peer: Peer) -> Method:
