@@ -35,16 +35,17 @@ def offered(pipe: Any) -> tuple[str, ...]:
 def outcome(pipe: Any, tiny: Tiny) -> str:
     """Whether a pipeline can be cached at every granularity that it has, in a word or two: "yes", or what is wrong."""
     call = tiny.call(pipe)
-    untouched, found, whole = run(pipe, call), names(pipe), work(pipe, tiny)
+    untouched, whole = counted(pipe, tiny)
+    found = names(pipe)  # after a run: pipelines keep attributes of their last one
     for granularity in offered(pipe):
         with accelerated(pipe, f"full:sites={granularity}"):
             if not torch.equal(run(pipe, call), untouched):
                 return f"wrong at {granularity} sites"
         with accelerated(pipe, f"uniform:every=2,sites={granularity}"):
-            done = work(pipe, tiny)
+            fast, done = counted(pipe, tiny)
+            told = report(pipe)
             if idle := [denoiser for denoiser in tiny.denoisers if done[denoiser] >= whole[denoiser]]:
                 return f"no effect at {granularity} sites of {', '.join(idle)}"
-            fast, told = run(pipe, call), report(pipe)
             if torch.equal(fast, untouched) or not bool(fast.isfinite().all()):
                 return f"no prediction shows at {granularity} sites"
             if not torch.equal(run(pipe, call), fast):
@@ -57,14 +58,14 @@ def outcome(pipe: Any, tiny: Tiny) -> str:
     return "yes" if names(pipe) == found and torch.equal(run(pipe, call), untouched) else "leaves traces"
 
 
-def work(pipe: Any, tiny: Tiny) -> Counter[str]:
-    """How often parts without parts run in a call, by denoiser."""
+def counted(pipe: Any, tiny: Tiny) -> tuple[Tensor, Counter[str]]:
+    """Run a call, and return its output and how often modules without children ran, by denoiser."""
     with leaf_calls(pipe, tiny.denoisers) as calls:
-        run(pipe, tiny.call(pipe))
+        output = run(pipe, tiny.call(pipe))
     sums: Counter[str] = Counter()
     for (denoiser, _), times in calls.items():
         sums[denoiser] += times
-    return sums
+    return output, sums
 
 
 PLACES = [(name, granularity) for name, tiny in TINY.items() for granularity in granularities(tiny)]
