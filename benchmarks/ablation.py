@@ -258,7 +258,7 @@ def inside(
         f"{sites}, {INSIDE} steps": lambda s=sites, by=scheduler: optimize(
             model.pipe, own, INSIDE, sites=s, scheduler=by, held_out=some[:1]
         )
-        for sites, scheduler in (("stack", "partition"), ("block", "search"), ("sublayer", "search"))
+        for sites, scheduler in (("stack", "cachequant"), ("block", "search"), ("sublayer", "search"))
     }
     for name, make in attempts.items():
         try:

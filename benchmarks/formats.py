@@ -30,9 +30,9 @@ FORMATS = ("exact", *get_args(StoreFormat))
 # What is predicted from how many anchors decides what an error of storage costs.
 METHODS = {
     "reuse (FORA)": "uniform:every={every},sites={sites}",
-    "residual reuse (FirstBlockCache)": "first_block:threshold=0.12",
-    "extrapolation, order 1 (TaylorSeer)": "taylor:every={every},order=1,sites={sites}",
-    "extrapolation, order 2 (TaylorSeer)": "taylor:every={every},order=2,sites={sites}",
+    "residual reuse (FirstBlockCache)": "firstblockcache:threshold=0.12",
+    "extrapolation, order 1 (TaylorSeer)": "taylorseer:every={every},order=1,sites={sites}",
+    "extrapolation, order 2 (TaylorSeer)": "taylorseer:every={every},order=2,sites={sites}",
 }
 
 

@@ -25,7 +25,7 @@ from peers.measure import behind, frontier, measure_peers
 from peers.peer import Peer
 from trials import Trial, trial
 
-from diffcache import CacheSchedule, _files, estimate, planning
+from diffcache import CacheSchedule, _files, estimate, planning, schedulers
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.correction import correct
 from diffcache.demo import Size
@@ -58,19 +58,22 @@ class Result:
 # name in the table -> (scheduler's spec, correction fitted on the calibration calls)
 PUBLISHED: dict[str, tuple[str, str]] = {
     "uniform reuse": ("uniform", ""),
-    "SmoothCache": ("threshold:kind=smoothcache,sites=sublayer", ""),
-    "MagCache": ("threshold:kind=magcache", ""),
-    "ERTACache mask": ("threshold:kind=ertacache", ""),
-    "ERTACache": ("timesteps", "one for all channels"),
-    "CacheQuant DPS": ("partition", ""),
-    "CacheQuant DPS + DEC": ("partition", "per channel"),
-    "LeMiCa path": ("path:kind=minimax", ""),
-    "MeanCache path": ("path:kind=peak", ""),
-    "DPCache path": ("path:kind=taylor", ""),
-    "TaylorSeer, order 1": ("taylor:order=1", ""),
-    "TaylorSeer, order 2": ("taylor:order=2", ""),
+    "SmoothCache": ("smoothcache:sites=sublayer", ""),
+    "MagCache": ("magcache", ""),
+    "ERTACache mask": ("ertacache", ""),
+    "ERTACache": ("timestep_adjustment", "one for all channels"),
+    "CacheQuant DPS": ("cachequant", ""),
+    "CacheQuant DPS + DEC": ("cachequant", "per channel"),
+    "LeMiCa path": ("lemica", ""),
+    "MeanCache path": ("meancache", ""),
+    "DPCache path": ("dpcache", ""),
+    "TaylorSeer, order 1": ("taylorseer:order=1", ""),
+    "TaylorSeer, order 2": ("taylorseer:order=2", ""),
     "simulated plan (diffcache, no fit)": ("closed_loop", ""),
 }
+
+
+DEMO_BUDGET = 12  # of STEPS, for `diffcache plan --list`
 
 
 def again(folder: Path) -> None:
@@ -78,6 +81,7 @@ def again(folder: Path) -> None:
     for path in sorted(folder.glob("methods-*.json")):
         record = json.loads(path.read_text())
         write([Result(**row) for row in record["rows"]], folder, record["model"])
+    write_demo_psnr(folder)
 
 
 def main() -> None:
@@ -164,6 +168,25 @@ class Table:
         _files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
         write(self.results, folder, name)
         print(markdown(self.results))
+
+
+def write_demo_psnr(folder: Path) -> None:
+    """Write the file from which ``diffcache plan --list`` takes what schedulers reach on the demo models."""
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted(folder.glob("methods-*.json")):
+        record = json.loads(path.read_text())
+        rows = {row["method"]: row for row in record["rows"] if row["budget"] == DEMO_BUDGET}
+        own = found.setdefault(record["model"], {})
+        for method, (spec, correction) in PUBLISHED.items():
+            name, row = spec.partition(":")[0], rows.get(method)
+            if (
+                row is not None
+                and row["computed"] <= DEMO_BUDGET + 0.5
+                and not (name in own or correction == "per channel")
+            ):
+                own[name] = round(row["psnr_db"], 1)
+    text = json.dumps({"computed_steps": DEMO_BUDGET, "steps": STEPS, "psnr_db": found}, indent=1, sort_keys=True)
+    _files.write(Path(schedulers.__file__).parent / planning.DEMO_FILE, text + "\n")
 
 
 def write(results: Sequence[Result], folder: Path, name: str) -> None:

@@ -101,9 +101,9 @@ def methods(policy: Any, calls: list[dict[str, Any]], budgets: list[int], out: P
         f"diffcache, sublayers, {most} steps' work": functools.partial(
             optimize, policy, calls, most, sites="sublayer", scheduler="allocate:cost=flops"
         ),
-        f"BAC, {most} steps' work": functools.partial(bac, policy, calls, "bubbling:n=5", most),
-        f"BAC without bubbling, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs", most),
-        f"BAC unified, {most} updates": functools.partial(bac, policy, calls, "partition:kind=acs,unified=1", most),
+        f"BAC, {most} steps' work": functools.partial(bac, policy, calls, "bac:n=5", most),
+        f"BAC without bubbling, {most} updates": functools.partial(bac, policy, calls, "bac:n=0", most),
+        f"BAC unified, {most} updates": functools.partial(bac, policy, calls, "bac:n=0,unified=1", most),
     }
     found = []
     (out / "schedules").mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,7 @@ def rows() -> list[Row]:
         row("DDPM-100, full", "ddpm", 100),
         row("DDPM-100, `uniform:every=5`", "ddpm", 100, "uniform:every=5"),
         row("DDPM-100, `uniform:every=10`", "ddpm", 100, "uniform:every=10"),
-        row("DDPM-100, `taylor:every=5,order=1`", "ddpm", 100, "taylor:every=5,order=1"),
+        row("DDPM-100, `taylorseer:every=5,order=1`", "ddpm", 100, "taylorseer:every=5,order=1"),
         row(f"DDPM-100, BAC, {BUDGET} steps' work", "ddpm", 100, bac(weights)),
         row("DDIM-16, full", "ddim", 16),
         row("DDIM-16, `uniform:every=2`", "ddim", 16, "uniform:every=2"),
@@ -184,7 +184,7 @@ def rows() -> list[Row]:
 def bac(policy: DiffusionTransformerLowdimPolicy) -> CacheSchedule:
     """Calibrated as BAC is: on one call, with the first observation of an episode."""
     calls: list[dict[str, Any]] = [{"obs_dict": {"obs": Robots(1).observed()}, "seed": 0}]
-    return plan(measure(policy, calls, sites="sublayer", influence=False), "bubbling:n=5", BUDGET)
+    return plan(measure(policy, calls, sites="sublayer", influence=False), "bac:n=5", BUDGET)
 
 
 def circumstances(calls: int) -> str:

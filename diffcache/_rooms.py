@@ -16,6 +16,11 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(room.__path__) if not m.name.startswith("_")))
 
 
+def modules(package: str) -> dict[str, ModuleType]:
+    """Return the modules of a folder by name, sorted. It lists the folder once."""
+    return {name: importlib.import_module(f"{package}.{name}") for name in names(package)}
+
+
 def load(package: str, name: str) -> ModuleType:
     """The module called ``name`` of a room.
 

@@ -18,7 +18,7 @@ from diffcache.kernels.library import Backend
 from diffcache.patch import refusal
 from diffcache.reports import Report, report_of
 from diffcache.schedule import CacheSchedule
-from diffcache.schedulers import Rule, parse_rule, rules
+from diffcache.schedulers import Rule, is_rule, parse_rule, rules
 
 P = TypeVar("P")
 
@@ -54,7 +54,7 @@ def accelerate(
     pipe      a diffusers pipeline; a diffusion policy of a known family (docs/policies.md); or the network of a
               loop of your own, around which :func:`trajectory` then has to stand
     schedule  a :class:`CacheSchedule`, the path of one, a hub id, or a rule that needs no calibration: ``"full"``,
-              ``"uniform:every=3"``, ``"taylor:every=4,order=1"``; ``sites=block`` in a rule applies it per block
+              ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``; ``sites=block`` in a rule applies it per block
     strict    also compare configuration digests of the denoiser and the noise scheduler; False only for fine-tunes
     store     format in which all kept outputs lie: "bf16", "int8", "fp8", "int4"; "exact": as they are, in the model's
               own precision; None: as the schedule says
@@ -158,7 +158,7 @@ def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule
         raise BadOption("schedule", schedule, f"a CacheSchedule, a path, a hub id, or a rule ({', '.join(rules())})")
     if isinstance(schedule, Path) or schedule.endswith(".safetensors") or os.path.isfile(schedule):  # noqa: PTH113
         return CacheSchedule.load(schedule)  # (Path.is_file raises for a name that is too long)
-    if schedule.partition(":")[0] in rules():
+    if is_rule(schedule):
         return parse_rule(schedule)
     if "/" in schedule or os.path.isdir(schedule):  # noqa: PTH112
         return CacheSchedule.from_pretrained(schedule)

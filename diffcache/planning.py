@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
@@ -15,27 +17,79 @@ import numpy as np
 from diffcache import _rooms, schedulers
 from diffcache._document import configurations
 from diffcache.budget import Budget
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, DocumentError
 from diffcache.profile import DenoiserProfile, Profile
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan, StoreFormat
 from diffcache.schedulers import Planned
 from diffcache.schedulers._simulation import Simulator
 from diffcache.schedulers._storage import bytes_held, within
 
+DEMO_FILE, DEMO_STEPS = "demo_psnr.json", "12 of 50 steps computed"  # as benchmarks/methods.py measured them
+
 
 @dataclass(frozen=True, slots=True)
 class Scheduler:
-    """One line of ``diffcache plan --list``. ``options``: name -> default."""
+    """One line of ``diffcache plan --list``.
+
+    Attributes:
+        name: The name of its file, which is what users type.
+        summary: The first line of its file.
+        source: The paper, and the repository that it was compared with.
+        options: Name -> default.
+        needs: What a profile must hold beyond the tables of the model's outputs.
+        group: One of ``schedulers.GROUPS``.
+        demo_db: Demo model -> PSNR of the decoded picture in dB, at ``DEMO_STEPS``; without models that the method was
+            not measured on.
+    """
 
     name: str
     summary: str
     source: str
     options: dict[str, Any]
+    needs: str = ""
+    group: str = "published methods"
+    demo_db: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What one scheduler makes of a profile and a budget: a schedule, or the reason why there is none."""
+
+    name: str
+    schedule: CacheSchedule | None
+    reason: str = ""
 
 
 def available() -> tuple[Scheduler, ...]:
-    """Every scheduler that plans from a profile."""
-    return tuple(map(_described, schedulers.having("plan")))
+    """Return every scheduler that plans from a profile, by group and name."""
+    measured = json.loads(resources.files(schedulers).joinpath(DEMO_FILE).read_text())["psnr_db"]
+    found = [_described(name, measured) for name in schedulers.having("plan")]
+    return tuple(sorted(found, key=lambda one: (schedulers.GROUPS.index(one.group), one.name)))
+
+
+def compare(profile: Profile, budget: Budget | float) -> list[Compared]:
+    """Plan with every scheduler, each with its default options.
+
+    Args:
+        profile: What to plan from.
+        budget: A budget, or a number of computed steps.
+
+    Returns:
+        One entry per scheduler. Schedules that expect a fidelity come first, the highest PSNR at the top; then
+        schedules whose final state is not simulated; then schedulers that cannot plan from this profile.
+    """
+    found = []
+    for name in schedulers.having("plan"):
+        try:
+            found.append(Compared(name, plan(profile, name, budget)))
+        except (BadOption, DocumentError) as error:
+            found.append(Compared(name, None, str(error)))
+
+    def rank(one: Compared) -> tuple[int, float, str]:
+        expected = one.schedule.expected if one.schedule is not None else None
+        return (one.schedule is None, 0.0, one.name) if expected is None else (-1, -expected.mean_db, one.name)
+
+    return sorted(found, key=rank)
 
 
 def plan(
@@ -49,7 +103,7 @@ def plan(
 ) -> CacheSchedule:
     """The schedule that ``scheduler`` makes of ``profile`` within ``budget`` (a bare number: computed steps).
 
-    scheduler  a name of :func:`available`, or a spec with options, ``"path:gamma=4"``
+    scheduler  a name of :func:`available`, or a spec with options, ``"meancache:gamma=4"``
     store      format in which outputs are kept: "bf16", "int8", "fp8", "int4"; "auto": of each site the one with which
                all fit into the budget's ``memory_bytes`` at the least error; None: as they are. A fidelity that is
                simulated counts them as kept exactly
@@ -58,8 +112,7 @@ def plan(
     No network is called. Raises UnknownName, BadOption; an impossible budget is a BadOption that says what is possible.
     """
     budget = Budget.of(budget)
-    name, given = schedulers.parse_spec(scheduler, "plan")
-    options = given | options
+    name, options = schedulers.parse_spec(scheduler, "plan", options)
     make = schedulers.function(name, "plan", options)
     keeping = _Keeping(budget.memory_bytes, store, prescale)
     _demand_types(make, options)
@@ -291,12 +344,14 @@ def _asked_late(online: Online, before: int) -> Online:
     return dataclasses.replace(online, limit=np.concatenate([np.zeros(before), online.limit]))
 
 
-def _described(name: str) -> Scheduler:
+def _described(name: str, measured: dict[str, dict[str, float]]) -> Scheduler:
     module = _rooms.load(schedulers.__name__, name)
     parameters = inspect.signature(module.plan).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     summary = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    return Scheduler(name, summary, module.SOURCE, options)
+    group = getattr(module, "GROUP", "published methods")
+    demo_db = {model: decibels[name] for model, decibels in measured.items() if name in decibels}
+    return Scheduler(name, summary, module.SOURCE, options, module.NEEDS, group, demo_db)
 
 
 def _spec(name: str, options: dict[str, Any]) -> str:

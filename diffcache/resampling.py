@@ -11,7 +11,7 @@ import numpy as np
 from diffcache.errors import BadOption
 from diffcache.schedule import CacheSchedule, SitePlan
 from diffcache.schedulers import Grid
-from diffcache.schedulers.taylor import extrapolation
+from diffcache.schedulers.taylorseer import extrapolation
 
 
 class Resampled(UserWarning):

@@ -30,7 +30,7 @@ from diffcache._checks import refuse
 from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
 from diffcache.schedule import CacheSchedule, DenoiserPlan, NoiseSchedulerId
-from diffcache.schedulers.routers import SOURCE, Router
+from diffcache.schedulers._router import HARMONICA, LEARNING_TO_CACHE, Router
 
 KINDS = ("auto", "learning-to-cache", "harmonica")
 ZIP = b"PK\x03\x04"
@@ -101,8 +101,8 @@ def schedule(path: str | Path, pipe: Any, *, kind: str = "auto", threshold: floa
         ),
         timesteps=twin.timesteps.detach().cpu().double().numpy(),
         provenance={
-            "scheduler": f"routers:file={router}",
-            "source": SOURCE,
+            "scheduler": f"router file: {router}",
+            "source": f"{LEARNING_TO_CACHE}; {HARMONICA}",
             **host.configurations(**{name: denoiser, "scheduler": scheduler}),
         },
     )

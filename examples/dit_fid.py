@@ -11,7 +11,7 @@ from diffcache import accelerated, report
 from diffcache.eval import extractors, folders
 from diffcache.eval.distribution import Distribution
 
-METHODS = ("full", "taylor:every=2,order=1", "taylor:every=3,order=1")  # rules, or paths of schedules
+METHODS = ("full", "taylorseer:every=2,order=1", "taylorseer:every=3,order=1")  # rules, or paths of schedules
 
 
 def main(pipe, calls, out, real, extractor="inception"):

@@ -27,7 +27,7 @@ class MyPipeline(DiffusionPipeline):
 
 def main(pipe, calls, out):
     out.mkdir(parents=True, exist_ok=True)
-    accelerate(pipe, "taylor:every=3,order=1")  # estimate, optimize and evaluate take the pipeline just as well
+    accelerate(pipe, "taylorseer:every=3,order=1")  # estimate, optimize and evaluate take the pipeline just as well
     for number, picture in enumerate(picture for call in calls for picture in pipe(**call).images):
         picture.save(out / f"{number}.png")
     print(report(pipe))

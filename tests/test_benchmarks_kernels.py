@@ -204,7 +204,7 @@ def test_every_method_has_a_row_that_ran(tmp_path: Path) -> None:
     assert len(rows) == len(bench.rows)
     for sites in ("", ",sites=block", ",sites=stack"):
         assert {f"`uniform:every={n}{sites}`" for n in (2, 3, 4)} <= set(settings_of(rows, "diffcache"))
-    stores = {row[2] for row in rows if row[1] == "`taylor:every=3,order=1,sites=block`"}
+    stores = {row[2] for row in rows if row[1] == "`taylorseer:every=3,order=1,sites=block`"}
     assert stores == {"as it is", "bf16", "int8"}
     assert len(settings_of(rows, "DBCache")) == 4
     assert len(settings_of(rows, "FirstBlockCache")) == 3

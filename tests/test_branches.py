@@ -96,7 +96,7 @@ PATTERNS: dict[str, Callable[[int], str]] = {
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_named_branches_are_predicted_from_their_own_outputs_in_any_pattern(pattern: str, every: int) -> None:
     net = Net()
-    with accelerated(net, f"taylor:every={every},order=1"), warnings.catch_warnings():
+    with accelerated(net, f"taylorseer:every={every},order=1"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FailedOpen)  # a branch that was left out at a computed step has no anchor
         found = loop(net, PATTERNS[pattern], named=True)
         assert report(net).predicted > 0

@@ -114,7 +114,7 @@ def test_plan_without_a_scheduler_takes_this_projects_own(command: Command, meas
         (["--speedup", 0.5], "speedup=0.5 was given."),
         (["--steps", 4, "--memory-bytes", 9], "memory_bytes=9 was given. Allowed: 4096 or more, which"),
         (["--steps", 4, "--scheduler", "unifrom"], "Did you mean 'uniform'?"),
-        (["--steps", 4, "--scheduler", "taylor:order=9"], "order=9 was given. Allowed: 0 to 4."),
+        (["--steps", 4, "--scheduler", "taylorseer:order=9"], "order=9 was given. Allowed: 0 to 4."),
         (["--steps", 4, "--out", "nowhere/file.safetensors"], "a file in a folder that exists"),
     ],
 )

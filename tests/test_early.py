@@ -201,7 +201,7 @@ def test_a_required_argument_that_is_missing_is_named() -> None:
         (Budget(speedup=STEPS + 1), {}, f"up to {STEPS}"),
         (2, {"scheduler": "serach"}, "no scheduler called"),
         (2, {"scheduler": "path:gama=4"}, "no option of 'path'"),
-        (2, {"scheduler": "path:gamma=x"}, "gamma='x'"),
+        (2, {"scheduler": "meancache:gamma=x"}, "gamma='x'"),
         (2, {"scheduler": 4}, "scheduler='int'"),
         (2, {"scheduler": "allocate:x=1", "sites": "block"}, "no option of 'allocate'"),
         (2, {"time_limit_s": math.nan}, "time_limit_s=nan"),
@@ -360,7 +360,7 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a missing profile": ({"profile": "none.safetensors"}, DiffCacheError, "no such file"),
     "two scorers of one name": ({"call": {"output_type": "np"}, "metrics": ("psnr",),
                                  "scorers": [scorer(brightness), scorer(brightness)]}, BadOption, "scorers="),
-    "a method that is none": ({"extra": ["taylor"]}, BadOption, "Method"),
+    "a method that is none": ({"extra": ["taylorseer"]}, BadOption, "Method"),
     "a method with other arguments": ({"extra": [Method(name="b", kind="peer", change={"colour": 3})]}, UnknownName,
                                       "colour"),
     "a method of no steps": ({"extra": [Method(name="b", kind="peer", change={"num_inference_steps": 0})]}, BadOption,
@@ -472,7 +472,7 @@ def test_restore_and_report_refuse_what_can_never_be_accelerated(thing: Any) -> 
 # Rules that can never predict
 
 
-@pytest.mark.parametrize("rule", ["first_block", "first_block:threshold=0.5"])
+@pytest.mark.parametrize("rule", ["first_block", "firstblockcache:threshold=0.5"])
 def test_a_rule_that_decides_in_a_block_is_refused_for_a_network_without_one(rule: str) -> None:
     pipe = untouchable("sd15_ddim")
     for verb in (accelerate, lambda pipe, rule: estimate(pipe, rule, **good("sd15_ddim"))):

@@ -10,7 +10,7 @@ from probes import dicts
 
 from diffcache import accelerated, estimate, report
 
-SPECS = ["full", "uniform:every=3", "taylor:every=3,order=1"]
+SPECS = ["full", "uniform:every=3", "taylorseer:every=3,order=1"]
 INNER = [f"uniform:every=2,sites={g}" for g in ("stack", "block", "sublayer")]
 
 

@@ -45,7 +45,7 @@ def few(out: Path, **changes: Any) -> evaluating.Evaluation:
     options: dict[str, Any] = {
         "compare": [fewer_steps(pipe, 4), uniform_reuse(pipe, STEPS, 4)], "out": out, "progress": False,
     }  # fmt: skip
-    return evaluate(pipe, {"every second": "taylor:every=2,order=1"}, calls(), **options | changes)
+    return evaluate(pipe, {"every second": "taylorseer:every=2,order=1"}, calls(), **options | changes)
 
 
 def by_name(record: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_scores_are_those_of_the_pictures(made: evaluating.Evaluation) -> None:
     wanted = []
     for call, same in zip(calls(), calls(), strict=True):
         exact = pipe(**call).images
-        with accelerated(pipe, "taylor:every=2,order=1"):
+        with accelerated(pipe, "taylorseer:every=2,order=1"):
             fast = pipe(**same).images
         wanted += [peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(exact, fast, strict=True)]
     score = by_name(made.record)["every second"]["scores"]["psnr"]
@@ -94,7 +94,7 @@ def test_the_way_is_told_step_by_step(made: evaluating.Evaluation) -> None:
     way = by_name(made.record)["every second"]["trajectory"]
     pipe, call = model().pipe, calls()[0]
     exact = watched(pipe, call, closely=True)
-    with accelerated(pipe, "taylor:every=2,order=1"):
+    with accelerated(pipe, "taylorseer:every=2,order=1"):
         fast = watched(pipe, call, closely=True)
     wanted = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(fast.states, exact.states, strict=True)]
     np.testing.assert_allclose(way["measured"], wanted, rtol=1e-4, atol=1e-7)
@@ -204,16 +204,16 @@ def test_what_was_made_with_other_settings_is_made_again(tmp_path: Path, monkeyp
     few(tmp_path)
     pipe, seen = model().pipe, counting(monkeypatch)
     options: dict[str, Any] = {"compare": (), "out": tmp_path, "progress": False}
-    evaluate(pipe, {"every second": "taylor:every=4,order=1"}, calls(), **options)
+    evaluate(pipe, {"every second": "taylorseer:every=4,order=1"}, calls(), **options)
     assert seen.count(False) == 2  # the method's, for both calls; the full run is there
     seen.clear()
-    evaluate(pipe, {"every second": "taylor:every=4,order=1"}, calls(), metrics=("psnr",), **options)
+    evaluate(pipe, {"every second": "taylorseer:every=4,order=1"}, calls(), metrics=("psnr",), **options)
     assert seen.count(False) == 4
     seen.clear()
     other = [
         call | {"generator": [torch.Generator().manual_seed(5), torch.Generator().manual_seed(6)]} for call in calls(1)
     ]
-    evaluate(pipe, {"every second": "taylor:every=4,order=1"}, other, metrics=("psnr",), **options)
+    evaluate(pipe, {"every second": "taylorseer:every=4,order=1"}, other, metrics=("psnr",), **options)
     assert seen.count(False) == 2
 
 
@@ -277,7 +277,7 @@ def test_states_of_two_branches_count_once(tmp_path: Path) -> None:
 def test_verdicts_need_samples_and_name_the_best_rival_of_no_more_work(tmp_path: Path) -> None:
     pipe = model().pipe
     found = evaluate(
-        pipe, {"a": "taylor:every=2,order=1"}, calls(4, 4), metrics=("psnr",), out=tmp_path, progress=False,
+        pipe, {"a": "taylorseer:every=2,order=1"}, calls(4, 4), metrics=("psnr",), out=tmp_path, progress=False,
         compare=[fewer_steps(pipe, 4), fewer_steps(pipe, 6), uniform_reuse(pipe, STEPS, 2)],
     )  # fmt: skip
     score = by_name(found.record)["a"]["scores"]["psnr"]

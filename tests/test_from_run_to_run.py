@@ -22,9 +22,9 @@ def test_another_batch_size_or_resolution_needs_nothing(name: str) -> None:
     calls[1]["height"] *= 2
     expected = []
     for call in calls:
-        with accelerated(pipe, "taylor:every=2"):
+        with accelerated(pipe, "taylorseer:every=2"):
             expected.append(run(pipe, call))
-    with accelerated(pipe, "taylor:every=2"):
+    with accelerated(pipe, "taylorseer:every=2"):
         for call, alone in zip(calls, expected, strict=True):
             assert torch.equal(run(pipe, call), alone)
         assert report(pipe).runs == 3
@@ -42,7 +42,7 @@ def test_under_a_rule_another_number_of_steps_needs_nothing() -> None:
 
 def test_another_type_between_runs_needs_nothing() -> None:
     pipe = fresh("flux")
-    with accelerated(pipe, "taylor:every=2"):
+    with accelerated(pipe, "taylorseer:every=2"):
         fast = run(pipe, TINY["flux"].call(pipe))
         pipe.to(torch.bfloat16)
         call = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in TINY["flux"].call(pipe).items()}

@@ -31,7 +31,8 @@ from diffcache.eval.reference import ReferenceStatistics
 from diffcache.eval.sound import Due
 from diffcache.profiling.findings import Findings
 from diffcache.profiling.sound import demand_sound
-from diffcache.schedulers.routers import Router, plan
+from diffcache.schedulers._router import Router
+from diffcache.schedulers.learning_to_cache import plan
 
 REFERENCE = ReferenceStatistics(mean=np.zeros(2), covariance=np.eye(2), samples=9, extractor="x", settings="0" * 64)
 

@@ -31,9 +31,9 @@ INSIDE = ("flux", "sd3", "wan", "z_image", "ltx2")
 inside = pytest.mark.parametrize(("name", "granularity"), [p for p in PLACES if p[0] in INSIDE and p[1] != "model"])
 
 SKIPPING = {
-    "model": "taylor:every=3,order=1",
+    "model": "taylorseer:every=3,order=1",
     "stack": "uniform:every=2",
-    "block": "taylor:every=2,order=1",
+    "block": "taylorseer:every=2,order=1",
     "sublayer": "uniform:every=3",
 }
 
@@ -277,7 +277,7 @@ def test_every_step_count_works_down_to_one() -> None:
     pipe = fresh("flux")
     for steps in (1, 2, 3):
         plain = run(pipe, TINY["flux"].call(pipe), num_inference_steps=steps)
-        with accelerated(pipe, "taylor:every=2,order=3"):
+        with accelerated(pipe, "taylorseer:every=2,order=3"):
             output = run(pipe, TINY["flux"].call(pipe), num_inference_steps=steps)
             assert report(pipe).computed == (steps + 1) // 2
         assert torch.equal(output, plain) == (steps == 1)

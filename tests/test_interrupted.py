@@ -21,7 +21,7 @@ from diffcache.executor import Executor, FailedOpen
 from diffcache.host import Host
 from diffcache.store import Store
 
-SPEC = "taylor:every=2,order=1"
+SPEC = "taylorseer:every=2,order=1"
 WITH_CALLBACK = ("flux", "flux_img2img", "sd3_heun", "sd15", "wan", "cogvideox", "ltx2")
 AT = (0, 1, 3)  # steps: the first, a predicted one, one in mid-run
 # `for t in pipe.progress_bar(timesteps)`: without callbacks; what breaks them is the denoiser or the noise scheduler.

@@ -54,7 +54,7 @@ def test_every_pipeline_keeps_its_outputs_in_eight_bits(name: str, granularity: 
 
 
 @pytest.mark.parametrize("store", FORMATS)
-@pytest.mark.parametrize("rule", ["uniform:every=2", "taylor:every=3,order=1"])
+@pytest.mark.parametrize("rule", ["uniform:every=2", "taylorseer:every=3,order=1"])
 @pytest.mark.parametrize("granularity", offered(shared("flux")))
 def test_every_format_is_as_near_as_it_is_fine(store: str, rule: str, granularity: str) -> None:
     pipe, call = shared("flux"), TINY["flux"].call(shared("flux"), batch=2)
@@ -112,9 +112,9 @@ def test_in_bfloat16_the_format_bf16_changes_nothing() -> None:
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_what_runs_it_does_not_show(backend: Any) -> None:
     pipe, call = shared("flux"), TINY["flux"].call(shared("flux"))
-    with accelerated(pipe, "taylor:every=2,order=1", store="int8"):
+    with accelerated(pipe, "taylorseer:every=2,order=1", store="int8"):
         first = run(pipe, call)
-    with accelerated(pipe, "taylor:every=2,order=1", store="int8", backend=backend):
+    with accelerated(pipe, "taylorseer:every=2,order=1", store="int8", backend=backend):
         assert torch.equal(run(pipe, call), first)
 
 
@@ -288,7 +288,7 @@ def test_a_residual_is_kept_once_not_as_output_and_input() -> None:
     assert told["residual", "int8"] == told["reuse", "int8"]
 
 
-@pytest.mark.parametrize("rule", ["first_block:threshold=0.8", "easycache:threshold=1,warmup=2"])
+@pytest.mark.parametrize("rule", ["firstblockcache:threshold=0.8", "easycache:threshold=1,warmup=2"])
 def test_decisions_from_signals_in_eight_bits_are_nearly_those_from_exact_ones(rule: str) -> None:
     pipe, call = shared("flux"), TINY["flux"].call(shared("flux"), batch=2)
     with accelerated(pipe, rule):

@@ -22,9 +22,9 @@ NAMES = ("flux", "sd3", "wan", "dit", "sdxl", "cogvideox", "stable_audio")
 PLACES = [(name, granularity) for name in NAMES for granularity in offered(shared(name))]
 RULES = {
     "reuse": "uniform:every=2",
-    "two anchors": "taylor:every=2,order=1",
+    "two anchors": "taylorseer:every=2,order=1",
     "with inputs": "",  # made below
-    "first block": "first_block:threshold=1e9",
+    "first block": "firstblockcache:threshold=1e9",
     "change of outputs": "easycache:threshold=1e9,warmup=2",
 }
 KINDS: list[tuple[str, str, str, str | None]] = [(*place, "reuse", None) for place in PLACES]
@@ -147,7 +147,7 @@ def test_nothing_is_alive_when_a_run_has_failed(granularity: str) -> None:
 
 PLANNED = {
     "model": ("closed_loop", 4),
-    "stack": ("partition:sites=stack", 4),
+    "stack": ("cachequant:sites=stack", 4),
     "block": ("allocate:sites=block", 5.5),
     "sublayer": ("allocate:sites=sublayer", 5.5),
 }

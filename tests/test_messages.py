@@ -144,7 +144,7 @@ RULES = [
     ("uniform:evry=2", UnknownName, ["no option of 'uniform' called 'evry'", "every, sites", "Did you mean 'every'?"]),
     ("uniform:every=0", BadOption, ["every=0 was given", "Allowed: a whole number, at least 1"]),
     ("uniform:every=two", BadOption, ["every='two' was given", "Allowed: a whole number, at least 1"]),
-    ("taylor:order=9", BadOption, ["order=9 was given", "Allowed: 0 to 4"]),
+    ("taylorseer:order=9", BadOption, ["order=9 was given", "Allowed: 0 to 4"]),
     ("uniform:sites=layers", BadOption, ["sites='layers' was given", "one of model, stack, block, sublayer"]),
     (Rule("unifrom"), UnknownName, ["no scheduler called 'unifrom'", "Did you mean 'uniform'?"]),
     (Rule("closed_loop"), UnknownName, ["no rule called 'closed_loop'", "Known: easycache, first_block, full, taylor"]),

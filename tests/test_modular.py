@@ -148,8 +148,8 @@ def test_a_guided_pipeline_is_as_before_when_all_is_computed_and_afterwards(kind
     [
         ("uniform:every=2,sites=stack", 0, {}),
         ("uniform:every=2,sites=stack", 2, {1: 3}),  # what the stack returned was never seen
-        ("first_block:threshold=0", 0, {1: 5}),  # the block that decides is left out
-        ("first_block:threshold=0", 2, {}),
+        ("firstblockcache:threshold=0", 0, {1: 5}),  # the block that decides is left out
+        ("firstblockcache:threshold=0", 2, {}),
     ],
 )
 def test_a_stack_whose_first_or_last_block_a_guider_leaves_out(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import grid
-from diffcache.schedulers.timesteps import moved
+from diffcache.schedulers.timestep_adjustment import moved
 
 REACH = np.array([1, 0.5, 1, 0.7, 1, 1])  # how far each of the six steps goes
 FULL = "#" * STEPS

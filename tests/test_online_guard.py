@@ -14,7 +14,7 @@ from probes import BRANCHES
 
 from diffcache import CacheSchedule
 from diffcache.schedule import DenoiserPlan
-from diffcache.schedulers.taylor import extrapolated
+from diffcache.schedulers.taylorseer import extrapolated
 from diffcache.store import Anchor, Output, signature
 
 

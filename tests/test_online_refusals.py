@@ -63,8 +63,8 @@ def test_blocks_that_are_compiled_one_by_one_can_decide_by_their_residual() -> N
 def test_rules_can_be_given_as_specs() -> None:
     pipe = shared("flux")
     for spec, schedule in (
-        ("first_block:threshold=0.4", decided(pipe, "first_block", 0.4)),
-        ("first_block:threshold=9,most=3", decided(pipe, "first_block", 9, most=3)),
+        ("firstblockcache:threshold=0.4", decided(pipe, "first_block", 0.4)),
+        ("firstblockcache:threshold=9,most=3", decided(pipe, "first_block", 9, most=3)),
         ("easycache:threshold=0.5,warmup=0", decided(pipe, "output_rate", 0.5)),
         ("easycache:threshold=0.5,warmup=4", decided(pipe, "output_rate", 0.5, plan=residual("####........"))),
     ):
@@ -75,8 +75,8 @@ def test_rules_can_be_given_as_specs() -> None:
 
 
 def test_a_spec_of_first_block_means_stacks() -> None:
-    assert parse_rule("first_block:threshold=0.1") == Rule("first_block", "stack", {"threshold": 0.1})
-    assert parse_rule("first_block:threshold=0.1,sites=stack") == parse_rule("first_block:threshold=0.1")
+    assert parse_rule("firstblockcache:threshold=0.1") == Rule("first_block", "stack", {"threshold": 0.1})
+    assert parse_rule("firstblockcache:threshold=0.1,sites=stack") == parse_rule("firstblockcache:threshold=0.1")
     assert parse_rule(str(parse_rule("first_block"))) == parse_rule("first_block")
     assert parse_rule("easycache").granularity == "model"
 
@@ -84,10 +84,10 @@ def test_a_spec_of_first_block_means_stacks() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("first_block:threshold=-1", "threshold=-1 was given. Allowed: a number, 0 or more"),
-        ("first_block:threshold=nan", "threshold=nan"),
-        ("first_block:threshold=low", "threshold='low'"),
-        ("first_block:most=0", "most=0 was given. Allowed: a whole number, 1 or more"),
+        ("firstblockcache:threshold=-1", "threshold=-1 was given. Allowed: a number, 0 or more"),
+        ("firstblockcache:threshold=nan", "threshold=nan"),
+        ("firstblockcache:threshold=low", "threshold='low'"),
+        ("firstblockcache:most=0", "most=0 was given. Allowed: a whole number, 1 or more"),
         ("easycache:warmup=-1", "warmup=-1"),
         ("easycache:warmup=2.5", "warmup=2.5"),
     ],
@@ -105,7 +105,7 @@ def test_a_late_start_begins_with_computed_steps() -> None:
         run(pipe, call, num_inference_steps=STEPS)
         (strip,) = strips(report(pipe), "model")
     assert strip == "■■■" + "·" * (len(strip) - 3)
-    with accelerated(pipe, "first_block:threshold=99"):
+    with accelerated(pipe, "firstblockcache:threshold=99"):
         run(pipe, call, num_inference_steps=STEPS)
         strip = strips(report(pipe), stacks(pipe)[0])[0]
     assert strip == "■" + "·" * (len(strip) - 1)

@@ -18,7 +18,7 @@ from diffcache.executor.program import compile_plan
 from diffcache.planning import available, cache_bytes, expected, plan, steps_for_speedup
 from diffcache.profile import DenoiserProfile, Profile
 from diffcache.schedule import CacheSchedule, Expected, SitePlan
-from diffcache.schedulers import Planned, closed_loop, having, taylor, uniform
+from diffcache.schedulers import Planned, closed_loop, having, taylorseer, uniform
 from diffcache.schedulers._simulation import Simulator
 from diffcache.schedulers.uniform import evenly, reuse
 from diffcache.store import Anchor, Output, Store
@@ -76,11 +76,11 @@ def test_a_schedule_belongs_to_what_was_measured(tmp_path: Path) -> None:
 def test_the_plan_is_the_schedulers() -> None:
     found = measurement()
     assert the_plan(plan(found, "closed_loop", 5)) == closed_loop.plan(found, 5).sites["model"]
-    assert the_plan(plan(found, "taylor:order=2", 5)) == taylor.plan(found, 5, order=2).sites["model"]
-    assert the_plan(plan(found, "taylor", 5, order=2)) == taylor.plan(found, 5, order=2).sites["model"]
+    assert the_plan(plan(found, "taylorseer:order=2", 5)) == taylorseer.plan(found, 5, order=2).sites["model"]
+    assert the_plan(plan(found, "taylorseer", 5, order=2)) == taylorseer.plan(found, 5, order=2).sites["model"]
 
 
-@pytest.mark.parametrize("scheduler", ["uniform", "taylor", "closed_loop"])
+@pytest.mark.parametrize("scheduler", ["uniform", "taylorseer", "closed_loop"])
 @pytest.mark.parametrize("computed", [1, 5, 12])
 def test_as_many_steps_are_computed_as_the_budget_says(scheduler: str, computed: int) -> None:
     made = plan(measurement(), scheduler, computed)
@@ -90,7 +90,7 @@ def test_as_many_steps_are_computed_as_the_budget_says(scheduler: str, computed:
 
 def test_what_to_expect_is_the_simulation_of_the_plan() -> None:
     found = measurement()
-    for scheduler in ("uniform", "taylor", "closed_loop"):
+    for scheduler in ("uniform", "taylorseer", "closed_loop"):
         made = plan(found, scheduler, 5)
         simulator = Simulator(found.dynamics)  # type: ignore[arg-type]
         run = simulator.played(the_plan(made))
@@ -209,7 +209,7 @@ def test_a_speedup_needs_a_clock() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 99), st.floats(5, 60), st.sampled_from(["uniform", "taylor"]))
+@given(st.integers(1, 12), st.integers(0, 99), st.floats(5, 60), st.sampled_from(["uniform", "taylorseer"]))
 def test_the_cheapest_plan_is_the_first_that_is_good_enough(steps: int, seed: int, least_db: float, name: str) -> None:
     found = measurement(steps, seed)
     every = [plan(found, name, n) for n in range(1, steps + 1)]
@@ -222,11 +222,11 @@ def test_the_cheapest_plan_is_the_first_that_is_good_enough(steps: int, seed: in
 def test_fidelity_that_falls_where_a_step_is_added_does_not_mislead() -> None:
     """A search that takes it for rising would miss the few steps that do."""
     found = measurement(12, 3)
-    fidelity = [plan(found, "taylor", n).expected.mean_db for n in range(1, 13)]  # type: ignore[union-attr]
+    fidelity = [plan(found, "taylorseer", n).expected.mean_db for n in range(1, 13)]  # type: ignore[union-attr]
     peak = next(
         n for n in range(11) if fidelity[n] > max(fidelity[:n], default=-np.inf) and fidelity[n] > fidelity[n + 1]
     )
-    made = plan(found, "taylor", Budget(max_error_db=fidelity[peak]))
+    made = plan(found, "taylorseer", Budget(max_error_db=fidelity[peak]))
     assert made.computed_steps == peak + 1
 
 
@@ -343,9 +343,9 @@ def test_memory_that_no_plan_could_do_with_says_how_much_is_needed() -> None:
         BadOption, match=r"memory_bytes=99 was given. Allowed: 4096 or more, which closed_loop keeps with o"
     ):
         plan(measurement(), "closed_loop", Budget(computed_steps=6, memory_bytes=99))
-    with pytest.raises(BadOption, match=r"Allowed: 8192 or more, which taylor keeps at 6 computed steps"):
-        plan(measurement(), "taylor", Budget(computed_steps=6, memory_bytes=BYTES))
-    assert plan(measurement(), "taylor", Budget(computed_steps=6, memory_bytes=2 * BYTES)).computed_steps == 6
+    with pytest.raises(BadOption, match=r"Allowed: 8192 or more, which taylorseer keeps at 6 computed steps"):
+        plan(measurement(), "taylorseer", Budget(computed_steps=6, memory_bytes=BYTES))
+    assert plan(measurement(), "taylorseer", Budget(computed_steps=6, memory_bytes=2 * BYTES)).computed_steps == 6
 
 
 # What is refused whatever the budget.
@@ -354,8 +354,8 @@ def test_memory_that_no_plan_could_do_with_says_how_much_is_needed() -> None:
 def test_names_and_options_that_are_not_there() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'uniform'"):
         plan(measurement(), "unifrom", 4)
-    with pytest.raises(UnknownName, match=r"no option of 'taylor' called 'every'\. Known: order"):
-        plan(measurement(), "taylor:every=3", 4)
+    with pytest.raises(UnknownName, match=r"no option of 'taylorseer' called 'every'\. Known: order"):
+        plan(measurement(), "taylorseer:every=3", 4)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_names_and_options_that_are_not_there() -> None:
         ("closed_loop:anchors=two", "anchors='two' was given. Allowed: a whole number, such as 6"),
         ("closed_loop:anchors=2.5", "anchors=2.5 was given. Allowed: a whole number, such as 6"),
         ("closed_loop:anchors=nan", "anchors=nan was given. Allowed: a whole number, such as 6"),
-        ("taylor:order=1e0", "order=1.0 was given. Allowed: a whole number, such as 1"),
+        ("taylorseer:order=1e0", "order=1.0 was given. Allowed: a whole number, such as 1"),
     ],
 )
 def test_an_option_of_another_type_is_refused_for_every_scheduler(scheduler: str, words: str) -> None:
@@ -406,7 +406,7 @@ def test_every_scheduler_that_plans_is_listed_with_its_options() -> None:
     assert set(found) == set(having("plan"))
     assert found["closed_loop"].options == {"anchors": 6}
     assert found["uniform"].options == {}
-    assert found["taylor"].source == taylor.SOURCE
+    assert found["taylorseer"].source == taylorseer.SOURCE
     assert found["closed_loop"].summary == (
         "The mask whose simulated closed loop ends nearest to the full run, and its weights (this project)."
     )

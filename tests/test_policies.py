@@ -66,7 +66,7 @@ def test_restored_policies_bear_no_trace(case: Case) -> None:
     policy = case.make()
     case.act(policy)
     before = {name: set(vars(part)) for name, part in policy.named_modules()}
-    diffcache.accelerate(policy, "taylor:every=3,order=1,sites=" + case.granularities[-1])
+    diffcache.accelerate(policy, "taylorseer:every=3,order=1,sites=" + case.granularities[-1])
     case.act(policy)
     assert {name: set(vars(part)) for name, part in policy.named_modules()} != before
     diffcache.restore(policy)
@@ -96,14 +96,14 @@ def test_inner_sites_are_measured_planned_and_corrected(name: str) -> None:
     policy = case.make()
     calls = [case.call(4, seed) | {"seed": seed} for seed in range(3)]
     profile = diffcache.measure(policy, calls, sites="sublayer")
-    for scheduler in ("bubbling:n=2", "partition:kind=acs"):
+    for scheduler in ("bac:n=2", "bac:n=0"):
         schedule = diffcache.plan(profile, scheduler, 6)
         with diffcache.accelerated(policy, schedule):
             case.act(policy)
             rows = diffcache.report(policy).rows
         planned = {site: int(plan.compute.sum()) for _, site, plan in schedule.plans()}
         assert {row.site: row.computed for row in rows if row.site in planned} == planned
-    schedule = diffcache.optimize(policy, calls, 8, sites="block", scheduler="partition:kind=acs,sites=block")
+    schedule = diffcache.optimize(policy, calls, 8, sites="block", scheduler="bac:n=0,sites=block")
     assert schedule.expected is not None
     assert schedule.expected.mean_db > 15
 
@@ -133,7 +133,7 @@ def test_each_sample_of_a_batch_of_environments_is_its_own() -> None:
         generators = [torch.Generator().manual_seed(n) for n in range(3)][rows]
         return policy.predict_action({"obs": obs[rows]}, generators)["action"]
 
-    with diffcache.accelerated(policy, "taylor:every=3,order=1"):
+    with diffcache.accelerated(policy, "taylorseer:every=3,order=1"):
         together = actions(slice(None))
         alone = torch.cat([actions(slice(n, n + 1)) for n in range(3)])
     assert torch.allclose(together, alone, atol=1e-4)
@@ -237,7 +237,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Any:
     policy = diffusion_policy()
     calls = [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(4)]
     return diffcache.evaluate(
-        policy, {"ours": "taylor:every=2,order=1"}, calls, trials=Trials(play, 20, "point"), progress=False,
+        policy, {"ours": "taylorseer:every=2,order=1"}, calls, trials=Trials(play, 20, "point"), progress=False,
         out=tmp_path_factory.mktemp("policy"),
     )  # fmt: skip
 
@@ -271,7 +271,7 @@ def test_episodes_that_were_played_are_not_played_again(proof: Any) -> None:
 
     calls = [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(4)]
     options: dict[str, Any] = {"out": proof.folder, "progress": False, "compare": ()}
-    rule, before = {"ours": "taylor:every=2,order=1"}, written()
+    rule, before = {"ours": "taylorseer:every=2,order=1"}, written()
     again = diffcache.evaluate(diffusion_policy(), rule, calls, trials=Trials(play, 20, "point"), **options)
     was = {m["name"]: m["scores"]["success"]["values"] for m in proof.record["methods"]}
     assert again.record["methods"][1]["scores"]["success"]["values"] == was["ours"]
@@ -407,7 +407,7 @@ def test_real_time_chunking_sees_a_predicted_step_as_constant(sites: str, store:
     with diffcache.accelerated(policy, f"full:sites={sites}"):
         assert torch.equal(case.act(policy, left=left), full)
     policy.model.guided.carried.clear()
-    with diffcache.accelerated(policy, f"taylor:every=2,order=1,sites={sites}", store=store):
+    with diffcache.accelerated(policy, f"taylorseer:every=2,order=1,sites={sites}", store=store):
         assert far(case.act(policy, left=left), full) < 0.1
     if sites == "model":
         assert policy.model.guided.carried == [True, False] * (STEPS // 2)

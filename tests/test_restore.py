@@ -191,7 +191,7 @@ def test_pipelines_that_share_denoiser_and_noise_scheduler_are_restored_in_any_o
     pipes = [first, other_with_the_same_parts(first), other_with_the_same_parts(first)]
     before = [dicts(pipe) for pipe in pipes]
     parts = [{k: v for k, v in names(pipe).items() if k != "pipe"} for pipe in pipes]
-    specs = [spec, "full:sites=sublayer", "taylor:every=3"]
+    specs = [spec, "full:sites=sublayer", "taylorseer:every=3"]
     plain = run(shared("flux"), CALL)
     alone = []
     for pipe, one in zip(pipes, specs, strict=True):

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from diffcache.errors import BadOption
 from diffcache.profile import DenoiserProfile, Profile
-from diffcache.schedulers import partition
 from diffcache.schedulers._sites import Place, feeds_forward, in_order, place
-from diffcache.schedulers.bubbling import bubbled, downstream, plan
+from diffcache.schedulers.bac import bubbled, downstream, plan
 
 DECODER = [f"sublayer:layers.{i}.{part}" for i in range(3) for part in ("attn1", "attn2", "ff")]
 
@@ -143,7 +142,7 @@ def updates(found: Profile, budget: float, **options: Any) -> dict[str, np.ndarr
 def test_with_nothing_chosen_it_is_the_plain_schedule() -> None:
     found = measured(walks(0, DECODER))
     for budget in (1, 4, 12):
-        plain = partition.plan(found, budget, kind="acs").sites
+        plain = plan(found, budget, n=0).sites
         assert all((mask == plain[name].compute).all() for name, mask in updates(found, budget, n=0).items())
 
 
@@ -169,7 +168,7 @@ def test_there_are_as_many_updates_as_the_budget_allows(seed: int, n: int) -> No
         assert len(chosen) == n
         work = {}
         for s in range(1, int(budget) + 1):
-            plain = partition.plan(found, s, kind="acs").sites
+            plain = plan(found, s, n=0).sites
             joined = bubbled({name: plain[name].compute for name in DECODER}, chosen)
             work[s] = np.mean([mask.sum() for mask in joined.values()])
             if str(s) == made.notes["updates"]:

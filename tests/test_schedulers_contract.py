@@ -25,21 +25,17 @@ STACKS = ("transformer_blocks", "single_transformer_blocks")
 BUDGETS = (4, 7, STEPS)
 NAMES = schedulers.having("plan")
 # Schedulers that cannot plan from a profile alone, and why: they are held to their names and options only.
-NEEDS_MORE: dict[str, str] = {"routers": "it reads a trained router from a file"}
+ROUTER = "it reads a trained router from a file"
+NEEDS_MORE: dict[str, str] = {"harmonica": ROUTER, "learning_to_cache": ROUTER}
 # Beside what every scheduler does when it is only named.
 MORE = (
-    "threshold:kind=smoothcache",
-    "threshold:kind=smoothcache,sites=block",
-    "threshold:kind=magcache",
-    "threshold:kind=ertacache,sites=stack",
-    "partition:kind=acs",
-    "partition:norm=coherent",
-    "partition:norm=l2,sites=block,bounded=0",
-    "bubbling:n=2",
-    "path:kind=shortest",
-    "path:kind=peak",
-    "path:kind=taylor",
-    "path:kind=peak,edge=local",
+    "smoothcache:sites=block",
+    "ertacache:sites=stack",
+    "bac:n=0",
+    "cachequant:norm=coherent",
+    "cachequant:norm=l2,sites=block,bounded=0",
+    "bac:n=2",
+    "meancache:edge=local",
 )
 SPECS = [spec for spec in (*NAMES, *MORE) if spec.partition(":")[0] not in NEEDS_MORE]
 
@@ -166,7 +162,7 @@ def test_it_takes_a_profile_a_budget_and_options_by_keyword(name: str) -> None:
 
 def test_what_is_left_out_is_there() -> None:
     """An exception for a file that does not exist (any more) would be one nobody notices."""
-    assert set(NEEDS_MORE) <= {*NAMES, "routers"}
+    assert set(NEEDS_MORE) <= set(NAMES)
 
 
 # What they make.
@@ -322,9 +318,9 @@ def test_a_profile_that_lacks_what_it_needs_is_refused_with_its_name(spec: str, 
         ("path", "dynamics"),
         ("closed_loop", "dynamics"),
         ("threshold", "residuals"),
-        ("threshold:kind=magcache", "residuals"),
-        ("threshold:kind=smoothcache", "inner sites"),
-        ("partition:kind=acs", "inner sites"),
+        ("magcache", "residuals"),
+        ("smoothcache", "inner sites"),
+        ("bac:n=0", "inner sites"),
         ("bubbling", "inner sites"),
         ("partition", "the model"),
     ],

@@ -19,7 +19,7 @@ from diffcache.errors import BadOption
 from diffcache.planning import plan as planned
 from diffcache.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.schedule import Guidance
-from diffcache.schedulers import easycache, first_block, teacache
+from diffcache.schedulers import easycache, firstblockcache, teacache
 
 STEPS = 9
 BATCHED = Guidance(mode="batched", branches=2)
@@ -82,9 +82,9 @@ def test_no_threshold_computes_more_of_what_the_first_block_leaves_within_the_bu
     possible = [w for limit in limits if (w := work(residual_walk(residual, limit, row), steps, 0.4)) <= budget]
     if not possible:
         with pytest.raises(BadOption, match="computed_steps"):
-            first_block.plan(network(found), budget, most=most)
+            firstblockcache.plan(network(found), budget, most=most)
         return
-    chosen = first_block.plan(network(found), budget, most=most)
+    chosen = firstblockcache.plan(network(found), budget, most=most)
     assert chosen.online is not None
     done = work(residual_walk(residual, chosen.online.limit[0], row), steps, 0.4)
     assert done <= budget + 1e-9
@@ -99,7 +99,7 @@ def test_first_block_plans_every_stack_and_reuses_residuals() -> None:
         "stack:transformer_blocks": site(np.ones((1, 4, 2)), flops=6),
         "stack:single_transformer_blocks": site(np.ones((1, 4, 2)), flops=9),
     }
-    chosen = first_block.plan(of_sites(sites), 2, threshold=0.1)
+    chosen = firstblockcache.plan(of_sites(sites), 2, threshold=0.1)
     assert set(chosen.sites) == {"stack:transformer_blocks", "stack:single_transformer_blocks"}
     for plan in chosen.sites.values():
         assert plan.compute.tolist() == [True, False, False, False]
@@ -107,7 +107,7 @@ def test_first_block_plans_every_stack_and_reuses_residuals() -> None:
         assert plan.kappa is not None
         assert plan.kappa[0].tolist() == [0, 1, 1, 1]
     with pytest.raises(BadOption, match=r"one without 'block:transformer_blocks\.0'.*or threshold"):
-        first_block.plan(of_sites(sites), 2)
+        firstblockcache.plan(of_sites(sites), 2)
 
 
 @pytest.mark.parametrize(("guidance", "computed"), [(SEPARATE, 3.0), (BATCHED, 4.0)])
@@ -118,7 +118,7 @@ def test_branches_called_apart_are_counted_apart_and_those_in_a_batch_together(
     still = np.full((5, 2), 3.0)
     moving = np.array([[2.0, 2], [3, 3], [5, 5], [9, 9], [17, 17]])
     found = network(np.stack([still, moving]), guidance)
-    kept = first_block.plan(found, work(computed, 5, 0.4))
+    kept = firstblockcache.plan(found, work(computed, 5, 0.4))
     assert float(kept.notes["work"].split()[0]) <= work(computed, 5, 0.4) + 1e-9
     if guidance is SEPARATE:  # 1 and 5 steps of 5
         assert float(kept.notes["work"].split()[0]) == pytest.approx(work(3.0, 5, 0.4))
@@ -190,13 +190,13 @@ def test_teacache_needs_what_the_first_normalisation_made() -> None:
         teacache.plan(network(np.ones((1, 4, 2))), 2, degree=9)
 
 
-@pytest.mark.parametrize("scheduler", [first_block, teacache])
+@pytest.mark.parametrize("scheduler", [firstblockcache, teacache])
 def test_without_stacks_there_is_nothing_to_govern(scheduler: Any) -> None:
     with pytest.raises(BadOption, match=r"sites='stack' was given\. Allowed: what was measured: model"):
         scheduler.plan(of_sites({"model": site(np.ones((1, 4, 2)))}), 2)
 
 
-@pytest.mark.parametrize("scheduler", [first_block, teacache])
+@pytest.mark.parametrize("scheduler", [firstblockcache, teacache])
 def test_stacks_that_prepare_the_text_are_left_alone(scheduler: Any) -> None:
     """Their first block could decide nothing, and they run before the one that does."""
     still = np.ones((1, 4, 2))
@@ -286,7 +286,7 @@ def measured(name: str) -> Profile:
     return measure(pipe, [call], sites="stack,block", influence=False)
 
 
-@pytest.mark.parametrize("scheduler", ["first_block", "teacache", "easycache"])
+@pytest.mark.parametrize("scheduler", ["firstblockcache", "teacache", "easycache"])
 @pytest.mark.parametrize("name", ["flux", "dit", "wan"])
 def test_a_run_does_about_as_much_as_was_planned(name: str, scheduler: str) -> None:
     """Predictions bend the trajectory, and with it what decides; random weights bend it far."""
@@ -305,7 +305,7 @@ def test_a_run_does_about_as_much_as_was_planned(name: str, scheduler: str) -> N
     assert seen[0] <= seen[1]
 
 
-@pytest.mark.parametrize("scheduler", ["first_block", "teacache", "easycache"])
+@pytest.mark.parametrize("scheduler", ["firstblockcache", "teacache", "easycache"])
 def test_a_threshold_that_is_given_is_used_whatever_the_budget(scheduler: str) -> None:
     schedule = planned(measured("flux"), scheduler, 3, threshold=0.125, most=2)
     rule = schedule.denoisers["transformer"].online

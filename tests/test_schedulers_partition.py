@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -18,10 +19,18 @@ from diffcache import planning
 from diffcache.errors import BadOption
 from diffcache.profile import DenoiserProfile, Profile
 from diffcache.schedule import SitePlan
+from diffcache.schedulers import Planned, bac, cachequant, function
 from diffcache.schedulers._cuts import Cheapest, anchored, demand_room, following
+from diffcache.schedulers._partition import bounds
 from diffcache.schedulers._simulation import Simulator
-from diffcache.schedulers.partition import bounds, plan
 from diffcache.schedulers.uniform import reuse
+
+
+def plan(found: Profile, computed_steps: float, kind: str = "cachequant", **options: Any) -> Planned:
+    """Return the plan of one method."""
+    made: Planned = function(kind, "plan", options)(found, computed_steps, **options)
+    return made
+
 
 tables_of_costs = st.integers(1, 7).flatmap(
     lambda steps: hnp.arrays(np.float64, (steps, steps + 1), elements=st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.25]))
@@ -286,7 +295,7 @@ def similarity(cut: tuple[int, ...], cosine: np.ndarray) -> float:
 def test_every_sublayer_has_its_own_best_updates(seed: int, updates: int) -> None:
     outputs = {f"sublayer:a.{n}.attn": bent(seed, 10, slow) for n, slow in enumerate((0.01, 0.05, 0.2))}
     found = measured(outputs)
-    made = plan(found, updates, kind="acs").sites
+    made = plan(found, updates, kind="bac", n=0).sites
     assert list(made) == list(outputs)
     for name, plan_ in made.items():
         cosine = found.denoisers["transformer"].sites[name].output.cosine[0]
@@ -316,12 +325,12 @@ def test_a_unified_schedule_is_the_first_self_attentions_for_all(seed: int, upda
     of_the_sum = best_cut(list(cosine.values()), updates)
     assert of_the_first != of_the_sum, "a case where it does not matter"
 
-    made = plan(found, updates, kind="acs", unified=True)
+    made = plan(found, updates, kind="bac", unified=True)
     assert set(made.sites) == set(outputs)
     assert {cut_of(plan_.compute) for plan_ in made.sites.values()} == {of_the_first}
     assert made.notes == {"unified": first}
 
-    summed = plan(found, updates, kind="acs", per_site=False)
+    summed = plan(found, updates, kind="bac", n=0, per_site=False)
     assert {cut_of(plan_.compute) for plan_ in summed.sites.values()} == {of_the_sum}
     assert not summed.notes
 
@@ -331,21 +340,21 @@ def test_the_first_is_the_first_that_runs_not_the_first_by_name() -> None:
     early, late = bent(0, 10), bent(0, 10)[:, ::-1]
     names = ("blocks.10.attn", "blocks.2.ff", "blocks.2.self_attn")
     found = measured({f"sublayer:{name}": early if name == "blocks.2.self_attn" else late for name in names})
-    made = plan(found, 3, kind="acs", unified=True)
+    made = plan(found, 3, kind="bac", unified=True)
     assert made.notes == {"unified": "sublayer:blocks.2.self_attn"}
-    alone = plan(measured({"sublayer:a.0.attn": early}), 3, kind="acs").sites["sublayer:a.0.attn"]
-    other = plan(measured({"sublayer:a.0.attn": late}), 3, kind="acs").sites["sublayer:a.0.attn"]
+    alone = plan(measured({"sublayer:a.0.attn": early}), 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
+    other = plan(measured({"sublayer:a.0.attn": late}), 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
     assert alone != other
     assert all(plan_ == alone for plan_ in made.sites.values())
 
 
 def test_a_unified_schedule_is_asked_for_in_a_spec() -> None:
     found = measured({f"sublayer:a.{n}.attn": bent(n, 12, slow) for n, slow in enumerate((0.01, 0.2))})
-    schedule = planning.plan(found, "partition:kind=acs,unified=1", 3)
+    schedule = planning.plan(found, "bac:n=0,unified=1", 3)
     first, second = schedule.denoisers["transformer"].sites.values()
-    assert first == second == plan(found, 3, kind="acs").sites["sublayer:a.0.attn"]
+    assert first == second == plan(found, 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
     assert schedule.provenance["unified"] == "sublayer:a.0.attn"
-    assert schedule.provenance["scheduler"] == "partition:kind=acs,unified=1"
+    assert schedule.provenance["scheduler"] == "bac:n=0,unified=1"
 
 
 def test_similarity_to_the_step_before_would_only_pick_the_largest_changes() -> None:
@@ -362,15 +371,15 @@ def test_similarity_to_the_step_before_would_only_pick_the_largest_changes() -> 
     assert largest_changes == [0, 2, 3, 4]
     assert max(cuts(12, 4), key=consecutive) == (*largest_changes, 12)
 
-    ours = plan(found, 4, kind="acs").sites["sublayer:a.0.attn"].compute
+    ours = plan(found, 4, kind="bac", n=0).sites["sublayer:a.0.attn"].compute
     assert np.flatnonzero(ours).tolist() != largest_changes
     assert similarity(cut_of(ours), cosine) > similarity((*largest_changes, 12), cosine) + 0.05
 
 
 def test_outputs_are_reused_as_they_are() -> None:
-    for kind, name in (("dps", "model"), ("acs", "sublayer:a.0.ff")):
-        made: SitePlan = plan(measured({name: walk(1, 9)}), 4, kind=kind).sites[name]
-        assert made == reuse(made.compute)
+    for made, name in ((cachequant.plan, "model"), (functools.partial(bac.plan, n=0), "sublayer:a.0.ff")):
+        plan_: SitePlan = made(measured({name: walk(1, 9)}), 4).sites[name]
+        assert plan_ == reuse(plan_.compute)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -382,13 +391,12 @@ def test_outputs_are_reused_as_they_are() -> None:
         (2.5, {}, "computed_steps=2.5 was given. Allowed: a whole number, 1 to 6"),
         (7, {}, "computed_steps=7 was given. Allowed: a whole number, 1 to 6"),
         (0, {}, "computed_steps=0 was given"),
-        (2, {"kind": "fisher"}, "kind='fisher' was given. Allowed: one of dps, acs"),
-        (2, {"kind": "acs"}, "sites='sublayer' was given. Allowed: what was measured: model"),
+        (2, {"kind": "bac", "n": 0}, "sites='sublayer' was given. Allowed: what was measured: model"),
         (2, {"norm": "l3"}, "norm='l3' was given. Allowed: one of l1, l2, cosine, coherent"),
         (2, {"bounded": "False"}, "bounded='False' was given. Allowed: True or False, in a spec 1 or 0"),
         (2, {"weighted": 2}, "weighted=2 was given"),
-        (2, {"unified": "yes"}, "unified='yes' was given. Allowed: True or False, in a spec 1 or 0"),
-        (2, {"unified": True, "per_site": True}, "unified=True was given. Allowed: False, where per_site"),
+        (2, {"kind": "bac", "unified": "yes"}, "unified='yes' was given. Allowed: True or False, in a spec 1 or 0"),
+        (2, {"kind": "bac", "norm": "l1"}, "n=5 was given. Allowed: 0 where norm=l1 is given"),
     ],
 )
 def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, Any], words: str) -> None:

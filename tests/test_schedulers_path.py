@@ -16,16 +16,25 @@ from diffcache.errors import BadOption
 from diffcache.planning import expected
 from diffcache.profile import DenoiserProfile, Dynamics, Profile
 from diffcache.schedule import SitePlan
-from diffcache.schedulers import Grid, Planned
+from diffcache.schedulers import Grid, Planned, function
 from diffcache.schedulers._cuts import Cheapest, cheapest_pairs, following, mildest
+from diffcache.schedulers._path import newest
 from diffcache.schedulers._runs import forecast, influence, missed, reused, times
 from diffcache.schedulers._simulation import Simulator
-from diffcache.schedulers.path import _local, _local_forecast, continued, mean_velocity, newest, plan, unfolded
-from diffcache.schedulers.taylor import extrapolation
+from diffcache.schedulers.dpcache import local_forecast
+from diffcache.schedulers.meancache import _local, continued, mean_velocity, unfolded
+from diffcache.schedulers.taylorseer import extrapolation
 from diffcache.schedulers.uniform import evenly, reuse
 
+
+def plan(found: Profile, computed_steps: float, kind: str = "lemica", **options: Any) -> Planned:
+    """Return the plan of one method."""
+    made: Planned = function(kind, "plan", options)(found, computed_steps, **options)
+    return made
+
+
 WIDTH = 4
-KINDS = ("shortest", "minimax", "peak", "taylor")
+KINDS = ("shortest_path", "lemica", "meancache", "dpcache")
 
 steps_and_seed = st.tuples(st.integers(1, 9), st.integers(0, 999))
 
@@ -224,7 +233,7 @@ def test_local_edges_add_up_relative_errors(case: tuple[int, int], span: int) ->
 
     guesses = continued(mean_velocity(at, span)) @ handed
     cost = _local(gram, continued(mean_velocity(at, span)))
-    first, lines = _local_forecast(gram, at[:-1])
+    first, lines = local_forecast(gram, at[:-1])
     for a, b in itertools.combinations(range(steps + 1), 2):
         assert cost[a, b] == pytest.approx(sum(off(guesses[a, t], t) for t in range(a + 1, b)), abs=1e-6)
         for p in range(a):
@@ -264,7 +273,7 @@ def test_weights_are_the_method_run_with_its_states(case: tuple[int, int], span:
 def test_a_span_of_one_is_plain_reuse() -> None:
     compute = evenly(9, 4)
     assert unfolded(mean_velocity(times_of(9, 0), 1), compute)[:, :, :1] == pytest.approx(reuse(compute).weights)
-    assert plan(measured(9), 4, kind="peak", span=1).sites["model"].anchors == 1
+    assert plan(measured(9), 4, kind="meancache", span=1).sites["model"].anchors == 1
 
 
 def test_steps_of_no_length_divide_nothing() -> None:
@@ -306,10 +315,10 @@ def test_the_plan_is_the_best_of_all_by_its_own_measure(kind: str, seed: int) ->
     first, pairs = map(np.sqrt, forecast(gram, weights, found.timesteps))
 
     def measure(cut: tuple[int, ...]) -> Any:
-        if kind == "taylor":
+        if kind == "dpcache":
             return float(first[cut[1]] + sum(pairs[c] for c in zip(cut, cut[1:], cut[2:], strict=False)))
-        found_weights = weights_of(peak_cost if kind == "peak" else reuse_cost, cut)
-        return sorted(found_weights, reverse=True) if kind == "minimax" else sum(found_weights)
+        found_weights = weights_of(peak_cost if kind == "meancache" else reuse_cost, cut)
+        return sorted(found_weights, reverse=True) if kind == "lemica" else sum(found_weights)
 
     made = cut_of(plan(found, 4, kind=kind).sites["model"].compute)
     assert measure(made) == pytest.approx(min(map(measure, cuts(9, 4))))
@@ -322,16 +331,16 @@ def test_local_edges_of_reuse_are_the_relative_l1_of_what_is_missed() -> None:
     def total(cut: tuple[int, ...]) -> float:
         return float(sum(table[a, t] for a, b in itertools.pairwise(cut) for t in range(a + 1, b)))
 
-    made = cut_of(plan(found, 3, kind="shortest", edge="local").sites["model"].compute)
+    made = cut_of(plan(found, 3, kind="shortest_path", edge="local").sites["model"].compute)
     assert total(made) == pytest.approx(min(map(total, cuts(8, 3))))
 
 
 def test_the_peak_lies_between_the_sum_and_the_worst() -> None:
     found = measured(12, 4)
-    shortest, mild = (plan(found, 4, kind=kind).sites["model"].compute for kind in ("shortest", "minimax"))
+    shortest, mild = (plan(found, 4, kind=kind).sites["model"].compute for kind in ("shortest_path", "lemica"))
     assert (shortest != mild).any()
-    sums = plan(found, 4, kind="peak", span=1, gamma=1).sites["model"].compute
-    worst = plan(found, 4, kind="peak", span=1, gamma=64).sites["model"].compute
+    sums = plan(found, 4, kind="meancache", span=1, gamma=1).sites["model"].compute
+    worst = plan(found, 4, kind="meancache", span=1, gamma=64).sites["model"].compute
     assert (sums == shortest).all()
     assert found.dynamics is not None
     cost = np.sqrt(reused(found.dynamics.gram, influence(found.dynamics)))
@@ -340,15 +349,15 @@ def test_the_peak_lies_between_the_sum_and_the_worst() -> None:
 
 def test_predictions_are_those_the_kind_names() -> None:
     found = measured(12, 1)
-    for kind in ("shortest", "minimax"):
+    for kind in ("shortest_path", "lemica"):
         made = plan(found, 4, kind=kind).sites["model"]
         assert made == reuse(made.compute)
-    made = plan(found, 4, kind="taylor").sites["model"]
+    made = plan(found, 4, kind="dpcache").sites["model"]
     line = extrapolation(Grid(found.timesteps), made.compute, 1)
     assert made.weights == pytest.approx(line)
-    assert plan(found, 4, kind="taylor", anchors=1).sites["model"].anchors == 1
+    assert plan(found, 4, kind="dpcache", anchors=1).sites["model"].anchors == 1
     found = measured(12, handed=1 + np.outer(np.linspace(1, 0, 12) ** 2, [1.0, 2.0, -3.0, 4.0]))
-    every, two = (plan(found, 5, kind="peak", anchors=n).sites["model"] for n in (12, 2))
+    every, two = (plan(found, 5, kind="meancache", anchors=n).sites["model"] for n in (12, 2))
     assert every.anchors > two.anchors == 2
     assert two.weights == pytest.approx(newest(every.weights, 2))
     assert two.weights.sum(-1)[0, ~two.compute] == pytest.approx(1)
@@ -358,7 +367,7 @@ def test_on_a_straight_line_two_computed_steps_are_all_that_is_needed() -> None:
     """In time, whatever the steps: then taylor is exact, and knows it."""
     found = measured(10, handed=1 + np.outer(measured(10).timesteps, [0.001, 0.002, -0.003, 0.004]))
     for edge in ("state", "local"):
-        made = plan(found, 2, kind="taylor", edge=edge)
+        made = plan(found, 2, kind="dpcache", edge=edge)
         assert np.flatnonzero(made.sites["model"].compute).tolist() == [0, 1]
         ends = expected(found, made)
         assert ends is not None
@@ -366,10 +375,10 @@ def test_on_a_straight_line_two_computed_steps_are_all_that_is_needed() -> None:
 
 
 def test_the_spans_are_written_down() -> None:
-    made: Planned = plan(measured(14, 2), 4, kind="peak")
+    made: Planned = plan(measured(14, 2), 4, kind="meancache")
     begins = [a for a, b in itertools.pairwise(cut_of(made.sites["model"].compute)) if b > a + 1]
     assert [int(words.split()[-1]) for words in made.notes["spans"].split(", ")] == begins
-    assert "spans" not in plan(measured(5), 5, kind="peak").notes
+    assert "spans" not in plan(measured(5), 5, kind="meancache").notes
 
 
 def test_times_are_noise_levels_or_else_timesteps() -> None:
@@ -389,11 +398,10 @@ def test_times_are_noise_levels_or_else_timesteps() -> None:
         (10, {}, "computed_steps=10 was given. Allowed: a whole number, 1 to 9"),
         (2, {"most": 3}, "computed_steps=2 was given. Allowed: 3 to 9 in runs of 1 to 4 steps"),
         (2, {"most": -1}, "most=-1 was given. Allowed: a whole number, 0 or more"),
-        (2, {"kind": "longest"}, "kind='longest' was given. Allowed: one of shortest, minimax, peak, taylor"),
         (2, {"edge": "global"}, "edge='global' was given. Allowed: one of state, local"),
-        (2, {"gamma": 0.5}, "gamma=0.5 was given. Allowed: a number, 1 (the sum) to 64"),
-        (2, {"span": 0}, "span=0 was given. Allowed: a whole number, 1 or more"),
-        (2, {"anchors": 0}, "anchors=0 was given. Allowed: a whole number, 1 or more"),
+        (2, {"kind": "meancache", "gamma": 0.5}, "gamma=0.5 was given. Allowed: a number, 1 (the sum) to 64"),
+        (2, {"kind": "meancache", "span": 0}, "span=0 was given. Allowed: a whole number, 1 or more"),
+        (2, {"kind": "dpcache", "anchors": 0}, "anchors=0 was given. Allowed: a whole number, 1 or more"),
     ],
 )
 def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, Any], words: str) -> None:

@@ -22,7 +22,8 @@ from diffcache import accelerated, assets, planning, report, routers_file
 from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
 from diffcache.profile import DenoiserProfile, Profile
-from diffcache.schedulers.routers import Router, plan
+from diffcache.schedulers._router import Router
+from diffcache.schedulers.learning_to_cache import plan
 
 STEPS, DEPTH = 6, 5  # the depth of the demo's DiT
 LAST = STEPS - 1  # the row of the noisiest step, which runs first
@@ -225,7 +226,7 @@ def test_its_budget_is_its_own() -> None:
     least = work(router)
     assert 2 < least < 5
     schedule = planning.plan(measured(), "routers", 5, file=router)
-    assert schedule.provenance["scheduler"] == "routers:file=by hand"
+    assert schedule.provenance["scheduler"] == "learning_to_cache:file=by hand"
     assert schedule.provenance["work"] == f"{least:.4g} of 6 full steps"
     assert plan(measured(), least, file=router).sites.keys() == plan(measured(), 6, file=router).sites.keys()
     with pytest.raises(BadOption, match=rf"{least:.3f}\d* or more: the work of by hand, which is fixed"):
@@ -235,7 +236,7 @@ def test_its_budget_is_its_own() -> None:
 def test_a_table_can_be_kept_in_a_file_that_needs_no_torch(tmp_path: Path) -> None:
     router = table()
     np.save(tmp_path / "table.npy", router.compute)
-    schedule = planning.plan(measured(), f"routers:file={tmp_path / 'table.npy'}", 6)
+    schedule = planning.plan(measured(), f"learning_to_cache:file={tmp_path / 'table.npy'}", 6)
     by_hand = planning.plan(measured(), "routers", 6, file=router)
     assert schedule.denoisers == by_hand.denoisers
 
@@ -330,7 +331,7 @@ def test_the_schedule_is_for_this_network_and_this_grid_only(dit: Any, harmonica
     assert schedule.denoisers["transformer"].config_digest is not None
     assert schedule.noise_scheduler is not None
     assert schedule.noise_scheduler.class_name == "DDIMScheduler"
-    assert schedule.provenance["scheduler"] == "routers:file=harmonica.pt (harmonica)"
+    assert schedule.provenance["scheduler"] == "router file: harmonica.pt (harmonica)"
     with accelerated(dit.pipe, schedule), pytest.raises(ScheduleMismatch, match="made for 6 steps; this run takes 7"):
         dit.pipe(**dit.call(dit.subjects[:1], [0], steps=7, output_type="latent"))
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from diffcache.errors import BadOption, UnknownName
 from diffcache.schedulers import Grid, Rule, function, having, parse_rule, parse_spec, rules
 from diffcache.schedulers.full import rule as full
-from diffcache.schedulers.taylor import extrapolation
-from diffcache.schedulers.taylor import rule as taylor
+from diffcache.schedulers.taylorseer import extrapolation
+from diffcache.schedulers.taylorseer import rule as taylor
 from diffcache.schedulers.uniform import evenly, every_kth
 from diffcache.schedulers.uniform import rule as uniform
 
-RULES = "easycache, first_block, full, taylor, uniform"
+RULES = "easycache, firstblockcache, fora, full, taylorseer, uniform"
 SITES = {"transformer": ("model", "stack:blocks", "block:blocks.0", "block:blocks.1"), "unet": ("model",)}
 
 
@@ -148,7 +148,7 @@ def test_the_exactness_test_can_fail() -> None:
 
 
 def test_the_rules_are_the_files_that_have_one() -> None:
-    assert set(rules()) == {"easycache", "first_block", "full", "taylor", "uniform"}
+    assert set(rules()) == {"easycache", "firstblockcache", "fora", "full", "taylorseer", "uniform"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_rules_are_the_files_that_have_one() -> None:
         ("full:", Rule("full")),
         ("uniform:every=3", Rule("uniform", options={"every": 3})),
         ("uniform: every = 3 , sites = block", Rule("uniform", "block", {"every": 3})),
-        ("taylor:every=4,order=2,sites=stack", Rule("taylor", "stack", {"every": 4, "order": 2})),
+        ("taylorseer:every=4,order=2,sites=stack", Rule("taylorseer", "stack", {"every": 4, "order": 2})),
     ],
 )
 def test_a_spec_says_name_options_and_sites(spec: str, rule: Rule) -> None:
@@ -178,9 +178,9 @@ REFUSED = [
     ("uniform:every", BadOption, "every='' was given."),
     ("uniform:every=two", BadOption, "every='two' was given. Allowed: a whole number, at least 1"),
     ("uniform:every=²", BadOption, "every='²' was given."),
-    ("taylor:order=high", BadOption, "order='high' was given. Allowed: 0 to 4."),
-    ("taylor:order=5", BadOption, "order=5 was given. Allowed: 0 to 4."),
-    ("taylor:order=-1", BadOption, "order=-1 was given."),
+    ("taylorseer:order=high", BadOption, "order='high' was given. Allowed: 0 to 4."),
+    ("taylorseer:order=5", BadOption, "order=5 was given. Allowed: 0 to 4."),
+    ("taylorseer:order=-1", BadOption, "order=-1 was given."),
     ("uniform:sites=blocks", BadOption, "sites='blocks' was given. Allowed: one of model, stack, block, sublayer."),
     ("uniform:sites", BadOption, "sites='' was given."),
     ("uniform:every=2,every=3", BadOption, "every='3' was given. Allowed: one value, in the spec"),

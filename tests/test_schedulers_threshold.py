@@ -13,7 +13,15 @@ from hypothesis.extra import numpy as hnp
 
 from diffcache.errors import BadOption
 from diffcache.profile import DenoiserProfile, Profile, SiteProfile
-from diffcache.schedulers.threshold import CANDIDATES, candidates, plan, walks
+from diffcache.schedulers import Planned, function
+from diffcache.schedulers._threshold import CANDIDATES, candidates, walks
+
+
+def plan(found: Profile, computed_steps: float, kind: str = "ertacache", **options: Any) -> Planned:
+    """Return the plan of one method."""
+    made: Planned = function(kind, "plan", options)(found, computed_steps, **options)
+    return made
+
 
 # few values: ties are the rule, and errors need not grow with distance
 errors = st.tuples(st.integers(1, 3), st.integers(1, 9)).flatmap(
@@ -250,7 +258,6 @@ def test_branches_share_a_mask() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "slowcache"}, "kind='slowcache' was given. Allowed: one of smoothcache, ertacache, magcache"),
         ({"kind": "smoothcache"}, "sites='sublayer' was given. Allowed: what was measured: model"),
         ({"sites": "layer"}, "sites='layer' was given. Allowed: one of model, stack, block, sublayer"),
         ({"most": 0}, "most=0 was given. Allowed: a whole number, 1 or more"),

@@ -15,8 +15,8 @@ from diffcache import planning
 from diffcache.errors import BadOption, UnknownName
 from diffcache.profile import Profile
 from diffcache.schedule import NoiseSchedulerId, SitePlan
-from diffcache.schedulers import Planned, timesteps
-from diffcache.schedulers.timesteps import factors, moved, plan
+from diffcache.schedulers import Planned, timestep_adjustment
+from diffcache.schedulers.timestep_adjustment import factors, moved, plan
 from diffcache.schedulers.uniform import evenly, reuse
 
 
@@ -170,7 +170,7 @@ def flat(**changes: object) -> Profile:
 
 
 def test_the_plan_is_the_masks_own_on_moved_levels() -> None:
-    mine, its = plan(flat(), 4, mask="taylor:order=1", strength=1), planning.plan(flat(), "taylor:order=1", 4)
+    mine, its = plan(flat(), 4, mask="taylorseer:order=1", strength=1), planning.plan(flat(), "taylorseer:order=1", 4)
     theirs = its.denoisers["unet"].sites["model"]
     assert (mine.sites["model"].weights == theirs.weights).all()
     (denoiser,) = flat().denoisers.values()
@@ -192,10 +192,10 @@ def test_a_full_run_stays_on_its_grid() -> None:
 
 
 def test_the_schedule_says_so_and_expects_nothing() -> None:
-    schedule = planning.plan(flat(), "timesteps:mask=taylor:order=1,strength=0.5", 4)
+    schedule = planning.plan(flat(), "timestep_adjustment:mask=taylorseer:order=1,strength=0.5", 4)
     assert (schedule.sigmas != flat().sigmas).any()
     assert schedule.expected is None  # the simulation knows the grid that was measured, no other
-    assert schedule.provenance["mask"] == "taylor:order=1"
+    assert schedule.provenance["mask"] == "taylorseer:order=1"
     assert "noise levels moved" in schedule.describe()
 
 
@@ -236,7 +236,7 @@ def test_a_strength_that_cannot_be_is_refused(strength: float) -> None:
 
 def test_masks_that_are_no_masks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadOption, match="one list of levels is moved once"):
-        plan(flat(), 3, mask="timesteps:mask=uniform")
+        plan(flat(), 3, mask="timestep_adjustment:mask=uniform")
     with pytest.raises(UnknownName, match="no option of 'uniform' called 'order'"):
         plan(flat(), 3, mask="uniform:order=1")
 
@@ -253,7 +253,7 @@ def test_masks_that_cannot_be_measured_are_refused(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
 ) -> None:
     planned = Planned(**{"sites": {"model": reuse(evenly(6, 3))}} | change)
-    monkeypatch.setattr(timesteps.schedulers, "function", lambda *_: lambda *_, **__: planned)
+    monkeypatch.setattr(timestep_adjustment.schedulers, "function", lambda *_: lambda *_, **__: planned)
     with pytest.raises(BadOption, match=words):
         plan(flat(), 3, mask="uniform")
 
@@ -261,7 +261,7 @@ def test_masks_that_cannot_be_measured_are_refused(
 def test_the_class_is_named_where_there_are_no_levels() -> None:
     ddim = NoiseSchedulerId(class_name="DDIMScheduler", config_digest="0" * 64)
     with pytest.raises(BadOption, match=r"of DDIMScheduler\)"):
-        planning.plan(flat(sigmas=None, noise_scheduler=ddim), "timesteps:mask=uniform", 3)
+        planning.plan(flat(sigmas=None, noise_scheduler=ddim), "timestep_adjustment:mask=uniform", 3)
 
 
 def test_measured_is_the_model_site() -> None:

@@ -151,7 +151,7 @@ def test_what_one_process_alone_finds_not_finite_makes_it_take_no_decision_of_it
 
 
 def test_decisions_that_would_differ_between_processes_are_refused(tmp_path: Path) -> None:
-    rule = "first_block:threshold=0.1"
+    rule = "firstblockcache:threshold=0.1"
 
     def job(rank: int) -> Any:
         pipe = fresh("flux")

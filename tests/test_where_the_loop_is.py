@@ -323,7 +323,7 @@ def test_two_threads_with_pipelines_that_share_a_denoiser_do_not_meet() -> None:
     one = fresh("flux_true_cfg")
     other = quiet(type(one)(**{**one.components, "scheduler": copy.deepcopy(one.scheduler)}))
     call = TINY["flux_true_cfg"].call(one)
-    specs = {one: "uniform:every=2", other: "taylor:every=3,sites=block"}
+    specs = {one: "uniform:every=2", other: "taylorseer:every=3,sites=block"}
     alone = {}
     for pipe, spec in specs.items():
         with accelerated(pipe, spec):

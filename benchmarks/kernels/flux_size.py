@@ -330,11 +330,11 @@ def cases(steps: int) -> Iterator[Case]:
             yield ours(f"uniform:every={every},sites=block", store)
         yield masked(steps, math.ceil(steps / every))
     for store in STORES:
-        yield ours("taylor:every=3,order=1,sites=block", store)
+        yield ours("taylorseer:every=3,order=1,sites=block", store)
     yield masked(steps, math.ceil(steps / 3), taylor=1)
     for every in EVERY:
         yield ours(f"uniform:every={every},sites=stack")
-    for rule in ("uniform:every=3,sites=block", "taylor:every=3,order=1,sites=block"):
+    for rule in ("uniform:every=3,sites=block", "taylorseer:every=3,order=1,sites=block"):
         yield ours(rule)
         yield ours(rule, "int8", "torch")  # what the kernels are worth
 

@@ -27,6 +27,6 @@ def demo(
     typer.echo(f"\n{found}")
     typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules lie beside it.")
     typer.echo(
-        'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylor:every=3,order=1")\n'
+        'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, 12))"
     )

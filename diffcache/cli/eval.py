@@ -33,7 +33,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def run(
     model: Model,
     schedules: Annotated[
-        list[str], typer.Argument(help="Schedules: files, hub ids, rules (taylor:every=3); NAME=SCHEDULE names one.")
+        list[str],
+        typer.Argument(help="Schedules: files, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE names one."),
     ],
     prompts: Prompts = None,
     steps: Steps = None,
@@ -134,7 +135,8 @@ def policy(
         str, typer.Argument(help="package.module:function of yours, which returns a policy, and calls: observations.")
     ],
     schedules: Annotated[
-        list[str], typer.Argument(help="Schedules: files, hub ids, rules (taylor:every=3); NAME=SCHEDULE names one.")
+        list[str],
+        typer.Argument(help="Schedules: files, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE names one."),
     ],
     play: Annotated[
         str | None, typer.Option(help="package.module:function, (policy, episodes) -> whether each succeeded.")

@@ -9,19 +9,21 @@ from typing import Annotated
 
 import typer
 
-from diffcache import planning
+from diffcache import _rooms, planning, schedulers
 from diffcache._outputs import check_file
 from diffcache.budget import Budget
 from diffcache.errors import BadOption
 from diffcache.profile import Profile
 
+DEFAULT = "closed_loop"
+
 
 def plan(
     profile: Annotated[Path | None, typer.Argument(help="A profile, as `diffcache profile` writes it.")] = None,
     scheduler: Annotated[
-        str, typer.Option(help="Name of a scheduler, options behind a colon: path:gamma=4. See --list.")
-    ] = "closed_loop",
-    steps: Annotated[float | None, typer.Option(help="Goal: as many computed steps.")] = None,
+        str | None, typer.Option(help="Name of a scheduler, options behind a colon: meancache:gamma=4. See --list.")
+    ] = None,
+    steps: Annotated[float | None, typer.Option("--steps", "--computed", help="Goal: as many computed steps.")] = None,
     speedup: Annotated[
         float | None, typer.Option(help="Goal: the sampling loop so many times faster, by the profile's clock.")
     ] = None,
@@ -39,11 +41,17 @@ def plan(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="File of the schedule.")] = Path("schedule.safetensors"),
-    list_: Annotated[bool, typer.Option("--list", help="List the schedulers, and stop.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Plan with every scheduler and sort by expected PSNR. Writes nothing."),
+    ] = False,
 ) -> None:
     """Plan a schedule from a profile: which steps are computed, and how the others are predicted."""
     if list_:
-        typer.echo(table(planning.available(), shutil.get_terminal_size().columns))
+        typer.echo(listing(scheduler, shutil.get_terminal_size().columns))
         return
     if profile is None:
         raise BadOption("profile", None, "the file of a profile, or --list")
@@ -51,24 +59,75 @@ def plan(
     given = [name for name, value in goals.items() if value is not None]
     if len(given) != 1:
         raise BadOption("budget", " and ".join(given) or "no goal", f"exactly one of {', '.join(goals)}")
+    budget = Budget(computed_steps=steps, speedup=speedup, max_error_db=max_error_db, memory_bytes=memory_bytes)
+    if compare:
+        typer.echo(comparison(planning.compare(Profile.load(profile), budget)))
+        return
+    scheduler = scheduler or DEFAULT
     check_file("out", out)
     planning.check_scheduler(scheduler)
-    budget = Budget(computed_steps=steps, speedup=speedup, max_error_db=max_error_db, memory_bytes=memory_bytes)
     schedule = planning.plan(Profile.load(profile), scheduler, budget, store=store)
     typer.echo(schedule.describe())
     typer.echo(f"written to {schedule.save(out)}")
 
 
-def table(schedulers: tuple[planning.Scheduler, ...], width: int) -> str:
-    """What each is, its options with their defaults, and where it comes from."""
-    column = max(len(found.name) for found in schedulers) + 2
-    room = min(max(width - column, 40), 100)
-    blocks = []
-    for found in schedulers:
-        options = [name if value is None else f"{name}={value}" for name, value in found.options.items()]
-        lines = [found.summary, f"options: {', '.join(options) or 'none'}", f"source: {found.source}"]
-        wrapped = "\n".join(
-            part for line in lines for part in textwrap.wrap(line, room, subsequent_indent="  ", break_on_hyphens=False)
-        )
-        blocks.append(found.name.ljust(column) + textwrap.indent(wrapped, " " * column).lstrip())
-    return "\n\n".join(blocks)
+def listing(scheduler: str | None, width: int) -> str:
+    """Return all schedulers by group, or the options and the source of one."""
+    found = {one.name: one for one in planning.available()}
+    if scheduler is None:
+        return table(tuple(found.values()), width)
+    name, _ = schedulers.parse_spec(scheduler, "plan")
+    one = found[name]
+    options = ", ".join(f"{option}={default}" for option, default in one.options.items())
+    lines = [one.summary, f"needs: {one.needs or 'any profile'}", f"options: {options or 'none'}"]
+    return "\n".join([name, *(f"  {line}" for line in [*lines, f"source: {one.source}"])])
+
+
+def table(found: tuple[planning.Scheduler, ...], width: int) -> str:
+    """Return the schedulers by group, with what they need and what they reach on the demo models."""
+    models = sorted({model for one in found for model in one.demo_db})
+    rules = schedulers.rules()
+    rows = [("", "needs", " / ".join(models), ""), *(_row(one, models) for one in found)]
+    columns = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]]
+    columns[0] = max(columns[0], *map(len, rules))
+    room = max(width - sum(columns) - 8, 30)
+
+    def line(row: tuple[str, str, str, str]) -> str:
+        first, *rest = textwrap.wrap(row[3], room, break_on_hyphens=False) or [""]
+        head = "  ".join(text.ljust(length) for text, length in zip(row[:3], columns, strict=True))
+        return "\n".join([f"  {head}  {first}".rstrip(), *(" " * (sum(columns) + 8) + more for more in rest)])
+
+    lines = [
+        f"PSNR on the demo models in dB, {planning.DEMO_STEPS}. Start with {DEFAULT}. With the pipeline at hand,",
+        "diffcache.optimize fits the plan to full runs and reaches more. Options: --list --scheduler NAME.",
+        "",
+        line(rows[0]),
+    ]
+    for group in schedulers.GROUPS:
+        lines += ["", group, *(line(_row(one, models)) for one in found if one.group == group)]
+    lines += ["", 'without a profile (accelerate(pipe, "uniform:every=2"))']
+    return "\n".join([*lines, *(line((name, "", "", _summary(name))) for name in rules)])
+
+
+def comparison(found: list[planning.Compared]) -> str:
+    """Return what every scheduler makes of one profile, the best first."""
+    column = max(len(one.name) for one in found)
+    lines = []
+    for one in found:
+        if one.schedule is None:
+            text = f"cannot plan: {one.reason}"
+        elif one.schedule.expected is None:
+            text = "planned; the final state of such a schedule is not simulated"
+        else:
+            text = str(one.schedule.expected)
+        lines.append(f"{one.name.ljust(column)}  {text}")
+    return "\n".join(lines)
+
+
+def _row(one: planning.Scheduler, models: list[str]) -> tuple[str, str, str, str]:
+    decibels = (f"{one.demo_db[model]:.1f}" if model in one.demo_db else "–" for model in models)
+    return one.name, one.needs or "any profile", " / ".join(decibels), one.summary
+
+
+def _summary(name: str) -> str:
+    return (_rooms.load(schedulers.__name__, name).__doc__ or "").partition("\n\n")[0].replace("\n", " ")

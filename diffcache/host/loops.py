@@ -158,7 +158,7 @@ def loop_of(network: Part) -> Loop:
 def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branches: int = 1) -> Iterator[None]:
     """One run of a sampling loop of one's own: within it, forwards of ``network`` are counted.
 
-        diffcache.accelerate(network, "taylor:every=3,order=1")
+        diffcache.accelerate(network, "taylorseer:every=3,order=1")
         with diffcache.trajectory(network, timesteps):
             for t in timesteps:
                 x = step(x, network(x, t), t)

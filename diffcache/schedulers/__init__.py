@@ -1,13 +1,20 @@
-"""Offline planning: one file, one method.
+"""Offline planning: one file per method, called what its paper calls it.
 
-Two kinds of function live in these files:
+A file has one or both of these functions:
 
-* ``rule(grid, **options) -> SitePlan``: needs no measurement; reachable as a short spec, ``"uniform:every=3"``. Beside
-  the plan it may return what is left to the run, ``-> (SitePlan, Online)``. ``GRANULARITY`` in its file says at which
-  sites it is used unless a spec says otherwise: at the model where it is not there;
-* ``plan(profile, computed_steps, **options) -> Planned``: works from a profile; ``diffcache.plan`` calls it. Its file
-  says in ``SOURCE`` where the method comes from. ``computed_steps`` is the work to be done, in full steps of the loop:
-  a whole number for methods that decide about whole steps. Sites and steps are those of the profile.
+* ``rule(grid, **options) -> SitePlan`` needs no measurement. Users reach it as a short spec, ``"uniform:every=3"``. It
+  may also return what is decided in the run, ``-> (SitePlan, Online)``. ``GRANULARITY`` sets the sites where a rule
+  applies unless a spec sets others; the default is "model".
+* ``plan(profile, computed_steps, **options) -> Planned`` works from a profile, and ``diffcache.plan`` calls it.
+  ``computed_steps`` is the work to do, in full steps of the loop: a whole number for methods that decide about whole
+  steps. Sites and steps are those of the profile.
+
+A file with ``plan`` also has these constants:
+
+* ``SOURCE``: the paper, and the repository and commit that it was compared with;
+* ``NEEDS``: what the profile must hold beyond the tables of the model's outputs; "" for nothing;
+* ``GROUP``: one of ``GROUPS``. The default is "published methods";
+* ``ALIASES``: specs under which earlier versions knew the method -> the options that they stand for.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +32,8 @@ from diffcache.errors import BadOption, UnknownName
 from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
 from diffcache.sites import GRANULARITIES
 
+Aliases = Mapping[str, Mapping[str, Any]]
+GROUPS = ("start here", "published methods", "inside the network")
 _TITLE = {"rule": "rule", "plan": "scheduler"}  # what errors call a file with such a function
 
 
@@ -65,6 +75,11 @@ class Rule:
     granularity: str = "model"
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        name, options = canonical(self.name, self.options, "rule")
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "options", options)
+
     def __str__(self) -> str:
         options = dict(self.options) | ({} if self.granularity == "model" else {"sites": self.granularity})
         return self.name + (":" + ",".join(f"{k}={v}" for k, v in options.items()) if options else "")
@@ -88,13 +103,50 @@ class Rule:
 
 
 def having(kind: str) -> tuple[str, ...]:
-    """Names of the files with a function ``kind``: looking for one means importing every file, numpy only."""
-    return tuple(name for name in _rooms.names(__name__) if hasattr(_rooms.load(__name__, name), kind))
+    """Return the names of the files with a function ``kind``. This imports every file; they need numpy only."""
+    return tuple(name for name, module in _rooms.modules(__name__).items() if hasattr(module, kind))
 
 
 def rules() -> tuple[str, ...]:
     """Names that a rule's spec may begin with."""
     return having("rule")
+
+
+def _aliases(old: str, kind: str) -> list[tuple[dict[str, Any], str, Mapping[str, Any]]]:
+    """Return what an old name may stand for: options that are part of it, a name, and that name's options.
+
+    What has most options comes first.
+    """
+    found = []
+    for name, module in _rooms.modules(__name__).items():
+        for spec, options in getattr(module, "ALIASES", {}).items() if hasattr(module, kind) else ():
+            alias, _, rest = spec.partition(":")
+            if alias == old:
+                found.append((_options(spec, rest), name, options))
+    return sorted(found, key=lambda way: -len(way[0]))
+
+
+def canonical(name: str, options: Mapping[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of the file of a method, and its options.
+
+    Args:
+        name: The name of a file in any case, with hyphens or underscores; or a name of earlier versions:
+            ``"threshold"`` with the option ``kind="magcache"`` is ``"magcache"``.
+        options: The options given with it.
+        kind: "rule" or "plan". A name that has no file with this kind is returned unchanged.
+    """
+    known, spelled = having(kind), name.lower().replace("-", "_")
+    if name in known or spelled in known:
+        return name if name in known else spelled, dict(options)
+    for part, new, more in _aliases(spelled, kind):
+        if part.items() <= dict(options).items():
+            return new, {**more, **{key: value for key, value in options.items() if key not in part}}
+    return name, dict(options)
+
+
+def is_rule(spec: str) -> bool:
+    """Return whether a text begins like the spec of a rule."""
+    return canonical(spec.partition(":")[0], {}, "rule")[0] in rules()
 
 
 def parse_rule(spec: str) -> Rule:
@@ -108,15 +160,30 @@ def parse_rule(spec: str) -> Rule:
     return Rule(name, granularity, options)
 
 
-def parse_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
-    """``"name:key=value,key=value"`` -> the name of a file that has ``kind``, and options. Values that look like
-    numbers are numbers."""
+def parse_spec(spec: str, kind: str, more: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, dict[str, Any]]:
+    """Return the name of a file that has ``kind``, and the options, of ``"name:key=value,key=value"``.
+
+    Args:
+        spec: The name, and options behind a colon.
+        kind: "rule" or "plan".
+        more: Options that are given apart from the spec, and override it.
+
+    Raises:
+        UnknownName: If no file of this name has ``kind``.
+        BadOption: If the text is not a spec.
+    """
     if not isinstance(spec, str):
         raise BadOption(_TITLE[kind], type(spec).__name__, 'text such as "uniform:every=3"')
     name, _, rest = spec.partition(":")
+    name, options = canonical(name, {**_options(spec, rest), **more}, kind)
     if name not in having(kind):
-        example = "uniform:every=3" if kind == "rule" else "path:gamma=4"
+        example = "uniform:every=3" if kind == "rule" else "meancache:gamma=4"
         raise UnknownName(_TITLE[kind], name, having(kind), next_step=f'A spec reads like "{example}".')
+    return name, options
+
+
+def _options(spec: str, rest: str) -> dict[str, Any]:
+    """Return the options of ``"key=value,key=value"``. Values that look like numbers are numbers."""
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -125,7 +192,7 @@ def parse_spec(spec: str, kind: str) -> tuple[str, dict[str, Any]]:
         if key in options:
             raise BadOption(key, value, f"one value, in the spec {spec!r}")
         options[key] = _value(value)
-    return name, options
+    return options
 
 
 def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from diffcache.errors import BadOption
 from diffcache.profile import Profile, SiteProfile
 from diffcache.schedule import Online, OnlineRule, SitePlan
 from diffcache.schedulers._sites import at, count
-from diffcache.schedulers.threshold import residual_reuse
+from diffcache.schedulers._threshold import residual_reuse
 
 
 def per_decision(profile: Profile, table: np.ndarray) -> np.ndarray:

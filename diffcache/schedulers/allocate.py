@@ -1,4 +1,4 @@
-"""A compute budget spread over sites and steps: computed is what takes away most error of the final state for its cost.
+"""Spread a compute budget over sites and steps by their effect on the final state (this project).
 
 The result is a table of sites and steps as HarmoniCa and Learning-to-Cache train one. Here nothing is trained: in the
 place of F_t, an output F_a kept from step a makes an error in the final state of
@@ -29,6 +29,8 @@ from diffcache.schedulers._sites import at, count, one_of
 SOURCE = (
     "this project; tables of HarmoniCa, arXiv 2410.01723, and Learning-to-Cache, arXiv 2406.01733, without training"
 )
+NEEDS = "the sites that it plans"
+GROUP = "inside the network"
 ROUNDING = 1e-9  # of the budget: sums of costs come in any order
 
 

@@ -1,4 +1,4 @@
-"""The mask whose simulated closed loop ends nearest to the full run, and its weights (this project).
+"""Computed steps and weights whose simulated run ends nearest to the full run (this project).
 
 Its weights come from the simulation too; all branches share them. A fit on recorded runs
 (``diffcache.profiling.Calibration``) weighs branches apart and corrects what the simulation left out.
@@ -18,6 +18,8 @@ from diffcache.schedulers._simulation import ANCHORS, Simulator
 from diffcache.schedulers.uniform import evenly
 
 SOURCE = "this project: docs/architecture.md"
+NEEDS = "dynamics"
+GROUP = "start here"
 REACH = 4  # how far a move may shift a computed step
 
 

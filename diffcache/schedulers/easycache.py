@@ -1,4 +1,4 @@
-"""Add up what the input's change and the output's recent answer to such say the output changes by (EasyCache).
+"""Recompute when the input's change predicts enough change of the output (EasyCache).
 
 Decided in the run, before the network begins; its residual F − x is reused.
 """
@@ -15,6 +15,7 @@ from diffcache.schedulers._greedy import asked, in_a_row, online, per_decision
 from diffcache.schedulers._sites import at, count
 
 SOURCE = "EasyCache, arXiv 2507.02860, H-EmbodVis/EasyCache @5127804; every branch called apart decides for itself"
+NEEDS = ""
 BISECTIONS = 50  # of the range between the least and the largest threshold: to float32's precision and beyond
 CLEAR = 1e-6  # relative
 

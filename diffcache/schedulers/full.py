@@ -1,4 +1,4 @@
-"""Compute everything: the untouched pipeline, bit for bit, seen through the accelerator."""
+"""Compute every step: bit for bit the untouched pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Add up what the first block's modulated input says the output changes by, and compute where it is enough (TeaCache).
+"""Recompute when the first block's modulated input has changed enough (TeaCache).
 
 Decided in the run, from what the first normalisation makes of the input; a polynomial fitted to the profile turns its
 change into the output's. The residual of every stack is reused.
@@ -24,9 +24,10 @@ from diffcache.schedulers._greedy import (
     work_of,
 )
 from diffcache.schedulers._sites import at, count
-from diffcache.schedulers.threshold import candidates, walks
+from diffcache.schedulers._threshold import candidates, walks
 
 SOURCE = "TeaCache, arXiv 2411.19108, ali-vilab/TeaCache @7c10efc; with coefficients that are not negative"
+NEEDS = "stacks"
 HIGHEST = 8  # of the polynomial's degrees: the fit tries every set of powers
 
 

@@ -1,4 +1,7 @@
-"""Compute every k-th step and reuse the newest output in between (FORA, arXiv 2407.01425, at any site)."""
+"""Compute every k-th step and reuse the newest output in between.
+
+FORA (arXiv 2407.01425) does so at every attention and feed-forward: ``fora``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from diffcache.schedule import SitePlan
 from diffcache.schedulers import Grid, Planned
 
 SOURCE = "FORA, arXiv 2407.01425, at any site"
+NEEDS = ""
+GROUP = "start here"
 
 
 def rule(grid: Grid, *, every: int = 2) -> SitePlan:

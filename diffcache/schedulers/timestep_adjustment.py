@@ -1,4 +1,4 @@
-"""Another scheduler's mask on moved noise levels: a step that would err goes less far, and the rest make up for it.
+"""Another scheduler's mask, on noise levels that shorten predicted steps (ERTACache).
 
 ERTACache's second stage, with the two slips of the printed rule mended: the distance left is spread over the steps left
 (the print lacks the 1/T), and in proportion to the grid's own steps, so shifted grids keep their shape. How far a
@@ -14,15 +14,15 @@ from diffcache import schedulers
 from diffcache.errors import BadOption
 from diffcache.profile import Profile, SiteProfile
 from diffcache.schedule import SitePlan
-from diffcache.schedulers import Planned
+from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._sites import at
 
 SOURCE = "ERTACache, arXiv 2508.21091: trajectory-aware timestep adjustment, rescaled to the remaining grid"
+NEEDS = "noise levels"
+ALIASES: Aliases = {"timesteps": {}}
 
 
-def plan(
-    profile: Profile, computed_steps: float, *, mask: str = "threshold:kind=ertacache", strength: float = 0.1
-) -> Planned:
+def plan(profile: Profile, computed_steps: float, *, mask: str = "ertacache", strength: float = 0.1) -> Planned:
     """The plan of another scheduler, on moved levels.
 
     mask      spec of that scheduler, ";" between its options; it must decide about whole steps

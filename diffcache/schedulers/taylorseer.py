@@ -1,4 +1,4 @@
-"""Polynomial extrapolation through the newest computed steps (the forecast of TaylorSeer, arXiv 2503.06923).
+"""Extrapolate with a polynomial through the newest computed steps (TaylorSeer).
 
 The polynomial of degree ``order`` runs through ``order + 1`` anchors exactly, in the noise scheduler's own time, so
 irregular grids are right too; until that many anchors exist, it has the degree they allow.
@@ -11,10 +11,12 @@ import numpy as np
 from diffcache.errors import BadOption
 from diffcache.profile import Profile
 from diffcache.schedule import SitePlan
-from diffcache.schedulers import Grid, Planned
+from diffcache.schedulers import Aliases, Grid, Planned
 from diffcache.schedulers.uniform import evenly, every_kth
 
 SOURCE = "TaylorSeer, arXiv 2503.06923; exact divided differences on irregular grids"
+NEEDS = ""
+ALIASES: Aliases = {"taylor": {}}
 
 
 def rule(grid: Grid, *, every: int = 4, order: int = 1) -> SitePlan:

@@ -1,4 +1,4 @@
-"""Run the first block at every step, and the rest where its residual has changed enough (FirstBlockCache).
+"""Run the first block, and the rest when its residual has changed enough (FirstBlockCache).
 
 Decided in the run. The residual of all that follows the first block is reused: over several stacks, each reusing its
 own, the sums telescope to the one residual that FirstBlockCache keeps.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from diffcache.errors import BadOption
 from diffcache.profile import Profile
 from diffcache.schedule import Online, SitePlan
-from diffcache.schedulers import Grid, Planned
+from diffcache.schedulers import Aliases, Grid, Planned
 from diffcache.schedulers._greedy import (
     always_done,
     asked,
@@ -21,10 +21,12 @@ from diffcache.schedulers._greedy import (
     work_of,
 )
 from diffcache.schedulers._sites import place
-from diffcache.schedulers.threshold import candidates, walks
+from diffcache.schedulers._threshold import candidates, walks
 
 SOURCE = "ParaAttention, chengzeyi/ParaAttention; diffusers' hooks/first_block_cache.py"
+NEEDS = "stacks and first blocks"
 GRANULARITY = "stack"
+ALIASES: Aliases = {"first_block": {}, "first_block_cache": {}, "fbcache": {}}
 
 
 def rule(grid: Grid, *, threshold: float = 0.05, most: int | None = None) -> tuple[SitePlan, Online]:

@@ -1,8 +1,8 @@
-"""A table of sites and steps that somebody trained: the routers of Learning-to-Cache and HarmoniCa, as they are.
+"""Trained tables of sites and steps: what Learning-to-Cache and HarmoniCa share.
 
-A router says for every attention and feed-forward of a DiT, at every step, whether it runs. It was trained for one
-network, one number of steps and one sampler, and has the budget it has. Its file is torch's; ``diffcache.routers_file``
-reads it, and can make a schedule of it without a profile.
+A router says for every attention and feed-forward of a DiT, at every step, whether it runs. It is trained for one
+network, one number of steps, one sampler and one budget. Its file is a torch file. ``diffcache.routers_file`` reads it,
+and makes a schedule of it without a profile.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ from diffcache.schedulers._sites import at
 from diffcache.schedulers.allocate import work
 from diffcache.schedulers.uniform import reuse
 
-SOURCE = (
-    "Learning-to-Cache, arXiv 2406.01733, horseee/learning-to-cache @23d8045; "
-    "HarmoniCa, arXiv 2410.01723, ModelTC/HarmoniCa @5d7f78d"
-)
+LEARNING_TO_CACHE = "Learning-to-Cache, arXiv 2406.01733, horseee/learning-to-cache @23d8045"
+HARMONICA = "HarmoniCa, arXiv 2410.01723, ModelTC/HarmoniCa @5d7f78d"
 STACK, PARTS = "transformer_blocks", ("attn1", "ff")  # of diffusers' DiT: the routers' entries 2i and 2i + 1
 
 
@@ -73,11 +71,17 @@ class Router:
         return self.name
 
 
-def plan(profile: Profile, computed_steps: float, *, file: Router | str = "") -> Planned:
-    """``file``: what ``diffcache.routers_file.read`` returned, or the path of a ``.npy`` file with such a table.
+def planned(profile: Profile, computed_steps: float, file: Router | str) -> Planned:
+    """Return the table as a plan.
 
-    The table is taken as it is. Raises BadOption where its work is more than ``computed_steps``, and for a profile of
-    another number of steps or of other sublayers.
+    Args:
+        profile: The measured tables of the sublayers.
+        computed_steps: The most work, in full steps.
+        file: What ``diffcache.routers_file.read`` returned, or the path of a ``.npy`` file with such a table.
+
+    Raises:
+        BadOption: If the table's work is above ``computed_steps``, or the profile has another number of steps or other
+            sublayers.
     """
     router = file if isinstance(file, Router) else _from_npy(file)
     if profile.start or profile.steps != router.steps:

@@ -1,0 +1,70 @@
+"""Paths over exactly K computed steps, where an edge predicts all steps between two of them: what LeMiCa, MeanCache and
+DPCache share.
+
+``edge`` sets what an edge costs. "state" is the root mean square error of the final state if only this edge is
+predicted. That is LeMiCa's measure, with the loop's dynamics in place of runs of the network: exact to first order for
+steps that answer to errors as the profile says. "local" adds up the relative errors of the edge's outputs: L1 for
+reuse, L2 from the Gram table for predictions from several outputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffcache.errors import BadOption
+from diffcache.profile import Profile
+from diffcache.schedulers._cuts import anchored, demand_room, following
+from diffcache.schedulers._runs import influence, reused
+from diffcache.schedulers._sites import at, count, one_of, whole_steps
+
+EDGES = ("state", "local")
+
+
+def allowed_runs(profile: Profile, computed_steps: float, edge: str, most: int | None) -> tuple[int, np.ndarray]:
+    """Return the number of runs, and bool [T, T + 1]: whether a run may begin at step a and end before step b.
+
+    Raises:
+        BadOption: For an option out of range, or a budget without room.
+    """
+    one_of("edge", edge, EDGES)
+    runs = whole_steps(computed_steps, profile.steps)
+    longest = None if most is None else count("most", most) + 1
+    demand_room(profile.steps, runs, most=longest)
+    return runs, following(profile.steps, most=longest)
+
+
+def reuse_costs(profile: Profile, edge: str) -> np.ndarray:
+    """Return the costs of edges that reuse the newest output, float64 [T, T + 1]."""
+    if edge == "local":
+        return anchored(at(profile, "model")["model"].output.relative_l1.mean(0))
+    return np.asarray(np.sqrt(reused(*of_the_loop(profile))))
+
+
+def newest(weights: np.ndarray, anchors: int) -> np.ndarray:
+    """Return weights [B, T, K] of at most ``anchors`` outputs: the oldest of these takes the weights of older ones."""
+    left = weights[:, :, :anchors].copy()
+    left[:, :, -1] += weights[:, :, anchors:].sum(-1)
+    return left
+
+
+def of_the_loop(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Gram matrix of what the loop is given, and how far each step moves the final state.
+
+    Raises:
+        BadOption: For a profile without dynamics.
+    """
+    if profile.dynamics is None:
+        reason = profile.provenance.get("no_dynamics", "none were measured")
+        raise BadOption("profile", f"one without dynamics ({reason})", "one with dynamics, or edge='local'")
+    return profile.dynamics.gram, influence(profile.dynamics)
+
+
+def gram_of(profile: Profile) -> np.ndarray:
+    """Return the Gram matrix of the model's outputs, float64 [T, T], averaged over the branches."""
+    return np.asarray(at(profile, "model")["model"].output.gram.mean(0))
+
+
+def sizes(gram: np.ndarray) -> np.ndarray:
+    """Return the norms of outputs, float64 [T], kept from 0."""
+    sizes = np.sqrt(np.diag(gram))
+    return np.maximum(sizes, max(float(sizes.max()) * 1e-12, 1e-150))

@@ -1,0 +1,24 @@
+"""Compute every k-th step at every attention and feed-forward (FORA)."""
+
+from __future__ import annotations
+
+from diffcache.profile import Profile
+from diffcache.schedule import SitePlan
+from diffcache.schedulers import Grid, Planned, uniform
+from diffcache.schedulers._sites import at
+
+SOURCE = "FORA, arXiv 2407.01425"
+NEEDS = "sublayers"
+GROUP = "inside the network"
+GRANULARITY = "sublayer"
+
+
+def rule(grid: Grid, *, every: int = 2) -> SitePlan:
+    """Compute the loop's first step, and every ``every``-th from there."""
+    return uniform.rule(grid, every=every)
+
+
+def plan(profile: Profile, computed_steps: float) -> Planned:
+    """Spread ``computed_steps`` steps evenly over the loop, at every sublayer of the profile."""
+    compute = uniform.evenly(profile.steps, computed_steps)
+    return Planned(sites=dict.fromkeys(at(profile, "sublayer"), uniform.reuse(compute)))

@@ -1,0 +1,25 @@
+"""Skip the sublayers that a trained router skips, step by step (HarmoniCa)."""
+
+from __future__ import annotations
+
+from diffcache.profile import Profile
+from diffcache.schedulers import Planned, _router
+
+SOURCE = _router.HARMONICA
+NEEDS = "sublayers, and a trained router"
+GROUP = "inside the network"
+
+
+def plan(profile: Profile, computed_steps: float, *, file: _router.Router | str = "") -> Planned:
+    """Use the router as it is: it decides which work is done.
+
+    Args:
+        profile: The measured tables of the sublayers.
+        computed_steps: The most work, in full steps.
+        file: What ``diffcache.routers_file.read`` returned, or the path of a ``.npy`` file with such a table.
+
+    Raises:
+        BadOption: If the router's work is above ``computed_steps``, or the profile has another number of steps or other
+            sublayers.
+    """
+    return _router.planned(profile, computed_steps, file)

@@ -1,0 +1,130 @@
+"""Path of least peak error, predicted with the mean velocity (MeanCache).
+
+MeanCache predicts v̂_i = v_{i-1} + (τ_{i+1} − τ_i) · J with J = (ū − v_j) / (τ_i − τ_j) and j = i − span. ū is the mean
+of what the sampler was given at the steps j … i − 1, weighed by their lengths. v_{i-1} and some of those may be
+predictions. (The paper writes ū as the mean velocity of the state; Euler steps make the two equal.) All of it is linear
+in the computed outputs, so it is unfolded into weights of the anchors, of which it may need many. The oldest of
+``anchors`` takes the weights of older ones: 6 in place of all moved the demo models' results by less than 0.1 dB.
+
+The span is chosen edge by edge, as in the paper. Where it reaches over steps that this path predicts, the edge's cost
+takes the outputs of the full run in their place, as in the paper.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffcache.errors import BadOption
+from diffcache.profile import Profile
+from diffcache.schedule import SitePlan
+from diffcache.schedulers import Aliases, Planned
+from diffcache.schedulers._cuts import Cheapest, anchored
+from diffcache.schedulers._path import allowed_runs, gram_of, newest, of_the_loop, sizes
+from diffcache.schedulers._runs import missed, times
+from diffcache.schedulers._simulation import ANCHORS
+from diffcache.schedulers._sites import count
+
+SOURCE = "MeanCache, arXiv 2601.19961, UnicomAI/MeanCache @2e12280"
+NEEDS = "dynamics"
+ALIASES: Aliases = {"path:kind=peak": {}}
+
+
+def plan(
+    profile: Profile,
+    computed_steps: float,
+    *,
+    edge: str = "state",
+    gamma: float = 4.0,
+    span: int = 6,
+    most: int | None = None,
+    anchors: int = ANCHORS,
+) -> Planned:
+    """Plan exactly ``computed_steps`` computed steps.
+
+    Args:
+        profile: The measured tables; with dynamics for ``edge="state"``.
+        computed_steps: A whole number.
+        edge: "state" (the error of the final state) or "local" (the relative errors of the outputs).
+        gamma: The exponent, 1 (the sum) or more (the worst edge counts most). The paper uses 4 to 5.
+        span: The longest mean, in steps; 1 is plain reuse. The paper uses 6.
+        most: Steps in a row that may be predicted. None allows any number.
+        anchors: Computed steps that a prediction may use; 1 is plain reuse.
+
+    Raises:
+        BadOption: For an option out of range, or a budget without room.
+    """
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 1 <= gamma <= 64:
+        raise BadOption("gamma", gamma, "a number, 1 (the sum) to 64 (nearly the worst)")
+    count("span", span, least=1)
+    count("anchors", anchors, least=1)
+    runs, allowed = allowed_runs(profile, computed_steps, edge, most)
+    spans = range(1, min(span, profile.steps) + 1)
+    rules = [mean_velocity(times(profile), s) for s in spans]
+    if edge == "state":
+        gram, weights = of_the_loop(profile)
+        costs = np.stack([np.sqrt(missed(gram, weights, continued(rule))) for rule in rules])
+    else:
+        costs = np.stack([_local(gram_of(profile), continued(rule)) for rule in rules])
+    best = costs.argmin(0)  # of several spans that are as good, the shortest
+    cost = np.where(allowed, costs.min(0), np.inf)
+    scale = cost[np.isfinite(cost)].max() or 1.0  # a power of small numbers would underflow
+    compute = Cheapest((cost / scale) ** gamma, runs).compute(runs)
+    begins = np.flatnonzero(compute)
+    ends = np.append(begins[1:], profile.steps)
+    chosen = [int(best[a, b]) for a, b in zip(begins, ends, strict=True)]
+    rows = np.stack([rules[chosen[run]][i] for i, run in enumerate(np.cumsum(compute) - 1)])
+    used = {f"{a}": f"{spans[n]}" for a, b, n in zip(begins, ends, chosen, strict=True) if b > a + 1}
+    notes = {"spans": ", ".join(f"{n} from step {a}" for a, n in used.items())} if used else {}
+    weights = newest(unfolded(rows, compute), anchors)
+    return Planned(sites={"model": SitePlan(compute=compute, weights=weights)}, notes=notes)
+
+
+def mean_velocity(levels: np.ndarray, span: int) -> np.ndarray:
+    """Return float64 [T, T], at [i, j]: the weight, in MeanCache's prediction of step i > 0, of what step j was given.
+
+    Rows sum to 1.
+
+    Args:
+        levels: float64 [T + 1], where the steps begin and the last one ends.
+    """
+    length = np.diff(levels)
+    steps = len(length)
+    rows = np.zeros((steps, steps))
+    for i in range(1, steps):
+        j = max(i - span, 0)
+        rows[i, i - 1] = 1
+        gone = levels[i] - levels[j]
+        if gone:
+            rows[i, j:i] += length[i] / gone**2 * length[j:i]
+            rows[i, j] -= length[i] / gone
+    return rows
+
+
+def continued(rows: np.ndarray) -> np.ndarray:
+    """Return float64 [T, T, T], at [a, t]: what step t is given if all steps up to a are computed and none after it,
+    as coordinates in the outputs."""
+    steps = len(rows)
+    handed = np.broadcast_to(np.eye(steps), (steps, steps, steps)).copy()
+    for t in range(1, steps):
+        handed[:t, t] = rows[t, :t] @ handed[:t, :t]
+    return handed
+
+
+def unfolded(rows: np.ndarray, compute: np.ndarray) -> np.ndarray:
+    """Return ``rows`` [T, T], weights of what was given, as weights [1, T, K] of what was computed (bool [T])."""
+    steps = len(compute)
+    handed = np.eye(steps)
+    for i in np.flatnonzero(~compute):
+        handed[i] = rows[i, :i] @ handed[:i]
+    weights = np.zeros((1, steps, int(compute.sum())))
+    for i in np.flatnonzero(~compute):
+        anchors = np.flatnonzero(compute[:i])[::-1]
+        weights[0, i, : len(anchors)] = handed[i, anchors]
+    return weights
+
+
+def _local(gram: np.ndarray, handed: np.ndarray) -> np.ndarray:
+    """Return costs of edges, float64 [T, T + 1]: relative L2 errors of what is given, added up."""
+    errors = handed - np.eye(len(gram))
+    squared = np.einsum("atx,atx->at", errors @ gram, errors)
+    return anchored(np.sqrt(np.maximum(squared, 0) / sizes(gram) ** 2))

@@ -1,0 +1,35 @@
+"""Path whose edges have the least sum; the newest output is reused.
+
+LeMiCa compares itself with this path.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffcache.profile import Profile
+from diffcache.schedulers import Aliases, Planned
+from diffcache.schedulers._cuts import Cheapest
+from diffcache.schedulers._path import allowed_runs, reuse_costs
+from diffcache.schedulers.uniform import reuse
+
+SOURCE = "this project; the sum of edges that LeMiCa, arXiv 2511.00090, argues against"
+NEEDS = "dynamics"
+ALIASES: Aliases = {"path:kind=shortest": {}}
+
+
+def plan(profile: Profile, computed_steps: float, *, edge: str = "state", most: int | None = None) -> Planned:
+    """Plan exactly ``computed_steps`` computed steps.
+
+    Args:
+        profile: The measured tables; with dynamics for ``edge="state"``.
+        computed_steps: A whole number.
+        edge: "state" (the error of the final state) or "local" (the relative errors of the outputs).
+        most: Steps in a row that may be predicted. None allows any number.
+
+    Raises:
+        BadOption: For an option out of range, or a budget without room.
+    """
+    runs, allowed = allowed_runs(profile, computed_steps, edge, most)
+    cost = np.where(allowed, reuse_costs(profile, edge), np.inf)
+    return Planned(sites={"model": reuse(Cheapest(cost, runs).compute(runs))})
