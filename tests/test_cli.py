@@ -143,20 +143,26 @@ def test_plan_wants_a_profile(command: Command, measured: Path, tmp_path: Path) 
     assert "damaged" in refused(command, "plan", measured, "--steps", 4)
 
 
-def test_the_list_names_every_scheduler_with_options_and_source(command: Command) -> None:
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_the_list_names_every_scheduler(command: Command, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     code, out, _ = command("plan", "--list")
     assert code == 0
-    blocks = {block.split()[0]: " ".join(block.split()) for block in out.split("\n\n")}
+    assert max(map(len, out.splitlines())) <= columns
+    text = " ".join(out.split())
     for scheduler in planning.available():
-        block = blocks.pop(scheduler.name)
-        assert scheduler.summary in block
-        assert f"source: {scheduler.source}" in block
+        assert f"\n  {scheduler.name} " in out
+        assert scheduler.summary in text
+
+
+def test_the_list_describes_one_scheduler(command: Command) -> None:
+    for scheduler in planning.available():
+        code, out, _ = command("plan", "--list", "--scheduler", scheduler.name)
+        assert code == 0
+        assert f"source: {scheduler.source}" in out
         for name, default in scheduler.options.items():
-            assert re.search(
-                rf"options: .*\b{name}" + ("" if default is None else f"={re.escape(str(default))}"), block
-            )
-    assert not blocks
-    assert max(map(len, out.splitlines())) <= 80
+            assert re.search(rf"options: .*\b{name}={re.escape(str(default))}", out)
+    assert "no scheduler called 'slowcache'" in refused(command, "plan", "--list", "--scheduler", "slowcache")
 
 
 # show

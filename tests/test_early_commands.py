@@ -203,7 +203,7 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     (("demo", "--out", "mine.py/out"), "out="),
     (("plan", "profile.safetensors", "--steps", 4, "--out", "none/s.safetensors"), "out="),
     (("plan", "none.safetensors", "--steps", 4, "--scheduler", "unifrom"), "Did you mean 'uniform'?"),
-    (("plan", "none.safetensors", "--steps", 4, "--scheduler", "path:gama=4"), "no option of 'path'"),
+    (("plan", "none.safetensors", "--steps", 4, "--scheduler", "meancache:gama=4"), "no option of 'meancache'"),
     (("plan", "none.safetensors", "--steps", 0), "computed_steps=0"),
     (("plan", "dit", "--steps", 4), "folder"),
     (("show", "dit"), "this folder holds a diffusers pipeline"),

@@ -140,14 +140,22 @@ def test_an_accelerated_pipeline_is_refused_with_what_it_carries(pipe: Any) -> N
 
 RULES = [
     ("unifrom:every=2", UnknownName, ["no rule called 'unifrom'", "Known: ", "Did you mean 'uniform'?", "reads like"]),
-    ("", UnknownName, ["no rule called ''", "Known: easycache, first_block, full", 'like "uniform:every=3".']),
+    (
+        "",
+        UnknownName,
+        ["no rule called ''", "Known: easycache, firstblockcache, fora, full", 'like "uniform:every=3".'],
+    ),
     ("uniform:evry=2", UnknownName, ["no option of 'uniform' called 'evry'", "every, sites", "Did you mean 'every'?"]),
     ("uniform:every=0", BadOption, ["every=0 was given", "Allowed: a whole number, at least 1"]),
     ("uniform:every=two", BadOption, ["every='two' was given", "Allowed: a whole number, at least 1"]),
     ("taylorseer:order=9", BadOption, ["order=9 was given", "Allowed: 0 to 4"]),
     ("uniform:sites=layers", BadOption, ["sites='layers' was given", "one of model, stack, block, sublayer"]),
     (Rule("unifrom"), UnknownName, ["no scheduler called 'unifrom'", "Did you mean 'uniform'?"]),
-    (Rule("closed_loop"), UnknownName, ["no rule called 'closed_loop'", "Known: easycache, first_block, full, taylor"]),
+    (
+        Rule("closed_loop"),
+        UnknownName,
+        ["no rule called 'closed_loop'", "Known: easycache, firstblockcache, fora, full, taylorseer"],
+    ),
     (Rule("uniform", options={"evry": 2}), UnknownName, ["no option of 'uniform' called 'evry'", "mean 'every'?"]),
     (Rule("uniform", options={"every": 0}), BadOption, ["every=0 was given", "at least 1"]),
     (Rule("uniform", granularity="layers"), BadOption, ["sites='layers' was given", "model, stack, sublayer"]),

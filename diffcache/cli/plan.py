@@ -16,6 +16,7 @@ from diffcache.errors import BadOption
 from diffcache.profile import Profile
 
 DEFAULT = "closed_loop"
+LEAST_ROOM = 45  # columns of text beside the columns of a table
 
 
 def plan(
@@ -90,22 +91,23 @@ def table(found: tuple[planning.Scheduler, ...], width: int) -> str:
     rows = [("", "needs", " / ".join(models), ""), *(_row(one, models) for one in found)]
     columns = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]]
     columns[0] = max(columns[0], *map(len, rules))
-    room = max(width - sum(columns) - 8, 30)
 
     def line(row: tuple[str, str, str, str]) -> str:
-        first, *rest = textwrap.wrap(row[3], room, break_on_hyphens=False) or [""]
-        head = "  ".join(text.ljust(length) for text, length in zip(row[:3], columns, strict=True))
-        return "\n".join([f"  {head}  {first}".rstrip(), *(" " * (sum(columns) + 8) + more for more in rest)])
+        head = "  ".join(["", *(text.ljust(length) for text, length in zip(row[:3], columns, strict=True))])
+        indent = len(head) + 2 if width - len(head) - 2 >= LEAST_ROOM else 6  # in a narrow window: on the next line
+        text = textwrap.wrap(row[3], width - indent, break_on_hyphens=False)
+        first = [f"{head}  {text.pop(0)}"] if text and indent > 6 else [head.rstrip()]
+        return "\n".join([*first, *(" " * indent + part for part in text)])
 
-    lines = [
-        f"PSNR on the demo models in dB, {planning.DEMO_STEPS}. Start with {DEFAULT}. With the pipeline at hand,",
-        "diffcache.optimize fits the plan to full runs and reaches more. Options: --list --scheduler NAME.",
-        "",
-        line(rows[0]),
-    ]
+    about = (
+        f"PSNR on the demo models in dB, {planning.DEMO_STEPS}. Start with {DEFAULT}. With the pipeline at hand, "
+        "diffcache.optimize fits the plan to full runs and reaches more. Options and source of one: "
+        "diffcache plan --list --scheduler NAME"
+    )
+    lines = [*textwrap.wrap(about, width, break_on_hyphens=False), "", line(rows[0])]
     for group in schedulers.GROUPS:
         lines += ["", group, *(line(_row(one, models)) for one in found if one.group == group)]
-    lines += ["", 'without a profile (accelerate(pipe, "uniform:every=2"))']
+    lines += ["", 'without a profile: accelerate(pipe, "uniform:every=2")']
     return "\n".join([*lines, *(line((name, "", "", _summary(name))) for name in rules)])
 
 
