@@ -32,7 +32,7 @@ def about_work(state: State, *, predicts: bool) -> Iterator[Notice]:
         yield Notice("nothing-skipped", 1, f"nothing was skipped in {len(forwards)} forwards: {_why_nothing(state)}")
     for name, plan in state.schedule.denoisers.items():
         own = [f.skipped > 0 for f in forwards if f.denoiser == name]
-        # Where the anchors of the plan stay in use, the plan decides what is predicted, and the rule only computes more.
+        # A rule that keeps the anchors of the plan only computes more than the plan does.
         if plan.online is None or not decides(plan) or not own or sum(own) <= MOSTLY * len(own):
             continue
         share = f"{sum(own)} of {len(own)} forwards ({sum(own) / len(own):.0%})"

@@ -38,7 +38,7 @@ class Arounds:
     def of(
         self, name: str, site: str, modules: tuple[nn.Module, ...], where: Where | None = None
     ) -> Iterator[tuple[nn.Module, Around]]:
-        """What to layer on the modules of one site. ``where``: where a criterion decides in its first block, if it does."""
+        """What to layer on the modules of one site. ``where``: where in its first block a criterion decides."""
         unlike = len({type(module) for module in modules}) > 1
         for i, module in enumerate(modules):
             if site == "model":

@@ -115,10 +115,10 @@ def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> No
 
 def check_in_parts(pipe: Any, schedule: CacheSchedule) -> None:
     """Refuse decisions that processes which run a denoiser together would each take from their own part of it."""
-    others = ", ".join(criteria.deciding_at(Where.MODEL))
     for name in host.in_parts(pipe):
         criterion = criteria.of(schedule.denoisers.get(name))
         if criterion is not None and criterion.about.where is not Where.MODEL:
+            others = ", ".join(criteria.deciding_at(Where.MODEL))
             raise UnsupportedModel(
                 f"the rule {criterion.name!r} decides inside the first block of {name!r}, of which each process sees "
                 "its part here (enable_parallelism): they would decide differently and wait for each other for ever. "
