@@ -17,7 +17,7 @@ def names(package: str) -> tuple[str, ...]:
 
 
 def load(package: str, name: str, *, kind: str = "") -> ModuleType:
-    """The module called ``name`` of a room. ``kind``: what errors call it; "": the room's name without its last s.
+    """The module called ``name`` of a room. ``kind``: the word for it in errors; "": the package's without its s.
 
     A name ``"package.module:attribute"`` is a stranger's: what stands there (a module, a class, a namespace) takes the
     module's place. It imports the stranger's code, so check a name that came out of a file against ``names`` first.

@@ -4,8 +4,8 @@ There is one decision per forward of a denoiser, for all sites of its plan. Forw
 are one branch and share a signal; branches stacked in one batch share every decision, and so do samples: what is
 decided for one depends on its batch mates. A single sample per call repeats itself anywhere.
 
-Each decision reads one number back from the device. Schedules without an online rule read none. What is compared, and
-how, is the business of one file of ``criteria``.
+Each decision reads one number back from the device. Schedules without an online rule read none. One file of
+``criteria`` states what is compared and how.
 """
 
 from __future__ import annotations

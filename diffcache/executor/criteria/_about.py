@@ -37,7 +37,7 @@ class About:
             newest step that the plan computes. The output of a step that the criterion computes is used once. A step
             at which nothing can be compared follows the plan. If not, the newest output is the only anchor, and a step
             at which nothing can be compared is computed.
-        parameters: The fields of ``Online``, besides ``limit``, that the criterion uses; others must be None.
+        parameters: The fields of ``Online`` that the criterion uses, ``limit`` left out; the others must be None.
 
     Raises:
         BadOption: A field has a value that it cannot have, or ``keeps_anchors`` is combined with ``accumulates`` or
