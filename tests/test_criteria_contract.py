@@ -20,7 +20,7 @@ import pytest
 import torch
 from online import HUGE, STEPS, decided, denoised, played, residual, stacks, strips
 from pipelines import TINY, run, shared
-from probes import dicts, hold, ours
+from probes import dicts, hold, names, ours
 from small_loop import STEPS as TOY_STEPS
 from small_loop import loop, noise
 from torch import Tensor
@@ -245,6 +245,21 @@ class Largest:
             raise BadOption("limit", 77, "another number")
 
 
+class Scaled:
+    """``Largest`` times a factor: an instance holds a parameter that schedules have no field for."""
+
+    ABOUT = Largest.ABOUT
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def change(self, signal, memory):
+        return self.factor * Largest.change(signal, memory)
+
+
+TWICE = Scaled(2.0)
+
+
 class Half:
     """Add up the changes of the first half of the channels that the first normalisation returns."""
 
@@ -317,7 +332,7 @@ def test_a_criterion_of_another_package_drives_a_run(address: str, store: str) -
     pipe = shared("flux")
     call = {**TINY["flux"].call(pipe), "num_inference_steps": STEPS}
     expected = run(pipe, call)
-    before = dicts(pipe)
+    before = names(pipe)
     schedule = foreign(pipe, address).stored(store)
     foreseen = estimate(pipe, schedule, **call)
     assert foreseen.online
@@ -332,8 +347,20 @@ def test_a_criterion_of_another_package_drives_a_run(address: str, store: str) -
     assert not found.notices or {n.kind for n in found.notices} == {"mostly-skipped"}
     assert foreseen.cache_bytes == found.peak_bytes
     restore(pipe)
-    assert dicts(pipe) == before
+    assert names(pipe) == before
+    assert ours(pipe) == []
     assert torch.equal(run(pipe, call), expected)
+
+
+@pytest.mark.usefixtures("planted")
+def test_tensors_that_it_does_not_declare_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate is then smaller than the run: the test above compares something."""
+    import planted_of_tests
+
+    monkeypatch.setattr(planted_of_tests.Observed, "keeps", lambda x, output: ())
+    with pytest.raises(AssertionError):
+        test_a_criterion_of_another_package_drives_a_run("planted_of_tests:Observed", "exact")
+    restore(shared("flux"))
 
 
 @pytest.mark.usefixtures("planted")
@@ -346,12 +373,15 @@ def test_with_a_limit_of_zero_it_changes_no_bit(address: str) -> None:
 
 
 @pytest.mark.usefixtures("planted")
-def test_its_decisions_are_those_of_a_plain_loop_over_its_signal() -> None:
+@pytest.mark.parametrize(("address", "factor"), [("planted_of_tests:Largest", 1), ("planted_of_tests:TWICE", 2)])
+def test_its_decisions_are_those_of_a_plain_loop_over_its_signal(address: str, factor: float) -> None:
     pipe, limit = shared("flux"), 0.3
     with denoised(pipe.transformer) as calls:
-        _, found = played("flux", foreign(pipe, "planted_of_tests:Largest", limit, most=3))
+        _, found = played("flux", foreign(pipe, address, limit, most=3))
     (strip,) = strips(found, "model")
-    assert strip == largest([x for x, _ in calls], limit, most=3)
+    inputs = [x for x, _ in calls]
+    assert strip == largest(inputs, limit / factor, most=3)
+    assert strip != largest(inputs, limit * 2 / factor, most=9), "every limit decides alike: nothing was compared"
     assert {"■", "·"} == set(strip[1:])
 
 
