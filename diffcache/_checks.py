@@ -49,6 +49,17 @@ def text(where: str, field: str, value: object) -> str:
     return value
 
 
+def plugin(where: str, field: str, value: object) -> str:
+    """Return the name of a plug-in: an identifier, or ``"package.module:attribute"``."""
+    text(where, field, value)
+    module, colon, attribute = str(value).partition(":")
+    parts = [module] if not colon else [*module.split("."), *attribute.split(".")]
+    if len(str(value)) > _LONGEST_NAME or not all(part.isidentifier() and part.isascii() for part in parts):
+        allowed = f"a name of letters, digits and '_', or 'package.module:attribute'; up to {_LONGEST_NAME} characters"
+        refuse(where, field, f"found {value!r:.80}", allowed)
+    return str(value)
+
+
 def sha256(where: str, field: str, value: object) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         refuse(where, field, f"found {value!r:.80}", "a sha256 digest: 64 of the characters 0-9a-f")

@@ -45,12 +45,23 @@ class Document(Record):
     OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({})  # older version that is still read -> its upgrade
 
     def to_bytes(self) -> bytes:
-        """The file as bytes: equal documents give equal bytes under one version of this library."""
+        """The file as bytes: equal documents give equal bytes under one version of this library.
+
+        Raises:
+            DocumentError: The document holds what no file may hold.
+        """
+        self.check_file(type(self).__name__)
         return self._pack(library=version_of("diffcache"))
 
     @classmethod
     def from_bytes(cls: type[D], data: bytes, *, where: str = "bytes") -> D:
         """The document in ``data``. Raises DocumentError, which calls the data ``where``."""
+        document = cls._unpack(data, where)
+        document.check_file(where)
+        return document
+
+    @classmethod
+    def _unpack(cls: type[D], data: bytes, where: str) -> D:
         tree, arrays = _container.unpack(where, data)
         format_, version = tree.pop("format", None), tree.pop("version", None)
         if format_ != cls.FORMAT:
@@ -66,6 +77,9 @@ class Document(Record):
         for name in sorted(arrays):
             refuse(where, name, "found a tensor that the document does not mention", "the tensors it mentions")
         return document
+
+    def check_file(self, where: str) -> None:
+        """Raise DocumentError for contents that are valid in code and not in a file, which errors call ``where``."""
 
     def save(self, path: str | Path) -> Path:
         """Write the file, all or nothing, and return its path. Raises DocumentError where none can be; NotWritten."""
@@ -113,8 +127,9 @@ class Document(Record):
         message = commit_message or f"Add {name} ({self.FORMAT})"
         return _hub.publish(self.to_bytes(), repo_id, name, private=private, token=token, message=message)
 
-    def __reduce__(self) -> tuple[Callable[[bytes], Document], tuple[bytes]]:
-        return type(self).from_bytes, (self.to_bytes(),)  # read-only mappings cannot be pickled or copied themselves
+    def __reduce__(self) -> tuple[Callable[[bytes, str], Document], tuple[bytes, str]]:
+        # Read-only mappings cannot be pickled or copied themselves.
+        return type(self)._unpack, (self._pack(library=version_of("diffcache")), "bytes")
 
     def _pack(self, *, library: str) -> bytes:
         arrays: dict[str, np.ndarray] = {}

@@ -21,35 +21,36 @@ def modules(package: str) -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{package}.{name}") for name in names(package)}
 
 
-def load(package: str, name: str) -> ModuleType:
-    """The module called ``name`` of a room.
+def load(package: str, name: str, *, kind: str = "") -> ModuleType:
+    """The module called ``name`` of a room. ``kind``: the word for it in errors; "": the package's without its s.
 
     A name ``"package.module:attribute"`` is a stranger's: what stands there (a module, a class, a namespace) takes the
     module's place. It imports the stranger's code, so check a name that came out of a file against ``names`` first.
     """
     if ":" in name:
-        return _stranger(package, name)
+        return _stranger(package, name, kind)
     if name not in names(package):
-        raise _unknown(package, name, "Your own is reached as 'package.module:attribute'.")
+        raise _unknown(package, name, kind, "Your own is reached as 'package.module:attribute'.")
     return importlib.import_module(f"{package}.{name}")
 
 
-def _stranger(package: str, address: str) -> ModuleType:
+def _stranger(package: str, address: str, kind: str) -> ModuleType:
     module, _, attribute = address.partition(":")
     if not all(map(str.isidentifier, (*module.split("."), *attribute.split(".")))):
-        raise _unknown(package, address, "It is not of the form 'package.module:attribute'.")
+        raise _unknown(package, address, kind, "It is not of the form 'package.module:attribute'.")
     try:
         home = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the stranger was found; what it imports itself was not
-        raise _unknown(package, address, f"There is no module {module!r}.") from error
+        raise _unknown(package, address, kind, f"There is no module {module!r}.") from error
     try:
         found: ModuleType = operator.attrgetter(attribute)(home)
     except AttributeError as error:
-        raise _unknown(package, address, f"Module {module!r} has no {attribute!r}.") from error
+        raise _unknown(package, address, kind, f"Module {module!r} has no {attribute!r}.") from error
     return found
 
 
-def _unknown(package: str, name: str, next_step: str) -> UnknownName:
-    return UnknownName(package.rpartition(".")[2].removesuffix("s"), name, names(package), next_step=next_step)
+def _unknown(package: str, name: str, kind: str, next_step: str) -> UnknownName:
+    title = kind or package.rpartition(".")[2].removesuffix("s")
+    return UnknownName(title, name, names(package), next_step=next_step)

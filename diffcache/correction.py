@@ -21,6 +21,7 @@ from diffcache.adapters import find_sites
 from diffcache.errors import BadOption
 from diffcache.executor import Executor
 from diffcache.executor.checks import check_call
+from diffcache.executor.program import decides
 from diffcache.executor.state import Call
 from diffcache.profiling.record import frozen
 from diffcache.schedule import CacheSchedule, SitePlan
@@ -54,7 +55,7 @@ def correct(
         raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")
     if not host.is_count(rounds, 1):
         raise BadOption("rounds", rounds, "a whole number, 1 or more")
-    if any(plan.online is not None and plan.online.rule != "drift" for plan in schedule.denoisers.values()):
+    if any(map(decides, schedule.denoisers.values())):
         raise BadOption("schedule", "one that decides in the run", "one whose predicted steps are known before the run")
     pipe = host.adopted(pipe)
     host.demand_full_run(pipe)

@@ -14,16 +14,18 @@ from torch import nn
 from diffcache import host
 from diffcache.adapters import find_sites, first_norm
 from diffcache.errors import UnsupportedModel
-from diffcache.executor.checks import Sites, check_call, check_granularity, check_pipeline, check_run
+from diffcache.executor import criteria
+from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
+from diffcache.executor.criteria import Where
 from diffcache.executor.decide import own_inputs
-from diffcache.executor.online import AT_THE_ROOT, signal_format
+from diffcache.executor.online import signal_format
 from diffcache.executor.placing import demand_visible, head
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.run import ANY_GRID, Executor, scheduled
 from diffcache.executor.streams import Inputs, pair, reader
 from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
-from diffcache.schedule import CacheSchedule, DenoiserPlan, OnlineRule
+from diffcache.schedule import CacheSchedule, DenoiserPlan
 from diffcache.schedulers import Grid, Rule
 from diffcache.store import Output, kept_bytes
 
@@ -134,6 +136,7 @@ def estimate_for(
     if isinstance(known, Rule):
         check_granularity(known, sites)
         known = scheduled(known, ANY_GRID, {name: tuple(found) for name, found in sites.items()}, store)
+    check_criteria(known)
     for name in known.denoisers:
         head(known, name, sites)
     found = dict(pipe.__dict__)
@@ -148,7 +151,7 @@ def estimate_for(
     programs = compile_schedule(schedule)
     _demand_own_inputs(schedule, visits)
     heads = {name: head(schedule, name, sites) for name in schedule.denoisers}
-    always = [(name, site) for name, (site, rule) in heads.items() if rule == "first_block"]
+    always = [(name, site) for name, (site, where) in heads.items() if where is Where.FIRST_BLOCK]
     for visit in visits:
         if (visit.denoiser, visit.site) in always:
             visit.flops -= visit.first_flops  # its stack is what follows the first block
@@ -358,24 +361,25 @@ def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit
     return peak
 
 
-def _watched_bytes(
-    schedule: CacheSchedule, heads: Mapping[str, tuple[str, OnlineRule | None]], visits: list[_Visit]
-) -> int:
-    """What online rules compare with."""
+def _watched_bytes(schedule: CacheSchedule, heads: Mapping[str, tuple[str, Where | None]], visits: list[_Visit]) -> int:
+    """Return the bytes that criteria keep: the signals that they compare with, and what they observe."""
     total = 0
     for v in visits:
         plan = schedule.denoisers.get(v.denoiser)
-        rule = plan.online.rule if plan is not None and plan.online is not None else None
-        if plan is None or rule is None:
+        criterion = criteria.of(plan)
+        if plan is None or criterion is None:
             continue
-        first, how = heads[v.denoiser][0], signal_format(plan)
-        if v.site == "model" and rule in AT_THE_ROOT:
-            total += kept_bytes(v.inputs.main, how)
-            total += kept_bytes(v.inputs.main + v.outputs, None) if rule == "output_rate" else 0
-        elif v.site == first and rule == "first_block":
-            total += kept_bytes(v.inputs.main, how)
-        elif v.site == f"norm:{first}" and rule == "modulated_input":
-            total += kept_bytes(v.outputs[:1], how)
+        first = heads[v.denoiser][0]
+        signals = {  # where the criterion decides -> the site there, and the tensors that it is given
+            Where.MODEL: ("model", v.inputs.main),
+            Where.FIRST_BLOCK: (first, v.inputs.main),  # the residual has the form of the input
+            Where.FIRST_NORM: (f"norm:{first}", v.outputs[:1]),
+        }
+        site, tensors = signals[criterion.about.where]
+        if v.site == site:
+            total += kept_bytes(criterion.signal(tensors), signal_format(plan))
+        if v.site == "model":
+            total += kept_bytes(criterion.keeps(v.inputs.main, v.outputs), None)
     return total
 
 

@@ -29,7 +29,6 @@ from diffcache.errors import BadOption
 from diffcache.sites import GRANULARITIES, parse
 
 GuidanceMode = Literal["none", "separate", "batched"]
-OnlineRule = Literal["first_block", "modulated_input", "output_rate", "drift"]
 StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
 STORES: Mapping[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
 OWN_SOLVER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
@@ -164,35 +163,27 @@ class SitePlan(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Online(Record):
-    """A decision left to the run: steps that the plans predict are computed after all where this rule says so.
+    """A decision left to the run: steps that the plans predict are computed after all where a criterion says so.
 
-    Where the plans compute, nothing is asked. All rules compare mean absolute values (L1) within one branch's calls. A
-    step is predicted while what they find stays below ``limit``; what cannot be compared, or is not finite, computes.
+    Where the plans compute, nothing is asked. A criterion compares the calls of one branch. A step is predicted while
+    the change that it finds stays below ``limit``. A step is computed where the change is not finite.
 
-    rule        "first_block": how far the first block's residual differs from that of the newest computed step; the
-                block itself always runs, and the stacks are what follows it (FirstBlockCache)
-                "modulated_input": changes of the first block's first normalisation's output from call to call, added up
-                since the newest computed step (TeaCache, arXiv 2411.19108)
-                "output_rate": the same of the whole denoiser's input, times how fast its output answered between the
-                two newest computed steps, relative to that output (EasyCache, arXiv 2507.02860)
-                "drift": how far the denoiser's input has moved from that of the newest step that the plans compute;
-                what this rule computes beside them is used once
+    rule        name of the criterion: a file of ``executor/criteria``, "first_block" for instance; or, in code alone,
+                "package.module:attribute". The form is checked here. Whether the criterion exists, and whether it takes
+                these parameters, is checked before a run begins
     limit       float64 [T], relative; 0 computes
     polynomial  float64 [P], highest power first, that each change is put through; None: the change itself
     most        steps in a row that may be predicted; None: any number
-
-    The first two decide inside the network, and govern stacks alone; of several, the first one's first block decides.
     """
 
-    rule: OnlineRule
+    rule: str
     limit: np.ndarray
     polynomial: np.ndarray | None = None
     most: int | None = None
 
     def __post_init__(self) -> None:
         me = type(self).__name__
-        if self.rule not in get_args(OnlineRule):
-            refuse(me, "rule", f"found {self.rule!r:.80}", ", ".join(map(repr, get_args(OnlineRule))))
+        put(self, rule=_checks.plugin(me, "rule", self.rule))
         put(self, limit=_checks.array(me, "limit", self.limit, np.float64, step=None))
         if index := first(self.limit < 0):
             refuse(me, "limit", f"step {index[0]} is {self.limit[index]:g}", "0 or more")
@@ -272,7 +263,8 @@ class DenoiserPlan(Record):
     class_name     class of the network, None if the plan fits any
     config_digest  sha256 of its configuration, None if the plan fits any
 
-    An online rule decides for all sites together; except under "drift", their plans use the newest output alone.
+    An online rule decides for all sites together. Under a criterion that decides which steps compute, plans use the
+    newest output alone. This is checked before a run begins.
     """
 
     sites: Mapping[str, SitePlan]
@@ -291,11 +283,6 @@ class DenoiserPlan(Record):
             if not self.called.any():
                 refuse(me, "called", "found no step", "at least one step, or null")
         check_network(me, self.class_name, self.config_digest)
-        if self.online is not None and self.online.rule != "drift":
-            for site, plan in self.sites.items():
-                if plan.anchors > 1:
-                    found = f"{plan.anchors} anchors under the online rule {self.online.rule!r}"
-                    refuse(me, f"{site}/weights", found, "1: which steps are computed is not known before the run")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -425,6 +412,22 @@ class CacheSchedule(Document):
                 refuse(me, f"{name}/online/limit", f"{steps} steps", f"{self.steps}, the steps of the schedule")
             if denoiser.called is not None and (steps := len(denoiser.called)) != self.steps:
                 refuse(me, f"{name}/called", f"{steps} steps", f"{self.steps}, the steps of the schedule")
+
+    def check_file(self, where: str) -> None:
+        """Refuse the address of a criterion in another package: a file names no code to import.
+
+        Raises:
+            DocumentError: A denoiser's ``online.rule`` is "package.module:attribute".
+        """
+        for name, denoiser in self.denoisers.items():
+            if denoiser.online is not None and ":" in denoiser.online.rule:
+                refuse(
+                    where,
+                    f"{name}/online/rule",
+                    f"found {denoiser.online.rule!r:.80}",
+                    "the name of a criterion of diffcache; a file names no code to import",
+                    "Make the schedule in code where it runs.",
+                )
 
     def plans(self) -> Iterator[tuple[str, str, SitePlan]]:
         """Every (name of a denoiser, name of a site in it, plan of the site)."""

@@ -24,13 +24,13 @@ from diffcache.schedule import (
     Guidance,
     NoiseSchedulerId,
     Online,
-    OnlineRule,
     SitePlan,
     StoreFormat,
 )
 
 DIGEST = "0123456789abcdef" * 4
 STEPS = 6
+RULES = ("first_block", "modulated_input", "output_rate", "drift")
 
 Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -234,7 +234,7 @@ def denoiser_plans(draw: st.DrawFn, steps: int, branches: list[int]) -> Denoiser
     return DenoiserPlan(
         sites=sites,
         called=draw(st.none() | hnp.arrays(bool, steps).filter(np.any)),
-        online=draw(st.none() | onlines(steps, ["drift"] if several else list(get_args(OnlineRule)))),
+        online=draw(st.none() | onlines(steps, ["drift"] if several else list(RULES))),
         class_name=draw(st.none() | names),
         config_digest=draw(st.none() | digests),
     )

@@ -15,10 +15,10 @@ from diffcache import CacheSchedule, accelerated, report
 from diffcache.adapters import find_sites
 from diffcache.executor.streams import reader
 from diffcache.reports import Report
-from diffcache.schedule import DenoiserPlan, Guidance, Online, OnlineRule, SitePlan
+from diffcache.schedule import DenoiserPlan, Guidance, Online, SitePlan
 
 STEPS = 12
-RULES: tuple[OnlineRule, ...] = ("first_block", "modulated_input", "output_rate", "drift")
+RULES: tuple[str, ...] = ("first_block", "modulated_input", "output_rate", "drift")
 INSIDE = ("first_block", "modulated_input")
 HUGE = 1e9
 
@@ -35,7 +35,7 @@ def stacks(pipe: Any) -> list[str]:
 
 def decided(
     pipe: Any,
-    rule: OnlineRule,
+    rule: str,
     limit: float | Sequence[float] = HUGE,
     *,
     plan: SitePlan | None = None,
@@ -53,7 +53,7 @@ def decided(
     return CacheSchedule(steps=len(plan.compute), denoisers={"transformer": denoiser}, guidance=guidance)
 
 
-def toy_schedule(rule: OnlineRule, limit: float = HUGE, sites: Sequence[str] = (), steps: int = 8) -> CacheSchedule:
+def toy_schedule(rule: str, limit: float = HUGE, sites: Sequence[str] = (), steps: int = 8) -> CacheSchedule:
     sites = sites or (["stack:blocks"] if rule in INSIDE else ["model"])
     plan = residual("#" + "." * (steps - 1))
     rules = Online(rule=rule, limit=np.full(steps, limit))
@@ -78,7 +78,7 @@ def strips(found: Report, site: str) -> list[str]:
     return [row.strip for row in found.rows if row.site == site]
 
 
-def governed(pipe: Any, rule: OnlineRule) -> str:
+def governed(pipe: Any, rule: str) -> str:
     return stacks(pipe)[0] if rule in INSIDE else "model"
 
 

@@ -113,8 +113,15 @@ SCHEDULE_LIES = [
     lie("expected/origin", put({}), "found {}"),
     lie("transformer/online", put("drift"), "found 'drift'. Allowed: an object"),
     lie(f"{ONLINE}/limit", put(None, at="transformer/online"), SPARE),
+    lie(f"{ONLINE}/rule", put(""), "found ''. Allowed: Unicode text, not empty"),
+    lie(f"{ONLINE}/rule", put("../drift"), "found '../drift'. Allowed: a name of letters, digits and '_'"),
+    lie(f"{ONLINE}/rule", put("os.path"), "found 'os.path'. Allowed: a name of letters"),
+    lie(f"{ONLINE}/rule", put("a" * 257), "found 'aaaa", "up to 256 characters"),
+    lie(f"{ONLINE}/rule", put("os:system:x"), "found 'os:system:x'. Allowed: a name of letters"),
     lie(
-        f"{ONLINE}/rule", put("magcache"), "found 'magcache'. Allowed: 'first_block', 'modulated_input', 'output_rate'"
+        f"{ONLINE}/rule",
+        put("os:system"),
+        "found 'os:system'. Allowed: the name of a criterion of diffcache; a file names no code to import",
     ),
     lie(f"{ONLINE}/rule", put(["drift"]), "found ['drift']"),
     lie(f"{ONLINE}/limit", put(0.1), "found 0.1. Allowed: 'tensor'"),
@@ -125,11 +132,6 @@ SCHEDULE_LIES = [
     lie(f"{ONLINE}/polynomial", entry(1, np.nan), "power 1 is nan"),
     lie(f"{ONLINE}/most", put(0), "found 0. Allowed: a whole number, at least 1"),
     lie(f"{ONLINE}/most", put(2.0), "found 2.0"),
-    lie(
-        f"{MODEL}/weights",
-        put("first_block", at=f"{ONLINE}/rule"),
-        "2 anchors under the online rule 'first_block'. Allowed: 1",
-    ),
     lie("spare", lambda _, arrays, field: arrays.update({field: np.zeros(1)}), SPARE),
     lie("denoisers", put({}), "found none. Allowed: at least one"),
     lie("denoisers", put(["transformer"]), "found ['transformer']. Allowed: an object"),

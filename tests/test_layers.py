@@ -40,6 +40,8 @@ SOCIABLE = {RANK["errors"], RANK["schedule"], RANK["api"], RANK["cli"], RANK["__
 
 ONLY = {"assets": {"errors"}}  # room -> all it may import, whatever its rank allows
 NEVER = {"kernels": {"sites"}}  # kernels see tensors, never places
+# Folder of a room -> the rooms that its files may import. Of their own room they import the folder alone.
+PARTS = {"executor/criteria": {"errors", "schedule", "_rooms", "kernels", "store"}}
 LIGHT = ("errors", "schedule", "profile", "budget", "_document", "_rooms", "schedulers", "planning", "plots")
 HEAVY = {"torch", "diffusers"}  # unreachable from LIGHT, documents and arithmetic, through other rooms too
 
@@ -118,6 +120,7 @@ def violations(root: Path) -> set[str]:
                 )
             elif there in NEVER.get(here, ()) or there not in ONLY.get(here, RANK):
                 found.add(f"{where} imports {there}, which is not for this room. See ONLY and NEVER")
+        found |= set(part_violations(path, tree))
     try:
         graphlib.TopologicalSorter(inside).prepare()
     except graphlib.CycleError as error:
@@ -127,6 +130,27 @@ def violations(root: Path) -> set[str]:
             for heavy in sorted(HEAVY & outside.get(room, set())):
                 found.add(f"{light} must stay without {heavy}, and reaches it: {' -> '.join((*chain, heavy))}")
     return found
+
+
+def part_violations(path: Path, tree: ast.Module) -> Iterator[str]:
+    """Imports of a file in one of PARTS that the table does not allow."""
+    part = path.parent.as_posix()
+    if part not in PARTS:
+        return
+    own = f"diffcache.{part.replace('/', '.')}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = node.module in ("diffcache", own.rpartition(".")[0])  # what is imported is a module of these
+            modules = [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
+        else:
+            continue
+        for module in modules:
+            package, _, rest = module.partition(".")
+            allowed = f"{module}.".startswith(f"{own}.") or rest.partition(".")[0] in PARTS[part]
+            if package == "diffcache" and not allowed:
+                yield f"{path}:{node.lineno} imports {module}, which is not for {part}. See PARTS"
 
 
 def reachable(start: str, inside: dict[str, set[str]]) -> dict[str, tuple[str, ...]]:
@@ -192,6 +216,10 @@ def heard(root: Path, **files: str) -> str:
         ("executor", "from diffcache._rooms import load\nload('diffcache.eval', 'fid')", "imports eval (layer 6)"),
         ("assets__planted", "from diffcache.schedule import CacheSchedule", "not for this room"),
         ("kernels__planted__op", "from diffcache.sites import Site", "not for this room"),
+        ("executor__criteria__planted", "from diffcache.executor.state import State", "not for executor/criteria"),
+        ("executor__criteria__planted", "from diffcache.executor import online", "not for executor/criteria"),
+        ("executor__criteria__planted", "import diffcache.executor", "not for executor/criteria"),
+        ("executor__criteria__planted", "def f():\n    from diffcache import host", "not for executor/criteria"),
         ("executor", "from .schedule import CacheSchedule", "relative import"),
         ("pastimes", "", "room 'pastimes' has no layer. Write it into LAYERS"),
         ("pastimes__chess", "import numpy", "room 'pastimes' has no layer. Write it into LAYERS"),
@@ -239,6 +267,11 @@ def test_two_rooms_that_need_each_other_are_heard_of(copy: Path) -> None:
         ("executor", "import logging\nlogging.getLogger('diffcache.cli')"),
         ("eval__planted", "from diffcache import api\nimport scipy"),
         ("cli", "from diffcache.demo import run"),
+        (
+            "executor__criteria__planted",
+            "from diffcache.executor.criteria import About\nfrom diffcache.store import Store\nimport torch",
+        ),
+        ("executor", "from diffcache.executor.criteria import About"),
     ],
 )
 def test_an_import_that_the_table_allows_is_not_heard_of(copy: Path, file: str, code: str) -> None:

@@ -36,7 +36,8 @@ KINDS += [
 ]
 KINDS += [(name, "stack", "first block", store) for name in ("flux", "wan") for store in (None, "int8")]
 KINDS += [(name, "model", "change of outputs", store) for name in ("flux", "sdxl") for store in (None, "int8")]
-KINDS += [(*place, "reuse", "int8") for place in PLACES if place[0] in ("flux", "dit", "ltx2", "sdxl", "wan", "z_image")]
+OFTEN = ("flux", "dit", "ltx2", "sdxl", "wan", "z_image")
+KINDS += [(*place, "reuse", "int8") for place in PLACES if place[0] in OFTEN]
 KINDS += [
     ("flux", granularity, kind, store)
     for granularity in offered(shared("flux"))

@@ -25,7 +25,7 @@ from diffcache.executor.online import Verdict, Watch
 from diffcache.executor.streams import Inputs, reader
 from diffcache.patch import layer
 from diffcache.reports import Report
-from diffcache.schedule import Online, OnlineRule
+from diffcache.schedule import Online
 from diffcache.store import Store
 
 # --- what is recorded beside a run -----------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_branches_that_share_a_signal_would_be_noticed(monkeypatch: pytest.Monke
 # --- Watch, by itself ------------------------------------------------------------------------------------------------
 
 
-def watch(rule: OnlineRule, limit: float = 1.0, **options: Any) -> Watch:
+def watch(rule: str, limit: float = 1.0, **options: Any) -> Watch:
     return Watch(Online(rule=rule, limit=np.full(99, limit), **options), Store(), "net", 0)
 
 
@@ -247,7 +247,7 @@ def watch(rule: OnlineRule, limit: float = 1.0, **options: Any) -> Watch:
 )
 @settings(max_examples=200)
 def test_a_watch_of_numbers_decides_as_a_plain_loop(
-    calls: list[tuple[float, bool]], rule: OnlineRule, limit: float, most: int | None
+    calls: list[tuple[float, bool]], rule: str, limit: float, most: int | None
 ) -> None:
     """Signals are single numbers, exact in float32 up to rounding; ties are left out."""
     watching, then, level, row = watch(rule, limit, most=most), None, 0.0, 0
@@ -268,7 +268,7 @@ def test_a_watch_of_numbers_decides_as_a_plain_loop(
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("rule", RULES)
-def test_what_is_not_finite_is_below_no_limit(rule: OnlineRule, bad: float) -> None:
+def test_what_is_not_finite_is_below_no_limit(rule: str, bad: float) -> None:
     watching = watch(rule, 1e300, polynomial=np.array([0.0, 1.0]))
     for step, value in enumerate((1.0, 2.0)):
         watching.decide(step, False, (torch.tensor([value]),))

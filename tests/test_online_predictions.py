@@ -5,6 +5,7 @@ Each comparison has a twin that plants a fault and sees the comparison fail.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, assets, report
 from diffcache.adapters import find_sites
-from diffcache.executor import FailedOpen, online
+from diffcache.executor import FailedOpen
+from diffcache.executor.criteria import first_block
 from diffcache.executor.streams import MAIN, Inputs, pair, reader
-from diffcache.schedule import DenoiserPlan, OnlineRule
+from diffcache.schedule import DenoiserPlan
 from diffcache.store import Store
 
 # --- the same as diffusers' own FirstBlockCache ----------------------------------------------------------------------
@@ -110,7 +112,7 @@ def test_streams_told_apart_by_their_shape_alone_would_be_noticed(monkeypatch: p
 
 
 def test_a_residual_compared_with_the_step_before_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(online, "ADDING_UP", ("modulated_input", "output_rate", "first_block"))
+    monkeypatch.setattr(first_block, "ABOUT", dataclasses.replace(first_block.ABOUT, accumulates=True))
     with pytest.raises(AssertionError):
         test_first_block_is_first_block_cache("wan", (0.1, 0.15, 0.2, 0.3, 0.6))
 
@@ -129,7 +131,7 @@ def test_a_text_stream_that_is_not_moved_along_would_be_noticed(monkeypatch: pyt
 
 @pytest.mark.parametrize("rule", ["modulated_input", "output_rate"])
 @pytest.mark.parametrize("name", ["flux", "dit", "sd3"])
-def test_a_run_is_bit_for_bit_the_schedule_of_the_steps_it_computed(name: str, rule: OnlineRule) -> None:
+def test_a_run_is_bit_for_bit_the_schedule_of_the_steps_it_computed(name: str, rule: str) -> None:
     pipe = shared(name)
     output, found = played(name, decided(pipe, rule, 0.5))
     (strip,) = strips(found, governed(pipe, rule))

@@ -11,14 +11,13 @@ from small_loop import loop, noise
 
 from diffcache import accelerate, accelerated, report
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.schedule import OnlineRule
 from diffcache.schedulers import Rule, parse_rule
 
 # --- what accelerate refuses -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", INSIDE)
-def test_rules_that_decide_inside_govern_stacks_alone(rule: OnlineRule) -> None:
+def test_rules_that_decide_inside_govern_stacks_alone(rule: str) -> None:
     pipe = shared("flux")
     before = dicts(pipe)
     for site in ("model", "block:transformer_blocks.1"):

@@ -258,19 +258,6 @@ def test_an_expectation_is_the_mean_and_the_deciles_of_what_was_seen() -> None:
     assert (exact.mean_db, exact.samples, exact.origin) == (150.0, 2, "simulated")
 
 
-def test_plans_of_several_anchors_need_to_know_what_is_computed() -> None:
-    """Where the run decides, nobody knows beforehand which output will be the second newest."""
-    sites = schedule().denoisers["transformer"].sites
-    assert sites["model"].anchors == 2
-    DenoiserPlan(sites=sites, online=online(rule="drift"))
-    DenoiserPlan(sites={"model": hold("■·")}, online=online(rule="output_rate"))
-    for rule in ("first_block", "modulated_input", "output_rate"):
-        with pytest.raises(
-            DocumentError, match=f"'model/weights': 2 anchors under the online rule '{rule}'. Allowed: 1"
-        ):
-            DenoiserPlan(sites=sites, online=online(rule=rule))
-
-
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = schedule().save(tmp_path / "mine.safetensors")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))

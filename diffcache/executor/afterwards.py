@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from diffcache.executor.notices import NON_FINITE_PREDICTION, Notice
+from diffcache.executor.program import decides
 from diffcache.executor.state import State
 
 MOSTLY = 0.8  # share of the forwards; above it, a limit that is decided by in the run no longer guards anything
@@ -31,8 +32,8 @@ def about_work(state: State, *, predicts: bool) -> Iterator[Notice]:
         yield Notice("nothing-skipped", 1, f"nothing was skipped in {len(forwards)} forwards: {_why_nothing(state)}")
     for name, plan in state.schedule.denoisers.items():
         own = [f.skipped > 0 for f in forwards if f.denoiser == name]
-        # Under "drift" the schedule says what is predicted, and the rule only takes some of it back.
-        if plan.online is None or plan.online.rule == "drift" or not own or sum(own) <= MOSTLY * len(own):
+        # A rule that keeps the anchors of the plan only computes more than the plan does.
+        if plan.online is None or not decides(plan) or not own or sum(own) <= MOSTLY * len(own):
             continue
         share = f"{sum(own)} of {len(own)} forwards ({sum(own) / len(own):.0%})"
         yield Notice(

@@ -11,6 +11,7 @@ from torch import nn
 from diffcache import host
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor.checks import check_guidance
+from diffcache.executor.criteria import Where
 from diffcache.executor.decide import visit
 from diffcache.executor.doubts import follow
 from diffcache.executor.stacks import Place, run_block
@@ -18,7 +19,6 @@ from diffcache.executor.state import Call, Forward
 from diffcache.executor.streams import reader
 from diffcache.host import Host, Run
 from diffcache.patch import Around
-from diffcache.schedule import OnlineRule
 from diffcache.store import Output
 
 
@@ -36,15 +36,15 @@ class Arounds:
         self._current = threading.local()
 
     def of(
-        self, name: str, site: str, modules: tuple[nn.Module, ...], rule: OnlineRule | None = None
+        self, name: str, site: str, modules: tuple[nn.Module, ...], where: Where | None = None
     ) -> Iterator[tuple[nn.Module, Around]]:
-        """What to layer on the modules of one site. ``rule``: what its first block decides by, if it does."""
+        """What to layer on the modules of one site. ``where``: where in its first block a criterion decides."""
         unlike = len({type(module) for module in modules}) > 1
         for i, module in enumerate(modules):
             if site == "model":
                 yield module, self._root(name, module)
             elif site.startswith("stack:"):
-                place = Place(module is modules[0], module is modules[-1], rule, i if unlike else None)
+                place = Place(module is modules[0], module is modules[-1], where, i if unlike else None)
                 yield module, self._block(name, site, module, place)
             else:
                 yield module, self._single(name, site, module)

@@ -9,10 +9,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from diffcache import host
+from diffcache._checks import refuse
 from diffcache.adapters import find_sites
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName, UnsupportedModel
+from diffcache.executor import criteria
+from diffcache.executor.criteria import Where
 from diffcache.executor.guess import repeats, repetition
-from diffcache.executor.online import AT_THE_ROOT
 from diffcache.executor.state import Call
 from diffcache.schedule import OWN_SOLVER, CacheSchedule, Guidance, solver_title
 from diffcache.schedulers import Rule
@@ -59,6 +61,33 @@ def _hidden(module: nn.Module) -> Mapping[str, object]:
     return {} if network is module else find_sites(network)
 
 
+def check_criteria(schedule: CacheSchedule) -> None:
+    """Refuse a schedule whose criterion does not exist or does not accept its parameters or plans.
+
+    Args:
+        schedule: A schedule that is about to run. Its own checks cover the form of the name alone.
+
+    Raises:
+        UnknownName: No criterion has the name.
+        DocumentError: A parameter is set that the criterion does not use, or a plan has several anchors where the run
+            decides which steps compute.
+    """
+    for name, plan in schedule.denoisers.items():
+        criterion = criteria.of(plan)
+        if plan.online is None or criterion is None:
+            continue
+        for parameter in criteria.PARAMETERS:
+            if getattr(plan.online, parameter) is not None and parameter not in criterion.about.parameters:
+                allowed = f"null: the online rule {criterion.name!r} does not use it"
+                refuse("schedule", f"{name}/online/{parameter}", "found a value", allowed)
+        criterion.check(plan.online)
+        for site, planned in plan.sites.items():
+            if planned.anchors > 1 and not criterion.about.keeps_anchors:
+                found = f"{planned.anchors} anchors under the online rule {criterion.name!r}"
+                allowed = "1: which steps are computed is not known before the run"
+                refuse("schedule", f"{name}/{site}/weights", found, allowed)
+
+
 def check_granularity(rule: Rule, sites: Sites) -> None:
     """Refuse a rule for sites of a network that cannot be reached because the network is compiled."""
     for name, modules in sites.items():
@@ -87,12 +116,13 @@ def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> No
 def check_in_parts(pipe: Any, schedule: CacheSchedule) -> None:
     """Refuse decisions that processes which run a denoiser together would each take from their own part of it."""
     for name in host.in_parts(pipe):
-        plan = schedule.denoisers.get(name)
-        if plan is not None and plan.online is not None and plan.online.rule not in AT_THE_ROOT:
+        criterion = criteria.of(schedule.denoisers.get(name))
+        if criterion is not None and criterion.about.where is not Where.MODEL:
+            others = ", ".join(criteria.deciding_at(Where.MODEL))
             raise UnsupportedModel(
-                f"the rule {plan.online.rule!r} decides inside the first block of {name!r}, of which each process sees "
+                f"the rule {criterion.name!r} decides inside the first block of {name!r}, of which each process sees "
                 "its part here (enable_parallelism): they would decide differently and wait for each other for ever. "
-                f"Use a schedule without a rule, or one that sees the whole input ({', '.join(AT_THE_ROOT)})."
+                f"Use a schedule without a rule, or one that sees the whole input ({others})."
             )
 
 

@@ -9,10 +9,12 @@ from typing import Any
 from diffcache import host
 from diffcache.adapters import DEEP_STACK, deep_branch, first_norm
 from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.executor import criteria
 from diffcache.executor.arounds import Arounds
 from diffcache.executor.checks import Sites, check_compiled
+from diffcache.executor.criteria import Where
 from diffcache.patch import Around, Undo, layer, on_top, spot, weak
-from diffcache.schedule import CacheSchedule, OnlineRule
+from diffcache.schedule import CacheSchedule
 
 
 @dataclass(slots=True)
@@ -38,17 +40,13 @@ def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch
     found = []
     for name, modules in sites.items():
         root = modules["model"][0]
-        first, rule = head(schedule, name, sites)
+        first, where = head(schedule, name, sites)
         for site in _patched(schedule, name):
-            pairs = list(arounds.of(name, site, modules[site], rule if site == first else None))
-            if site == first and rule == "modulated_input":
+            pairs = list(arounds.of(name, site, modules[site], where if site == first else None))
+            if site == first and where is Where.FIRST_NORM:
                 norm = first_norm(modules[site][0])
                 if norm is None:
-                    raise UnsupportedModel(
-                        f"the online rule {rule!r} looks at the first normalisation in {site!r} of "
-                        f"{host.class_name(root)}; there is none in {type(modules[site][0]).__name__}. Use another "
-                        "rule: 'output_rate'."
-                    )
+                    raise _no_norm(schedule, name, site, sites)
                 path = next(path for path, module in root.named_modules() if module is norm)
                 check_compiled(name, root, [f"sublayer:{path}"])
                 pairs.append((norm, arounds.hears(name)))
@@ -68,18 +66,30 @@ def _patched(schedule: CacheSchedule, denoiser: str) -> tuple[str, ...]:
     return ("model", *(site for site in plan.sites if site != "model")) if plan else ("model",)
 
 
-def head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, OnlineRule | None]:
-    """The stack whose first block decides, and by what; of several the first that the network was built with."""
+def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) -> UnsupportedModel:
+    """Return the error for a first block without the normalisation that the criterion decides by."""
+    criterion = criteria.of(schedule.denoisers[denoiser])
+    root, block = sites[denoiser]["model"][0], sites[denoiser][site][0]
+    others = ", ".join(map(repr, criteria.deciding_at(Where.MODEL)))
+    return UnsupportedModel(
+        f"the online rule {criterion.name if criterion else ''!r} looks at the first normalisation in {site!r} of "
+        f"{host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: {others}."
+    )
+
+
+def head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, Where | None]:
+    """The stack whose first block decides, and where in it; of several the first that the network was built with."""
     plan = schedule.denoisers.get(denoiser)
-    if plan is None or plan.online is None or plan.online.rule not in ("first_block", "modulated_input"):
+    criterion = criteria.of(plan)
+    if plan is None or criterion is None or criterion.about.where is Where.MODEL:
         return "", None
     for site in plan.sites:
         if site == DEEP_STACK and deep_branch(sites[denoiser]["model"][0]):
             raise UnsupportedModel(
-                f"the online rule {plan.online.rule!r} reuses what a stack adds to its input. {denoiser!r} is a U-Net: "
+                f"the online rule {criterion.name!r} reuses what a stack adds to its input. {denoiser!r} is a U-Net: "
                 "its deep branch returns another shape than it is given, so nothing would ever be predicted. Allowed: "
                 "'easycache', or 'uniform:every=2,sites=stack'."
             )
         if not site.startswith("stack:"):
-            raise BadOption("sites", site, f"stacks, under the online rule {plan.online.rule!r}: it decides in a block")
-    return next(site for site in sites[denoiser] if site in plan.sites), plan.online.rule
+            raise BadOption("sites", site, f"stacks, under the online rule {criterion.name!r}: it decides in a block")
+    return next(site for site in sites[denoiser] if site in plan.sites), criterion.about.where

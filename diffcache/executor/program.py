@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffcache._checks import put
+from diffcache.executor import criteria
 from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan, StoreFormat
 
 NEWEST = -1  # stands for the step of an anchor that is whatever was computed last
@@ -108,8 +109,9 @@ def compile_schedule(schedule: CacheSchedule) -> dict[tuple[str, str], Program]:
 
 
 def decides(plan: DenoiserPlan) -> bool:
-    """Whether anchors are whatever the run computes. A guard against drift leaves the planned ones in use."""
-    return plan.online is not None and plan.online.rule != "drift"
+    """Return whether the newest output of the run is the anchor, because a criterion decides which steps compute."""
+    criterion = criteria.of(plan)
+    return criterion is not None and not criterion.about.keeps_anchors
 
 
 def _terms(plan: SitePlan, step: int, used: list[int], anchors: np.ndarray) -> Terms:

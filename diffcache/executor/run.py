@@ -12,7 +12,14 @@ from diffcache import host
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor.afterwards import about_finiteness, about_work
 from diffcache.executor.arounds import Arounds
-from diffcache.executor.checks import Sites, check_granularity, check_in_parts, check_pipeline, check_run
+from diffcache.executor.checks import (
+    Sites,
+    check_criteria,
+    check_granularity,
+    check_in_parts,
+    check_pipeline,
+    check_run,
+)
 from diffcache.executor.doubts import ADVICE, left
 from diffcache.executor.grid import move
 from diffcache.executor.notices import Notice, counted, publish
@@ -81,11 +88,13 @@ class Executor:
         if isinstance(self.source, CacheSchedule):
             check_pipeline(pipe, self.source, sites, strict=strict)
             schedule = self.source
+            check_criteria(schedule)
             self._programs = compile_schedule(schedule)
         else:
             check_granularity(self.source, sites)
             # On any grid: what the rule cannot do is said now, and its sites do not depend on the grid
             schedule = scheduled(self.source, ANY_GRID, self.sites, store)
+            check_criteria(schedule)
         check_in_parts(pipe, schedule)
         self._patches = place(Arounds(self.host, self._misfit), schedule, sites)
         self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
@@ -131,6 +140,7 @@ class Executor:
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
             schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
+            check_criteria(schedule)
             programs = compile_schedule(schedule)
         else:
             schedule, programs = self.source, self._programs

@@ -5,11 +5,11 @@ What the host adds in between (ControlNet residuals) is lost with the copy; the 
 a stack differ, as in the deep branch of a U-Net, each hands on zeros in the form of what it returned when it ran: only
 other parts of the stack ever see them.
 
-Two online rules decide inside the first block of the first stack they govern. Under "first_block" that block always
-runs, and its stack is what follows it. The residual is looked at where the next block begins: what that is given tells
-which output is which stream. Under "modulated_input" the block begins, and is left at its first normalisation if the
-step turns out to be predicted, by an exception of our own that passes through this one block only. So no forward is
-copied, and nothing but the normalisation is computed in vain.
+A criterion can decide inside the first block of the first stack of its plan. With ``Where.FIRST_BLOCK`` that block
+always runs, and its stack is what follows it. The residual is looked at where the next block begins: the inputs of that
+block show which output is which stream. With ``Where.FIRST_NORM`` the block begins, and is left at its first
+normalisation if the step turns out to be predicted, by an exception of our own that passes through this one block only.
+So no forward is copied, and nothing but the normalisation is computed in vain.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
+from diffcache.executor.criteria import Where
 from diffcache.executor.decide import guess, keep, safe
 from diffcache.executor.notices import NO_SIGNAL
 from diffcache.executor.online import Verdict
 from diffcache.executor.state import Call, Lead, Stack
 from diffcache.executor.streams import Inputs, pair
-from diffcache.schedule import OnlineRule
 from diffcache.store import Output
 
 
@@ -33,13 +33,13 @@ from diffcache.store import Output
 class Place:
     """Of a block in its stack.
 
-    rule  what this stack's first block decides by, None if it decides nothing
-    part  its number, where the parts of the stack differ: then none can hand on what another one returns
+    where  where in this stack's first block the criterion decides, None if it decides nothing there
+    part   its number, where the parts of the stack differ: then none can hand on what another one returns
     """
 
     first: bool
     last: bool
-    rule: OnlineRule | None = None
+    where: Where | None = None
     part: int | None = None
 
 
@@ -52,22 +52,22 @@ def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Call
     stack = call.stacks.get(site)
     if stack is not None and stack.left:  # the host runs its blocks once more
         stack, call.visits[site] = None, call.visits[site] + 1
-    if stack is None and place.first and place.rule == "first_block":
+    if stack is None and place.first and place.where is Where.FIRST_BLOCK:
         given = Inputs(tuple(t.detach().clone() for t in inputs.main), inputs.others)  # blocks may write into it
         value = compute()
         call.lead = Lead(given, Output.of(value).tensors)
         return value
     begun = None
     if stack is None:
-        if place.first and place.rule == "modulated_input":
+        if place.first and place.where is Where.FIRST_NORM:
             inputs, begun = _begin(call, site, inputs, compute)
-        elif place.rule == "first_block":
+        elif place.where is Where.FIRST_BLOCK:
             _follow(call, site, inputs)
         predicted = guess(call, site, inputs)  # at the first block that runs: hosts can be told to leave some out
         if predicted is None and begun is None:
             inputs = safe(call, site, inputs)
         stack = call.stacks[site] = Stack(inputs, predicted)
-        if place.rule == "first_block" and call.lead is not None:
+        if place.where is Where.FIRST_BLOCK and call.lead is not None:
             stack.before = call.lead.outputs
     stack.left = place.last
     if stack.guess is None:

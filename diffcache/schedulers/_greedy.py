@@ -11,7 +11,7 @@ import numpy as np
 
 from diffcache.errors import BadOption
 from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import Online, OnlineRule, SitePlan
+from diffcache.schedule import Online, SitePlan
 from diffcache.schedulers._sites import at, count
 from diffcache.schedulers._threshold import residual_reuse
 
@@ -72,7 +72,7 @@ def asked(steps: int, first: int) -> SitePlan:
 
 
 def online(
-    rule: OnlineRule, steps: int, threshold: float, *, polynomial: np.ndarray | None = None, most: int | None = None
+    rule: str, steps: int, threshold: float, *, polynomial: np.ndarray | None = None, most: int | None = None
 ) -> Online:
     """One threshold for all steps. Raises BadOption."""
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
