@@ -19,7 +19,6 @@ from diffcache.demo import show
 from diffcache.eval import metrics
 from diffcache.eval.evaluating import OF_PICTURES, Evaluation, evaluate
 from diffcache.profiling import Calibration
-from diffcache.profiling.search import FITS
 
 STEPS = 50
 COMPARED = 4  # pictures in a timed call
@@ -43,7 +42,7 @@ class Size:
     budgets: tuple[int, ...] = (17, 12, 8)
     calibration: int = 16
     held_out: int = 16
-    fits: int = FITS
+    fits: int = 8
     repeats: int = 3
 
     @classmethod
