@@ -2,8 +2,8 @@
 
 A layer is a function ``around(inner, *args, **kwargs)``. All layers of a method live in one list inside one
 callable, so they come off in any order and the last one off leaves the object's ``__dict__`` as it was found.
-Classes are never touched. If a stranger wrapped the method above us in the meantime, our callable stays where the
-stranger holds it, and passes calls through; given back to the object, it leaves at the next call.
+Classes are never touched. If third-party code wrapped the method above ours in the meantime, our callable stays where
+that code holds it, and passes calls through. Given back to the object, it leaves at the next call.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def entry_point(module: Any) -> str:
 
 
 def on_top(owner: Any, name: str, around: Around) -> bool:
-    """Whether a call of ``owner.name`` meets ``around`` before any stranger's wrapper, or at all."""
+    """Whether a call of ``owner.name`` meets ``around`` before any third-party wrapper, or at all."""
     stack = owner.__dict__.get(name)
     return isinstance(stack, Layers) and any(e[0] is around for e in stack.entries)
 

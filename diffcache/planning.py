@@ -1,4 +1,4 @@
-"""From a profile and a budget to a schedule, by any scheduler of the room: what they all share."""
+"""Plan a schedule from a profile and a budget, with any scheduler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from diffcache import _rooms, schedulers
+from diffcache import _registry, schedulers
 from diffcache._document import configurations
 from diffcache.budget import Budget
 from diffcache.errors import BadOption, DocumentError
@@ -345,7 +345,7 @@ def _asked_late(online: Online, before: int) -> Online:
 
 
 def _described(name: str, measured: dict[str, dict[str, float]]) -> Scheduler:
-    module = _rooms.load(schedulers.__name__, name)
+    module = _registry.load(schedulers.__name__, name)
     parameters = inspect.signature(module.plan).parameters.values()
     options = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     summary = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")

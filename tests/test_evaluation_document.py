@@ -17,7 +17,7 @@ import pytest
 import torch
 from pipelines import TINY, shared
 
-from diffcache import _rooms, evaluate
+from diffcache import _registry, evaluate
 from diffcache.cli.eval import eval as commands
 from diffcache.eval import extractors, frechet, kernel_distance, metrics, parts, record, statistics
 from diffcache.eval.methods import Kind, evenly_reused
@@ -196,7 +196,7 @@ def test_every_command_extractor_and_argument_is_there() -> None:
     named = {f"diffcache eval {command.name}" for command in commands.registered_commands}
     assert set(re.findall(r"`(diffcache eval \w+)", DOCUMENT)) == named
     body = DOCUMENT.split("| extractor | reported as |")[1].split("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)`", body, re.M)) == set(_rooms.names(extractors.__name__))
+    assert set(re.findall(r"^\| `(\w+)`", body, re.M)) == set(_registry.names(extractors.__name__))
     for name in ("schedules", "calls", "metrics", "compare", "extractor", "real", "out"):
         assert name in inspect.signature(evaluate).parameters
         assert re.search(rf"`{name}[`=]|\b{name}=", DOCUMENT)

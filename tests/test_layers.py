@@ -22,7 +22,7 @@ LAYERS = (
     ("errors", "_text"),
     (
         *("schedule", "profile", "budget", "sites", "patch"),
-        *("_rooms", "_document", "_container", "_files", "_outputs", "_checks", "_hub", "_settings"),
+        *("_registry", "_document", "_container", "_files", "_outputs", "_checks", "_hub", "_settings"),
         *("_digest", "_tensor_hash"),
     ),
     ("schedulers", "kernels", "predictors"),
@@ -41,8 +41,8 @@ SOCIABLE = {RANK["errors"], RANK["schedule"], RANK["api"], RANK["cli"], RANK["__
 ONLY = {"assets": {"errors"}}  # room -> all it may import, whatever its rank allows
 NEVER = {"kernels": {"sites"}}  # kernels see tensors, never places
 # Folder of a room -> the rooms that its files may import. Of their own room they import the folder alone.
-PARTS = {"executor/criteria": {"errors", "schedule", "_rooms", "kernels", "store"}}
-LIGHT = ("errors", "schedule", "profile", "budget", "_document", "_rooms", "schedulers", "planning", "plots")
+PARTS = {"executor/criteria": {"errors", "schedule", "_registry", "kernels", "store"}}
+LIGHT = ("errors", "schedule", "profile", "budget", "_document", "_registry", "schedulers", "planning", "plots")
 HEAVY = {"torch", "diffusers"}  # unreachable from LIGHT, documents and arithmetic, through other rooms too
 
 CALLS = {"load", "entry", "names", "import_module"}  # calls whose first argument, when spelled out, is an import
@@ -213,7 +213,7 @@ def heard(root: Path, **files: str) -> str:
         ("assets__planted", "from diffcache.eval import fid", "imports eval (layer 6)"),
         ("estimates", "from diffcache.demo import run_demo", "imports demo (layer 7)"),
         ("profiling__planted", "from diffcache.estimates import Estimate", "imports estimates (layer 5)"),
-        ("executor", "from diffcache._rooms import load\nload('diffcache.eval', 'fid')", "imports eval (layer 6)"),
+        ("executor", "from diffcache._registry import load\nload('diffcache.eval', 'fid')", "imports eval (layer 6)"),
         ("assets__planted", "from diffcache.schedule import CacheSchedule", "not for this room"),
         ("kernels__planted__op", "from diffcache.sites import Site", "not for this room"),
         ("executor__criteria__planted", "from diffcache.executor.state import State", "not for executor/criteria"),
@@ -250,7 +250,7 @@ def test_torch_behind_another_room_is_heard_of(copy: Path) -> None:
     assert "schedulers must stay without torch, and reaches it: schedulers -> _settings -> torch" in words
 
 
-def test_two_rooms_that_need_each_other_are_heard_of(copy: Path) -> None:
+def test_two_packages_that_import_each_other_are_reported(copy: Path) -> None:
     words = heard(copy, demo="import diffcache.cli", cli="def main():\n    import diffcache.demo")
     assert "rooms need each other" in words
 
@@ -263,7 +263,7 @@ def test_two_rooms_that_need_each_other_are_heard_of(copy: Path) -> None:
             "import numpy\nfrom diffcache.schedule import CacheSchedule\nfrom diffcache import errors",
         ),
         ("predictors__planted", "import torch\nfrom diffcache.errors import BadOption"),
-        ("executor", "from diffcache._rooms import load\nload('diffcache.predictors', 'hold')"),
+        ("executor", "from diffcache._registry import load\nload('diffcache.predictors', 'hold')"),
         ("executor", "import logging\nlogging.getLogger('diffcache.cli')"),
         ("eval__planted", "from diffcache import api\nimport scipy"),
         ("cli", "from diffcache.demo import run"),

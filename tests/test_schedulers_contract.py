@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from documents import DIGEST, site
 
-from diffcache import _rooms, schedulers
+from diffcache import _registry, schedulers
 from diffcache.budget import Budget
 from diffcache.errors import BadOption
 from diffcache.planning import available, cache_bytes, plan
@@ -145,7 +145,7 @@ def made(spec: str, budget: float) -> CacheSchedule:
 def test_it_says_where_it_comes_from_and_in_one_line_what_it_does(name: str) -> None:
     (described,) = [s for s in available() if s.name == name]
     assert described.source.strip()
-    first, *rest = (_rooms.load(schedulers.__name__, name).__doc__ or "").strip().split("\n")
+    first, *rest = (_registry.load(schedulers.__name__, name).__doc__ or "").strip().split("\n")
     assert first.endswith(".")
     assert not rest or not rest[0], "one line, then an empty one"
     assert described.summary == first

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffcache import _rooms, _settings
+from diffcache import _registry, _settings
 from diffcache._text import printable
 from diffcache.errors import DiffCacheError
 
@@ -34,8 +34,8 @@ def command(
     """Training-free feature caching for diffusion models."""
 
 
-for _name in _rooms.names(__name__):
-    _found = getattr(_rooms.load(__name__, _name), _name)
+for _name in _registry.names(__name__):
+    _found = getattr(_registry.load(__name__, _name), _name)
     if isinstance(_found, typer.Typer):
         app.add_typer(_found, name=_name)
     else:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from diffcache import _rooms, planning, schedulers
+from diffcache import _registry, planning, schedulers
 from diffcache._outputs import check_file
 from diffcache.budget import Budget
 from diffcache.errors import BadOption
@@ -132,4 +132,4 @@ def _row(one: planning.Scheduler, models: list[str]) -> tuple[str, str, str, str
 
 
 def _summary(name: str) -> str:
-    return (_rooms.load(schedulers.__name__, name).__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return (_registry.load(schedulers.__name__, name).__doc__ or "").partition("\n\n")[0].replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Which modules get our layers, and how these stay on top of strangers'."""
+"""Which modules get our layers, and how these stay on top of third-party wrappers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ class Patch:
     off: Undo = lambda: None
 
     def put(self) -> None:
-        """On top of whatever a call of the module runs, unless it is there. Strangers who give a module the forward
-        back that they found (model offloading does, after every run) take ours off with it."""
+        """Put the layer on top of what a call of the module runs, unless it is there.
+
+        Third-party code that gives a module back the forward that it found (model offloading does, after every run)
+        takes the layer off with it.
+        """
         part = self.part()
         if part is not None and not on_top(*spot(part), self.around):
             self.off()

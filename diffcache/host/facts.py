@@ -42,7 +42,7 @@ def guiders(pipe: Any) -> list[Any]:
 
 
 def adopted(pipe: Any, *, bare: bool = False) -> Any:
-    """What the rest of the house takes for a pipeline: of a policy its loop, which keeps it; anything else as it is.
+    """Return the object to treat as a pipeline: the loop of a policy, or ``pipe`` unchanged.
 
     bare  the one loop that stands for all around a policy or a network, and keeps neither
     """

@@ -1,4 +1,4 @@
-"""Tensors of any shape in fewer bytes: the operations of this room work on rows, callers have tensors."""
+"""Tensors of any shape in fewer bytes: the kernels work on rows, callers have tensors."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache import _rooms, host
+from diffcache import _registry, host
 from diffcache._digest import TO_DIGEST, NoDigestError
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.needs import device_named
@@ -101,7 +101,7 @@ def load(name: str, *, weights: str | Path | None = None, device: str | torch.de
     MissingPackageError, WeightsError.
     """
     where = device_named(device)
-    found: Any = _rooms.load(__name__, name)
+    found: Any = _registry.load(__name__, name)
     if ":" not in name:
         loaded: Extractor = found.extractor(weights=weights, device=where)
         return loaded

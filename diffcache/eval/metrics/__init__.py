@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diffcache import _rooms
+from diffcache import _registry
 from diffcache.errors import UnknownName
 from diffcache.eval.metrics._about import About, Better
 from diffcache.eval.metrics._checks import SamplesError, one_per_sample
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class Metric(Protocol):
-    """What a file of this folder is, and what a stranger's address must lead to."""
+    """What a file of this folder is, and what the address of a foreign metric must lead to."""
 
     ABOUT: About
 
@@ -56,7 +56,7 @@ class Metric(Protocol):
 
 def available() -> tuple[str, ...]:
     """The names of the metrics, sorted."""
-    return _rooms.names(__name__)
+    return _registry.names(__name__)
 
 
 def load(name: str) -> Metric:
@@ -64,7 +64,7 @@ def load(name: str) -> Metric:
 
     Raises UnknownName where nothing has that name, or what has it is no metric.
     """
-    metric: Any = _rooms.load(__name__, name)
+    metric: Any = _registry.load(__name__, name)
     if not isinstance(getattr(metric, "ABOUT", None), About) or not callable(getattr(metric, "score", None)):
         raise UnknownName(
             "metric", name, available(), next_step="A metric has ABOUT, an About, and score(), a function."
@@ -96,7 +96,7 @@ def score(name: str, found: np.ndarray, reference: np.ndarray, **options: Any) -
     """float64 [N] of the metric called ``name``.
 
     Raises UnknownName for a metric or an option that is not there; SamplesError for arrays that the metric cannot take,
-    and for values of a stranger's metric that are not one finite number per sample; and what the metric itself raises.
+    and for values of a foreign metric that are not one finite number per sample; and what the metric itself raises.
     """
     metric = load(name)
     _check_names(name, metric, options)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from diffcache._rooms import load, names
+from diffcache._registry import load, names
 from diffcache.errors import UnknownName
 
 ROOM = "house_of_tests.schedulers"

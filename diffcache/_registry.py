@@ -11,9 +11,9 @@ from diffcache.errors import UnknownName
 
 
 def names(package: str) -> tuple[str, ...]:
-    """The names of a room, sorted. What begins with an underscore is the room's own business."""
-    room = importlib.import_module(package)
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(room.__path__) if not m.name.startswith("_")))
+    """Return the names of the modules of a folder, sorted. Names that begin with an underscore are private to it."""
+    folder = importlib.import_module(package)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_")))
 
 
 def modules(package: str) -> dict[str, ModuleType]:
@@ -22,19 +22,27 @@ def modules(package: str) -> dict[str, ModuleType]:
 
 
 def load(package: str, name: str, *, kind: str = "") -> ModuleType:
-    """The module called ``name`` of a room. ``kind``: the word for it in errors; "": the package's without its s.
+    """Return the module called ``name`` of a folder, or the object at ``"package.module:attribute"``.
 
-    A name ``"package.module:attribute"`` is a stranger's: what stands there (a module, a class, a namespace) takes the
-    module's place. It imports the stranger's code, so check a name that came out of a file against ``names`` first.
+    The object (a module, a class or a namespace) of another package takes the place of a module. This imports the code
+    of that package: check a name that comes out of a file against ``names`` first.
+
+    Args:
+        package: The folder.
+        name: A name of ``names(package)``, or an address.
+        kind: The word for such a module in errors. The default is the name of the folder without its s.
+
+    Raises:
+        UnknownName: If there is no such module, or nothing at the address.
     """
     if ":" in name:
-        return _stranger(package, name, kind)
+        return _foreign(package, name, kind)
     if name not in names(package):
         raise _unknown(package, name, kind, "Your own is reached as 'package.module:attribute'.")
     return importlib.import_module(f"{package}.{name}")
 
 
-def _stranger(package: str, address: str, kind: str) -> ModuleType:
+def _foreign(package: str, address: str, kind: str) -> ModuleType:
     module, _, attribute = address.partition(":")
     if not all(map(str.isidentifier, (*module.split("."), *attribute.split(".")))):
         raise _unknown(package, address, kind, "It is not of the form 'package.module:attribute'.")
@@ -42,7 +50,7 @@ def _stranger(package: str, address: str, kind: str) -> ModuleType:
         home = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the stranger was found; what it imports itself was not
+            raise  # the module was found; what it imports was not
         raise _unknown(package, address, kind, f"There is no module {module!r}.") from error
     try:
         found: ModuleType = operator.attrgetter(attribute)(home)
