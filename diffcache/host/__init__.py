@@ -1,7 +1,7 @@
 """What a diffusers pipeline does around its denoiser: where its loop begins and ends, which step it is in.
 
-No other package knows pipeline habits. Nothing here needs a ``cache_context`` (most pipelines open none). The facts come
-from three methods, layered on objects, never on classes:
+No other package knows pipeline habits. Nothing here needs a ``cache_context``: most pipelines open none. The facts
+come from three methods, layered on objects, never on classes:
 
 * ``pipe.progress_bar`` brackets the sampling loop of all but two diffusers pipelines, in both of its forms
   (``with pipe.progress_bar(total=n)`` and ``for t in pipe.progress_bar(timesteps)``), and closes on exceptions too;
