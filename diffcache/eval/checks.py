@@ -34,7 +34,7 @@ def check_names(metrics: object) -> None:
 def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: object, scorers: Sequence[Any]) -> None:
     """Raise BadOption if something looks at pictures, and the calls do not return any."""
     latents = any(call.get("output_type") == "latent" for call in calls)
-    if isinstance(pipe, host.Loop):
+    if host.traits(pipe).returns != "pictures":
         if extractor is not None:
             raise BadOption("extractor", extractor, f"none: a {type(pipe).__name__} draws no pictures")
         return

@@ -39,7 +39,6 @@ from diffcache.schedulers import Rule
 from diffcache.schedulers._simulation import Simulator
 
 ASKED = ("prompt", "negative_prompt", "class_labels")  # of a call: what differs from sample to sample
-OF_PICTURES, OF_POLICIES, OF_LOOPS = ("psnr", "ssim", "latent", "state"), ("action", "state"), ("latent", "state")
 PROMISED_IN = "state"  # the metric that schedules state their expected fidelity in
 
 Source = CacheSchedule | Rule | str | Path
@@ -114,17 +113,15 @@ def evaluate(
     check_title(title)
     check_names(metrics)
     check_folder("out", out)
-    policy = isinstance(pipe, host.PolicyLoop)
-    loop = isinstance(pipe, host.Loop) and not policy
-    if trials is not None and not policy:
+    traits = host.traits(pipe)
+    if trials is not None and not traits.plays_episodes:
         raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
     known = Profile.load(profile) if isinstance(profile, (str, Path)) else profile
-    usual = OF_POLICIES if policy else OF_LOOPS if loop else OF_PICTURES
     mine = _methods(schedules)
     promising = any(getattr(method.source, "expected", None) is not None for method in mine)
-    wanted = dict.fromkeys([*(metrics or usual), *([PROMISED_IN] if promising else [])])
-    judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=loop)
-    check_outputs(pipe, calls, metrics or usual, extractor, scorers)
+    wanted = dict.fromkeys([*(metrics or traits.metrics), *([PROMISED_IN] if promising else [])])
+    judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=traits.returns == "state")
+    check_outputs(pipe, calls, metrics or traits.metrics, extractor, scorers)
     check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
     sets = sets_of(extractor, real)
     for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):
@@ -135,7 +132,7 @@ def evaluate(
     check_counted(mine, steps)
     if compare is None:
         budgets = [_computed(pipe, m, calls[0], steps) for m in mine]
-        compare = baselines(pipe, steps, budgets, fewer=not loop or calls[0].get(STEPS) == steps)
+        compare = baselines(pipe, steps, budgets, fewer=traits.asks_for_steps or calls[0].get(STEPS) == steps)
     methods = [full(), *mine, *compare, *extra]
     check_methods(pipe, methods, ())
     folder.prepare([slug(method.name) for method in methods])
@@ -273,8 +270,8 @@ def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
 
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
-    bare = isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop)
-    some = calls[:1] if bare and len({call.get(STEPS) for call in calls}) == 1 else calls  # for each that is asked runs
+    runs = not host.traits(pipe).asks_for_steps  # each call that is asked for its steps runs
+    some = calls[:1] if runs and len({call.get(STEPS) for call in calls}) == 1 else calls
     steps = {steps_of(pipe, call) for call in some}
     if len(steps) > 1:
         raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")

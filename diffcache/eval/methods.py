@@ -98,7 +98,7 @@ def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[st
     """So many steps and no cache: with the pipeline's own noise scheduler, with a ``better`` one for few steps, or with
     ``solver``, a name and a noise scheduler."""
     own, known = solver_of(pipe), solver or (better_solver(pipe) if better else None)
-    if isinstance(pipe, host.PolicyLoop):
+    if host.traits(pipe).has_step_setting:
         name, put = known or (own, None)
         change = {STEPS: steps}
         return Method(name=f"{steps} steps, {name}", kind="fewer steps", on=_of_policy(steps, put), change=change)
@@ -120,7 +120,7 @@ def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[st
 
 
 def _of_policy(steps: int, solver: Any) -> Callable[[Any], AbstractContextManager[Any]]:
-    """Whoever asks the policy, this library or a task, gets so many steps."""
+    """Return what makes a policy take so many steps, in calls by this library and by a task."""
 
     @contextlib.contextmanager
     def on(loop: Any) -> Iterator[None]:
@@ -158,8 +158,7 @@ def baselines(pipe: Any, steps: int, budgets: Sequence[int], *, fewer: bool = Tr
     """What every budget of computed steps has to stand beside. ``fewer``: than it has, if it can be told; of a loop of
     one's own with the solver that is written into it."""
     found = []
-    bare = isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop)
-    solvers = [] if bare else [without_noise(pipe), better_solver(pipe)]
+    solvers = [without_noise(pipe), better_solver(pipe)] if host.traits(pipe).swaps_scheduler else []
     for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):
         if fewer:
             found.append(fewer_steps(pipe, computed))

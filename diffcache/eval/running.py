@@ -197,7 +197,7 @@ def seeds_of(call: Mapping[str, Any], samples: int) -> list[int | None]:
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     """Steps that a call asks for. BadOption where it does not say."""
-    if isinstance(pipe, host.Loop) and not isinstance(pipe, host.PolicyLoop):
+    if not host.traits(pipe).asks_for_steps:
         return _counted(pipe, call)
     steps = host.steps_asked(pipe, call)
     if steps is None:

@@ -58,6 +58,7 @@ from diffcache.host.loop import Host
 from diffcache.host.loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.run import Run
+from diffcache.host.traits import PIPELINE, Traits, traits
 from diffcache.host.wrapping import Wrapping
 
 __all__ = [
@@ -65,12 +66,14 @@ __all__ = [
     "GRIDS",
     "MARK",
     "MOST_STEPS",
+    "PIPELINE",
     "Clock",
     "Forward",
     "Host",
     "Loop",
     "PolicyLoop",
     "Run",
+    "Traits",
     "Wrapping",
     "adopted",
     "arguments_of",
@@ -111,6 +114,7 @@ __all__ = [
     "prediction_type",
     "steps_asked",
     "time_of",
+    "traits",
     "trajectory",
     "unwrapped",
 ]

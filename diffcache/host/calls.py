@@ -20,6 +20,7 @@ from diffcache._checks import is_unicode
 from diffcache.errors import BadOption, UnknownName
 from diffcache.host.loops import Loop
 from diffcache.host.policies import PolicyLoop
+from diffcache.host.traits import traits
 
 STEPS = "num_inference_steps"
 MOST_STEPS = 100_000
@@ -199,10 +200,12 @@ def steps_asked(pipe: Any, call: Mapping[str, Any]) -> int | None:
     given = call.get(STEPS)
     if isinstance(pipe, PolicyLoop):
         return int(given or pipe.steps)
+    if not traits(pipe).asks_for_steps:
+        return None
     if given is None and not isinstance(pipe, Loop):
         parameter = (arguments_of(pipe) or {}).get(STEPS)
         given = None if parameter is None or STEPS in call else parameter.default
-    return None if isinstance(pipe, Loop) or given is None or not is_count(given, 1) else int(given)
+    return None if given is None or not is_count(given, 1) else int(given)
 
 
 def iterations(pipe: Any, call: Mapping[str, Any]) -> int | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.errors import BadOption, ScheduleMismatch, UnsupportedModel
+from diffcache.host.traits import LOOP
 from diffcache.patch import Method, weak
 
 Part = nn.Module | Method
@@ -45,6 +46,8 @@ class Clock:
         self.branches, self.moves = branches, moves
         self.config = dict(config or {})
 
+    counts_forwards = True  # no noise scheduler ends the steps of the loop
+
     def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         """The state after step number ``timestep``, as the recorded loop would have made it. Loops never call it."""
         if self.moves is None:
@@ -64,6 +67,7 @@ class Loop:
     The loop itself has to say where it begins and ends: ``with diffcache.trajectory(network, timesteps)``.
     """
 
+    TRAITS = LOOP
     name = "network"
     _clock: Clock
     _thread: threading.local

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from diffcache.host.loops import LOOPS, Clock, Loop
+from diffcache.host.traits import POLICY
 from diffcache.patch import Method
 
 COMPILED = "_torchdynamo_orig_callable"  # what torch.compile makes of a method has this
@@ -113,6 +114,7 @@ class Expert(Method):
 class PolicyLoop(Loop):
     """The loop inside of a policy. The one that stands for it does not keep it alive; ``kept`` ones do."""
 
+    TRAITS = POLICY
     name = "model"
 
     def __init__(self, policy: Any, family: Family) -> None:
@@ -160,7 +162,7 @@ class PolicyLoop(Loop):
 
     @contextlib.contextmanager
     def of_steps(self, steps: int) -> Iterator[None]:
-        """The policy takes so many while the block lasts, or the next number of whole steps."""
+        """Make the policy take ``steps`` evaluations, rounded up to whole steps, while the block lasts."""
         before = _at(self.policy, self.family.steps)
         _set(self.policy, self.family.steps, math.ceil(steps / self.evaluations))
         try:

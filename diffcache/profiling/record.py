@@ -127,7 +127,7 @@ def record(
             "pipe.progress_bar nor scheduler.step. It cannot be measured; accelerate it with a rule instead."
         )
     trajectory = trajectories[-1]
-    if isinstance(trajectory.scheduler, host.Clock):
+    if getattr(trajectory.scheduler, "counts_forwards", False):
         _identify(trajectory, recorder.result, value)
     else:
         trajectory.steps.pop()  # was opened for a step that did not come
@@ -238,6 +238,7 @@ class _Recorder:
         self.feeders = [
             part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name.startswith(FEEDERS)
         ]
+        self.writes_arguments = host.traits(pipe).writes_arguments
         self.host = host.Host(pipe, self._begin, self._end)
         self.trajectories: list[Trajectory] = []
         self.result: Any = None  # of a loop that tells
@@ -309,7 +310,7 @@ class _Recorder:
                 time_given = time_of(args, kwargs)
                 place = run.forward(name, time_given, branch, lambda: conditions_of(args, kwargs))
                 self._count(steps, x, place.step)
-            given = self._copied(args, kwargs) if isinstance(self.host.pipe, host.Loop) else (args, kwargs)
+            given = self._copied(args, kwargs) if self.writes_arguments else (args, kwargs)
             with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
                 wait()
                 began = time.perf_counter()
@@ -317,7 +318,7 @@ class _Recorder:
                 wait()
                 seconds = time.perf_counter() - began
             outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
-            if isinstance(self.host.pipe, host.Loop):
+            if self.writes_arguments:
                 args, kwargs = given
             steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds, branch))
             if run.forwards == 1:

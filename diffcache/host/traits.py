@@ -1,0 +1,59 @@
+"""What evaluation and recording need to know about a kind of host: what a call returns, asks for and may change.
+
+A class that stands for a kind of host has an attribute ``TRAITS``. Objects without it are diffusers pipelines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traits:
+    """Facts that hold for every host of a kind.
+
+    Attributes:
+        returns: What a call returns: decoded pictures, video or audio ("pictures"), the final state of the loop
+            ("state"), or actions ("actions").
+        metrics: The metrics that an evaluation uses unless the user names others.
+        plays_episodes: Whether the host acts in a task, so that an evaluation can count successful episodes.
+        asks_for_steps: Whether the call says how many steps the loop takes (``num_inference_steps``). A loop without
+            it has to run to show its number of steps.
+        has_step_setting: Whether the number of steps is also a setting of the host, which ``host.of_steps(steps)``
+            changes for the length of a ``with`` block. Tasks that call the host get that number too.
+        swaps_scheduler: Whether the loop can step another noise scheduler than the one it was built with.
+        writes_arguments: Whether the loop may write into the tensors that it has passed to the denoiser, so that a
+            recording has to copy them.
+    """
+
+    returns: Literal["pictures", "state", "actions"]
+    metrics: tuple[str, ...]
+    plays_episodes: bool = False
+    asks_for_steps: bool = True
+    has_step_setting: bool = False
+    swaps_scheduler: bool = True
+    writes_arguments: bool = False
+
+
+PIPELINE = Traits(returns="pictures", metrics=("psnr", "ssim", "latent", "state"))
+LOOP = Traits(
+    returns="state",
+    metrics=("latent", "state"),
+    asks_for_steps=False,
+    swaps_scheduler=False,
+    writes_arguments=True,
+)
+POLICY = Traits(
+    returns="actions",
+    metrics=("action", "state"),
+    plays_episodes=True,
+    has_step_setting=True,
+    writes_arguments=True,
+)
+
+
+def traits(pipe: Any) -> Traits:
+    """Return the traits of a host: those of its class, or those of a diffusers pipeline."""
+    found = getattr(type(pipe), "TRAITS", None)
+    return found if isinstance(found, Traits) else PIPELINE
