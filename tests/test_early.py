@@ -200,7 +200,7 @@ def test_a_required_argument_that_is_missing_is_named() -> None:
         (STEPS + 1, {"scheduler": "path"}, f"1 to {STEPS}"),
         (Budget(speedup=STEPS + 1), {}, f"up to {STEPS}"),
         (2, {"scheduler": "serach"}, "no scheduler called"),
-        (2, {"scheduler": "path:gama=4"}, "no option of 'path'"),
+        (2, {"scheduler": "meancache:gama=4"}, "no option of 'meancache'"),
         (2, {"scheduler": "meancache:gamma=x"}, "gamma='x'"),
         (2, {"scheduler": 4}, "scheduler='int'"),
         (2, {"scheduler": "allocate:x=1", "sites": "block"}, "no option of 'allocate'"),

@@ -408,7 +408,7 @@ def test_every_scheduler_that_plans_is_listed_with_its_options() -> None:
     assert found["uniform"].options == {}
     assert found["taylorseer"].source == taylorseer.SOURCE
     assert found["closed_loop"].summary == (
-        "The mask whose simulated closed loop ends nearest to the full run, and its weights (this project)."
+        "Computed steps and weights whose simulated run ends nearest to the full run (this project)."
     )
     for scheduler in found.values():
         assert scheduler.summary
