@@ -17,7 +17,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(
         "diffcache-demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search.")] = False,
 ) -> None:
     """Calibrate, plan and accelerate a small trained model that comes with the package, and show what it cost."""
     check_folder("out", out)
