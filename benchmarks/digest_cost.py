@@ -1,4 +1,4 @@
-"""What does it cost to recognise a pipeline? Seconds to hash its weights, beside SHA-256 of the same bytes.
+"""Measure the cost of identifying a pipeline: seconds to hash its weights, compared with SHA-256 of the same bytes.
 
     python benchmarks/digest_cost.py
 

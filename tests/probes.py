@@ -44,16 +44,16 @@ def outcome(pipe: Any, tiny: Tiny) -> str:
                 return f"wrong at {granularity} sites"
         with accelerated(pipe, f"uniform:every=2,sites={granularity}"):
             fast, done = counted(pipe, tiny)
-            told = report(pipe)
+            seen = report(pipe)
             if idle := [denoiser for denoiser in tiny.denoisers if done[denoiser] >= whole[denoiser]]:
                 return f"no effect at {granularity} sites of {', '.join(idle)}"
             if torch.equal(fast, untouched) or not bool(fast.isfinite().all()):
                 return f"no prediction shows at {granularity} sites"
             if granularity == places[-1] and not torch.equal(run(pipe, call), fast):
                 return f"another result every time at {granularity} sites"
-            if told.bytes_held:
-                return f"holds {told.bytes_held} bytes after a run at {granularity} sites"
-            reasons = {reason for row in told.rows for reason in row.failed_open}
+            if seen.bytes_held:
+                return f"holds {seen.bytes_held} bytes after a run at {granularity} sites"
+            reasons = {reason for row in seen.rows for reason in row.failed_open}
             if reasons and len(tiny.denoisers) == 1:  # a second one that takes over in mid-run has no anchors at first
                 return f"failed open at {granularity} sites: {', '.join(sorted(reasons))}"
     return "yes" if names(pipe) == found and torch.equal(run(pipe, call), untouched) else "leaves traces"

@@ -63,7 +63,7 @@ def test_an_old_rule_is_the_new_one() -> None:
     assert str(schedulers.parse_rule("first_block:threshold=0.1")) == "firstblockcache:threshold=0.1,sites=stack"
     assert schedulers.is_rule("taylor:every=3")
     assert not schedulers.is_rule("threshold:kind=magcache")
-    assert not schedulers.is_rule("somebody/taylor")
+    assert not schedulers.is_rule("user/taylor")
 
 
 @pytest.mark.parametrize("name", schedulers.having("plan"))

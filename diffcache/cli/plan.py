@@ -16,7 +16,7 @@ from diffcache.errors import BadOption
 from diffcache.profile import Profile
 
 DEFAULT = "closed_loop"
-LEAST_ROOM = 45  # columns of text beside the columns of a table
+LEAST_ROOM = 45  # columns that the summary needs to share a line with the table
 
 
 def plan(

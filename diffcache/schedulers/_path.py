@@ -9,13 +9,17 @@ reuse, L2 from the Gram table for predictions from several outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from diffcache.errors import BadOption
 from diffcache.profile import Profile
+from diffcache.schedulers import Planned
 from diffcache.schedulers._cuts import anchored, demand_room, following
 from diffcache.schedulers._runs import influence, reused
 from diffcache.schedulers._sites import at, count, one_of, whole_steps
+from diffcache.schedulers.uniform import reuse
 
 EDGES = ("state", "local")
 
@@ -31,6 +35,30 @@ def allowed_runs(profile: Profile, computed_steps: float, edge: str, most: int |
     longest = None if most is None else count("most", most) + 1
     demand_room(profile.steps, runs, most=longest)
     return runs, following(profile.steps, most=longest)
+
+
+def reused_along(
+    profile: Profile,
+    computed_steps: float,
+    edge: str,
+    most: int | None,
+    best: Callable[[np.ndarray, int], np.ndarray],
+) -> Planned:
+    """Return the plan that reuses the newest output along the best path.
+
+    Args:
+        profile: The measured tables.
+        computed_steps: The number of computed steps.
+        edge: "state" or "local".
+        most: Steps in a row that may be predicted. None allows any number.
+        best: (costs float64 [T, T + 1], number of runs) -> bool [T], the computed steps of the best path.
+
+    Raises:
+        BadOption: For an option out of range, or a budget without room.
+    """
+    runs, allowed = allowed_runs(profile, computed_steps, edge, most)
+    compute = best(np.where(allowed, reuse_costs(profile, edge), np.inf), runs)
+    return Planned(sites={"model": reuse(compute)})
 
 
 def reuse_costs(profile: Profile, edge: str) -> np.ndarray:

@@ -116,5 +116,5 @@ def downstream(site: str, names: Sequence[str]) -> list[str]:
     """The feed-forwards that read what ``site`` puts out. ``names``: all sublayers, in the order in which they run."""
     here = place(site)
     after = names[names.index(site) + 1 :]
-    beside = {name for name in after if place(name)[:2] == here[:2]}
-    return [n for n in after if feeds_forward(n) and not (n in beside and feeds_forward(site))]
+    same_block = {name for name in after if place(name)[:2] == here[:2]}
+    return [n for n in after if feeds_forward(n) and not (n in same_block and feeds_forward(site))]

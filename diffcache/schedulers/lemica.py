@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffcache.profile import Profile
 from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._cuts import mildest
-from diffcache.schedulers._path import allowed_runs, reuse_costs
-from diffcache.schedulers.uniform import reuse
+from diffcache.schedulers._path import reused_along
 
 SOURCE = "LeMiCa, arXiv 2511.00090"
 NEEDS = "dynamics"
@@ -27,6 +24,4 @@ def plan(profile: Profile, computed_steps: float, *, edge: str = "state", most: 
     Raises:
         BadOption: For an option out of range, or a budget without room.
     """
-    runs, allowed = allowed_runs(profile, computed_steps, edge, most)
-    cost = np.where(allowed, reuse_costs(profile, edge), np.inf)
-    return Planned(sites={"model": reuse(mildest(cost, runs))})
+    return reused_along(profile, computed_steps, edge, most, mildest)

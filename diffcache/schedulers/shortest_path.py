@@ -5,13 +5,10 @@ LeMiCa compares itself with this path.
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffcache.profile import Profile
 from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._cuts import Cheapest
-from diffcache.schedulers._path import allowed_runs, reuse_costs
-from diffcache.schedulers.uniform import reuse
+from diffcache.schedulers._path import reused_along
 
 SOURCE = "this project; the sum of edges that LeMiCa, arXiv 2511.00090, argues against"
 NEEDS = "dynamics"
@@ -30,6 +27,4 @@ def plan(profile: Profile, computed_steps: float, *, edge: str = "state", most: 
     Raises:
         BadOption: For an option out of range, or a budget without room.
     """
-    runs, allowed = allowed_runs(profile, computed_steps, edge, most)
-    cost = np.where(allowed, reuse_costs(profile, edge), np.inf)
-    return Planned(sites={"model": reuse(Cheapest(cost, runs).compute(runs))})
+    return reused_along(profile, computed_steps, edge, most, lambda cost, runs: Cheapest(cost, runs).compute(runs))
