@@ -23,17 +23,18 @@ from typing import Any
 import numpy as np
 from trials import trial
 
-from diffcache import CacheSchedule, _files, accelerated, estimate, optimize, planning, resampled
+from diffcache import CacheSchedule, accelerated, estimate, optimize, planning, resampled
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, circumstances, split
-from diffcache.levels import CannotFollow
-from diffcache.optimizing import final_states
+from diffcache.documents import files
+from diffcache.host.levels import CannotFollow
 from diffcache.profiling import Calibration
-from diffcache.profiling.fit import Fit, fit, psnr_db, run
-from diffcache.profiling.output_fit import fit_outputs
-from diffcache.profiling.search import Search
-from diffcache.profiling.warp import Movable
+from diffcache.profiling.calibration.optimizing import final_states
+from diffcache.profiling.calibration.search import Search
+from diffcache.profiling.fitting.fit import Fit, fit, psnr_db, run
+from diffcache.profiling.fitting.output_fit import fit_outputs
+from diffcache.profiling.replay.warp import Movable
 from diffcache.schedulers.uniform import evenly, reuse
 
 RESULTS = Path(__file__).parent / "results"
@@ -142,8 +143,8 @@ class Rows:
             lines.append("")
         self.folder.mkdir(exist_ok=True)
         record = {"model": self.model, "circumstances": self.about, "rows": [asdict(r) for r in self.rows]}
-        _files.write(self.folder / f"ablation-{self.model}.json", json.dumps(record, indent=2) + "\n")
-        _files.write(self.folder / f"ablation-{self.model}.md", "\n".join(lines))
+        files.write(self.folder / f"ablation-{self.model}.json", json.dumps(record, indent=2) + "\n")
+        files.write(self.folder / f"ablation-{self.model}.md", "\n".join(lines))
 
 
 def calls(model: DemoModel, samples: tuple[Sequence[str], Sequence[int]], **more: Any) -> list[dict[str, Any]]:

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from diffcache import _files, host
-from diffcache._tensor_hash import tensor_hash
+from diffcache import host
 from diffcache.assets import load
 from diffcache.demo.run import machine
+from diffcache.documents import files
+from diffcache.host.tensor_hash import tensor_hash
 
 RESULTS = Path(__file__).parent / "results"
 LARGE = 24.0  # GB: 12 billion parameters in bfloat16
@@ -44,7 +45,7 @@ def main() -> None:
     rows.append(f"\nIdentity of the Flux demo pipeline ({parameters:.1f} M parameters in float32): {seconds:.2f} s.")
     about = ", ".join(f"{name} {value}" for name, value in machine().items())
     text = "\n".join([*rows, f"\n{about}. `python benchmarks/digest_cost.py`."])
-    _files.write(RESULTS / "digest-cost.md", f"{text}\n")
+    files.write(RESULTS / "digest-cost.md", f"{text}\n")
     print(text)
 
 

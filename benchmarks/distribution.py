@@ -23,10 +23,11 @@ import torch
 from peers.evaluate import BUDGETS, PEERS, RESULTS, of_peer, schedules
 from PIL import Image, ImageOps
 
-from diffcache import _files, evaluate
+from diffcache import evaluate
 from diffcache.assets import DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, split
+from diffcache.documents import files
 from diffcache.eval.methods import fewer_steps, ours
 from diffcache.eval.table import markdown
 
@@ -58,7 +59,7 @@ def main() -> None:
             method |= {"seconds": {}, "speedup": {}}
     table = markdown(made.record)
     if int(os.environ.get("RANK", 0)) == 0:
-        _files.write(RESULTS / "distribution-dit.md", f"{table}\n")
+        files.write(RESULTS / "distribution-dit.md", f"{table}\n")
         print(f"{table}\n\nreport: {made.report}")
 
 
@@ -71,7 +72,7 @@ def real(noto: Path, folder: Path) -> Path:
     for n, pixels in enumerate(chosen):
         picture = Image.fromarray(pixels)
         for name, one in ((f"{n:04d}", picture), (f"{n:04d}-mirrored", ImageOps.mirror(picture))):
-            _files.write(folder / f"{name}.png", functools.partial(one.save, format="PNG"))
+            files.write(folder / f"{name}.png", functools.partial(one.save, format="PNG"))
     return folder
 
 

@@ -17,12 +17,13 @@ from typing import get_args
 
 import numpy as np
 
-from diffcache import CacheSchedule, _files, accelerated, report
+from diffcache import CacheSchedule, accelerated, report
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, machine, split
+from diffcache.documents import files
+from diffcache.documents.schedule import StoreFormat
 from diffcache.eval.metrics.psnr import score as psnr_db
-from diffcache.schedule import StoreFormat
 from diffcache.schedulers import Rule, parse_rule
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,9 +64,9 @@ def main() -> None:
     o.out.mkdir(exist_ok=True)
     about = {"pictures": o.pictures, "every": o.every, "steps": o.steps, **machine()}
     record = {"circumstances": about, "rows": [asdict(r) for r in results]}
-    _files.write(o.out / "formats.json", json.dumps(record, indent=2) + "\n")
-    _files.write(o.out / "formats.md", markdown(results) + "\n")
-    _files.write(o.out / "formats-summary.md", summary(results) + "\n")
+    files.write(o.out / "formats.json", json.dumps(record, indent=2) + "\n")
+    files.write(o.out / "formats.md", markdown(results) + "\n")
+    files.write(o.out / "formats-summary.md", summary(results) + "\n")
     print(markdown(results))
 
 

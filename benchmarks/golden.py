@@ -39,9 +39,9 @@ def write(path: Path) -> None:
     from pipelines import TINY, fresh
 
     import diffcache
-    from diffcache import _files
-    from diffcache.eval.watch import output_of
-    from diffcache.profiling.fit import fit
+    from diffcache.documents import files
+    from diffcache.eval.timed_run import output_of
+    from diffcache.profiling.fitting.fit import fit
     from diffcache.schedulers.uniform import evenly
 
     found: dict[str, np.ndarray] = {}
@@ -66,7 +66,7 @@ def write(path: Path) -> None:
             for denoiser, site, plan in made_by.plans():
                 found[f"plan/{name}/{scheduler}/{denoiser}/{site}/compute"] = plan.compute
                 found[f"plan/{name}/{scheduler}/{denoiser}/{site}/weights"] = plan.weights
-    _files.write(path, lambda file: np.savez_compressed(file, **found))
+    files.write(path, lambda file: np.savez_compressed(file, **found))
     print(f"{len(found)} arrays written to {path}")
 
 

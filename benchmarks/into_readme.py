@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from diffcache import _files
+from diffcache.documents import files
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -29,7 +29,7 @@ def main() -> None:
     text = README.read_text()
     if check:
         sys.exit(0 if filled(text) == text else f"{README.name} shows other numbers than benchmarks/results")
-    _files.write(README, filled(text))
+    files.write(README, filled(text))
 
 
 if __name__ == "__main__":

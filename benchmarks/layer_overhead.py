@@ -24,11 +24,12 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from torch import nn
 
-from diffcache import CacheSchedule, _files, accelerated
-from diffcache.adapters import find_sites
+from diffcache import CacheSchedule, accelerated
 from diffcache.demo.run import machine
+from diffcache.documents import files
+from diffcache.documents.schedule import DenoiserPlan, SitePlan
+from diffcache.host.structure import find_sites
 from diffcache.patch import layer
-from diffcache.schedule import DenoiserPlan, SitePlan
 
 RESULTS = Path(__file__).parent / "results"
 BLOCKS, WIDTH, TOKENS, PATCH = 12, 1024, 1024, 2
@@ -137,8 +138,8 @@ def main() -> None:
         lines.append(f"| {name} | {1e3 * whole:.3f} ms | {1e3 * own:.3f} ms | {own / full:.3%} |")
         print(lines[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
-    _files.write(RESULTS / "layer-overhead.md", "\n".join(lines) + "\n")
-    _files.write(
+    files.write(RESULTS / "layer-overhead.md", "\n".join(lines) + "\n")
+    files.write(
         RESULTS / "layer-overhead.json", json.dumps({"circumstances": machine(), "rows": records}, indent=2) + "\n"
     )
 

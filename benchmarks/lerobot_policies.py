@@ -22,7 +22,7 @@ from lerobot_builders import HORIZON, POLICIES, SAMPLES, STEPS, VLAS, Built, chu
 from torch import Tensor
 
 import diffcache
-from diffcache import _files
+from diffcache.documents import files
 from diffcache.errors import DiffCacheError, UnsupportedModel
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +45,7 @@ def main() -> None:
         habits.append(f"| {name} | {' | '.join(cells)} |")
     versions = ", ".join(f"{m.__name__} {m.__version__}" for m in (lerobot, torch, diffusers, transformers))
     table = "\n".join([f"{versions}, random weights, {STEPS} evaluations a run.", "", *rows, "", *habits])
-    _files.write(RESULTS / "lerobot.md", f"{table}\n")
+    files.write(RESULTS / "lerobot.md", f"{table}\n")
     print(table)
 
 

@@ -25,16 +25,17 @@ from peers.measure import behind, frontier, measure_peers
 from peers.peer import Peer
 from trials import Trial, trial
 
-from diffcache import CacheSchedule, _files, estimate, planning, schedulers
+from diffcache import CacheSchedule, estimate, planning, schedulers
 from diffcache.assets import NAMES, DemoModel, load
-from diffcache.correction import correct
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, circumstances, split
+from diffcache.documents import files
+from diffcache.documents.profile import Profile
 from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.eval.metrics.ssim import score as ssim
 from diffcache.eval.solvers import better_solver, solver_of
-from diffcache.profile import Profile
 from diffcache.profiling import Calibration, measure
+from diffcache.profiling.calibration.correction import correct
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "optimize"
@@ -165,7 +166,7 @@ class Table:
     def save(self, folder: Path, name: str, about: dict[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
         record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.results]}
-        _files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
+        files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
         write(self.results, folder, name)
         print(markdown(self.results))
 
@@ -186,13 +187,13 @@ def write_demo_psnr(folder: Path) -> None:
             ):
                 own[name] = round(row["psnr_db"], 1)
     text = json.dumps({"computed_steps": DEMO_BUDGET, "steps": STEPS, "psnr_db": found}, indent=1, sort_keys=True)
-    _files.write(Path(schedulers.__file__).parent / planning.DEMO_FILE, text + "\n")
+    files.write(Path(schedulers.__file__).parent / planning.DEMO_FILE, text + "\n")
 
 
 def write(results: Sequence[Result], folder: Path, name: str) -> None:
-    _files.write(folder / f"methods-{name}.md", markdown(results) + "\n")
-    _files.write(folder / f"summary-{name}.md", summary(results) + "\n")
-    _files.write(folder / f"leads-{name}.md", "\n".join(leads(results)) + "\n")
+    files.write(folder / f"methods-{name}.md", markdown(results) + "\n")
+    files.write(folder / f"summary-{name}.md", summary(results) + "\n")
+    files.write(folder / f"leads-{name}.md", "\n".join(leads(results)) + "\n")
     plot(results, name, folder / f"methods-{name}.png")
 
 
@@ -248,7 +249,7 @@ def choice(model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep
     chosen = behind(frontier(measure_peers(model, *pictures, repeats=0)))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _files.write(path, json.dumps([(p.package, p.name, p.setting) for p in chosen]))
+        files.write(path, json.dumps([(p.package, p.name, p.setting) for p in chosen]))
     return chosen
 
 
@@ -397,7 +398,7 @@ def plot(results: Sequence[Result], name: str, path: Path) -> None:
     axes.set_ylim(top=max(r.psnr_db for r in results if r.method == OURS) + 4)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
-    _files.write(path, lambda file: figure.savefig(file, format="png", dpi=140))
+    files.write(path, lambda file: figure.savefig(file, format="png", dpi=140))
 
 
 if __name__ == "__main__":

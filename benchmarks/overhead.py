@@ -13,13 +13,13 @@ import json
 import statistics
 from pathlib import Path
 
-from diffcache import _files
 from diffcache.api import accelerated
 from diffcache.assets import NAMES, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, circumstances, split
+from diffcache.documents import files
 from diffcache.profiling import Calibration
-from diffcache.profiling.clock import loop_clock
+from diffcache.profiling.recording.clock import loop_clock
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,8 +62,8 @@ def main() -> None:
                 )
                 print(lines[-1], flush=True)
     RESULTS.mkdir(exist_ok=True)
-    _files.write(RESULTS / "overhead.md", "\n".join(lines) + "\n")
-    _files.write(
+    files.write(RESULTS / "overhead.md", "\n".join(lines) + "\n")
+    files.write(
         RESULTS / "overhead.json", json.dumps({"circumstances": circumstances(size), "rows": records}, indent=2) + "\n"
     )
     print("\n".join(lines))

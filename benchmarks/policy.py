@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "policy"))
 import rollouts
 from model import SAMPLERS, DiffusionTransformerLowdimPolicy, use_sampler
 
-from diffcache import CacheSchedule, _files, evaluate, host, measure, optimize, plan
+from diffcache import CacheSchedule, evaluate, host, measure, optimize, plan
+from diffcache.documents import files as document_files
 from diffcache.eval.methods import Method, baselines, fewer_steps, ours
-from diffcache.eval.parts import slug
+from diffcache.eval.saved_parts import slug
 from diffcache.eval.solvers import without_noise
 from diffcache.eval.trials import Trials
 
@@ -80,7 +81,7 @@ def main() -> None:
         for m in found.record["methods"]
     ]
     told = "\n".join(["| method | actions a second, one robot |", "| --- | ---: |", *rates])
-    _files.write(RESULTS / f"policy-{name}.md", f"{found}\n\n{told}\n")
+    document_files.write(RESULTS / f"policy-{name}.md", f"{found}\n\n{told}\n")
     print(f"{found}\n\n{told}\n\nreport: {found.report}")
 
 

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from diffcache import _files
+from diffcache.documents import files
 from diffcache.eval.record import read
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,7 +47,7 @@ def main() -> None:
         panel(figure.add_subplot(rows, columns, n), record)
     kinds = {label: mark for axes in figure.axes for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(kinds.values(), kinds.keys(), loc="outside lower center", ncols=len(kinds), frameon=False)
-    _files.write(o.out, lambda file: figure.savefig(file, format=o.out.suffix[1:], dpi=140))
+    files.write(o.out, lambda file: figure.savefig(file, format=o.out.suffix[1:], dpi=140))
     print(o.out)
 
 

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffcache import _files, measure
+from diffcache import measure
 from diffcache.assets import NAMES, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, circumstances, split
-from diffcache.profiling import recorded
+from diffcache.documents import files
+from diffcache.profiling.measuring import recorded_call
 
 RESULTS = Path(__file__).parent / "results"
 SITES = ("model", "model,block")
@@ -40,7 +41,7 @@ ONCE = {
 def stopwatches() -> Iterator[dict[str, float]]:
     """Seconds that went into each of the things done once, while the block lasts."""
     spent = dict.fromkeys(ONCE, 0.0)
-    found = {name: getattr(recorded, name) for name in ONCE.values()}
+    found = {name: getattr(recorded_call, name) for name in ONCE.values()}
 
     def timed(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -53,12 +54,12 @@ def stopwatches() -> Iterator[dict[str, float]]:
         return run
 
     for what, name in ONCE.items():
-        setattr(recorded, name, timed(what, found[name]))
+        setattr(recorded_call, name, timed(what, found[name]))
     try:
         yield spent
     finally:
         for name, function in found.items():
-            setattr(recorded, name, function)
+            setattr(recorded_call, name, function)
 
 
 def main() -> None:
@@ -107,9 +108,9 @@ def main() -> None:
     table = "\n".join(lines) + "\n"
     size = {"steps": o.steps, "calls": o.calls, "batch": o.batch, "repeats": o.repeats}
     about = circumstances(Size()) | {"size": size}
-    _files.write(o.results / "profile-overhead.md", table)
+    files.write(o.results / "profile-overhead.md", table)
     record = json.dumps({"circumstances": about, "rows": records}, indent=2)
-    _files.write(o.results / "profile-overhead.json", record + "\n")
+    files.write(o.results / "profile-overhead.json", record + "\n")
     print(table)
 
 

@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffcache import CacheSchedule, _files, accelerated, optimize
+from diffcache import CacheSchedule, accelerated, optimize
 from diffcache.assets import DemoModel, load
 from diffcache.demo.run import STEPS
-from diffcache.optimizing import final_states
+from diffcache.documents import files
 from diffcache.profiling import Calibration
-from diffcache.profiling.fit import psnr_db
+from diffcache.profiling.calibration.optimizing import final_states
+from diffcache.profiling.fitting.fit import psnr_db
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SEED, FRESH_SEED = 1000, 5000
@@ -172,8 +173,8 @@ def main() -> None:
                 continue
             rows.append(bench.refitted(budget, draw) if draw else bench.optimized(budget, given.time_limit))
             print(json.dumps(rows[-1]), flush=True)
-            _files.write(record, json.dumps(rows, indent=1) + "\n")
-    _files.write(given.out, table(rows) + "\n")
+            files.write(record, json.dumps(rows, indent=1) + "\n")
+    files.write(given.out, table(rows) + "\n")
     print(table(rows))
 
 

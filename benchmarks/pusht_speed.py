@@ -33,8 +33,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "policy"))
 from model import DiffusionTransformerLowdimPolicy, Shape, use_sampler
 
-from diffcache import CacheSchedule, _files, accelerate, measure, plan, report
+from diffcache import CacheSchedule, accelerate, measure, plan, report
 from diffcache.demo.run import machine
+from diffcache.documents import files
 
 RESULTS = Path(__file__).parent / "results"
 KEYPOINTS = 16  # numbers: 8 places on the block
@@ -147,7 +148,7 @@ def main() -> None:
         print(f"{call + 1} of {o.calls} calls", file=sys.stderr, flush=True)
     text = "\n\n".join([circumstances(o.calls), table(made)])
     o.out.mkdir(parents=True, exist_ok=True)
-    _files.write(o.out / "pusht-speed.md", f"{text}\n")
+    files.write(o.out / "pusht-speed.md", f"{text}\n")
     print(text)
 
 

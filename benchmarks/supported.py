@@ -38,8 +38,8 @@ import pipelines  # noqa: E402
 from pipelines import ALL, fresh  # noqa: E402
 from probes import offered, outcome, work  # noqa: E402
 
-from diffcache import _files  # noqa: E402
-from diffcache.adapters import find_sites  # noqa: E402
+from diffcache.documents import files  # noqa: E402
+from diffcache.host.structure import find_sites  # noqa: E402
 
 PEERS = ("cache-dit", "diffusers")
 ANY, NONE = 1e9, 0.0  # thresholds under which everything, or nothing, is served from a cache
@@ -52,9 +52,9 @@ def main() -> None:
         (name, {"diffcache": said(ours, name), **{p: said(PEER[p], name) for p in PEERS}}) for name in progress(ALL)
     ]
     lines = [*INTRODUCTION, *counts(rows), "", *table(rows), "", "## Networks", "", *networks()]
-    _files.write(ROOT / "docs" / "supported.md", "\n".join(lines) + "\n")
+    files.write(ROOT / "docs" / "supported.md", "\n".join(lines) + "\n")
     summary = "\n".join(counts(rows))
-    _files.write(ROOT / "benchmarks" / "results" / "supported.md", summary + "\n")
+    files.write(ROOT / "benchmarks" / "results" / "supported.md", summary + "\n")
     print(summary)
 
 

@@ -7,18 +7,18 @@ pipe = accelerate(pipe, "schedule.safetensors")
 import logging
 
 from diffcache.api import accelerate, accelerated, estimate, report, restore
-from diffcache.budget import Budget
+from diffcache.documents.budget import Budget
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import DiffCacheError
-from diffcache.eval.evaluating import Evaluation, evaluate
+from diffcache.eval.evaluation import Evaluation, evaluate
 from diffcache.executor import FailedOpen
 from diffcache.host import Loop, branch, trajectory
-from diffcache.optimizing import optimize
 from diffcache.planning import plan
-from diffcache.profile import Profile
+from diffcache.planning.resampling import resampled
 from diffcache.profiling import measure
-from diffcache.profiling.output_fit import WeakerFit
-from diffcache.resampling import resampled
-from diffcache.schedule import CacheSchedule
+from diffcache.profiling.calibration.optimizing import optimize
+from diffcache.profiling.fitting.output_fit import WeakerFit
 
 __all__ = [
     "Budget",

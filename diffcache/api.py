@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffcache import host
-from diffcache.adapters import find_sites
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption
-from diffcache.estimates import Estimate, estimate_for
 from diffcache.executor import Executor, Misfit
+from diffcache.executor.cost import Estimate, estimate_for
+from diffcache.executor.report import Report, report_of
+from diffcache.host.structure import find_sites
 from diffcache.kernels.library import Backend
 from diffcache.patch import refusal
-from diffcache.reports import Report, report_of
-from diffcache.schedule import CacheSchedule
 from diffcache.schedulers import Rule, is_rule, parse_rule, rules
 
 P = TypeVar("P")

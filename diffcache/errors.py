@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcache._text import printable
+from diffcache.text import printable
 
 
 class DiffCacheError(Exception):

@@ -14,10 +14,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from diffcache._checks import MOST
-from diffcache.errors import DiffCacheError, DocumentError
-from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.schedule import (
+from diffcache.documents.checks import MOST
+from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
+from diffcache.documents.schedule import (
     CacheSchedule,
     DenoiserPlan,
     Expected,
@@ -27,6 +26,7 @@ from diffcache.schedule import (
     SitePlan,
     StoreFormat,
 )
+from diffcache.errors import DiffCacheError, DocumentError
 
 DIGEST = "0123456789abcdef" * 4
 STEPS = 6

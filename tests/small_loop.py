@@ -16,8 +16,8 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, report
+from diffcache.documents.schedule import SitePlan
 from diffcache.executor import FailedOpen
-from diffcache.schedule import SitePlan
 
 STEPS = 8
 MASK = "#.##.#.."

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import diffcache
 from diffcache import CacheSchedule, accelerated, report
+from diffcache.documents.schedule import DenoiserPlan, Guidance
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import FailedOpen
 from diffcache.host.branches import BRANCH_NAMES, Branches, recognised
-from diffcache.schedule import DenoiserPlan, Guidance
 
 STEPS = 12
 TIMES = torch.linspace(1000.0, 1.0, STEPS)

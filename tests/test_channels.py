@@ -15,14 +15,14 @@ from small_loop import noise, random_plan
 from torch import Tensor
 
 from diffcache import accelerated, host, report
-from diffcache.channels import Span, counterpart, find_sample
+from diffcache.documents.schedule import Guidance
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen
-from diffcache.executor.guess import repetition
+from diffcache.executor.prediction import repetition
+from diffcache.host.channels import Span, counterpart, find_sample
 from diffcache.patch import layer
-from diffcache.profiling.record import record
-from diffcache.profiling.replay import Replay
-from diffcache.schedule import Guidance
+from diffcache.profiling.recording.record import record
+from diffcache.profiling.replay.replay import Replay
 
 # Pipeline -> dimension and first entry of the sample in the denoiser's input; None: the input is the sample.
 WHERE = {

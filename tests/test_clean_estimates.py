@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import diffcache
 from diffcache.cli import show
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
+from diffcache.planning.resampling import resampled
 from diffcache.profiling import Calibration
-from diffcache.profiling.fit import fit, psnr_db
-from diffcache.profiling.record import Trajectory
-from diffcache.profiling.slopes import slopes
-from diffcache.resampling import resampled
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.profiling.fitting.fit import fit, psnr_db
+from diffcache.profiling.recording.record import Trajectory
+from diffcache.profiling.replay.slopes import slopes
 from diffcache.schedulers.uniform import evenly
 
 STEPS, SAMPLES, SHAPE = 20, 8, (6, 5)

@@ -13,11 +13,11 @@ from commands import Command, command_of
 from documents import hold, profile, schedule
 
 from diffcache import cli, planning
-from diffcache.budget import Budget
 from diffcache.cli import _samples, show
+from diffcache.documents.budget import Budget
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
-from diffcache.schedule import CacheSchedule, SitePlan
 
 ROOT = Path(__file__).parents[1]
 
@@ -138,7 +138,7 @@ def test_plan_wants_a_profile(command: Command, measured: Path, tmp_path: Path) 
     assert "Allowed: the file of a profile, or --list." in refused(command, "plan", "--steps", 4)
     assert "no such file" in refused(command, "plan", tmp_path / "missing", "--steps", 4)
     other = schedule().save(tmp_path / "schedule.safetensors")
-    assert "'diffcache.profile', which Profile reads" in refused(command, "plan", other, "--steps", 4)
+    assert "'diffcache.documents.profile', which Profile reads" in refused(command, "plan", other, "--steps", 4)
     measured.write_bytes(measured.read_bytes()[:-1])
     assert "damaged" in refused(command, "plan", measured, "--steps", 4)
 
@@ -176,8 +176,8 @@ def test_show_prints_either_document_as_it_describes_itself(command: Command, tm
 def test_show_of_what_is_neither(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     assert "no such file" in refused(command, "show", path)
-    path.write_bytes(profile().to_bytes().replace(b"diffcache.profile", b"diffcache.process"))
-    assert "found 'diffcache.process'. Allowed: 'diffcache.profile'" in refused(command, "show", path)
+    path.write_bytes(profile().to_bytes().replace(b"diffcache.documents.profile", b"diffcache.process"))
+    assert "found 'diffcache.process'. Allowed: 'diffcache.documents.profile'" in refused(command, "show", path)
     path.write_bytes(schedule().to_bytes().replace(b'\\"most\\":3', b'\\"most\\":0'))
     assert "field 'transformer/online/most'" in refused(command, "show", path)
 

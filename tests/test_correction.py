@@ -14,15 +14,15 @@ from pipelines import fresh
 from torch import Tensor
 
 import diffcache
-from diffcache.adapters import find_sites
-from diffcache.correction import PAYS, correct
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Guidance, Online, SitePlan
 from diffcache.errors import BadOption
+from diffcache.executor.store import Output
 from diffcache.host import denoisers
-from diffcache.optimizing import final_states, optimize
+from diffcache.host.structure import find_sites
 from diffcache.patch import layer
-from diffcache.profiling.fit import psnr_db
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Guidance, Online, SitePlan
-from diffcache.store import Output
+from diffcache.profiling.calibration.correction import PAYS, correct
+from diffcache.profiling.calibration.optimizing import final_states, optimize
+from diffcache.profiling.fitting.fit import psnr_db
 
 MASK = "■■··■·"
 

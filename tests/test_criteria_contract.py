@@ -25,14 +25,14 @@ from small_loop import STEPS as TOY_STEPS
 from small_loop import loop, noise
 from torch import Tensor
 
-from diffcache import CacheSchedule, _registry, accelerate, accelerated, estimate, report, restore
-from diffcache.correction import correct
+from diffcache import CacheSchedule, accelerate, accelerated, estimate, registry, report, restore
+from diffcache.documents.schedule import DenoiserPlan, Online
 from diffcache.errors import BadOption, DocumentError, UnknownName
 from diffcache.executor import criteria
 from diffcache.executor.criteria import OPTIONAL, About, Memory, Signal, Where
-from diffcache.schedule import DenoiserPlan, Online
+from diffcache.executor.store import AS_IT_IS, Store
+from diffcache.profiling.calibration.correction import correct
 from diffcache.schedulers import Rule
-from diffcache.store import AS_IT_IS, Store
 
 PACKAGE = Path(criteria.__file__).parents[2]
 NAMES = criteria.available()
@@ -62,7 +62,7 @@ def test_the_names_in_saved_schedules_are_there() -> None:
 
 @every_name
 def test_it_names_its_source_and_says_in_one_line_what_it_does(name: str) -> None:
-    first, *rest = (_registry.load(criteria.__name__, name).__doc__ or "").strip().split("\n")
+    first, *rest = (registry.load(criteria.__name__, name).__doc__ or "").strip().split("\n")
     assert first.endswith(".")
     assert not rest or not rest[0], "one line, then an empty one"
     assert criteria.load(name).about.source
@@ -70,7 +70,7 @@ def test_it_names_its_source_and_says_in_one_line_what_it_does(name: str) -> Non
 
 @every_name
 def test_its_functions_take_what_the_executor_passes(name: str) -> None:
-    module = _registry.load(criteria.__name__, name)
+    module = registry.load(criteria.__name__, name)
     wanted = {f: list(inspect.signature(getattr(criteria.load("drift"), f)).parameters) for f in ("change", *OPTIONAL)}
     for function, parameters in wanted.items():
         if hasattr(module, function):
@@ -80,7 +80,7 @@ def test_its_functions_take_what_the_executor_passes(name: str) -> None:
 @every_name
 def test_it_holds_nothing_public_outside_of_the_contract(name: str) -> None:
     """A misspelt optional function would never be called."""
-    module = _registry.load(criteria.__name__, name)
+    module = registry.load(criteria.__name__, name)
     own = {n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__}
     assert {n for n in own if not n.startswith("_")} <= {"change", *OPTIONAL}
 
@@ -112,7 +112,7 @@ def test_it_keeps_as_many_bytes_as_it_says(name: str) -> None:
 
 @every_name
 def test_parameters_that_it_does_not_use_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = _registry.load(criteria.__name__, name)
+    module = registry.load(criteria.__name__, name)
     pipe = shared("flux")
     values: dict[str, Any] = {"polynomial": np.array([1.0, 0.0]), "most": 2}
     for parameter in criteria.PARAMETERS:
@@ -227,7 +227,7 @@ import numpy as np
 
 from diffcache.errors import BadOption
 from diffcache.executor.criteria import About, Where
-from diffcache.schedule import Online
+from diffcache.documents.schedule import Online
 from diffcache.schedulers._greedy import asked
 
 

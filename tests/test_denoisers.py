@@ -21,10 +21,10 @@ from pipelines import TINY as PIPELINES
 from torch import Tensor
 
 from diffcache import accelerate, accelerated, report, restore
-from diffcache.adapters import find_sites
-from diffcache.schedule import CacheSchedule, DenoiserPlan
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
+from diffcache.documents.sites import GRANULARITIES
+from diffcache.host.structure import find_sites
 from diffcache.schedulers.uniform import reuse
-from diffcache.sites import GRANULARITIES
 
 MASK = np.array([True, False, True, False, False, True])
 HAVE = {  # where it is not all granularities: a U-Net has its deep branch, Stable Cascade nothing inside

@@ -14,9 +14,9 @@ import pytest
 from documents import refused, schedule
 from safetensors.numpy import save
 
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import DocumentError
-from diffcache.profile import Profile
-from diffcache.schedule import CacheSchedule
 
 
 def header(text: str | bytes, tensors: bytes = b"") -> bytes:

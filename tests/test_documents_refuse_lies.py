@@ -14,9 +14,17 @@ from documents import DIGEST, STEPS, Arrays, Tree, forge, profile, refused, sche
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
+from diffcache.documents.schedule import (
+    CacheSchedule,
+    DenoiserPlan,
+    Expected,
+    Guidance,
+    NoiseSchedulerId,
+    Online,
+    SitePlan,
+)
 from diffcache.errors import DocumentError
-from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Guidance, NoiseSchedulerId, Online, SitePlan
 
 MODEL = "transformer/model"
 BLOCK = "transformer/block:blocks.0"
@@ -80,8 +88,13 @@ def lie(field: str, edit: Lie, *words: str) -> Any:
 
 SPARE = "a tensor that the document does not mention"
 SCHEDULE_LIES = [
-    lie("format", put("diffcache.profile"), "found 'diffcache.profile'", "'diffcache.schedule', which CacheSchedule"),
-    lie("format", put(["diffcache.schedule"]), "found ['diffcache.schedule']"),
+    lie(
+        "format",
+        put("diffcache.documents.profile"),
+        "found 'diffcache.documents.profile'",
+        "'diffcache.documents.schedule', which CacheSchedule",
+    ),
+    lie("format", put(["diffcache.documents.schedule"]), "found ['diffcache.documents.schedule']"),
     lie("format", drop, "found None"),
     lie("version", put(3), "found 3. Allowed: 1, 2", "needs a newer diffcache"),
     lie("version", put(True), "found True"),
@@ -237,7 +250,12 @@ SCHEDULE_LIES = [
 
 NO_GUIDANCE = {"mode": "none", "branches": 1, "scales": {}}
 PROFILE_LIES = [
-    lie("format", put("diffcache.schedule"), "found 'diffcache.schedule'", "'diffcache.profile', which Profile reads"),
+    lie(
+        "format",
+        put("diffcache.documents.schedule"),
+        "found 'diffcache.documents.schedule'",
+        "'diffcache.documents.profile', which Profile reads",
+    ),
     lie("version", put(0), "found 0. Allowed: 1, 2"),
     lie("steps", put(-1), "found -1. Allowed: a whole number, at least 1"),
     lie("samples", put(0), "found 0. Allowed: a whole number, at least 1"),

@@ -26,7 +26,7 @@ from torch import nn
 
 import diffcache
 from diffcache import Budget, CacheSchedule, Loop, accelerate, accelerated, estimate, evaluate, measure, optimize
-from diffcache.correction import correct
+from diffcache.documents.schedule import Guidance
 from diffcache.errors import (
     AlreadyAccelerated,
     BadOption,
@@ -39,7 +39,7 @@ from diffcache.eval.methods import Method
 from diffcache.eval.metrics import About, scorer
 from diffcache.eval.trials import Trials
 from diffcache.profiling import Calibration
-from diffcache.schedule import Guidance
+from diffcache.profiling.calibration.correction import correct
 
 
 class HasRun(BaseException):

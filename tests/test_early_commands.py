@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 import diffcache
 from diffcache import assets, cli
-from diffcache._document import Document
 from diffcache.cli import _models
 from diffcache.demo import run as demo_run
+from diffcache.documents.document import Document
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import Guidance
 from diffcache.errors import DiffCacheError
 from diffcache.eval import alignment, extractors
-from diffcache.profile import Profile
-from diffcache.schedule import Guidance
 
 
 class HasLoadedError(Exception):

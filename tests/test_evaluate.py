@@ -18,11 +18,11 @@ from skimage.metrics import peak_signal_noise_ratio
 from diffcache import accelerated, evaluate, measure
 from diffcache.assets import DemoModel, load
 from diffcache.errors import BadOption, DiffCacheError, DocumentError, UnknownName
-from diffcache.eval import evaluating, running
+from diffcache.eval import evaluation, runner
 from diffcache.eval.methods import Method, fewer_steps, full, ours, uniform_reuse
 from diffcache.eval.metrics import scorer
 from diffcache.eval.record import read
-from diffcache.eval.watch import watched
+from diffcache.eval.timed_run import watched
 
 STEPS = 8
 
@@ -40,7 +40,7 @@ def calls(number: int = 2, batch: int = 2) -> list[dict[str, Any]]:
     ]
 
 
-def few(out: Path, **changes: Any) -> evaluating.Evaluation:
+def few(out: Path, **changes: Any) -> evaluation.Evaluation:
     pipe = model().pipe
     options: dict[str, Any] = {
         "compare": [fewer_steps(pipe, 4), uniform_reuse(pipe, STEPS, 4)], "out": out, "progress": False,
@@ -53,11 +53,11 @@ def by_name(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> evaluating.Evaluation:
+def made(tmp_path_factory: pytest.TempPathFactory) -> evaluation.Evaluation:
     return few(tmp_path_factory.mktemp("evaluation"))
 
 
-def test_scores_are_those_of_the_pictures(made: evaluating.Evaluation) -> None:
+def test_scores_are_those_of_the_pictures(made: evaluation.Evaluation) -> None:
     pipe = model().pipe
     wanted = []
     for call, same in zip(calls(), calls(), strict=True):
@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_pictures(made: evaluating.Evaluation) -> None:
     assert by_name(made.record)["full run"]["scores"]["latent"]["values"] == [0.0] * 4
 
 
-def test_work_is_counted_whoever_does_it(made: evaluating.Evaluation) -> None:
+def test_work_is_counted_whoever_does_it(made: evaluation.Evaluation) -> None:
     found = by_name(made.record)
     computed = {name: (m["steps"], m["computed_steps"]) for name, m in found.items()}
     assert computed == {
@@ -90,7 +90,7 @@ def test_work_is_counted_whoever_does_it(made: evaluating.Evaluation) -> None:
     assert found["full run"]["speedup"] == {"loop": 1, "pipeline": 1}
 
 
-def test_the_way_is_told_step_by_step(made: evaluating.Evaluation) -> None:
+def test_the_way_is_told_step_by_step(made: evaluation.Evaluation) -> None:
     way = by_name(made.record)["every second"]["trajectory"]
     pipe, call = model().pipe, calls()[0]
     exact = watched(pipe, call, closely=True)
@@ -116,7 +116,7 @@ def test_the_way_that_a_profile_foretells_lies_beside_the_measured_one(tmp_path:
     assert by_name(found.record)["blocks"]["trajectory"]["expected"] is None  # nothing foretells inner sites
 
 
-def test_pictures_lie_where_the_record_says(made: evaluating.Evaluation) -> None:
+def test_pictures_lie_where_the_record_says(made: evaluation.Evaluation) -> None:
     ids = [sample["id"] for sample in made.record["samples"]]
     assert ids == ["0000-00", "0000-01", "0001-00", "0001-01"]
     exact = model().pipe(**calls()[1]).images
@@ -127,7 +127,7 @@ def test_pictures_lie_where_the_record_says(made: evaluating.Evaluation) -> None
     assert [s["seed"] for s in made.record["samples"]] == [70, 71, 72, 73]
 
 
-def test_record_table_and_report_are_written(made: evaluating.Evaluation) -> None:
+def test_record_table_and_report_are_written(made: evaluation.Evaluation) -> None:
     assert read(made.folder / "record.json") == json.loads(json.dumps(made.record))
     table = (made.folder / "table.md").read_text()
     assert str(made) in table
@@ -138,7 +138,7 @@ def test_record_table_and_report_are_written(made: evaluating.Evaluation) -> Non
     assert {"created", "diffcache", "torch", "diffusers", "python", "device", "threads", "commit"} <= about.keys()
     assert "Only 4 samples" in made.record["warning"]
     made.report.unlink()
-    evaluating.again(made.folder)
+    evaluation.again(made.folder)
     assert made.report.is_file()
 
 
@@ -174,7 +174,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> 
         seen.append(closely)
         return watched(pipe, call, closely=closely)
 
-    monkeypatch.setattr(running, "watched", watch)
+    monkeypatch.setattr(runner, "watched", watch)
     return seen
 
 
@@ -184,7 +184,7 @@ def scores(record: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stop_after", [1, 4, 9, 12])
 def test_a_run_that_is_stopped_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, made: evaluating.Evaluation
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, made: evaluation.Evaluation
 ) -> None:
     counting(monkeypatch, stop_after)
     with pytest.raises(StoppedError):
@@ -284,7 +284,7 @@ def test_verdicts_need_samples_and_name_the_best_rival_of_no_more_work(tmp_path:
     assert score["verdicts"] == [{"verdict": "better", "against": "4 steps, Euler"}]  # 6 are more work, 2 are worse
 
 
-def test_processes_share_an_evaluation(tmp_path: Path, made: evaluating.Evaluation) -> None:
+def test_processes_share_an_evaluation(tmp_path: Path, made: evaluation.Evaluation) -> None:
     out = tmp_path / "shared"
 
     def job(rank: int) -> Any:
@@ -344,4 +344,4 @@ def test_methods_that_draw_something_else_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(DocumentError):
-        evaluating.again(tmp_path)
+        evaluation.again(tmp_path)

@@ -17,13 +17,13 @@ import pytest
 import torch
 from pipelines import TINY, shared
 
-from diffcache import _registry, evaluate
+from diffcache import evaluate, registry
 from diffcache.cli.eval import eval as commands
-from diffcache.eval import extractors, frechet, kernel_distance, metrics, parts, record, statistics
+from diffcache.documents.schedule import Expected
+from diffcache.eval import extractors, frechet, kernel_distance, metrics, record, saved_parts, statistics
 from diffcache.eval.methods import Kind, evenly_reused
 from diffcache.eval.metrics import psnr, scorer
 from diffcache.eval.reference import ReferenceStatistics
-from diffcache.schedule import Expected
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
@@ -111,7 +111,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     )  # fmt: skip
     wanted = "exact/0000.npz", "record.json", "report.html", "table.md", "pictures/METHOD/0001-01.png"
     held = [p.relative_to(pictures.folder).as_posix() for p in pictures.folder.rglob("*") if p.is_file()]
-    method = parts.slug("full run")
+    method = saved_parts.slug("full run")
     assert {path.replace("METHOD", method) for path in wanted} | {f"parts/{method}/0001.json"} <= set(held)
     return [json.loads((one.folder / "record.json").read_text()) for one in (latents, pictures)]
 
@@ -196,7 +196,7 @@ def test_every_command_extractor_and_argument_is_there() -> None:
     named = {f"diffcache eval {command.name}" for command in commands.registered_commands}
     assert set(re.findall(r"`(diffcache eval \w+)", DOCUMENT)) == named
     body = DOCUMENT.split("| extractor | reported as |")[1].split("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)`", body, re.M)) == set(_registry.names(extractors.__name__))
+    assert set(re.findall(r"^\| `(\w+)`", body, re.M)) == set(registry.names(extractors.__name__))
     for name in ("schedules", "calls", "metrics", "compare", "extractor", "real", "out"):
         assert name in inspect.signature(evaluate).parameters
         assert re.search(rf"`{name}[`=]|\b{name}=", DOCUMENT)

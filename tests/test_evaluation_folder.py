@@ -16,10 +16,10 @@ from pipelines import TINY, shared
 
 from diffcache import evaluate
 from diffcache.errors import DiffCacheError, DocumentError
-from diffcache.eval import running
-from diffcache.eval.evaluating import Evaluation, again
-from diffcache.eval.parts import Folder, slug
-from diffcache.eval.sound import Due
+from diffcache.eval import runner
+from diffcache.eval.evaluation import Evaluation, again
+from diffcache.eval.plausible import Due
+from diffcache.eval.saved_parts import Folder, slug
 
 FULL = slug("full run")
 
@@ -70,13 +70,13 @@ def folder(whole: Evaluation, tmp_path: Path) -> Path:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that gains an entry with every run of the pipeline."""
     seen: list[str] = []
-    inner = running.watched
+    inner = runner.watched
 
     def watched(*args: Any, **options: Any) -> Any:
         seen.append("run")
         return inner(*args, **options)
 
-    monkeypatch.setattr(running, "watched", watched)
+    monkeypatch.setattr(runner, "watched", watched)
     return seen
 
 

@@ -13,10 +13,10 @@ from small_loop import MASK, STEPS, Loop, loop, noise, random_plan
 from torch import Tensor
 
 from diffcache import accelerated, report
-from diffcache.executor.guess import combine, problem
+from diffcache.documents.schedule import Guidance, SitePlan
+from diffcache.executor.prediction import combine, problem
 from diffcache.executor.program import Terms
-from diffcache.schedule import Guidance, SitePlan
-from diffcache.store import Anchor, Output, signature
+from diffcache.executor.store import Anchor, Output, signature
 
 SEPARATE = Guidance(mode="separate", branches=2)
 BATCHED = Guidance(mode="batched", branches=2)
@@ -116,19 +116,19 @@ def test_channels_that_only_the_output_has_get_nothing_of_the_input() -> None:
 
 
 def test_another_equation_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffcache.executor import guess
+    from diffcache.executor import prediction
 
-    right = guess.predict
+    right = prediction.predict
     for wrong in (
         lambda anchors, weights, **o: right(anchors, weights, **{**o, "kappa": o["kappa"] * 1.001}),
         lambda anchors, weights, **o: right(anchors, weights, **{**o, "scale": 1.0}),
         lambda anchors, weights, **o: right(anchors[::-1], weights, **o),
         lambda anchors, weights, **o: right(anchors, weights[::-1], **o),
     ):
-        monkeypatch.setattr(guess, "predict", wrong)
+        monkeypatch.setattr(prediction, "predict", wrong)
         with pytest.raises(AssertionError, match="step"):
             assert_equation_1(loop("separate"), random_plan(MASK, 2, 2), SEPARATE, noise())
-    monkeypatch.setattr(guess, "predict", right)
+    monkeypatch.setattr(prediction, "predict", right)
     assert_equation_1(loop("separate"), random_plan(MASK, 2, 2), SEPARATE, noise())
 
 

@@ -9,8 +9,8 @@ from small_loop import STEPS, Net, assert_fails_open, loop, noise
 from torch import Tensor
 
 from diffcache import CacheSchedule, accelerated, report
-from diffcache.adapters import find_sites
-from diffcache.schedule import DenoiserPlan
+from diffcache.documents.schedule import DenoiserPlan
+from diffcache.host.structure import find_sites
 
 
 def stack(mask: str) -> CacheSchedule:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcache import _files
+from diffcache.documents import files
 from diffcache.errors import DiffCacheError, DocumentError, NotWritten
 
-READERS: list[Callable[..., object]] = [_files.read_bytes, _files.read_text, _files.read_json, _files.read_arrays]
+READERS: list[Callable[..., object]] = [files.read_bytes, files.read_text, files.read_json, files.read_arrays]
 EACH = pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
 
 
@@ -30,8 +30,8 @@ def test_what_is_no_regular_file_is_refused_at_once(read: Callable[..., object],
 @EACH
 def test_the_size_is_bounded(read: Callable[..., object], tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
-        file.truncate(_files.MAX_BYTES + 1)
-    with pytest.raises(DocumentError, match=f"found {_files.MAX_BYTES + 1} bytes. Allowed: at most"):
+        file.truncate(files.MAX_BYTES + 1)
+    with pytest.raises(DocumentError, match=f"found {files.MAX_BYTES + 1} bytes. Allowed: at most"):
         read(tmp_path / "sparse")
     (tmp_path / "ten").write_bytes(b"0123456789")
     with pytest.raises(DocumentError, match="at most 9"):
@@ -50,7 +50,7 @@ def test_no_link_is_followed_inside_a_folder(read: Callable[..., object], tmp_pa
         with pytest.raises(DocumentError, match=r"link|leads out"):
             read(path, inside=folder)
     (tmp_path / "mine").symlink_to(outside)  # the user's own link to the folder itself
-    assert _files.read_json(tmp_path / "mine" / "file", inside=tmp_path / "mine") == {}
+    assert files.read_json(tmp_path / "mine" / "file", inside=tmp_path / "mine") == {}
 
 
 @pytest.mark.parametrize(
@@ -71,19 +71,19 @@ def test_no_link_is_followed_inside_a_folder(read: Callable[..., object], tmp_pa
 def test_what_is_no_json_object(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(DocumentError, match=words):
-        _files.read_json(tmp_path / "file")
+        files.read_json(tmp_path / "file")
 
 
 def test_damaged_arrays_are_one_error(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, a=np.arange(100.0), b=np.array("text"))
     whole = path.read_bytes()
-    assert list(_files.read_arrays(path)) == ["a", "b"]
+    assert list(files.read_arrays(path)) == ["a", "b"]
     flipped = whole[:150] + bytes([whole[150] ^ 255]) + whole[151:]
     for data in (b"", whole[:1], whole[:-1], whole[: len(whole) // 2], flipped, b"\x80\x04N.", b"[" * 100_000):
         path.write_bytes(data)
         with pytest.raises(DocumentError, match="damaged"):
-            _files.read_arrays(path)
+            files.read_arrays(path)
 
 
 def test_arrays_that_unpack_to_more_than_the_bound_are_refused(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_arrays_that_unpack_to_more_than_the_bound_are_refused(tmp_path: Path) -
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", bytes(2**22))
     with pytest.raises(DocumentError, match="found arrays of 4194304 bytes"):
-        _files.read_arrays(path, most=2**20)
+        files.read_arrays(path, most=2**20)
 
 
 def test_a_link_at_the_target_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_link_at_the_target_is_replaced_and_its_target_stays(tmp_path: Path) -
     for name, link in (("soft", Path.symlink_to), ("hard", Path.hardlink_to)):
         outside.write_text("precious")
         link(folder / name, outside)
-        _files.write(folder / name, "new", inside=folder)
+        files.write(folder / name, "new", inside=folder)
         assert outside.read_text() == "precious"
         assert (folder / name).read_text() == "new"
         assert not (folder / name).is_symlink()
@@ -115,10 +115,10 @@ def test_nothing_is_written_through_a_folder_that_is_a_link(tmp_path: Path) -> N
     (folder / "parts").symlink_to(outside)
     for path in (folder / "parts" / "a.json", folder / "parts" / "deep" / "a.json"):
         with pytest.raises(DocumentError, match="is a link"):
-            _files.write(path, "new", inside=folder)
+            files.write(path, "new", inside=folder)
     assert list(outside.iterdir()) == []
     (tmp_path / "mine").symlink_to(folder)
-    _files.write(tmp_path / "mine" / "made" / "a.json", "new", inside=tmp_path / "mine")
+    files.write(tmp_path / "mine" / "made" / "a.json", "new", inside=tmp_path / "mine")
     assert (folder / "made" / "a.json").read_text() == "new"
 
 
@@ -127,27 +127,27 @@ def test_no_device_is_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("/dev/null")
     for path in (tmp_path / "fifo", tmp_path / "out", Path("/dev/null")):
         with pytest.raises(DocumentError, match="found a device"):
-            _files.write(path, "new")
+            files.write(path, "new")
     with pytest.raises(DocumentError, match="found a folder"):
-        _files.write(tmp_path, "new")
+        files.write(tmp_path, "new")
     with pytest.raises(DocumentError, match="no folder"):
-        _files.write(tmp_path / "missing" / "a", "new")
+        files.write(tmp_path / "missing" / "a", "new")
     with pytest.raises(DocumentError, match="something else"):
-        _files.make_folder(tmp_path / "fifo")
+        files.make_folder(tmp_path / "fifo")
 
 
 @pytest.mark.parametrize("broken", ["os.fsync", "pathlib.Path.replace"])
 def test_where_the_system_refuses_the_old_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    path = _files.write(tmp_path / "a", "old")
+    path = files.write(tmp_path / "a", "old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(broken, full)
     with pytest.raises(NotWritten, match=r"No space left on device\. Free space or choose another place") as caught:
-        _files.write(path, "new")
+        files.write(path, "new")
     assert isinstance(caught.value, DiffCacheError)
     assert caught.value.errno == 28
     assert path.read_text() == "old"
@@ -157,11 +157,11 @@ def test_where_the_system_refuses_the_old_file_stays(
 def test_a_name_that_the_system_cannot_have_is_one_error(tmp_path: Path) -> None:
     for name in ("a" * 8000, "a\0b"):
         with pytest.raises(NotWritten):
-            _files.write(tmp_path / name, "new")
+            files.write(tmp_path / name, "new")
         with pytest.raises(NotWritten):
-            _files.make_folder(tmp_path / name)
+            files.make_folder(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
-    assert _files.write(tmp_path / ("a" * 250), "new").is_file()
+    assert files.write(tmp_path / ("a" * 250), "new").is_file()
 
 
 class StopHere(BaseException):
@@ -171,10 +171,10 @@ class StopHere(BaseException):
 def test_a_writer_stopped_before_it_replaces_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = _files.write(tmp_path / "a", "old")
+    path = files.write(tmp_path / "a", "old")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(StopHere))
     with pytest.raises(StopHere):
-        _files.write(path, "new")
+        files.write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -186,8 +186,8 @@ def test_many_writers_of_one_file_all_succeed(tmp_path: Path) -> None:
     def often(text: str) -> None:
         try:
             for _ in range(20):
-                _files.write(tmp_path / "deep" / "a", text, inside=tmp_path)
-                assert _files.read_text(tmp_path / "deep" / "a") in texts
+                files.write(tmp_path / "deep" / "a", text, inside=tmp_path)
+                assert files.read_text(tmp_path / "deep" / "a") in texts
         except BaseException as error:
             failed.append(error)
 

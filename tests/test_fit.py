@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from diffcache.errors import BadOption
-from diffcache.profiling import fit as fitting
-from diffcache.profiling.fit import Checkpoint, Fit, final_states, fit, run
-from diffcache.profiling.replay import Replay
-from diffcache.profiling.slopes import slopes
+from diffcache.profiling.fitting import fit as fitting
+from diffcache.profiling.fitting.fit import Checkpoint, Fit, final_states, fit, run
+from diffcache.profiling.replay.replay import Replay
+from diffcache.profiling.replay.slopes import slopes
 from diffcache.schedulers.uniform import evenly
 
 

@@ -22,15 +22,17 @@ from documents import profile, schedule
 from evaluations import evaluation
 from pipelines import TINY, shared
 
-from diffcache import _container, _files, measure, routers_file
+from diffcache import measure
+from diffcache.documents import container, files
 from diffcache.errors import BadOption, DocumentError
-from diffcache.eval.evaluating import again
-from diffcache.eval.parts import Exact, Folder
+from diffcache.eval.evaluation import again
+from diffcache.eval.plausible import Due
 from diffcache.eval.record import read as read_record
 from diffcache.eval.reference import ReferenceStatistics
-from diffcache.eval.sound import Due
-from diffcache.profiling.findings import Findings
-from diffcache.profiling.sound import demand_sound
+from diffcache.eval.saved_parts import Exact, Folder
+from diffcache.profiling import router_file
+from diffcache.profiling.measuring.findings import Findings
+from diffcache.profiling.measuring.plausible import demand_sound
 from diffcache.schedulers._router import Router
 from diffcache.schedulers.learning_to_cache import plan
 
@@ -53,13 +55,13 @@ def taken(read: Callable[..., object], *args: object, **options: object) -> bool
 @pytest.mark.parametrize("document", [schedule(), profile(), REFERENCE], ids=lambda document: type(document).__name__)
 def test_mutants_of_documents(document: Any, tmp_path: Path, fuzz: int) -> None:
     kind, data = type(document), document.to_bytes()
-    tree, arrays = _container.unpack("x", data)
+    tree, arrays = container.unpack("x", data)
     for seed in range(fuzz):
         path = tmp_path / "file.safetensors"
         path.write_bytes(mutants.bytes_of(data, seed))
         taken(kind.load, path)
         try:
-            path.write_bytes(_container.pack("x", mutants.tree_of(tree, seed), arrays))
+            path.write_bytes(container.pack("x", mutants.tree_of(tree, seed), arrays))
         except (UnicodeError, ValueError):
             continue  # what cannot be written
         taken(kind.load, path)
@@ -136,7 +138,7 @@ def test_mutants_of_measured_calls(tmp_path: Path, fuzz: int) -> None:
     measure(shared("flux"), [call], resume=tmp_path)
     (path,) = tmp_path.glob("call-*")
     data = path.read_bytes()
-    tree, arrays = _container.unpack("x", data)
+    tree, arrays = container.unpack("x", data)
 
     def take(data: bytes) -> None:
         demand_sound("x", Findings.from_bytes(data, "x")[0], 0)
@@ -145,7 +147,7 @@ def test_mutants_of_measured_calls(tmp_path: Path, fuzz: int) -> None:
     for seed in range(fuzz):
         taken(take, mutants.bytes_of(data, seed))
         try:
-            changed = _container.pack("x", mutants.tree_of(tree, seed), arrays)
+            changed = container.pack("x", mutants.tree_of(tree, seed), arrays)
         except (UnicodeError, ValueError):
             continue
         taken(take, changed)
@@ -158,7 +160,7 @@ def test_mutants_of_routers(tmp_path: Path, fuzz: int) -> None:
         torch.save({"routers": rows, "args": None}, file, **options)
         for seed in range(fuzz):
             (tmp_path / name).write_bytes(mutants.bytes_of(file.getvalue(), seed))
-            taken(routers_file.read, tmp_path / name)
+            taken(router_file.read, tmp_path / name)
     file = io.BytesIO()
     np.save(file, np.ones((3, 4), bool))
     for seed in range(fuzz):
@@ -170,11 +172,11 @@ def test_mutants_of_routers(tmp_path: Path, fuzz: int) -> None:
 def write_for_ever(path: Path) -> None:
     while True:
         for text in ("a" * 200_000, "b" * 200_000):
-            _files.write(path, text)
+            files.write(path, text)
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, fuzz: int) -> None:
-    path = _files.write(tmp_path / "file", "a" * 200_000)
+    path = files.write(tmp_path / "file", "a" * 200_000)
     for n in range(max(4, fuzz // 8)):
         writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,))
         writer.start()
@@ -182,7 +184,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, fuzz: int) -> None:
         writer.kill()
         writer.join()
         assert path.read_text() in ("a" * 200_000, "b" * 200_000)
-    assert _files.write(path, "c").read_text() == "c"  # what a killed writer left hinders no other
+    assert files.write(path, "c").read_text() == "c"  # what a killed writer left hinders no other
 
 
 def keep_often(folder: str, times: int) -> None:

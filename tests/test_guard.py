@@ -20,10 +20,11 @@ from small_loop import Block, Net, loop, noise
 from torch import Tensor, nn
 
 import diffcache
-from diffcache import accelerate, accelerated, correction, estimate, evaluate, measure, optimize, report, restore
+from diffcache import accelerate, accelerated, estimate, evaluate, measure, optimize, report, restore
 from diffcache.errors import AlreadyAccelerated, ScheduleMismatch, UnsupportedModel
 from diffcache.eval.methods import Method
 from diffcache.executor import FailedOpen
+from diffcache.profiling.calibration import correction
 
 CALL = pipelines.TINY["flux"].call
 
@@ -203,7 +204,7 @@ def test_a_correction_asks_as_well() -> None:
     pipe = pipelines.fresh("flux")
     through_hooks(pipe)
     schedule = diffcache.CacheSchedule(
-        steps=6, denoisers={"transformer": diffcache.schedule.DenoiserPlan(sites={"model": plan()})}
+        steps=6, denoisers={"transformer": diffcache.documents.schedule.DenoiserPlan(sites={"model": plan()})}
     )
     demand_no_step(pipe, lambda: correction.correct(pipe, schedule, [CALL(pipe)]), AlreadyAccelerated, "on. Call")
 

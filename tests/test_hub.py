@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from documents import profile, schedule
 
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import DiffCacheError, DocumentError, HubUnavailable
-from diffcache.profile import Profile
-from diffcache.schedule import CacheSchedule
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +79,7 @@ import json, sys, types
 package = types.ModuleType("diffcache")  # the documents alone, without what the package imports for others
 package.__path__ = ["diffcache"]
 sys.modules["diffcache"] = package
-from diffcache.schedule import CacheSchedule
+from diffcache.documents.schedule import CacheSchedule
 answers = []
 for repo, options in json.loads(sys.argv[1]):
     try:
@@ -171,7 +171,7 @@ def test_push_uploads_the_bytes_that_save_writes(recorder: Recorder, tmp_path: P
     assert client == {"token": None}
     assert created == {"repo_id": "house/steps", "private": False, "exist_ok": True}
     assert (uploaded["repo_id"], uploaded["path_in_repo"]) == ("house/steps", "schedule.safetensors")
-    assert uploaded["commit_message"] == "Add schedule.safetensors (diffcache.schedule)"
+    assert uploaded["commit_message"] == "Add schedule.safetensors (diffcache.documents.schedule)"
     assert uploaded["path_or_fileobj"] == schedule().save(tmp_path / "file").read_bytes()
 
 

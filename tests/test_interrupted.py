@@ -18,8 +18,8 @@ from torch import Tensor
 
 from diffcache import accelerate, accelerated, report, restore
 from diffcache.executor import Executor, FailedOpen
+from diffcache.executor.store import Store
 from diffcache.host import Host
-from diffcache.store import Store
 
 SPEC = "taylorseer:every=2,order=1"
 WITH_CALLBACK = ("flux", "flux_img2img", "sd3_heun", "sd15", "wan", "cogvideox", "ltx2")

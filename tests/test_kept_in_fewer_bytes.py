@@ -16,13 +16,13 @@ from probes import PLACES, bound, hold, offered
 from torch import Tensor
 
 from diffcache import accelerate, accelerated, estimate, report
-from diffcache.correction import correct
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.executor.guess import combine
+from diffcache.executor.prediction import combine
 from diffcache.executor.program import Terms, compile_plan
+from diffcache.executor.store import Anchor, Keeping, Output, signature
 from diffcache.kernels import FORMATS, Packed, unpack
-from diffcache.schedule import SitePlan
-from diffcache.store import Anchor, Keeping, Output, signature
+from diffcache.profiling.calibration.correction import correct
 
 FEWER = [name for name in FORMATS if name != "bf16"]
 NEAR = {"bf16": 0.02, "int8": 0.05, "fp8": 0.15, "int4": 0.7}  # of the pictures' own size; tiny networks amplify

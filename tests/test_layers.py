@@ -14,54 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from layers import HEAVY, INNER, LIGHT, MUTUAL, NEVER, ONLY, PLUG_INS, RANK
 
 PACKAGE = Path(__file__).parents[1] / "diffcache"
-
-# A room is a file or a folder of the package. It may import the rooms of the lines above its own.
-LAYERS = (
-    ("errors", "_text"),
-    (
-        *("schedule", "profile", "budget", "sites", "patch"),
-        *("_registry", "_document", "_container", "_files", "_outputs", "_checks", "_hub", "_settings"),
-        *("_digest", "_tensor_hash"),
-    ),
-    ("schedulers", "kernels", "predictors"),
-    ("store", "adapters", "host", "levels", "channels", "planning", "resampling"),
-    ("executor", "profiling", "routers_file"),
-    ("reports", "estimates", "plots", "correction", "optimizing", "api", "_requests"),
-    ("eval", "assets"),
-    ("demo", "cli"),
-    ("__init__", "__main__"),
-)
-RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-
-# The rooms of these lines may import each other as well, as long as no two need each other.
-SOCIABLE = {RANK["errors"], RANK["schedule"], RANK["api"], RANK["cli"], RANK["__init__"]}
-
-ONLY = {"assets": {"errors"}}  # room -> all it may import, whatever its rank allows
-NEVER = {"kernels": {"sites"}}  # kernels see tensors, never places
-# Folder of a room -> the rooms that its files may import. Of their own room they import the folder alone.
-PARTS = {"executor/criteria": {"errors", "schedule", "_registry", "kernels", "store"}}
-LIGHT = ("errors", "schedule", "profile", "budget", "_document", "_registry", "schedulers", "planning", "plots")
-HEAVY = {"torch", "diffusers"}  # unreachable from LIGHT, documents and arithmetic, through other rooms too
 
 CALLS = {"load", "entry", "names", "import_module"}  # calls whose first argument, when spelled out, is an import
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
 
-parse = functools.cache(ast.parse)  # each copy of the package is the same but for a line
+@functools.cache  # each copy of the package is the same but for a line
+def parse(text: str) -> list[ast.AST]:
+    """The imports and calls of a file."""
+    return [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom | ast.Call)]
 
 
-def sources(root: Path) -> Iterator[tuple[Path, ast.Module]]:
+def sources(root: Path) -> Iterator[tuple[Path, list[ast.AST]]]:
     for path in sorted(root.rglob("*.py")):
         yield path.relative_to(root), parse(path.read_text(encoding="utf-8"))
 
 
-def imported(tree: ast.Module, rooms: set[str]) -> Iterator[tuple[int, str]]:
-    """(line, what it imports): "diffcache.<room>", "diffcache.__init__", or the top name of a foreign package."""
+def imported(nodes: list[ast.AST], packages: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, what it imports): "diffcache.<package>", "diffcache.__init__", or the top name of a foreign package."""
 
     def target(name: str) -> str:
         parts = name.split(".")
@@ -69,14 +45,14 @@ def imported(tree: ast.Module, rooms: set[str]) -> Iterator[tuple[int, str]]:
             return parts[0]
         return f"diffcache.{parts[1]}" if len(parts) > 1 else "diffcache.__init__"
 
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, target(alias.name)) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level:
             yield node.lineno, "."
         elif isinstance(node, ast.ImportFrom) and node.module == "diffcache":
             for alias in node.names:
-                yield node.lineno, f"diffcache.{alias.name}" if alias.name in rooms else "diffcache.__init__"
+                yield node.lineno, f"diffcache.{alias.name}" if alias.name in packages else "diffcache.__init__"
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.lineno, target(node.module)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -92,15 +68,13 @@ def violations(root: Path) -> set[str]:
     inside: dict[str, set[str]] = {}
     outside: dict[str, set[str]] = {}
     files = list(sources(root))
-    rooms = {room_of(path) for path, _ in files} | RANK.keys()
-    for path, tree in files:
-        here = room_of(path)
+    packages = {package_of(path) for path, _ in files} | RANK.keys()
+    for path, nodes in files:
+        here = package_of(path)
         if here not in RANK:
-            found.add(
-                f"{path}: room {here!r} has no layer. Write it into LAYERS in {Path(__file__).name}, or move the file"
-            )
+            found.add(f"{path}: package {here!r} has no layer. Add it to LAYERS in tests/layers.py, or move the file")
             continue
-        for line, target in imported(tree, rooms):
+        for line, target in imported(nodes, packages):
             where = f"{path}:{line} ({here}, layer {RANK[here]})"
             if target == ".":
                 found.add(f"{where} has a relative import. Write 'from diffcache.…'")
@@ -114,43 +88,64 @@ def violations(root: Path) -> set[str]:
             inside.setdefault(here, set()).add(there)
             if there not in RANK:
                 found.add(f"{where} imports {there!r}, which has no layer")
-            elif RANK[there] > RANK[here] or (RANK[there] == RANK[here] and RANK[here] not in SOCIABLE):
+            elif RANK[there] > RANK[here] or (RANK[there] == RANK[here] and RANK[here] not in MUTUAL):
                 found.add(
                     f"{where} imports {there} (layer {RANK[there]}). Only layers above {RANK[here]} may be imported"
                 )
             elif there in NEVER.get(here, ()) or there not in ONLY.get(here, RANK):
-                found.add(f"{where} imports {there}, which is not for this room. See ONLY and NEVER")
-        found |= set(part_violations(path, tree))
+                found.add(
+                    f"{where} imports {there}, which this package may not import. See ONLY and NEVER in tests/layers.py"
+                )
+        found |= {*plug_in_violations(path, nodes), *inner_violations(path, nodes)}
     try:
         graphlib.TopologicalSorter(inside).prepare()
     except graphlib.CycleError as error:
-        found.add(f"rooms need each other: {' -> '.join(error.args[1])}")
+        found.add(f"packages need each other: {' -> '.join(error.args[1])}")
     for light in LIGHT:
-        for room, chain in reachable(light, inside).items():
-            for heavy in sorted(HEAVY & outside.get(room, set())):
+        for package, chain in reachable(light, inside).items():
+            for heavy in sorted(HEAVY & outside.get(package, set())):
                 found.add(f"{light} must stay without {heavy}, and reaches it: {' -> '.join((*chain, heavy))}")
     return found
 
 
-def part_violations(path: Path, tree: ast.Module) -> Iterator[str]:
-    """Imports of a file in one of PARTS that the table does not allow."""
-    part = path.parent.as_posix()
-    if part not in PARTS:
-        return
-    own = f"diffcache.{part.replace('/', '.')}"
-    for node in ast.walk(tree):
+def modules_imported(nodes: list[ast.AST], package: str) -> Iterator[tuple[int, str]]:
+    """(line, the full name of each module, or of each name in a module, that is imported from ``package``)."""
+    for node in nodes:
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = node.module in ("diffcache", own.rpartition(".")[0])  # what is imported is a module of these
-            modules = [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
-        else:
+            whole = node.module in ("diffcache", package)  # what is imported is a module of these
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
+            yield from ((node.lineno, name) for name in names)
+
+
+def plug_in_violations(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
+    """Imports of a file in one of PLUG_INS that the table does not allow."""
+    folder = path.parent.as_posix()
+    if folder not in PLUG_INS:
+        return
+    own = f"diffcache.{folder.replace('/', '.')}"
+    allowed = (own, *(f"diffcache.{name}" for name in PLUG_INS[folder]))
+    for line, module in modules_imported(nodes, own.rpartition(".")[0]):
+        if module.partition(".")[0] == "diffcache" and not f"{module}.".startswith(tuple(f"{a}." for a in allowed)):
+            yield f"{path}:{line} imports {module}, which {folder} may not import. See PLUG_INS in tests/layers.py"
+
+
+def inner_violations(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
+    """Imports between the folders of one package that do not follow the order in INNER."""
+    package, *inner = path.with_suffix("").parts
+    if package not in INNER or len(inner) < 2:
+        return
+    folders = INNER[package]
+    if inner[0] not in folders:
+        yield f"{path}: folder {inner[0]!r} has no place. Add it to INNER in tests/layers.py, or move the file"
+        return
+    for line, module in modules_imported(nodes, f"diffcache.{package}"):
+        parts = module.split(".")
+        if parts[:2] != ["diffcache", package] or parts[2:3] == [inner[0]]:
             continue
-        for module in modules:
-            package, _, rest = module.partition(".")
-            allowed = f"{module}.".startswith(f"{own}.") or rest.partition(".")[0] in PARTS[part]
-            if package == "diffcache" and not allowed:
-                yield f"{path}:{node.lineno} imports {module}, which is not for {part}. See PARTS"
+        if len(parts) < 3 or parts[2] not in folders or folders.index(parts[2]) > folders.index(inner[0]):
+            yield f"{path}:{line} imports {module}. {inner[0]} comes before it in INNER in tests/layers.py"
 
 
 def reachable(start: str, inside: dict[str, set[str]]) -> dict[str, tuple[str, ...]]:
@@ -193,36 +188,38 @@ def heard(root: Path, **files: str) -> str:
 @pytest.mark.parametrize(
     ("file", "code", "words"),
     [
-        ("errors", "import diffcache.schedule", "imports schedule (layer 1)"),
-        ("schedule", "from diffcache.api import accelerate", "imports api (layer 5)"),
-        ("executor", "from diffcache import api", "imports api (layer 5)"),
-        ("executor", "import diffcache", "imports __init__ (layer 8)"),
-        ("executor", "from diffcache import accelerate", "imports __init__ (layer 8)"),
+        ("errors", "import diffcache.documents.schedule", "imports documents (layer 1)"),
+        ("documents", "from diffcache.api import accelerate", "imports api (layer 4)"),
+        ("executor", "from diffcache import api", "imports api (layer 4)"),
+        ("executor", "import diffcache", "imports __init__ (layer 9)"),
+        ("executor", "from diffcache import accelerate", "imports __init__ (layer 9)"),
         (
             "schedulers__planted",
             "def plan():\n    from diffcache.executor import Executor",
-            "imports executor (layer 4)",
+            "imports executor (layer 3)",
         ),
-        ("predictors__planted", "from diffcache import kernels", "imports kernels (layer 2)"),
-        ("schedulers__planted", "from diffcache.predictors.hold import predict", "imports predictors (layer 2)"),
-        ("host", "from diffcache.adapters import bind", "imports adapters (layer 3)"),
-        ("profiling__planted", "import diffcache.executor", "imports executor (layer 4)"),
-        ("budget", "from diffcache.schedulers import Planned", "imports schedulers (layer 2)"),
+        ("schedulers__planted", "from diffcache.host.levels import moved", "imports host (layer 2)"),
+        ("host", "from diffcache.schedulers import names", "imports schedulers (layer 2)"),
+        ("executor__planted", "import diffcache.profiling", "imports profiling (layer 5)"),
+        ("documents__budget", "from diffcache.schedulers import Planned", "imports schedulers (layer 2)"),
         ("schedulers__planted", "from diffcache.planning import plan", "imports planning (layer 3)"),
-        ("planning", "from diffcache.profiling import fit", "imports profiling (layer 4)"),
+        ("planning", "from diffcache.profiling.fitting import fit", "imports profiling (layer 5)"),
         ("assets__planted", "from diffcache.eval import fid", "imports eval (layer 6)"),
-        ("estimates", "from diffcache.demo import run_demo", "imports demo (layer 7)"),
-        ("profiling__planted", "from diffcache.estimates import Estimate", "imports estimates (layer 5)"),
-        ("executor", "from diffcache._registry import load\nload('diffcache.eval', 'fid')", "imports eval (layer 6)"),
-        ("assets__planted", "from diffcache.schedule import CacheSchedule", "not for this room"),
-        ("kernels__planted__op", "from diffcache.sites import Site", "not for this room"),
-        ("executor__criteria__planted", "from diffcache.executor.state import State", "not for executor/criteria"),
-        ("executor__criteria__planted", "from diffcache.executor import online", "not for executor/criteria"),
-        ("executor__criteria__planted", "import diffcache.executor", "not for executor/criteria"),
-        ("executor__criteria__planted", "def f():\n    from diffcache import host", "not for executor/criteria"),
+        ("executor__cost", "from diffcache.demo import run_demo", "imports demo (layer 7)"),
+        ("executor", "from diffcache.registry import load\nload('diffcache.eval', 'fid')", "imports eval (layer 6)"),
+        ("assets__planted", "from diffcache.documents.schedule import CacheSchedule", "this package may not import"),
+        ("kernels__planted__op", "from diffcache.documents.sites import Site", "this package may not import"),
+        ("executor__criteria__planted", "from diffcache.executor.state import State", "may not import. See PLUG_INS"),
+        ("executor__criteria__planted", "from diffcache.executor import watch", "may not import. See PLUG_INS"),
+        ("executor__criteria__planted", "import diffcache.executor", "may not import. See PLUG_INS"),
+        ("executor__criteria__planted", "def f():\n    from diffcache import host", "may not import. See PLUG_INS"),
+        ("profiling__replay__planted", "from diffcache.profiling.fitting.fit import fit", "replay comes before it"),
+        ("profiling__recording__planted", "from diffcache.profiling import replay", "recording comes before it"),
+        ("profiling__fitting__planted", "from diffcache.profiling import measure", "fitting comes before it"),
+        ("profiling__drawer__planted", "", "folder 'drawer' has no place"),
         ("executor", "from .schedule import CacheSchedule", "relative import"),
-        ("pastimes", "", "room 'pastimes' has no layer. Write it into LAYERS"),
-        ("pastimes__chess", "import numpy", "room 'pastimes' has no layer. Write it into LAYERS"),
+        ("pastimes", "", "package 'pastimes' has no layer. Add it to LAYERS"),
+        ("pastimes__chess", "import numpy", "package 'pastimes' has no layer. Add it to LAYERS"),
         ("api", "from diffcache.pastimes import chess", "imports 'pastimes', which has no layer"),
     ],
 )
@@ -240,19 +237,21 @@ def test_a_planted_import_is_heard_of(copy: Path, file: str, code: str, words: s
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
     ],
 )
-@pytest.mark.parametrize("file", ["schedulers__planted", "schedule", "profile", "planning"])
-def test_torch_or_diffusers_planted_into_a_light_room_is_heard_of(copy: Path, file: str, code: str) -> None:
+@pytest.mark.parametrize(
+    "file", ["schedulers__planted", "documents__schedule", "simulation__runs", "planning__planner"]
+)
+def test_torch_or_diffusers_planted_into_a_light_package_is_heard_of(copy: Path, file: str, code: str) -> None:
     assert "must stay without" in heard(copy, **{file: code})
 
 
-def test_torch_behind_another_room_is_heard_of(copy: Path) -> None:
-    words = heard(copy, schedulers__planted="import diffcache._settings", _settings="import torch")
-    assert "schedulers must stay without torch, and reaches it: schedulers -> _settings -> torch" in words
+def test_torch_behind_another_package_is_heard_of(copy: Path) -> None:
+    words = heard(copy, schedulers__planted="import diffcache.text", text="import torch")
+    assert "schedulers must stay without torch, and reaches it: schedulers -> text -> torch" in words
 
 
 def test_two_packages_that_import_each_other_are_reported(copy: Path) -> None:
-    words = heard(copy, demo="import diffcache.cli", cli="def main():\n    import diffcache.demo")
-    assert "rooms need each other" in words
+    words = heard(copy, documents__planted="import diffcache.simulation")
+    assert "packages need each other" in words
 
 
 @pytest.mark.parametrize(
@@ -260,16 +259,18 @@ def test_two_packages_that_import_each_other_are_reported(copy: Path) -> None:
     [
         (
             "schedulers__planted",
-            "import numpy\nfrom diffcache.schedule import CacheSchedule\nfrom diffcache import errors",
+            "import numpy\nfrom diffcache.documents.schedule import CacheSchedule\nfrom diffcache import errors",
         ),
-        ("predictors__planted", "import torch\nfrom diffcache.errors import BadOption"),
-        ("executor", "from diffcache._registry import load\nload('diffcache.predictors', 'hold')"),
+        ("kernels__planted", "import torch\nfrom diffcache.errors import BadOption"),
+        ("profiling__fitting__planted", "from diffcache.profiling.replay.replay import Replay"),
+        ("profiling__planted", "from diffcache.profiling.calibration.search import Search"),
+        ("executor", "from diffcache.registry import load\nload('diffcache.executor.criteria', 'drift')"),
         ("executor", "import logging\nlogging.getLogger('diffcache.cli')"),
         ("eval__planted", "from diffcache import api\nimport scipy"),
         ("cli", "from diffcache.demo import run"),
         (
             "executor__criteria__planted",
-            "from diffcache.executor.criteria import About\nfrom diffcache.store import Store\nimport torch",
+            "from diffcache.executor.criteria import About\nfrom diffcache.executor.store import Store\nimport torch",
         ),
         ("executor", "from diffcache.executor.criteria import About"),
     ],

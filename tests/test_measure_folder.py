@@ -12,9 +12,10 @@ import pytest
 import torch
 from pipelines import TINY, shared
 
-from diffcache import _container, measure
+from diffcache import measure
+from diffcache.documents import container
 from diffcache.errors import DocumentError
-from diffcache.profiling.resume import ABOUT
+from diffcache.profiling.measuring.resume import ABOUT
 
 Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -48,10 +49,10 @@ def laid(files: dict[str, bytes], folder: Path) -> tuple[Path, Path]:
 
 
 def forge(file: Path, edit: Callable[[Tree, Arrays], object]) -> None:
-    tree, arrays = _container.unpack("x", file.read_bytes())
+    tree, arrays = container.unpack("x", file.read_bytes())
     arrays = {name: array.copy() for name, array in arrays.items()}
     edit(tree, arrays)
-    file.write_bytes(_container.pack("x", tree, arrays))
+    file.write_bytes(container.pack("x", tree, arrays))
 
 
 def test_what_is_whole_is_taken(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

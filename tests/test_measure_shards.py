@@ -18,11 +18,11 @@ from pipelines import TINY, fresh, shared
 from processes import in_processes
 
 from diffcache import measure
+from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption, DocumentError
 from diffcache.patch import layer
-from diffcache.profile import Profile
-from diffcache.profiling.resume import ABOUT
-from diffcache.profiling.shards import all_shares
+from diffcache.profiling.measuring.resume import ABOUT
+from diffcache.profiling.recording.shards import all_shares
 
 SITES = "stack,block"
 TESTS = Path(__file__).parent
@@ -285,7 +285,7 @@ torch.set_num_threads(1)
 from pipelines import shared
 from test_measure_shards import calls
 from diffcache import measure
-from diffcache.profiling.shards import all_shares
+from diffcache.profiling.recording.shards import all_shares
 for n in range(20):  # the group is made and taken down each time
     assert all_shares(lambda rank, size: bytes([rank, n])) == [bytes([rank, n]) for rank in range(2)]
 for _ in range(2):

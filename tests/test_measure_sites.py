@@ -21,14 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import diffcache
 from diffcache import measure
-from diffcache.adapters import find_sites
+from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.host.structure import find_sites
 from diffcache.patch import Layers, layer
-from diffcache.profile import Profile, SiteProfile
-from diffcache.profiling import observe, places
-from diffcache.profiling import record as recording
-from diffcache.profiling.influence import MOST_RUNS, steps_to_measure
-from diffcache.profiling.places import few, granularities, main_output
+from diffcache.profiling.measuring.influence import MOST_RUNS, steps_to_measure
+from diffcache.profiling.recording import measured_sites, observe
+from diffcache.profiling.recording import record as recording
+from diffcache.profiling.recording.measured_sites import few, granularities, main_output
 
 EVERYTHING = "stack,block,sublayer"
 
@@ -183,7 +183,7 @@ def test_measuring_inside_a_site_does_not_make_the_model_slower(monkeypatch: pyt
         time.sleep(0.01)
         return few(*args)
 
-    monkeypatch.setattr("diffcache.profiling.observe.few", slow)
+    monkeypatch.setattr("diffcache.profiling.recording.observe.few", slow)
     found = measure(pipe, calls("flux", pipe)[:1], sites="block", influence=False)
     assert sites_of(found)["model"].seconds < 0.05  # five blocks, two looks at each
     assert found.seconds < 6 * 0.05
@@ -261,8 +261,8 @@ def test_influence_is_left_out_where_it_is_not_asked_for() -> None:
 
 
 def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "ELEMENTS", 35)
-    places._chosen.cache_clear()
+    monkeypatch.setattr(measured_sites, "ELEMENTS", 35)
+    measured_sites._chosen.cache_clear()
     ids = torch.arange(40.0)
     tensor = ids[None, :, None] + torch.zeros(2, 40, 10)
     kept = few(tensor, 2)
@@ -272,7 +272,7 @@ def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.Mon
     assert tokens.tolist() == sorted(set(tokens.tolist()))
     assert torch.equal(kept, tokens[None, :, None].expand(2, 3, 10))  # all channels, the same of both samples
     assert torch.equal(few(tensor + 100, 2), kept + 100)  # type: ignore[arg-type]
-    places._chosen.cache_clear()  # as in another process, whatever has been drawn there
+    measured_sites._chosen.cache_clear()  # as in another process, whatever has been drawn there
     torch.randn(3)
     assert torch.equal(few(tensor, 2), kept)  # type: ignore[arg-type]
     picture = few(tensor.movedim(2, 1).reshape(2, 10, 8, 5), 2)
@@ -284,7 +284,7 @@ def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.Mon
     frames = few(torch.arange(12.0).reshape(4, 3, 1), 2)  # each sample is two rows
     assert frames is not None
     assert frames[:, :, 0].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    places._chosen.cache_clear()
+    measured_sites._chosen.cache_clear()
 
 
 def test_what_is_handed_on_is_kept_once_unless_somebody_writes_into_it() -> None:
@@ -350,14 +350,14 @@ def test_memory_is_used_again() -> None:
 
 def test_tables_are_of_the_tokens_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, site = shared("dit"), "block:transformer_blocks.1"
-    monkeypatch.setattr(places, "ELEMENTS", 200)
-    places._chosen.cache_clear()
+    monkeypatch.setattr(measured_sites, "ELEMENTS", 200)
+    measured_sites._chosen.cache_clear()
     found = sites_of(measure(pipe, calls("dit", pipe), sites="block", influence=False))[site]
     chosen = few(torch.arange(16.0)[None, :, None] + torch.zeros(1, 16, denoiser_of("dit").inner_dim), 1)
     assert chosen is not None
     tokens = chosen[0, :, 0].int().tolist()
     assert 1 < len(tokens) < 16
-    places._chosen.cache_clear()
+    measured_sites._chosen.cache_clear()
     given, made = [], []
     for call in calls("dit", pipe):
         listener = Listener(find_sites(denoiser_of("dit"))[site][0])
@@ -403,7 +403,7 @@ def test_a_recording_is_dropped_once_it_has_told(monkeypatch: pytest.MonkeyPatch
             alive.extend(weakref.ref(t) for t in (step.result, *step.calls[0].outputs) if t is not None)
         return trajectory
 
-    monkeypatch.setattr(sys.modules["diffcache.profiling.measure"], "record", record)
+    monkeypatch.setattr(sys.modules["diffcache.profiling.measuring.measure"], "record", record)
     pipe = shared("flux")
     gc.collect()
     gc.disable()  # at once, not whenever cycles are looked for

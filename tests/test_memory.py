@@ -15,8 +15,8 @@ from probes import bound, hold, offered
 from torch import Tensor
 
 from diffcache import Budget, accelerated, estimate, measure, plan, report
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.schedule import SitePlan
 
 NAMES = ("flux", "sd3", "wan", "dit", "sdxl", "cogvideox", "stable_audio")
 PLACES = [(name, granularity) for name in NAMES for granularity in offered(shared(name))]

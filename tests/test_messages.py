@@ -19,6 +19,7 @@ from pipelines import TINY, fresh, run, with_scheduler
 from probes import bound, dicts, hold
 
 from diffcache import CacheSchedule, accelerate, accelerated, errors, report
+from diffcache.documents.schedule import DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 from diffcache.errors import (
     AcceleratedObjectCopied,
     AlreadyAccelerated,
@@ -30,7 +31,6 @@ from diffcache.errors import (
     UnsupportedModel,
 )
 from diffcache.executor import FailedOpen
-from diffcache.schedule import DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 from diffcache.schedulers import Rule
 
 CALL = TINY["flux"].call(None)
@@ -201,7 +201,7 @@ def files(pipe: Any, folder: Path) -> dict[str, tuple[bytes, list[str]]]:
         "torch.save": (pickled.read_bytes(), ["a zip archive, as torch.save writes", "Nothing in it was run"]),
         "weights": (weights.read_bytes(), ["weights or a LoRA"]),
         "huge header": ((2**62).to_bytes(8, "little") + b"{}", ["a header of"]),
-        "a byte changed": (good.replace(b"diffcache.schedule", b"diffcache.schedulx"), ["'format'"]),
+        "a byte changed": (good.replace(b"diffcache.documents.schedule", b"diffcache.schedulx"), ["'format'"]),
         "a later version": (good.replace(rb"\"version\":2", rb"\"version\":9"), ["'version'", "newer"]),
         "more steps": (
             good.replace(rb"\"steps\":6", rb"\"steps\":7"),

@@ -11,9 +11,9 @@ from probes import bound, hold
 from small_loop import MASK, loop, noise
 
 from diffcache import CacheSchedule, accelerate, accelerated, estimate, host, plan
-from diffcache._document import configurations
+from diffcache.documents.document import configurations
+from diffcache.documents.schedule import DenoiserPlan, NoiseSchedulerId
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
-from diffcache.schedule import DenoiserPlan, NoiseSchedulerId
 
 
 def known(pipe: object, schedule: CacheSchedule) -> CacheSchedule:

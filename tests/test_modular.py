@@ -28,7 +28,7 @@ from probes import bound, copied, hold, leaf_calls, names, offered
 from diffcache import accelerated, host, optimize, report
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen
-from diffcache.host import facts
+from diffcache.host import inspection
 
 PLACES = ("model", "stack", "block", "sublayer")
 EVERYWHERE = [(name, place) for name in MODULAR for place in (PLACES[:2] if name.startswith("sdxl") else PLACES)]
@@ -210,7 +210,7 @@ def test_pipelines_that_share_a_guider_are_told_apart() -> None:
         assert torch.equal(run(other, call), untouched)
         assert report(pipe).rows == fast
         assert report(pipe).runs == 1
-    assert not any(name in vars(guider) for name in facts.GUIDER_METHODS)
+    assert not any(name in vars(guider) for name in inspection.GUIDER_METHODS)
 
 
 def test_a_run_that_breaks_off_leaves_the_guider_as_it_was() -> None:
@@ -222,7 +222,7 @@ def test_a_run_that_breaks_off_leaves_the_guider_as_it_was() -> None:
         with pytest.raises(ZeroDivisionError):
             run(pipe, call)
         hook.remove()
-        assert not any(name in vars(pipe.guider) for name in facts.GUIDER_METHODS)
+        assert not any(name in vars(pipe.guider) for name in inspection.GUIDER_METHODS)
         assert not torch.equal(run(pipe, call), untouched)
         assert report(pipe).bytes_held == 0
     assert torch.equal(run(pipe, call), untouched)

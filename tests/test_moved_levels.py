@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.errors import ScheduleMismatch
-from diffcache.executor import grid
+from diffcache.executor import noise_levels
 from diffcache.schedulers.timestep_adjustment import moved
 
 REACH = np.array([1, 0.5, 1, 0.7, 1, 1])  # how far each of the six steps goes
@@ -346,7 +346,7 @@ def test_views_of_the_timesteps_are_no_copies(taken: Callable[[Tensor], Any], mo
     pipe = loop(scheduler)
     pipe.taken, pipe.times = taken, 2
     schedule = schedule_for(pipe, sigmas, timesteps=scheduler.timesteps.double().numpy())
-    monkeypatch.setattr(grid, "float", lambda _: pytest.fail("a device was read"), raising=False)
+    monkeypatch.setattr(noise_levels, "float", lambda _: pytest.fail("a device was read"), raising=False)
     with accelerated(pipe, schedule):
         pipe()
     np.testing.assert_allclose(pipe.transformer.seen, [*sigmas[:-1] * 1000] * 2, rtol=1e-6)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import diffcache
 from diffcache import CacheSchedule, accelerate, accelerated, report
+from diffcache.documents.schedule import DenoiserPlan, Guidance, SitePlan
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor import FailedOpen, notices
-from diffcache.schedule import DenoiserPlan, Guidance, SitePlan
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffcache.executor.FailedOpen")
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ from calibrated import calibration, calls, final_states
 from pipelines import fresh, with_scheduler
 
 from diffcache import accelerated
-from diffcache.levels import CannotFollow
-from diffcache.profiling import calibration as calibrating
-from diffcache.profiling.fit import Fit, fit, psnr_db, run
-from diffcache.profiling.search import NUDGE, NUDGE_PAYS_DB, Search
-from diffcache.profiling.warp import Movable, warped
+from diffcache.host.levels import CannotFollow
+from diffcache.profiling.calibration import calibration as calibrating
+from diffcache.profiling.calibration.search import NUDGE, NUDGE_PAYS_DB, Search
+from diffcache.profiling.fitting.fit import Fit, fit, psnr_db, run
+from diffcache.profiling.replay.warp import Movable, warped
 from diffcache.schedulers.uniform import evenly
 
 # Euler, second-order multistep, on tables of training steps and without; a ControlNet, which is told the time as well

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffcache import accelerated, report
 from diffcache.executor import FailedOpen
-from diffcache.executor.online import Watch
+from diffcache.executor.watch import Watch
 
 # --- where nothing may be skipped ------------------------------------------------------------------------------------
 

@@ -20,13 +20,13 @@ from pipelines import TINY, run, shared
 from torch import Tensor, nn
 
 from diffcache import accelerated, report
-from diffcache.adapters import find_sites
-from diffcache.executor.online import Verdict, Watch
-from diffcache.executor.streams import Inputs, reader
+from diffcache.documents.schedule import Online
+from diffcache.executor.pairing import Inputs, reader
+from diffcache.executor.report import Report
+from diffcache.executor.store import Store
+from diffcache.executor.watch import Verdict, Watch
+from diffcache.host.structure import find_sites
 from diffcache.patch import layer
-from diffcache.reports import Report
-from diffcache.schedule import Online
-from diffcache.store import Store
 
 # --- what is recorded beside a run -----------------------------------------------------------------------------------
 

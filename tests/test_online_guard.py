@@ -13,9 +13,9 @@ from pipelines import TINY, shared
 from probes import BRANCHES
 
 from diffcache import CacheSchedule
-from diffcache.schedule import DenoiserPlan
+from diffcache.documents.schedule import DenoiserPlan
+from diffcache.executor.store import Anchor, Output, signature
 from diffcache.schedulers.taylorseer import extrapolated
-from diffcache.store import Anchor, Output, signature
 
 
 def guarded(pipe: Any, limit: float | Sequence[float], mask: str = "##..#..#....") -> CacheSchedule:
@@ -79,7 +79,7 @@ def test_a_guard_computes_where_the_input_has_moved_too_far_and_only_there() -> 
 
 
 def test_a_guarded_output_that_became_an_anchor_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffcache.executor import decide
+    from diffcache.executor import site as decide
 
     keep = decide.keep
 

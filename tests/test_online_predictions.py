@@ -20,12 +20,12 @@ from probes import BRANCHES, leaf_calls
 from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, assets, report
-from diffcache.adapters import find_sites
+from diffcache.documents.schedule import DenoiserPlan
 from diffcache.executor import FailedOpen
 from diffcache.executor.criteria import first_block
-from diffcache.executor.streams import MAIN, Inputs, pair, reader
-from diffcache.schedule import DenoiserPlan
-from diffcache.store import Store
+from diffcache.executor.pairing import MAIN, Inputs, pair, reader
+from diffcache.executor.store import Store
+from diffcache.host.structure import find_sites
 
 # --- the same as diffusers' own FirstBlockCache ----------------------------------------------------------------------
 
@@ -118,8 +118,8 @@ def test_a_residual_compared_with_the_step_before_would_be_noticed(monkeypatch: 
 
 
 def test_a_text_stream_that_is_not_moved_along_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffcache.executor import decide
-    from diffcache.executor.streams import alone
+    from diffcache.executor import site as decide
+    from diffcache.executor.pairing import alone
 
     monkeypatch.setattr(decide, "pair", lambda inputs, outputs, flow, **kwargs: alone(inputs.main, outputs))
     with pytest.raises(AssertionError):

@@ -14,16 +14,16 @@ from calibrated import BATCH, CALLS, calibration, calls, final_states
 from pipelines import STEPS, TINY, shared
 
 import diffcache
-from diffcache.budget import Budget
+from diffcache.documents.budget import Budget
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
-from diffcache.optimizing import optimize
 from diffcache.profiling import Calibration
-from diffcache.profiling import calibration as calibrating
-from diffcache.profiling import search as searching
-from diffcache.profiling.fit import ANCHORS, Fit, fit, run
-from diffcache.profiling.promise import JUDGING_SHARE
-from diffcache.profiling.warp import Movable
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.profiling.calibration import calibration as calibrating
+from diffcache.profiling.calibration import search as searching
+from diffcache.profiling.calibration.optimizing import optimize
+from diffcache.profiling.fitting.fit import ANCHORS, Fit, fit, run
+from diffcache.profiling.fitting.promise import JUDGING_SHARE
+from diffcache.profiling.replay.warp import Movable
 from diffcache.schedulers.uniform import evenly
 
 SEARCH = 0.1  # seconds; a search may only better what it starts from

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from documents import STEPS, hold, mask, profile, schedule, site
 
+from diffcache.documents.profile import DenoiserProfile, Profile
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
 from diffcache.errors import BadOption
-from diffcache.profile import DenoiserProfile, Profile
-from diffcache.schedule import CacheSchedule, DenoiserPlan
 
 pytest.importorskip("matplotlib")
 
-from diffcache import plots
+from diffcache.planning import plots
 
 BLOCKS = [f"block:blocks.{n}" for n in range(11)]
 

@@ -23,8 +23,8 @@ import diffcache
 from diffcache import host
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption, ScheduleMismatch, UnsupportedModel
 from diffcache.eval.methods import baselines
+from diffcache.eval.timed_run import watched
 from diffcache.eval.trials import Trials, wilson
-from diffcache.eval.watch import watched
 from diffcache.host.policies import FAMILIES
 
 DOCUMENT = (Path(__file__).parents[1] / "docs/policies.md").read_text()

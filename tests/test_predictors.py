@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcache.predictors import predict
+from diffcache.executor.equation import predict
 
 SHAPES = [(1, 1), (3, 5, 7), (2, 4, 3, 5)]
 KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from diffcache.documents.profile import DenoiserProfile, KeptProfile, Profile
+from diffcache.documents.schedule import CacheSchedule, Guidance
 from diffcache.errors import DocumentError
-from diffcache.profile import DenoiserProfile, KeptProfile, Profile
-from diffcache.schedule import CacheSchedule, Guidance
 
 OUTPUTS = np.random.default_rng(1).normal(size=(1, STEPS, 4))
 
@@ -73,9 +73,9 @@ def test_the_smallest_difference_makes_profiles_unequal(changes: dict[str, Any])
 
 
 def test_a_profile_is_no_schedule(tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match=r"found 'diffcache.profile'"):
+    with pytest.raises(DocumentError, match=r"found 'diffcache.documents.profile'"):
         CacheSchedule.load(profile().save(tmp_path / "profile.safetensors"))
-    with pytest.raises(DocumentError, match=r"found 'diffcache.schedule'"):
+    with pytest.raises(DocumentError, match=r"found 'diffcache.documents.schedule'"):
         Profile.load(schedule().save(tmp_path / "schedule.safetensors"))
     assert profile() != schedule()
 

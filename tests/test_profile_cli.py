@@ -18,8 +18,8 @@ from diffcache import assets, cli
 from diffcache.cli import _samples
 from diffcache.cli._calls import calls_of, seeds_of
 from diffcache.cli._models import Loaded
+from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption, UnknownName
-from diffcache.profile import Profile
 
 
 @pytest.fixture

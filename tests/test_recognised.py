@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 import diffcache
 from diffcache import evaluate, host, measure
-from diffcache._digest import NoDigestError
-from diffcache._tensor_hash import BLOCK, tensor_hash
 from diffcache.errors import BadOption
 from diffcache.eval.extractors import custom
 from diffcache.eval.methods import Method, fewer_steps, ours
 from diffcache.eval.metrics import class_accuracy, scorer
-from diffcache.eval.parts import Folder
-from diffcache.eval.running import Judges
+from diffcache.eval.runner import Judges
+from diffcache.eval.saved_parts import Folder
 from diffcache.eval.trials import Trials
+from diffcache.host.digest import NoDigestError
+from diffcache.host.tensor_hash import BLOCK, tensor_hash
 
 TESTS = Path(__file__).parent
 

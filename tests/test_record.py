@@ -15,7 +15,7 @@ import diffcache
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
 from diffcache.patch import Layers
 from diffcache.profiling import Calibration
-from diffcache.profiling.record import Trajectory, frozen, record, record_all
+from diffcache.profiling.recording.record import Trajectory, frozen, record, record_all
 
 SOME = ("flux", "flux_img2img", "sd3_heun", "wan22", "dit", "sd15", "ddpm")
 

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from diffcache._registry import load, names
 from diffcache.errors import UnknownName
+from diffcache.registry import load, names
 
 ROOM = "house_of_tests.schedulers"
 

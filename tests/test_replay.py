@@ -15,10 +15,11 @@ from pipelines import TINY, fresh, shared
 from torch import Tensor
 
 import diffcache
-from diffcache.profiling import Calibration, fit
-from diffcache.profiling.record import record
-from diffcache.profiling.replay import NotReplayable, Replay, _fork
-from diffcache.schedule import SitePlan
+from diffcache.documents.schedule import SitePlan
+from diffcache.profiling import Calibration
+from diffcache.profiling.fitting import fit
+from diffcache.profiling.recording.record import record
+from diffcache.profiling.replay.replay import NotReplayable, Replay, _fork
 from diffcache.schedulers.uniform import evenly
 
 OUTPUT_ONLY = {

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffcache
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
-from diffcache.optimizing import final_states
-from diffcache.profiling.fit import psnr_db
-from diffcache.resampling import Resampled, resampled
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.planning.resampling import Resampled, resampled
+from diffcache.profiling.calibration.optimizing import final_states
+from diffcache.profiling.fitting.fit import psnr_db
 
 
 def made(text: str, **more: np.ndarray) -> CacheSchedule:

@@ -18,9 +18,8 @@ from documents import STEPS, forge, hold, mask, online, profile, schedule, sched
 from hypothesis import HealthCheck, given, settings
 from scipy.stats import t as student_t
 
-from diffcache.errors import DocumentError
-from diffcache.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.schedule import (
+from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
+from diffcache.documents.schedule import (
     CacheSchedule,
     DenoiserPlan,
     Expected,
@@ -30,6 +29,7 @@ from diffcache.schedule import (
     SitePlan,
     decibels,
 )
+from diffcache.errors import DocumentError
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,7 +125,7 @@ def test_minus_zero_is_zero() -> None:
 
 def test_the_digest_does_not_depend_on_the_library_that_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     data, digest = schedule().to_bytes(), schedule().digest()
-    monkeypatch.setattr("diffcache._document.version_of", lambda package: "99.0")
+    monkeypatch.setattr("diffcache.documents.document.version_of", lambda package: "99.0")
     assert schedule().digest() == digest
     assert schedule().to_bytes() != data
     assert CacheSchedule.from_bytes(schedule().to_bytes()) == CacheSchedule.from_bytes(data)

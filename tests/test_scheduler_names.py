@@ -9,11 +9,11 @@ import pytest
 from commands import command_of
 from test_schedulers_contract import NEEDS_MORE, measurement, only
 
-from diffcache import _registry, planning, schedulers
+from diffcache import planning, registry, schedulers
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import UnknownName
-from diffcache.schedule import CacheSchedule
 
-MODULES = _registry.modules(schedulers.__name__)
+MODULES = registry.modules(schedulers.__name__)
 ALIASES = [(old, name, options) for name, m in MODULES.items() for old, options in getattr(m, "ALIASES", {}).items()]
 PAPERS = (
     *("smoothcache", "ertacache", "magcache", "cachequant", "bac", "lemica", "meancache", "dpcache", "teacache"),

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcache import planning
+from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
-from diffcache.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.schedulers.allocate import at_price, errors, plan, within
 
 STEPS = 6

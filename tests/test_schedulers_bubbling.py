@@ -11,8 +11,8 @@ from documents import DIGEST, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffcache.documents.profile import DenoiserProfile, Profile
 from diffcache.errors import BadOption
-from diffcache.profile import DenoiserProfile, Profile
 from diffcache.schedulers._sites import Place, feeds_forward, in_order, place
 from diffcache.schedulers.bac import bubbled, downstream, plan
 

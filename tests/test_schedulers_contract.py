@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from documents import DIGEST, site
 
-from diffcache import _registry, schedulers
-from diffcache.budget import Budget
+from diffcache import registry, schedulers
+from diffcache.documents.budget import Budget
+from diffcache.documents.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
+from diffcache.documents.schedule import CacheSchedule, Guidance, NoiseSchedulerId
 from diffcache.errors import BadOption
 from diffcache.planning import available, cache_bytes, plan
-from diffcache.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
-from diffcache.schedule import CacheSchedule, Guidance, NoiseSchedulerId
 from diffcache.schedulers import Planned
 
 STEPS, SAMPLES, WIDTH = 16, 3, 12
@@ -145,7 +145,7 @@ def made(spec: str, budget: float) -> CacheSchedule:
 def test_it_says_where_it_comes_from_and_in_one_line_what_it_does(name: str) -> None:
     (described,) = [s for s in available() if s.name == name]
     assert described.source.strip()
-    first, *rest = (_registry.load(schedulers.__name__, name).__doc__ or "").strip().split("\n")
+    first, *rest = (registry.load(schedulers.__name__, name).__doc__ or "").strip().split("\n")
     assert first.endswith(".")
     assert not rest or not rest[0], "one line, then an empty one"
     assert described.summary == first

@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as hnp
 from pipelines import TINY, run, shared
 
 from diffcache import accelerated, measure, report
+from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
+from diffcache.documents.schedule import Guidance
 from diffcache.errors import BadOption
 from diffcache.planning import plan as planned
-from diffcache.profile import DenoiserProfile, Profile, SiteProfile
-from diffcache.schedule import Guidance
 from diffcache.schedulers import easycache, firstblockcache, teacache
 
 STEPS = 9

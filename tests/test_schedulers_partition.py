@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from diffcache import planning
+from diffcache.documents.profile import DenoiserProfile, Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import DenoiserProfile, Profile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Planned, bac, cachequant, function
 from diffcache.schedulers._cuts import Cheapest, anchored, demand_room, following
 from diffcache.schedulers._partition import bounds
-from diffcache.schedulers._simulation import Simulator
 from diffcache.schedulers.uniform import reuse
+from diffcache.simulation.simulator import Simulator
 
 
 def plan(found: Profile, computed_steps: float, kind: str = "cachequant", **options: Any) -> Planned:

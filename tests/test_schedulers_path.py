@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from diffcache.documents.profile import DenoiserProfile, Dynamics, Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning import expected
-from diffcache.profile import DenoiserProfile, Dynamics, Profile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Grid, Planned, function
 from diffcache.schedulers._cuts import Cheapest, cheapest_pairs, following, mildest
 from diffcache.schedulers._path import newest
-from diffcache.schedulers._runs import forecast, influence, missed, reused, times
-from diffcache.schedulers._simulation import Simulator
 from diffcache.schedulers.dpcache import local_forecast
 from diffcache.schedulers.meancache import _local, continued, mean_velocity, unfolded
 from diffcache.schedulers.taylorseer import extrapolation
 from diffcache.schedulers.uniform import evenly, reuse
+from diffcache.simulation.runs import forecast, influence, missed, reused, times
+from diffcache.simulation.simulator import Simulator
 
 
 def plan(found: Profile, computed_steps: float, kind: str = "lemica", **options: Any) -> Planned:

@@ -18,10 +18,11 @@ from documents import DIGEST, profile, site
 from probes import leaf_calls
 from torch import Tensor
 
-from diffcache import accelerated, assets, planning, report, routers_file
-from diffcache.adapters import find_sites
+from diffcache import accelerated, assets, planning, report
+from diffcache.documents.profile import DenoiserProfile, Profile
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
-from diffcache.profile import DenoiserProfile, Profile
+from diffcache.host.structure import find_sites
+from diffcache.profiling import router_file
 from diffcache.schedulers._router import Router
 from diffcache.schedulers.learning_to_cache import plan
 
@@ -66,7 +67,7 @@ def above(rows: Tensor) -> np.ndarray:
 
 
 def test_a_router_of_harmonica_is_its_table_from_the_noisiest_step_on(harmonica: Path) -> None:
-    router = routers_file.read(harmonica)
+    router = router_file.read(harmonica)
     rows = probs()
     rows[LAST] = 5.0
     assert (router.compute == above(rows)[::-1]).all()
@@ -76,7 +77,7 @@ def test_a_router_of_harmonica_is_its_table_from_the_noisiest_step_on(harmonica:
 
 def test_a_router_of_learning_to_cache_is_used_at_every_second_step(l2c: Path) -> None:
     """Index 5 runs first, in full; index 4 is routed; and so on down to index 0, the cleanest, which is routed."""
-    router = routers_file.read(l2c)
+    router = router_file.read(l2c)
     rows = above(probs(1))
     for run in range(STEPS):
         index = LAST - run
@@ -86,7 +87,7 @@ def test_a_router_of_learning_to_cache_is_used_at_every_second_step(l2c: Path) -
 
 def test_with_an_odd_number_of_steps_the_first_one_runs_in_full_all_the_same(tmp_path: Path) -> None:
     path = saved(tmp_path / "odd.pt", content(probs(1, steps=5)))
-    router = routers_file.read(path)
+    router = router_file.read(path)
     assert router.compute[0].all()
     assert (router.compute[2] == above(probs(1, steps=5))[2]).all()
     assert router.compute[1].all()
@@ -95,25 +96,25 @@ def test_with_an_odd_number_of_steps_the_first_one_runs_in_full_all_the_same(tmp
 def test_what_kind_it_is_shows_in_the_arguments_or_in_the_frozen_row_or_is_said(tmp_path: Path) -> None:
     rows = probs()
     by_args = saved(tmp_path / "a.pt", content(rows, lambda_c=500))
-    assert "harmonica" in str(routers_file.read(by_args))
+    assert "harmonica" in str(router_file.read(by_args))
     bare = {"routers": content(rows)["routers"]}
-    assert "learning" in str(routers_file.read(saved(tmp_path / "b.pt", bare)))
-    assert "harmonica" in str(routers_file.read(tmp_path / "b.pt", kind="harmonica"))
+    assert "learning" in str(router_file.read(saved(tmp_path / "b.pt", bare)))
+    assert "harmonica" in str(router_file.read(tmp_path / "b.pt", kind="harmonica"))
     bare["routers"][f"{LAST}.prob"][:] = 5.0
-    assert "harmonica" in str(routers_file.read(saved(tmp_path / "c.pt", bare)))
-    assert "learning" in str(routers_file.read(tmp_path / "c.pt", kind="learning-to-cache"))
+    assert "harmonica" in str(router_file.read(saved(tmp_path / "c.pt", bare)))
+    assert "learning" in str(router_file.read(tmp_path / "c.pt", kind="learning-to-cache"))
 
 
 def test_the_threshold_can_be_another(harmonica: Path) -> None:
-    high, low = (routers_file.read(harmonica, threshold=t).compute for t in (0.5, 0.0))
-    assert high.sum() < routers_file.read(harmonica).compute.sum() < low.sum()
+    high, low = (router_file.read(harmonica, threshold=t).compute for t in (0.5, 0.0))
+    assert high.sum() < router_file.read(harmonica).compute.sum() < low.sum()
     assert low.all()
 
 
 def test_bfloat16_and_the_older_file_format_are_read_too(tmp_path: Path) -> None:
     value = content(probs().bfloat16())
     path = saved(tmp_path / "old.pt", value, _use_new_zipfile_serialization=False)
-    assert (routers_file.read(path).compute[1] == above(probs().bfloat16())[4]).all()
+    assert (router_file.read(path).compute[1] == above(probs().bfloat16())[4]).all()
 
 
 class Malicious:
@@ -130,7 +131,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, place: str, zipped: bool) -
     value = content(probs()) | {place: Malicious(tmp_path / "ran")}
     path = saved(tmp_path / "bad.pt", value, _use_new_zipfile_serialization=zipped)
     with pytest.raises(DocumentError, match=r"bad.pt: field 'file': asks for posix.mkdir. .*Nothing in it was run"):
-        routers_file.read(path)
+        router_file.read(path)
     assert not (tmp_path / "ran").exists()
     torch.load(path, weights_only=False)  # the trap works
     assert (tmp_path / "ran").exists()
@@ -139,7 +140,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, place: str, zipped: bool) -
 def test_reading_leaves_nothing_allowed_that_was_not(l2c: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
     assert argparse.Namespace not in before
-    routers_file.read(l2c)
+    router_file.read(l2c)
     assert set(torch.serialization.get_safe_globals()) == before
 
 
@@ -168,21 +169,21 @@ ROWS = content(probs())["routers"]
 )
 def test_what_is_no_router_is_refused(tmp_path: Path, value: Any, words: str) -> None:
     with pytest.raises(DocumentError, match=words):
-        routers_file.read(saved(tmp_path / "none.pt", value))
+        router_file.read(saved(tmp_path / "none.pt", value))
 
 
 def test_what_is_no_file_of_torch_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("routers")
     with pytest.raises(DocumentError, match="damaged, or no file of torch"):
-        routers_file.read(tmp_path / "text.pt")
+        router_file.read(tmp_path / "text.pt")
     with pytest.raises(DocumentError, match="no such file"):
-        routers_file.read(tmp_path / "nothing.pt")
+        router_file.read(tmp_path / "nothing.pt")
 
 
 @pytest.mark.parametrize("options", [{"kind": "other"}, {"threshold": 1.5}, {"threshold": -1}])
 def test_options_that_cannot_be_are_refused(l2c: Path, options: dict[str, Any]) -> None:
     with pytest.raises(BadOption, match=next(iter(options))):
-        routers_file.read(l2c, **options)
+        router_file.read(l2c, **options)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -294,9 +295,9 @@ def dit() -> Any:
 @pytest.mark.parametrize("kind", ["harmonica", "l2c"])
 def test_what_is_skipped_is_what_the_table_says(dit: Any, kind: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(kind)
-    router = routers_file.read(path)
+    router = router_file.read(path)
     call = dit.call(dit.subjects[:1], [0], steps=STEPS, output_type="latent")
-    with accelerated(dit.pipe, routers_file.schedule(path, dit.pipe)), leaf_calls(dit.pipe, ["transformer"]) as calls:
+    with accelerated(dit.pipe, router_file.schedule(path, dit.pipe)), leaf_calls(dit.pipe, ["transformer"]) as calls:
         with torch.no_grad():
             dit.pipe(**call)
         rows = {row.site: row for row in report(dit.pipe).rows}
@@ -315,9 +316,9 @@ def test_a_reused_site_hands_on_what_it_returned_at_its_last_step(dit: Any, harm
     handed: list[Tensor] = []
     feed_forward = dit.pipe.transformer.transformer_blocks[1].ff
     handle = feed_forward.register_forward_hook(lambda _module, _args, output: handed.append(output.clone()))
-    column = routers_file.read(harmonica).compute[:, 3]
+    column = router_file.read(harmonica).compute[:, 3]
     assert not column.all()
-    with accelerated(dit.pipe, routers_file.schedule(harmonica, dit.pipe)), torch.no_grad():
+    with accelerated(dit.pipe, router_file.schedule(harmonica, dit.pipe)), torch.no_grad():
         dit.pipe(**dit.call(dit.subjects[:1], [0], steps=STEPS, output_type="latent"))
     handle.remove()
     for i, output in enumerate(handed):
@@ -326,7 +327,7 @@ def test_a_reused_site_hands_on_what_it_returned_at_its_last_step(dit: Any, harm
 
 
 def test_the_schedule_is_for_this_network_and_this_grid_only(dit: Any, harmonica: Path) -> None:
-    schedule = routers_file.schedule(harmonica, dit.pipe)
+    schedule = router_file.schedule(harmonica, dit.pipe)
     assert schedule.steps == STEPS
     assert schedule.denoisers["transformer"].config_digest is not None
     assert schedule.noise_scheduler is not None
@@ -339,7 +340,7 @@ def test_the_schedule_is_for_this_network_and_this_grid_only(dit: Any, harmonica
 def test_a_router_of_another_depth_is_refused(dit: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / "deep.pt", content(probs(depth=28)))
     with pytest.raises(BadOption, match=r"of this network: 10, where the router has 56 for 28 blocks"):
-        routers_file.schedule(path, dit.pipe)
+        router_file.schedule(path, dit.pipe)
 
 
 def test_a_noise_scheduler_that_takes_more_steps_than_asked_for_is_refused(dit: Any, harmonica: Path) -> None:
@@ -349,15 +350,15 @@ def test_a_noise_scheduler_that_takes_more_steps_than_asked_for_is_refused(dit: 
     dit.pipe.scheduler = PNDMScheduler.from_config(before.config)
     try:
         with pytest.raises(ScheduleMismatch, match="trained for 6 steps; asked for these, PNDMScheduler takes"):
-            routers_file.schedule(harmonica, dit.pipe)
+            router_file.schedule(harmonica, dit.pipe)
     finally:
         dit.pipe.scheduler = before
 
 
 def test_the_pipeline_and_the_profile_give_the_same_decisions(dit: Any, harmonica: Path) -> None:
-    router = routers_file.read(harmonica)
+    router = router_file.read(harmonica)
     from_profile = planning.plan(measured(), "routers", 6, file=router).denoisers["transformer"]
-    from_pipe = routers_file.schedule(harmonica, dit.pipe).denoisers["transformer"]
+    from_pipe = router_file.schedule(harmonica, dit.pipe).denoisers["transformer"]
     apart = {"config_digest": None, "called": None}  # a profile says at which steps the denoiser is called
     assert dataclasses.replace(from_profile, **apart) == dataclasses.replace(from_pipe, **apart)
     assert set(from_pipe.sites) == {s for s in find_sites(dit.pipe.transformer) if s.startswith("sublayer:")}
@@ -380,7 +381,7 @@ LONG = b"c" + b"a" * 50_000 + b"\n" + b"b" * 50_000 + b"\n."  # asks for a class
         (LONG, "no file of torch.save"),
         (b"c" * 100_000, "no file of torch.save"),
         (_archive(b"\x80\x02" + LONG), "names of up to 200 letters"),
-        (routers_file.OLDER + b"\x80\x02M\xe9\x03." + b"\x80\x02" + LONG, "names of up to 200 letters"),
+        (router_file.OLDER + b"\x80\x02M\xe9\x03." + b"\x80\x02" + LONG, "names of up to 200 letters"),
         (_archive(bytes(10_000), zipfile.ZIP_DEFLATED), "a compressed archive"),
         (_archive(b"\x80\x05\x96" + (10**11).to_bytes(8, "little")), "damaged"),
     ],
@@ -392,4 +393,4 @@ def test_a_hostile_file_is_refused_before_torch_sees_it(
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch saw it"))
     (tmp_path / "r.pt").write_bytes(data)
     with pytest.raises(DocumentError, match=words):
-        routers_file.read(tmp_path / "r.pt")
+        router_file.read(tmp_path / "r.pt")

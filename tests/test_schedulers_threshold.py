@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
-from diffcache.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.schedulers import Planned, function
 from diffcache.schedulers._threshold import CANDIDATES, candidates, walks
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffcache import planning
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import NoiseSchedulerId, SitePlan
 from diffcache.errors import BadOption, UnknownName
-from diffcache.profile import Profile
-from diffcache.schedule import NoiseSchedulerId, SitePlan
 from diffcache.schedulers import Planned, timestep_adjustment
 from diffcache.schedulers.timestep_adjustment import factors, moved, plan
 from diffcache.schedulers.uniform import evenly, reuse

@@ -14,9 +14,9 @@ import pytest
 from calibrated import calibration
 
 from diffcache.errors import BadOption
-from diffcache.profiling import search as searching
-from diffcache.profiling.fit import Fit, fit, run
-from diffcache.profiling.search import FITS, Search
+from diffcache.profiling.calibration import search as searching
+from diffcache.profiling.calibration.search import FITS, Search
+from diffcache.profiling.fitting.fit import Fit, fit, run
 from diffcache.schedulers.closed_loop import shifts
 from diffcache.schedulers.uniform import evenly
 

@@ -17,13 +17,13 @@ from pipelines import TINY, run, shared
 from test_planning import BYTES, measurement
 
 from diffcache import Budget, accelerated, measure, plan, report
+from diffcache.documents.profile import DenoiserProfile, KeptProfile, Profile, SiteProfile
+from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption
 from diffcache.kernels import FORMATS, pack, unpack
 from diffcache.planning import cache_bytes
-from diffcache.profile import DenoiserProfile, KeptProfile, Profile, SiteProfile
-from diffcache.schedule import CacheSchedule, SitePlan
+from diffcache.planning.storage import within
 from diffcache.schedulers import Planned
-from diffcache.schedulers._storage import within
 
 EVERY = ("bf16", "int8", "fp8", "int4")
 STEPS = 8

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from diffcache.cli.show import table
+from diffcache.documents.schedule import SitePlan
 from diffcache.executor.program import compile_plan
-from diffcache.schedule import SitePlan
-from diffcache.schedulers._storage import held
-from diffcache.store import Anchor, Output, Store, all_finite, signature
+from diffcache.executor.store import Anchor, Output, Store, all_finite, signature
+from diffcache.planning.storage import held
 
 
 def anchor(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, x: tuple[int, ...] | None = None) -> Anchor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from diffcache._text import markdown, printable
 from diffcache.errors import BadOption, DiffCacheError, DocumentError, ScheduleMismatch, UnknownName
+from diffcache.text import markdown, printable
 
 HOSTILE = "a\x1b[31mred\x1b[0m\nerror: forged\rline\u202egnp\x07\x9b2J\u2028next\ud800"
 

@@ -16,7 +16,7 @@ import diffcache
 from diffcache import host
 from diffcache.eval import metrics
 from diffcache.eval.methods import baselines
-from diffcache.eval.running import steps_of
+from diffcache.eval.runner import steps_of
 from diffcache.host.traits import LOOP, POLICY
 
 PACKAGE = Path(diffcache.__file__).parent

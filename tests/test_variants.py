@@ -10,9 +10,10 @@ from pipelines import LIMITS, TINY, VARIANTS, fresh, shared
 from probes import outcome
 
 from diffcache.errors import DiffCacheError
-from diffcache.executor import FailedOpen, arounds, decide
+from diffcache.executor import FailedOpen, wrappers
+from diffcache.executor import site as decide
+from diffcache.executor.store import Store
 from diffcache.patch import Layers
-from diffcache.store import Store
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -31,7 +32,7 @@ def test_a_limit_is_said(name: str) -> None:
 
 
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arounds, "visit", lambda call, site, inputs, compute: (compute()[0] * 1.001,))
+    monkeypatch.setattr(wrappers, "visit", lambda call, site, inputs, compute: (compute()[0] * 1.001,))
 
 
 def no_effect(monkeypatch: pytest.MonkeyPatch) -> None:

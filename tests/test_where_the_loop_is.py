@@ -20,10 +20,10 @@ from torch import Tensor
 
 from diffcache import CacheSchedule, accelerate, accelerated, report, restore
 from diffcache import host as hosting
+from diffcache.documents.schedule import DenoiserPlan, Guidance
 from diffcache.errors import ScheduleMismatch
-from diffcache.executor import FailedOpen, arounds
-from diffcache.executor.guess import repeats
-from diffcache.schedule import DenoiserPlan, Guidance
+from diffcache.executor import FailedOpen, wrappers
+from diffcache.executor.prediction import repeats
 
 SWAPS = [(name, scheduler) for name in ("sd3", "flux", "wan", "sd15", "ddpm") for scheduler in SCHEDULERS[name]]
 SEPARATE = Guidance(mode="separate", branches=2)
@@ -390,7 +390,7 @@ def test_a_late_start_taken_for_an_early_one_would_be_noticed(monkeypatch: pytes
 
 
 def test_a_run_seen_by_every_thread_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hosting.loop, arounds):
+    for module in (hosting.loop, wrappers):
         monkeypatch.setattr(
             module, "threading", SimpleNamespace(local=SimpleNamespace, current_thread=threading.current_thread)
         )

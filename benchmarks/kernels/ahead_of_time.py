@@ -33,7 +33,7 @@ from torch import Tensor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from diffcache import _files  # noqa: E402
+from diffcache.documents import files  # noqa: E402
 from diffcache.kernels.formats import FORMATS  # noqa: E402
 
 TARGETS = {
@@ -100,7 +100,7 @@ def main() -> None:
         return
     print(table(rows))
     if o.out:
-        _files.write(o.out, f"{HEAD}\n{table(rows)}\n")
+        files.write(o.out, f"{HEAD}\n{table(rows)}\n")
 
 
 def has(target: str, format: str) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from diffcache import _files
 from diffcache.demo.run import machine
-from diffcache.profiling.clock import wait
+from diffcache.documents import files
+from diffcache.profiling.recording.clock import wait
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -48,8 +48,8 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 def write(out: Path, markdown: str, record: dict[str, Any]) -> None:
     """The table, and JSON beside it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    _files.write(out, markdown.rstrip("\n") + "\n")
-    _files.write(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    files.write(out, markdown.rstrip("\n") + "\n")
+    files.write(out.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
 
 
 def in_words(record: dict[str, Any]) -> str:

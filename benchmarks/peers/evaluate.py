@@ -19,10 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file
 
-from diffcache import CacheSchedule, _files, evaluate
+from diffcache import CacheSchedule, evaluate
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, split
+from diffcache.documents import files
 from diffcache.eval.methods import Method
 from diffcache.profiling import Calibration
 from peers.cache_dit_peers import dbcache, masked
@@ -74,7 +75,7 @@ def main() -> None:
         out=out,
         title=f"The {o.model} demo model: this project, and the caches of cache-dit and diffusers",
     )
-    _files.write(RESULTS / f"evaluation-{o.model}.md", f"{found}\n")
+    files.write(RESULTS / f"evaluation-{o.model}.md", f"{found}\n")
     print(f"{found}\n\nreport: {found.report}")
 
 

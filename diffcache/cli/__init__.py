@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from diffcache import _registry, _settings
-from diffcache._text import printable
+from diffcache import registry, settings
 from diffcache.errors import DiffCacheError
+from diffcache.text import printable
 
 DEBUG = "--debug"
 LONGEST = 600  # characters, of a foreign error
@@ -34,8 +34,8 @@ def command(
     """Training-free feature caching for diffusion models."""
 
 
-for _name in _registry.names(__name__):
-    _found = getattr(_registry.load(__name__, _name), _name)
+for _name in registry.names(__name__):
+    _found = getattr(registry.load(__name__, _name), _name)
     if isinstance(_found, typer.Typer):
         app.add_typer(_found, name=_name)
     else:
@@ -45,7 +45,7 @@ for _name in _registry.names(__name__):
 def main() -> None:
     """Run the command. An error is one line and exit status 2; with ``--debug``, wherever it stands, a traceback."""
     words = [word for word in sys.argv[1:] if word != DEBUG]
-    debug = len(words) < len(sys.argv) - 1 or _settings.debug()
+    debug = len(words) < len(sys.argv) - 1 or settings.debug()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from diffcache import host
 from diffcache.cli._calls import STEPS, Asked
 from diffcache.cli._models import Named
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import ScheduleMismatch, UnknownName
 from diffcache.eval.methods import Method
 from diffcache.executor.checks import check_scales, check_steps
-from diffcache.schedule import CacheSchedule
 
 TWICE = ("Heun", "KDPM2", "PNDM")  # noise schedulers that take more iterations than they are asked for steps
 

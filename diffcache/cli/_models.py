@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from diffcache import _files, _hub, host
+from diffcache import host
+from diffcache.documents import files, hub
 from diffcache.errors import BadOption, HubUnavailable, UnknownName, UnsupportedModel
 from diffcache.eval.needs import device_named
 
@@ -150,7 +151,7 @@ def _classes(name: str) -> dict[str, str]:
     if os.path.isdir(name) and not (Path(name) / INDEX).is_file():  # noqa: PTH112
         raise UnsupportedModel(f"the folder {name!r} holds no diffusers pipeline: there is no {INDEX} in it.")
     try:
-        index = _files.read_json(_hub.fetch(name, INDEX, revision=None, token=None))
+        index = files.read_json(hub.fetch(name, INDEX, revision=None, token=None))
     except HubUnavailable as error:
         raise UnsupportedModel(
             f"there is no folder {name!r:.200} here; as an id on the Hub it could not be reached: {_cut(error.cause)}"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffcache import _files
+from diffcache.documents import files
 from diffcache.errors import BadOption, DocumentError
 
 Row = dict[str, Any]  # arguments of the pipeline for one sample
@@ -21,7 +21,7 @@ def read(file: Path) -> list[Row]:
     Empty lines are passed over, and so are empty fields of a CSV file. Raises BadOption, which tells the line.
     """
     try:
-        text = _files.read_text(file)
+        text = files.read_text(file)
     except DocumentError as error:
         raise BadOption("prompts", str(file), f"a text file that can be read ({error.problem})") from None
     readers = {".txt": _lines, ".csv": _table, ".jsonl": _objects}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffcache._outputs import check_folder
+from diffcache.documents.destinations import check_folder
 
 
 def demo(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffcache._outputs import check_file, check_folder
 from diffcache.cli import _samples
 from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
+from diffcache.documents.destinations import check_file, check_folder
 from diffcache.errors import BadOption
 
 if TYPE_CHECKING:
@@ -72,12 +72,12 @@ def run(
     check_folder("out", out)
 
     from diffcache.cli import _calls, _matching, _models  # torch and diffusers load only now
+    from diffcache.documents.profile import Profile
     from diffcache.eval.checks import check_title
-    from diffcache.eval.evaluating import evaluate, judges_of
+    from diffcache.eval.evaluation import evaluate, judges_of
     from diffcache.eval.methods import ours
     from diffcache.eval.metrics import scorer as judge
-    from diffcache.eval.sets import sets_of
-    from diffcache.profile import Profile
+    from diffcache.eval.set_distances import sets_of
 
     check_title(title)
     methods = [ours(name, source, store=store) for name, source in named.items()]
@@ -156,7 +156,7 @@ def policy(
 
     from diffcache.cli import _models
     from diffcache.eval.checks import check_title
-    from diffcache.eval.evaluating import evaluate
+    from diffcache.eval.evaluation import evaluate
     from diffcache.eval.methods import ours
     from diffcache.eval.trials import Trials
 

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from diffcache import _registry, planning, schedulers
-from diffcache._outputs import check_file
-from diffcache.budget import Budget
+from diffcache import planning, registry, schedulers
+from diffcache.documents.budget import Budget
+from diffcache.documents.destinations import check_file
+from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
 
 DEFAULT = "closed_loop"
 LEAST_ROOM = 45  # columns that the summary needs to share a line with the table
@@ -132,4 +132,4 @@ def _row(one: planning.Scheduler, models: list[str]) -> tuple[str, str, str, str
 
 
 def _summary(name: str) -> str:
-    return (_registry.load(schedulers.__name__, name).__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    return (registry.load(schedulers.__name__, name).__doc__ or "").partition("\n\n")[0].replace("\n", " ")

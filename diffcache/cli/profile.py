@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from diffcache._outputs import check_file, check_folder
 from diffcache.cli import _samples
 from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
+from diffcache.documents.destinations import check_file, check_folder
 from diffcache.errors import BadOption
 
 
@@ -53,7 +53,7 @@ def profile(
 
     from diffcache.cli import _calls, _models  # torch and diffusers load only now
     from diffcache.profiling import measure
-    from diffcache.profiling.places import granularities
+    from diffcache.profiling.recording.measured_sites import granularities
 
     granularities(sites)  # what is wrong with the words is said before a model is loaded
     asked = _calls.Asked(rows, prompts, seeds, batch, options)

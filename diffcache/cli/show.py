@@ -8,10 +8,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from diffcache._outputs import check_file
+from diffcache.documents.destinations import check_file
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption, DocumentError
-from diffcache.profile import Profile
-from diffcache.schedule import CacheSchedule, SitePlan
 
 
 def show(
@@ -39,7 +39,7 @@ def show(
         for denoiser, site, plan in document.plans():
             typer.echo(f"\n{denoiser} {site}\n{table(plan)}")
     if plot is not None:
-        from diffcache import plots
+        from diffcache.planning import plots
 
         beside = Profile.load(profile) if profile else None
         typer.echo(f"drawn into {plots.save(document, plot, beside)}")

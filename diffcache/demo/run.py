@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffcache import _files, host
+from diffcache import host
 from diffcache.assets import DemoModel, load
 from diffcache.demo import show
+from diffcache.documents import files
 from diffcache.eval import metrics
-from diffcache.eval.evaluating import Evaluation, evaluate
+from diffcache.eval.evaluation import Evaluation, evaluate
 from diffcache.profiling import Calibration
 
 STEPS = 50
@@ -54,7 +55,7 @@ def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     """Calibrate on some subjects, compare on others, write everything under ``out``."""
     for metric in host.PIPELINE.metrics:
         metrics.check(metric)  # what is not installed is named before minutes are spent
-    _files.make_folder(out)
+    files.make_folder(out)
     model = load(name)
     fitted, shown = split(model, size)
     schedules = {}

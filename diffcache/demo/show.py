@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffcache import _files
-from diffcache.eval.evaluating import Evaluation
+from diffcache.documents import files
+from diffcache.eval.evaluation import Evaluation
 
 COLUMNS = 8
 SCALE = 2
@@ -17,7 +17,7 @@ INK, QUIET = (24, 24, 27), (113, 113, 122)
 
 
 def _read(found: Evaluation, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(_files.read_bytes(found.folder / name, inside=found.folder)))
+    return Image.open(io.BytesIO(files.read_bytes(found.folder / name, inside=found.folder)))
 
 
 def grid(found: Evaluation, budget: int, path: Path) -> None:
@@ -40,4 +40,4 @@ def grid(found: Evaluation, budget: int, path: Path) -> None:
         for column, picture in enumerate(images[method["name"]]):
             large = picture.resize((cell, cell), Image.Resampling.BICUBIC)
             canvas.paste(large, (MARGIN + column * (cell + GAP), top))
-    _files.write(path, lambda file: canvas.save(file, format="PNG"))
+    files.write(path, lambda file: canvas.save(file, format="PNG"))

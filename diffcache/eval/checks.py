@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffcache import host
-from diffcache._checks import is_unicode
+from diffcache.documents.checks import is_unicode
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption
 from diffcache.eval.methods import Method
 from diffcache.executor.checks import check_call, check_steps
-from diffcache.schedule import CacheSchedule
 
 OF_PICTURES = ("psnr", "ssim", "lpips")  # metrics that look at decoded pictures or videos
 LONGEST_TITLE = 1000

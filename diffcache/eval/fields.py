@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diffcache._checks import refuse
+from diffcache.documents.checks import refuse
 
 Check = Callable[[str, str, Any], None]  # (file, field, value): raises DocumentError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcache import _files
+from diffcache.documents import files
 from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.extractors import PicturesError
 
@@ -33,7 +33,7 @@ def read(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with _files.opened(path) as data, Image.open(data) as file:
+        with files.opened(path) as data, Image.open(data) as file:
             return np.asarray(file.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
@@ -91,6 +91,6 @@ def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return _files.read_text(path)
+        return files.read_text(path)
     except DocumentError as error:
         raise PromptsError(f"{path} cannot be read: {error.problem}") from None

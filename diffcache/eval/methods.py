@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffcache import host
-from diffcache._checks import is_unicode
-from diffcache._digest import TO_DIGEST, NoDigestError
 from diffcache.api import accelerated, resolve
+from diffcache.documents.checks import is_unicode
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, check_store
 from diffcache.errors import BadOption
 from diffcache.eval.solvers import better_solver, solver_of, without_noise
-from diffcache.schedule import CacheSchedule, DenoiserPlan, check_store
+from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.schedulers import Rule, function
 from diffcache.schedulers.uniform import evenly, reuse
 

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffcache import _files, host
-from diffcache._checks import refuse
-from diffcache._document import version_of
+from diffcache import host
+from diffcache.documents import files
+from diffcache.documents.checks import refuse
+from diffcache.documents.document import version_of
 from diffcache.eval import trials
 from diffcache.eval.distribution import Distance
 from diffcache.eval.fields import demand_fields
 from diffcache.eval.methods import FULL, Method
-from diffcache.eval.sound import Part
+from diffcache.eval.plausible import Part
 from diffcache.eval.statistics import FEW, Interval, Verdict, interval, verdict, verdict_of_sets
 
 WHOLE = 0.02  # of a step: so little above a whole number is what small layers and counting make of it
@@ -212,7 +213,7 @@ def circumstances(pipe: Any) -> Record:
 def read(path: str | Path) -> Record:
     """Return the record in a file. Raises DocumentError for what is none, is of another version or has other fields."""
     where = str(path)
-    found = _files.read_json(Path(path))
+    found = files.read_json(Path(path))
     if found.get("format") != FORMAT:
         refuse(where, "format", f"found {found.get('format')!r:.80}", f"{FORMAT!r}, which `diffcache eval` writes")
     if type(found.get("version")) is not int or found["version"] not in (1, VERSION):

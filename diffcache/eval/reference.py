@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from diffcache import _checks, _files
-from diffcache._checks import put, refuse
-from diffcache._document import Document
+from diffcache.documents import checks, files
+from diffcache.documents.checks import put, refuse
+from diffcache.documents.document import Document
 from diffcache.errors import DiffCacheError
 from diffcache.eval import frechet
 from diffcache.eval.extractors import INCEPTION, Extractor
@@ -50,21 +50,21 @@ class ReferenceStatistics(Document):
 
     def __post_init__(self) -> None:
         me = type(self).__name__
-        put(self, mean=_checks.array(me, "mean", self.mean, np.float64, feature=None))
+        put(self, mean=checks.array(me, "mean", self.mean, np.float64, feature=None))
         width = len(self.mean)
         put(
             self,
-            covariance=_checks.array(me, "covariance", self.covariance, np.float64, feature=width, other=width),
+            covariance=checks.array(me, "covariance", self.covariance, np.float64, feature=width, other=width),
         )
-        _checks.text(me, "extractor", self.extractor)
-        _checks.sha256(me, "settings", self.settings)
+        checks.text(me, "extractor", self.extractor)
+        checks.sha256(me, "settings", self.settings)
         if self.samples is not None:
-            put(self, samples=_checks.count(me, "samples", self.samples, least=2))
+            put(self, samples=checks.count(me, "samples", self.samples, least=2))
         if (self.floor is None) != (self.floor_samples is None):
             refuse(me, "floor_samples", f"found {self.floor_samples!r}", "a number beside a floor, and none without")
         if self.floor is not None:
-            put(self, floor=_checks.real(me, "floor", self.floor, least=0))
-            put(self, floor_samples=_checks.count(me, "floor_samples", self.floor_samples, least=2))
+            put(self, floor=checks.real(me, "floor", self.floor, least=0))
+            put(self, floor_samples=checks.count(me, "floor_samples", self.floor_samples, least=2))
         variances = np.diagonal(self.covariance)
         if variances.min() < 0:
             refuse(me, "covariance", f"found the variance {variances.min():g}", "0 or more on the diagonal")
@@ -126,7 +126,7 @@ def _pytorch_fid(path: Path, extractor: Extractor) -> ReferenceStatistics:
             f"{where} holds statistics of FID's Inception network, as pytorch-fid writes them; the pictures are to be "
             f"described by {extractor.name}. Allowed: --extractor inception."
         )
-    found = _files.read_arrays(path)
+    found = files.read_arrays(path)
     for name in ("mu", "sigma"):
         if name not in found or found[name].dtype.kind not in "fiu":
             refuse(where, name, f"found {', '.join(found)!r:.80}", "an .npz of numbers, mu and sigma")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffcache.schedule import OWN_SOLVER
+from diffcache.documents.schedule import OWN_SOLVER
 
 
 def solver_of(pipe: Any) -> str:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffcache import _text
-from diffcache.schedule import decibels
+from diffcache import text as texts
+from diffcache.documents.schedule import decibels
 
 NOTHING = "–"
 LINK = {"better": "than", "worse": "than", "no difference": "from"}
@@ -145,7 +145,7 @@ def verdicts(method: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]
 
 def text(value: object) -> str:
     """Foreign text as one cell."""
-    return _text.markdown(value)
+    return texts.markdown(value)
 
 
 def _between(middle: Any, low: Any, high: Any, digits: int = 4) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from diffcache import _files, host
-from diffcache._digest import TO_DIGEST, NoDigestError
+from diffcache import host
+from diffcache.documents import files
 from diffcache.errors import BadOption, DiffCacheError, DocumentError
 from diffcache.eval.methods import Method
-from diffcache.eval.parts import TRIALS, Folder, slug
+from diffcache.eval.saved_parts import TRIALS, Folder, slug
 from diffcache.eval.statistics import Interval
 from diffcache.host import is_count
+from diffcache.host.digest import TO_DIGEST, NoDigestError
 
 NAME = "success"
 ABOUT = {
@@ -83,13 +84,13 @@ class Trials:
                 f"the task was to play {self.episodes} episodes with {method.name!r} and returned {len(found)} "
                 "outcomes. Allowed: one for every episode."
             )
-        _files.write(path, json.dumps({"key": key, "outcomes": found}), inside=folder.path)
+        files.write(path, json.dumps({"key": key, "outcomes": found}), inside=folder.path)
         return found
 
     def _kept(self, path: Path, key: str, folder: Folder) -> list[float] | None:
         """Return the outcomes in a file, and None where it is not one of these trials, whole and possible."""
         try:
-            kept = _files.read_json(path, inside=folder.path)
+            kept = files.read_json(path, inside=folder.path)
         except DocumentError:
             return None
         found = kept.get("outcomes")

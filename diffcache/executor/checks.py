@@ -9,14 +9,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from diffcache import host
-from diffcache._checks import refuse
-from diffcache.adapters import find_sites
+from diffcache.documents.checks import refuse
+from diffcache.documents.schedule import OWN_SOLVER, CacheSchedule, Guidance, solver_title
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName, UnsupportedModel
 from diffcache.executor import criteria
 from diffcache.executor.criteria import Where
-from diffcache.executor.guess import repeats, repetition
+from diffcache.executor.prediction import repeats, repetition
 from diffcache.executor.state import Call
-from diffcache.schedule import OWN_SOLVER, CacheSchedule, Guidance, solver_title
+from diffcache.host.structure import find_sites
 from diffcache.schedulers import Rule
 
 SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffcache._checks import put
+from diffcache.documents.checks import put
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, StoreFormat
 from diffcache.executor import criteria
-from diffcache.schedule import CacheSchedule, DenoiserPlan, SitePlan, StoreFormat
 
 NEWEST = -1  # stands for the step of an anchor that is whatever was computed last
 

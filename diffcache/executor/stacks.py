@@ -21,12 +21,12 @@ from typing import Any
 from torch import Tensor
 
 from diffcache.executor.criteria import Where
-from diffcache.executor.decide import guess, keep, safe
 from diffcache.executor.notices import NO_SIGNAL
-from diffcache.executor.online import Verdict
+from diffcache.executor.pairing import Inputs, pair
+from diffcache.executor.site import guess, keep, safe
 from diffcache.executor.state import Call, Lead, Stack
-from diffcache.executor.streams import Inputs, pair
-from diffcache.store import Output
+from diffcache.executor.store import Output
+from diffcache.executor.watch import Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcache.channels import Place, find_sample
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import notices
 from diffcache.executor.notices import Notice, Reason
-from diffcache.executor.online import Verdict, Watch, signal_format
+from diffcache.executor.pairing import Inputs, Pairing
 from diffcache.executor.program import Program
-from diffcache.executor.streams import Inputs, Pairing
+from diffcache.executor.store import Keeping, Output, Store
+from diffcache.executor.watch import Verdict, Watch, signal_format
+from diffcache.host.channels import Place, find_sample
 from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, in_use
 from diffcache.patch import Undo
-from diffcache.schedule import CacheSchedule
-from diffcache.store import Keeping, Output, Store
 
 
 @dataclass(slots=True)

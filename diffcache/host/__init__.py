@@ -30,7 +30,11 @@ from diffcache.host.calls import (
     planned,
     steps_asked,
 )
-from diffcache.host.facts import (
+from diffcache.host.forwards import is_compiled
+from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
+from diffcache.host.guidance import guidance_scales, guidance_values
+from diffcache.host.identity import digest_of, digest_of_call, identity
+from diffcache.host.inspection import (
     adopted,
     batches_guidance,
     class_name,
@@ -50,15 +54,11 @@ from diffcache.host.facts import (
     time_of,
     unwrapped,
 )
-from diffcache.host.forwards import is_compiled
-from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
-from diffcache.host.guidance import guidance_scales, guidance_values
-from diffcache.host.identity import digest_of, digest_of_call, identity
-from diffcache.host.loop import Host
-from diffcache.host.loops import MARK, Clock, Loop, trajectory
+from diffcache.host.loop_state import Run
+from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
-from diffcache.host.run import Run
 from diffcache.host.traits import PIPELINE, Traits, traits
+from diffcache.host.watcher import Host
 from diffcache.host.wrapping import Wrapping
 
 __all__ = [

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcache._checks import is_unicode
+from diffcache.documents.checks import is_unicode
 from diffcache.errors import BadOption, UnknownName
-from diffcache.host.loops import Loop
+from diffcache.host.own_loops import Loop
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.traits import traits
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
-from diffcache.host.loops import Loop
+from diffcache.host.own_loops import Loop
 
 
 def variables_of(pipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:

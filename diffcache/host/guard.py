@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from diffcache.errors import AlreadyAccelerated, UnsupportedModel
-from diffcache.host.facts import adopted, denoisers, unwrapped
 from diffcache.host.forwards import chain, on_class, outermost, own
-from diffcache.host.loops import MARK
+from diffcache.host.inspection import adopted, denoisers, unwrapped
+from diffcache.host.own_loops import MARK
 from diffcache.patch import Method
 
 KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from diffcache.host.facts import guiders
 from diffcache.host.frames import variables_of
-from diffcache.host.loops import Loop
+from diffcache.host.inspection import guiders
+from diffcache.host.own_loops import Loop
 
 # Names of arguments and attributes. ControlNet's window (``control_guidance_start``) is no guidance of the denoiser.
 NAMES = re.compile(r"^(?!control)(?:.*guid|.*cfg|pag_|sag_|stg_|sld_|modality_|audio_stg_|audio_modality_)")

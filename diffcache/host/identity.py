@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffcache import _digest
-from diffcache._digest import TO_DIGEST, NoDigestError
 from diffcache.errors import BadOption
-from diffcache.host.loops import Clock, Loop
+from diffcache.host import digest
+from diffcache.host.digest import TO_DIGEST, NoDigestError
+from diffcache.host.own_loops import Clock, Loop
 from diffcache.host.policies import PolicyLoop
 from diffcache.patch import Method, unlayered
 
@@ -50,7 +50,7 @@ MOVERS = frozenset(
 
 def digest_of(value: object) -> str:
     """Return the digest of any value, modules and pipelines among them. Raise NoDigestError where there is none."""
-    return _digest.digest_of(value, parts_of)
+    return digest.digest_of(value, parts_of)
 
 
 def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str = "") -> str:
@@ -65,7 +65,7 @@ def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str 
         BadOption: An argument cannot be recognised in a later run: a closure, say, whose captured values may differ.
     """
     try:
-        return _digest.digest_of(dict(call), parts_of, plain=True)
+        return digest.digest_of(dict(call), parts_of, plain=True)
     except NoDigestError as error:
         raise BadOption(
             name,

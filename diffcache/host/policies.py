@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from diffcache.host.loops import LOOPS, Clock, Loop
+from diffcache.host.own_loops import LOOPS, Clock, Loop
 from diffcache.host.traits import POLICY
 from diffcache.patch import Method
 

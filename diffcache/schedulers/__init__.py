@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from diffcache import _registry
+from diffcache import registry
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
+from diffcache.documents.sites import GRANULARITIES
 from diffcache.errors import BadOption, UnknownName
-from diffcache.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
-from diffcache.sites import GRANULARITIES
 
 Aliases = Mapping[str, Mapping[str, Any]]
 GROUPS = ("start here", "published methods", "inside the network")
@@ -104,7 +104,7 @@ class Rule:
 
 def having(kind: str) -> tuple[str, ...]:
     """Return the names of the files with a function ``kind``. This imports every file; they need numpy only."""
-    return tuple(name for name, module in _registry.modules(__name__).items() if hasattr(module, kind))
+    return tuple(name for name, module in registry.modules(__name__).items() if hasattr(module, kind))
 
 
 def rules() -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _aliases(old: str, kind: str) -> list[tuple[dict[str, Any], str, Mapping[str
     What has most options comes first.
     """
     found = []
-    for name, module in _registry.modules(__name__).items():
+    for name, module in registry.modules(__name__).items():
         for spec, options in getattr(module, "ALIASES", {}).items() if hasattr(module, kind) else ():
             alias, _, rest = spec.partition(":")
             if alias == old:
@@ -152,7 +152,7 @@ def is_rule(spec: str) -> bool:
 def parse_rule(spec: str) -> Rule:
     """``"name:key=value,key=value"`` -> Rule. ``sites=block`` picks the granularity."""
     name, options = parse_spec(spec, "rule")
-    granularity = options.pop("sites", getattr(_registry.load(__name__, name), "GRANULARITY", "model"))
+    granularity = options.pop("sites", getattr(registry.load(__name__, name), "GRANULARITY", "model"))
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
     # A value it cannot take is refused here, not in the run.
@@ -197,7 +197,7 @@ def _options(spec: str, rest: str) -> dict[str, Any]:
 
 def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]:
     """The function ``kind`` of the file ``name``, once it is known to have these options."""
-    found: Callable[..., Any] | None = getattr(_registry.load(__name__, name), kind, None)
+    found: Callable[..., Any] | None = getattr(registry.load(__name__, name), kind, None)
     if found is None:
         raise UnknownName(_TITLE[kind], name, having(kind), next_step="It has no function of that kind.")
     known = [p for p in inspect.signature(found).parameters if p not in ("grid", "profile", "computed_steps")]

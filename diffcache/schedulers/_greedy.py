@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.schedule import Online, SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import Online, SitePlan
 from diffcache.schedulers._sites import at, count
 from diffcache.schedulers._threshold import residual_reuse
 

@@ -12,12 +12,12 @@ import math
 
 import numpy as np
 
-from diffcache.profile import Profile, SiteProfile
+from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.schedulers import Planned
 from diffcache.schedulers._cuts import Cheapest, anchored, demand_room, following
-from diffcache.schedulers._runs import constant, reused, step_weights
 from diffcache.schedulers._sites import at, flag, one_of, whole_steps
 from diffcache.schedulers.uniform import reuse
+from diffcache.simulation.runs import constant, reused, step_weights
 
 SOURCE = "Fisher's ordered samples, JASA 53 (1958)"
 NORMS = ("l1", "l2", "cosine", "coherent")

@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
 from diffcache.schedulers import Planned
 from diffcache.schedulers._cuts import anchored, demand_room, following
-from diffcache.schedulers._runs import influence, reused
 from diffcache.schedulers._sites import at, count, one_of, whole_steps
 from diffcache.schedulers.uniform import reuse
+from diffcache.simulation.runs import influence, reused
 
 EDGES = ("state", "local")
 

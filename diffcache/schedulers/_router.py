@@ -1,8 +1,8 @@
 """Trained tables of sites and steps: what Learning-to-Cache and HarmoniCa share.
 
 A router says for every attention and feed-forward of a DiT, at every step, whether it runs. It is trained for one
-network, one number of steps, one sampler and one budget. Its file is a torch file. ``diffcache.routers_file`` reads it,
-and makes a schedule of it without a profile.
+network, one number of steps, one sampler and one budget. Its file is a torch file.
+``diffcache.profiling.router_file`` reads it, and makes a schedule of it without a profile.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcache import _files
+from diffcache.documents import files
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption, DocumentError
-from diffcache.profile import Profile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Planned
 from diffcache.schedulers._sites import at
 from diffcache.schedulers.allocate import work
@@ -77,7 +77,7 @@ def planned(profile: Profile, computed_steps: float, file: Router | str) -> Plan
     Args:
         profile: The measured tables of the sublayers.
         computed_steps: The most work, in full steps.
-        file: What ``diffcache.routers_file.read`` returned, or the path of a ``.npy`` file with such a table.
+        file: What ``diffcache.profiling.router_file.read`` returned, or the path of a ``.npy`` file with such a table.
 
     Raises:
         BadOption: If the table's work is above ``computed_steps``, or the profile has another number of steps or other
@@ -100,12 +100,12 @@ def planned(profile: Profile, computed_steps: float, file: Router | str) -> Plan
 
 def _from_npy(path: str) -> Router:
     allowed = (
-        "diffcache.routers_file.read(path), for a file of Learning-to-Cache or HarmoniCa; or the path of a .npy file "
-        "with its table: numpy.save(path, router.compute)"
+        "diffcache.profiling.router_file.read(path), for a file of Learning-to-Cache or HarmoniCa; or the path of a "
+        ".npy file with its table: numpy.save(path, router.compute)"
     )
     if not path.endswith(".npy"):
         raise BadOption("file", path, allowed)
     try:
-        return Router(_files.read_arrays(Path(path)).get("", np.empty(0)), Path(path).name)
+        return Router(files.read_arrays(Path(path)).get("", np.empty(0)), Path(path).name)
     except (DocumentError, BadOption) as error:
         raise BadOption("file", path, f"{allowed}. Found: {error}") from error

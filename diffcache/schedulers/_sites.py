@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.sites import GRANULARITIES, parse
 from diffcache.errors import BadOption
-from diffcache.profile import Profile, SiteProfile
-from diffcache.sites import GRANULARITIES, parse
 
 # Words in the name of a list of blocks. Text, context and control streams are made ready first (Lumina 2, Z-Image,
 # Kandinsky 5, Wan VACE); blocks with one stream follow those with two (Flux, HunyuanVideo, HiDream, AuraFlow).

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Planned
 from diffcache.schedulers._sites import at, count, family, shares
 

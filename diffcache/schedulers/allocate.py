@@ -18,13 +18,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Planned, uniform
 from diffcache.schedulers._cuts import Cheapest, anchored, following
-from diffcache.schedulers._runs import influence
 from diffcache.schedulers._sites import at, count, one_of
+from diffcache.simulation.runs import influence
 
 SOURCE = (
     "this project; tables of HarmoniCa, arXiv 2410.01723, and Learning-to-Cache, arXiv 2406.01733, without training"

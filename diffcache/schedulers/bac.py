@@ -20,8 +20,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
 from diffcache.schedulers import Aliases, Planned, _partition
 from diffcache.schedulers._cuts import Cheapest, anchored
 from diffcache.schedulers._sites import at, count, feeds_forward, flag, place, shares

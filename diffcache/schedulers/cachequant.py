@@ -7,7 +7,7 @@ state; the paper does without that (``weighted=0``).
 
 from __future__ import annotations
 
-from diffcache.profile import Profile
+from diffcache.documents.profile import Profile
 from diffcache.schedulers import Aliases, Planned, _partition
 
 SOURCE = f"CacheQuant, arXiv 2503.01323, BienLuky/CacheQuant @9470ddf; {_partition.SOURCE}"

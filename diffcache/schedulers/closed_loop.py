@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import Expected, SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
-from diffcache.schedule import Expected, SitePlan
 from diffcache.schedulers import Planned
-from diffcache.schedulers._simulation import ANCHORS, Simulator
 from diffcache.schedulers.uniform import evenly
+from diffcache.simulation.simulator import ANCHORS, Simulator
 
 SOURCE = "this project: docs/architecture.md"
 NEEDS = "dynamics"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffcache.profile import Profile
-from diffcache.schedule import SitePlan
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.schedulers import Aliases, Grid, Planned
 from diffcache.schedulers._cuts import anchored, cheapest_pairs
 from diffcache.schedulers._path import allowed_runs, gram_of, newest, of_the_loop, sizes
-from diffcache.schedulers._runs import forecast
-from diffcache.schedulers._simulation import ANCHORS
 from diffcache.schedulers._sites import count
 from diffcache.schedulers.taylorseer import extrapolation
+from diffcache.simulation.runs import forecast
+from diffcache.simulation.simulator import ANCHORS
 
 SOURCE = "DPCache, arXiv 2602.22654"
 NEEDS = "dynamics"

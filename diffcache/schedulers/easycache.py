@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.schedule import Online, SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import Online, SitePlan
 from diffcache.schedulers import Grid, Planned
 from diffcache.schedulers._greedy import asked, in_a_row, online, per_decision
 from diffcache.schedulers._sites import at, count

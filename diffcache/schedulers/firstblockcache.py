@@ -6,9 +6,9 @@ own, the sums telescope to the one residual that FirstBlockCache keeps.
 
 from __future__ import annotations
 
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import Online, SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
-from diffcache.schedule import Online, SitePlan
 from diffcache.schedulers import Aliases, Grid, Planned
 from diffcache.schedulers._greedy import (
     always_done,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from diffcache.profile import Profile
-from diffcache.schedule import SitePlan
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.schedulers import Grid, Planned, uniform
 from diffcache.schedulers._sites import at
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffcache.schedule import SitePlan
+from diffcache.documents.schedule import SitePlan
 from diffcache.schedulers import Grid
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffcache.profile import Profile
+from diffcache.documents.profile import Profile
 from diffcache.schedulers import Aliases, Planned, _router
 
 SOURCE = _router.LEARNING_TO_CACHE
@@ -17,7 +17,7 @@ def plan(profile: Profile, computed_steps: float, *, file: _router.Router | str 
     Args:
         profile: The measured tables of the sublayers.
         computed_steps: The most work, in full steps.
-        file: What ``diffcache.routers_file.read`` returned, or the path of a ``.npy`` file with such a table.
+        file: What ``diffcache.profiling.router_file.read`` returned, or the path of a ``.npy`` file with such a table.
 
     Raises:
         BadOption: If the router's work is above ``computed_steps``, or the profile has another number of steps or other

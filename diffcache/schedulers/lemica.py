@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffcache.profile import Profile
+from diffcache.documents.profile import Profile
 from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._cuts import mildest
 from diffcache.schedulers._path import reused_along

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffcache.profile import Profile, SiteProfile
+from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.schedulers import Aliases, Planned, _threshold
 
 SOURCE = "MagCache, arXiv 2506.09045, Zehong-Ma/MagCache @df81cb1"

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._cuts import Cheapest, anchored
 from diffcache.schedulers._path import allowed_runs, gram_of, newest, of_the_loop, sizes
-from diffcache.schedulers._runs import missed, times
-from diffcache.schedulers._simulation import ANCHORS
 from diffcache.schedulers._sites import count
+from diffcache.simulation.runs import missed, times
+from diffcache.simulation.simulator import ANCHORS
 
 SOURCE = "MeanCache, arXiv 2601.19961, UnicomAI/MeanCache @2e12280"
 NEEDS = "dynamics"

@@ -5,7 +5,7 @@ LeMiCa compares itself with this path.
 
 from __future__ import annotations
 
-from diffcache.profile import Profile
+from diffcache.documents.profile import Profile
 from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._cuts import Cheapest
 from diffcache.schedulers._path import reused_along

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffcache.profile import Profile, SiteProfile
+from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.schedulers import Aliases, Planned, _threshold
 from diffcache.schedulers.uniform import reuse
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Aliases, Grid, Planned
 from diffcache.schedulers.uniform import evenly, every_kth
 

@@ -10,8 +10,8 @@ from itertools import product
 
 import numpy as np
 
+from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
 from diffcache.schedulers import Planned
 from diffcache.schedulers._greedy import (
     always_done,

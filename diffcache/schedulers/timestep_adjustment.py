@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from diffcache import schedulers
+from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile, SiteProfile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._sites import at
 

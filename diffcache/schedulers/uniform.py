@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.profile import Profile
-from diffcache.schedule import SitePlan
 from diffcache.schedulers import Grid, Planned
 
 SOURCE = "FORA, arXiv 2407.01425, at any site"

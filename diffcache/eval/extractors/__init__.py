@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache import _registry, host
-from diffcache._digest import TO_DIGEST, NoDigestError
+from diffcache import host, registry
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.needs import device_named
+from diffcache.host.digest import TO_DIGEST, NoDigestError
 
 INCEPTION = "Inception"
 RESERVED = ("fid", "kid", "inception", "inceptionv3", "efflite0", "effnetlite0")  # as they read without marks
@@ -101,7 +101,7 @@ def load(name: str, *, weights: str | Path | None = None, device: str | torch.de
     MissingPackageError, WeightsError.
     """
     where = device_named(device)
-    found: Any = _registry.load(__name__, name)
+    found: Any = registry.load(__name__, name)
     if ":" not in name:
         loaded: Extractor = found.extractor(weights=weights, device=where)
         return loaded

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diffcache import _registry
+from diffcache import registry
 from diffcache.errors import UnknownName
 from diffcache.eval.metrics._about import About, Better
 from diffcache.eval.metrics._checks import SamplesError, one_per_sample
@@ -56,7 +56,7 @@ class Metric(Protocol):
 
 def available() -> tuple[str, ...]:
     """The names of the metrics, sorted."""
-    return _registry.names(__name__)
+    return registry.names(__name__)
 
 
 def load(name: str) -> Metric:
@@ -64,7 +64,7 @@ def load(name: str) -> Metric:
 
     Raises UnknownName where nothing has that name, or what has it is no metric.
     """
-    metric: Any = _registry.load(__name__, name)
+    metric: Any = registry.load(__name__, name)
     if not isinstance(getattr(metric, "ABOUT", None), About) or not callable(getattr(metric, "score", None)):
         raise UnknownName(
             "metric", name, available(), next_step="A metric has ABOUT, an About, and score(), a function."

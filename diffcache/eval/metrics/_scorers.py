@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcache import _registry
+from diffcache import registry
 from diffcache.errors import BadOption, UnknownName
 from diffcache.eval.metrics._about import About, Better
 from diffcache.eval.metrics._checks import SamplesError, numbers, one_per_sample
@@ -67,7 +67,7 @@ def scorer(
     if isinstance(judge, str):
         if ":" not in judge:
             raise BadOption("scorer", judge, ALLOWED)
-        found: Any = _registry.load(__package__, judge)
+        found: Any = registry.load(__package__, judge)
     else:
         found = judge
     if not callable(found):

@@ -16,11 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from diffcache import _files
-from diffcache._text import printable
+from diffcache.documents import files
 from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.report import findings
 from diffcache.eval.table import with_itself
+from diffcache.text import printable
 
 SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "table", "main")  # in this order
 
@@ -54,7 +54,7 @@ def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -
             for f in (findings.findings(record, metric) if metric else [])
         ],
     }
-    return _files.write(out, _page(str(record.get("title") or "Evaluation"), _shown(data)))
+    return files.write(out, _page(str(record.get("title") or "Evaluation"), _shown(data)))
 
 
 def _page(title: str, data: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from diffcache import _files
+from diffcache.documents import files as document_files
 from diffcache.errors import BadOption
 
 MOST = 24  # triplets
@@ -83,7 +83,7 @@ def _read(folder: Path, name: str) -> Image.Image | None:
     if parts.is_absolute() or ".." in parts.parts or Path(name).is_absolute():
         raise BadOption("pictures", name, "a path inside the folder of pictures, relative to it")
     try:
-        with _files.opened(folder / name, inside=folder) as data, Image.open(data) as file:
+        with document_files.opened(folder / name, inside=folder) as data, Image.open(data) as file:
             return None if getattr(file, "n_frames", 1) > 1 else file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # ValueError: DocumentError as well
         return None

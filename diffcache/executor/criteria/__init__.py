@@ -31,11 +31,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffcache import _registry
+from diffcache import registry
+from diffcache.documents.schedule import DenoiserPlan, Online
 from diffcache.errors import UnknownName
 from diffcache.executor.criteria._about import PARAMETERS, About, Where
 from diffcache.executor.criteria._signal import Memory, Signal, distance, size
-from diffcache.schedule import DenoiserPlan, Online
 
 __all__ = [
     "PARAMETERS",
@@ -92,7 +92,7 @@ class Criterion:
 
 def available() -> tuple[str, ...]:
     """Return the names of the criteria in this folder, sorted."""
-    return _registry.names(__name__)
+    return registry.names(__name__)
 
 
 def load(name: str) -> Criterion:
@@ -104,7 +104,7 @@ def load(name: str) -> Criterion:
     Raises:
         UnknownName: There is no such criterion, or the object at the address is none.
     """
-    found: Any = _registry.load(__name__, name, kind="criterion")
+    found: Any = registry.load(__name__, name, kind="criterion")
     about, change = getattr(found, "ABOUT", None), getattr(found, "change", None)
     if not isinstance(about, About) or not callable(change):
         raise UnknownName(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffcache.executor.store import AS_IT_IS, Anchor, Keeping, Kept, Output, Store, signature
 from diffcache.kernels import Packed, pack_again, unpack
-from diffcache.store import AS_IT_IS, Anchor, Keeping, Kept, Output, Store, signature
 
 
 class Signal:

@@ -1,0 +1,7 @@
+"""The two documents, schedule and profile: pure data, read and written without torch."""
+
+from diffcache.documents.budget import Budget
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Guidance, Online, SitePlan
+
+__all__ = ["Budget", "CacheSchedule", "DenoiserPlan", "Guidance", "Online", "Profile", "SitePlan"]

@@ -1,0 +1,94 @@
+"""The bytes of a document: a safetensors file whose only metadata key, ``diffcache``, holds canonical JSON.
+
+Everything that a file could lie about before its meaning is known is refused here. See docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from diffcache.documents.checks import refuse
+from diffcache.documents.files import MAX_BYTES, parse_json
+
+KEY = "diffcache"
+MAX_HEADER_BYTES = 4 * 2**20
+LEAST_BYTES = 10  # the length of the header, and "{}"
+AGAIN = "Copy or download it again."
+FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle", b"{": "a JSON text"}
+
+Tree = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+def pack(where: str, tree: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The same tree and arrays give the same bytes, in every process."""
+    canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    stored = {name: a.view(np.uint8) if a.dtype == bool else a for name, a in arrays.items()}
+    data = safetensors.save(stored, metadata={KEY: canonical})
+    _check_size(where, data)  # what could not be read back is not written
+    return data
+
+
+def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
+    """The inverse of ``pack``. Runs nothing, and allocates no more than a small multiple of the length of ``data``."""
+    header = _header(where, data)
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or list(metadata) != [KEY] or not isinstance(metadata[KEY], str):
+        refuse(
+            where,
+            "metadata",
+            f"found {_names(metadata)}",
+            f"one key, {KEY!r}, with the document as JSON",
+            "This is a safetensors file of another kind, for example weights or a LoRA.",
+        )
+    tree = parse_json(where, "metadata", metadata[KEY])
+    for name, entry in header.items():
+        dtype = entry.get("dtype") if isinstance(entry, dict) else entry
+        if dtype not in ("U8", "F64"):
+            refuse(where, name, f"found dtype {dtype!r:.80}", "U8 or F64")
+    try:
+        arrays = safetensors.load(data)
+    except SafetensorError as error:
+        refuse(where, "file", f"damaged: {error!s:.200}", "a whole safetensors file", AGAIN)
+    return tree, {name: _as_bool(where, name, a) if a.dtype == np.uint8 else a for name, a in arrays.items()}
+
+
+def _check_size(where: str, data: bytes) -> int:
+    """The length of the header, as the first 8 bytes claim it."""
+    if len(data) > MAX_BYTES:
+        refuse(where, "file", f"found {len(data)} bytes", f"at most {MAX_BYTES}", "Is it a document at all?")
+    length = int.from_bytes(data[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        refuse(where, "file", f"a header of {length} bytes", f"at most {MAX_HEADER_BYTES}", "Is it a safetensors file?")
+    return length
+
+
+def _header(where: str, data: bytes) -> Tree:
+    """The JSON of the safetensors header, parsed only once its length is known to be sane."""
+    for magic, kind in FOREIGN.items():
+        if data.startswith(magic) and data[8:9] != b"{":
+            refuse(where, "file", f"found {kind}", "a safetensors file", "Nothing in it was run.")
+    if len(data) < LEAST_BYTES:
+        refuse(where, "file", f"found {len(data)} bytes", f"a safetensors file, at least {LEAST_BYTES} bytes")
+    end = 8 + _check_size(where, data)
+    if end > len(data):
+        refuse(where, "file", f"{len(data)} bytes, but its header ends at {end}", "a whole safetensors file", AGAIN)
+    return parse_json(where, "header", data[8:end])
+
+
+def _as_bool(where: str, name: str, array: np.ndarray) -> np.ndarray:
+    if array.max(initial=0) > 1:
+        refuse(where, name, f"found the byte {array.max()}", "0 (predict) or 1 (compute)")
+    return array.view(bool)
+
+
+def _names(metadata: object) -> str:
+    if not isinstance(metadata, dict):
+        return "none"
+    return f"the keys {', '.join(sorted(map(repr, metadata))):.200}"

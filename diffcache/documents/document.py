@@ -1,0 +1,231 @@
+"""What the two documents share: equality by value, digests, files. The format follows from the annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from diffcache.documents import container, files, hub
+from diffcache.documents.checks import refuse
+from diffcache.errors import DocumentError
+
+D = TypeVar("D", bound="Document")
+
+Tree = dict[str, Any]
+Upgrade = Callable[[Tree], None]  # changes the JSON of an older version in place into that of the current one
+
+TENSOR = "tensor"  # stands in the JSON where an array does: its absence from the file is then noticed
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """A frozen dataclass with arrays in it, equal to another by value."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_same(getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self))
+
+
+class Document(Record):
+    """A record with a file format of its own. A version is a closed list of fields; see docs/formats.md."""
+
+    __slots__ = ()
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int]
+    FILENAME: ClassVar[str]
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({})  # older version that is still read -> its upgrade
+
+    def to_bytes(self) -> bytes:
+        """The file as bytes: equal documents give equal bytes under one version of this library.
+
+        Raises:
+            DocumentError: The document holds what no file may hold.
+        """
+        self.check_file(type(self).__name__)
+        return self._pack(library=version_of("diffcache"))
+
+    @classmethod
+    def from_bytes(cls: type[D], data: bytes, *, where: str = "bytes") -> D:
+        """The document in ``data``. Raises DocumentError, which calls the data ``where``."""
+        document = cls._unpack(data, where)
+        document.check_file(where)
+        return document
+
+    @classmethod
+    def _unpack(cls: type[D], data: bytes, where: str) -> D:
+        tree, arrays = container.unpack(where, data)
+        format_, version = tree.pop("format", None), tree.pop("version", None)
+        if format_ != cls.FORMAT:
+            refuse(where, "format", f"found {format_!r:.80}", f"{cls.FORMAT!r}, which {cls.__name__} reads")
+        if type(version) is not int or version not in (cls.VERSION, *cls.OLDER):
+            allowed = ", ".join(map(str, [*cls.OLDER, cls.VERSION]))
+            refuse(where, "version", f"found {version!r:.80}", allowed, "A newer one needs a newer diffcache.")
+        if not isinstance(tree.pop("library", None), str):
+            refuse(where, "library", "missing or not text", "the version of the library that wrote the file")
+        if version in cls.OLDER:
+            cls.OLDER[version](tree)
+        document: D = _Reader(where, arrays).record(cls, tree, "")
+        for name in sorted(arrays):
+            refuse(where, name, "found a tensor that the document does not mention", "the tensors it mentions")
+        return document
+
+    def check_file(self, where: str) -> None:
+        """Raise DocumentError for contents that are valid in code and not in a file, which errors call ``where``."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file, all or nothing, and return its path. Raises DocumentError where none can be; NotWritten."""
+        return files.write(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls: type[D], path: str | Path) -> D:
+        """Read a file. Never runs code from it. Raises DocumentError for whatever is not a whole, valid document."""
+        return cls.from_bytes(files.read_bytes(Path(path)), where=str(path))
+
+    def digest(self) -> str:
+        """sha256 of the canonical bytes, leaving out which version of the library writes them."""
+        return hashlib.sha256(self._pack(library="")).hexdigest()
+
+    @classmethod
+    def from_pretrained(
+        cls: type[D],
+        id_or_folder: str | Path,
+        *,
+        filename: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> D:
+        """Load from a local folder or, where there is none of that name, from a repository on the Hugging Face Hub.
+
+        ``revision`` and ``token`` concern the Hub. Raises HubUnavailable if it does not deliver, DocumentError if it
+        delivers something else.
+        """
+        return cls.load(hub.fetch(id_or_folder, filename or cls.FILENAME, revision=revision, token=token))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        filename: str | None = None,
+        private: bool = False,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload to a model repository on the Hugging Face Hub, made if there is none, and return the commit's address.
+
+        ``private`` is for a repository that has to be made; one that exists keeps its setting. Raises HubUnavailable.
+        """
+        name = filename or self.FILENAME
+        message = commit_message or f"Add {name} ({self.FORMAT})"
+        return hub.publish(self.to_bytes(), repo_id, name, private=private, token=token, message=message)
+
+    def __reduce__(self) -> tuple[Callable[[bytes, str], Document], tuple[bytes, str]]:
+        # Read-only mappings cannot be pickled or copied themselves.
+        return type(self)._unpack, (self._pack(library=version_of("diffcache")), "bytes")
+
+    def _pack(self, *, library: str) -> bytes:
+        arrays: dict[str, np.ndarray] = {}
+        tree = _tree(self, "", arrays)
+        tree |= {"format": self.FORMAT, "version": self.VERSION, "library": library}
+        return container.pack(type(self).__name__, tree, arrays)
+
+
+def configurations(provenance: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries that hold a configuration, as JSON: what names the settings of another one that differ."""
+    return {key: text for key, text in provenance.items() if key.startswith("config/")}
+
+
+def spoken(provenance: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries for people: all but configurations."""
+    return {key: text for key, text in provenance.items() if not key.startswith("config/")}
+
+
+def _tree(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The JSON of a record. Its arrays go to ``arrays``, each named by the keys on the way to it and its field."""
+
+    def encode(value: Any, name: str) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[name] = value
+            return TENSOR
+        if isinstance(value, Mapping):
+            return {key: _tree(v, f"{prefix}{key}/", arrays) if _is_record(v) else v for key, v in value.items()}
+        return _tree(value, f"{name}/", arrays) if _is_record(value) else value
+
+    return {f.name: encode(getattr(record, f.name), prefix + f.name) for f in dataclasses.fields(record)}
+
+
+class _Reader:
+    """The inverse of ``_tree``. Takes what it uses out of ``arrays``; its errors name the file and the field in it."""
+
+    def __init__(self, where: str, arrays: dict[str, np.ndarray]) -> None:
+        self.where, self.arrays = where, arrays
+
+    def record(self, kind: Any, tree: Any, prefix: str) -> Any:
+        hints = _hints(kind)
+        if not isinstance(tree, dict):
+            self.refuse(prefix.rstrip("/"), tree, "an object")
+        for name in sorted(hints.keys() ^ tree.keys()):
+            found = "is missing" if name in hints else "is unknown"
+            refuse(self.where, prefix + name, f"the field {found}", f"exactly {', '.join(sorted(hints))}")
+        values = {name: self.value(hint, tree[name], prefix, name) for name, hint in hints.items()}
+        try:
+            return kind(**values)
+        except DocumentError as error:
+            raise DocumentError(self.where, f"{prefix + error.field:.200}", error.problem) from None
+
+    def value(self, hint: Any, value: Any, prefix: str, name: str) -> Any:
+        if get_origin(hint) is UnionType:  # the only union in a document is X | None
+            if value is None:
+                return None
+            (hint,) = (h for h in get_args(hint) if h is not NoneType)
+        if hint is np.ndarray:
+            return self.array(value, prefix + name)
+        if get_origin(hint) is Mapping:
+            if not isinstance(value, dict):
+                self.refuse(prefix + name, value, "an object")
+            item = get_args(hint)[1]
+            return {k: self.record(item, v, f"{prefix}{k}/") if _is_record(item) else v for k, v in value.items()}
+        return self.record(hint, value, f"{prefix}{name}/") if _is_record(hint) else value
+
+    def array(self, value: Any, name: str) -> np.ndarray:
+        if value != TENSOR:
+            self.refuse(name, value, f"{TENSOR!r}, which stands for the tensor {name!r}")
+        if name not in self.arrays:
+            refuse(self.where, name, "the tensor is missing", "every tensor that the JSON mentions")
+        return self.arrays.pop(name)
+
+    def refuse(self, field: str, found: object, allowed: str) -> NoReturn:
+        refuse(self.where, field, f"found {found!r:.80}", allowed)
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)
+    return bool(a == b)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Field -> annotation, resolved."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def version_of(package: str) -> str:
+    """The installed one, or "unknown"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

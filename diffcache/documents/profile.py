@@ -1,0 +1,328 @@
+"""Document 2: what offline measurement found, the only thing a scheduler works from. Pure data, numpy only.
+
+Shapes in this file: T steps of the sampling loop, B branches measured apart (1: all together). Checked when it is
+made, like a schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, get_args
+
+import numpy as np
+
+from diffcache.documents import checks
+from diffcache.documents.checks import first, place, put, refuse
+from diffcache.documents.document import Document, Record, Upgrade, spoken
+from diffcache.documents.schedule import (
+    Guidance,
+    NoiseSchedulerId,
+    StoreFormat,
+    check_branches,
+    check_circumstances,
+    check_network,
+    upgrade_guidance,
+)
+from diffcache.text import printable
+
+SYMMETRY = 1e-6  # relative to the diagonal: sums in float32 may run in another order on the other side
+_WHICH = ("which", "channel")
+AXES = {1: ("step",), 2: ("step", "other"), 3: ("branch", "step", "other")}  # by the number of them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Tables(Record):
+    """How tensors X_0 … X_{T-1}, one per step, lie to each other; all tables are means over the samples.
+
+    l1           float64 [B, T, T], mean of |X_i − X_j| over the elements; symmetric
+    relative_l1  float64 [B, T, T], ‖X_i − X_j‖₁ / ‖X_j‖₁ at [b, i, j]: the error of having X_j in the place of X_i
+    gram         float64 [B, T, T], ⟨X_i, X_j⟩ per element; symmetric
+    """
+
+    l1: np.ndarray
+    relative_l1: np.ndarray
+    gram: np.ndarray
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, l1=checks.array(me, "l1", self.l1, np.float64, branch=None, step=None, other=None))
+        branches, steps, _ = self.l1.shape
+        for name in ("l1", "relative_l1", "gram"):
+            shape = {"branch": branches, "step": steps, "other": steps}
+            put(self, **{name: checks.array(me, name, getattr(self, name), np.float64, **shape)})
+        off_diagonal = np.eye(steps) == 0
+        for name in ("l1", "relative_l1"):
+            _demand(me, name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+            _demand(me, name, getattr(self, name), off_diagonal | (getattr(self, name) == 0), "0 on the diagonal")
+        _demand(me, "gram", self.gram, off_diagonal | (self.gram >= 0), "0 or more on the diagonal")
+        _demand_symmetry(me, "l1", self.l1, np.full_like(self.l1, max(self.l1.max(), 1e-300)))
+        size = np.sqrt(self.energy)
+        _demand_symmetry(me, "gram", self.gram, size[:, :, None] * size[:, None, :])
+
+    @property
+    def energy(self) -> np.ndarray:
+        """float64 [B, T]: mean square of the elements."""
+        return np.asarray(np.diagonal(self.gram, axis1=1, axis2=2))
+
+    @property
+    def squared(self) -> np.ndarray:
+        """float64 [B, T, T]: mean square of X_i − X_j per element."""
+        return np.asarray(np.maximum(self.energy[:, :, None] + self.energy[:, None, :] - 2 * self.gram, 0))
+
+    @property
+    def cosine(self) -> np.ndarray:
+        """float64 [B, T, T], of all samples flattened into one vector; 1 where a tensor is all zero."""
+        size = np.sqrt(self.energy)
+        product = size[:, :, None] * size[:, None, :]
+        ratio = np.divide(self.gram, product, out=np.ones_like(self.gram), where=product > 0)
+        return np.asarray(np.clip(ratio, -1, 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptProfile:
+    """A site's outputs, kept in one format.
+
+    bytes  of one output
+    error  mean square of what is kept less the output, per element
+    """
+
+    bytes: int
+    error: float
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, bytes=checks.count(me, "bytes", self.bytes, least=0))
+        put(self, error=checks.real(me, "error", self.error, least=0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SiteProfile(Record):
+    """One site, measured over full runs. x_i is its input and F_i its output at step i.
+
+    output            of F_i
+    residual          of F_i − x_i; where one has more channels (a learned variance, a condition), of the leading ones
+                      that both have; None where the two differ in more than channels
+    residual_ratio    float64 [B, T], mean over the vectors along the channels of ‖F_i − x_i‖ / ‖F_{i-1} − x_{i-1}‖, 1
+                      at step 0; None where there is no residual
+    input_change      float64 [B, T], ‖x_i − x_{i-1}‖₁ / ‖x_{i-1}‖₁, 0 at step 0
+    modulated_change  the same of what the first normalisation inside makes of x_i; None where there is none
+    influence         float64 [T], mean square by which the denoiser's output moves per mean square by which F_i does,
+                      when F_i alone is what it was one step before; None if not measured
+    seconds           time of one call that computes
+    flops             floating-point operations of one such call
+    calls             how often it is called in one step
+    output_bytes      size of one output
+    kept              format -> what it costs to keep outputs in it; empty if not measured
+    channels          float64 [2, C], mean and standard deviation of every channel of the output; None where channels
+                      are not the last dimension, or if not measured
+    """
+
+    output: Tables
+    residual: Tables | None = None
+    residual_ratio: np.ndarray | None = None
+    input_change: np.ndarray
+    modulated_change: np.ndarray | None = None
+    influence: np.ndarray | None = None
+    seconds: float
+    flops: int
+    calls: int
+    output_bytes: int
+    kept: Mapping[str, KeptProfile] = field(default_factory=lambda: MappingProxyType({}))
+    channels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, seconds=checks.real(me, "seconds", self.seconds, least=0))
+        put(self, calls=checks.count(me, "calls", self.calls, least=1))
+        for name in ("flops", "output_bytes"):
+            put(self, **{name: checks.count(me, name, getattr(self, name), least=0)})
+        shape = checks.instance(me, "output", self.output, Tables).gram.shape
+        if self.residual is not None and checks.instance(me, "residual", self.residual, Tables).gram.shape != shape:
+            refuse(me, "residual/l1", f"found shape {list(self.residual.l1.shape)}", f"{list(shape)}, as of the output")
+        rows = {"branch": shape[0], "step": shape[1]}
+        for name, axes in (
+            ("residual_ratio", rows),
+            ("input_change", rows),
+            ("modulated_change", rows),
+            ("influence", {"step": shape[1]}),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "input_change":
+                continue
+            value = checks.array(me, name, value, np.float64, **axes)
+            put(self, **{name: value})
+            _demand(me, name, value, value >= 0, "0 or more", tuple(axes))
+        put(self, kept=checks.mapping(me, "kept", self.kept, KeptProfile))
+        for name in self.kept:
+            if name not in get_args(StoreFormat):
+                refuse(me, f"kept/{name}", "found an unknown format", ", ".join(get_args(StoreFormat)))
+        if self.channels is not None:
+            put(self, channels=checks.array(me, "channels", self.channels, np.float64, which=2, channel=None))
+            _demand(me, "channels", self.channels, (self.channels > 0) | [[True], [False]], "spreads above 0", _WHICH)
+        if (self.residual is None) != (self.residual_ratio is None):
+            refuse(me, "residual_ratio", "found without residual, or residual without it", "both or neither")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DenoiserProfile(Record):
+    """The measured sites of one denoiser.
+
+    class_name     class of the network
+    config_digest  sha256 of its configuration, None if it has none
+    sites          ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its tables; at least one
+    """
+
+    class_name: str
+    config_digest: str | None = None
+    sites: Mapping[str, SiteProfile]
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        checks.text(me, "class_name", self.class_name)  # what was measured has a class
+        check_network(me, self.class_name, self.config_digest)
+        put(self, sites=checks.named(me, "sites", self.sites, SiteProfile, checks.site))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Dynamics(Record):
+    """How the sampling loop passes errors on. m_i is the guided output that the full run hands to its i-th step.
+
+    grams     float64 [N, T, T], ⟨m_i, m_j⟩ per element, sample by sample; symmetric
+    peaks     float64 [N], range (largest less smallest element) of each sample's final state
+    reach     float64 [T, T], at [i, j]: by how much the state after step i moves per unit of what was handed to step j,
+              through the noise scheduler alone; 0 for j > i
+    response  float64 [T], the part of a state's error that the network's answer repeats: m(x + e) ≈ m(x) + response · e
+    spread    float64 [T], what else is in the answer, ‖m(x + e) − m(x) − response · e‖² / ‖e‖²
+    """
+
+    grams: np.ndarray
+    peaks: np.ndarray
+    reach: np.ndarray
+    response: np.ndarray
+    spread: np.ndarray
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, response=checks.array(me, "response", self.response, np.float64, step=None))
+        put(self, spread=checks.array(me, "spread", self.spread, np.float64, step=len(self.response)))
+        _demand(me, "spread", self.spread, self.spread >= 0, "0 or more")
+        put(self, peaks=checks.array(me, "peaks", self.peaks, np.float64, sample=None))
+        _demand(me, "peaks", self.peaks, self.peaks >= 0, "0 or more", ("sample",))
+        steps, samples = len(self.response), len(self.peaks)
+        axes = {"sample": samples, "step": steps, "other": steps}
+        put(self, grams=checks.array(me, "grams", self.grams, np.float64, **axes))
+        put(self, reach=checks.array(me, "reach", self.reach, np.float64, step=steps, other=steps))
+        _demand(me, "grams", self.grams, (np.eye(steps) == 0) | (self.grams >= 0), "0 or more on the diagonal", axes)
+        size = np.sqrt(np.diagonal(self.grams, axis1=1, axis2=2))
+        _demand_symmetry(me, "grams", self.grams, size[:, :, None] * size[:, None, :], axes)
+        later = np.triu(np.ones((steps, steps), bool), 1)
+        _demand(me, "reach", self.reach, ~later | (self.reach == 0), "0 where other > step: it comes later")
+
+    @property
+    def gram(self) -> np.ndarray:
+        """float64 [T, T]: mean over the samples."""
+        return np.asarray(self.grams.mean(0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Profile(Document):
+    """Full runs of a pipeline, measured.
+
+    steps            number of iterations of the sampling loop
+    start            steps of the noise scheduler's grid before the loop's first: above 0 for image to image
+    timesteps        float64 [T] the loop ran over
+    sigmas           float64 [T + 1] noise levels, the last one where the loop ends, or None if there are none
+    denoisers        pipeline component name -> what was measured; at least one
+    noise_scheduler  that drove the loop, None if unknown
+    guidance         that was in use, None if unknown
+    dynamics         of the loop, None if it could not be repeated apart from its pipeline
+    seconds          time of one full sampling loop, all denoiser calls in it; 0 if not measured
+    samples          number of calibration runs the tables are means of
+    provenance       free text by key: prompts, seeds, device, versions
+    """
+
+    FORMAT: ClassVar[str] = "diffcache.documents.profile"
+    VERSION: ClassVar[int] = 2
+    FILENAME: ClassVar[str] = "profile.safetensors"
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: upgrade_guidance})
+
+    steps: int
+    start: int = 0
+    timesteps: np.ndarray
+    sigmas: np.ndarray | None = None
+    denoisers: Mapping[str, DenoiserProfile]
+    noise_scheduler: NoiseSchedulerId | None = None
+    guidance: Guidance | None = None
+    dynamics: Dynamics | None = None
+    seconds: float = 0.0
+    samples: int
+    provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        for name in ("steps", "samples"):
+            put(self, **{name: checks.count(me, name, getattr(self, name), least=1)})
+        put(self, start=checks.count(me, "start", self.start, least=0))
+        put(self, seconds=checks.real(me, "seconds", self.seconds, least=0))
+        put(self, timesteps=checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
+        if self.sigmas is not None:
+            put(self, sigmas=checks.array(me, "sigmas", self.sigmas, np.float64, step=self.steps + 1))
+            _demand(me, "sigmas", self.sigmas, self.sigmas >= 0, "0 or more")
+        put(self, denoisers=checks.named(me, "denoisers", self.denoisers, DenoiserProfile, checks.component))
+        put(self, provenance=checks.notes(me, "provenance", self.provenance))
+        check_circumstances(me, self.noise_scheduler, self.guidance)
+        if self.dynamics is not None:
+            steps = len(checks.instance(me, "dynamics", self.dynamics, Dynamics).response)
+            if steps != self.steps:
+                refuse(me, "dynamics/response", f"{steps} steps", f"{self.steps}, the steps of the profile")
+        for name, denoiser in self.denoisers.items():
+            for site, found in denoiser.sites.items():
+                branches, steps, _ = found.output.l1.shape
+                at = f"{name}/{site}/output/l1"
+                if steps != self.steps:
+                    refuse(me, at, f"{steps} steps", f"{self.steps}, the steps of the profile")
+                check_branches(me, at, branches, self.guidance)
+
+    def describe(self) -> str:
+        """What was measured, to be read by people: one line per site."""
+        lines = [f"{self.steps} steps, {self.samples} samples"]
+        for name, denoiser in self.denoisers.items():
+            lines.append(f"{name} ({denoiser.class_name})")
+            width = max(map(len, denoiser.sites))
+            for site, found in denoiser.sites.items():
+                drift = np.diagonal(found.output.relative_l1, offset=-1, axis1=1, axis2=2)
+                change = f"changes {drift.mean():.3g} per step, " if drift.size else ""
+                cost = f"{1e3 * found.seconds:.3g} ms, {found.flops / 1e9:.3g} GFLOP, {found.output_bytes} bytes"
+                cost += f", {found.calls} times a step" if found.calls > 1 else ""
+                energy = found.output.energy.mean()
+                off = [f"{100 * (k.error / energy) ** 0.5:.2g} % in {n}" for n, k in found.kept.items() if energy]
+                cost += f", off by {', '.join(off)}" if off else ""
+                lines.append(f"  {site:{width}}  {change}{cost}")
+        lines += [_note(key, value) for key, value in spoken(self.provenance).items()]
+        return "\n".join(map(printable, lines))
+
+    def __str__(self) -> str:
+        return self.describe()
+
+
+def _note(key: str, value: str) -> str:
+    if key == "influence_steps":
+        return f"influence measured at step{'s' if ',' in value else ''} {value}"
+    return f"{key}: {value}"
+
+
+def _demand(
+    where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str, axes: Iterable[str] = ()
+) -> None:
+    if index := first(~holds):
+        found = f"{place(axes or AXES[table.ndim], index)} is {table[index]:g}"
+        refuse(where, name, found, allowed)
+
+
+def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray, axes: Iterable[str] = ()) -> None:
+    mirror = np.swapaxes(table, -1, -2)
+    if index := first(np.abs(table - mirror) > SYMMETRY * size):
+        found = f"{place(axes or AXES[table.ndim], index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
+        refuse(where, name, found, "the same on both sides", f"Average them: ({name} + {name}ᵀ) / 2.")

@@ -1,0 +1,591 @@
+"""Document 1: what every site does at every step. Pure data, numpy only; files never run code.
+
+At a step that is not computed, a site's output is predicted from its anchors (the newest computed steps
+a_0 > a_1 > …) by the one equation of this library:
+
+    F̂_i = s_i ⊙ ( Σ_k (w_{i,k} · F_{a_k} + v_{i,k} · x_{a_k}) + κ_i · (x_i − x_{a_0}) ) + b_i              (1)
+
+Shapes in this file: T steps of the sampling loop, B branches with coefficients of their own (1: shared by all),
+K anchors, C channels. Everything is checked when it is made, here or by a file; what is wrong raises DocumentError.
+Arrays become read-only copies, mappings read-only and sorted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+
+from diffcache.documents import checks
+from diffcache.documents.checks import first, place, put, refuse
+from diffcache.documents.document import Document, Record, Tree, Upgrade, spoken
+from diffcache.documents.sites import GRANULARITIES, parse
+from diffcache.errors import BadOption
+from diffcache.text import printable
+
+GuidanceMode = Literal["none", "separate", "batched"]
+StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
+STORES: Mapping[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
+OWN_SOLVER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
+SMALLEST_SPREAD = 2.0**-126  # below it, float32 loses bits, and in the end becomes 0
+EXACT_DB = 20 * math.log10(2.0**24)  # the error is below the precision of a float32 of the sample's range
+Origin = Literal["simulated", "calibration", "held-out"]
+
+MOST_DB = 200.0  # what a run that ends where the full run does counts as
+FEW_SAMPLES = 16  # below it, a mean and its spread say little
+NORMAL_DECILE = 1.2815515655446004
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SitePlan(Record):
+    """One site: when it computes, and the coefficients of equation (1) where it does not.
+
+    compute  bool [T]; the first step is always computed
+    weights  float64 [B, T, K], w of equation (1); zero at computed steps and for anchors that do not exist yet
+    kappa    float64 [B, T] or None (0)
+    inputs   float64 [B, T, K] or None (0), v: weights of the anchors' inputs; zero where weights must be
+    scale    float64 [B, T] or [B, T, C] or None (1)
+    bias     float64 [B, T] or [B, T, C] or None (0)
+    store    format in which outputs are kept; None: as the site returns them
+    prescale float64 [2, C] or None: centre and spread of every channel, taken off what is quantised and put back
+
+    No coefficient is larger than ``checks.MOST``. At computed steps kappa, scale and bias mean nothing. No predicted
+    step may come out as zero whatever the anchors.
+    """
+
+    compute: np.ndarray
+    weights: np.ndarray
+    kappa: np.ndarray | None = None
+    inputs: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    store: StoreFormat | None = None
+    prescale: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        compute = checks.array(me, "compute", self.compute, bool, step=None)
+        weights = checks.coefficients(me, "weights", self.weights, branch=None, step=len(compute), anchor=None)
+        put(self, compute=compute, weights=weights)
+        rows = {"branch": len(weights), "step": len(compute)}
+        if self.kappa is not None:
+            put(self, kappa=checks.coefficients(me, "kappa", self.kappa, **rows))
+        if self.inputs is not None:
+            put(self, inputs=checks.coefficients(me, "inputs", self.inputs, **rows, anchor=weights.shape[2]))
+        channels = None
+        for name in ("scale", "bias"):
+            value = getattr(self, name)
+            if np.ndim(value) > len(rows):
+                value = checks.coefficients(me, name, value, **rows, channel=channels)
+                channels = value.shape[-1]
+                put(self, **{name: value})
+            elif value is not None:
+                put(self, **{name: checks.coefficients(me, name, value, **rows)})
+        if self.store is not None and self.store not in get_args(StoreFormat):
+            refuse(me, "store", f"found {self.store!r:.80}", ", ".join(map(repr, get_args(StoreFormat))) + " or null")
+        if self.prescale is not None:
+            put(self, prescale=checks.coefficients(me, "prescale", self.prescale, which=2, channel=None))
+            if index := first(self.prescale[1] < SMALLEST_SPREAD):
+                found = f"the spread of channel {index[0]} is {self.prescale[1][index]:g}"
+                refuse(me, "prescale", found, f"spreads above 0, at least {SMALLEST_SPREAD:.3g}: it is divided by them")
+        _check_anchors(me, "weights", compute, weights)
+        if self.inputs is not None:
+            _check_anchors(me, "inputs", compute, self.inputs)
+        if index := first(~compute & ~self._speaks()):
+            found = f"{place(rows, index)} is predicted, with all coefficients zero"
+            refuse(me, "weights", found, "a prediction other than zero")
+
+    @property
+    def steps_computed(self) -> int:
+        """How many of the T steps compute."""
+        return int(self.compute.sum())
+
+    @property
+    def anchors(self) -> int:
+        """How many of the newest outputs are ever needed at once: 0 if nothing is predicted, otherwise at least 1."""
+        if self.compute.all():
+            return 0
+        used = np.flatnonzero(self.refers.any(axis=0))
+        return int(used[-1]) + 1 if len(used) else 1
+
+    @property
+    def refers(self) -> np.ndarray:
+        """bool [T, K]: in some branch, the step's prediction takes something from that anchor."""
+        used = self.weights != 0 if self.inputs is None else (self.weights != 0) | (self.inputs != 0)
+        return np.asarray(used.any(axis=0))
+
+    def anchors_by_step(self) -> dict[int, tuple[list[int], np.ndarray]]:
+        """Return, for every predicted step, which anchors its prediction uses (indices along K), and their steps.
+
+        The newest anchor is among them even where its weight is 0: kappa refers to its input.
+        """
+        computed, refers = np.flatnonzero(self.compute), self.refers
+        before = np.cumsum(self.compute)
+        found = {}
+        for step in np.flatnonzero(~self.compute).tolist():
+            newest_first = computed[: before[step]][-self.weights.shape[2] :][::-1]
+            used = [k for k in range(len(newest_first)) if k == 0 or refers[step, k]]
+            found[step] = used, newest_first[used]
+        return found
+
+    @property
+    def differences(self) -> np.ndarray:
+        """bool [T]: steps whose output F may be kept as F − x, its input taken off, and nothing else beside it: every
+        prediction that refers to them is residual reuse, s ⊙ w (F + x_i − x) + b."""
+        used, may = np.zeros(len(self.compute), bool), np.ones(len(self.compute), bool)
+        for step, (_, anchors) in self.anchors_by_step().items():
+            used[anchors] = True
+            if self.inputs is not None and self.inputs[:, step].any():
+                may[anchors] = False
+            kappa = np.zeros(len(self.weights)) if self.kappa is None else self.kappa[:, step]
+            if len(anchors) > 1 or not kappa.any() or not np.array_equal(kappa, self.weights[:, step, 0]):
+                may[anchors] = False
+        return used & may
+
+    def _speaks(self) -> np.ndarray:
+        """bool [B, T]: equation (1) does not come out as zero whatever the anchors."""
+        speaks = _nonzero(self.weights)
+        if self.kappa is not None:
+            speaks |= _nonzero(self.kappa)
+        if self.inputs is not None:
+            speaks |= _nonzero(self.inputs)
+        if self.scale is not None:
+            speaks &= _nonzero(self.scale)
+        if self.bias is not None:
+            speaks |= _nonzero(self.bias)
+        return speaks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Online(Record):
+    """A decision left to the run: steps that the plans predict are computed after all where a criterion says so.
+
+    Where the plans compute, nothing is asked. A criterion compares the calls of one branch. A step is predicted while
+    the change that it finds stays below ``limit``. A step is computed where the change is not finite.
+
+    rule        name of the criterion: a file of ``executor/criteria``, "first_block" for instance; or, in code alone,
+                "package.module:attribute". The form is checked here. Whether the criterion exists, and whether it takes
+                these parameters, is checked before a run begins
+    limit       float64 [T], relative; 0 computes
+    polynomial  float64 [P], highest power first, that each change is put through; None: the change itself
+    most        steps in a row that may be predicted; None: any number
+    """
+
+    rule: str
+    limit: np.ndarray
+    polynomial: np.ndarray | None = None
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, rule=checks.plugin(me, "rule", self.rule))
+        put(self, limit=checks.array(me, "limit", self.limit, np.float64, step=None))
+        if index := first(self.limit < 0):
+            refuse(me, "limit", f"step {index[0]} is {self.limit[index]:g}", "0 or more")
+        if self.polynomial is not None:
+            put(self, polynomial=checks.array(me, "polynomial", self.polynomial, np.float64, power=None))
+        if self.most is not None:
+            put(self, most=checks.count(me, "most", self.most, least=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """Fidelity to the full run that planning saw: PSNR of the final state in dB, the reference sample's range as peak.
+
+    mean_db   mean over samples
+    low_db    the worst tenth of samples is expected below it
+    high_db   the best tenth of samples is expected above it
+    samples   number of samples behind the mean
+    origin    "simulated": from the profile alone; "held-out": from samples that took part in nothing else;
+              "calibration": from samples that the coefficients were fitted to, so that the number is too high
+    """
+
+    mean_db: float
+    low_db: float
+    high_db: float
+    samples: int
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        for name in ("mean_db", "low_db", "high_db"):
+            put(self, **{name: checks.real(me, name, getattr(self, name))})
+        put(self, samples=checks.count(me, "samples", self.samples, least=1))
+        if not self.low_db <= self.high_db:
+            refuse(me, "low_db", f"found {self.low_db:g}, above high_db {self.high_db:g}", "low_db <= high_db")
+        if self.origin not in get_args(Origin):
+            refuse(me, "origin", f"found {self.origin!r:.80}", ", ".join(map(repr, get_args(Origin))))
+
+    @classmethod
+    def over(cls, psnr_db: np.ndarray, origin: Origin) -> Expected:
+        """Return the fidelity to expect of a fresh sample, from the PSNR of some samples.
+
+        The ends are the deciles of the predictive distribution of one more sample, mean ± t √(1 + 1/n) s with Student's
+        t for n − 1 degrees of freedom: they widen as samples become few. One sample has no spread to show. What is
+        beyond any float32 counts as 200 dB.
+        """
+        psnr = np.minimum(psnr_db, MOST_DB)
+        count, mean = len(psnr), float(psnr.mean())
+        wide = _t_decile(count - 1) * (1 + 1 / count) ** 0.5 * float(psnr.std(ddof=1)) if count > 1 else 0.0
+        return cls(mean_db=mean, low_db=mean - wide, high_db=mean + wide, samples=count, origin=origin)
+
+    def __str__(self) -> str:
+        """Return the mean, the worst and the best tenth, and how much stands behind them."""
+        few = ", which is few" if 1 < self.samples < FEW_SAMPLES else ""
+        counted = f"from {self.samples} {self.origin} sample{'s' * (self.samples != 1)}{few}"
+        if self.low_db >= EXACT_DB:
+            return f"no difference from the full run beyond rounding, {counted}"
+        if self.samples == 1:
+            return f"{decibels(self.mean_db)}, {counted}: how far others spread is not known"
+        best = decibels(self.high_db).removesuffix(" dB")
+        return f"{decibels(self.mean_db)}, worst tenth {self.low_db:.1f}, best {best}, {counted}"
+
+
+def decibels(db: float) -> str:
+    """Return a PSNR as text. Where no float32 could show a difference, it is "exact": the run ends where the full run
+    does, and any number would be made up."""
+    return "exact" if db >= EXACT_DB else f"{db:.1f} dB"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DenoiserPlan(Record):
+    """The sites of one denoiser, and which network they were made for.
+
+    sites          ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its plan; at least one
+    online         what of that the run itself decides, or None
+    called         bool [T]: steps at which the loop calls this denoiser. False before a late start (image to image) and
+                   at the steps of another denoiser. None: not known; the plan fits any run
+    class_name     class of the network, None if the plan fits any
+    config_digest  sha256 of its configuration, None if the plan fits any
+
+    An online rule decides for all sites together. Under a criterion that decides which steps compute, plans use the
+    newest output alone. This is checked before a run begins.
+    """
+
+    sites: Mapping[str, SitePlan]
+    online: Online | None = None
+    called: np.ndarray | None = None
+    class_name: str | None = None
+    config_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        if self.online is not None:
+            checks.instance(me, "online", self.online, Online)
+        put(self, sites=checks.named(me, "sites", self.sites, SitePlan, checks.site))
+        if self.called is not None:
+            put(self, called=checks.array(me, "called", self.called, bool, step=None))
+            if not self.called.any():
+                refuse(me, "called", "found no step", "at least one step, or null")
+        check_network(me, self.class_name, self.config_digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseSchedulerId:
+    """The noise scheduler a schedule was fitted with. ``config_digest``: sha256 of its configuration."""
+
+    class_name: str
+    config_digest: str
+    prediction_type: str | None = None
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        checks.text(me, "class_name", self.class_name)
+        checks.sha256(me, "config_digest", self.config_digest)
+        if self.prediction_type is not None:
+            checks.text(me, "prediction_type", self.prediction_type)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guidance:
+    """How the branches of guidance reach the denoiser, and how strongly they are combined.
+
+    mode      "separate": one forward for each branch; "batched": all branches in one forward; "none": one branch
+    branches  number of branches; 1 with mode "none"
+    scales    name of the pipeline's argument (``guidance_scale``, ``true_cfg_scale``, …) -> its value; empty where no
+              scale could be read, and then none is compared
+    """
+
+    mode: GuidanceMode
+    branches: int
+    scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        if self.mode not in get_args(GuidanceMode):
+            refuse(me, "mode", f"found {self.mode!r:.80}", ", ".join(map(repr, get_args(GuidanceMode))))
+        put(self, branches=checks.count(me, "branches", self.branches, least=1))
+        if (self.mode == "none") != (self.branches == 1):
+            refuse(me, "branches", f"found {self.branches}, mode {self.mode!r}", "1 with mode 'none', else 2 or more")
+        scales = checks.mapping(me, "scales", self.scales, (int, float))
+        put(self, scales=MappingProxyType({n: checks.real(me, f"scales/{n}", v) for n, v in scales.items()}))
+
+    def __str__(self) -> str:
+        """Return the form and the scales in one line."""
+        form = "none" if self.mode == "none" else f"{self.mode}, {self.branches} branches"
+        scales = [f"{name} {value:g}" for name, value in self.scales.items()]
+        return ", ".join([form, *scales] if scales or self.mode == "none" else [form, "scale not checked"])
+
+
+def _t_decile(degrees: int) -> float:
+    """Return the upper decile of Student's t distribution, by the expansion of Abramowitz and Stegun, 26.7.5: exact to
+    0.3 % from 2 degrees of freedom on, to 4 % for 1."""
+    z, n = NORMAL_DECILE, degrees
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return float(z + sum(term / n**power for power, term in enumerate(terms, 1)))
+
+
+def upgrade_guidance(tree: Tree) -> None:
+    """Replace the one ``scale`` of version 1 of either document by ``scales``."""
+    guidance = tree.get("guidance")
+    if isinstance(guidance, dict) and "scale" in guidance and "scales" not in guidance:
+        scale = guidance.pop("scale")
+        guidance["scales"] = {} if scale is None else {"guidance_scale": scale}
+
+
+def _from_version_1(tree: Tree) -> None:
+    upgrade_guidance(tree)
+    denoisers = tree.get("denoisers")
+    for plan in denoisers.values() if isinstance(denoisers, dict) else ():
+        if isinstance(plan, dict):
+            plan.setdefault("called", None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CacheSchedule(Document):
+    """Every decision of an accelerated run, made offline.
+
+    steps            number of iterations of the sampling loop (not of ``scheduler.step`` evaluations inside one)
+    denoisers        pipeline component name -> its plan; at least one
+    noise_scheduler  None: fits any
+    guidance         None: fits any, and no site has coefficients per branch
+    timesteps        float64 [T] the loop ran over when the schedule was made, or None
+    sigmas           float64 [T + 1] noise levels, falling, that the loop is to run over instead of the noise
+                     scheduler's own; None: its own
+    expected         fidelity that planning saw, or None
+    provenance       free text by key: scheduler, budget, expected error, versions
+
+    Where a site is predicted, nothing inside it runs, so nothing inside it may be marked as computed there.
+    """
+
+    FORMAT: ClassVar[str] = "diffcache.documents.schedule"
+    VERSION: ClassVar[int] = 2
+    FILENAME: ClassVar[str] = "schedule.safetensors"
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1})
+
+    steps: int
+    denoisers: Mapping[str, DenoiserPlan]
+    noise_scheduler: NoiseSchedulerId | None = None
+    guidance: Guidance | None = None
+    timesteps: np.ndarray | None = None
+    sigmas: np.ndarray | None = None
+    expected: Expected | None = None
+    provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        me = type(self).__name__
+        put(self, steps=checks.count(me, "steps", self.steps, least=1))
+        put(self, denoisers=checks.named(me, "denoisers", self.denoisers, DenoiserPlan, checks.component))
+        put(self, provenance=checks.notes(me, "provenance", self.provenance))
+        check_circumstances(me, self.noise_scheduler, self.guidance)
+        if self.timesteps is not None:
+            put(self, timesteps=checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
+        if self.sigmas is not None:
+            put(self, sigmas=checks.array(me, "sigmas", self.sigmas, np.float64, step=self.steps + 1))
+            if index := first(np.append(np.diff(self.sigmas) > 0, self.sigmas[-1] < 0)):
+                found = f"step {index[0]} is {self.sigmas[index]:g}, the one after it higher, or the last below 0"
+                refuse(me, "sigmas", found, "noise levels that never rise, 0 or more")
+        if self.expected is not None:
+            checks.instance(me, "expected", self.expected, Expected)
+        for name, site, plan in self.plans():
+            if (steps := len(plan.compute)) != self.steps:
+                refuse(me, f"{name}/{site}/compute", f"{steps} steps", f"{self.steps}, the steps of the schedule")
+            check_branches(me, f"{name}/{site}/weights", len(plan.weights), self.guidance)
+        for name, denoiser in self.denoisers.items():
+            _check_nesting(me, name, denoiser.sites)
+            if denoiser.online is not None and (steps := len(denoiser.online.limit)) != self.steps:
+                refuse(me, f"{name}/online/limit", f"{steps} steps", f"{self.steps}, the steps of the schedule")
+            if denoiser.called is not None and (steps := len(denoiser.called)) != self.steps:
+                refuse(me, f"{name}/called", f"{steps} steps", f"{self.steps}, the steps of the schedule")
+
+    def check_file(self, where: str) -> None:
+        """Refuse the address of a criterion in another package: a file names no code to import.
+
+        Raises:
+            DocumentError: A denoiser's ``online.rule`` is "package.module:attribute".
+        """
+        for name, denoiser in self.denoisers.items():
+            if denoiser.online is not None and ":" in denoiser.online.rule:
+                refuse(
+                    where,
+                    f"{name}/online/rule",
+                    f"found {denoiser.online.rule!r:.80}",
+                    "the name of a criterion of diffcache; a file names no code to import",
+                    "Make the schedule in code where it runs.",
+                )
+
+    def plans(self) -> Iterator[tuple[str, str, SitePlan]]:
+        """Every (name of a denoiser, name of a site in it, plan of the site)."""
+        for name, denoiser in self.denoisers.items():
+            for site, plan in denoiser.sites.items():
+                yield name, site, plan
+
+    @property
+    def called(self) -> np.ndarray:
+        """bool [T]: steps that the loop runs. All of them where no plan says at which steps its denoiser is called."""
+        return np.asarray(np.any([_called(plan, self.steps) for plan in self.denoisers.values()], axis=0))
+
+    @property
+    def computed_steps(self) -> int:
+        """Return the number of steps that run and compute any site. With a ``model`` site, the network runs at these
+        steps and at no others."""
+        computed = [
+            plan.compute & _called(denoiser, self.steps)
+            for denoiser in self.denoisers.values()
+            for plan in denoiser.sites.values()
+        ]
+        return int(np.any(computed, axis=0).sum())
+
+    @property
+    def skips(self) -> bool:
+        """Whether any site is predicted at a step at which its denoiser is called."""
+        return any(
+            bool((~plan.compute & _called(denoiser, self.steps)).any())
+            for denoiser in self.denoisers.values()
+            for plan in denoiser.sites.values()
+        )
+
+    def stored(self, how: str) -> CacheSchedule:
+        """The same decisions with every site's outputs kept in the format ``how``; "exact": as the sites return them.
+        Where that is another format than before, the schedule no longer says what fidelity to expect.
+
+        Raises BadOption for another name.
+        """
+        check_store(how)
+
+        def kept(plan: SitePlan) -> SitePlan:
+            return dataclasses.replace(plan, store=STORES[how])
+
+        denoisers = {
+            name: dataclasses.replace(denoiser, sites={site: kept(plan) for site, plan in denoiser.sites.items()})
+            for name, denoiser in self.denoisers.items()
+        }
+        same = denoisers == self.denoisers
+        return dataclasses.replace(self, denoisers=denoisers, expected=self.expected if same else None)
+
+    def with_provenance(self, **entries: str) -> CacheSchedule:
+        """The same decisions with these entries added to, or replaced in, ``provenance``."""
+        return dataclasses.replace(self, provenance={**self.provenance, **entries})
+
+    def describe(self) -> str:
+        """Return a summary for people, with one strip per site: ■ computed, · predicted, blank where the denoiser is
+        not called."""
+        run = self.called
+        begins = "" if run[0] else f"; the loop runs steps {int(run.argmax())} to {self.steps - 1} of {self.steps}"
+        nothing = "" if self.skips else "; nothing is skipped"
+        lines = [f"{self.computed_steps} of {run.sum()} steps computed{begins}{nothing}"]
+        if self.noise_scheduler:
+            lines.append(f"noise scheduler {solver_title(self.noise_scheduler.class_name)}")
+        if self.guidance:
+            lines.append(f"guidance {self.guidance}")
+        if self.expected:
+            lines.append(f"expected {self.expected}")
+        if self.sigmas is not None:
+            lines.append("noise levels moved")
+        for name, denoiser in self.denoisers.items():
+            lines.append(name + (f" ({denoiser.class_name})" if denoiser.class_name else ""))
+            if denoiser.online:
+                lines.append(f"  decided in the run by {denoiser.online.rule}, limit {denoiser.online.limit.max():.3g}")
+            width = max(map(len, denoiser.sites))
+            for site, plan in denoiser.sites.items():
+                called = _called(denoiser, self.steps)
+                marks = np.where(called, np.where(plan.compute, "■", "·"), " ")
+                kept = f" kept in {plan.store}" if plan.store else ""
+                count = f"{int((plan.compute & called).sum())}/{int(called.sum())}"
+                lines.append(f"  {site:{width}}  {count} {''.join(marks)}{kept}")
+        lines += [f"{key}: {text}" for key, text in spoken(self.provenance).items()]
+        return "\n".join(map(printable, lines))
+
+    def __str__(self) -> str:
+        return self.describe()
+
+
+def _called(plan: DenoiserPlan, steps: int) -> np.ndarray:
+    """bool [steps]: where the loop calls this denoiser; everywhere if the plan does not say."""
+    return np.ones(steps, bool) if plan.called is None else plan.called
+
+
+def solver_title(class_name: str) -> str:
+    """Return what the noise scheduler of this class is called in text: a loop that has none steps by itself."""
+    return "none (the loop steps by itself)" if class_name == OWN_SOLVER else class_name
+
+
+def check_store(how: object) -> None:
+    """Raise BadOption unless ``how`` names a format in which outputs can be kept, or is "exact": as they are."""
+    if not isinstance(how, str) or how not in STORES:
+        raise BadOption("store", how, ", ".join(map(repr, STORES)))
+
+
+def check_network(where: str, class_name: str | None, config_digest: str | None) -> None:
+    if class_name is not None:
+        checks.text(where, "class_name", class_name)
+    if config_digest is not None:
+        checks.sha256(where, "config_digest", config_digest)
+
+
+def check_circumstances(where: str, noise_scheduler: NoiseSchedulerId | None, guidance: Guidance | None) -> None:
+    if noise_scheduler is not None:
+        checks.instance(where, "noise_scheduler", noise_scheduler, NoiseSchedulerId)
+    if guidance is not None:
+        checks.instance(where, "guidance", guidance, Guidance)
+
+
+def check_branches(where: str, name: str, branches: int, guidance: Guidance | None) -> None:
+    if guidance is None and branches != 1:
+        refuse(where, name, f"{branches} branches", "1 without guidance", "Pass guidance=Guidance(...) beside it.")
+    if guidance is not None and branches not in (1, guidance.branches):
+        allowed = "1" if guidance.branches == 1 else f"1, or the {guidance.branches} of guidance"
+        refuse(where, name, f"{branches} branches", allowed)
+
+
+def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndarray) -> None:
+    """Predictions refer to what is kept: steps computed before them."""
+    axes = ("branch", "step", "anchor")
+    if not compute[0]:
+        refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
+    if index := first(compute[:, None] & (weights != 0)):
+        found = f"{place(axes, index)} is {weights[index]:g} at a computed step"
+        refuse(where, field, found, "0, for equation (1) is not used there")
+    kept = np.cumsum(compute)  # at a predicted step i: the number of steps computed before i
+    if index := first((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None])):
+        found = f"{place(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
+        refuse(where, field, found, "0 for anchors that do not exist yet (0 is the newest)")
+
+
+def _check_nesting(where: str, denoiser: str, plans: Mapping[str, SitePlan]) -> None:
+    """What lies inside a predicted site does not run."""
+    for inner, plan in plans.items():
+        for outer in filter(plans.__contains__, _around(inner)):
+            if index := first(plan.compute & ~plans[outer].compute):
+                found = f"step {index[0]} is computed, but {outer!r} around it is predicted there"
+                refuse(where, f"{denoiser}/{inner}/compute", found, "predicted wherever a site around it is")
+
+
+def _around(name: str) -> Iterator[str]:
+    """Names of the sites that contain a site, if there are such sites."""
+    site = parse(name)
+    parts = site.path.split(".")
+    if site.path:
+        yield "model"
+    for granularity in GRANULARITIES[1 : GRANULARITIES.index(site.granularity)]:
+        yield from (f"{granularity}:{'.'.join(parts[:n])}" for n in range(1, len(parts) + 1))
+
+
+def _nonzero(coefficients: np.ndarray) -> np.ndarray:
+    """bool [B, T]: anything but zero along whatever axes follow."""
+    return np.asarray((coefficients != 0).any(axis=tuple(range(2, coefficients.ndim))))

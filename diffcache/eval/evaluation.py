@@ -1,0 +1,293 @@
+"""Proof: a pipeline's schedules beside the full run and everything else that the same work could buy."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffcache import host
+from diffcache.api import estimate
+from diffcache.documents import files
+from diffcache.documents.destinations import check_folder
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule, solver_title
+from diffcache.errors import BadOption
+from diffcache.eval import metrics as metric_room
+from diffcache.eval import trials as tried
+from diffcache.eval.checks import check_counted, check_methods, check_names, check_outputs, check_title
+from diffcache.eval.extractors import Extractor
+from diffcache.eval.methods import STEPS, Method, baselines, full, ours
+from diffcache.eval.metrics import Scorer
+from diffcache.eval.plausible import Part
+from diffcache.eval.record import WHOLE, Record, assembled, circumstances, read
+from diffcache.eval.report import write_html
+from diffcache.eval.runner import Compare, Judges, identity, run_share, steps_of
+from diffcache.eval.saved_parts import Folder, slug
+from diffcache.eval.set_distances import sets_of
+from diffcache.eval.statistics import enough
+from diffcache.eval.table import markdown
+from diffcache.eval.timed_run import watched
+from diffcache.eval.trials import Trials
+from diffcache.profiling.recording.shards import all_shares, demand_own_generators
+from diffcache.schedulers import Rule
+from diffcache.simulation.simulator import Simulator
+
+ASKED = ("prompt", "negative_prompt", "class_labels")  # of a call: what differs from sample to sample
+PROMISED_IN = "state"  # the metric that schedules state their expected fidelity in
+
+Source = CacheSchedule | Rule | str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """``record``: all of it, as docs/evaluation.md describes. ``folder``: where it lies with pictures and report."""
+
+    record: Record
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    def __str__(self) -> str:
+        return markdown(self.record)
+
+
+def evaluate(
+    pipe: Any,
+    schedules: Mapping[str, Source] | Sequence[Method],
+    calls: Sequence[Mapping[str, Any]],
+    *,
+    metrics: Sequence[str] | None = None,
+    scorers: Sequence[Scorer] = (),
+    compare: Sequence[Method] | None = None,
+    extra: Sequence[Method] = (),
+    extractor: Extractor | str | None = None,
+    real: str | Path | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    profile: Profile | str | Path | None = None,
+    trials: Trials | None = None,
+    out: str | Path = "evaluation",
+    title: str = "",
+    progress: bool = True,
+) -> Evaluation:
+    """Run ``pipe`` in full, with each schedule, and with whatever it has to stand beside, on the same calls; measure
+    seconds, operations and memory, compare what came out, and write record, table and report to a folder.
+
+    pipe       not accelerated; left as it was. A policy too; of a :class:`diffcache.Loop` last states are compared
+    schedules  name -> a schedule, a path, a hub id or a rule; or methods
+    calls      arguments for ``pipe(**call)``: prompts and seeds that nothing was calibrated on; a generator of its own
+               for every sample. All with one number of steps
+    metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name. None: PSNR, SSIM,
+               latent error and state PSNR; of policies, action error and state PSNR. State PSNR is always measured
+               where a schedule promises it
+    scorers    of pictures and prompts: see ``diffcache.eval.metrics.scorer``
+    compare    methods to stand beside them; None: for the computed steps of each schedule, as many steps without a
+               cache, with the pipeline's own noise scheduler and with a better one, and uniform reuse
+    extra      further methods, beside ``compare``: other packages, say
+    extractor  of features for the Fréchet distance of sets: "inception", "efflite0", or one of
+               ``diffcache.eval.extractors``
+    real       a folder of real pictures, or a file of their statistics; None: the full run's pictures are the reference
+    profile    what was measured of this loop: the error that it foretells is drawn beside the measured one
+    trials     of a policy: a task, of which every method plays the same episodes
+    out        folder. A run that is stopped goes on there, call by call; what was made with other settings is made anew
+
+    Under ``torchrun`` each process takes its share of the calls; the folder is one for all, and the first process
+    writes the report and measures sets. Seconds are those of single calls, medians over them; speed-ups are medians of
+    ratios to the full run just before.
+
+    Raises BadOption, UnknownName, what :func:`diffcache.accelerate` raises, and what a metric raises.
+    """
+    pipe = host.adopted(pipe)
+    host.demand_full_run(pipe)
+    host.denoisers(pipe)
+    host.check_calls(pipe, calls, repeatable=True)
+    for call in calls:
+        host.digest_of_call(call)
+    check_title(title)
+    check_names(metrics)
+    check_folder("out", out)
+    traits = host.traits(pipe)
+    if trials is not None and not traits.plays_episodes:
+        raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
+    known = Profile.load(profile) if isinstance(profile, (str, Path)) else profile
+    mine = _methods(schedules)
+    promising = any(getattr(method.source, "expected", None) is not None for method in mine)
+    wanted = dict.fromkeys([*(metrics or traits.metrics), *([PROMISED_IN] if promising else [])])
+    judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=traits.returns == "state")
+    check_outputs(pipe, calls, metrics or traits.metrics, extractor, scorers)
+    check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
+    sets = sets_of(extractor, real)
+    for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):
+        _ = one.digest  # raises where results could not be found again
+    me, folder = identity(pipe), Folder(Path(out))
+    folder.claim(_named(pipe), host.digest_of(me))
+    steps = _one_number_of_steps(pipe, calls)
+    check_counted(mine, steps)
+    if compare is None:
+        budgets = [_computed(pipe, m, calls[0], steps) for m in mine]
+        compare = baselines(pipe, steps, budgets, fewer=traits.asks_for_steps or calls[0].get(STEPS) == steps)
+    methods = [full(), *mine, *compare, *extra]
+    check_methods(pipe, methods, ())
+    folder.prepare([slug(method.name) for method in methods])
+    found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, me, progress)
+    played = _played(pipe, methods, trials, folder, me) if trials and rank == 0 else {}
+    about |= {tried.NAME: tried.ABOUT} if played else {}
+    more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})
+    told = {
+        "title": title or f"{type(pipe).__name__}, {steps} steps",
+        "circumstances": circumstances(pipe) | {"processes": processes},
+        "pipeline": {
+            "class": type(pipe).__name__,
+            "denoiser": ", ".join(host.class_name(module) for module in host.denoisers(pipe).values()),
+            "noise_scheduler": solver_title(type(pipe.scheduler).__name__),
+            "steps": steps,
+            "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
+            "model": _loaded_from(pipe),
+            "arguments": _plain(calls[0]),
+        },
+        "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
+    }
+    foreseen = {} if known is None else _foreseen(known, mine)
+    record = assembled(methods, found, about | more, steps, told, distances, foreseen, played)
+    return write(record, folder.path) if rank == 0 else Evaluation(record, folder.path)
+
+
+def write(record: Record, folder: Path) -> Evaluation:
+    """Record, table and report of an evaluation whose pictures lie in the folder."""
+    files.make_folder(folder)
+    files.write(folder / "record.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    files.write(folder / "table.md", markdown(record) + "\n")
+    write_html(record, folder, folder / "report.html")
+    return Evaluation(record, folder)
+
+
+def again(folder: str | Path) -> Evaluation:
+    """Table and report of the record that lies in a folder, written anew. Raises DocumentError."""
+    return write(read(Path(folder) / "record.json"), Path(folder))
+
+
+def _methods(schedules: Mapping[str, Source] | Sequence[Method]) -> list[Method]:
+    if isinstance(schedules, Mapping):
+        return [ours(name, source) for name, source in schedules.items()]
+    if isinstance(schedules, (str, Path, CacheSchedule, Rule)) or not isinstance(schedules, Sequence):
+        raise BadOption("schedules", f"a {type(schedules).__name__}", "a dictionary, name -> schedule; or methods")
+    return list(schedules)
+
+
+def _run(
+    pipe: Any,
+    methods: Sequence[Method],
+    calls: Sequence[Mapping[str, Any]],
+    steps: int,
+    judges: Judges,
+    folder: Folder,
+    me: Mapping[str, str],
+    progress: bool,
+) -> tuple[list[Part], int, int]:
+    """All parts, which of the processes this is, and how many there are."""
+    here, many = 0, 1
+
+    def share(rank: int, size: int) -> bytes:
+        nonlocal here, many
+        here, many = rank, size
+        if size > 1:
+            demand_own_generators(calls)
+        part = [(index, call) for index, call in enumerate(calls) if index % size == rank]
+        shown = progress and rank == 0
+        return json.dumps(run_share(pipe, methods, part, steps, judges, folder, me, progress=shown)).encode()
+
+    return [part for data in all_shares(share) for part in json.loads(data)], here, many
+
+
+def _named(pipe: Any) -> dict[str, str]:
+    """Return what names a pipeline, whatever it is set to."""
+    networks = {name: f"{host.class_name(m)} {host.config_digest(m)}" for name, m in host.denoisers(pipe).items()}
+    return {"class": type(pipe).__name__, "model": _loaded_from(pipe)} | networks
+
+
+def _loaded_from(pipe: Any) -> str:
+    return str(getattr(pipe, "config", {}).get("_name_or_path") or "")
+
+
+def _played(
+    pipe: Any, methods: Sequence[Method], trials: Trials, folder: Folder, me: Mapping[str, str]
+) -> dict[str, list[float]]:
+    """Method -> what came of every episode."""
+    return {m.name: trials.outcomes(pipe, m, host.digest_of([m.digest, me]), folder) for m in methods}
+
+
+def judges_of(
+    names: Sequence[str],
+    scorers: Sequence[Scorer],
+    options: Mapping[str, Mapping[str, Any]],
+    *,
+    returns_states: bool = False,
+) -> tuple[Judges, dict[str, dict[str, Any]]]:
+    about: dict[str, dict[str, Any]] = {}  # returns_states: of a loop, whose result is its final state
+    pairs: dict[str, Compare] = {}
+    latents: dict[str, Compare] = {}
+    for unknown in options.keys() - set(names):
+        raise BadOption("options", unknown, f"options of the metrics asked for: {', '.join(names)}")
+    for name in names:
+        found = metric_room.check(name, **options.get(name, {}))
+        about[name] = found.ABOUT.in_record | {"floor": None, "of_pairs": True}
+        where = latents if found.ABOUT.on_states and not returns_states else pairs
+        where[name] = functools.partial(metric_room.score, name, **options.get(name, {}))
+    for one in scorers:
+        if one.name in about:
+            raise BadOption("scorers", one.name, "names that no metric and no other scorer has")
+        about[one.name] = one.about.in_record | {"floor": None, "of_pairs": False}
+    return Judges(pairs, latents, {one.name: one for one in scorers}), about
+
+
+def _foreseen(known: Profile, methods: Sequence[Method]) -> dict[str, np.ndarray]:
+    """Mean squared errors of the states, for schedules that a simulation on the profile can follow."""
+    found: dict[str, np.ndarray] = {}
+    if known.dynamics is None:
+        return found
+    simulator = Simulator(known.dynamics)
+    for method in methods:
+        made = method.source
+        if not isinstance(made, CacheSchedule) or made.sigmas is not None or made.steps != known.steps:
+            continue
+        plans = {site: plan for _, site, plan in made.plans()}
+        run = simulator.played(plans["model"]) if set(plans) == {"model"} and len(made.denoisers) == 1 else None
+        if run is not None:
+            found[method.name] = simulator.along(run)
+    return found
+
+
+def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Arguments that JSON can hold, but for what differs from sample to sample."""
+    return {k: v for k, v in call.items() if k not in ASKED and isinstance(v, (bool, int, float, str))}
+
+
+def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
+    runs = not host.traits(pipe).asks_for_steps  # each call that is asked for its steps runs
+    some = calls[:1] if runs and len({call.get(STEPS) for call in calls}) == 1 else calls
+    steps = {steps_of(pipe, call) for call in some}
+    if len(steps) > 1:
+        raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")
+    return steps.pop()
+
+
+def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) -> int:
+    """Whole steps' worth of work that a method does, rounded up: what it is compared with may do as much."""
+    if method.source is None:
+        return steps
+    expected = estimate(pipe, method.source, **call)
+    fraction = expected.compute_fraction
+    if expected.online:  # the run itself decides: it has to be seen
+        whole = watched(pipe, call, closely=True).flops
+        with method.on(pipe):
+            done = watched(pipe, {**call, **method.change}, closely=True).flops
+        fraction = done / whole if done is not None and whole else fraction
+    return max(1, math.ceil(fraction * steps - WHOLE))

@@ -1,0 +1,112 @@
+"""Distances of every method's pictures, as a set, from a reference: real ones, or those of the full run.
+
+Resamples are drawn alike for all methods, so that the difference of two of them has an interval too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcache.errors import BadOption
+from diffcache.eval import folders
+from diffcache.eval import reference as references
+from diffcache.eval.distribution import Distance, Distribution
+from diffcache.eval.extractors import Extractor
+from diffcache.eval.methods import Method
+from diffcache.eval.plausible import Part
+from diffcache.eval.saved_parts import Folder
+
+AT_ONCE = 64  # pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """What sets of pictures are compared by.
+
+    extractor  of features
+    real       folder of pictures, or file of statistics; None: the full run's pictures, which then stand at the floor
+    """
+
+    extractor: Extractor
+    real: Path | None = None
+
+    def check(self) -> None:
+        """Raise what reading the reference raises, before there is anything to compare with it."""
+        if self.real is None:
+            return
+        if self._of_statistics(self.real):
+            references.read(self.real, self.extractor)
+        else:
+            folders.pictures(self.real)
+
+    @staticmethod
+    def _of_statistics(real: Path) -> bool:
+        return real.suffix in references.SUFFIXES or real.is_file()
+
+    def measured(
+        self, methods: Sequence[Method], parts: Sequence[Part], folder: Folder
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Distance]]]:
+        """(metric -> what is to be known of it, method -> metric -> its distance), from the pictures on disk."""
+        (full,) = [m for m in methods if m.kind == "full"]
+        found: dict[str, Distance] = {}
+        pictures = {
+            m.name: [folder.path / path for p in parts if p["method"] == m.name for path in p["pictures"]]
+            for m in methods
+        }
+        if not all(pictures.values()):
+            raise BadOption("extractor", self.extractor.name, "none, where no pictures are drawn: sets need them")
+        distribution = self._with_reference(pictures[full.name])
+        for method in methods:
+            if self.real is None and method is full:
+                continue
+            distribution.reset()
+            for batch in folders.batches(pictures[method.name], AT_ONCE):
+                distribution.add(batch)
+            found[method.name] = distribution.compute()
+        if not found:
+            return {}, {}
+        one = next(iter(found.values()))
+        against = "real pictures" if self.real else "the full run's pictures of the same prompts and seeds"
+        floor = one.floor
+        halves = f" Floor: {floor.samples} pictures of the reference against {floor.against}." if floor else ""
+        about = {
+            one.name: {
+                "title": one.name,
+                "unit": "",
+                "better": "lower",
+                "about": f"Fréchet distance of {one.features} features from {against}, {one.samples} pictures.{halves}",
+                "floor": floor.value if floor else None,
+                "of_pairs": False,
+            }
+        }
+        return about, {name: {one.name: distance} for name, distance in found.items()}
+
+    def _with_reference(self, full: Sequence[Path]) -> Distribution:
+        if self.real is not None and self._of_statistics(self.real):
+            return Distribution(self.extractor, references.read(self.real, self.extractor), in_order=True)
+        distribution = Distribution(self.extractor, in_order=True)
+        for batch in folders.batches(folders.pictures(self.real) if self.real else full, AT_ONCE):
+            distribution.add(batch, real=True)
+        return distribution
+
+
+def sets_of(extractor: Extractor | str | None, real: str | Path | None) -> Sets | None:
+    """None where no sets are to be compared. Raises BadOption for real pictures without an extractor, and what loading
+    an extractor raises."""
+    if extractor is None:
+        if real is not None:
+            raise BadOption("real", str(real), "nothing, unless an extractor says what sets are compared by")
+        return None
+    if isinstance(extractor, str):
+        import torch
+
+        from diffcache.eval import extractors
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        extractor = extractors.load(extractor, device=device)
+    sets = Sets(extractor, None if real is None else Path(real))
+    sets.check()
+    return sets

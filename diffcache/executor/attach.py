@@ -1,0 +1,98 @@
+"""Which modules get our layers, and how these stay on top of third-party wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffcache import host
+from diffcache.documents.schedule import CacheSchedule
+from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.executor import criteria
+from diffcache.executor.checks import Sites, check_compiled
+from diffcache.executor.criteria import Where
+from diffcache.executor.wrappers import Arounds
+from diffcache.host.structure import DEEP_STACK, deep_branch, first_norm
+from diffcache.patch import Around, Undo, layer, on_top, spot, weak
+
+
+@dataclass(slots=True)
+class Patch:
+    """One of our layers. ``part`` is weak: a denoiser must not be kept alive by what is layered on it."""
+
+    part: Callable[[], Any]
+    around: Around
+    off: Undo = lambda: None
+
+    def put(self) -> None:
+        """Put the layer on top of what a call of the module runs, unless it is there.
+
+        Third-party code that gives a module back the forward that it found (model offloading does, after every run)
+        takes the layer off with it.
+        """
+        part = self.part()
+        if part is not None and not on_top(*spot(part), self.around):
+            self.off()
+            self.off = layer(*spot(part), self.around)
+
+
+def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch]:
+    """The layers that a schedule needs, made but not put. Raises UnsupportedModel."""
+    demand_visible(schedule, {name: modules["model"][0] for name, modules in sites.items()})
+    found = []
+    for name, modules in sites.items():
+        root = modules["model"][0]
+        first, where = head(schedule, name, sites)
+        for site in _patched(schedule, name):
+            pairs = list(arounds.of(name, site, modules[site], where if site == first else None))
+            if site == first and where is Where.FIRST_NORM:
+                norm = first_norm(modules[site][0])
+                if norm is None:
+                    raise _no_norm(schedule, name, site, sites)
+                path = next(path for path, module in root.named_modules() if module is norm)
+                check_compiled(name, root, [f"sublayer:{path}"])
+                pairs.append((norm, arounds.hears(name)))
+            found += [Patch(weak(part), around) for part, around in pairs]
+    return found
+
+
+def demand_visible(schedule: CacheSchedule, denoisers: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModel if a site of ``schedule`` lies inside a compiled graph, where no layer is called."""
+    for name, denoiser in denoisers.items():
+        check_compiled(name, denoiser, _patched(schedule, name))
+
+
+def _patched(schedule: CacheSchedule, denoiser: str) -> tuple[str, ...]:
+    """The sites of ``denoiser`` that get a layer. The root always does: it says when a forward begins."""
+    plan = schedule.denoisers.get(denoiser)
+    return ("model", *(site for site in plan.sites if site != "model")) if plan else ("model",)
+
+
+def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) -> UnsupportedModel:
+    """Return the error for a first block without the normalisation that the criterion decides by."""
+    criterion = criteria.of(schedule.denoisers[denoiser])
+    root, block = sites[denoiser]["model"][0], sites[denoiser][site][0]
+    others = ", ".join(map(repr, criteria.deciding_at(Where.MODEL)))
+    return UnsupportedModel(
+        f"the online rule {criterion.name if criterion else ''!r} looks at the first normalisation in {site!r} of "
+        f"{host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: {others}."
+    )
+
+
+def head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, Where | None]:
+    """The stack whose first block decides, and where in it; of several the first that the network was built with."""
+    plan = schedule.denoisers.get(denoiser)
+    criterion = criteria.of(plan)
+    if plan is None or criterion is None or criterion.about.where is Where.MODEL:
+        return "", None
+    for site in plan.sites:
+        if site == DEEP_STACK and deep_branch(sites[denoiser]["model"][0]):
+            raise UnsupportedModel(
+                f"the online rule {criterion.name!r} reuses what a stack adds to its input. {denoiser!r} is a U-Net: "
+                "its deep branch returns another shape than it is given, so nothing would ever be predicted. Allowed: "
+                "'easycache', or 'uniform:every=2,sites=stack'."
+            )
+        if not site.startswith("stack:"):
+            raise BadOption("sites", site, f"stacks, under the online rule {criterion.name!r}: it decides in a block")
+    return next(site for site in sites[denoiser] if site in plan.sites), criterion.about.where

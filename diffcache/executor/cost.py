@@ -1,0 +1,395 @@
+"""What a schedule will cost and save on this pipeline and this call, before running it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffcache import host
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
+from diffcache.errors import UnsupportedModel
+from diffcache.executor import criteria
+from diffcache.executor.attach import demand_visible, head
+from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
+from diffcache.executor.criteria import Where
+from diffcache.executor.engine import ANY_GRID, Executor, scheduled
+from diffcache.executor.pairing import Inputs, pair, reader
+from diffcache.executor.program import NEWEST, Program, compile_schedule
+from diffcache.executor.site import own_inputs
+from diffcache.executor.store import Output, kept_bytes
+from diffcache.executor.watch import signal_format
+from diffcache.host.structure import find_sites, first_norm
+from diffcache.kernels import format_of
+from diffcache.patch import inner_spot, layer, spot
+from diffcache.schedulers import Grid, Rule
+
+FEW_STEPS = 8  # so many or fewer are what distilled models take
+LOOKED_AT = 4  # steps, from the first one that an online rule decides about
+LOOKED_UNTIL = 12  # steps; a rule that decides later is not looked at
+NO_GAIN = 0.95  # above this fraction of the work, bookkeeping eats what is saved
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Work and memory to be expected of one call. It says nothing about fidelity.
+
+    compute_fraction  floating-point operations of the sampling loop's denoiser, relative to the full run
+    cache_bytes       most bytes of kept tensors alive at one time
+    gain              1 / compute_fraction: the speed-up of the sampling loop where the denoiser is all that costs
+    online            whether the run itself decides: then the fraction is the least that can be, and the gain the most;
+                      the truth lies anywhere between these and a full run
+    asked             under an online rule: forwards about which the rule decided in the first steps, which were run
+    predicted         how many of them it predicted
+    measured          whether the schedule says what fidelity it was measured at
+    """
+
+    steps: int
+    compute_fraction: float
+    cache_bytes: int
+    online: bool = False
+    asked: int = 0
+    predicted: int = 0
+    measured: bool = False
+
+    @property
+    def gain(self) -> float:
+        return 1 / max(self.compute_fraction, 1e-9)
+
+    def __str__(self) -> str:
+        if self.compute_fraction > NO_GAIN:
+            return f"no gain expected: {self.compute_fraction:.0%} of the work of {self.steps} steps is still done"
+        work = f"{self.steps} steps at {self.compute_fraction:.1%} of the denoiser's work"
+        held = f"{self.cache_bytes:,} bytes of cache at most"
+        if not self.online:
+            return f"{work}: up to {self.gain:.2f}x faster sampling; {held}{self._few()}"
+        seen = f"{self.predicted or 'none'} of the {self.asked} forwards that it was asked about in the first steps"
+        if self.asked and not self.predicted:
+            return f"no gain seen: the rule predicted {seen}. {work} or more, as the run decides; {held}"
+        between = f"between no gain and {self.gain:.2f}x faster sampling; {held}"
+        looked = f". The rule predicted {seen}" if self.asked else ""
+        return f"{work} or more, as the run decides: {between}{looked}{self._few()}"
+
+    def _few(self) -> str:
+        if self.measured or self.steps > FEW_STEPS:
+            return ""
+        return (
+            f". {self.steps} steps are few: each changes the sample much, above all in distilled models, and "
+            "predictions may be far off. Compare with the full run by diffcache.evaluate before you use it"
+        )
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One site in one denoiser call of the first step. Of its tensors, shapes and types.
+
+    site         or "norm:" and a stack, for the first normalisation in it
+    first_flops  of the first block of a stack
+    """
+
+    denoiser: str
+    site: str
+    flops: int
+    inputs: Inputs
+    outputs: tuple[torch.Tensor, ...]
+    first_flops: int = 0
+
+    def kept_bytes(self, program: Program, step: int) -> int:
+        """What the store keeps of it at this step."""
+        how = None if program.store is None else format_of(program.store)
+        channels = None if program.prescale is None else program.prescale.shape[1]
+        if step not in program.keeps_x:
+            return kept_bytes(self.outputs, how, channels)
+        pairing = pair(self.inputs, self.outputs, {})
+        x = pairing.x(self.inputs)
+        if step in program.differences and own_inputs(self.outputs, x, pairing, how) is not None:
+            return kept_bytes(self.outputs, how)
+        return kept_bytes(self.outputs, how, channels) + kept_bytes(x, how, channels)
+
+
+class _EnoughError(Exception):
+    """The first step has been seen."""
+
+
+def estimate_for(
+    pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None, *, look: bool = True
+) -> Estimate:
+    """Run the first step of ``pipe(**call)``, measure it, and reckon the rest from the schedule.
+
+    look  where an online rule decides, run its first steps as well and see what it does
+
+    Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
+    """
+    host.demand_no_other_cache(pipe)
+    sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
+    host.check_call(pipe, call)
+    if isinstance(source, CacheSchedule):
+        source = source if store is None else source.stored(store)
+        check_pipeline(pipe, source, sites, strict=True)
+        check_call(pipe, call, source)
+    known = source
+    if isinstance(known, Rule):
+        check_granularity(known, sites)
+        known = scheduled(known, ANY_GRID, {name: tuple(found) for name, found in sites.items()}, store)
+    check_criteria(known)
+    for name in known.denoisers:
+        head(known, name, sites)
+    found = dict(pipe.__dict__)
+    try:
+        schedule, start, visits = _first_step(pipe, source, sites, call, store)
+        asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if look else (0, 0)
+    finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
+        pipe.__dict__.clear()
+        pipe.__dict__.update(found)
+        if hasattr(pipe, "maybe_free_model_hooks"):
+            pipe.maybe_free_model_hooks()
+    programs = compile_schedule(schedule)
+    _demand_own_inputs(schedule, visits)
+    heads = {name: head(schedule, name, sites) for name in schedule.denoisers}
+    always = [(name, site) for name, (site, where) in heads.items() if where is Where.FIRST_BLOCK]
+    for visit in visits:
+        if (visit.denoiser, visit.site) in always:
+            visit.flops -= visit.first_flops  # its stack is what follows the first block
+    may = {name: _may_predict(plan, start) for name, plan in schedule.denoisers.items()}
+    done = sum(_work(programs, visits, step, may) for step in range(start, schedule.steps))
+    full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
+    peak = _peak_bytes(programs, visits, start, schedule.steps) + _watched_bytes(schedule, heads, visits)
+    online = any(plan.online for plan in schedule.denoisers.values())
+    measured = schedule.expected is not None
+    return Estimate(schedule.steps - start, done / max(full, 1), peak, online, asked, predicted, measured)
+
+
+def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
+    """Raise UnsupportedModel for a rule that reuses F − x where F has another shape than x."""
+    for v in visits:
+        plan = schedule.denoisers.get(v.denoiser)
+        if v.site != "model" or plan is None or plan.online is None or v.site not in plan.sites:
+            continue
+        if plan.sites[v.site].kappa is not None and all(i is None for i in pair(v.inputs, v.outputs, {}).own):
+            shapes = [[list(t.shape) for t in tensors] for tensors in (v.inputs.main, v.outputs)]
+            raise UnsupportedModel(
+                f"the online rule {plan.online.rule!r} reuses what {v.denoiser!r} adds to its input. Here the input "
+                f"has the shape {shapes[0]}, the output {shapes[1]}, and nothing would ever be predicted. Allowed: "
+                "rules that reuse or extrapolate outputs, such as 'uniform:every=2'."
+            )
+
+
+def _first_step(
+    pipe: Any, source: CacheSchedule | Rule, sites: Sites, call: Mapping[str, Any], store: str | None
+) -> tuple[CacheSchedule, int, list[_Visit]]:
+    visits: list[_Visit] = []
+    seen: list[tuple[CacheSchedule, int]] = []
+
+    def begin(run: host.Run) -> None:
+        if isinstance(source, Rule):
+            timesteps = run.timesteps.detach().double().cpu().numpy()
+            schedule = scheduled(source, Grid(timesteps, run.start), {d: tuple(s) for d, s in sites.items()}, store)
+        else:
+            schedule = source
+            check_run(pipe, run, schedule, strict=True)
+        demand_visible(schedule, {name: found["model"][0] for name, found in sites.items()})
+        seen.append((schedule, run.start))
+        if not run.forwards:
+            undo.callback(layer(run.scheduler, "step", enough, copies=True))
+
+    def enough(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        raise _EnoughError
+
+    def counted(denoiser: str, module: nn.Module) -> Callable[..., Any]:
+        """Return what to layer on the network, where its forwards are steps."""
+        time_of = host.time_of(module)
+
+        def count(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            run = watcher.entered()
+            if run is not None and run.forwards:
+                place = run.forward(denoiser, time_of(args, kwargs), watcher.branch(denoiser))
+                if place.step > run.start:
+                    raise _EnoughError
+            return inner(*args, **kwargs)
+
+        return count
+
+    watcher = host.Host(pipe, begin, lambda run: None)
+    with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
+        for denoiser, found in sites.items():
+            for site, modules in found.items():
+                for i, module in enumerate(modules):
+                    around = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
+                    undo.callback(layer(*inner_spot(module), around))
+                if site == "model":
+                    undo.callback(layer(*inner_spot(modules[0]), counted(denoiser, modules[0])))
+                norm = first_norm(modules[0]) if site.startswith("stack:") else None
+                if norm is not None:
+                    around = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
+                    undo.callback(layer(norm, "forward", around))
+        undo.callback(watcher.detach)
+        watcher.attach()
+        with contextlib.suppress(_EnoughError):
+            pipe(**call)
+    schedule, start = seen[-1]
+    return schedule, start, _stacks_summed(visits)
+
+
+def _may_predict(plan: DenoiserPlan, start: int) -> np.ndarray:
+    """bool [T]: steps that could be predicted if the plan's online rule always agreed."""
+    asked: np.ndarray = np.any([~site.compute for site in plan.sites.values()], axis=0)
+    if plan.online is None:
+        return asked
+    may: np.ndarray = asked & (plan.online.limit > 0)
+    most = plan.online.most
+    in_a_row = 0
+    for step in range(start, len(may)):
+        may[step] &= most is None or in_a_row < most
+        in_a_row = in_a_row + 1 if may[step] else 0
+    return may
+
+
+def _decisions(
+    pipe: Any,
+    source: CacheSchedule | Rule,
+    schedule: CacheSchedule,
+    start: int,
+    sites: Sites,
+    call: Mapping[str, Any],
+    store: str | None,
+) -> tuple[int, int]:
+    """Run the first steps that an online rule decides about: forwards that it was asked about, and that it predicted.
+    (0, 0) where no rule decides, or none does so early."""
+    asks = {n: _may_predict(plan, start) for n, plan in schedule.denoisers.items() if plan.online is not None}
+    first = min((int(may[start:].argmax()) for may in asks.values() if may[start:].any()), default=LOOKED_UNTIL)
+    if first + LOOKED_AT > LOOKED_UNTIL:
+        return 0, 0
+    executor = Executor(pipe, source, sites, store=store, quiet=True)
+
+    def until(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        run = executor.host.run
+        if run is not None and run.index >= start + first + LOOKED_AT:
+            raise _EnoughError
+        return inner(*args, **kwargs)
+
+    with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
+        undo.callback(executor.detach)
+        executor.attach()
+        for modules in sites.values():
+            undo.callback(layer(*spot(modules["model"][0]), until))
+        with contextlib.suppress(_EnoughError):
+            pipe(**call)
+    forwards = [] if executor.last is None else executor.last.forwards
+    decided = [f.skipped > 0 for f in forwards if f.denoiser in asks and asks[f.denoiser][f.step]]
+    return len(decided), sum(decided)
+
+
+def _meter(
+    visits: list[_Visit], denoiser: str, site: str, module: nn.Module, *, first: bool, last: bool
+) -> Callable[..., Any]:
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
+
+    read = reader(module)
+
+    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = _shapes(read(args, kwargs))
+        with FlopCounterMode(display=False) as counter:
+            value = inner(*args, **kwargs)
+        flops = counter.get_total_flops()
+        # All parts of a stack cost work; only its last part's output is kept.
+        outputs = tuple(t.to("meta") for t in Output.of(value).tensors) if last else ()
+        visits.append(_Visit(denoiser, site, flops, inputs, outputs, flops if first else 0))
+        return value
+
+    return around
+
+
+def _shapes(inputs: Inputs) -> Inputs:
+    return Inputs(tuple(t.to("meta") for t in inputs.main), {n: t.to("meta") for n, t in inputs.others.items()})
+
+
+def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
+    """One entry per site and denoiser call, its parts added up."""
+    summed: list[_Visit] = []
+    open_stacks: dict[tuple[str, str], _Visit] = {}
+    for v in visits:
+        if not v.site.startswith("stack:"):
+            summed.append(v)
+            continue
+        whole = _Visit(v.denoiser, v.site, 0, v.inputs, (), v.first_flops)
+        whole = open_stacks.setdefault((v.denoiser, v.site), whole)
+        whole.flops += v.flops
+        whole.outputs = v.outputs
+        if v.outputs:
+            summed.append(open_stacks.pop((v.denoiser, v.site)))
+    return summed
+
+
+def _work(
+    programs: Mapping[tuple[str, str], Program], visits: list[_Visit], step: int, may: Mapping[str, np.ndarray]
+) -> int:
+    """Operations at one step: whole forwards, less the sites predicted inside those that run."""
+    total = 0
+    for v in visits:
+        program = programs.get((v.denoiser, v.site))
+        root = programs.get((v.denoiser, "model"))
+        here = v.denoiser in may and bool(may[v.denoiser][step])
+        predicted = here and program is not None and program.terms[step] is not None
+        root_predicted = here and root is not None and root.terms[step] is not None
+        if v.site == "model":
+            total += 0 if root_predicted else v.flops
+        elif predicted and not root_predicted:
+            total -= v.flops
+    return total
+
+
+def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit], start: int, steps: int) -> int:
+    """The store's life, reckoned: what each visit puts in and drops, in order."""
+    held: dict[tuple[int, int], int] = {}  # (visit, anchor step) -> bytes
+    peak = 0
+    for step in range(start, steps):
+        for n, v in enumerate(visits):
+            program = programs.get((v.denoiser, v.site))
+            if program is None:
+                continue
+            if program.terms[step] is None and step in program.keeps:
+                at = NEWEST if program.newest else step
+                held[n, at] = v.kept_bytes(program, step)
+                peak = max(peak, sum(held.values()))
+            for dropped in program.drops[step]:
+                held.pop((n, dropped), None)
+    return peak
+
+
+def _watched_bytes(schedule: CacheSchedule, heads: Mapping[str, tuple[str, Where | None]], visits: list[_Visit]) -> int:
+    """Return the bytes that criteria keep: the signals that they compare with, and what they observe."""
+    total = 0
+    for v in visits:
+        plan = schedule.denoisers.get(v.denoiser)
+        criterion = criteria.of(plan)
+        if plan is None or criterion is None:
+            continue
+        first = heads[v.denoiser][0]
+        signals = {  # where the criterion decides -> the site there, and the tensors that it is given
+            Where.MODEL: ("model", v.inputs.main),
+            Where.FIRST_BLOCK: (first, v.inputs.main),  # the residual has the form of the input
+            Where.FIRST_NORM: (f"norm:{first}", v.outputs[:1]),
+        }
+        site, tensors = signals[criterion.about.where]
+        if v.site == site:
+            total += kept_bytes(criterion.signal(tensors), signal_format(plan))
+        if v.site == "model":
+            total += kept_bytes(criterion.keeps(v.inputs.main, v.outputs), None)
+    return total
+
+
+@contextlib.contextmanager
+def _random_state(call: Mapping[str, Any]) -> Iterator[None]:
+    """Give every random generator its state back, the caller's own included."""
+    given = call.get("generator")
+    generators = [g for g in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(g, torch.Generator)]
+    states = [g.get_state() for g in generators]
+    with torch.random.fork_rng():
+        yield
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)

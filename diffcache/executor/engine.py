@@ -1,0 +1,227 @@
+"""Carries out a schedule, or a rule, on one pipeline. Knows when, never the name of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from diffcache import host
+from diffcache.documents.schedule import CacheSchedule
+from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.executor.afterwards import about_finiteness, about_work
+from diffcache.executor.attach import demand_visible, place
+from diffcache.executor.checks import (
+    Sites,
+    check_criteria,
+    check_granularity,
+    check_in_parts,
+    check_pipeline,
+    check_run,
+)
+from diffcache.executor.doubts import ADVICE, left
+from diffcache.executor.noise_levels import move
+from diffcache.executor.notices import Notice, counted, publish
+from diffcache.executor.program import compile_schedule
+from diffcache.executor.state import Lesson, State
+from diffcache.executor.wrappers import Arounds
+from diffcache.kernels.library import Backend, check_backend
+from diffcache.schedulers import Grid, Rule
+
+Misfit = Literal["refuse", "full"]
+ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # on which a rule shows what it cannot do, before the loop is known
+
+
+def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
+    """The rule's schedule on this grid, outputs kept in this format."""
+    schedule = rule.schedule(grid, sites)
+    return schedule if store is None else schedule.stored(store)
+
+
+class Executor:
+    """Carries out a schedule on one pipeline. ``attach`` and ``detach`` leave no trace behind.
+
+    They hold it, through its layers; it holds neither the pipeline nor a module.
+
+    lesson    see State
+    store     format in which all sites' outputs are kept; None: as the schedule says
+    backend   what works on tensors that are kept in fewer bytes
+    mismatch  what becomes of a run that the schedule does not fit: it raises ("refuse"), or is computed in full
+    quiet     count what happens, and neither log it nor warn of it
+
+    runs      how many began so far
+    strays    (kind, text) -> calls that no loop served, since the last run began
+    totals    kind of notice -> times, over all runs and calls
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        source: CacheSchedule | Rule,
+        sites: Sites,
+        *,
+        strict: bool = True,
+        lesson: Lesson | None = None,
+        store: str | None = None,
+        backend: Backend = "auto",
+        mismatch: Misfit = "refuse",
+        quiet: bool = False,
+    ) -> None:
+        check_backend(backend)
+        if mismatch not in get_args(Misfit):
+            raise BadOption("mismatch", mismatch, ", ".join(map(repr, get_args(Misfit))))
+        host.demand_no_other_cache(pipe)
+        self.wrapping = host.Wrapping(pipe, sites)
+        self.source = source if store is None or isinstance(source, Rule) else source.stored(store)
+        self.store, self.backend = store, backend
+        self.lesson = lesson
+        self.strict = strict
+        self.sites = {name: tuple(names) for name, names in sites.items()}
+        self.host = host.Host(pipe, self._begin, self._end, self._missed, self._ready)
+        self.last: State | None = None
+        self.mismatch, self.quiet = mismatch, quiet
+        self.runs = 0
+        self.strays: Counter[tuple[str, str]] = Counter()
+        self.totals: Counter[str] = Counter()
+        if isinstance(self.source, CacheSchedule):
+            check_pipeline(pipe, self.source, sites, strict=strict)
+            schedule = self.source
+            check_criteria(schedule)
+            self._programs = compile_schedule(schedule)
+        else:
+            check_granularity(self.source, sites)
+            # On any grid: what the rule cannot do is said now, and its sites do not depend on the grid
+            schedule = scheduled(self.source, ANY_GRID, self.sites, store)
+            check_criteria(schedule)
+        check_in_parts(pipe, schedule)
+        self._patches = place(Arounds(self.host, self._misfit), schedule, sites)
+        self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
+
+    def attach(self) -> None:
+        try:
+            for patch in self._patches:
+                patch.put()
+            self.host.attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        try:
+            self.host.detach()
+        finally:
+            for patch in self._patches:
+                patch.off()
+
+    def _ready(self) -> None:
+        """Raise what would falsify a run, and put the layers where its first forward meets them."""
+        self.wrapping.demand_unchanged(self.host.pipe)
+        host.demand_ready(self.host.pipe)
+        for patch in self._patches:
+            patch.put()
+
+    def _begin(self, run: host.Run) -> None:
+        self._ready()
+        try:
+            state = self._planned(run)
+        except ScheduleMismatch as why:
+            if self.mismatch == "refuse":
+                raise
+            state = self._in_full(why)
+        self.last = run.state = state
+        run.again = state.go_back
+        self.runs += 1
+        self.strays.clear()
+
+    def _planned(self, run: host.Run) -> State:
+        """Return the state of a run that the schedule fits; raise if it does not fit."""
+        if isinstance(self.source, Rule):
+            timesteps = run.timesteps.detach().cpu().double().numpy()
+            schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
+            check_criteria(schedule)
+            programs = compile_schedule(schedule)
+        else:
+            schedule, programs = self.source, self._programs
+            check_run(self.host.pipe, run, schedule, strict=self.strict)
+        run.assigned.expect(schedule.provenance)
+        check_in_parts(self.host.pipe, schedule)
+        demand_visible(schedule, self.wrapping.denoisers)
+        levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
+        together = bool(host.in_parts(self.host.pipe))
+        return State(
+            schedule,
+            programs,
+            start=run.start,
+            together=together,
+            levels_back=levels_back,
+            lesson=self.lesson,
+            backend=self.backend,
+        )
+
+    def _in_full(self, why: ScheduleMismatch) -> State:
+        """Return a state in which everything is computed and nothing is kept, at any number of steps."""
+        state = State(scheduled(Rule("full"), Grid(np.ones(1)), self.sites), programs={})
+        state.notices.append(Notice("mismatch", 1, f"the run was computed in full: {why}"))
+        return state
+
+    def _misfit(self, run: host.Run, why: ScheduleMismatch) -> None:
+        """Go on in full with a run of which the first forwards show that the schedule does not fit. Nothing was
+        predicted before; but noise levels that were moved have had their effect, so such a run is refused."""
+        before: State = run.state
+        if self.mismatch == "refuse" or before.schedule.sigmas is not None:
+            raise why
+        state = self._in_full(why)
+        state.forwards, state.counts = before.forwards, before.counts
+        before.forget()
+        self.last = run.state = state
+        run.again = state.go_back
+
+    def _end(self, run: host.Run) -> None:
+        state: State = run.state
+        state.levels_back()
+        state.levels_back = lambda: None  # it holds the noise scheduler
+        state.forget()
+        if state.over:
+            return
+        state.over = True
+        state.notices += about_finiteness(state)
+        if run.short:
+            state.notices.append(
+                Notice(
+                    "short-loop",
+                    1,
+                    f"the loop ended in step {run.index + 1} of {run.steps}: its network was called less often than "
+                    "was said, and steps may have been taken for others. Give trajectory one timestep for every "
+                    "evaluation.",
+                )
+            )
+        elif run.index >= run.steps or (run.forwards and run.whole):
+            state.notices += about_work(state, predicts=self._predicts and bool(state.programs))
+        if run.cut:
+            state.notices.append(
+                Notice(
+                    "short-steps",
+                    1,
+                    f"{run.cut} steps of the loop have fewer forwards than were said: its network was called less "
+                    f"often, as the times that it was given show. {ADVICE}",
+                )
+            )
+        state.notices += left(run)
+        self._say([*state.failures(), *state.notices])
+
+    def _missed(self, kind: str, why: str) -> None:
+        self.wrapping.demand_unchanged(self.host.pipe)
+        self.strays[kind, why] += 1
+        self._say([Notice(kind, 1, why)])
+
+    def notices(self) -> list[Notice]:
+        """Return what is known of the last run, or of the run in progress, and of calls after it without a loop."""
+        found = [] if self.last is None else [*self.last.failures(), *self.last.notices]
+        return found + [Notice(kind, times, why) for (kind, why), times in self.strays.items()]
+
+    def _say(self, notices: Sequence[Notice]) -> None:
+        self.totals += counted(notices)
+        if not self.quiet:
+            publish(notices, pipeline=type(self.host.pipe).__name__, run=self.runs)

@@ -1,0 +1,78 @@
+"""A schedule's own noise levels, written into the noise scheduler before a run's first step, and taken back after it.
+
+The loop reads the timesteps through views that the pipeline already holds, so both tensors of the noise scheduler are
+written in place. Whatever is not understood is refused with nothing written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcache import host
+from diffcache.documents.schedule import CacheSchedule
+from diffcache.errors import ScheduleMismatch
+from diffcache.host.levels import SAME_LEVEL, CannotFollow, array, timesteps_for
+from diffcache.patch import Around, Undo, layer
+
+
+def move(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
+    """Put ``schedule.sigmas`` in the place of the run's noise levels, and return what puts those back.
+
+    Does nothing where the schedule leaves the levels alone. Raises ScheduleMismatch, with nothing written, where the
+    noise scheduler or the pipeline could not follow; and at the first moved step, if the pipeline turns out to iterate
+    over a copy of the timesteps.
+    """
+    if schedule.sigmas is None:
+        return lambda: None
+    scheduler, times = run.scheduler, run.timesteps
+    try:
+        wanted = timesteps_for(pipe, scheduler, times, run.start, schedule.sigmas)
+    except CannotFollow as why:
+        raise ScheduleMismatch(
+            f"the schedule runs over noise levels of its own, and {type(scheduler).__name__} in {type(pipe).__name__} "
+            f"cannot: {why}. Use a schedule without moved levels."
+        ) from None
+    sigmas: Tensor = scheduler.sigmas
+    kept = sigmas.clone(), times.clone()
+    off = layer(scheduler, "step", _guard(run, wanted, array(times)), copies=True)
+    _write(sigmas, torch.from_numpy(schedule.sigmas.copy()))
+    _write(times, torch.from_numpy(wanted))
+
+    def back() -> None:
+        off()
+        _write(sigmas, kept[0])
+        _write(times, kept[1])
+
+    return back
+
+
+def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Around:
+    """Around ``scheduler.step``: refuses the first step of a loop over timesteps that were copied before it began. A
+    view of the tensor that was written is right by itself; anything else is compared by value."""
+    memory = run.timesteps.untyped_storage().data_ptr()
+    moved = np.abs(wanted - before) > SAME_LEVEL * np.abs(before).max()
+
+    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given, here = args[1] if len(args) > 1 else kwargs.get("timestep"), run.index
+        view = isinstance(given, Tensor) and given.untyped_storage().data_ptr() == memory
+        if given is not None and not view and here < len(wanted) and moved[here]:
+            time = float(given.flatten()[0] if isinstance(given, Tensor) else given)
+            if abs(time - wanted[here]) > abs(time - before[here]):
+                raise ScheduleMismatch(
+                    f"the schedule moved step {here} to timestep {wanted[here]:g}; the pipeline runs it at {time:g}: "
+                    "it iterates over a copy of the timesteps, made before its loop. Use a schedule without moved "
+                    "noise levels."
+                )
+        return inner(*args, **kwargs)
+
+    return around
+
+
+def _write(into: Tensor, values: Tensor) -> None:
+    with torch.inference_mode():  # tensors born in inference mode can be written nowhere else, others here too
+        into.copy_(values)

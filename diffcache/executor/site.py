@@ -1,0 +1,186 @@
+"""At one site, in one forward: compute, or predict from what was kept; and keep what later steps refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffcache.executor import notices, store
+from diffcache.executor.notices import Reason
+from diffcache.executor.pairing import Inputs, Pairing, pair
+from diffcache.executor.prediction import combine, problem
+from diffcache.executor.program import NEWEST
+from diffcache.executor.state import Call
+from diffcache.executor.store import Anchor, Kept, Output
+from diffcache.host.channels import find_sample
+from diffcache.kernels import Format
+
+
+def visit(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
+    """The output of ``site``, one way or the other."""
+    try:
+        predicted = guess(call, site, inputs)
+        if predicted is not None:
+            if call.state.lesson is not None:
+                call.state.lesson(call, site, compute())
+            return predicted[0]
+        inputs = safe(call, site, inputs)
+        value = compute()
+        keep(call, site, inputs, value)
+        return value
+    finally:
+        call.visits[site] += 1
+
+
+def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
+    """The predicted output in a tuple of one, or None where the step is to be computed; counts either."""
+    program = call.state.programs[call.denoiser, site]
+    counts = call.state.count(call.denoiser, site, call.branch)
+    call.asked += site != "model"
+    if call.step >= len(program.terms):
+        counts.fail(notices.BEYOND)
+        return None
+    terms = program.terms[call.step]
+    if terms is None:
+        counts.compute()
+        return None
+    key = call.key(site)
+    anchors = [call.state.store.get(key, a) for a in terms.anchors]
+    for step in program.drops[call.step]:
+        call.state.store.drop(key, step)
+    if call.doubt:
+        counts.fail(call.doubt)
+        return None
+    if program.newest and call.verdict is None:
+        counts.fail(notices.NO_DECISION)
+        return None
+    if call.verdict is not None and not call.verdict.predict:
+        if call.verdict.reason:
+            counts.fail(call.verdict.reason)
+        elif program.newest:
+            counts.compute()
+        else:
+            counts.guard()
+        return None
+    guidance = call.state.schedule.guidance
+    branch = None if guidance is not None and guidance.mode == "batched" else call.branch
+    pairing = call.state.pairings.get(key)
+    x = inputs.main if pairing is None else pairing.x(inputs)
+    there = [a for a in anchors if a is not None]
+    if len(there) < len(anchors):
+        gone = next(step for step, a in zip(terms.anchors, anchors, strict=True) if a is None)
+        counts.fail(why_missing(call, key, gone))
+        return None
+    obstacle: Reason | None = None
+    if branch is None and len(terms.weights) > 1 and call.batch != call.state.batch_at_start.get(call.denoiser):
+        obstacle = notices.OTHER_BATCH
+    if branch is not None and branch >= len(terms.weights) > 1:
+        obstacle = notices.NO_ROW
+    obstacle = obstacle or problem(there, terms, x, branch, pairing, call.batch)
+    if obstacle:
+        counts.fail(obstacle)
+        return None
+    predicted = combine(there, terms, x, branch, pairing, call.state.backend)
+    if not finite(call, notices.NON_FINITE_PREDICTION.kind, Output.of(predicted).tensors):
+        counts.fail(notices.NON_FINITE_PREDICTION)
+        return None
+    counts.predict()
+    call.predicted += 1
+    if call.unsure:
+        call.state.doubts.add((call.denoiser, call.step))
+    if call.state.lesson is not None:
+        call.plain[site] = combine(there, terms.plain, x, branch, pairing, call.state.backend)
+    return (predicted,)
+
+
+def why_missing(call: Call, key: Hashable, step: int) -> Reason:
+    """Return the reason why nothing was kept under ``key`` at ``step``, an anchor of a prediction of ``call``."""
+    state = call.state
+    if (key, step) in state.lost:
+        return state.lost[key, step]
+    before = [f for f in state.forwards[state.since :] if f.denoiser == call.denoiser and step in (f.step, NEWEST)]
+    if not before and state.since:
+        return notices.WENT_BACK
+    if not before:
+        late = call.step == state.start if step == NEWEST else step < state.start
+        return notices.LATE_START if late else notices.OTHER_DENOISER
+    return notices.SITE_NOT_RUN if any(f.branch == call.branch for f in before) else notices.OTHER_BRANCHES
+
+
+def finite(call: Call, kind: str, tensors: Sequence[Tensor]) -> bool:
+    """Return False where a tensor is known to have NaN or Inf in it. On a device other than the CPU, and where several
+    processes run the denoiser together, the answer is True, and the question is kept until the run is over."""
+    if not call.state.together and all(t.device.type == "cpu" for t in tensors):
+        found = store.all_finite(tensors)
+        return found is None or bool(found)
+    call.state.suspects.append((kind, store.ends(tensors)))
+    return True
+
+
+def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
+    """The inputs as they are now, if they are to be kept: what is about to run may write into them."""
+    program = call.state.programs[call.denoiser, site]
+    if call.step not in program.keeps_x:
+        return inputs
+    pairing = call.state.pairings.get(call.key(site))
+    wanted = inputs.others if pairing is None else {n: t for n, t in inputs.others.items() if n in pairing.names}
+    copies = {name: t.detach().clone() for name, t in wanted.items()}
+    return Inputs(tuple(t.detach().clone() for t in inputs.main), copies)
+
+
+def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, int] | None = None) -> None:
+    """Put what ``site`` returned into the store, if a later step refers to it and it is finite.
+
+    inputs  as ``safe`` gave them
+    flow    as ``streams.pair`` needs it
+    """
+    program = call.state.programs[call.denoiser, site]
+    if call.step not in program.keeps:
+        return
+    key = call.key(site)
+    step = NEWEST if program.newest else call.step
+    call.state.store.drop(key, step)
+    output = Output.of(value)
+    if not output.tensors:  # a type whose tensors cannot be reached: nothing can be made of it later
+        call.state.lost[key, step] = notices.UNREADABLE
+        return
+    if not finite(call, "non-finite-output", output.tensors):
+        call.state.lost[key, step] = notices.NON_FINITE_ANCHOR
+        return
+    call.state.lost.pop((key, step), None)
+    x, pairing = inputs.main, None
+    if program.reads_x:
+        root = site == "model"
+        if root and call.denoiser not in call.state.places and len(inputs.main) == 1 and call.step in program.keeps_x:
+            (given,) = inputs.main
+            if given.shape == output.tensors[0].shape:  # no channels but the sample's
+                call.state.places[call.denoiser] = find_sample(given, given)
+            else:
+                call.state.unplaced[call.denoiser] = given
+        place = call.state.places.get(call.denoiser) if root else None
+        call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {}, root=root, place=place)
+        x = pairing.x(inputs)
+    keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)
+    kept_x: tuple[Kept, ...] = ()
+    differs = call.step in program.differences
+    own = own_inputs(output.tensors, x, pairing, keeping.how) if differs else None
+    if own is not None:
+        kept = tuple(keeping.keep_difference(f, x_f) for f, x_f in zip(output.tensors, own, strict=True))
+    else:
+        kept = tuple(keeping.keep(t) for t in output.tensors)
+        kept_x = tuple(keeping.keep(t, mine=True) for t in x) if call.step in program.keeps_x else ()
+    anchor = Anchor(output.form(), kept, kept_x, store.signature(x), difference=own is not None)
+    call.state.store.put(key, step, anchor)
+
+
+def own_inputs(
+    outputs: Sequence[Tensor], x: Sequence[Tensor], pairing: Pairing | None, how: Format | None
+) -> list[Tensor] | None:
+    """The input that every output carries on, where the difference of each is what is kept; None: outputs are."""
+    if pairing is None or pairing.unclear or not all(store.fewer_bytes(f, how) for f in outputs):
+        return None
+    own = [x[i] for i in pairing.own if i is not None]
+    fits = len(own) == len(outputs) and all(t.shape == f.shape for t, f in zip(own, outputs, strict=True))
+    return own if fits else None

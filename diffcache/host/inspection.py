@@ -1,0 +1,234 @@
+"""What a pipeline is made of: its denoisers, its guiders, what they are called and set to."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffcache.errors import UnsupportedModel
+from diffcache.host.branches import Conditions, recognised
+from diffcache.host.own_loops import Loop, loop_of
+from diffcache.host.policies import FAMILIES, PolicyLoop, policy_loop
+from diffcache.patch import Method
+
+ASKED = ("predict_action", "predict_action_chunk", "select_action")  # methods of policies
+STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
+TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # parameters
+DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
+CONFIG = "config/"  # how the keys of configurations in a provenance begin
+LONGEST_CONFIG = 16_384  # characters
+GUIDER_METHODS = ("prepare_inputs", "prepare_inputs_from_block_state")
+
+
+def looping_blocks(pipe: Any) -> list[Any]:
+    """Of a modular pipeline: its blocks whose ``progress_bar`` is the sampling loop, and ``loop_step`` an iteration."""
+    found, left = [], [getattr(pipe, "_blocks", None)]
+    while left:
+        block = left.pop()
+        if hasattr(block, "progress_bar") and hasattr(block, "loop_step"):
+            found.append(block)
+        left += (getattr(block, "sub_blocks", None) or {}).values()
+    return found
+
+
+def guiders(pipe: Any) -> list[Any]:
+    """What says anew at every step which branches there are: most modular pipelines have one, or two."""
+    return [part for part in pipe.components.values() if hasattr(part, GUIDER_METHODS[-1])]
+
+
+def adopted(pipe: Any, *, bare: bool = False) -> Any:
+    """Return the object to treat as a pipeline: the loop of a policy, or ``pipe`` unchanged.
+
+    bare  the one loop that stands for all around a policy or a network, and keeps neither
+    """
+    if isinstance(pipe, Loop):
+        return pipe.told if bare else pipe
+    if hasattr(pipe, "components"):
+        return pipe
+    found = policy_loop(pipe)
+    if found is not None:
+        return found if bare else found.kept()
+    if any(hasattr(pipe, name) for name in ASKED):
+        return pipe  # a policy of no known family: not a network
+    return loop_of(pipe) if bare and isinstance(pipe, nn.Module) else pipe
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The networks that ``pipe`` calls at every step, by component name."""
+    if isinstance(pipe, PolicyLoop) and hasattr(getattr(*pipe.runs), "_torchdynamo_orig_callable"):
+        raise UnsupportedModel(
+            f"the loop of this {type(pipe).__name__} ({pipe.family.loop}) is compiled as one graph, network and all: "
+            "no step in it can be skipped. Build the policy without compile_model; its network may be compiled."
+        )
+    if isinstance(pipe, Loop):
+        return {pipe.name: pipe.network}
+    components = getattr(pipe, "components", None)
+    looks = hasattr(pipe, "scheduler") and (hasattr(pipe, "progress_bar") or looping_blocks(pipe))
+    if not isinstance(components, dict) or not looks:
+        raise UnsupportedModel(
+            f"accelerate was asked for a {type(pipe).__name__}. Allowed: a diffusers pipeline (an object with a "
+            f"scheduler, components and a progress_bar), a diffusion policy ({', '.join(FAMILIES)}), or the network of "
+            "a loop of your own, an nn.Module, with diffcache.trajectory around the loop."
+        )
+    found = {name: part for name, part in components.items() if isinstance(part, nn.Module) and _denoises(name)}
+    if not found or pipe.scheduler is None:
+        raise UnsupportedModel(
+            f"{type(pipe).__name__} has no denoiser to accelerate. Components found: {', '.join(sorted(components))}; "
+            f"looked for: {', '.join(DENOISER_NAMES)} and a scheduler."
+        )
+    return found
+
+
+def _denoises(name: str) -> bool:
+    """By the name of a component: ``transformer_2``, ``unconditional_transformer``; not ``prior_text_encoder``."""
+    begins = any(name == n or name.startswith(n + "_") for n in DENOISER_NAMES)
+    return (begins or name.endswith(("_transformer", "_unet"))) and "encoder" not in name
+
+
+def in_parts(pipe: Any) -> list[str]:
+    """The denoisers that several processes run together, each its part of the tokens or of the weights (diffusers'
+    ``enable_parallelism``). They wait for each other inside a forward: none may skip what the others compute."""
+    return [n for n, m in denoisers(pipe).items() if getattr(unwrapped(m), "_parallel_config", None) is not None]
+
+
+def demand_one_process(pipe: Any) -> None:
+    """Raise UnsupportedModel where several processes run a denoiser together: each would see its part of it, and end
+    its search at another moment than the others."""
+    for name in in_parts(pipe):
+        raise UnsupportedModel(
+            f"the {name} of this {type(pipe).__name__} is run by several processes together (enable_parallelism). "
+            "Measure and optimize before enable_parallelism, in one process or with a share of the calls in each; the "
+            "schedule that comes of it serves the parallel pipeline too."
+        )
+
+
+def unwrapped(module: Any) -> Any:
+    """What ``torch.compile`` wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of the class's forward: what lies on the object may be anybody's wrapper."""
+    kind, name = (
+        (type(module.of()), module.name) if isinstance(module, Method) else (type(unwrapped(module)), "forward")
+    )
+    return tuple(inspect.signature(getattr(kind, name)).parameters)[1:]
+
+
+def main_input(module: nn.Module) -> str:
+    """The one that is what the network works on: the first, where none is called so."""
+    names = parameters(module)
+    return next((name for name in names if name in STATES), names[0] if names else "")
+
+
+def main_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    """The function that finds it among a call's arguments."""
+    names, name = parameters(module), main_input(module)
+    place = names.index(name) if name else 0
+
+    def main(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return args[place] if place < len(args) else kwargs.get(name)
+
+    return main
+
+
+def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+    """The function that finds, among a denoiser's arguments, what it is given as time; None where that has no name
+    that is known."""
+    names = parameters(module)
+    name = next((known for known in TIMES if known in names), "")
+    place = names.index(name) if name else 0
+
+    def time(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return args[place] if name and place < len(args) else kwargs.get(name)
+
+    return time
+
+
+def conditions_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Conditions]:
+    """The function that finds, among a denoiser's arguments, what it is conditioned on: all but its main input and its
+    time, entries of dicts and lists one by one."""
+    names = parameters(module)
+    left_out = {main_input(module), next((known for known in TIMES if known in names), "")}
+
+    def conditions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Conditions:
+        found: dict[str, Any] = {}
+        for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+            if name in left_out:
+                continue
+            if isinstance(value, Mapping):
+                found |= {f"{name}.{key}": recognised(part) for key, part in value.items()}
+            elif isinstance(value, (list, tuple)):
+                found |= {f"{name}.{n}": recognised(part) for n, part in enumerate(value)}
+            else:
+                found[name] = recognised(value)
+        return found
+
+    return conditions
+
+
+def class_name(module: Any) -> str:
+    """The network's class; a compiled module answers for what it wraps, a method for its owner."""
+    return type(module.of() if isinstance(module, Method) else unwrapped(module)).__name__
+
+
+def config_text(module: Any) -> str:
+    """Return a diffusers object's configuration as JSON, private entries left out; of other networks, the names and
+    shapes of their parameters."""
+    config = getattr(unwrapped(module), "config", None)
+    if not isinstance(config, Mapping):  # no diffusers object: what a network is made of tells as much
+        shapes: Any = getattr(unwrapped(module), "named_parameters", dict)()
+        config = {name: list(parameter.shape) for name, parameter in dict(shapes).items()}
+    public = {str(k): v for k, v in config.items() if not str(k).startswith("_")}
+    return json.dumps(public, sort_keys=True, default=repr)
+
+
+def config_digest(module: Any) -> str:
+    """Return the sha256 of ``config_text``."""
+    return hashlib.sha256(config_text(module).encode()).hexdigest()
+
+
+def configurations(**parts: Any) -> dict[str, str]:
+    """Return entries for the provenance of a document: the ``config_text`` of each part under ``config/`` and its name.
+
+    Configurations of more than LONGEST_CONFIG characters are left out: the shapes of a large network of another library
+    would be longer than the rest of the document.
+    """
+    texts = {f"{CONFIG}{name}": config_text(part) for name, part in parts.items()}
+    return {name: text for name, text in texts.items() if len(text) <= LONGEST_CONFIG}
+
+
+def other_settings(found: Any, text: str | None, digest: str) -> str:
+    """Return in words which settings of ``found`` are not those of a configuration, for an error message.
+
+    text    the configuration as JSON, where a document holds it; it counts only if ``digest`` is its sha256
+    digest  sha256 of the configuration
+    """
+    here = config_text(found)
+    known = text is not None and hashlib.sha256(text.encode()).hexdigest() == digest
+    try:
+        then, now = json.loads(text) if known and text else None, json.loads(here)
+    except (ValueError, RecursionError):
+        then = None
+    if not isinstance(then, dict):
+        return "which setting differs is not known, for the schedule holds no more than the digest"
+    missing = "not set"
+    names = sorted(name for name in then.keys() | now.keys() if then.get(name, missing) != now.get(name, missing))
+    told = [f"{name:.40} was {then.get(name, missing)!r:.60}, is {now.get(name, missing)!r:.60}" for name in names[:4]]
+    return "; ".join(told) + (f"; and {len(names) - 4} more settings" if len(names) > 4 else "")
+
+
+def prediction_type(scheduler: Any) -> str | None:
+    value = dict(scheduler.config).get("prediction_type")
+    return None if value is None else str(value)
+
+
+def batches_guidance(pipe: Any) -> bool:
+    """Whether the pipeline says that the run in progress is guided; False where it does not tell."""
+    said = getattr(pipe, "do_classifier_free_guidance", False)
+    return isinstance(said, (bool, Tensor)) and bool(said)  # a tensor where each frame has a scale

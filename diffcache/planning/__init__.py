@@ -1,0 +1,33 @@
+"""Make schedules from profiles and budgets, compare them, draw them. No network is called."""
+
+from diffcache.planning.planner import (
+    DEMO_FILE,
+    DEMO_STEPS,
+    Compared,
+    Scheduler,
+    available,
+    cache_bytes,
+    check_scheduler,
+    check_store,
+    compare,
+    document,
+    expected,
+    plan,
+    steps_for_speedup,
+)
+
+__all__ = [
+    "DEMO_FILE",
+    "DEMO_STEPS",
+    "Compared",
+    "Scheduler",
+    "available",
+    "cache_bytes",
+    "check_scheduler",
+    "check_store",
+    "compare",
+    "document",
+    "expected",
+    "plan",
+    "steps_for_speedup",
+]

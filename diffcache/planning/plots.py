@@ -1,0 +1,294 @@
+"""Pictures of the two documents: how far outputs of two steps lie apart, and which steps a schedule computes.
+
+matplotlib (the extra ``report``) is imported when a picture is asked for.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffcache.documents import files
+from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels, solver_title
+from diffcache.documents.sites import GRANULARITIES, parse
+from diffcache.errors import BadOption, DiffCacheError
+from diffcache.schedulers._sites import in_order
+from diffcache.text import printable
+
+DISTANCE = "magma_r"  # perceptually uniform; near is light, as the paper is
+INK, MUTED, PALE, MARK = "#22223b", "#6b7080", "#e8e9ef", "#0072b2"
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by the colour-blind as well (Okabe and Ito)
+STYLE = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.facecolor": "white",
+    "legend.frameon": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+MOST_PANELS = 6  # of masks in one figure
+MOST_LABELS = 40  # of sites in one column
+WIDTH = 3.6  # inches of a panel
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def save(document: Profile | CacheSchedule, path: Path, beside: Profile | None = None) -> Path:
+    """Write the ``figure`` to ``path``, whose ending says the format, and return it.
+
+    Raises what ``figure`` raises; BadOption for a format that matplotlib cannot write, or a folder that is not there.
+    """
+    picture = figure(document, beside)
+    formats = sorted(picture.canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in formats:
+        raise BadOption("plot", str(path), f"a name that ends in one of {', '.join(formats)}")
+    if not path.absolute().parent.is_dir():
+        raise BadOption("plot", str(path), "a file in a folder that exists")
+    return files.write(path, lambda file: picture.savefig(file, format=path.suffix[1:].lower(), dpi=160))
+
+
+def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> Any:
+    """A matplotlib figure of a document, tied to no window.
+
+    A profile: how far the outputs of any two steps lie apart, a panel per granularity, mean over its sites and
+    branches; and what is known of the loop. A schedule: its masks, site by step; or, with the profile it was planned
+    from ``beside`` it, as squares over those distances.
+
+    Raises DiffCacheError without matplotlib, BadOption for a profile of other steps or sites than the schedule's.
+    """
+    matplotlib = _matplotlib()
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(layout="constrained")
+        if isinstance(document, Profile):
+            _draw_profile(drawn, document)
+        elif beside is None:
+            _draw_masks(drawn, document)
+        else:
+            _draw_masks_over(drawn, document, beside)
+    return drawn
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise DiffCacheError("plots need matplotlib, which is not installed: pip install 'diffcache[report]'") from None
+    return matplotlib
+
+
+# A profile.
+
+
+def _draw_profile(figure: Any, profile: Profile) -> None:
+    groups = _granularities(profile)
+    columns = min(len(groups), 2)
+    rows = -(-len(groups) // columns)
+    _sized(figure, profile, WIDTH * (columns + 1), 3.2 * rows + 0.4)
+    left, right = figure.add_gridspec(1, 2, width_ratios=(columns, 1))
+    tables = left.subgridspec(rows, columns)
+    for n, (name, sites) in enumerate(groups.items()):
+        title = name if len(sites) == 1 else f"{name}, mean of {len(sites)} sites"
+        _heat(figure, figure.add_subplot(tables[divmod(n, columns)]), _mean_distance(sites), title)
+    lines = [_draw_change] if profile.dynamics is None else [_draw_change, _draw_say, _draw_response]
+    panels = right.subgridspec(len(lines), 1)
+    for n, draw in enumerate(lines):
+        axes = figure.add_subplot(panels[n])
+        draw(axes, profile)
+        axes.set_xlim(-0.5, profile.steps - 0.5)
+        axes.yaxis.set_major_locator(_few_ticks())
+        axes.set_xlabel("step" if n == len(lines) - 1 else "")
+
+
+def _draw_change(axes: Any, profile: Profile) -> None:
+    groups = _granularities(profile)
+    for (name, sites), colour in zip(groups.items(), LINES, strict=False):
+        change = np.diagonal(_mean_distance(sites), offset=-1)
+        axes.plot(np.arange(1, len(change) + 1), change, color=colour, lw=1.4, label=name)
+    axes.set_title("change from step to step, relative L1", fontsize=9)
+    axes.set_ylim(0, None)
+    if len(groups) > 1:
+        axes.legend(fontsize=8, ncols=2)
+
+
+def _draw_say(axes: Any, profile: Profile) -> None:
+    """By how much the final state would move were a step's output missing, before the network answers."""
+    assert profile.dynamics is not None
+    moved = np.abs(profile.dynamics.reach[-1]) * np.sqrt(np.diagonal(profile.dynamics.gram))
+    axes.bar(np.arange(len(moved)), moved, width=0.75, color=LINES[0])
+    axes.set_title("share in the final state, root mean square", fontsize=9)
+
+
+def _draw_response(axes: Any, profile: Profile) -> None:
+    assert profile.dynamics is not None
+    axes.axhline(0, color=MUTED, lw=0.6)
+    part, rest = profile.dynamics.response, profile.dynamics.spread**0.5
+    axes.plot(part, color=LINES[0], lw=1.4, label="along it")
+    axes.plot(rest, color=LINES[1], lw=1.4, label="beside it")
+    axes.legend(fontsize=7, frameon=False)
+    axes.set_title("the network's answer to an error", fontsize=9)
+
+
+# A schedule.
+
+
+def _draw_masks(figure: Any, schedule: CacheSchedule) -> None:
+    rows = [(name, site) for name, d in schedule.denoisers.items() for site in in_order(d.sites)]
+    masks = np.array([_as_run(schedule.denoisers[name], site) for name, site in rows])
+    several = len(schedule.denoisers) > 1
+    _sized(figure, schedule, 8.0, 0.5 + 0.18 * min(len(rows), 70))
+    _mask(figure.add_subplot(), masks, [f"{name} {site}" if several else site for name, site in rows])
+
+
+def _draw_masks_over(figure: Any, schedule: CacheSchedule, profile: Profile) -> None:
+    panels = _panels(schedule, profile)
+    shown = panels[:MOST_PANELS]
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    left = len(panels) - len(shown)
+    _sized(figure, schedule, WIDTH * columns + 0.8, 3.6 * rows, f"{left} more masks not shown" if left else "")
+    for n, (title, table, compute) in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, n + 1)
+        _heat(figure, axes, table, title)
+        _spans(axes, compute)
+
+
+def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(title, distances, mask): sites of one granularity and mask together, the most numerous first."""
+    steps = profile.start + profile.steps
+    if schedule.steps != steps:
+        raise BadOption("profile", f"one of {steps} steps", f"one of {schedule.steps}, the steps of the schedule")
+    groups: dict[tuple[str, bytes], list[tuple[str, SiteProfile, SitePlan]]] = {}
+    for denoiser, site, plan in schedule.plans():
+        measured = profile.denoisers[denoiser].sites.get(site) if denoiser in profile.denoisers else None
+        if measured is not None:
+            key = parse(site).granularity, plan.compute.tobytes()
+            groups.setdefault(key, []).append((site, measured, plan))
+    if not groups:
+        raise BadOption("profile", "one that measured none of the schedule's sites", "the profile it was planned from")
+    panels = []
+    for (granularity, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
+        name = members[0][0] if len(members) == 1 else f"{granularity}, {len(members)} sites"
+        compute = members[0][2].compute[profile.start :]
+        title = f"{name}\n{compute.sum()} of {len(compute)} steps computed"
+        panels.append((title, _mean_distance([site for _, site, _ in members]), compute))
+    return panels
+
+
+# Parts of pictures.
+
+
+def _heat(figure: Any, axes: Any, table: np.ndarray, title: str) -> None:
+    """A table [T, T] of distances: used at the row's step in place of the own output, kept from the column's."""
+    from matplotlib.colors import PowerNorm
+
+    norm = PowerNorm(0.5, vmin=0, vmax=max(float(np.quantile(table, 0.995)), 1e-12))
+    image = axes.imshow(table, cmap=DISTANCE, norm=norm, interpolation="nearest")
+    axes.set(title=title, xlabel="output of step", ylabel="in the place of step")
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.75, aspect=28, pad=0.02, ticks=_few_ticks())
+    bar.outline.set_visible(False)
+    bar.set_label("relative L1", fontsize=8)
+
+
+def _spans(axes: Any, compute: np.ndarray) -> None:
+    """Each computed step's square on the diagonal, as wide as its output lasts; its left edge holds the distances."""
+    from matplotlib.patches import Rectangle
+
+    starts = np.flatnonzero(compute)
+    for start, end in zip(starts, [*starts[1:], len(compute)], strict=True):
+        corner, size = (start - 0.5, start - 0.5), end - start
+        axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=MARK, lw=1.3))
+
+
+def _as_run(plan: DenoiserPlan, site: str) -> np.ndarray:
+    """float64 [T]: 1 where the site is computed, 0 where it is predicted, NaN where the denoiser is not called."""
+    compute = plan.sites[site].compute.astype(float)
+    return compute if plan.called is None else np.where(plan.called, compute, np.nan)
+
+
+def _mask(axes: Any, masks: np.ndarray, names: list[str]) -> None:
+    """Draw ``masks`` float64 [sites, steps]: dark where computed, blank where NaN."""
+    from matplotlib.colors import ListedColormap
+
+    rows, steps = masks.shape
+    axes.pcolormesh(
+        np.arange(steps + 1) - 0.5,
+        np.arange(rows + 1) - 0.5,
+        masks,
+        cmap=ListedColormap([PALE, MARK]),
+        vmin=0,
+        vmax=1,
+        edgecolors="white",
+        linewidth=min(0.8, 40 / max(rows, steps / 2)),  # cells stay wider than their seams
+    )
+    shown = list(range(0, rows, -(-rows // MOST_LABELS)))
+    axes.set_yticks(shown, [names[n] for n in shown])
+    axes.set(xlabel="step", ylim=(rows - 0.5, -0.5))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for n in shown:
+        axes.text(
+            steps - 0.2,
+            n,
+            f"{int(np.nansum(masks[n]))}/{int(np.isfinite(masks[n]).sum())}",
+            va="center",
+            fontsize=8,
+            color=MUTED,
+        )
+
+
+def _few_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(4)
+
+
+def _sized(figure: Any, document: Profile | CacheSchedule, width: float, height: float, more: str = "") -> None:
+    """Inches, beside room for a headline of what the document is."""
+    parts = [printable(part).replace(" ", NO_BREAK) for part in (*_headline(document), more) if part]
+    lines = [line.removesuffix("·") for line in textwrap.wrap(f"{NO_BREAK}· ".join(parts), int(13 * width))]
+    figure.set_size_inches(width, height + 0.25 * len(lines))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, parse_math=False)
+
+
+def _granularities(profile: Profile) -> dict[str, list[SiteProfile]]:
+    """The sites by granularity, coarse before fine."""
+    sites = [(parse(name).granularity, site) for d in profile.denoisers.values() for name, site in d.sites.items()]
+    found = {granularity: [site for g, site in sites if g == granularity] for granularity in GRANULARITIES}
+    return {granularity: members for granularity, members in found.items() if members}
+
+
+def _mean_distance(sites: Iterable[SiteProfile]) -> np.ndarray:
+    """float64 [T, T]: over sites and branches."""
+    return np.asarray(np.mean([site.output.relative_l1.mean(axis=0) for site in sites], axis=0))
+
+
+def _headline(document: Profile | CacheSchedule) -> list[str]:
+    parts = [d.class_name for d in document.denoisers.values() if d.class_name]
+    if document.noise_scheduler:
+        parts.append(solver_title(document.noise_scheduler.class_name))
+    if isinstance(document, Profile):
+        return [*parts, f"{document.steps} steps", f"{document.samples} samples"]
+    parts.append(f"{document.computed_steps} of {int(document.called.sum())} steps computed")
+    parts += [f"others decided in the run by {d.online.rule}" for d in document.denoisers.values() if d.online]
+    return parts + ([f"{decibels(document.expected.mean_db)} expected"] if document.expected else [])

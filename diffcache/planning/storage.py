@@ -1,0 +1,132 @@
+"""In which format each site keeps its outputs: the least error that fits the memory.
+
+An output kept in a format is off by its measured error e, and what is predicted from such with weights w by Σ_k w_k² e.
+In the final state that makes, summed over the predicted steps t of a site,
+
+    (reach of step t)² · influence of the site at t · Σ_k w_k² · e
+
+as if errors of sites and steps were independent. Formats of all sites together are a knapsack with one choice for each
+site; it is filled as its linear relaxation says, then what room is left is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import get_args
+
+import numpy as np
+
+from diffcache.documents.profile import KeptProfile, Profile, SiteProfile
+from diffcache.documents.schedule import SitePlan, StoreFormat
+from diffcache.errors import BadOption
+from diffcache.schedulers import Planned
+from diffcache.simulation.runs import influence
+
+
+def within(profile: Profile, sites: Mapping[str, SiteProfile], planned: Planned, most: int) -> Planned | None:
+    """The same plans with a format for every site, so that no more than ``most`` bytes are kept at one time; None where
+    nothing fits."""
+    names = [name for name, plan in planned.sites.items() if plan.anchors]
+    offers = {name: _offers(profile, name, sites[name], planned.sites[name]) for name in names}
+    chosen = dict.fromkeys(names, 0)
+
+    def bytes_with(changes: Mapping[str, int]) -> np.ndarray:
+        found = np.zeros(profile.steps, np.int64)
+        for name in names:
+            found += offers[name][changes.get(name, chosen[name])].bytes
+        return found
+
+    while (held := bytes_with({})).max() > most:
+        at = int(held.argmax())
+        best, least = None, np.inf
+        for name in names:
+            here = offers[name][chosen[name]]
+            for k, there in enumerate(offers[name]):
+                saved = int(here.bytes[at] - there.bytes[at])
+                price = (there.error - here.error) / saved if saved > 0 else np.inf
+                if price < least:
+                    best, least = (name, k), price
+        if best is None:
+            return None
+        chosen[best[0]] = best[1]
+    while True:
+        gains = {
+            (name, k): offers[name][chosen[name]].error - there.error
+            for name in names
+            for k, there in enumerate(offers[name])
+            if there.error < offers[name][chosen[name]].error and bytes_with({name: k}).max() <= most
+        }
+        if not gains:
+            break
+        name, k = max(gains, key=gains.__getitem__)
+        chosen[name] = k
+    formats = {name: offers[name][k].store for name, k in chosen.items()}
+    kept = {s: dataclasses.replace(p, store=formats.get(s)) for s, p in planned.sites.items()}
+    return dataclasses.replace(planned, sites=kept)
+
+
+def bytes_held(site: SiteProfile, plan: SitePlan, anchors: int | None = None) -> np.ndarray:
+    """int64 [T]: bytes that a site keeps at each step, as the executor's store does.
+
+    anchors  as if predictions used the newest so many outputs only
+
+    Raises BadOption where the profile does not say what the plan's format takes.
+    """
+    size = site.output_bytes if plan.store is None else _kept(site, plan.store).bytes
+    return size * site.calls * held(plan, anchors)
+
+
+def held(plan: SitePlan, anchors: int | None = None) -> np.ndarray:
+    """int64 [T]: tensors of one output's size that the site keeps at each step."""
+    last_use: dict[int, int] = {}
+    with_input: set[int] = set()
+    for step, (indices, kept) in plan.anchors_by_step().items():
+        used = {k: anchor for k, anchor in zip(indices, kept.tolist(), strict=True) if anchors is None or k < anchors}
+        last_use |= dict.fromkeys(used.values(), step)
+        if plan.kappa is not None and plan.kappa[:, step].any():
+            with_input.add(used[0])
+        if plan.inputs is not None:
+            with_input |= {anchor for k, anchor in used.items() if plan.inputs[:, step, k].any()}
+    if plan.store is not None:
+        with_input -= set(np.flatnonzero(plan.differences).tolist())
+    found = np.zeros(len(plan.compute), np.int64)
+    for anchor, last in last_use.items():
+        found[anchor : last + 1] += 1 + (anchor in with_input)
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Offer:
+    """Of one format for one site. ``bytes`` int64 [T]."""
+
+    store: StoreFormat | None
+    bytes: np.ndarray
+    error: float
+
+
+def _offers(profile: Profile, name: str, site: SiteProfile, plan: SitePlan) -> list[_Offer]:
+    """Exact first."""
+    squares = np.square(plan.weights).sum(-1).mean(0) * ~plan.compute
+    if site.influence is not None:
+        squares = squares * site.influence
+    if profile.dynamics is not None:
+        squares = squares * np.diagonal(influence(profile.dynamics)[1:]) ** 2
+    weight = float(squares.sum())
+    if plan.differences.any() and site.residual is not None:  # what is kept is smaller, and so is its error
+        weight *= float(min(1.0, site.residual.energy.mean() / max(site.output.energy.mean(), 1e-300)))
+    if not site.kept:
+        _kept(site, "int8")
+    offers = [_Offer(None, bytes_held(site, dataclasses.replace(plan, store=None)), 0.0)]
+    for store in get_args(StoreFormat):
+        if store in site.kept:
+            held_so = bytes_held(site, dataclasses.replace(plan, store=store))
+            offers.append(_Offer(store, held_so, weight * site.kept[store].error))
+    return offers
+
+
+def _kept(site: SiteProfile, store: str) -> KeptProfile:
+    if store not in site.kept:
+        found = f"a profile that measured {', '.join(site.kept)}" if site.kept else "a profile that did not measure it"
+        raise BadOption("store", store, f"what the profile knows the bytes of; here is {found}. Measure it anew")
+    return site.kept[store]

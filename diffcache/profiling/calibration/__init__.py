@@ -1,0 +1,1 @@
+"""Turn recorded runs into schedules: search masks, fit each, and choose."""

@@ -1,0 +1,430 @@
+"""From recorded runs to schedules of the whole denoiser: replay, search, fit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from diffcache import host, planning
+from diffcache.documents.budget import Budget, check_seconds
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan, check_store, decibels
+from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.host.levels import CannotFollow
+from diffcache.profiling.calibration.search import FITS, NUDGES, Search
+from diffcache.profiling.fitting.fit import Fit, fit
+from diffcache.profiling.fitting.output_fit import fit_outputs, warn_of_weaker_fit
+from diffcache.profiling.fitting.promise import Shares, leading, promised
+from diffcache.profiling.measuring.measure import profile_of
+from diffcache.profiling.recording.record import Trajectory, record_all
+from diffcache.profiling.replay import run_facts
+from diffcache.profiling.replay.replay import Replay
+from diffcache.profiling.replay.slopes import slopes
+from diffcache.profiling.replay.warp import Movable, on_levels
+from diffcache.schedulers.uniform import evenly
+from diffcache.simulation.simulator import ANCHORS
+
+Target = Literal["state", "output"]
+SEARCHED_SAMPLES = 16  # a mask needs fewer samples than its coefficients do; the final fit sees all of them
+HELD_SAMPLES = 8  # on which the search accepts
+PAYS_DB = 0.1  # what coefficients per channel must gain on held-out samples to be kept
+LEVELS_PAY_DB = 0.3  # what moved noise levels must gain there: they tie a schedule closer to its noise scheduler
+SLOPES_PAY_DB = 3.0  # what estimates instead of outputs must gain: where they matter at all, it is 10 and more
+SLOPES_TRIED_ON = 5  # one step in so many computed
+NUDGED_SHARE = 0.25  # of the time limit
+LAST_FITS = 8  # what follows the search takes as long as this many fits: options, promise, final coefficients
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a search came to.
+
+    fit          the fit to the samples that fit, scored on those that accept too
+    per_channel  whether it has a scale per channel
+    shares       the samples, on the noise levels of the fit
+    """
+
+    fit: Fit
+    per_channel: bool
+    shares: Shares
+
+
+class Calibration:
+    """Full runs of a pipeline, recorded once; schedules for any number of budgets are made from them.
+
+    target    "state" if the loop can be replayed (closed-loop fit), else "output", and ``why_output`` says why not
+    held_out  runs that no coefficient is fitted to: one half of their samples accepts candidates, the other half
+              judges the result. Without any, the samples are split (``promise.Shares``) while the mask is sought, and
+              all of them then fit the final coefficients
+    shares    the samples, split
+    """
+
+    def __init__(self, pipe: Any, trajectories: Sequence[Trajectory], held_out: Sequence[Trajectory] = ()) -> None:
+        self.pipe = pipe
+        self.trajectories = trajectories
+        self.start = trajectories[0].start
+        self.steps = len(trajectories[0].timesteps)
+        everyone, self.why_output = run_facts.replay_all([*trajectories, *held_out])
+        self.replays, self.held = everyone[: len(trajectories)], everyone[len(trajectories) :]
+        self.target: Target = "state" if self.replays else "output"
+        self.shares = Shares.of(self.replays, self.held) if self.replays else Shares([], [], [])
+        self._seekers: dict[tuple[Any, ...], Search] = {}
+        self._results: dict[tuple[Any, ...], list[Result]] = {}
+        self.guidance = run_facts.guidance([*trajectories, *held_out], everyone)
+
+    @classmethod
+    def record(
+        cls,
+        pipe: Any,
+        calls: Sequence[Mapping[str, Any]],
+        done: Callable[[], None] = lambda: None,
+        *,
+        held_out: Sequence[Mapping[str, Any]] = (),
+    ) -> Calibration:
+        """Run ``pipe(**call)`` in full for each call. Each call may hold a batch.
+
+        Generators in the calls are left where they were found: the same calls, run again, repeat the recorded runs.
+        """
+        pipe = host.adopted(pipe)
+        host.denoisers(pipe)
+        host.check_calls(pipe, calls)
+        if held_out:
+            host.check_calls(pipe, held_out, "held_out")
+        host.check_same_steps(pipe, [*calls, *held_out])
+        found = record_all(pipe, [*calls, *held_out], done)
+        return cls(pipe, found[: len(calls)], found[len(calls) :])
+
+    def profile(self) -> Profile:
+        """What the recorded runs tell a scheduler. Repeats half of each loop, to see how the network answers errors."""
+        return profile_of(self.pipe, self.trajectories, self.replays, self.why_output)
+
+    def schedule(
+        self,
+        budget: Budget | float,
+        *,
+        scheduler: str = "search",
+        time_limit_s: float | None = None,
+        fits: int = FITS,
+        per_branch: bool = True,
+        store: str | None = None,
+        tried: Callable[[Fit], None] = lambda f: None,
+    ) -> CacheSchedule:
+        """Return the best schedule found within ``budget`` (a bare number: computed steps).
+
+        Budgets of one calibration share what their searches found: a larger one is never worse than a smaller one that
+        came before it.
+
+        Args:
+            budget: Computed steps, speed-up or fidelity.
+            scheduler: "search", or a scheduler whose mask is taken as it is (``diffcache plan --list``); the fit is the
+                same.
+            time_limit_s: Seconds that this call may take. Fits of the evenly spread and of the simulated mask, and the
+                fits that the promise and the final coefficients need, are made in any case. None: the search ends
+                after ``fits``, which yields the same schedule every time.
+            fits: Number of fits that the search over masks may make.
+            per_branch: Fit separate coefficients for each guidance branch.
+            store: Format in which outputs will be kept; None: as they are.
+            tried: Called with every fit of the search.
+        """
+        began = time.monotonic()
+        budget = Budget.of(budget)
+        budget.check(self.steps - self.start, whole=scheduler == "search")
+        if scheduler != "search":
+            planning.check_scheduler(scheduler)
+        if store is not None:
+            check_store(store)
+        check_seconds("time_limit_s", time_limit_s)
+        if not host.is_count(fits, 0):
+            raise BadOption("fits", fits, "a whole number, 0 or more")
+        if self.target == "output":
+            return self._by_outputs(budget, scheduler)
+        options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
+        shares = self.shares
+        exact = store in (None, "bf16", "int8")  # rests are small differences of what is kept
+        if exact and (most := self._anchors(budget, with_inputs=True)):
+            shares = self._sloped(shares, options | {"anchors": most})
+            options["anchors"] = options["anchors"] if shares.fitting[0].slopes is None else most
+        seeker = self._seeker(shares, options, tried)
+        made = seeker.fits
+        ends = math.inf if time_limit_s is None else began + time_limit_s
+        notes = {
+            "scheduler": "search" if scheduler == "search" else f"mask of {scheduler}",
+            "fit": "closed loop",
+            "fit_target": "state",
+            "budget": str(budget),
+        }
+
+        masks_until = began + (1 - NUDGED_SHARE) * (ends - began)
+        front: dict[int, Fit] = {}
+        if scheduler == "search":
+            computed = self._steps(budget, seeker, ends)
+            best = seeker.run(computed, until=masks_until, fits=fits)
+            ended = seeker.ended
+            front = seeker.nearby(best, until=ends)
+            best = seeker.no_worse_than_smaller(computed, best)
+            with contextlib.suppress(CannotFollow):
+                best = seeker.nudged(self.pipe, best, until=ends, fits=math.ceil(NUDGES / FITS * fits))
+            notes |= {
+                "fits": str(seeker.fits - made),
+                "time_limit_s": "none" if time_limit_s is None else f"{time_limit_s:g}",
+                "search": {
+                    "converged": "converged",
+                    "number of fits": f"ended after {fits} fits",
+                    "time limit": "cut short by the time limit",
+                }[ended],
+            }
+        else:
+            best = seeker.evaluate(self._mask(budget, scheduler))
+        seen, channels, shares = self._best_options(best, shares, options, late=lambda: seeker.late(ends))
+        result = self._no_worse(Result(seen, channels, shares), options) if front else Result(seen, channels, shares)
+        found = result.fit
+        expected, final = self._last_fits(found.compute, found.levels, result.per_channel, result.shares, options)
+        if found.levels is not None:
+            notes["levels"] = "moved"
+        if found.slopes is not None:
+            notes["combined"] = "clean estimates"
+        if front:
+            front[int(found.compute.sum())] = found
+            notes["front"] = ", ".join(f"{n} steps {decibels(f.score)}" for n, f in sorted(front.items()))
+        return self._document(final.plan, notes, expected, final.levels)
+
+    def _no_worse(self, result: Result, options: Mapping[str, Any]) -> Result:
+        """Return ``result``, or a result of an earlier budget that has no more computed steps and a higher score."""
+        kept = dataclasses.replace(result, fit=dataclasses.replace(result.fit, checkpoints={}))
+        earlier = self._results.setdefault(_key(result.shares, options), [])
+        earlier.append(kept)
+        able = [one for one in earlier if one.fit.compute.sum() <= result.fit.compute.sum()]
+        return max(able, key=lambda one: (one.fit.score, one is kept))
+
+    def _last_fits(
+        self,
+        compute: np.ndarray,
+        levels: np.ndarray | None,
+        per_channel: bool,
+        shares: Shares,
+        options: Mapping[str, Any],
+    ) -> tuple[Expected, Fit]:
+        """Return what a mask may promise on these noise levels, and the fit with the final coefficients."""
+        even = evenly(len(compute), int(compute.sum()), self.replays[0].begins)
+
+        def refit(fitted: Sequence[Replay], held: Sequence[Replay] = ()) -> Fit:
+            return fit(fitted, compute, held=held, levels=levels, per_channel=per_channel, **options)
+
+        def reference(fitted: Sequence[Replay], held: Sequence[Replay]) -> Fit:
+            return fit(fitted, even, held=held, levels=levels, **options)
+
+        if self.held:
+            final = refit(shares.fitting, [*shares.accepting, *shares.judging])
+            return promised(shares, final, reference), final
+        plan = refit([*shares.fitting, *shares.accepting], shares.judging)
+        expected = promised(shares, plan, reference)
+        return expected, refit(shares.everyone) if shares.judging else plan
+
+    def _seeker(self, shares: Shares, options: Mapping[str, Any], tried: Callable[[Fit], None]) -> Search:
+        """Return the search with these options, which remembers what earlier budgets found."""
+        key = _key(shares, options)
+        if key not in self._seekers:
+            few, few_held = leading(shares.fitting, SEARCHED_SAMPLES), leading(shares.accepting, HELD_SAMPLES)
+            self._seekers[key] = Search(few, few_held, **options)
+        self._seekers[key].tried, self._seekers[key].reserve = tried, LAST_FITS
+        return self._seekers[key]
+
+    def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
+        """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
+        if self.target != "state":
+            raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
+        options = {"per_branch": per_branch and self.guidance is not None, "anchors": ANCHORS}
+        shares = self._sloped(self.shares, options, compute)
+        expected, found = self._last_fits(compute, None, per_channel, shares, options)
+        notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
+        notes |= {} if found.slopes is None else {"combined": "clean estimates"}
+        return self._document(found.plan, notes, expected)
+
+    def _sloped(self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None) -> Shares:
+        """Return the samples with the network's clean estimates in place of its outputs, if those are better to
+        combine: where a sampler draws noise. ``tried``: the mask that decides; None: an even one."""
+        everyone = [*shares.fitting, *shares.accepting, *shares.judging]
+        known = [_slopes(replay) for replay in everyone]
+        own = known[0]
+        if own is None or any(other is None or not np.array_equal(own, other) for other in known):
+            return shares
+        estimates = shares.apply(lambda replays: [replay.sloped(own) for replay in replays])
+        begins = everyone[0].begins
+        if tried is None:
+            tried = evenly(len(own), max(len(own) // SLOPES_TRIED_ON, len(begins)), begins)
+        plain, other = (
+            fit(leading(some.fitting, SEARCHED_SAMPLES), tried, held=leading(some.accepting, HELD_SAMPLES), **options)
+            for some in (shares, estimates)
+        )
+        return estimates if other.beats(plain, SLOPES_PAY_DB) else shares
+
+    def _best_options(
+        self, best: Fit, shares: Shares, options: Mapping[str, Any], late: Callable[[], bool]
+    ) -> tuple[Fit, bool, Shares]:
+        """Return the fit to all samples that fit, whether it has a scale per channel, and the samples on its noise
+        levels. Moved levels and that scale are only kept if the accepting samples gain by them."""
+
+        def fitted(some: Shares, **more: Any) -> Fit:
+            return fit(some.fitting, best.compute, held=some.accepting, **options, **more)
+
+        found = fitted(shares)
+        if not shares.accepting or best.compute.all():
+            return found, False, shares
+        if best.levels is not None and not late():
+            levels = best.levels
+            moved = shares.apply(lambda replays: on_levels([Movable(self.pipe, r) for r in replays], levels))
+            other = fitted(moved, levels=levels)
+            if other.beats(found, LEVELS_PAY_DB):
+                found, shares = other, moved
+        if late():
+            return found, False, shares
+        scaled = fitted(shares, levels=found.levels, per_channel=True)
+        better = min(scaled.held_score - found.held_score, scaled.score - found.score) > PAYS_DB
+        return scaled if better else found, better, shares
+
+    def _anchors(self, budget: Budget, *, with_inputs: bool = False) -> int:
+        """How many outputs may be kept at once, each perhaps with its input."""
+        if budget.memory_bytes is None:
+            return ANCHORS
+        calls = self.trajectories[0].steps[0].calls
+        kept = [t for call in calls for t in (*call.outputs, *([call.input] if with_inputs else []))]
+        held: int = sum(t.numel() * t.element_size() for t in kept)
+        if budget.memory_bytes < held and not with_inputs:
+            raise BadOption("memory_bytes", budget.memory_bytes, f"{held} or more: one step's outputs, of this batch")
+        return min(ANCHORS, budget.memory_bytes // held)
+
+    def _steps(self, budget: Budget, seeker: Search, until: float) -> int:
+        """Return how many steps the loop may compute. At ``until``, the fewest that were seen to be enough."""
+        if budget.computed_steps is not None:
+            return _whole(budget.computed_steps)
+        if budget.speedup is not None:
+            return int(planning.steps_for_speedup(self.profile(), budget.speedup))
+        assert budget.max_error_db is not None
+        least, low, high = None, len(seeker.begins), seeker.steps
+        found = seeker.evaluate(np.ones(high, bool))
+        while low <= high and not seeker.late(until):  # by one real run each, of the mask that the simulation prefers
+            middle = (low + high) // 2
+            if middle < seeker.steps:
+                found = seeker.evaluate(seeker.simulated(middle))
+            if found.score >= budget.max_error_db:
+                least, high = middle, middle - 1
+            else:
+                low = middle + 1
+        if least is None and low <= high:
+            return seeker.steps  # there was no time to find out
+        if least is None:
+            raise BadOption("max_error_db", budget.max_error_db, f"up to {found.score:.1f}, with every step computed")
+        return least
+
+    def _mask(self, budget: Budget, scheduler: str) -> np.ndarray:
+        """bool [steps of the loop], of another scheduler."""
+        profile = self.profile()
+        plans = [(site, plan) for _, site, plan in planning.plan(profile, scheduler, budget).plans()]
+        if [site for site, _ in plans] != ["model"]:
+            sites = ", ".join(site for site, _ in plans)[:80]
+            raise BadOption("scheduler", scheduler, f"one that plans for 'model' (this one: {sites})")
+        return plans[0][1].compute[self.start :]
+
+    def _by_outputs(self, budget: Budget, scheduler: str) -> CacheSchedule:
+        warn_of_weaker_fit(self.why_output, scheduler)
+        begins, steps = self.trajectories[0].begins, self.steps - self.start
+        if scheduler != "search":
+            compute = self._mask(budget, scheduler)
+        elif budget.computed_steps is not None:
+            compute = evenly(steps, _whole(budget.computed_steps), begins)
+        elif budget.speedup is not None:
+            compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), begins)
+        else:
+            raise BadOption("max_error_db", budget.max_error_db, f"a budget in computed_steps: {self.why_output}")
+        notes = {
+            "scheduler": "even mask" if scheduler == "search" else f"mask of {scheduler}",
+            "fit": "least squares",
+            "fit_target": "output",
+            "fit_target_reason": self.why_output,
+            "budget": str(budget),
+        }
+        return self._document(SitePlan(compute=compute, weights=fit_outputs(self.trajectories, compute)), notes)
+
+    def _document(
+        self,
+        plan: SitePlan,
+        notes: Mapping[str, str],
+        expected: Expected | None = None,
+        levels: np.ndarray | None = None,
+    ) -> CacheSchedule:
+        denoisers = {
+            name: DenoiserPlan(
+                sites={"model": self._plan(module, plan)},
+                called=self._called(module),
+                class_name=host.class_name(module),
+                config_digest=host.config_digest(module),
+            )
+            for name, module in run_facts.denoisers(self.pipe, self.trajectories[0]).items()
+        }
+        timesteps = [t.timesteps.double().cpu().numpy() for t in self.trajectories]
+        alike = all(np.array_equal(t, timesteps[0]) for t in timesteps)  # not where they depend on the picture's size
+        return CacheSchedule(
+            steps=self.steps,
+            denoisers=denoisers,
+            noise_scheduler=run_facts.noise_scheduler(self.trajectories[0]),
+            guidance=self.guidance,
+            timesteps=timesteps[0] if alike else None,
+            sigmas=levels,
+            expected=expected,
+            provenance=dict(notes)
+            | {"samples": str(run_facts.samples(self.trajectories, self.replays))}
+            | run_facts.branch_names(self.trajectories[0])
+            | host.configurations(
+                **run_facts.denoisers(self.pipe, self.trajectories[0]), scheduler=self.trajectories[0].scheduler
+            ),
+        )
+
+    def _called(self, module: nn.Module) -> np.ndarray:
+        """bool [T]: the steps of the grid at which the loop calls ``module``."""
+        own = [any(call.module is module for call in step.calls) for step in self.trajectories[0].steps]
+        return np.array([False] * self.start + own[: self.steps - self.start])
+
+    def _plan(self, module: nn.Module, plan: SitePlan) -> SitePlan:
+        """The part of these decisions that is ``module``'s."""
+        own = self._called(module)[self.start :]
+        mine = plan.compute & own
+        mine[0] = True
+        # At the steps of another denoiser, which this one never sees, it reuses: that refers to nothing new.
+        reused = np.where(mine[:, None], 0.0, np.eye(plan.weights.shape[2])[0])
+
+        def begun(array: np.ndarray, before: float = 0.0) -> np.ndarray:
+            """A loop that starts late (image to image) never enters the steps before; they count as computed."""
+            return np.pad(array, [(0, 0), (self.start, 0), *[(0, 0)] * (array.ndim - 2)], constant_values=before)
+
+        return SitePlan(
+            compute=np.concatenate([np.ones(self.start, bool), mine]),
+            weights=begun(np.where(own[:, None], plan.weights, reused)),
+            kappa=None if plan.kappa is None else begun(np.where(own, plan.kappa, 0.0)),
+            inputs=None if plan.inputs is None else begun(np.where(own[:, None], plan.inputs, 0.0)),
+            scale=None if plan.scale is None else begun(plan.scale, 1.0),
+        )
+
+
+def _slopes(replay: Replay) -> np.ndarray | None:
+    """Of the network's own outputs, of which guidance makes what the noise scheduler takes for a prediction."""
+    found, shares = slopes(replay.trajectory), np.array([sum(weights) for weights in replay.guidance])
+    return found / shares if found is not None and replay.paired and (np.abs(shares) > 1e-3).all() else None
+
+
+def _key(shares: Shares, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what fits must agree in to be compared."""
+    return (*sorted(options.items()), shares.fitting[0].slopes is None)
+
+
+def _whole(computed_steps: float) -> int:
+    if computed_steps != int(computed_steps):
+        raise BadOption("computed_steps", computed_steps, "a whole number: the whole denoiser is computed, or not")
+    return int(computed_steps)

@@ -1,0 +1,170 @@
+"""From a pipeline and a few calls to the best schedule that a budget allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffcache import host, planning
+from diffcache.api import accelerated
+from diffcache.documents.budget import Budget
+from diffcache.documents.schedule import CacheSchedule, Expected, Origin, decibels
+from diffcache.errors import BadOption
+from diffcache.executor.store import Output
+from diffcache.patch import layer
+from diffcache.profiling.calibration.calibration import Calibration
+from diffcache.profiling.calibration.correction import correct
+from diffcache.profiling.calibration.requests import check_request
+from diffcache.profiling.fitting.fit import Fit, psnr_db
+from diffcache.profiling.fitting.promise import JUDGING_SHARE
+from diffcache.profiling.measuring.measure import measure
+from diffcache.profiling.recording.record import frozen
+
+Calls = Sequence[Mapping[str, Any]]
+
+
+def optimize(
+    pipe: Any,
+    calls: Calls,
+    budget: Budget | float,
+    *,
+    scheduler: str = "search",
+    held_out: Calls | None = None,
+    time_limit_s: float | None = None,
+    sites: str = "model",
+    store: str | None = None,
+    progress: bool = False,
+) -> CacheSchedule:
+    """Measure ``pipe`` on ``calls`` and return the best schedule found within ``budget``.
+
+    Calls run once, in full; then parts of their loops are repeated: at the model site, the search fits each candidate
+    to the full run's states. At inner sites the calls run twice more, to correct what is predicted, channel by channel.
+    Generators in the calls are left where they were found.
+
+    What fidelity to expect (``schedule.expected``) comes from samples that neither fitted nor accepted anything: a
+    quarter of all samples is kept apart for it, and batches are split. With few samples it says how few, and its spread
+    is wider. The final coefficients are then fitted to all samples.
+
+    Args:
+        pipe: A pipeline, a policy or a :class:`diffcache.Loop`, not accelerated.
+        calls: Arguments for ``pipe(**call)``, 16 prompts or more in all.
+        budget: A :class:`diffcache.Budget`, or a number of computed steps.
+        scheduler: "search": at the whole denoiser, moves of computed steps, each fitted and scored on the final state;
+            at inner sites, "allocate". Or a scheduler by name or spec, whose decisions are fitted as they are.
+        held_out: Calls that no coefficient is fitted to: one half of their samples accepts candidates, the other half
+            gives ``expected``. None: the samples of ``calls`` are split.
+        time_limit_s: Seconds for everything that follows the recording of the calls. The fits of the evenly spread mask
+            and of the simulated plan are made in any case, and so are the last fits, of the promise and of the final
+            coefficients. None: a fixed number of fits, which makes the schedule the same every time. At the model site.
+        sites: "model", the whole denoiser, or "stack", "block", "sublayer" inside.
+        store: Format in which outputs are kept: "bf16", "int8", "fp8", "int4"; at inner sites "auto" as well: for each
+            the one with which all fit into the budget's ``memory_bytes``. None: as they are. What it costs is seen by
+            running the calls again, which a time limit does not count.
+        progress: Show bars: of calls, and of fits with what each reached.
+
+    Returns:
+        The schedule. At the model site it names what budgets nearby gave ("front"), how many fits were made and whether
+        the search was cut short. No fit of as many or fewer computed steps that the search saw scored higher.
+
+    Raises:
+        UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
+    """
+    pipe = host.adopted(pipe)
+    host.demand_full_run(pipe)
+    host.denoisers(pipe)
+    budget = Budget.of(budget)
+    check_request(
+        pipe, calls, held_out, budget, scheduler=scheduler, time_limit_s=time_limit_s, sites=sites, store=store
+    )
+    if sites != "model":
+        if time_limit_s is not None:
+            raise BadOption("time_limit_s", time_limit_s, f"None at sites={sites!r}: nothing is searched there")
+        return _at_inner_sites(pipe, calls, budget, scheduler, held_out, sites, store, progress)
+    total = len(calls) + len(held_out or ())
+    with tqdm(total=total, desc="record", unit="call", disable=not progress) as bar:
+        calibration = Calibration.record(pipe, calls, bar.update, held_out=held_out or ())
+    with tqdm(desc="fit", unit="fit", disable=not progress) as bar:
+
+        def tried(found: Fit) -> None:
+            bar.set_postfix_str(f"{found.compute.sum()} steps {decibels(found.score)}", refresh=False)
+            bar.update()
+
+        schedule = calibration.schedule(
+            budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=tried
+        )
+    return schedule if store is None else _stored(pipe, schedule, store, [*calls, *(held_out or ())])
+
+
+def _at_inner_sites(
+    pipe: Any,
+    calls: Calls,
+    budget: Budget | float,
+    scheduler: str,
+    held_out: Calls | None,
+    sites: str,
+    store: str | None,
+    progress: bool,
+) -> CacheSchedule:
+    apart = max(1, len(calls) // JUDGING_SHARE) if held_out is None and len(calls) > 1 else 0
+    fitting, judging = calls[: len(calls) - apart], held_out or calls[len(calls) - apart :] or calls
+    profile = measure(pipe, fitting, sites=("model", sites), progress=progress)
+    name = "allocate" if scheduler == "search" else scheduler
+    planned = planning.plan(profile, name, budget, store=store, sites=sites)
+    schedule = correct(pipe, planned, fitting)
+    expected = _judged(pipe, schedule, judging, "calibration" if judging is calls else "held-out")
+    if apart:
+        schedule = correct(pipe, planned, calls)
+    return dataclasses.replace(schedule, expected=expected)
+
+
+def _judged(pipe: Any, schedule: CacheSchedule, calls: Calls, origin: Origin) -> Expected:
+    """Return the fidelity that a schedule shows on ``calls``."""
+    return Expected.over(_psnr_db(final_states(pipe, calls), _ends(pipe, schedule, calls)), origin)
+
+
+def _stored(pipe: Any, schedule: CacheSchedule, store: str, calls: Calls) -> CacheSchedule:
+    """Return the schedule with outputs kept in ``store``. Its promise is less by what the format is seen to cost."""
+    kept = schedule.stored(store)
+    if schedule.expected is None or kept == schedule:
+        return kept
+    full = final_states(pipe, calls)
+    exact, coarse = (_psnr_db(full, _ends(pipe, one, calls)).mean() for one in (schedule, kept))
+    cost = float(exact - coarse)
+    ends = {name: getattr(schedule.expected, name) - cost for name in ("mean_db", "low_db", "high_db")}
+    return dataclasses.replace(kept, expected=dataclasses.replace(schedule.expected, **ends))
+
+
+def _ends(pipe: Any, schedule: CacheSchedule, calls: Calls) -> list[Tensor]:
+    with accelerated(pipe, schedule):
+        return final_states(pipe, calls)
+
+
+def _psnr_db(full: Sequence[Tensor], ends: Sequence[Tensor]) -> np.ndarray:
+    """Return one PSNR in dB per sample, float64 [N]; where the state holds every sample once for each branch, [2N]."""
+    return torch.cat([psnr_db(end, reference) for end, reference in zip(ends, full, strict=True)]).numpy()
+
+
+def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
+    """What the last ``scheduler.step`` of each call returned, or the call, where nobody steps a noise scheduler;
+    generators are left where they were found."""
+    ends = []
+    for call in calls:
+        states: list[Tensor] = []
+
+        def step(inner: Callable[..., Any], *args: Any, states: list[Tensor] = states, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            states[:] = [Output.of(value).tensors[0]]
+            return value
+
+        with ExitStack() as undo, torch.no_grad():
+            undo.callback(layer(pipe.scheduler, "step", step, copies=True))
+            result = pipe(**{name: frozen(value) for name, value in call.items()})
+        ends.append(states[0] if states else Output.of(result).tensors[0])
+    return ends

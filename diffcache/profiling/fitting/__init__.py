@@ -1,0 +1,1 @@
+"""Fit the coefficients of equation (1) to recorded runs, and state the fidelity to expect."""

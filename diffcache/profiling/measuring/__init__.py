@@ -1,0 +1,1 @@
+"""Measure recorded runs: the tables that a profile holds."""

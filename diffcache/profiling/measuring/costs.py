@@ -1,0 +1,91 @@
+"""What each site costs: operations counted in one more forward; seconds taken in a few more, by granularity."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcache.documents.sites import GRANULARITIES, parse
+from diffcache.patch import Around
+from diffcache.profiling.recording.clock import wait
+from diffcache.profiling.recording.measured_sites import Places, layered
+from diffcache.profiling.recording.record import DenoiserCall
+
+REPEATS = 3  # timed forwards per granularity, after one that warms up
+
+Meter = Callable[[], float]
+
+
+def count_flops(call: DenoiserCall, places: Places) -> dict[str, int]:
+    """Operations of every site in a repeated forward, ``model`` included; a site called several times: of one call."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        found = _visits(call, places, counter.get_total_flops)
+    return {site: round(statistics.median(visits)) for site, visits in found.items()}
+
+
+def time_sites(call: DenoiserCall, places: Places) -> dict[str, float]:
+    """Median seconds of one call of every site, ``model`` included.
+
+    A clock that waits for the device makes what lies around it slower. So the model is timed alone, then blocks (and
+    the stacks they sum up to), then sublayers.
+    """
+    sites = ["model", *places]
+    found: dict[str, list[float]] = defaultdict(list)
+    for asked in (GRANULARITIES[:1], GRANULARITIES[1:3], GRANULARITIES[3:]):
+        here = {site: places.get(site, ()) for site in sites if parse(site).granularity in asked}
+        for repeat in range(REPEATS + 1 if here else 0):
+            with torch.no_grad():
+                seen = _visits(call, {site: modules for site, modules in here.items() if modules}, _now)
+            for site in here:
+                found[site] += seen.get(site, []) if repeat else []
+    return {site: statistics.median(seconds) for site, seconds in found.items() if seconds}
+
+
+def _visits(call: DenoiserCall, places: Places, meter: Meter) -> dict[str, list[float]]:
+    """By how much the meter rose in each call of each site during one repeated forward; that of a stack in all of its
+    blocks together, as often as its last one was called."""
+    found: dict[str, list[float]] = defaultdict(list)
+    stacks: dict[str, float] = defaultdict(float)
+
+    def metered(sites: list[tuple[str, bool]]) -> Around:
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            before = meter()
+            value = inner(*args, **kwargs)
+            risen = meter() - before
+            for site, last in sites:
+                if site.startswith("stack:"):
+                    stacks[site] += risen
+                    if last:
+                        found[site].append(stacks.pop(site))
+                else:
+                    found[site].append(risen)
+            return value
+
+        return around
+
+    def arounds() -> Iterator[tuple[nn.Module, Around]]:
+        of_module: dict[int, tuple[nn.Module, list[tuple[str, bool]]]] = {}
+        for site, modules in places.items():
+            for module in modules:
+                of_module.setdefault(id(module), (module, []))[1].append((site, module is modules[-1]))
+        for module, sites in of_module.values():
+            yield module, metered(sites)
+
+    with layered(arounds()):
+        before = meter()
+        call.again(call.input)
+        found["model"].append(meter() - before)
+    return found
+
+
+def _now() -> float:
+    wait()
+    return time.perf_counter()

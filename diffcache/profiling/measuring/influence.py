@@ -1,0 +1,111 @@
+"""How far an error of one site reaches: forwards of a recorded run, repeated with one site's output a step old."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffcache.executor.store import Output
+from diffcache.patch import Around
+from diffcache.profiling.recording.measured_sites import Places, layered
+from diffcache.profiling.recording.record import DenoiserCall
+
+MOST_RUNS = 4  # the work that all of it may take, in full runs
+
+
+def steps_to_measure(steps: int, forwards: int, sites: int, most: int) -> list[int]:
+    """At most ``most`` steps, evenly spread from step 1 on, that cost no more than MOST_RUNS; one at least.
+
+    steps     of the loop
+    forwards  of the full run
+    sites     whose influence is wanted: each takes one forward at each of these steps, and two serve all
+    """
+    affordable = MOST_RUNS * forwards // (sites + 2)
+    count = min(max(affordable, 1), most, steps - 1)
+    return [round(1 + (steps - 1) * (2 * n + 1) / (2 * count) - 0.5) for n in range(count)]
+
+
+def measure_influence(
+    calls: Sequence[DenoiserCall], places: Places, main: Mapping[str, int], at: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Site -> float64 [T], mean square by which the denoiser's output moves per mean square by which the site's does.
+
+    calls  the same forward of each step of a recorded run
+    main   which tensor of a site's output is looked at; all of them are replaced
+    at     the steps, from 1 on, at which it is measured; between them it is interpolated, beyond them held
+
+    What replaces a site's output is what it was one step before, in full: held in main memory, for one step at a time.
+    """
+    ratios: dict[str, list[float]] = {site: [] for site in places}
+    with torch.no_grad():
+        for i in at:
+            before = _outputs(calls[i - 1], places)
+            moved = _moves(calls[i], places, main, before)
+            for site, modules in places.items():
+                if site not in before or not moved.get(site):
+                    ratios[site].append(0.0)  # what does not move has no say, and nothing is divided by it
+                    continue
+                with layered([(modules[-1], _handing_on(before[site], calls[i].output.device))]):
+                    outputs = calls[i].again(calls[i].input)
+                ratios[site].append(_mean_square(outputs, calls[i].outputs) / moved[site])
+    steps = np.arange(len(calls))
+    return {site: np.asarray(np.interp(steps, at, found)) for site, found in ratios.items()}
+
+
+def _outputs(call: DenoiserCall, places: Places) -> dict[str, Output]:
+    """What every site returns in this forward, repeated."""
+    found: dict[str, Output] = {}
+
+    def keep(site: str, output: Output) -> None:
+        tensors = tuple(t.detach().to("cpu", copy=True) for t in output.tensors)
+        found.setdefault(site, Output(tensors, output.others, output.spec))
+
+    with layered(_seen(places, keep)):
+        call.again(call.input)
+    return found
+
+
+def _moves(
+    call: DenoiserCall, places: Places, main: Mapping[str, int], before: Mapping[str, Output]
+) -> dict[str, float]:
+    """Mean square by which each site's output differs from what it was."""
+    found: dict[str, float] = {}
+
+    def compare(site: str, output: Output) -> None:
+        j = main.get(site, 0)
+        then = before[site].tensors if site in before else ()
+        if j < min(len(then), len(output.tensors)) and then[j].shape == output.tensors[j].shape:
+            found.setdefault(site, _mean_square([output.tensors[j]], [then[j].to(output.tensors[j].device)]))
+
+    with layered(_seen(places, compare)):
+        call.again(call.input)
+    return found
+
+
+def _seen(places: Places, look: Callable[[str, Output], None]) -> Iterator[tuple[nn.Module, Around]]:
+    def around(site: str) -> Around:
+        def watch(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            look(site, Output.of(value))
+            return value
+
+        return watch
+
+    return ((modules[-1], around(site)) for site, modules in places.items())
+
+
+def _handing_on(output: Output, device: torch.device) -> Around:
+    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return output.rebuild([t.to(device, copy=True) for t in output.tensors])
+
+    return around
+
+
+def _mean_square(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Of the differences between the tensors, all their elements together."""
+    squares = sum(float((s.double() - t.double()).square().sum()) for s, t in zip(a, b, strict=True))
+    return squares / sum(t.numel() for t in b)

@@ -1,0 +1,1 @@
+"""Run a pipeline in full and write down its sampling loop."""

@@ -1,0 +1,231 @@
+"""Look into the denoiser's forwards while a run is recorded: of every site's input and output a few tokens are kept.
+
+The tokens are a fixed random subset, the same for all steps, samples and sites of as many tokens, with all their
+channels: so tensors of different steps can be compared element by element. They lie in main memory, and are dropped as
+soon as tables were made of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcache import host
+from diffcache.executor.store import Output
+from diffcache.host.structure import first_norm
+from diffcache.patch import Around
+from diffcache.profiling.recording.format_costs import AT_STEPS, Kept
+from diffcache.profiling.recording.measured_sites import Places, few, layered, main_output
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One call of one site: a few tokens [samples, tokens, channels] of its input, its output, its first norm's; the
+    whole input's shape, and whether the output has been seen."""
+
+    x: Tensor | None = None
+    output: Tensor | None = None
+    modulated: Tensor | None = None
+    shape: torch.Size | None = None
+    left: bool = False
+
+
+@dataclass(slots=True)
+class Series:
+    """One sample of one branch, step by step: [tokens, channels] each. ``on``: the device to work on it."""
+
+    x: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    modulated: Sequence[Tensor] | None
+    on: torch.device
+
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[T, tokens, channels] of each."""
+        x, outputs = (torch.stack(list(tensors)).to(self.on) for tensors in (self.x, self.outputs))
+        return x, outputs, None if self.modulated is None else torch.stack(list(self.modulated)).to(self.on)
+
+
+class _Memory:
+    """Main memory for what is kept, used again from call to call: fresh memory costs more than what is done with it."""
+
+    def __init__(self) -> None:
+        self._given: list[Tensor] = []
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        free = self._free.get((tensor.shape, tensor.dtype))
+        kept = free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype)
+        self._given.append(kept.copy_(tensor))
+        return kept
+
+    def take_back(self) -> None:
+        """What it gave is not looked at any more."""
+        for tensor in self._given:
+            self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+        self._given = []
+
+
+@dataclass(slots=True)
+class _Forward:
+    """The forward that runs now.
+
+    whole   whether to try on its outputs what it costs to keep them
+    latest  what was looked at last, its version, and the copy
+    """
+
+    step: int
+    batch: int
+    memory: _Memory
+    whole: bool = False
+    visits: dict[str, _Visit] = field(default_factory=dict)
+    latest: tuple[Tensor, int, Tensor | None] | None = None
+
+    def look(self, tensor: Tensor) -> Tensor | None:
+        """A few of its tokens. What one site hands on to the next, unchanged, is looked at and kept once."""
+        version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
+        if self.latest and self.latest[0] is tensor and self.latest[1] == version >= 0:
+            return self.latest[2]
+        seen = few(tensor, self.batch)
+        self.latest = tensor, version, None if seen is None else self.memory.copy(seen)
+        return self.latest[2]
+
+
+class Observer:
+    """``places`` of one denoiser. ``attached`` lets it see, ``forward`` brackets each forward of the denoiser.
+
+    calls         per site, how often it is called in one step
+    output_bytes  per site, of one call's output, all tensors of it
+    main          per site, which of its output's tensors carries on its input
+    device        of the tensors it saw
+    kept          per site, what it costs to keep its outputs in fewer bytes: seen in the first loop
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.device = torch.device("cpu")
+        self._memory = _Memory()
+        self._loops = 0
+        self.kept: dict[str, Kept] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was seen; series that were given out lose their contents at the next forward."""
+        self._memory.take_back()
+        self.calls: dict[str, int] = {}
+        self.output_bytes: dict[str, int] = {}
+        self.main: dict[str, int] = {}
+        self._visits: dict[str, dict[tuple[int, int], _Visit]] = {site: {} for site in self.places}
+        self._now: _Forward | None = None
+
+    def attached(self) -> contextlib.AbstractContextManager[None]:
+        return layered(self._arounds())
+
+    @contextlib.contextmanager
+    def forward(self, step: int, ordinal: int, batch: int) -> Iterator[None]:
+        """The ``ordinal``-th forward of a step, on ``batch`` samples (branches in the batch count as samples)."""
+        if step == ordinal == 0:
+            self.clear()  # a pipeline may run several loops; the last one counts
+            self._loops += 1
+        self._now = now = _Forward(step, batch, self._memory, self._loops == 1 and ordinal == 0 and step in AT_STEPS)
+        try:
+            yield
+        finally:
+            self._now = None
+        for site, visit in now.visits.items():
+            self._visits[site][step, ordinal] = visit
+
+    def series(self, site: str, steps: int) -> list[Series] | str:
+        """Branch after branch as they were called, and every sample in it; or why there is none."""
+        found = self._visits[site]
+        ordinals = sorted({ordinal for _, ordinal in found})
+        if not ordinals:
+            return "is never called"
+        rows = []
+        for ordinal in ordinals:
+            visits = [found[step, ordinal] for step in range(steps) if (step, ordinal) in found]
+            if len(visits) < steps:
+                return "is not called at every step"
+            if any(v.output is None for v in visits):
+                return "does not return a batch of samples"
+            outputs, x, modulated = (_alike([getattr(v, n) for v in visits]) for n in ("output", "x", "modulated"))
+            if outputs is None:
+                return "changes its shape on the way"
+            if x is None:
+                return "is not given a batch of samples"
+            for n in range(len(outputs[0])):
+                norms = None if modulated is None else [t[n] for t in modulated]
+                rows.append(Series([t[n] for t in x], [t[n] for t in outputs], norms, self.device))
+        return rows
+
+    def _arounds(self) -> Iterator[tuple[nn.Module, Around]]:
+        for site, modules in self.places.items():
+            for module in modules:
+                yield module, self._around(site, last=module is modules[-1])
+            norm = first_norm(modules[0]) if site.startswith("stack:") else None
+            if norm is not None:
+                yield norm, self._norm(site)
+
+    def _around(self, site: str, *, last: bool) -> Around:
+        """A visit begins at the first block of a stack that runs: hosts can be told to leave some out. One visit in a
+        forward is looked at; others are counted."""
+        main = host.main_of(self.places[site][0])
+
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            now = self._now
+            if now is None:
+                return inner(*args, **kwargs)
+            if site not in now.visits:
+                now.visits[site] = visit = _Visit()
+                tensors = Output.of(main(args, kwargs)).tensors
+                if tensors:
+                    visit.x, visit.shape = now.look(tensors[0]), tensors[0].shape
+            value = inner(*args, **kwargs)
+            if last:
+                self._leave(now, site, Output.of(value).tensors)
+            return value
+
+        return around
+
+    def _leave(self, now: _Forward, site: str, outputs: tuple[Tensor, ...]) -> None:
+        if now.step == 0:
+            self.calls[site] = self.calls.get(site, 0) + 1
+        visit = now.visits[site]
+        if visit.left or not outputs:
+            return
+        visit.left = True
+        if site not in self.main:
+            self.main[site] = main_output(outputs, visit.shape, lambda t: _distance(few(t, now.batch), visit.x))
+            self.output_bytes[site] = sum(t.numel() * t.element_size() for t in outputs)
+            self.device = outputs[0].device
+        if now.whole:
+            self.kept.setdefault(site, Kept()).add(outputs, self.main[site])
+        visit.output = now.look(outputs[self.main[site]]) if self.main[site] < len(outputs) else None
+
+    def _norm(self, site: str) -> Around:
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            visit = self._now.visits.get(site) if self._now else None
+            if self._now and visit and visit.modulated is None and not visit.left:
+                outputs = Output.of(value).tensors
+                visit.modulated = self._now.look(outputs[0]) if outputs else None
+            return value
+
+        return around
+
+
+def _alike(tensors: list[Tensor | None]) -> list[Tensor] | None:
+    """All of them, or None unless all are there and of one shape."""
+    there = [t for t in tensors if t is not None]
+    return there if len(there) == len(tensors) and len({t.shape for t in there}) == 1 else None
+
+
+def _distance(a: Tensor | None, b: Tensor | None) -> float:
+    if a is None or b is None or a.shape != b.shape:
+        return math.inf
+    return float((a.double() - b.double()).square().mean())

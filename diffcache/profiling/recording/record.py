@@ -1,0 +1,376 @@
+"""Watch a pipeline run in full and write down its sampling loop: states, denoiser calls, noise-scheduler steps.
+
+What is held: per step one state, the denoiser's outputs and whatever else the pipeline itself gave to the denoiser
+(by reference: embeddings are one object for all steps, ControlNet residuals are not). Equal tensors are held once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from diffcache import host
+from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.executor.store import Output
+from diffcache.patch import inner_spot, layer
+from diffcache.profiling.recording.clock import wait
+
+EXPLAINED = 1e-2  # of a step's move: what may be left of it where a loop is said to be affine in the network's output
+FEEDERS = "controlnet"  # how names of components begin that run before the denoiser and feed it
+
+
+@dataclass(slots=True)
+class Forward:
+    """One forward: its arguments as given, the name of its main input, and the tensors of its output."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    main: str
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def input(self) -> Any:
+        return self.args[0] if self.args else self.kwargs[self.main]
+
+    def again(self, main: Any, instead: Mapping[int, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The tensors of the same forward with another main input; ``instead``: other tensors by id of the old ones."""
+        fresh = instead or {}
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: fresh.get(id(t), t), (self.args, dict(self.kwargs)))
+        value = self.module(main, *args[1:], **kwargs) if args else self.module(**kwargs | {self.main: main})
+        return Output.of(value).tensors
+
+
+@dataclass(slots=True)
+class DenoiserCall(Forward):
+    """A forward of the denoiser, its time, and the name of its branch or ""."""
+
+    seconds: float
+    branch: str = ""
+
+    @property
+    def output(self) -> Tensor:
+        return self.outputs[0]
+
+
+@dataclass(slots=True)
+class LoopStep:
+    """One iteration: the denoiser calls, then ``scheduler.step(model_output, timestep, state, **extra) -> result``.
+
+    Generators in ``extra`` are copies, standing where they stood before the step drew from them. ``feeds`` are forwards
+    of networks that see the state too and whose outputs the denoiser is given.
+    """
+
+    feeds: list[Forward] = field(default_factory=list)
+    calls: list[DenoiserCall] = field(default_factory=list)
+    timestep: Any = None
+    model_output: Tensor | None = None
+    state: Tensor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    result: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One run of the loop.
+
+    scheduler  the noise scheduler as it was before the first step (a copy)
+    start      index of the first iteration; ``steps[0]`` is iteration ``start``
+    timesteps  the noise scheduler's own tensor [T]
+    rest_s     seconds of the loop outside the denoiser, without those that the recording took
+    obstacle   why the loop cannot be repeated, where the recording itself shows it; else ""
+    """
+
+    scheduler: Any
+    start: int
+    timesteps: Tensor
+    guidance_scales: Mapping[str, float]
+    steps: list[LoopStep]
+    rest_s: float = 0.0
+    obstacle: str = ""
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Steps at which another denoiser takes over, the first included."""
+        called = [{id(call.module) for call in step.calls} for step in self.steps]
+        return tuple(i for i in range(len(called)) if i == 0 or called[i] != called[i - 1])
+
+
+# (network, step, how many forwards the step had before this one, its main input) -> what is entered around a forward
+Inside = Callable[[nn.Module, int, int, Any], contextlib.AbstractContextManager[None]]
+
+
+def record(
+    pipe: Any, call: Mapping[str, Any], inside: Inside = lambda *forward: contextlib.nullcontext()
+) -> Trajectory:
+    """Run ``pipe(**call)`` in full, unchanged, and return its last sampling loop."""
+    name = type(pipe).__name__
+    host.demand_full_run(pipe)
+    host.demand_one_process(pipe)
+    recorder = _Recorder(pipe, inside)
+    with recorder.attached(), torch.no_grad():
+        value = pipe(**call)
+    # The recorder and its host hold each other, until a cycle collection: they must not hold the recording too.
+    trajectories, recorder.trajectories = recorder.trajectories, []
+    if not trajectories:
+        raise UnsupportedModel(
+            f"{name} finished without a sampling loop this library can see: its loop calls neither "
+            "pipe.progress_bar nor scheduler.step. It cannot be measured; accelerate it with a rule instead."
+        )
+    trajectory = trajectories[-1]
+    if getattr(trajectory.scheduler, "counts_forwards", False):
+        _identify(trajectory, recorder.result, value)
+    else:
+        trajectory.steps.pop()  # was opened for a step that did not come
+    _order(trajectory)
+    planned = len(trajectory.timesteps) - trajectory.start
+    if len(trajectory.steps) != planned:
+        raise UnsupportedModel(
+            f"{name} called scheduler.step {len(trajectory.steps)} times; its noise scheduler planned {planned} steps. "
+            "A loop that ends early or steps several times at once cannot be measured; accelerate it with a rule."
+        )
+    if not all(bool(torch.isfinite(s.result).all()) for s in trajectory.steps if s.result is not None):
+        raise BadOption(
+            "calls", "a call whose full run came to NaN or Inf", "calls that stay finite; try another dtype"
+        )
+    return trajectory
+
+
+def _order(trajectory: Trajectory) -> None:
+    """Put the calls of each step into the order in which the run met their branches, where these have names."""
+    numbers: dict[str, int] = {}
+    for step in trajectory.steps:
+        for call in step.calls:
+            numbers.setdefault(call.branch, len(numbers))
+        if all(call.branch for call in step.calls):
+            step.calls.sort(key=lambda call: numbers[call.branch])
+
+
+def _identify(trajectory: Trajectory, *results: Any) -> None:
+    """What a loop without a noise scheduler does with the network's outputs: by least squares, step by step, over what
+    it went on with. ``results``: what may be its last state."""
+    last = trajectory.steps[-1]
+    ends = [Output.of(value).tensors[:1] for value in results]
+    last.result = next((t.detach().clone() for (t,) in filter(None, ends) if _alike(t, last.state)), None)
+    moves = torch.zeros(len(trajectory.steps), 2, dtype=torch.float64)
+    for i, step in enumerate(trajectory.steps):
+        if step.model_output is not None and step.result is not None and _alike(step.model_output, step.state):
+            x, f, y = (
+                t.double().flatten().cpu() for t in (step.state, step.model_output, step.result) if t is not None
+            )
+            moves[i] = torch.linalg.lstsq(torch.stack([x, f], 1), y[:, None]).solution[:, 0]
+            missed = float((moves[i, 0] * x + moves[i, 1] * f - y).norm())
+            rounding = torch.finfo(step.result.dtype).eps * float(y.norm())
+            if missed > EXPLAINED * float((y - x).norm()) + rounding:  # the move may be small next to the state
+                step.result = None
+                trajectory.obstacle = trajectory.obstacle or (
+                    f"step {i} of the loop makes something else of the state and the network's output than a weighted "
+                    "sum, as a loop does that draws noise, clips, or evaluates the network in stages."
+                )
+    trajectory.scheduler = host.Clock(trajectory.timesteps, moves=moves, config=trajectory.scheduler.config)
+
+
+def _alike(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.shape == b.shape
+
+
+def record_all(
+    pipe: Any, calls: Sequence[Mapping[str, Any]], done: Callable[[], None] = lambda: None
+) -> list[Trajectory]:
+    """``record`` for each call; ``done`` is called after each (a progress bar).
+
+    Generators in the calls are drawn from as in any run, one shared by several calls too, and left at the end where
+    they were found: the same calls, run again, repeat the recorded runs.
+    """
+    trajectories = []
+    with restored_generators(calls):
+        for call in calls:
+            trajectories.append(record(pipe, call))
+            done()
+    return trajectories
+
+
+@contextlib.contextmanager
+def restored_generators(calls: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Generators in the calls are left at the end where they were found."""
+    found = {id(g): (g, g.get_state()) for call in calls for g in host.generators(call)}
+    try:
+        yield
+    finally:
+        for generator, state in found.values():
+            generator.set_state(state)
+
+
+def frozen(value: Any) -> Any:
+    """A generator, or a list of them, as copies that start where these stand now; anything else as it is."""
+    if isinstance(value, torch.Generator):
+        return torch.Generator(value.device).set_state(value.get_state())
+    return [frozen(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _global_generator(device: torch.device) -> torch.Generator:
+    """A generator that stands where torch's own stands now."""
+    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return torch.Generator(device).set_state(state)
+
+
+def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
+    """A copy of ``tensor``, or the known tensor that equals it."""
+    for other in known:
+        if other is not None and other.dtype == tensor.dtype and torch.equal(other, tensor):
+            return other
+    return tensor.detach().clone()
+
+
+class _Recorder:
+    def __init__(self, pipe: Any, inside: Inside) -> None:
+        self.inside = inside
+        self.denoisers = host.denoisers(pipe)
+        self.feeders = [
+            part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name.startswith(FEEDERS)
+        ]
+        self.writes_arguments = host.traits(pipe).writes_arguments
+        self.host = host.Host(pipe, self._begin, self._end)
+        self.trajectories: list[Trajectory] = []
+        self.result: Any = None  # of a loop that tells
+        self._step_layer = contextlib.ExitStack()
+        self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._clock = 0.0  # when the loop, or what of it is the pipeline's own, went on
+
+    @contextlib.contextmanager
+    def attached(self) -> Any:
+        with contextlib.ExitStack() as undo:
+            for name, module in self.denoisers.items():
+                undo.callback(layer(*inner_spot(module), self._denoiser(name, module)))
+            for module in self.feeders:
+                undo.callback(layer(module, "forward", self._feeder(module)))
+            undo.callback(self._step_layer.close)
+            undo.callback(self.host.detach)
+            self.host.attach()
+            yield
+
+    def _begin(self, run: host.Run) -> None:
+        self._step_layer.close()
+        scheduler = copy.deepcopy(run.scheduler)
+        scales = host.guidance_scales(self.host.pipe)
+        self.trajectories.append(Trajectory(scheduler, run.start, run.timesteps.clone(), scales, [LoopStep()]))
+        if not run.forwards:
+            self._step_layer.callback(layer(run.scheduler, "step", self._step, copies=True))
+        self._go_on()
+
+    def _end(self, run: host.Run) -> None:
+        self._pause()
+        self.result = run.result
+
+    def _pause(self) -> None:
+        """Stop the clock of what the pipeline itself does in the loop, outside the denoiser."""
+        wait()
+        self.trajectories[-1].rest_s += time.perf_counter() - self._clock
+
+    def _go_on(self) -> None:
+        wait()
+        self._clock = time.perf_counter()
+
+    def _feeder(self, module: nn.Module) -> Callable[..., Any]:
+        main = host.main_input(module)
+
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            value = inner(*args, **kwargs)
+            if self.host.run is not None:
+                # The tensors themselves, no copies: what the denoiser is given is told by identity.
+                self.trajectories[-1].steps[-1].feeds.append(
+                    Forward(module, args, kwargs, main, Output.of(value).tensors)
+                )
+            return value
+
+        return around
+
+    def _denoiser(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        main, main_of = host.main_input(module), host.main_of(module)
+        time_of, conditions_of = host.time_of(module), host.conditions_of(module)
+
+        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            run = self.host.entered()
+            if run is None:
+                return inner(*args, **kwargs)
+            self._pause()
+            steps = self.trajectories[-1].steps
+            x = main_of(args, kwargs)
+            branch = self.host.branch(name)
+            if run.forwards:
+                time_given = time_of(args, kwargs)
+                place = run.forward(name, time_given, branch, lambda: conditions_of(args, kwargs))
+                self._count(steps, x, place.step)
+            given = self._copied(args, kwargs) if self.writes_arguments else (args, kwargs)
+            with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
+                wait()
+                began = time.perf_counter()
+                value = inner(*args, **kwargs)
+                wait()
+                seconds = time.perf_counter() - began
+            outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
+            if self.writes_arguments:
+                args, kwargs = given
+            steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds, branch))
+            if run.forwards == 1:
+                steps[-1].model_output = outputs[0] if len(steps[-1].calls) == 1 else None
+            self._go_on()
+            return value
+
+        return around
+
+    def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Arguments as they are now: loops of one's own write into them, the time above all. One copy of what stays."""
+
+        def copied(tensor: Tensor) -> Tensor:
+            version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
+            known = self._copies.get((id(tensor), version)) if version >= 0 else None
+            if known is None:
+                known = tensor, tensor.detach().clone()  # the original too: its id must stay its own
+                self._copies[id(tensor), version] = known
+            return known[1]
+
+        return pytree.tree_map_only(Tensor, copied, (args, kwargs))
+
+    def _count(self, steps: list[LoopStep], x: Any, step: int) -> None:
+        """Where nobody steps a noise scheduler, what the network is given next is the state after a step."""
+        if step >= len(steps):
+            steps[-1].result = x.detach().clone()
+            steps.append(LoopStep())
+        if not steps[-1].calls:
+            steps[-1].state, steps[-1].timestep = x.detach().clone(), len(steps) - 1
+
+    def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._pause()
+        assert self.host.run is not None
+        signature = inspect.signature(self.host.run.scheduler.step)  # through all layers
+        given = signature.bind(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
+        extra = {
+            k: frozen(v) for k, v in given.items() if k not in ("model_output", "timestep", "sample", "return_dict")
+        }
+        drawing = given["sample"].device.type in ("cpu", "cuda") and "generator" in signature.parameters
+        if drawing and extra.get("generator") is None:
+            extra["generator"] = _global_generator(given["sample"].device)  # what noise is drawn from then
+        self._go_on()
+        value = inner(*args, **kwargs)
+        self._pause()
+        steps = self.trajectories[-1].steps
+        step = steps[-1]
+        step.model_output = _kept(given["model_output"], *(t for call in step.calls for t in call.outputs))
+        step.timestep = given["timestep"]
+        step.state = _kept(given["sample"], steps[-2].result if len(steps) > 1 else None)
+        step.extra = extra
+        step.result = Output.of(value).tensors[0].detach().clone()
+        steps.append(LoopStep())
+        self._go_on()
+        return value
