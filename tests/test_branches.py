@@ -305,7 +305,7 @@ def test_the_names_that_wan_opens_are_numbered_in_the_order_they_come(monkeypatc
     pipe = fresh("wan")
     with accelerated(pipe, "uniform:every=2"):
         named = run(pipe, TINY["wan"].call(pipe))
-    monkeypatch.setattr(diffcache.host.Host, "branch", lambda self, denoiser: "")
+    monkeypatch.setattr(diffcache.host.LoopWatcher, "branch", lambda self, denoiser: "")
     with accelerated(pipe, "uniform:every=2"):
         assert torch.equal(run(pipe, TINY["wan"].call(pipe)), named)
 
@@ -329,7 +329,7 @@ def test_times_on_a_device_are_compared_when_the_run_is_over() -> None:
         ([(0, 0), (0, 1), (1, 0), (1, 1)], [9, 9, 9, 5], True),  # it had three
         ([(0, 0), (0, 1), (1, 0), (1, 1)], [0.9, 0.9, 0.5, 0.5], False),  # times that are no timesteps
     ):
-        run = diffcache.host.Run(None, torch.tensor([9.0, 5.0, 1.0]), 0, 0)
+        run = diffcache.host.LoopRun(None, torch.tensor([9.0, 5.0, 1.0]), 0, 0)
         run.unread = [(*place, torch.tensor([float(t)])) for place, t in zip(counted, times, strict=True)]
         assert run.times_disagree() is disagree
 

@@ -53,10 +53,10 @@ class Size:
 
 def run_demo(name: str, out: Path, size: Size) -> Evaluation:
     """Calibrate on some subjects, compare on others, write everything under ``out``."""
-    for metric in host.PIPELINE.metrics:
+    model = load(name)
+    for metric in host.traits(model.pipe).metrics:
         metrics.check(metric)  # what is not installed is named before minutes are spent
     files.make_folder(out)
-    model = load(name)
     fitted, shown = split(model, size)
     schedules = {}
     with tqdm(total=len(size.budgets) + 1, desc=f"measure {size.calibration} pictures", unit="part") as bar:

@@ -29,7 +29,6 @@ from diffcache.eval.saved_parts import Exact, Folder, pictures_in, slug
 from diffcache.eval.timed_run import Run, watched
 from diffcache.executor.report import report_of
 from diffcache.host.digest import TO_DIGEST, NoDigestError
-from diffcache.patch import layer
 from diffcache.profiling.recording.record import frozen
 
 CLOSE = ("flops", "errors", "sizes")  # of a part: what the method did on the first call
@@ -205,25 +204,26 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     return steps
 
 
-def _counted(loop: host.Loop, call: Mapping[str, Any]) -> int:
-    """Steps of a loop of one's own, which ``trajectory`` is told when it runs."""
-    told: list[int] = []
+def _counted(loop: Any, call: Mapping[str, Any]) -> int:
+    """Return the steps of a loop whose calls do not say them. This runs the loop once."""
+    steps: list[int] = []
 
-    def begin(inner: Callable[..., None], timesteps: Any, branches: int = 1) -> None:
-        told.append(len(timesteps))
-        inner(timesteps, branches)
+    class Observer(host.LoopObserver):
+        def loop_began(self, run: host.LoopRun) -> None:
+            steps.append(run.steps)
 
-    undo = layer(loop.told, "begin", begin)
+    watcher = host.LoopWatcher(loop, Observer())
+    watcher.attach()
     try:
         with torch.no_grad():
             loop(**{name: frozen(value) for name, value in call.items()})
     finally:
-        undo()
-    if len(set(told)) != 1:
+        watcher.detach()
+    if len(set(steps)) != 1:
         raise BadOption(
-            "sample", f"{len(told)} trajectories", "one run of the loop: with diffcache.trajectory(…) in it"
+            "sample", f"{len(steps)} trajectories", "one run of the loop: with diffcache.trajectory(…) in it"
         )
-    return told[0]
+    return steps[0]
 
 
 def identity(pipe: Any) -> dict[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -127,20 +127,20 @@ class _Counter:
     def __enter__(self) -> list[int]:
         from torch.utils.flop_counter import FlopCounterMode
 
-        open_: list[Any] = []
+        total = self._total
 
-        def begin(run: host.Run) -> None:
-            open_.append(FlopCounterMode(display=False))
-            open_[-1].__enter__()
+        class Observer(host.LoopObserver):
+            def loop_began(self, run: host.LoopRun) -> None:
+                self.mode = cast(Any, FlopCounterMode(display=False))
+                self.mode.__enter__()
 
-        def end(run: host.Run) -> None:
-            mode = open_.pop()
-            mode.__exit__(None, None, None)
-            self._total[0] += mode.get_total_flops()
+            def loop_ended(self, run: host.LoopRun) -> None:
+                self.mode.__exit__(None, None, None)
+                total[0] += self.mode.get_total_flops()
 
-        self._host = host.Host(self._pipe, begin, end)
-        self._host.attach()
+        self._watcher = host.LoopWatcher(self._pipe, Observer())
+        self._watcher.attach()
         return self._total
 
     def __exit__(self, *exception: object) -> None:
-        self._host.detach()
+        self._watcher.detach()

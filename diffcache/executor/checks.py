@@ -157,7 +157,7 @@ def _settings(found: Any, schedule: CacheSchedule, name: str, digest: str | None
     return host.other_settings(found, schedule.provenance.get(f"config/{name}"), digest or "")
 
 
-def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool) -> None:
+def check_run(pipe: Any, run: host.LoopRun, schedule: CacheSchedule, *, strict: bool) -> None:
     """Refuse a run the schedule was not made for, before its first step. The time grid and the guidance scale, which
     shift the optimum without breaking anything, are compared only if ``strict``."""
     if run.steps != schedule.steps:
@@ -176,7 +176,7 @@ def check_run(pipe: Any, run: host.Run, schedule: CacheSchedule, *, strict: bool
         check_scales(host.guidance_values(pipe), schedule)
 
 
-def _check_start(run: host.Run, schedule: CacheSchedule) -> None:
+def _check_start(run: host.LoopRun, schedule: CacheSchedule) -> None:
     if all(plan.called is None for plan in schedule.denoisers.values()):
         return
     wanted = int(schedule.called.argmax())
@@ -205,7 +205,7 @@ def check_steps(schedule: CacheSchedule, steps: int) -> None:
         )
 
 
-def _check_grid(run: host.Run, schedule: CacheSchedule) -> None:
+def _check_grid(run: host.LoopRun, schedule: CacheSchedule) -> None:
     if schedule.timesteps is None:
         return
     here = run.timesteps.detach().cpu().double().numpy()
@@ -236,7 +236,7 @@ def check_scales(here: Mapping[str, Any], schedule: CacheSchedule) -> None:
 
 
 def check_guidance(
-    pipe: Any, run: host.Run, call: Call, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
+    pipe: Any, run: host.LoopRun, call: Call, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
 ) -> None:
     """In a run's first two steps: are there as many branches as the coefficients were fitted for?
 
@@ -272,7 +272,7 @@ def check_guidance(
 
 
 def _check_batch(
-    run: host.Run, guidance: Guidance, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
+    run: host.LoopRun, guidance: Guidance, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
 ) -> None:
     """Refuse a batch that does not hold the branches that the schedule was fitted with, or holds them for a schedule
     without guidance. Where the batch does not show it, the noise scheduler's sample does, at the end of the step."""

@@ -185,7 +185,7 @@ def _first_step(
     visits: list[_Visit] = []
     seen: list[tuple[CacheSchedule, int]] = []
 
-    def begin(run: host.Run) -> None:
+    def begin(run: host.LoopRun) -> None:
         if isinstance(source, Rule):
             timesteps = run.timesteps.detach().double().cpu().numpy()
             schedule = scheduled(source, Grid(timesteps, run.start), {d: tuple(s) for d, s in sites.items()}, store)
@@ -214,7 +214,11 @@ def _first_step(
 
         return count
 
-    watcher = host.Host(pipe, begin, lambda run: None)
+    class Observer(host.LoopObserver):
+        def loop_began(self, run: host.LoopRun) -> None:
+            begin(run)
+
+    watcher = host.LoopWatcher(pipe, Observer())
     with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
         for denoiser, found in sites.items():
             for site, modules in found.items():

@@ -16,7 +16,7 @@ ADVICE = (
 )
 
 
-def follow(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None:
+def follow(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Reason | None:
     """Drop what is kept for branches that may have changed places, and return why this forward must be computed in
     full, if it must.
 
@@ -48,7 +48,7 @@ def follow(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None
     return notices.UNNAMED if not forward.like and guidance is not None and guidance.mode == "separate" else None
 
 
-def left(run: host.Run) -> Iterator[Notice]:
+def left(run: host.LoopRun) -> Iterator[Notice]:
     """Yield what the end of a run shows about its forwards."""
     state: State = run.state
     if any(found in state.doubts for found in run.assigned.uneven()):

@@ -40,7 +40,7 @@ def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], stor
     return schedule if store is None else schedule.stored(store)
 
 
-class Executor:
+class Executor(host.LoopObserver):
     """Carries out a schedule on one pipeline. ``attach`` and ``detach`` leave no trace behind.
 
     They hold it, through its layers; it holds neither the pipeline nor a module.
@@ -79,7 +79,7 @@ class Executor:
         self.lesson = lesson
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
-        self.host = host.Host(pipe, self._begin, self._end, self._missed, self._ready)
+        self.host = host.LoopWatcher(pipe, self)
         self.last: State | None = None
         self.mismatch, self.quiet = mismatch, quiet
         self.runs = 0
@@ -115,15 +115,16 @@ class Executor:
             for patch in self._patches:
                 patch.off()
 
-    def _ready(self) -> None:
+    def loop_awaited(self) -> None:
         """Raise what would falsify a run, and put the layers where its first forward meets them."""
         self.wrapping.demand_unchanged(self.host.pipe)
         host.demand_ready(self.host.pipe)
         for patch in self._patches:
             patch.put()
 
-    def _begin(self, run: host.Run) -> None:
-        self._ready()
+    def loop_began(self, run: host.LoopRun) -> None:
+        """Give the run its state, or raise if the schedule does not fit it."""
+        self.loop_awaited()
         try:
             state = self._planned(run)
         except ScheduleMismatch as why:
@@ -131,11 +132,10 @@ class Executor:
                 raise
             state = self._in_full(why)
         self.last = run.state = state
-        run.again = state.go_back
         self.runs += 1
         self.strays.clear()
 
-    def _planned(self, run: host.Run) -> State:
+    def _planned(self, run: host.LoopRun) -> State:
         """Return the state of a run that the schedule fits; raise if it does not fit."""
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
@@ -166,7 +166,7 @@ class Executor:
         state.notices.append(Notice("mismatch", 1, f"the run was computed in full: {why}"))
         return state
 
-    def _misfit(self, run: host.Run, why: ScheduleMismatch) -> None:
+    def _misfit(self, run: host.LoopRun, why: ScheduleMismatch) -> None:
         """Go on in full with a run of which the first forwards show that the schedule does not fit. Nothing was
         predicted before; but noise levels that were moved have had their effect, so such a run is refused."""
         before: State = run.state
@@ -176,9 +176,13 @@ class Executor:
         state.forwards, state.counts = before.forwards, before.counts
         before.forget()
         self.last = run.state = state
-        run.again = state.go_back
 
-    def _end(self, run: host.Run) -> None:
+    def loop_went_back(self, run: host.LoopRun) -> None:
+        """Drop what the run has kept."""
+        run.state.go_back()
+
+    def loop_ended(self, run: host.LoopRun) -> None:
+        """Drop every tensor, and report what differed from the schedule."""
         state: State = run.state
         state.levels_back()
         state.levels_back = lambda: None  # it holds the noise scheduler
@@ -211,7 +215,8 @@ class Executor:
         state.notices += left(run)
         self._say([*state.failures(), *state.notices])
 
-    def _missed(self, kind: str, why: str) -> None:
+    def missed(self, kind: str, why: str) -> None:
+        """Count and report a call that no loop served."""
         self.wrapping.demand_unchanged(self.host.pipe)
         self.strays[kind, why] += 1
         self._say([Notice(kind, 1, why)])

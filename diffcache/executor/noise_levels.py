@@ -20,7 +20,7 @@ from diffcache.host.levels import SAME_LEVEL, CannotFollow, array, timesteps_for
 from diffcache.patch import Around, Undo, layer
 
 
-def move(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
+def move(pipe: Any, run: host.LoopRun, schedule: CacheSchedule) -> Undo:
     """Put ``schedule.sigmas`` in the place of the run's noise levels, and return what puts those back.
 
     Does nothing where the schedule leaves the levels alone. Raises ScheduleMismatch, with nothing written, where the
@@ -51,7 +51,7 @@ def move(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
     return back
 
 
-def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Around:
+def _guard(run: host.LoopRun, wanted: np.ndarray, before: np.ndarray) -> Around:
     """Around ``scheduler.step``: refuses the first step of a loop over timesteps that were copied before it began. A
     view of the tensor that was written is right by itself; anything else is compared by value."""
     memory = run.timesteps.untyped_storage().data_ptr()

@@ -18,7 +18,7 @@ from diffcache.executor.site import visit
 from diffcache.executor.stacks import Place, run_block
 from diffcache.executor.state import Call, Forward
 from diffcache.executor.store import Output
-from diffcache.host import Host, Run
+from diffcache.host import LoopRun, LoopWatcher
 from diffcache.patch import Around
 
 
@@ -30,7 +30,7 @@ class Arounds:
              everything is computed, or raises
     """
 
-    def __init__(self, watched: Host, misfit: Callable[[Run, ScheduleMismatch], None]) -> None:
+    def __init__(self, watched: LoopWatcher, misfit: Callable[[LoopRun, ScheduleMismatch], None]) -> None:
         self.host = watched
         self._misfit = misfit
         self._current = threading.local()

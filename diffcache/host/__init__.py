@@ -1,21 +1,15 @@
-"""What a diffusers pipeline does around its denoiser: where its loop begins and ends, which step it is in.
+"""Hosts: the objects that run a sampling loop around a network, and where their loops begin and end.
 
-No other package knows pipeline habits. Nothing here needs a ``cache_context``: most pipelines open none. The facts
-come from three methods, layered on objects, never on classes:
+No other package knows the habits of pipelines, policies and loops. ``kinds`` has one file for each kind of host. A
+``LoopWatcher`` passes the events of a loop to a ``LoopObserver``: the loop begins, goes back, ends. Nothing here needs
+a ``cache_context``: most pipelines open none. All wrappers lie on objects, never on classes.
 
-* ``pipe.progress_bar`` brackets the sampling loop of all but two diffusers pipelines, in both of its forms
-  (``with pipe.progress_bar(total=n)`` and ``for t in pipe.progress_bar(timesteps)``), and closes on exceptions too;
-* ``scheduler.step`` of the scheduler in use, layered for the length of one loop, ends each step;
-* ``pipe.maybe_free_model_hooks`` is the last thing a pipeline calls.
-
-A pipeline that shares its denoiser with another is therefore told apart: its own loop is open, or it is not.
-
-Loops that are no pipeline's (``loops``, ``policies``) say by themselves where they begin and end.
+A pipeline that shares its denoiser with another is told apart by its loop, which is open or not.
 """
 
+from diffcache.host.arguments import GRIDS, is_count, planned
 from diffcache.host.branches import BRANCH_NAMES, Forward, branch
 from diffcache.host.calls import (
-    GRIDS,
     MOST_STEPS,
     arguments_of,
     arguments_of_class,
@@ -25,26 +19,28 @@ from diffcache.host.calls import (
     check_same_steps,
     check_values,
     generators,
-    is_count,
     iterations,
-    planned,
     steps_asked,
+)
+from diffcache.host.dispatch import (
+    adopted,
+    demand_one_process,
+    denoisers,
+    guidance_scales,
+    guidance_values,
+    in_parts,
+    traits,
 )
 from diffcache.host.forwards import is_compiled
 from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
-from diffcache.host.guidance import guidance_scales, guidance_values
 from diffcache.host.identity import digest_of, digest_of_call, identity
 from diffcache.host.inspection import (
-    adopted,
     batches_guidance,
     class_name,
     conditions_of,
     config_digest,
     configurations,
-    demand_one_process,
-    denoisers,
     guiders,
-    in_parts,
     looping_blocks,
     main_input,
     main_of,
@@ -54,11 +50,12 @@ from diffcache.host.inspection import (
     time_of,
     unwrapped,
 )
-from diffcache.host.loop_state import Run
+from diffcache.host.kinds import Kind, LoopWatch, kind_of
+from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
-from diffcache.host.traits import PIPELINE, Traits, traits
-from diffcache.host.watcher import Host
+from diffcache.host.traits import Traits
+from diffcache.host.watcher import LoopObserver, LoopWatcher
 from diffcache.host.wrapping import Wrapping
 
 __all__ = [
@@ -66,13 +63,15 @@ __all__ = [
     "GRIDS",
     "MARK",
     "MOST_STEPS",
-    "PIPELINE",
     "Clock",
     "Forward",
-    "Host",
+    "Kind",
     "Loop",
+    "LoopObserver",
+    "LoopRun",
+    "LoopWatch",
+    "LoopWatcher",
     "PolicyLoop",
-    "Run",
     "Traits",
     "Wrapping",
     "adopted",
@@ -105,6 +104,7 @@ __all__ = [
     "is_compiled",
     "is_count",
     "iterations",
+    "kind_of",
     "looping_blocks",
     "main_input",
     "main_of",

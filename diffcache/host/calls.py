@@ -6,11 +6,9 @@ that a mistake in the last call is found before the first one runs.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,24 +16,15 @@ from torch import Tensor
 
 from diffcache.documents.checks import is_unicode
 from diffcache.errors import BadOption, UnknownName
-from diffcache.host.own_loops import Loop
-from diffcache.host.policies import PolicyLoop
-from diffcache.host.traits import traits
+from diffcache.host.arguments import GRIDS, STEPS, Parameters, is_count, parameters_of
+from diffcache.host.kinds import kind_of
 
-STEPS = "num_inference_steps"
 MOST_STEPS = 100_000
 COUNTS = ("height", "width", "num_frames", "num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 NUMBERS = ("guidance_scale", "true_cfg_scale", "strength", "eta")
 TEXTS = ("prompt", "negative_prompt")
-GRIDS = ("timesteps", "sigmas")  # arguments that replace the noise scheduler's own grid
 BATCHES = ("class_labels", "generator", "image", "latents")  # arguments with an entry for every sample
 ALLOWED = "a list of at least one dictionary of arguments for pipe(**call)"
-RECIPE = """\
-calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Generator().manual_seed(seed)}
-         for seed, prompt in enumerate(prompts)]"""
-RECIPE_OF_LOOPS = """\
-calls = [{"seed": seed, **arguments}
-         for seed in range(16)]"""
 
 
 def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bool = False) -> None:
@@ -51,14 +40,13 @@ def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bo
         BadOption: ``calls`` is not a list of dictionaries, or a value in it is out of range.
         UnknownName: The pipeline has no argument of that name.
     """
-    example = RECIPE_OF_LOOPS if isinstance(pipe, Loop) else RECIPE
+    kind = kind_of(pipe)
     if isinstance(calls, (str, bytes, Mapping)) or not isinstance(calls, Sequence) or not calls:
-        raise BadOption(name, _shown(calls), ALLOWED, example=example)
+        raise BadOption(name, _shown(calls), ALLOWED, example=kind.example)
     for call in calls:
         if not isinstance(call, Mapping):
-            raise BadOption(name, f"{_shown(calls)} with {_shown(call)} in it", ALLOWED, example=example)
-    if isinstance(pipe, Loop) and not isinstance(pipe, PolicyLoop) and pipe.sampler is None:
-        raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
+            raise BadOption(name, f"{_shown(calls)} with {_shown(call)} in it", ALLOWED, example=kind.example)
+    kind.check_callable(pipe)
     for index, call in enumerate(calls):
         check_call(pipe, call, f"{name}[{index}]")
         if repeatable and call.get("seed") is None and not generators(call) and call.get("latents") is None:
@@ -69,7 +57,7 @@ def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bo
 def check_call(pipe: Any, call: Mapping[Any, Any], where: str = "call") -> None:
     """Raise BadOption or UnknownName unless ``call`` can be the arguments of ``pipe(**call)``."""
     check_names(arguments_of(pipe), _title(pipe), call, where)
-    check_values(call, where, steps_optional=isinstance(pipe, Loop))
+    check_values(call, where, steps_optional=not kind_of(pipe).traits.steps_required)
 
 
 def check_names(
@@ -94,33 +82,14 @@ def check_names(
             raise BadOption(where, f"a call without {key!r}", f"a value for {key!r}, which {title} requires")
 
 
-def arguments_of(pipe: Any) -> dict[str, inspect.Parameter] | None:
+def arguments_of(pipe: Any) -> Parameters | None:
     """Return the arguments that a call may have, by name; None if the pipeline takes any."""
-    if isinstance(pipe, PolicyLoop):
-        found, extra = _parameters(getattr(pipe.policy, pipe.family.call)), ["seed", STEPS]
-    elif isinstance(pipe, Loop):
-        found, extra = None if pipe.sampler is None else _parameters(pipe.sampler), ["seed"]
-    else:
-        return arguments_of_class(type(pipe))
-    if found is None:
-        return None
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return found | {name: inspect.Parameter(name, kind, default=None) for name in extra}
+    return kind_of(pipe).arguments(pipe)
 
 
-def arguments_of_class(kind: type) -> dict[str, inspect.Parameter] | None:
+def arguments_of_class(kind: type) -> Parameters | None:
     """Return the arguments that a call of a pipeline of this class may have, by name; None if it takes any."""
-    return _parameters(kind.__call__, leave_out=1)
-
-
-def _parameters(function: Any, leave_out: int = 0) -> dict[str, inspect.Parameter] | None:
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[leave_out:]
-    except (TypeError, ValueError):  # a callable without a signature
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return parameters_of(kind.__call__, leave_out=1)
 
 
 def check_values(call: Mapping[str, Any], where: str, *, steps_optional: bool = False) -> None:
@@ -180,11 +149,6 @@ def _is_batch(key: str, value: object) -> bool:
     return named and isinstance(value, (list, tuple))
 
 
-def is_count(value: object, least: int, most: float = math.inf) -> bool:
-    """Return whether ``value`` is a whole number between the two; True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
-
-
 def generators(call: Mapping[str, Any]) -> list[torch.Generator]:
     """Return the random generators among the arguments of a call, or in lists there."""
     return [
@@ -196,44 +160,17 @@ def generators(call: Mapping[str, Any]) -> list[torch.Generator]:
 
 
 def steps_asked(pipe: Any, call: Mapping[str, Any]) -> int | None:
-    """Return the number of steps that a call asks for, or None if only a run can tell."""
-    given = call.get(STEPS)
-    if isinstance(pipe, PolicyLoop):
-        return int(given or pipe.steps)
-    if not traits(pipe).asks_for_steps:
-        return None
-    if given is None and not isinstance(pipe, Loop):
-        parameter = (arguments_of(pipe) or {}).get(STEPS)
-        given = None if parameter is None or STEPS in call else parameter.default
-    return None if given is None or not is_count(given, 1) else int(given)
+    """Return the number of steps that a call asks for, or None if only a run shows it."""
+    return kind_of(pipe).steps_asked(pipe, call)
 
 
 def iterations(pipe: Any, call: Mapping[str, Any]) -> int | None:
-    """Return the iterations that the noise scheduler plans for a call, or None if only a run can tell.
+    """Return the iterations that the noise scheduler plans for a call, or None if only a run shows them.
 
     A solver of second order has more of them than steps are asked for. Those that a late start (image to image) leaves
     out count too, as they do in a schedule.
     """
-    steps = steps_asked(pipe, call)
-    if steps is not None and isinstance(pipe, PolicyLoop):
-        return math.ceil(steps / pipe.evaluations) * pipe.evaluations
-    if steps is None:
-        return None
-    if any(call.get(name) is not None for name in GRIDS):
-        return None
-    return planned(pipe.scheduler, steps)
-
-
-def planned(scheduler: Any, steps: int) -> int | None:
-    """Return the iterations that a noise scheduler plans for so many steps, or None if only its pipeline can tell."""
-    for options in ({}, {"mu": 1.0}):  # a shift that depends on the resolution; the number of iterations does not
-        tried = copy.deepcopy(scheduler)
-        try:
-            tried.set_timesteps(steps, **options)
-        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, AssertionError):
-            continue  # a scheduler that needs what only its pipeline knows
-        return len(tried.timesteps)
-    return None
+    return kind_of(pipe).iterations(pipe, call)
 
 
 def check_same_steps(pipe: Any, calls: Sequence[Mapping[str, Any]], name: str = "calls") -> None:

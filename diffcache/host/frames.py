@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
-from diffcache.host.own_loops import Loop
-
 
 def variables_of(pipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments and the local variables, as they are now, of the call of ``pipe`` that is running.
@@ -32,11 +30,11 @@ def variables_of(pipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def calling_pipeline() -> Any:
-    """Return the pipeline, or the loop, whose call is the innermost that is running; else None."""
+    """Return the host, a pipeline or a loop, whose call is the innermost that is running; else None."""
     for frame in _calls():
         first = frame.f_code.co_varnames[0]
         owner = _locals(frame, (first,)).get(first)
-        if isinstance(owner, Loop) or (hasattr(type(owner), "components") and hasattr(owner, "scheduler")):
+        if hasattr(type(owner), "components") and hasattr(owner, "scheduler"):
             return owner
     return None
 

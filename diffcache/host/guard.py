@@ -15,8 +15,9 @@ from typing import Any
 from torch import nn
 
 from diffcache.errors import AlreadyAccelerated, UnsupportedModel
+from diffcache.host.dispatch import adopted, denoisers
 from diffcache.host.forwards import chain, on_class, outermost, own
-from diffcache.host.inspection import adopted, denoisers, unwrapped
+from diffcache.host.inspection import unwrapped
 from diffcache.host.own_loops import MARK
 from diffcache.patch import Method
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffcache.host.frames import variables_of
 from diffcache.host.inspection import guiders
-from diffcache.host.own_loops import Loop
 
 # Names of arguments and attributes. ControlNet's window (``control_guidance_start``) is no guidance of the denoiser.
 NAMES = re.compile(r"^(?!control)(?:.*guid|.*cfg|pag_|sag_|stg_|sld_|modality_|audio_stg_|audio_modality_)")
@@ -25,19 +24,8 @@ PROPERTIES = (
 OF_GUIDERS = ("_start", "_stop", "_enabled", "use_original_formulation")  # what guiders call by general names
 
 
-def guidance_scales(pipe: Any) -> dict[str, float]:
-    """Return the numbers of guidance of the run in progress, by the name of the argument or setting.
-
-    Switches count as 0 and 1, and a list has a number for each entry (``guidance_scale[0]``). Where the call of the
-    pipeline is not on the stack, what the pipeline keeps is all that is known. A loop that is no pipeline's has none.
-    """
-    return {name: value for name, value in guidance_values(pipe).items() if value is not None}
-
-
-def guidance_values(pipe: Any) -> dict[str, float | None]:
-    """Return the same, with None for arguments that the run was given as None."""
-    if isinstance(pipe, Loop):
-        return {}
+def values_of_pipeline(pipe: Any) -> dict[str, float | None]:
+    """Return the guidance of a pipeline's run in progress: numbers of the call, of the pipeline and of its guiders."""
     found: dict[str, float | None] = {}
     for guider in guiders(pipe):
         for name, value in vars(guider).items():

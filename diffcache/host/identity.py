@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.host import digest
 from diffcache.host.digest import TO_DIGEST, NoDigestError
-from diffcache.host.own_loops import Clock, Loop
-from diffcache.host.policies import PolicyLoop
+from diffcache.host.kinds import kind_of
+from diffcache.host.own_loops import Clock
 from diffcache.patch import Method, unlayered
 
 PACKAGES = ("diffcache", "torch", "diffusers", "transformers", "peft", "accelerate")
@@ -88,8 +88,7 @@ def identity(pipe: Any, unknown: Callable[[str, NoDigestError], str]) -> dict[st
         Name of a part -> digest or text: "pipeline", each component, "versions" and "torch settings".
     """
     told: dict[str, object] = {"pipeline": (type(pipe), dict(_beside_components(pipe)))}
-    parts = {"policy": pipe.policy} if isinstance(pipe, PolicyLoop) else pipe.components
-    told |= {name: part for name, part in parts.items() if part is not None}
+    told |= {name: part for name, part in kind_of(pipe).parts(pipe).items() if part is not None}
     told["torch settings"] = torch_settings()
     found: dict[str, str] = {}
     for name, part in told.items():
@@ -105,8 +104,6 @@ def parts_of(value: Any) -> Mapping[str, Any] | None:
     """Return the attributes that the results of an object depend on; None for all of its state."""
     if isinstance(value, nn.Module):
         return dict(_of_module(value))
-    if isinstance(value, Loop):
-        return {"components": value.components, **dict(_beside_components(value))}
     if isinstance(value, Clock):
         return {"config": value.config}
     if isinstance(value, Method):
@@ -156,16 +153,18 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _beside_components(pipe: Any) -> Iterator[tuple[str, Any]]:
     """Public attributes of a pipeline, and methods that were replaced. Private attributes are of the last run."""
-    if isinstance(pipe, PolicyLoop):
-        yield from {"steps": pipe.steps, "loop": pipe.family.loop}.items()
-    elif isinstance(pipe, Loop):
-        yield "sample", pipe._sample
-    else:
-        yield "_blocks", getattr(pipe, "_blocks", None)
-        for name, held in _kept(pipe, OF_RUNS):
-            public = not name.startswith("_") or name == "_internal_dict"
-            if name not in pipe.components and (public or callable(held)):
-                yield name, held
+    try:
+        settings = kind_of(pipe).settings(pipe)
+    except UnsupportedModel:  # an object with components that is no host
+        settings = None
+    if settings is not None:
+        yield from settings.items()
+        return
+    yield "_blocks", getattr(pipe, "_blocks", None)
+    for name, held in _kept(pipe, OF_RUNS):
+        public = not name.startswith("_") or name == "_internal_dict"
+        if name not in pipe.components and (public or callable(held)):
+            yield name, held
 
 
 def _offloaded(module: nn.Module) -> dict[str, str]:

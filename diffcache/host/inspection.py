@@ -10,13 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffcache.errors import UnsupportedModel
 from diffcache.host.branches import Conditions, recognised
-from diffcache.host.own_loops import Loop, loop_of
-from diffcache.host.policies import FAMILIES, PolicyLoop, policy_loop
 from diffcache.patch import Method
 
-ASKED = ("predict_action", "predict_action_chunk", "select_action")  # methods of policies
 STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
 TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # parameters
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
@@ -41,70 +37,16 @@ def guiders(pipe: Any) -> list[Any]:
     return [part for part in pipe.components.values() if hasattr(part, GUIDER_METHODS[-1])]
 
 
-def adopted(pipe: Any, *, bare: bool = False) -> Any:
-    """Return the object to treat as a pipeline: the loop of a policy, or ``pipe`` unchanged.
-
-    bare  the one loop that stands for all around a policy or a network, and keeps neither
-    """
-    if isinstance(pipe, Loop):
-        return pipe.told if bare else pipe
-    if hasattr(pipe, "components"):
-        return pipe
-    found = policy_loop(pipe)
-    if found is not None:
-        return found if bare else found.kept()
-    if any(hasattr(pipe, name) for name in ASKED):
-        return pipe  # a policy of no known family: not a network
-    return loop_of(pipe) if bare and isinstance(pipe, nn.Module) else pipe
+def has_components(value: Any) -> bool:
+    """Return whether ``value`` has components, as pipelines do. The property of a pipeline is not read: it is slow."""
+    return hasattr(type(value), "components") or "components" in getattr(value, "__dict__", {})
 
 
-def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The networks that ``pipe`` calls at every step, by component name."""
-    if isinstance(pipe, PolicyLoop) and hasattr(getattr(*pipe.runs), "_torchdynamo_orig_callable"):
-        raise UnsupportedModel(
-            f"the loop of this {type(pipe).__name__} ({pipe.family.loop}) is compiled as one graph, network and all: "
-            "no step in it can be skipped. Build the policy without compile_model; its network may be compiled."
-        )
-    if isinstance(pipe, Loop):
-        return {pipe.name: pipe.network}
-    components = getattr(pipe, "components", None)
-    looks = hasattr(pipe, "scheduler") and (hasattr(pipe, "progress_bar") or looping_blocks(pipe))
-    if not isinstance(components, dict) or not looks:
-        raise UnsupportedModel(
-            f"accelerate was asked for a {type(pipe).__name__}. Allowed: a diffusers pipeline (an object with a "
-            f"scheduler, components and a progress_bar), a diffusion policy ({', '.join(FAMILIES)}), or the network of "
-            "a loop of your own, an nn.Module, with diffcache.trajectory around the loop."
-        )
-    found = {name: part for name, part in components.items() if isinstance(part, nn.Module) and _denoises(name)}
-    if not found or pipe.scheduler is None:
-        raise UnsupportedModel(
-            f"{type(pipe).__name__} has no denoiser to accelerate. Components found: {', '.join(sorted(components))}; "
-            f"looked for: {', '.join(DENOISER_NAMES)} and a scheduler."
-        )
-    return found
-
-
-def _denoises(name: str) -> bool:
-    """By the name of a component: ``transformer_2``, ``unconditional_transformer``; not ``prior_text_encoder``."""
+def is_denoiser_name(name: str) -> bool:
+    """Return whether a component is a denoiser by its name: ``transformer_2``, ``unconditional_transformer``; not
+    ``prior_text_encoder``."""
     begins = any(name == n or name.startswith(n + "_") for n in DENOISER_NAMES)
     return (begins or name.endswith(("_transformer", "_unet"))) and "encoder" not in name
-
-
-def in_parts(pipe: Any) -> list[str]:
-    """The denoisers that several processes run together, each its part of the tokens or of the weights (diffusers'
-    ``enable_parallelism``). They wait for each other inside a forward: none may skip what the others compute."""
-    return [n for n, m in denoisers(pipe).items() if getattr(unwrapped(m), "_parallel_config", None) is not None]
-
-
-def demand_one_process(pipe: Any) -> None:
-    """Raise UnsupportedModel where several processes run a denoiser together: each would see its part of it, and end
-    its search at another moment than the others."""
-    for name in in_parts(pipe):
-        raise UnsupportedModel(
-            f"the {name} of this {type(pipe).__name__} is run by several processes together (enable_parallelism). "
-            "Measure and optimize before enable_parallelism, in one process or with a share of the calls in each; the "
-            "schedule that comes of it serves the parallel pipeline too."
-        )
 
 
 def unwrapped(module: Any) -> Any:

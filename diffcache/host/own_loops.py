@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.errors import BadOption, ScheduleMismatch, UnsupportedModel
-from diffcache.host.traits import LOOP
 from diffcache.patch import Method, weak
 
 Part = nn.Module | Method
@@ -67,7 +66,6 @@ class Loop:
     The loop itself has to say where it begins and ends: ``with diffcache.trajectory(network, timesteps)``.
     """
 
-    TRAITS = LOOP
     name = "network"
     _clock: Clock
     _thread: threading.local
@@ -98,7 +96,7 @@ class Loop:
         return self._sample
 
     @property
-    def told(self) -> Loop:
+    def registered(self) -> Loop:
         """Where begin and end are told: several loops may be written around a network, ``trajectory`` knows one."""
         return loop_of(self.network)
 

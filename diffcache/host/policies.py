@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from diffcache.host.own_loops import LOOPS, Clock, Loop
-from diffcache.host.traits import POLICY
 from diffcache.patch import Method
 
 COMPILED = "_torchdynamo_orig_callable"  # what torch.compile makes of a method has this
@@ -114,7 +113,6 @@ class Expert(Method):
 class PolicyLoop(Loop):
     """The loop inside of a policy. The one that stands for it does not keep it alive; ``kept`` ones do."""
 
-    TRAITS = POLICY
     name = "model"
 
     def __init__(self, policy: Any, family: Family) -> None:
@@ -179,7 +177,7 @@ class PolicyLoop(Loop):
         return twin
 
     @property
-    def told(self) -> Loop:
+    def registered(self) -> Loop:
         return LOOPS[self.policy]
 
     @property
@@ -190,17 +188,17 @@ class PolicyLoop(Loop):
 
     def run(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """To be layered on that method. Of several that watch, the outermost tells all."""
-        told = self.told
-        if told.inside:
+        registered = self.registered
+        if registered.inside:
             return inner(*args, **kwargs)
         result, broken = None, True
         try:
-            told.begin(None if self.family.scheduler else self._grid(args, kwargs))
+            registered.begin(None if self.family.scheduler else self._grid(args, kwargs))
             result = inner(*args, **kwargs)
             broken = False
         finally:
             # A copy: SmolVLA turns joints around in the very tensor that the loop returned.
-            told.end(pytree.tree_map_only(Tensor, torch.clone, result), broken)
+            registered.end(pytree.tree_map_only(Tensor, torch.clone, result), broken)
         return result
 
     def _grid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -1,12 +1,9 @@
-"""What evaluation and recording need to know about a kind of host: what a call returns, asks for and may change.
-
-A class that stands for a kind of host has an attribute ``TRAITS``. Objects without it are diffusers pipelines.
-"""
+"""What evaluation and recording need to know about a kind of host: what a call returns, asks for and may change."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +17,7 @@ class Traits:
         plays_episodes: Whether the host acts in a task, so that an evaluation can count successful episodes.
         asks_for_steps: Whether the call says how many steps the loop takes (``num_inference_steps``). A loop without
             it has to run to show its number of steps.
+        steps_required: Whether a call must say how many steps it takes, unless the host has a default.
         has_step_setting: Whether the number of steps is also a setting of the host, which ``host.of_steps(steps)``
             changes for the length of a ``with`` block. Tasks that call the host get that number too.
         swaps_scheduler: Whether the loop can step another noise scheduler than the one it was built with.
@@ -31,29 +29,7 @@ class Traits:
     metrics: tuple[str, ...]
     plays_episodes: bool = False
     asks_for_steps: bool = True
+    steps_required: bool = True
     has_step_setting: bool = False
     swaps_scheduler: bool = True
     writes_arguments: bool = False
-
-
-PIPELINE = Traits(returns="pictures", metrics=("psnr", "ssim", "latent", "state"))
-LOOP = Traits(
-    returns="state",
-    metrics=("latent", "state"),
-    asks_for_steps=False,
-    swaps_scheduler=False,
-    writes_arguments=True,
-)
-POLICY = Traits(
-    returns="actions",
-    metrics=("action", "state"),
-    plays_episodes=True,
-    has_step_setting=True,
-    writes_arguments=True,
-)
-
-
-def traits(pipe: Any) -> Traits:
-    """Return the traits of a host: those of its class, or those of a diffusers pipeline."""
-    found = getattr(type(pipe), "TRAITS", None)
-    return found if isinstance(found, Traits) else PIPELINE

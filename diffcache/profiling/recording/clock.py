@@ -1,4 +1,4 @@
-"""Wall-clock of a pipeline's sampling loop alone: encoders and decoders stay out."""
+"""Time the sampling loop of a pipeline, without encoders and decoders."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ import torch
 from diffcache import host
 
 
+class _Clock(host.LoopObserver):
+    """Times loops."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began: list[float] = []
+
+    def loop_began(self, run: host.LoopRun) -> None:
+        wait()
+        self._began.append(time.perf_counter())
+
+    def loop_ended(self, run: host.LoopRun) -> None:
+        wait()
+        self.seconds.append(time.perf_counter() - self._began.pop())
+
+
 @contextlib.contextmanager
 def loop_clock(pipe: Any) -> Iterator[list[float]]:
-    """Collects the seconds of every sampling loop that ``pipe`` runs inside the block; the device is waited for."""
-    seconds: list[float] = []
-    began: list[float] = []
-
-    def begin(run: host.Run) -> None:
-        wait()
-        began.append(time.perf_counter())
-
-    def end(run: host.Run) -> None:
-        wait()
-        seconds.append(time.perf_counter() - began.pop())
-
-    watcher = host.Host(pipe, begin, end)
+    """Collect the seconds of every sampling loop that ``pipe`` runs in the ``with`` block. It waits for the device."""
+    clock = _Clock()
+    watcher = host.LoopWatcher(pipe, clock)
     watcher.attach()
     try:
-        yield seconds
+        yield clock.seconds
     finally:
         watcher.detach()
 
 
 def wait() -> None:
-    """Until the device has done what was asked of it, so that a clock read next tells the truth."""
+    """Wait until the device has done all its work, so that a clock that is read next counts it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

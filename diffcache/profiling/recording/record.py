@@ -231,7 +231,7 @@ def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
     return tensor.detach().clone()
 
 
-class _Recorder:
+class _Recorder(host.LoopObserver):
     def __init__(self, pipe: Any, inside: Inside) -> None:
         self.inside = inside
         self.denoisers = host.denoisers(pipe)
@@ -239,7 +239,7 @@ class _Recorder:
             part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name.startswith(FEEDERS)
         ]
         self.writes_arguments = host.traits(pipe).writes_arguments
-        self.host = host.Host(pipe, self._begin, self._end)
+        self.host = host.LoopWatcher(pipe, self)
         self.trajectories: list[Trajectory] = []
         self.result: Any = None  # of a loop that tells
         self._step_layer = contextlib.ExitStack()
@@ -258,7 +258,7 @@ class _Recorder:
             self.host.attach()
             yield
 
-    def _begin(self, run: host.Run) -> None:
+    def loop_began(self, run: host.LoopRun) -> None:
         self._step_layer.close()
         scheduler = copy.deepcopy(run.scheduler)
         scales = host.guidance_scales(self.host.pipe)
@@ -267,7 +267,7 @@ class _Recorder:
             self._step_layer.callback(layer(run.scheduler, "step", self._step, copies=True))
         self._go_on()
 
-    def _end(self, run: host.Run) -> None:
+    def loop_ended(self, run: host.LoopRun) -> None:
         self._pause()
         self.result = run.result
 

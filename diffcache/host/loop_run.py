@@ -15,7 +15,7 @@ from diffcache.patch import Undo
 
 
 @dataclass
-class Run:
+class LoopRun:
     """One pass of the sampling loop.
 
     steps      iterations the noise scheduler planned (length of its timesteps)
@@ -39,7 +39,7 @@ class Run:
     unread     times on a device, with the step and the place in it of their forwards: read when the run is over
     result     the last state, where the loop told it
     short      forwards are counted, and the loop ended before there were enough
-    again      called when the loop goes back: a pipeline may run it several times over, chunk by chunk
+    went_back  called when the loop goes back: a pipeline may run it several times over, chunk by chunk
     """
 
     scheduler: Any
@@ -63,9 +63,9 @@ class Run:
     waiting: list[Callable[[Tensor], None]] = field(default_factory=list)
     unread: list[tuple[int, int, Tensor]] = field(default_factory=list)
     _values: list[float] = field(default_factory=list)
-    state: Any = None  # whatever ``begin`` wants to find again
+    state: Any = None  # set by the observer
     undo: Undo = lambda: None
-    again: Callable[[], None] = lambda: None
+    went_back: Callable[[LoopRun], None] = lambda run: None
 
     @property
     def steps(self) -> int:
@@ -244,7 +244,7 @@ class Run:
         return abs(here - wanted) <= 1e-4 * abs(wanted)
 
     def _go_back(self, here: int) -> None:
-        self.again()
+        self.went_back(self)
         self.calls.clear()
         self.index = here
 
@@ -266,3 +266,19 @@ def position(timestep: Any, timesteps: Tensor) -> int | None:
         return None
     offset, rest = divmod(timestep.data_ptr() - timesteps.data_ptr(), timesteps.element_size())
     return int(offset) if rest == 0 and 0 <= offset < len(timesteps) else None
+
+
+def start_of(scheduler: Any, total: int | None) -> int:
+    """Return the first iteration of a loop: what the pipeline told the noise scheduler, else what its bar leaves out.
+
+    Args:
+        scheduler: The noise scheduler.
+        total: The length of the progress bar, if it has one.
+    """
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is not None:
+        return int(begin)
+    steps = getattr(scheduler, "num_inference_steps", None)
+    if total is None or steps is None or total >= steps:
+        return 0
+    return min((int(steps) - total) * int(getattr(scheduler, "order", 1)), len(scheduler.timesteps) - 1)

@@ -1,0 +1,37 @@
+"""Kinds of hosts: one file, one kind. A host is an object that runs a sampling loop around a network.
+
+A file defines ``KIND``, an instance of a subclass of :class:`Kind`. A class of another package becomes a host with an
+attribute ``DIFFCACHE_KIND``, which holds such an instance.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from diffcache import registry
+from diffcache.host.kinds._kind import Kind, LoopWatch, unsupported
+
+__all__ = ["Kind", "LoopWatch", "kind_of", "kinds", "unsupported"]
+
+
+@functools.cache
+def kinds() -> tuple[Kind, ...]:
+    """Return every kind of this folder, those that take anything last."""
+    found: list[Kind] = [module.KIND for module in registry.modules(__name__).values()]
+    return tuple(sorted(found, key=lambda kind: kind.fallback))
+
+
+def kind_of(value: Any) -> Kind:
+    """Return the kind of a host, or of an object that becomes one.
+
+    Raises:
+        UnsupportedModel: If it is of no known kind.
+    """
+    own = getattr(type(value), "DIFFCACHE_KIND", None)
+    if isinstance(own, Kind):
+        return own
+    for kind in kinds():
+        if kind.recognises(value):
+            return kind
+    raise unsupported(value)

@@ -1,0 +1,138 @@
+"""What the rest of the package asks of a kind of host."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from diffcache.errors import UnsupportedModel
+from diffcache.host.arguments import Parameters
+from diffcache.host.traits import Traits
+from diffcache.patch import Undo
+
+if TYPE_CHECKING:
+    from diffcache.host.loop_run import LoopRun
+    from diffcache.host.watcher import LoopWatcher
+
+
+class LoopWatch(ABC):
+    """Finds out where the sampling loop of one host begins and ends, and tells its ``LoopWatcher``.
+
+    A watch calls ``watcher.open(scheduler, start)`` when a loop begins and ``watcher.close()`` when it ends. Between
+    the two, ``watcher.step`` is a wrapper for the method that ends each step. All state of a run belongs to the thread
+    that runs the loop: keep yours in ``self.local``.
+
+    Args:
+        watcher: The watcher that it serves.
+    """
+
+    def __init__(self, watcher: LoopWatcher) -> None:
+        self.watcher = watcher
+        self.local = threading.local()
+
+    @property
+    def host(self) -> Any:
+        """The host. It is held weakly."""
+        return self.watcher.pipe
+
+    @abstractmethod
+    def attach(self) -> Iterator[Undo]:
+        """Wrap what shows where the loop begins and ends. Yield the function that undoes each wrapper."""
+
+    def opened(self, run: LoopRun) -> Iterator[Undo]:
+        """Wrap what shows how ``run``, which has just begun, goes on. Yield the function that undoes each wrapper."""
+        yield from ()
+
+    def enter(self) -> None:  # noqa: B027 - most kinds know that a loop begins before its first forward
+        """Open the loop whose first forward is beginning, if the watch waits for one."""
+
+    def outside(self) -> None:  # noqa: B027 - not a fault in every kind
+        """Report a forward of a denoiser that no loop serves, if it is a mistake of the user."""
+
+    def detach(self) -> None:  # noqa: B027 - most kinds wrap nothing but what ``attach`` yields
+        """Undo what belongs to runs in progress."""
+
+
+class Kind(ABC):
+    """A kind of host: a diffusers pipeline, a diffusion policy, a loop written by the user, ….
+
+    A kind has no state. One instance answers for every host of its kind, and each method takes the host.
+
+    Attributes:
+        traits: What evaluation and recording need to know.
+        allowed: What the error for an unsupported object says of this kind.
+        example: Code that makes ``calls``, for errors.
+        fallback: Whether the kind takes objects that other kinds may claim, and is asked last.
+    """
+
+    traits: ClassVar[Traits]
+    allowed: ClassVar[str]
+    example: ClassVar[str]
+    fallback: ClassVar[bool] = False
+
+    @abstractmethod
+    def recognises(self, value: Any) -> bool:
+        """Return whether ``value`` is a host of this kind, or an object that ``adopt`` makes one of."""
+
+    def adopt(self, value: Any, *, bare: bool = False) -> Any:
+        """Return the host for an object that the user passed.
+
+        Args:
+            value: An object that this kind recognises.
+            bare: Return the one host that is registered for the object and does not keep it alive.
+        """
+        return value
+
+    @abstractmethod
+    def denoisers(self, host: Any) -> dict[str, nn.Module]:
+        """Return the networks that the loop calls at every step, by component name.
+
+        Raises:
+            UnsupportedModel: If the host has none, or none that can be skipped.
+        """
+
+    @abstractmethod
+    def watch(self, watcher: LoopWatcher) -> LoopWatch:
+        """Return the watch that shows ``watcher`` the loop of its host."""
+
+    @abstractmethod
+    def arguments(self, host: Any) -> Parameters | None:
+        """Return the arguments that a call of the host may have, by name; None if it takes any."""
+
+    def check_callable(self, host: Any) -> None:  # noqa: B027 - most hosts are callable
+        """Raise BadOption if the host cannot be called."""
+
+    def steps_asked(self, host: Any, call: Mapping[str, Any]) -> int | None:
+        """Return the number of steps that a call asks for, or None if only a run shows it."""
+        return None
+
+    def iterations(self, host: Any, call: Mapping[str, Any]) -> int | None:
+        """Return the iterations that a call takes, or None if only a run shows it."""
+        return None
+
+    def guidance(self, host: Any) -> dict[str, float | None]:
+        """Return the guidance settings of the run in progress, by the name of the argument or attribute."""
+        return {}
+
+    def parts(self, host: Any) -> Mapping[str, Any]:
+        """Return the parts whose digests identify the host, by name."""
+        found: Mapping[str, Any] = host.components
+        return found
+
+    def settings(self, host: Any) -> Mapping[str, Any] | None:
+        """Return the settings that results depend on, next to the parts; None for all public attributes."""
+        return None
+
+
+def unsupported(value: Any) -> UnsupportedModel:
+    """Return the error for an object that no kind can accelerate."""
+    from diffcache.host.kinds import kinds  # the folder imports this file
+
+    *others, last = (kind.allowed for kind in kinds())
+    return UnsupportedModel(
+        f"accelerate was asked for a {type(value).__name__}. Allowed: {', '.join(others)}, or {last}."
+    )
