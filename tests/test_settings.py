@@ -83,6 +83,16 @@ def test_guidance_that_is_switched_off_without_a_change_of_scale_is_refused_befo
         assert not calls
 
 
+class Began(host.LoopObserver):
+    """Calls a function when a loop begins."""
+
+    def __init__(self, then):
+        self.then = then
+
+    def loop_began(self, run):
+        self.then()
+
+
 def test_lists_settings_of_keywords_and_the_innermost_call_are_read():
     class Plain(Loop):
         def __call__(self, x, cfg_window=(0.1, 0.9), **kwargs):  # kept by nobody
@@ -91,7 +101,7 @@ def test_lists_settings_of_keywords_and_the_innermost_call_are_read():
     pipe = Plain(Net().requires_grad_(False), FlowMatchEulerDiscreteScheduler())
     pipe.set_progress_bar_config(disable=True)
     found: dict[str, float] = {}
-    watcher = host.Host(pipe, lambda run: found.update(host.guidance_scales(pipe)), lambda run: None)
+    watcher = host.LoopWatcher(pipe, Began(lambda: found.update(host.guidance_scales(pipe))))
     watcher.attach()
     pipe(noise(), audio_guidance_scale=torch.tensor(3.0), control_guidance_start=0.2)
     watcher.detach()
@@ -101,7 +111,7 @@ def test_lists_settings_of_keywords_and_the_innermost_call_are_read():
 def test_guiders_and_the_state_of_a_modular_pipeline_are_read():
     pipe = MODULAR["wan"].build(ClassifierFreeGuidance(4.0))
     found: dict[str, float] = {}
-    watcher = host.Host(pipe, lambda run: found.update(host.guidance_scales(pipe)), lambda run: None)
+    watcher = host.LoopWatcher(pipe, Began(lambda: found.update(host.guidance_scales(pipe))))
     watcher.attach()
     run(pipe, MODULAR["wan"].call(pipe))
     watcher.detach()
@@ -122,7 +132,7 @@ def test_reading_a_call_keeps_none_of_its_tensors_alive():
 
     pipe = Short(Net(), FlowMatchEulerDiscreteScheduler())
     pipe.set_progress_bar_config(disable=True)
-    watcher = host.Host(pipe, lambda run: host.guidance_scales(pipe) and None, lambda run: None)
+    watcher = host.LoopWatcher(pipe, Began(lambda: host.guidance_scales(pipe)))
     watcher.attach()
     assert pipe()
     watcher.detach()

@@ -147,7 +147,7 @@ def evaluate(
         "pipeline": {
             "class": type(pipe).__name__,
             "denoiser": ", ".join(host.class_name(module) for module in host.denoisers(pipe).values()),
-            "noise_scheduler": solver_title(type(pipe.scheduler).__name__),
+            "noise_scheduler": solver_title(type(host.noise_scheduler(pipe)).__name__),
             "steps": steps,
             "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
             "model": _loaded_from(pipe),

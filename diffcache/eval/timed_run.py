@@ -110,7 +110,7 @@ def _states(pipe: Any, kept: list[Tensor], *, every: bool) -> Iterator[None]:
             kept.append(state.detach().clone())
         return result
 
-    off = layer(pipe.scheduler, "step", around, copies=True)
+    off = layer(host.noise_scheduler(pipe), "step", around, copies=True)
     try:
         yield
     finally:

@@ -46,7 +46,7 @@ def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: 
             if site not in sites[name]:
                 hidden = _HIDDEN.format(name) if site in _hidden(module) else ""
                 raise UnknownName(f"site in {found}", site, tuple(sites[name]), next_step=hidden)
-    check_noise_scheduler(pipe.scheduler, schedule, strict=strict)
+    check_noise_scheduler(host.noise_scheduler(pipe), schedule, strict=strict)
 
 
 _HIDDEN = (

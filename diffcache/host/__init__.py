@@ -9,16 +9,14 @@ A pipeline that shares its denoiser with another is told apart by its loop, whic
 
 from diffcache.host.arguments import GRIDS, is_count, planned
 from diffcache.host.branches import BRANCH_NAMES, Forward, branch
+from diffcache.host.call_values import MOST_STEPS, check_values, generators
 from diffcache.host.calls import (
-    MOST_STEPS,
     arguments_of,
     arguments_of_class,
     check_call,
     check_calls,
     check_names,
     check_same_steps,
-    check_values,
-    generators,
     iterations,
     steps_asked,
 )
@@ -29,6 +27,8 @@ from diffcache.host.dispatch import (
     guidance_scales,
     guidance_values,
     in_parts,
+    noise_scheduler,
+    parts,
     traits,
 )
 from diffcache.host.forwards import is_compiled
@@ -108,8 +108,10 @@ __all__ = [
     "looping_blocks",
     "main_input",
     "main_of",
+    "noise_scheduler",
     "other_settings",
     "parameters",
+    "parts",
     "planned",
     "prediction_type",
     "steps_asked",

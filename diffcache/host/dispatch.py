@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -42,6 +43,16 @@ def traits(host: Any) -> Traits:
         UnsupportedModel: If ``host`` is of no known kind.
     """
     return kind_of(host).traits
+
+
+def noise_scheduler(host: Any) -> Any:
+    """Return the noise scheduler that the loop of a host steps, or a ``Clock`` if each forward is a step."""
+    return kind_of(host).noise_scheduler(host)
+
+
+def parts(host: Any) -> Mapping[str, Any]:
+    """Return the parts of a host that identify it, by name: the components of a pipeline, the policy of a loop."""
+    return kind_of(host).parts(host)
 
 
 def guidance_values(host: Any) -> dict[str, float | None]:

@@ -17,7 +17,6 @@ class Traits:
         plays_episodes: Whether the host acts in a task, so that an evaluation can count successful episodes.
         asks_for_steps: Whether the call says how many steps the loop takes (``num_inference_steps``). A loop without
             it has to run to show its number of steps.
-        steps_required: Whether a call must say how many steps it takes, unless the host has a default.
         has_step_setting: Whether the number of steps is also a setting of the host, which ``host.of_steps(steps)``
             changes for the length of a ``with`` block. Tasks that call the host get that number too.
         swaps_scheduler: Whether the loop can step another noise scheduler than the one it was built with.
@@ -29,7 +28,6 @@ class Traits:
     metrics: tuple[str, ...]
     plays_episodes: bool = False
     asks_for_steps: bool = True
-    steps_required: bool = True
     has_step_setting: bool = False
     swaps_scheduler: bool = True
     writes_arguments: bool = False

@@ -11,6 +11,7 @@ from torch import nn
 
 from diffcache.errors import UnsupportedModel
 from diffcache.host.arguments import Parameters
+from diffcache.host.own_loops import Clock
 from diffcache.host.traits import Traits
 from diffcache.patch import Undo
 
@@ -106,6 +107,18 @@ class Kind(ABC):
     def check_callable(self, host: Any) -> None:  # noqa: B027 - most hosts are callable
         """Raise BadOption if the host cannot be called."""
 
+    def check_values(self, call: Mapping[str, Any], where: str) -> None:  # noqa: B027 - the host knows its values
+        """Raise BadOption for a value in ``call`` that the host cannot use.
+
+        Args:
+            call: Arguments of the host by name. The names are known to it.
+            where: What errors call the dictionary.
+        """
+
+    def repeats(self, call: Mapping[str, Any]) -> bool:
+        """Return whether two runs with these arguments begin with the same noise."""
+        return True
+
     def steps_asked(self, host: Any, call: Mapping[str, Any]) -> int | None:
         """Return the number of steps that a call asks for, or None if only a run shows it."""
         return None
@@ -118,10 +131,13 @@ class Kind(ABC):
         """Return the guidance settings of the run in progress, by the name of the argument or attribute."""
         return {}
 
+    def noise_scheduler(self, host: Any) -> Any:
+        """Return the noise scheduler that the loop steps, or a ``Clock`` if each forward is a step."""
+        return Clock()
+
+    @abstractmethod
     def parts(self, host: Any) -> Mapping[str, Any]:
         """Return the parts whose digests identify the host, by name."""
-        found: Mapping[str, Any] = host.components
-        return found
 
     def settings(self, host: Any) -> Mapping[str, Any] | None:
         """Return the settings that results depend on, next to the parts; None for all public attributes."""

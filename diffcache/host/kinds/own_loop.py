@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffcache.errors import BadOption
 from diffcache.host.arguments import Parameters, parameters_of, with_optional
+from diffcache.host.call_values import brings_noise, check_values
 from diffcache.host.forwards import demand_not_compiling
 from diffcache.host.inspection import class_name
 from diffcache.host.kinds._kind import Kind, LoopWatch, unsupported
@@ -33,7 +34,6 @@ class OwnLoop(Kind):
         metrics=("latent", "state"),
         asks_for_steps=False,
         swaps_scheduler=False,
-        steps_required=False,
         writes_arguments=True,
     )
     allowed = "the network of a loop of your own, an nn.Module, with diffcache.trajectory around the loop"
@@ -72,6 +72,23 @@ calls = [{"seed": seed, **arguments}
         """Raise BadOption if the loop was made without the function that runs it."""
         if host.sampler is None:
             raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
+
+    def check_values(self, call: Mapping[str, Any], where: str) -> None:
+        """Check the arguments whose names pipelines use. A loop knows its number of steps."""
+        check_values(call, where, steps_optional=True)
+
+    def repeats(self, call: Mapping[str, Any]) -> bool:
+        """Return whether the call brings a seed, its noise, or a generator for it."""
+        return brings_noise(call)
+
+    def noise_scheduler(self, host: Any) -> Any:
+        """Return ``host.scheduler``."""
+        return host.scheduler
+
+    def parts(self, host: Any) -> Mapping[str, Any]:
+        """Return the components."""
+        found: Mapping[str, Any] = host.components
+        return found
 
     def settings(self, host: Any) -> Mapping[str, Any] | None:
         """Return the function that runs the loop."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffcache.errors import UnsupportedModel
 from diffcache.host.arguments import GRIDS, STEPS, Parameters, is_count, parameters_of, planned
+from diffcache.host.call_values import brings_noise, check_values
 from diffcache.host.frames import calling_pipeline
 from diffcache.host.guidance import values_of_pipeline
 from diffcache.host.inspection import DENOISER_NAMES, GUIDER_METHODS, guiders, has_components, is_denoiser_name
@@ -64,6 +65,14 @@ calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Genera
         """Return the parameters of the class's ``__call__``."""
         return parameters_of(type(host).__call__, leave_out=1)
 
+    def check_values(self, call: Mapping[str, Any], where: str) -> None:
+        """Check prompts, sizes, counts, generators and the number of steps."""
+        check_values(call, where)
+
+    def repeats(self, call: Mapping[str, Any]) -> bool:
+        """Return whether the call brings its noise, or a generator for it."""
+        return brings_noise(call)
+
     def steps_asked(self, host: Any, call: Mapping[str, Any]) -> int | None:
         """Return ``num_inference_steps`` of the call, or its default."""
         given = call.get(STEPS)
@@ -78,6 +87,15 @@ calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Genera
         if steps is None or any(call.get(name) is not None for name in GRIDS):
             return None
         return planned(host.scheduler, steps)
+
+    def noise_scheduler(self, host: Any) -> Any:
+        """Return ``host.scheduler``."""
+        return host.scheduler
+
+    def parts(self, host: Any) -> Mapping[str, Any]:
+        """Return the components."""
+        found: Mapping[str, Any] = host.components
+        return found
 
     def guidance(self, host: Any) -> dict[str, float | None]:
         """Return the guidance settings of the call, of the pipeline and of its guiders."""

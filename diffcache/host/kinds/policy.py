@@ -30,7 +30,6 @@ class Policy(OwnLoop):
         metrics=("action", "state"),
         plays_episodes=True,
         has_step_setting=True,
-        steps_required=False,
         writes_arguments=True,
     )
     allowed = f"a diffusion policy ({', '.join(FAMILIES)})"

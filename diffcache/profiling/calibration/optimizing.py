@@ -164,7 +164,7 @@ def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
             return value
 
         with ExitStack() as undo, torch.no_grad():
-            undo.callback(layer(pipe.scheduler, "step", step, copies=True))
+            undo.callback(layer(host.noise_scheduler(pipe), "step", step, copies=True))
             result = pipe(**{name: frozen(value) for name, value in call.items()})
         ends.append(states[0] if states else Output.of(result).tensors[0])
     return ends

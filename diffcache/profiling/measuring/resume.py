@@ -87,7 +87,8 @@ class Folder:
 def _about(pipe: Any) -> dict[str, str]:
     """Return what the findings depend on, beside the call: names, and digests of the parts of the pipeline."""
     about = {"format": "diffcache.measurement", "pipeline": type(pipe).__name__}
-    about["noise scheduler"] = f"{type(pipe.scheduler).__name__} {host.config_digest(pipe.scheduler)}"
+    scheduler = host.noise_scheduler(pipe)
+    about["noise scheduler"] = f"{type(scheduler).__name__} {host.config_digest(scheduler)}"
     for name, module in host.denoisers(pipe).items():
         about[name] = f"{host.class_name(module)} {host.config_digest(module)}"
     known = host.identity(pipe, _refused)

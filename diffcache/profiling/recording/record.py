@@ -236,7 +236,7 @@ class _Recorder(host.LoopObserver):
         self.inside = inside
         self.denoisers = host.denoisers(pipe)
         self.feeders = [
-            part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name.startswith(FEEDERS)
+            part for name, part in host.parts(pipe).items() if isinstance(part, nn.Module) and name.startswith(FEEDERS)
         ]
         self.writes_arguments = host.traits(pipe).writes_arguments
         self.host = host.LoopWatcher(pipe, self)

@@ -82,6 +82,8 @@ class Replay:
         if any(len({id(c.module) for c in s.calls}) != 1 for s in self.steps):
             raise NotReplayable("several denoisers are called in one step.")
         _demand_batches(self.steps)
+        if not (isinstance(first.state, Tensor) and first.state.is_floating_point()):
+            raise NotReplayable("the state is no floating-point tensor: tokens, for example.")
         self.begins = trajectory.begins
         self.copies = _copies(self.steps[-1])  # DiT-like pipelines carry a sample once per branch in the state itself
         self.in_batch = max(1, len(first.calls[0].output) * self.copies // len(first.model_output))
