@@ -1,4 +1,4 @@
-"""The front door: accelerate, restore, accelerated, report, estimate."""
+"""Accelerate a pipeline, restore it, report on its runs, estimate what a schedule saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error this library raises on purpose. Each says what was asked, what was found, what is allowed, what to do."""
+"""Errors that this library raises. Each says what was asked, what was found, what is allowed, what to do next."""
 
 from __future__ import annotations
 

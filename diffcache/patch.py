@@ -1,4 +1,4 @@
-"""Reversible layers on one named method of one object.
+"""Wrap one named method of one object, and undo it without a trace.
 
 A layer is a function ``around(inner, *args, **kwargs)``. All layers of a method live in one list inside one
 callable, so they come off in any order and the last one off leaves the object's ``__dict__`` as it was found.

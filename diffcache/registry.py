@@ -1,4 +1,4 @@
-"""The folder is the registry: a name is the name of a file, and asking for it imports that file alone."""
+"""A folder is a registry: the name of a file is the name that users type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings from the environment."""
+"""Read settings from the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign text, made safe to show: in a terminal, in an error, in a Markdown table."""
+"""Make text of users and files safe to show in a terminal, an error or a Markdown table."""
 
 from __future__ import annotations
 

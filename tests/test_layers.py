@@ -277,3 +277,11 @@ def test_two_packages_that_import_each_other_are_reported(copy: Path) -> None:
 )
 def test_an_import_that_the_table_allows_is_not_heard_of(copy: Path, file: str, code: str) -> None:
     assert heard(copy, **{file: code}) == ""
+
+
+def test_the_picture_of_the_layers_is_drawn_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails: python docs/draw_layers.py."""
+    monkeypatch.syspath_prepend(str(PACKAGE.parent / "docs"))
+    import draw_layers
+
+    assert draw_layers.OUT.read_text(encoding="utf-8") == draw_layers.drawn()

@@ -1,4 +1,4 @@
-"""The small trained models of the demo and the tests (``weights/README.md`` tells their origin and licence)."""
+"""Small trained models for the demo and the tests. ``weights/README.md`` names their origin and licence."""
 
 from diffcache.assets.grid import save_grid
 from diffcache.assets.models import NAMES, DemoModel, load

@@ -1,1 +1,1 @@
-"""Measures accelerated pipelines against the full run: fidelity, distributions, alignment, seconds, memory."""
+"""Measure accelerated pipelines against the full run: fidelity, distributions, alignment, seconds, memory."""

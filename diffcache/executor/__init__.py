@@ -1,4 +1,4 @@
-"""One decision per site and step: compute, or predict from what was kept."""
+"""Run a schedule: at each site and step, compute, or predict from kept outputs."""
 
 from diffcache.executor.engine import Executor, Misfit
 from diffcache.executor.notices import FailedOpen

@@ -1,4 +1,4 @@
-"""Kept tensors in fewer bytes: formats, and the operations that quantise, bring back and predict in one pass.
+"""Formats that keep tensors in fewer bytes, and the kernels that quantize, dequantize and predict.
 
 One folder is one operation: its contract, the plain-torch form that specifies it, and a Triton kernel.
 """

@@ -1,4 +1,4 @@
-"""Run and measure; fit what was measured."""
+"""Record and measure full runs, and fit schedules to them."""
 
 from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.measuring.measure import measure

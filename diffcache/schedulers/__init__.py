@@ -1,4 +1,4 @@
-"""Offline planning: one file per method, called what its paper calls it.
+"""Plan schedules: one file per method, named as in its paper.
 
 A file has one or both of these functions:
 
