@@ -15,13 +15,13 @@ from typing import Any
 
 from diffcache.errors import AcceleratedObjectCopied
 
-Around = Callable[..., Any]
+Wrapper = Callable[..., Any]
 Undo = Callable[[], None]
 
 _ABSENT = object()
 
 
-def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Undo:
+def layer(owner: Any, name: str, wrapper: Wrapper, *, copies: bool = False) -> Undo:
     """Put ``around`` on top of ``owner.name`` and return the function that takes it off again.
 
     ``copies`` says what a deep copy of ``owner`` gets: False refuses the copy (it would run with the original's
@@ -31,7 +31,7 @@ def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Und
     if not isinstance(stack, Layers):
         stack = Layers(owner, name, copies)
         owner.__dict__[name] = stack
-    entry = [around]  # a list of its own: two equal functions stay two layers
+    entry = [wrapper]  # a list of its own: two equal functions stay two layers
     stack.entries.append(entry)
 
     def undo() -> None:
@@ -42,7 +42,7 @@ def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Und
     return undo
 
 
-class Method:
+class BoundMethod:
     """A method of a module, in the place of a part of a network that is no module of its own: the feed-forward of
     torch's decoder layers, the action expert of a policy that shares its layers with a language model.
 
@@ -63,19 +63,19 @@ class Method:
 
 def weak(part: Any) -> Callable[[], Any]:
     """A reference that does not keep a module alive, nor the owner of a method."""
-    if isinstance(part, Method):
+    if isinstance(part, BoundMethod):
         return lambda: part if part.of() is not None else None
     return weakref.ref(part)
 
 
 def spot(part: Any) -> tuple[Any, str]:
     """The object and the name of the method that a call of ``part`` runs, a module or a Method."""
-    return (part.of(), part.name) if isinstance(part, Method) else (part, entry_point(part))
+    return (part.of(), part.name) if isinstance(part, BoundMethod) else (part, entry_point(part))
 
 
 def inner_spot(part: Any) -> tuple[Any, str]:
     """The same, below whatever compiled a module."""
-    return (part.of(), part.name) if isinstance(part, Method) else (part, "forward")
+    return (part.of(), part.name) if isinstance(part, BoundMethod) else (part, "forward")
 
 
 def entry_point(module: Any) -> str:
@@ -83,10 +83,10 @@ def entry_point(module: Any) -> str:
     return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
 
 
-def on_top(owner: Any, name: str, around: Around) -> bool:
+def on_top(owner: Any, name: str, wrapper: Wrapper) -> bool:
     """Whether a call of ``owner.name`` meets ``around`` before any third-party wrapper, or at all."""
     stack = owner.__dict__.get(name)
-    return isinstance(stack, Layers) and any(e[0] is around for e in stack.entries)
+    return isinstance(stack, Layers) and any(e[0] is wrapper for e in stack.entries)
 
 
 def unlayered(owner: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Layers:
         self.name = name
         self.copies = copies
         self.found = owner.__dict__.get(name, _ABSENT)
-        self.entries: list[list[Around]] = []
+        self.entries: list[list[Wrapper]] = []
 
     @property
     def below(self) -> Any:
@@ -132,8 +132,8 @@ class Layers:
         if not self.entries:
             self.leave_if_empty()
         call = self.__wrapped__
-        for (around,) in self.entries:
-            call = _bind(around, call)
+        for (wrapper,) in self.entries:
+            call = _bind(wrapper, call)
         return call(*args, **kwargs)
 
     def leave_if_empty(self) -> None:
@@ -172,9 +172,9 @@ def refusal(class_name: str, action: str) -> str:
     )
 
 
-def _bind(around: Around, inner: Callable[..., Any]) -> Callable[..., Any]:
+def _bind(wrapper: Wrapper, inner: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        return around(inner, *args, **kwargs)
+        return wrapper(inner, *args, **kwargs)
 
     return call
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from diffcache.executor.notices import NON_FINITE_PREDICTION, Notice
 from diffcache.executor.program import decides
-from diffcache.executor.state import State
+from diffcache.executor.state import RunState
 
 MOSTLY = 0.8  # share of the forwards; above it, a limit that is decided by in the run no longer guards anything
 
@@ -16,13 +16,13 @@ _NOT_FINITE = {
 }
 
 
-def about_finiteness(state: State) -> Iterator[Notice]:
+def about_finiteness(state: RunState) -> Iterator[Notice]:
     """Yield a notice for each kind of tensors that turn out not to be finite. Waits for the devices they are on."""
     for kind, times in sorted(state.not_finite().items()):
         yield Notice(kind, times, f"{times} {_NOT_FINITE[kind]}: the result is suspect")
 
 
-def about_work(state: State, *, predicts: bool) -> Iterator[Notice]:
+def about_work(state: RunState, *, predicts: bool) -> Iterator[Notice]:
     """Yield a notice where a whole run skipped nothing, or nearly everything by its own decision.
 
     predicts  whether the schedule, or the rule, is there to skip anything
@@ -45,7 +45,7 @@ def about_work(state: State, *, predicts: bool) -> Iterator[Notice]:
         )
 
 
-def _why_nothing(state: State) -> str:
+def _why_nothing(state: RunState) -> str:
     schedule = state.schedule
     ran = {f.step for f in state.forwards}
     asked = any(step < len(p.compute) and not p.compute[step] for _, _, p in schedule.plans() for step in ran)

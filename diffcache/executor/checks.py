@@ -102,12 +102,12 @@ def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> No
     for site in patched:
         granularity, _, path = site.partition(":")
         parts = path.split(".") if granularity == "stack" else path.split(".")[:-1]
-        for around in ["", *(".".join(parts[:n]) for n in range(1, len(parts) + 1))] if path else []:
-            inside.setdefault(around, site)
-    for around, site in inside.items():
-        if host.is_compiled(denoiser.get_submodule(around)):
+        for outer in ["", *(".".join(parts[:n]) for n in range(1, len(parts) + 1))] if path else []:
+            inside.setdefault(outer, site)
+    for outer, site in inside.items():
+        if host.is_compiled(denoiser.get_submodule(outer)):
             raise UnsupportedModel(
-                f"{site!r} of {name!r} lies inside {around or name!r}, which is compiled as one graph. Cache "
+                f"{site!r} of {name!r} lies inside {outer or name!r}, which is compiled as one graph. Cache "
                 "the compiled module itself or what lies around it, or compile block by block "
                 "(compile_repeated_blocks)."
             )

@@ -15,15 +15,15 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
 from diffcache.errors import UnsupportedModel
 from diffcache.executor import criteria
-from diffcache.executor.attach import demand_visible, head
+from diffcache.executor.attach import deciding_stack, demand_visible
 from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
 from diffcache.executor.criteria import Where
+from diffcache.executor.decider import signal_format
 from diffcache.executor.engine import ANY_GRID, Executor, scheduled
 from diffcache.executor.pairing import Inputs, pair, reader
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.site import own_inputs
 from diffcache.executor.store import Output, kept_bytes
-from diffcache.executor.watch import signal_format
 from diffcache.host.structure import find_sites, first_norm
 from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
@@ -138,7 +138,7 @@ def estimate_for(
         known = scheduled(known, ANY_GRID, {name: tuple(found) for name, found in sites.items()}, store)
     check_criteria(known)
     for name in known.denoisers:
-        head(known, name, sites)
+        deciding_stack(known, name, sites)
     found = dict(pipe.__dict__)
     try:
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
@@ -150,15 +150,15 @@ def estimate_for(
             pipe.maybe_free_model_hooks()
     programs = compile_schedule(schedule)
     _demand_own_inputs(schedule, visits)
-    heads = {name: head(schedule, name, sites) for name in schedule.denoisers}
-    always = [(name, site) for name, (site, where) in heads.items() if where is Where.FIRST_BLOCK]
+    deciding_stacks = {name: deciding_stack(schedule, name, sites) for name in schedule.denoisers}
+    always = [(name, site) for name, (site, where) in deciding_stacks.items() if where is Where.FIRST_BLOCK]
     for visit in visits:
         if (visit.denoiser, visit.site) in always:
             visit.flops -= visit.first_flops  # its stack is what follows the first block
     may = {name: _may_predict(plan, start) for name, plan in schedule.denoisers.items()}
     done = sum(_work(programs, visits, step, may) for step in range(start, schedule.steps))
     full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
-    peak = _peak_bytes(programs, visits, start, schedule.steps) + _watched_bytes(schedule, heads, visits)
+    peak = _peak_bytes(programs, visits, start, schedule.steps) + _criteria_bytes(schedule, deciding_stacks, visits)
     online = any(plan.online for plan in schedule.denoisers.values())
     measured = schedule.expected is not None
     return Estimate(schedule.steps - start, done / max(full, 1), peak, online, asked, predicted, measured)
@@ -219,14 +219,14 @@ def _first_step(
         for denoiser, found in sites.items():
             for site, modules in found.items():
                 for i, module in enumerate(modules):
-                    around = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
-                    undo.callback(layer(*inner_spot(module), around))
+                    wrapper = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
+                    undo.callback(layer(*inner_spot(module), wrapper))
                 if site == "model":
                     undo.callback(layer(*inner_spot(modules[0]), counted(denoiser, modules[0])))
                 norm = first_norm(modules[0]) if site.startswith("stack:") else None
                 if norm is not None:
-                    around = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
-                    undo.callback(layer(norm, "forward", around))
+                    wrapper = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
+                    undo.callback(layer(norm, "forward", wrapper))
         undo.callback(watcher.detach)
         watcher.attach()
         with contextlib.suppress(_EnoughError):
@@ -291,7 +291,7 @@ def _meter(
 
     read = reader(module)
 
-    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inputs = _shapes(read(args, kwargs))
         with FlopCounterMode(display=False) as counter:
             value = inner(*args, **kwargs)
@@ -301,7 +301,7 @@ def _meter(
         visits.append(_Visit(denoiser, site, flops, inputs, outputs, flops if first else 0))
         return value
 
-    return around
+    return wrapper
 
 
 def _shapes(inputs: Inputs) -> Inputs:
@@ -361,7 +361,9 @@ def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit
     return peak
 
 
-def _watched_bytes(schedule: CacheSchedule, heads: Mapping[str, tuple[str, Where | None]], visits: list[_Visit]) -> int:
+def _criteria_bytes(
+    schedule: CacheSchedule, deciding_stacks: Mapping[str, tuple[str, Where | None]], visits: list[_Visit]
+) -> int:
     """Return the bytes that criteria keep: the signals that they compare with, and what they observe."""
     total = 0
     for v in visits:
@@ -369,7 +371,7 @@ def _watched_bytes(schedule: CacheSchedule, heads: Mapping[str, tuple[str, Where
         criterion = criteria.of(plan)
         if plan is None or criterion is None:
             continue
-        first = heads[v.denoiser][0]
+        first = deciding_stacks[v.denoiser][0]
         signals = {  # where the criterion decides -> the site there, and the tensors that it is given
             Where.MODEL: ("model", v.inputs.main),
             Where.FIRST_BLOCK: (first, v.inputs.main),  # the residual has the form of the input

@@ -8,7 +8,7 @@ from diffcache import host
 from diffcache.errors import UnsupportedModel
 from diffcache.executor import notices
 from diffcache.executor.notices import Notice, Reason
-from diffcache.executor.state import State
+from diffcache.executor.state import RunState
 
 ADVICE = (
     "Name the branches: transformer.cache_context(name) in a pipeline, diffcache.branch(name) in a loop of your own, "
@@ -16,14 +16,14 @@ ADVICE = (
 )
 
 
-def follow(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None:
+def check_forward(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None:
     """Drop what is kept for branches that may have changed places, and return why this forward must be computed in
     full, if it must.
 
     Raises:
         UnsupportedModel: the step before, now over, was predicted, and may have been predicted from another branch.
     """
-    state: State = run.state
+    state: RunState = run.state
     if forward.apart and forward.changed is not None:
         if (denoiser, forward.changed) in state.doubts:
             raise UnsupportedModel(
@@ -32,9 +32,9 @@ def follow(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None
                 f"predicted from another's outputs. {ADVICE}"
             )
         for branch in forward.apart:
-            state.disown(denoiser, branch)
+            state.drop_branch(denoiser, branch)
     if forward.moved:
-        state.disown(denoiser, forward.branch)
+        state.drop_branch(denoiser, forward.branch)
     if run.lost:
         if any(name == denoiser for name, _ in state.doubts):
             raise UnsupportedModel(
@@ -48,9 +48,9 @@ def follow(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None
     return notices.UNNAMED if not forward.like and guidance is not None and guidance.mode == "separate" else None
 
 
-def left(run: host.Run) -> Iterator[Notice]:
+def end_notices(run: host.Run) -> Iterator[Notice]:
     """Yield what the end of a run shows about its forwards."""
-    state: State = run.state
+    state: RunState = run.state
     if any(found in state.doubts for found in run.assigned.uneven()):
         yield Notice(
             "branches-suspect",

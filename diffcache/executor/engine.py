@@ -12,7 +12,7 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor.afterwards import about_finiteness, about_work
-from diffcache.executor.attach import demand_visible, place
+from diffcache.executor.attach import demand_visible, make_patches
 from diffcache.executor.checks import (
     Sites,
     check_criteria,
@@ -21,12 +21,12 @@ from diffcache.executor.checks import (
     check_pipeline,
     check_run,
 )
-from diffcache.executor.doubts import ADVICE, left
-from diffcache.executor.noise_levels import move
+from diffcache.executor.doubts import ADVICE, end_notices
+from diffcache.executor.noise_levels import move_levels
 from diffcache.executor.notices import Notice, counted, publish
 from diffcache.executor.program import compile_schedule
-from diffcache.executor.state import Lesson, State
-from diffcache.executor.wrappers import Arounds
+from diffcache.executor.state import OnPrediction, RunState
+from diffcache.executor.wrappers import Wrappers
 from diffcache.kernels.library import Backend, check_backend
 from diffcache.schedulers import Grid, Rule
 
@@ -63,7 +63,7 @@ class Executor:
         sites: Sites,
         *,
         strict: bool = True,
-        lesson: Lesson | None = None,
+        on_prediction: OnPrediction | None = None,
         store: str | None = None,
         backend: Backend = "auto",
         mismatch: Misfit = "refuse",
@@ -76,11 +76,11 @@ class Executor:
         self.wrapping = host.Wrapping(pipe, sites)
         self.source = source if store is None or isinstance(source, Rule) else source.stored(store)
         self.store, self.backend = store, backend
-        self.lesson = lesson
+        self.on_prediction = on_prediction
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
         self.host = host.Host(pipe, self._begin, self._end, self._missed, self._ready)
-        self.last: State | None = None
+        self.last: RunState | None = None
         self.mismatch, self.quiet = mismatch, quiet
         self.runs = 0
         self.strays: Counter[tuple[str, str]] = Counter()
@@ -96,13 +96,13 @@ class Executor:
             schedule = scheduled(self.source, ANY_GRID, self.sites, store)
             check_criteria(schedule)
         check_in_parts(pipe, schedule)
-        self._patches = place(Arounds(self.host, self._misfit), schedule, sites)
+        self._patches = make_patches(Wrappers(self.host, self._misfit), schedule, sites)
         self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
 
     def attach(self) -> None:
         try:
             for patch in self._patches:
-                patch.put()
+                patch.apply()
             self.host.attach()
         except BaseException:
             self.detach()
@@ -113,14 +113,14 @@ class Executor:
             self.host.detach()
         finally:
             for patch in self._patches:
-                patch.off()
+                patch.undo()
 
     def _ready(self) -> None:
         """Raise what would falsify a run, and put the layers where its first forward meets them."""
         self.wrapping.demand_unchanged(self.host.pipe)
         host.demand_ready(self.host.pipe)
         for patch in self._patches:
-            patch.put()
+            patch.apply()
 
     def _begin(self, run: host.Run) -> None:
         self._ready()
@@ -135,7 +135,7 @@ class Executor:
         self.runs += 1
         self.strays.clear()
 
-    def _planned(self, run: host.Run) -> State:
+    def _planned(self, run: host.Run) -> RunState:
         """Return the state of a run that the schedule fits; raise if it does not fit."""
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
@@ -148,41 +148,41 @@ class Executor:
         run.assigned.expect(schedule.provenance)
         check_in_parts(self.host.pipe, schedule)
         demand_visible(schedule, self.wrapping.denoisers)
-        levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
+        levels_back = move_levels(self.host.pipe, run, schedule)  # last: nothing after it can fail
         together = bool(host.in_parts(self.host.pipe))
-        return State(
+        return RunState(
             schedule,
             programs,
             start=run.start,
             together=together,
             levels_back=levels_back,
-            lesson=self.lesson,
+            on_prediction=self.on_prediction,
             backend=self.backend,
         )
 
-    def _in_full(self, why: ScheduleMismatch) -> State:
+    def _in_full(self, why: ScheduleMismatch) -> RunState:
         """Return a state in which everything is computed and nothing is kept, at any number of steps."""
-        state = State(scheduled(Rule("full"), Grid(np.ones(1)), self.sites), programs={})
+        state = RunState(scheduled(Rule("full"), Grid(np.ones(1)), self.sites), programs={})
         state.notices.append(Notice("mismatch", 1, f"the run was computed in full: {why}"))
         return state
 
     def _misfit(self, run: host.Run, why: ScheduleMismatch) -> None:
         """Go on in full with a run of which the first forwards show that the schedule does not fit. Nothing was
         predicted before; but noise levels that were moved have had their effect, so such a run is refused."""
-        before: State = run.state
+        before: RunState = run.state
         if self.mismatch == "refuse" or before.schedule.sigmas is not None:
             raise why
         state = self._in_full(why)
         state.forwards, state.counts = before.forwards, before.counts
-        before.forget()
+        before.drop_tensors()
         self.last = run.state = state
         run.again = state.go_back
 
     def _end(self, run: host.Run) -> None:
-        state: State = run.state
+        state: RunState = run.state
         state.levels_back()
         state.levels_back = lambda: None  # it holds the noise scheduler
-        state.forget()
+        state.drop_tensors()
         if state.over:
             return
         state.over = True
@@ -208,7 +208,7 @@ class Executor:
                     f"often, as the times that it was given show. {ADVICE}",
                 )
             )
-        state.notices += left(run)
+        state.notices += end_notices(run)
         self._say([*state.failures(), *state.notices])
 
     def _missed(self, kind: str, why: str) -> None:

@@ -17,10 +17,10 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import ScheduleMismatch
 from diffcache.host.levels import SAME_LEVEL, CannotFollow, array, timesteps_for
-from diffcache.patch import Around, Undo, layer
+from diffcache.patch import Undo, Wrapper, layer
 
 
-def move(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
+def move_levels(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
     """Put ``schedule.sigmas`` in the place of the run's noise levels, and return what puts those back.
 
     Does nothing where the schedule leaves the levels alone. Raises ScheduleMismatch, with nothing written, where the
@@ -51,13 +51,13 @@ def move(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
     return back
 
 
-def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Around:
+def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Wrapper:
     """Around ``scheduler.step``: refuses the first step of a loop over timesteps that were copied before it began. A
     view of the tensor that was written is right by itself; anything else is compared by value."""
     memory = run.timesteps.untyped_storage().data_ptr()
     moved = np.abs(wanted - before) > SAME_LEVEL * np.abs(before).max()
 
-    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given, here = args[1] if len(args) > 1 else kwargs.get("timestep"), run.index
         view = isinstance(given, Tensor) and given.untyped_storage().data_ptr() == memory
         if given is not None and not view and here < len(wanted) and moved[here]:
@@ -70,7 +70,7 @@ def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Around:
                 )
         return inner(*args, **kwargs)
 
-    return around
+    return wrapper
 
 
 def _write(into: Tensor, values: Tensor) -> None:

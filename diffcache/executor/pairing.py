@@ -49,11 +49,11 @@ class Pairing:
     own: tuple[int | None, ...]
     listed: bool = False
     unclear: bool = False
-    place: Place | None = None
+    sample_slot: Place | None = None
 
     def of(self, i: int) -> Place | None:
         """Return what of the tensor ``i`` of x is the sample."""
-        return self.place if i == 0 and not self.listed else None
+        return self.sample_slot if i == 0 and not self.listed else None
 
     def cut(self, x: Sequence[Tensor], outputs: Sequence[Kept]) -> bool:
         """Return whether some output carries on a part of its input only."""
@@ -100,7 +100,7 @@ def pair(
     flow: Mapping[str, int],
     *,
     root: bool = False,
-    place: Place | None = None,
+    sample_slot: Place | None = None,
 ) -> Pairing:
     """Return the pairing of all inputs with outputs.
 
@@ -111,7 +111,7 @@ def pair(
         root: see ``alone``; inputs other than the main one have the shape of their output.
         place: see Pairing.
     """
-    simple = replace(alone(inputs.main, outputs, root=root), place=place)
+    simple = replace(alone(inputs.main, outputs, root=root), sample_slot=sample_slot)
     streams = {n: t for n, t in inputs.others.items() if any(t.shape == out.shape for out in outputs)}
     if len(inputs.main) != 1 or not streams:
         return simple
@@ -129,7 +129,7 @@ def pair(
     names = tuple(name for name in streams if name in own.values() or unclear)
     places = {MAIN: 0} | {name: 1 + n for n, name in enumerate(names)}
     of_outputs = (places[own[j]] if j in own else None for j in range(len(outputs)))
-    return Pairing(names, tuple(of_outputs), unclear=unclear, place=place)
+    return Pairing(names, tuple(of_outputs), unclear=unclear, sample_slot=sample_slot)
 
 
 def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, str]:

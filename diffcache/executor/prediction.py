@@ -19,7 +19,7 @@ from diffcache.kernels import Packed, from_kept, unpack
 from diffcache.kernels.library import Backend
 
 
-def problem(
+def why_not(
     anchors: Sequence[Anchor],
     terms: Terms,
     x: Sequence[Tensor],
@@ -58,7 +58,7 @@ def problem(
     return None
 
 
-def combine(
+def predict_output(
     anchors: Sequence[Anchor],
     terms: Terms,
     x: Sequence[Tensor],
@@ -87,9 +87,9 @@ def combine(
         now: Tensor | None = None
         then: list[Kept | None] = [None] * len(anchors)
         if own is not None:
-            place = pairing.of(own)
-            now = counterpart(x[own], like.shape, place)
-            then = [_counterpart(a.x[own], like, place) if a.x else None for a in anchors]
+            sample_slot = pairing.of(own)
+            now = counterpart(x[own], like.shape, sample_slot)
+            then = [_counterpart(a.x[own], like, sample_slot) if a.x else None for a in anchors]
         parts = _from_packed(kept, terms, here, now, then, backend) or _from_plain(kept, terms, here, now, then)
         tensors.append(torch.cat(parts) if len(parts) > 1 else parts[0])
     return newest.form.rebuild(tensors)
@@ -210,11 +210,11 @@ def repetition(x: Sequence[Tensor], times: int) -> bool | None:
     return True if whole else None if any(partly) else False
 
 
-def _counterpart(kept: Kept, like: Kept, place: Place | None) -> Kept:
+def _counterpart(kept: Kept, like: Kept, sample_slot: Place | None) -> Kept:
     """Return what ``counterpart`` makes of a kept input; in fewer bytes, where it has the output's shape anyway."""
-    if isinstance(kept, Packed) and kept.shape == like.shape and not place:
+    if isinstance(kept, Packed) and kept.shape == like.shape and not sample_slot:
         return kept
-    return counterpart(_plain(kept), like.shape, place)
+    return counterpart(_plain(kept), like.shape, sample_slot)
 
 
 def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:

@@ -31,7 +31,7 @@ class Terms:
         put(self, needs_x=any(self.kappa) or any(map(any, self.inputs)))
 
     @property
-    def plain(self) -> Terms:
+    def uncorrected(self) -> Terms:
         """Without scale and bias."""
         return dataclasses.replace(self, scale=(1.0,) * len(self.scale), bias=(0.0,) * len(self.bias))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from diffcache.executor import Executor
 from diffcache.executor.notices import Notice, counted
-from diffcache.executor.state import State
+from diffcache.executor.state import RunState
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def report_of(executor: Executor) -> Report:
             predicted=c.predicted,
             failed_open={reason.text: times for reason, times in c.failed_open.items()},
             guarded=c.guarded,
-            strip="".join("■" if computed else "·" for computed in c.strip),
+            strip="".join("■" if computed else "·" for computed in c.timeline),
             kept_as=_format(state, denoiser, site),
             peak_bytes=most[denoiser, site, branch],
         )
@@ -129,7 +129,7 @@ def report_of(executor: Executor) -> Report:
         state.store.bytes,
         state.store.peak_bytes,
         online,
-        state.used,
+        state.backend_used,
         notices,
         dict(executor.totals),
         computed=sum(not share for share in skipped),
@@ -138,6 +138,6 @@ def report_of(executor: Executor) -> Report:
     )
 
 
-def _format(state: State, denoiser: str, site: str) -> str:
+def _format(state: RunState, denoiser: str, site: str) -> str:
     program = state.programs.get((denoiser, site))
     return "exact" if program is None or program.store is None else program.store

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffcache.executor import notices, store
 from diffcache.executor.notices import Reason
 from diffcache.executor.pairing import Inputs, Pairing, pair
-from diffcache.executor.prediction import combine, problem
+from diffcache.executor.prediction import predict_output, why_not
 from diffcache.executor.program import NEWEST
 from diffcache.executor.state import Call
 from diffcache.executor.store import Anchor, Kept, Output
@@ -18,27 +18,27 @@ from diffcache.host.channels import find_sample
 from diffcache.kernels import Format
 
 
-def visit(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
+def run_site(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
     """The output of ``site``, one way or the other."""
     try:
-        predicted = guess(call, site, inputs)
+        predicted = try_predict(call, site, inputs)
         if predicted is not None:
-            if call.state.lesson is not None:
-                call.state.lesson(call, site, compute())
+            if call.state.on_prediction is not None:
+                call.state.on_prediction(call, site, compute())
             return predicted[0]
-        inputs = safe(call, site, inputs)
+        inputs = snapshot(call, site, inputs)
         value = compute()
-        keep(call, site, inputs, value)
+        store_output(call, site, inputs, value)
         return value
     finally:
         call.visits[site] += 1
 
 
-def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
+def try_predict(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     """The predicted output in a tuple of one, or None where the step is to be computed; counts either."""
     program = call.state.programs[call.denoiser, site]
     counts = call.state.count(call.denoiser, site, call.branch)
-    call.asked += site != "model"
+    call.inner_calls += site != "model"
     if call.step >= len(program.terms):
         counts.fail(notices.BEYOND)
         return None
@@ -78,11 +78,11 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
         obstacle = notices.OTHER_BATCH
     if branch is not None and branch >= len(terms.weights) > 1:
         obstacle = notices.NO_ROW
-    obstacle = obstacle or problem(there, terms, x, branch, pairing, call.batch)
+    obstacle = obstacle or why_not(there, terms, x, branch, pairing, call.batch)
     if obstacle:
         counts.fail(obstacle)
         return None
-    predicted = combine(there, terms, x, branch, pairing, call.state.backend)
+    predicted = predict_output(there, terms, x, branch, pairing, call.state.backend)
     if not finite(call, notices.NON_FINITE_PREDICTION.kind, Output.of(predicted).tensors):
         counts.fail(notices.NON_FINITE_PREDICTION)
         return None
@@ -90,8 +90,8 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     call.predicted += 1
     if call.unsure:
         call.state.doubts.add((call.denoiser, call.step))
-    if call.state.lesson is not None:
-        call.plain[site] = combine(there, terms.plain, x, branch, pairing, call.state.backend)
+    if call.state.on_prediction is not None:
+        call.uncorrected[site] = predict_output(there, terms.uncorrected, x, branch, pairing, call.state.backend)
     return (predicted,)
 
 
@@ -115,11 +115,11 @@ def finite(call: Call, kind: str, tensors: Sequence[Tensor]) -> bool:
     if not call.state.together and all(t.device.type == "cpu" for t in tensors):
         found = store.all_finite(tensors)
         return found is None or bool(found)
-    call.state.suspects.append((kind, store.ends(tensors)))
+    call.state.pending_finite_checks.append((kind, store.ends(tensors)))
     return True
 
 
-def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
+def snapshot(call: Call, site: str, inputs: Inputs) -> Inputs:
     """The inputs as they are now, if they are to be kept: what is about to run may write into them."""
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps_x:
@@ -130,7 +130,7 @@ def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
     return Inputs(tuple(t.detach().clone() for t in inputs.main), copies)
 
 
-def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, int] | None = None) -> None:
+def store_output(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, int] | None = None) -> None:
     """Put what ``site`` returned into the store, if a later step refers to it and it is finite.
 
     inputs  as ``safe`` gave them
@@ -153,14 +153,21 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     x, pairing = inputs.main, None
     if program.reads_x:
         root = site == "model"
-        if root and call.denoiser not in call.state.places and len(inputs.main) == 1 and call.step in program.keeps_x:
+        if (
+            root
+            and call.denoiser not in call.state.sample_slots
+            and len(inputs.main) == 1
+            and call.step in program.keeps_x
+        ):
             (given,) = inputs.main
             if given.shape == output.tensors[0].shape:  # no channels but the sample's
-                call.state.places[call.denoiser] = find_sample(given, given)
+                call.state.sample_slots[call.denoiser] = find_sample(given, given)
             else:
-                call.state.unplaced[call.denoiser] = given
-        place = call.state.places.get(call.denoiser) if root else None
-        call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {}, root=root, place=place)
+                call.state.unmatched_inputs[call.denoiser] = given
+        sample_slot = call.state.sample_slots.get(call.denoiser) if root else None
+        call.state.pairings[key] = pairing = pair(
+            inputs, output.tensors, flow or {}, root=root, sample_slot=sample_slot
+        )
         x = pairing.x(inputs)
     keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)
     kept_x: tuple[Kept, ...] = ()

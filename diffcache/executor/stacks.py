@@ -21,16 +21,16 @@ from typing import Any
 from torch import Tensor
 
 from diffcache.executor.criteria import Where
+from diffcache.executor.decider import Verdict
 from diffcache.executor.notices import NO_SIGNAL
 from diffcache.executor.pairing import Inputs, pair
-from diffcache.executor.site import guess, keep, safe
-from diffcache.executor.state import Call, Lead, Stack
+from diffcache.executor.site import snapshot, store_output, try_predict
+from diffcache.executor.state import Call, FirstBlock, Stack
 from diffcache.executor.store import Output
-from diffcache.executor.watch import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BlockPosition:
     """Of a block in its stack.
 
     where  where in this stack's first block the criterion decides, None if it decides nothing there
@@ -47,94 +47,96 @@ class _PredictedError(Exception):
     """The step is predicted: leave the block that is running. Raised and caught here."""
 
 
-def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Callable[[], Any]) -> Any:
+def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, compute: Callable[[], Any]) -> Any:
     """What one block of the stack ``site`` hands on. ``compute`` runs it."""
     stack = call.stacks.get(site)
-    if stack is not None and stack.left:  # the host runs its blocks once more
+    if stack is not None and stack.finished:  # the host runs its blocks once more
         stack, call.visits[site] = None, call.visits[site] + 1
-    if stack is None and place.first and place.where is Where.FIRST_BLOCK:
+    if stack is None and position.first and position.where is Where.FIRST_BLOCK:
         given = Inputs(tuple(t.detach().clone() for t in inputs.main), inputs.others)  # blocks may write into it
         value = compute()
-        call.lead = Lead(given, Output.of(value).tensors)
+        call.first_block = FirstBlock(given, Output.of(value).tensors)
         return value
     begun = None
     if stack is None:
-        if place.first and place.where is Where.FIRST_NORM:
-            inputs, begun = _begin(call, site, inputs, compute)
-        elif place.where is Where.FIRST_BLOCK:
-            _follow(call, site, inputs)
-        predicted = guess(call, site, inputs)  # at the first block that runs: hosts can be told to leave some out
+        if position.first and position.where is Where.FIRST_NORM:
+            inputs, begun = _run_to_first_norm(call, site, inputs, compute)
+        elif position.where is Where.FIRST_BLOCK:
+            _decide_by_first_block(call, site, inputs)
+        predicted = try_predict(call, site, inputs)  # at the first block that runs: hosts can be told to leave some out
         if predicted is None and begun is None:
-            inputs = safe(call, site, inputs)
+            inputs = snapshot(call, site, inputs)
         stack = call.stacks[site] = Stack(inputs, predicted)
-        if place.where is Where.FIRST_BLOCK and call.lead is not None:
-            stack.before = call.lead.outputs
-    stack.left = place.last
-    if stack.guess is None:
+        if position.where is Where.FIRST_BLOCK and call.first_block is not None:
+            stack.previous = call.first_block.outputs
+    stack.finished = position.last
+    if stack.prediction is None:
         if call.state.programs[call.denoiser, site].reads_x:
-            _learn(call, site, inputs, stack.before)
+            _record_flow(call, site, inputs, stack.previous)
         value = compute() if begun is None else begun[0]
-        if place.part is not None:
-            call.state.blanks[call.key(site), place.part] = Output.of(value).blank()
-        stack.before = () if place.last else Output.of(value).tensors
-        if place.last:
-            keep(call, site, stack.inputs, value, call.state.flows.get((call.denoiser, site)))
+        if position.part is not None:
+            call.state.placeholders[call.key(site), position.part] = Output.of(value).placeholder()
+        stack.previous = () if position.last else Output.of(value).tensors
+        if position.last:
+            store_output(call, site, stack.inputs, value, call.state.flows.get((call.denoiser, site)))
         return value
-    if call.state.lesson is not None:  # every block runs, and the last one's output is what was to be predicted
+    if call.state.on_prediction is not None:  # every block runs, and the last one's output is what was to be predicted
         value = compute()
-        if not place.last:
+        if not position.last:
             return value
-        call.state.lesson(call, site, value)
-    if place.last:
-        return stack.guess[0]
-    if place.part is not None:
-        blank = call.state.blanks.get((call.key(site), place.part))
-        return compute() if blank is None else blank.copied()  # T2I-Adapters add to it in place
+        call.state.on_prediction(call, site, value)
+    if position.last:
+        return stack.prediction[0]
+    if position.part is not None:
+        placeholder = call.state.placeholders.get((call.key(site), position.part))
+        return compute() if placeholder is None else placeholder.copied()  # T2I-Adapters add to it in place
     if stack.stand_in is None:
-        stack.stand_in = Output.of(stack.guess[0]).copied()
+        stack.stand_in = Output.of(stack.prediction[0]).copied()
     return stack.stand_in
 
 
-def _begin(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> tuple[Inputs, tuple[Any] | None]:
+def _run_to_first_norm(
+    call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]
+) -> tuple[Inputs, tuple[Any] | None]:
     """Run the block until its first normalisation decides: the inputs as they were, and what it returned in a tuple of
     one; None where it was left."""
     kept = inputs
 
-    def heard(signal: tuple[Tensor, ...]) -> None:
+    def on_first_norm(signal: tuple[Tensor, ...]) -> None:
         nonlocal kept
         call.decide(signal)
         if call.predicts:
             raise _PredictedError
-        kept = safe(call, site, inputs)
+        kept = snapshot(call, site, inputs)
 
-    call.heard = heard
+    call.on_first_norm = on_first_norm
     try:
         value = compute()
         return kept, (value,)
     except _PredictedError:
         return kept, None
     finally:
-        call.heard = None
+        call.on_first_norm = None
 
 
-def _follow(call: Call, site: str, inputs: Inputs) -> None:
+def _decide_by_first_block(call: Call, site: str, inputs: Inputs) -> None:
     """Decide by the residual of the block that ran before this one."""
-    lead = call.lead
-    if lead is None or not lead.outputs:  # left out by the host, or nothing to be read from it
+    first_block = call.first_block
+    if first_block is None or not first_block.outputs:  # left out by the host, or nothing to be read from it
         return
-    _learn(call, site, inputs, lead.outputs)
-    own = pair(lead.inputs, lead.outputs, call.state.flows.get((call.denoiser, site), {})).own
+    _record_flow(call, site, inputs, first_block.outputs)
+    own = pair(first_block.inputs, first_block.outputs, call.state.flows.get((call.denoiser, site), {})).own
     if 0 not in own:
         call.verdict = Verdict(False, NO_SIGNAL)
         return
-    call.decide((lead.outputs[own.index(0)] - lead.inputs.main[0],))
+    call.decide((first_block.outputs[own.index(0)] - first_block.inputs.main[0],))
 
 
-def _learn(call: Call, site: str, inputs: Inputs, before: tuple[Tensor, ...]) -> None:
+def _record_flow(call: Call, site: str, inputs: Inputs, previous: tuple[Tensor, ...]) -> None:
     """Which output of the block before became which input of this one, told by identity; the same in every forward."""
     key = (call.denoiser, site)
-    if not before or key in call.state.flows or len(before) < 2:
+    if not previous or key in call.state.flows or len(previous) < 2:
         return
-    flow = {name: j for name, given in inputs.named().items() for j, t in enumerate(before) if given is t}
+    flow = {name: j for name, given in inputs.named().items() for j, t in enumerate(previous) if given is t}
     if flow:
         call.state.flows[key] = flow

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import notices
+from diffcache.executor.decider import Decider, Verdict, signal_format
 from diffcache.executor.notices import Notice, Reason
 from diffcache.executor.pairing import Inputs, Pairing
 from diffcache.executor.program import Program
 from diffcache.executor.store import Keeping, Output, Store
-from diffcache.executor.watch import Verdict, Watch, signal_format
 from diffcache.host.channels import Place, find_sample
 from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, in_use
@@ -35,23 +35,23 @@ class Counts:
     predicted: int = 0
     guarded: int = 0
     failed_open: Counter[Reason] = field(default_factory=Counter)
-    strip: list[bool] = field(default_factory=list)
+    timeline: list[bool] = field(default_factory=list)
 
     def compute(self) -> None:
         self.computed += 1
-        self.strip.append(True)
+        self.timeline.append(True)
 
     def predict(self) -> None:
         self.predicted += 1
-        self.strip.append(False)
+        self.timeline.append(False)
 
     def guard(self) -> None:
         self.guarded += 1
-        self.strip.append(True)
+        self.timeline.append(True)
 
     def fail(self, reason: Reason) -> None:
         self.failed_open[reason] += 1
-        self.strip.append(True)
+        self.timeline.append(True)
 
 
 class Forward(NamedTuple):
@@ -65,7 +65,7 @@ class Forward(NamedTuple):
 
 
 @dataclass
-class State:
+class RunState:
     """Everything one run owns; dropped with it.
 
     start     first step of the run: above 0 for image-to-image and its kin
@@ -92,25 +92,25 @@ class State:
     together: bool = False
     store: Store = field(default_factory=Store)
     counts: defaultdict[tuple[str, str, int], Counts] = field(default_factory=lambda: defaultdict(Counts))
-    watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
+    deciders: dict[tuple[str, int], Decider] = field(default_factory=dict)
     pairings: dict[Hashable, Pairing] = field(default_factory=dict)
-    blanks: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
+    placeholders: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
     flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
     batch_at_start: dict[str, int] = field(default_factory=dict)
     doubts: set[tuple[str, int]] = field(default_factory=set)
-    places: dict[str, Place | None] = field(default_factory=dict)
-    unplaced: dict[str, Tensor] = field(default_factory=dict)
+    sample_slots: dict[str, Place | None] = field(default_factory=dict)
+    unmatched_inputs: dict[str, Tensor] = field(default_factory=dict)
     forwards: list[Forward] = field(default_factory=list)
     since: int = 0
     lost: dict[tuple[Hashable, int], Reason] = field(default_factory=dict)
-    suspects: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)
+    pending_finite_checks: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     over: bool = False
     levels_back: Undo = lambda: None
-    lesson: Lesson | None = None
+    on_prediction: OnPrediction | None = None
     backend: Backend = "auto"
-    used: str = ""
+    backend_used: str = ""
     keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
@@ -126,66 +126,66 @@ class State:
             scaled = None if prescale is None else torch.tensor(prescale, dtype=torch.float32, device=device)
             self.keepings[key] = Keeping(how, scaled, self.backend)
             if how is not None:
-                self.used = in_use(self.backend, device)
+                self.backend_used = in_use(self.backend, device)
         return self.keepings[key]
 
-    def watch(self, denoiser: str, branch: int) -> Watch | None:
+    def decider(self, denoiser: str, branch: int) -> Decider | None:
         """The signal of one branch, if its plan has an online rule."""
         plan = self.schedule.denoisers.get(denoiser)
         if plan is None or plan.online is None:
             return None
-        if (denoiser, branch) not in self.watches:
+        if (denoiser, branch) not in self.deciders:
             keeping = Keeping(signal_format(plan), backend=self.backend)
-            self.watches[denoiser, branch] = Watch(plan.online, self.store, denoiser, branch, keeping)
-        return self.watches[denoiser, branch]
+            self.deciders[denoiser, branch] = Decider(plan.online, self.store, denoiser, branch, keeping)
+        return self.deciders[denoiser, branch]
 
-    def asks(self, denoiser: str, step: int) -> bool:
+    def plans_prediction(self, denoiser: str, step: int) -> bool:
         """Whether the plan predicts anything at this step."""
         programs = [program for (name, _), program in self.programs.items() if name == denoiser]
         return any(step < len(p.terms) and p.terms[step] is not None for p in programs)
 
-    def look_for(self, sample: Tensor) -> None:
+    def locate_sample(self, sample: Tensor) -> None:
         """Find the sample that the noise scheduler is about to step in the denoisers' inputs of this step."""
-        for denoiser, x in self.unplaced.items():
-            self.places[denoiser] = place = find_sample(x, sample)
+        for denoiser, x in self.unmatched_inputs.items():
+            self.sample_slots[denoiser] = sample_slot = find_sample(x, sample)
             for key, pairing in self.pairings.items():
                 if isinstance(key, tuple) and key[:2] == (denoiser, "model"):
-                    self.pairings[key] = replace(pairing, place=place)
-        self.unplaced.clear()
+                    self.pairings[key] = replace(pairing, sample_slot=sample_slot)
+        self.unmatched_inputs.clear()
 
-    def disown(self, denoiser: str, branch: int) -> None:
+    def drop_branch(self, denoiser: str, branch: int) -> None:
         """Drop what is kept for a branch: its number may have been another branch's so far."""
         for key, step in self.store.discard(denoiser, branch):
             self.lost[key, step] = notices.UNNAMED
-        self.watches.pop((denoiser, branch), None)
+        self.deciders.pop((denoiser, branch), None)
 
-    def forget(self) -> None:
+    def drop_tensors(self) -> None:
         """Drop every tensor: the loop is over, or goes back."""
         self.store.clear()
-        self.watches.clear()
-        self.blanks.clear()
+        self.deciders.clear()
+        self.placeholders.clear()
         self.keepings.clear()
         self.lost.clear()
-        self.unplaced.clear()
+        self.unmatched_inputs.clear()
 
     def go_back(self) -> None:
         """Drop every tensor, and take no earlier forward for one that left an anchor."""
-        self.forget()
+        self.drop_tensors()
         self.since = len(self.forwards)
 
     def not_finite(self) -> Counter[str]:
         """Return kind -> number of suspects that are not finite, and forget the suspects. Reads each device once for
         every dtype."""
         groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
-        for number, (_, tensors) in enumerate(self.suspects):
+        for number, (_, tensors) in enumerate(self.pending_finite_checks):
             for t in tensors:
                 groups.setdefault((t.device, t.dtype), []).append((number, t))
         wrong: set[int] = set()
         for group in groups.values():
             finite = torch.isfinite(torch.stack([t for _, t in group])).tolist()
             wrong |= {number for (number, _), well in zip(group, finite, strict=True) if not well}
-        found = Counter(self.suspects[number][0] for number in wrong)
-        self.suspects.clear()
+        found = Counter(self.pending_finite_checks[number][0] for number in wrong)
+        self.pending_finite_checks.clear()
         return found
 
     def most_bytes(self) -> Counter[tuple[str, str, int]]:
@@ -206,8 +206,8 @@ class State:
         failures = []
         for reason, sites in found.items():
             first, *more = sorted(sites)
-            places, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
-            text = f"{places}: {times} predictions were computed in full instead: {reason.text}"
+            place, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
+            text = f"{place}: {times} predictions were computed in full instead: {reason.text}"
             failures.append(Notice(reason.kind, times, text))
         return failures
 
@@ -222,14 +222,14 @@ class Stack:
     """
 
     inputs: Inputs
-    guess: tuple[Any] | None
+    prediction: tuple[Any] | None
     stand_in: Any = None
-    before: tuple[Tensor, ...] = ()
-    left: bool = False
+    previous: tuple[Tensor, ...] = ()
+    finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
+class FirstBlock:
     """What the block that decides was given, and what it returned."""
 
     inputs: Inputs
@@ -253,22 +253,22 @@ class Call:
     heard    called with the output of the first normalisation in the first block, once
     """
 
-    state: State
+    state: RunState
     denoiser: str
     step: int
     branch: int
     batch: int = 1
-    watch: Watch | None = None
+    decider: Decider | None = None
     doubt: Reason | None = None
     unsure: bool = False
     verdict: Verdict | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)
     visits: Counter[str] = field(default_factory=Counter)
-    lead: Lead | None = None
-    asked: int = 0
+    first_block: FirstBlock | None = None
+    inner_calls: int = 0
     predicted: int = 0
-    plain: dict[str, Any] = field(default_factory=dict)
-    heard: Callable[[tuple[Tensor, ...]], None] | None = None
+    uncorrected: dict[str, Any] = field(default_factory=dict)
+    on_first_norm: Callable[[tuple[Tensor, ...]], None] | None = None
 
     def key(self, site: str) -> Hashable:
         """Whose anchors serve the site now: every branch has its own, and every visit within a forward."""
@@ -276,12 +276,12 @@ class Call:
 
     def decide(self, signal: tuple[Tensor, ...]) -> None:
         """Let the signal say whether this forward is predicted."""
-        if self.watch is not None:
-            self.verdict = self.watch.decide(self.step, self.state.asks(self.denoiser, self.step), signal)
+        if self.decider is not None:
+            self.verdict = self.decider.decide(self.step, self.state.plans_prediction(self.denoiser, self.step), signal)
 
     @property
     def predicts(self) -> bool:
         return self.verdict is not None and self.verdict.predict
 
 
-Lesson = Callable[[Call, str, Any], None]  # (forward, site, what the site would have computed)
+OnPrediction = Callable[[Call, str, Any], None]  # (forward, site, what the site would have computed)

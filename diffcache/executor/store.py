@@ -36,7 +36,7 @@ class Output:
         """Without the tensors."""
         return Output((), self.others, self.spec)
 
-    def blank(self) -> Output:
+    def placeholder(self) -> Output:
         """The same with zeros that take no memory: ``copied`` makes of it what has the form and not the values."""
         zeros = (torch.zeros((), dtype=t.dtype, device=t.device).expand(t.shape) for t in self.tensors)
         return Output(tuple(zeros), self.others, self.spec)

@@ -15,7 +15,7 @@ from diffcache.host import digest
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.host.own_loops import Clock, Loop
 from diffcache.host.policies import PolicyLoop
-from diffcache.patch import Method, unlayered
+from diffcache.patch import BoundMethod, unlayered
 
 PACKAGES = ("diffcache", "torch", "diffusers", "transformers", "peft", "accelerate")
 
@@ -109,7 +109,7 @@ def parts_of(value: Any) -> Mapping[str, Any] | None:
         return {"components": value.components, **dict(_beside_components(value))}
     if isinstance(value, Clock):
         return {"config": value.config}
-    if isinstance(value, Method):
+    if isinstance(value, BoundMethod):
         return {"owner": value.of(), "name": value.name}
     if type(value).__name__ in MOVERS:
         return {}

@@ -20,7 +20,7 @@ from diffcache.host.inspection import GUIDER_METHODS, class_name, denoisers, gui
 from diffcache.host.loop_state import Run, position
 from diffcache.host.own_loops import MARK, Clock, Loop
 from diffcache.host.policies import PolicyLoop
-from diffcache.patch import Around, layer, spot
+from diffcache.patch import Wrapper, layer, spot
 
 NO_LOOP, OVERLAP = "no-loop", "calls-overlap"  # kinds
 ONE_CALL = (
@@ -241,7 +241,7 @@ class Host:
             self._early.remove(early)
             early.close()
 
-    def _context(self, denoiser: str) -> Around:
+    def _context(self, denoiser: str) -> Wrapper:
         """Return what to layer on a denoiser's ``cache_context``, whose argument names a branch."""
 
         @contextlib.contextmanager

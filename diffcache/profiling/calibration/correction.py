@@ -69,8 +69,8 @@ def correct(
     for _ in range(rounds):
         sums: defaultdict[Key, _Sums] = defaultdict(_Sums)
 
-        def lesson(call: Call, site: str, truth: Any, sums: defaultdict[Key, _Sums] = sums) -> None:
-            guessed, true = Output.of(call.plain.pop(site)).tensors, Output.of(truth).tensors
+        def on_prediction(call: Call, site: str, truth: Any, sums: defaultdict[Key, _Sums] = sums) -> None:
+            guessed, true = Output.of(call.uncorrected.pop(site)).tensors, Output.of(truth).tensors
             for x, y in zip(guessed, true, strict=True):
                 if not x.is_floating_point():
                     continue
@@ -79,7 +79,7 @@ def correct(
                     branch = b if batched else min(call.branch, branches - 1)
                     sums[call.denoiser, site, branch, call.step].add(one, other)
 
-        executor = Executor(pipe, schedule, sites, lesson=lesson)
+        executor = Executor(pipe, schedule, sites, on_prediction=on_prediction)
         executor.attach()
         try:
             with torch.no_grad():

@@ -15,7 +15,7 @@ from diffcache.documents.sites import GRANULARITIES, Granularity, parse
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor.store import Output, batch_first
 from diffcache.host.structure import find_sites
-from diffcache.patch import Around, layer, spot
+from diffcache.patch import Wrapper, layer, spot
 
 ELEMENTS = 2**13  # kept of one tensor of one sample; means over so many differ little from those over all
 SEED = 0  # of the choice of tokens
@@ -58,7 +58,7 @@ def inner_places(name: str, denoiser: nn.Module, asked: Sequence[Granularity]) -
 
 
 @contextlib.contextmanager
-def layered(arounds: Iterable[tuple[nn.Module, Around]]) -> Iterator[None]:
+def layered(arounds: Iterable[tuple[nn.Module, Wrapper]]) -> Iterator[None]:
     """These layers on these modules, while the block lasts."""
     with contextlib.ExitStack() as undo:
         for module, around in arounds:

@@ -36,7 +36,7 @@ class Verdict:
     reason: Reason | None = None
 
 
-class Watch:
+class Decider:
     """What the calls of one branch have shown since its run began. Tensors lie in the store, and are counted there.
 
     keeping  how the signal is kept that later ones are compared with
@@ -53,7 +53,7 @@ class Watch:
         self._predicted = 0  # in a row
 
     @property
-    def at_the_root(self) -> bool:
+    def decides_at_model(self) -> bool:
         return self.criterion.about.where is Where.MODEL
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class Watch:
         return verdict
 
     @torch.no_grad()
-    def answered(self, x: Sequence[Tensor], output: Sequence[Tensor]) -> None:
+    def observe(self, x: Sequence[Tensor], output: Sequence[Tensor]) -> None:
         """Let the criterion observe that the denoiser has computed ``output`` from ``x``."""
         self.criterion.observe(self._memory, x, output)
 
