@@ -16,6 +16,7 @@ from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
 from diffcache.errors import UnsupportedModel
 from diffcache.executor import criteria
 from diffcache.executor.attach import deciding_stack, demand_visible
+from diffcache.executor.bound import Bound
 from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
 from diffcache.executor.criteria import Where
 from diffcache.executor.decider import signal_format
@@ -24,7 +25,7 @@ from diffcache.executor.pairing import Inputs, pair, reader
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.site import own_inputs
 from diffcache.executor.store import Output, kept_bytes
-from diffcache.host.structure import find_sites, first_norm
+from diffcache.host.structure import first_norm
 from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
 from diffcache.schedulers import Grid, Rule
@@ -117,16 +118,24 @@ class _EnoughError(Exception):
 
 
 def estimate_for(
-    pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None, *, look: bool = True
+    bound: Bound, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None
 ) -> Estimate:
-    """Run the first step of ``pipe(**call)``, measure it, and reckon the rest from the schedule.
+    """Run the first step of a call, measure it, and compute the rest from the schedule.
 
-    look  where an online rule decides, run its first steps as well and see what it does
+    If an online rule decides and the pipeline is not accelerated, the first steps that the rule decides about run as
+    well. Random generators in ``call`` keep their states. Denoisers that the first step does not call are not counted.
 
-    Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
+    Args:
+        bound: The pipeline.
+        source: The schedule, or the rule that makes one.
+        call: The arguments of the call.
+        store: The format in which all outputs are kept. None keeps the formats of the schedule.
+
+    Raises:
+        DiffCacheError: All that ``diffcache.accelerate`` raises.
     """
+    pipe, sites = bound.pipe, bound.sites
     host.demand_no_other_cache(pipe)
-    sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     host.check_call(pipe, call)
     if isinstance(source, CacheSchedule):
         source = source if store is None else source.stored(store)
@@ -142,7 +151,8 @@ def estimate_for(
     found = dict(pipe.__dict__)
     try:
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
-        asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if look else (0, 0)
+        looks = bound.executor is None
+        asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if looks else (0, 0)
     finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
         pipe.__dict__.clear()
         pipe.__dict__.update(found)
