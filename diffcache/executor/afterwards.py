@@ -1,4 +1,4 @@
-"""What can be said of a run only when it is over: was its result finite, and how much did it skip?"""
+"""Make the notices that are known only when a run is over: NaN or Inf, and too little or too much skipped."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ _NOT_FINITE = {
 
 
 def about_finiteness(state: RunState) -> Iterator[Notice]:
-    """Yield a notice for each kind of tensors that turn out not to be finite. Waits for the devices they are on."""
+    """Yield a notice for each kind of tensors that are not finite. The check waits for their devices."""
     for kind, times in sorted(state.not_finite().items()):
         yield Notice(kind, times, f"{times} {_NOT_FINITE[kind]}: the result is suspect")
 
 
 def about_work(state: RunState, *, predicts: bool) -> Iterator[Notice]:
-    """Yield a notice where a whole run skipped nothing, or nearly everything by its own decision.
+    """Yield a notice if a whole run skipped nothing, or if its rule decided to skip nearly everything.
 
-    predicts  whether the schedule, or the rule, is there to skip anything
+    Args:
+        state: The state of the run.
+        predicts: Whether the schedule has predictions.
     """
     forwards = state.forwards
     if predicts and forwards and not any(f.skipped for f in forwards):
@@ -46,6 +48,7 @@ def about_work(state: RunState, *, predicts: bool) -> Iterator[Notice]:
 
 
 def _why_nothing(state: RunState) -> str:
+    """Return why nothing was skipped, for a notice."""
     schedule = state.schedule
     ran = {f.step for f in state.forwards}
     asked = any(step < len(p.compute) and not p.compute[step] for _, _, p in schedule.plans() for step in ran)

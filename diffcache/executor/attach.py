@@ -1,4 +1,4 @@
-"""Which modules get our layers, and how these stay on top of third-party wrappers."""
+"""Make the layers of a schedule, and keep them on top of third-party wrappers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ from diffcache.patch import Undo, Wrapper, layer, on_top, spot, weak
 
 @dataclass(slots=True)
 class Patch:
-    """One of our layers. ``part`` is weak: a denoiser must not be kept alive by what is layered on it."""
+    """One layer on one module.
+
+    Attributes:
+        part: A weak reference to the module. A layer must not keep a denoiser alive.
+        wrapper: The layer.
+        undo: Removes the layer.
+    """
 
     part: Callable[[], Any]
     wrapper: Wrapper
     undo: Undo = lambda: None
 
     def apply(self) -> None:
-        """Put the layer on top of what a call of the module runs, unless it is there.
+        """Put the layer on top of the method that a call of the module runs, unless it is there.
 
-        Third-party code that gives a module back the forward that it found (model offloading does, after every run)
-        takes the layer off with it.
+        Third-party code may restore the forward that it found, and thereby remove the layer. Model offloading does so
+        after every run.
         """
         part = self.part()
         if part is not None and not on_top(*spot(part), self.wrapper):
@@ -38,7 +44,17 @@ class Patch:
 
 
 def make_patches(wrappers: Wrappers, schedule: CacheSchedule, sites: Sites) -> list[Patch]:
-    """The layers that a schedule needs, made but not put. Raises UnsupportedModel."""
+    """Make the layers that a schedule needs. They are not applied.
+
+    Args:
+        wrappers: Makes the wrappers.
+        schedule: The schedule.
+        sites: The modules of every site of the denoisers.
+
+    Raises:
+        UnsupportedModel: A site is in a compiled graph, or a criterion cannot decide in this network.
+        BadOption: A criterion decides in a block, and a site of the plan is not a stack.
+    """
     demand_visible(schedule, {name: modules["model"][0] for name, modules in sites.items()})
     found = []
     for name, modules in sites.items():
@@ -58,19 +74,19 @@ def make_patches(wrappers: Wrappers, schedule: CacheSchedule, sites: Sites) -> l
 
 
 def demand_visible(schedule: CacheSchedule, denoisers: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModel if a site of ``schedule`` lies inside a compiled graph, where no layer is called."""
+    """Raise UnsupportedModel if a site of ``schedule`` is inside a compiled graph, where no layer is called."""
     for name, denoiser in denoisers.items():
         check_compiled(name, denoiser, _wrapped_sites(schedule, name))
 
 
 def _wrapped_sites(schedule: CacheSchedule, denoiser: str) -> tuple[str, ...]:
-    """The sites of ``denoiser`` that get a layer. The root always does: it says when a forward begins."""
+    """Return the sites of ``denoiser`` that get a layer. The model always does, because a forward begins there."""
     plan = schedule.denoisers.get(denoiser)
     return ("model", *(site for site in plan.sites if site != "model")) if plan else ("model",)
 
 
 def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) -> UnsupportedModel:
-    """Return the error for a first block without the normalisation that the criterion decides by."""
+    """Return the error for a first block without a normalisation, by which the criterion decides."""
     criterion = criteria.of(schedule.denoisers[denoiser])
     root, block = sites[denoiser]["model"][0], sites[denoiser][site][0]
     others = ", ".join(map(repr, criteria.deciding_at(Where.MODEL)))
@@ -81,7 +97,22 @@ def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) ->
 
 
 def deciding_stack(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, Where | None]:
-    """The stack whose first block decides, and where in it; of several the first that the network was built with."""
+    """Return the stack whose first block decides, and where in the block.
+
+    Of several stacks it is the first in the order of the network.
+
+    Args:
+        schedule: The schedule.
+        denoiser: The component name of the network.
+        sites: The modules of every site of the denoisers.
+
+    Returns:
+        ``("", None)`` if no criterion decides in a block.
+
+    Raises:
+        UnsupportedModel: A criterion decides in a block of a U-Net.
+        BadOption: A criterion decides in a block, and a site of the plan is not a stack.
+    """
     plan = schedule.denoisers.get(denoiser)
     criterion = criteria.of(plan)
     if plan is None or criterion is None or criterion.about.where is Where.MODEL:

@@ -1,4 +1,4 @@
-"""What a schedule will cost and save on this pipeline and this call, before running it."""
+"""Estimate what a schedule will cost and save in a call, before the call runs."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
 from diffcache.schedulers import Grid, Rule
 
-FEW_STEPS = 8  # so many or fewer are what distilled models take
-LOOKED_AT = 4  # steps, from the first one that an online rule decides about
-LOOKED_UNTIL = 12  # steps; a rule that decides later is not looked at
-NO_GAIN = 0.95  # above this fraction of the work, bookkeeping eats what is saved
+FEW_STEPS = 8  # the usual number of steps of distilled models, or fewer
+LOOKED_AT = 4  # steps that run to see the decisions of an online rule, from the first that it decides about
+LOOKED_UNTIL = 12  # steps; decisions after them are not looked at
+NO_GAIN = 0.95  # above this fraction of the work, the overhead is larger than the saving
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Work and memory to be expected of one call. It says nothing about fidelity.
+    """The expected work and memory of one call. It says nothing about fidelity.
 
-    compute_fraction  floating-point operations of the sampling loop's denoiser, relative to the full run
-    cache_bytes       most bytes of kept tensors alive at one time
-    gain              1 / compute_fraction: the speed-up of the sampling loop where the denoiser is all that costs
-    online            whether the run itself decides: then the fraction is the least that can be, and the gain the most;
-                      the truth lies anywhere between these and a full run
-    asked             under an online rule: forwards about which the rule decided in the first steps, which were run
-    predicted         how many of them it predicted
-    measured          whether the schedule says what fidelity it was measured at
+    Attributes:
+        steps: The steps of the call.
+        compute_fraction: The floating-point operations of the denoiser in the sampling loop, relative to a full run.
+        cache_bytes: The most bytes of kept tensors at one time.
+        online: Whether a rule decides in the run. If so, the fraction is the least possible one, and the run lies
+            between it and a full run.
+        asked: The forwards in the first steps about which an online rule decided.
+        predicted: The forwards among them that it predicted.
+        measured: Whether the schedule holds the fidelity that it was measured at.
     """
 
     steps: int
@@ -60,6 +61,7 @@ class Estimate:
 
     @property
     def gain(self) -> float:
+        """Return the speed-up of the sampling loop if nothing but the denoiser takes time: 1 / compute_fraction."""
         return 1 / max(self.compute_fraction, 1e-9)
 
     def __str__(self) -> str:
@@ -77,6 +79,7 @@ class Estimate:
         return f"{work} or more, as the run decides: {between}{looked}{self._few()}"
 
     def _few(self) -> str:
+        """Return a warning about schedules of few steps that were not measured."""
         if self.measured or self.steps > FEW_STEPS:
             return ""
         return (
@@ -87,10 +90,15 @@ class Estimate:
 
 @dataclass(slots=True)
 class _Visit:
-    """One site in one denoiser call of the first step. Of its tensors, shapes and types.
+    """One call of a site in the first step.
 
-    site         or "norm:" and a stack, for the first normalisation in it
-    first_flops  of the first block of a stack
+    Attributes:
+        denoiser: The component name of the network.
+        site: The name of the site, or ``"norm:"`` and a stack for the first normalisation in the stack.
+        flops: The floating-point operations of the call.
+        inputs: The inputs, as tensors without data.
+        outputs: The outputs, as tensors without data.
+        first_flops: The operations of the first block, if the site is a stack.
     """
 
     denoiser: str
@@ -101,7 +109,7 @@ class _Visit:
     first_flops: int = 0
 
     def kept_bytes(self, program: Program, step: int) -> int:
-        """What the store keeps of it at this step."""
+        """Return the bytes that the store keeps of the call at ``step``."""
         how = None if program.store is None else format_of(program.store)
         channels = None if program.prescale is None else program.prescale.shape[1]
         if step not in program.keeps_x:
@@ -114,7 +122,7 @@ class _Visit:
 
 
 class _EnoughError(Exception):
-    """The first step has been seen."""
+    """Ends a call of the pipeline when enough of its steps have run."""
 
 
 def estimate_for(
@@ -175,7 +183,7 @@ def estimate_for(
 
 
 def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
-    """Raise UnsupportedModel for a rule that reuses F − x where F has another shape than x."""
+    """Raise UnsupportedModel for an online rule that reuses F − x if F has another shape than x."""
     for v in visits:
         plan = schedule.denoisers.get(v.denoiser)
         if v.site != "model" or plan is None or plan.online is None or v.site not in plan.sites:
@@ -192,6 +200,11 @@ def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
 def _first_step(
     pipe: Any, source: CacheSchedule | Rule, sites: Sites, call: Mapping[str, Any], store: str | None
 ) -> tuple[CacheSchedule, int, list[_Visit]]:
+    """Run the first step of a call and measure it.
+
+    Returns:
+        The schedule of the run, its first step, and the calls of all sites in that step.
+    """
     visits: list[_Visit] = []
     seen: list[tuple[CacheSchedule, int]] = []
 
@@ -211,14 +224,14 @@ def _first_step(
         raise _EnoughError
 
     def counted(denoiser: str, module: nn.Module) -> Callable[..., Any]:
-        """Return what to layer on the network, where its forwards are steps."""
+        """Return the wrapper of a network that ends the first step if forwards are counted as steps."""
         time_of = host.time_of(module)
 
         def count(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             run = watcher.entered()
             if run is not None and run.forwards:
-                place = run.forward(denoiser, time_of(args, kwargs), watcher.branch(denoiser))
-                if place.step > run.start:
+                forward = run.forward(denoiser, time_of(args, kwargs), watcher.branch(denoiser))
+                if forward.step > run.start:
                     raise _EnoughError
             return inner(*args, **kwargs)
 
@@ -246,7 +259,7 @@ def _first_step(
 
 
 def _may_predict(plan: DenoiserPlan, start: int) -> np.ndarray:
-    """bool [T]: steps that could be predicted if the plan's online rule always agreed."""
+    """Return the steps that are predicted if the online rule of the plan always allows it: bool [T]."""
     asked: np.ndarray = np.any([~site.compute for site in plan.sites.values()], axis=0)
     if plan.online is None:
         return asked
@@ -268,8 +281,12 @@ def _decisions(
     call: Mapping[str, Any],
     store: str | None,
 ) -> tuple[int, int]:
-    """Run the first steps that an online rule decides about: forwards that it was asked about, and that it predicted.
-    (0, 0) where no rule decides, or none does so early."""
+    """Run the first steps that an online rule decides about.
+
+    Returns:
+        The number of forwards that it decided about, and of those that it predicted. Both are 0 if no rule decides, or
+        none does early.
+    """
     asks = {n: _may_predict(plan, start) for n, plan in schedule.denoisers.items() if plan.online is not None}
     first = min((int(may[start:].argmax()) for may in asks.values() if may[start:].any()), default=LOOKED_UNTIL)
     if first + LOOKED_AT > LOOKED_UNTIL:
@@ -297,6 +314,16 @@ def _decisions(
 def _meter(
     visits: list[_Visit], denoiser: str, site: str, module: nn.Module, *, first: bool, last: bool
 ) -> Callable[..., Any]:
+    """Return a wrapper that adds a ``_Visit`` for every call of a module.
+
+    Args:
+        visits: The list to add to.
+        denoiser: The component name of the network.
+        site: The name of the site.
+        module: The module.
+        first: Whether it is the first module of the site.
+        last: Whether it is the last module of the site.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
 
     read = reader(module)
@@ -315,11 +342,12 @@ def _meter(
 
 
 def _shapes(inputs: Inputs) -> Inputs:
+    """Return inputs without data."""
     return Inputs(tuple(t.to("meta") for t in inputs.main), {n: t.to("meta") for n, t in inputs.others.items()})
 
 
 def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
-    """One entry per site and denoiser call, its parts added up."""
+    """Return one entry per stack and denoiser call, the sum of its parts, and all other entries as they are."""
     summed: list[_Visit] = []
     open_stacks: dict[tuple[str, str], _Visit] = {}
     for v in visits:
@@ -338,7 +366,7 @@ def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
 def _work(
     programs: Mapping[tuple[str, str], Program], visits: list[_Visit], step: int, may: Mapping[str, np.ndarray]
 ) -> int:
-    """Operations at one step: whole forwards, less the sites predicted inside those that run."""
+    """Return the operations at one step: those of the forwards that run, without the sites predicted inside them."""
     total = 0
     for v in visits:
         program = programs.get((v.denoiser, v.site))
@@ -354,7 +382,7 @@ def _work(
 
 
 def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit], start: int, steps: int) -> int:
-    """The store's life, reckoned: what each visit puts in and drops, in order."""
+    """Return the most bytes at one time in a store that keeps and drops what the programs say."""
     held: dict[tuple[int, int], int] = {}  # (visit, anchor step) -> bytes
     peak = 0
     for step in range(start, steps):
@@ -397,7 +425,7 @@ def _criteria_bytes(
 
 @contextlib.contextmanager
 def _random_state(call: Mapping[str, Any]) -> Iterator[None]:
-    """Give every random generator its state back, the caller's own included."""
+    """Restore the state of every random generator at the end of the block, including those in ``call``."""
     given = call.get("generator")
     generators = [g for g in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(g, torch.Generator)]
     states = [g.get_state() for g in generators]

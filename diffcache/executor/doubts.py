@@ -1,4 +1,4 @@
-"""Forwards whose branch or step is not known: nothing is predicted from what may be another branch's output."""
+"""Handle forwards whose branch or step is not known, so that none is predicted from the output of another branch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ ADVICE = (
 
 
 def check_forward(run: host.Run, denoiser: str, forward: host.Forward) -> Reason | None:
-    """Drop what is kept for branches that may have changed places, and return why this forward must be computed in
-    full, if it must.
+    """Drop what is kept for branches whose numbers may have changed, and check whether the forward may be predicted.
+
+    Args:
+        run: The run.
+        denoiser: The component name of the network.
+        forward: The forward that begins.
+
+    Returns:
+        Why the forward must be computed in full, or None.
 
     Raises:
-        UnsupportedModel: the step before, now over, was predicted, and may have been predicted from another branch.
+        UnsupportedModel: A forward of a step that is over was predicted, and its branch or step may have been another.
     """
     state: RunState = run.state
     if forward.apart and forward.changed is not None:
@@ -49,7 +56,7 @@ def check_forward(run: host.Run, denoiser: str, forward: host.Forward) -> Reason
 
 
 def end_notices(run: host.Run) -> Iterator[Notice]:
-    """Yield what the end of a run shows about its forwards."""
+    """Yield notices about forwards of a run that is over whose branch or step may have been another."""
     state: RunState = run.state
     if any(found in state.doubts for found in run.assigned.uneven()):
         yield Notice(

@@ -1,4 +1,4 @@
-"""Carries out a schedule, or a rule, on one pipeline. Knows when, never the name of a model."""
+"""Apply a schedule, or a rule, to the runs of one pipeline."""
 
 from __future__ import annotations
 
@@ -31,29 +31,47 @@ from diffcache.kernels.library import Backend, check_backend
 from diffcache.schedulers import Grid, Rule
 
 Misfit = Literal["refuse", "full"]
-ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # on which a rule shows what it cannot do, before the loop is known
+ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # a rule is checked on it, before the grid of the loop is known
 
 
 def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
-    """The rule's schedule on this grid, outputs kept in this format."""
+    """Return the schedule that a rule makes.
+
+    Args:
+        rule: The rule.
+        grid: The timesteps of the loop.
+        sites: The names of the sites, by denoiser.
+        store: The format in which all outputs are kept. None keeps the formats of the rule.
+    """
     schedule = rule.schedule(grid, sites)
     return schedule if store is None else schedule.stored(store)
 
 
 class Executor:
-    """Carries out a schedule on one pipeline. ``attach`` and ``detach`` leave no trace behind.
+    """Applies a schedule to one pipeline, between ``attach`` and ``detach``.
 
-    They hold it, through its layers; it holds neither the pipeline nor a module.
+    The layers on the pipeline hold the executor. The executor holds neither the pipeline nor a module.
 
-    lesson    see State
-    store     format in which all sites' outputs are kept; None: as the schedule says
-    backend   what works on tensors that are kept in fewer bytes
-    mismatch  what becomes of a run that the schedule does not fit: it raises ("refuse"), or is computed in full
-    quiet     count what happens, and neither log it nor warn of it
+    Args:
+        pipe: The pipeline.
+        source: The schedule, or the rule that makes one for each run.
+        sites: The modules of every site of the denoisers.
+        strict: See ``diffcache.accelerate``.
+        on_prediction: See ``OnPrediction``.
+        store: The format in which all outputs are kept. None keeps the formats of the schedule.
+        backend: What runs operations on tensors kept in fewer bytes.
+        mismatch: What happens to a run that does not fit the schedule. ``"refuse"`` raises, ``"full"`` computes it in
+            full.
+        quiet: Whether to count notices without logging them and without warnings.
 
-    runs      how many began so far
-    strays    (kind, text) -> calls that no loop served, since the last run began
-    totals    kind of notice -> times, over all runs and calls
+    Attributes:
+        last: The state of the last run, or of the run in progress. It is None before the first run.
+        runs: The number of runs that have begun.
+        strays: The number of calls outside any loop since the last run began, by kind and text of their notice.
+        totals: The number of times by kind of notice, over all runs and calls.
+
+    Raises:
+        DiffCacheError: All that ``diffcache.accelerate`` raises.
     """
 
     def __init__(
@@ -92,7 +110,7 @@ class Executor:
             self._programs = compile_schedule(schedule)
         else:
             check_granularity(self.source, sites)
-            # On any grid: what the rule cannot do is said now, and its sites do not depend on the grid
+            # On any grid: errors of the rule are raised now, and its sites do not depend on the grid
             schedule = scheduled(self.source, ANY_GRID, self.sites, store)
             check_criteria(schedule)
         check_in_parts(pipe, schedule)
@@ -100,6 +118,7 @@ class Executor:
         self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
 
     def attach(self) -> None:
+        """Put all layers on the pipeline. If that fails, remove them again."""
         try:
             for patch in self._patches:
                 patch.apply()
@@ -109,6 +128,7 @@ class Executor:
             raise
 
     def detach(self) -> None:
+        """Remove all layers. The pipeline is then as it was before ``attach``."""
         try:
             self.host.detach()
         finally:
@@ -116,13 +136,14 @@ class Executor:
                 patch.undo()
 
     def _ready(self) -> None:
-        """Raise what would falsify a run, and put the layers where its first forward meets them."""
+        """Check the pipeline before a run, and put the layers on top of other wrappers."""
         self.wrapping.demand_unchanged(self.host.pipe)
         host.demand_ready(self.host.pipe)
         for patch in self._patches:
             patch.apply()
 
     def _begin(self, run: host.Run) -> None:
+        """Give a run that begins its state."""
         self._ready()
         try:
             state = self._planned(run)
@@ -136,7 +157,12 @@ class Executor:
         self.strays.clear()
 
     def _planned(self, run: host.Run) -> RunState:
-        """Return the state of a run that the schedule fits; raise if it does not fit."""
+        """Return the state of a run.
+
+        Raises:
+            ScheduleMismatch: The schedule does not fit the run.
+            UnsupportedModel: The schedule cannot run on the pipeline in its present state.
+        """
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
             schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
@@ -161,14 +187,23 @@ class Executor:
         )
 
     def _in_full(self, why: ScheduleMismatch) -> RunState:
-        """Return a state in which everything is computed and nothing is kept, at any number of steps."""
+        """Return a state in which every step is computed and nothing is kept, for any number of steps.
+
+        Args:
+            why: The reason, for the notice.
+        """
         state = RunState(scheduled(Rule("full"), Grid(np.ones(1)), self.sites), programs={})
         state.notices.append(Notice("mismatch", 1, f"the run was computed in full: {why}"))
         return state
 
     def _misfit(self, run: host.Run, why: ScheduleMismatch) -> None:
-        """Go on in full with a run of which the first forwards show that the schedule does not fit. Nothing was
-        predicted before; but noise levels that were moved have had their effect, so such a run is refused."""
+        """Compute the rest of a run in full, because its first forwards show that the schedule does not fit.
+
+        Nothing has been predicted yet.
+
+        Raises:
+            ScheduleMismatch: Mismatches are refused, or the schedule has moved noise levels, which the run has used.
+        """
         before: RunState = run.state
         if self.mismatch == "refuse" or before.schedule.sigmas is not None:
             raise why
@@ -179,9 +214,10 @@ class Executor:
         run.again = state.go_back
 
     def _end(self, run: host.Run) -> None:
+        """Drop the tensors of a run that is over, and publish its notices. A second call does nothing."""
         state: RunState = run.state
         state.levels_back()
-        state.levels_back = lambda: None  # it holds the noise scheduler
+        state.levels_back = lambda: None  # releases the noise scheduler
         state.drop_tensors()
         if state.over:
             return
@@ -209,19 +245,21 @@ class Executor:
                 )
             )
         state.notices += end_notices(run)
-        self._say([*state.failures(), *state.notices])
+        self._publish([*state.failures(), *state.notices])
 
     def _missed(self, kind: str, why: str) -> None:
+        """Count and publish a notice about a call outside any loop."""
         self.wrapping.demand_unchanged(self.host.pipe)
         self.strays[kind, why] += 1
-        self._say([Notice(kind, 1, why)])
+        self._publish([Notice(kind, 1, why)])
 
     def notices(self) -> list[Notice]:
-        """Return what is known of the last run, or of the run in progress, and of calls after it without a loop."""
+        """Return the notices of the last run, or of the run in progress, and of later calls outside any loop."""
         found = [] if self.last is None else [*self.last.failures(), *self.last.notices]
         return found + [Notice(kind, times, why) for (kind, why), times in self.strays.items()]
 
-    def _say(self, notices: Sequence[Notice]) -> None:
+    def _publish(self, notices: Sequence[Notice]) -> None:
+        """Count notices, and publish them unless the executor is quiet."""
         self.totals += counted(notices)
         if not self.quiet:
             publish(notices, pipeline=type(self.host.pipe).__name__, run=self.runs)

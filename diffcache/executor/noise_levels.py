@@ -1,7 +1,7 @@
-"""A schedule's own noise levels, written into the noise scheduler before a run's first step, and taken back after it.
+"""Write the noise levels of a schedule into the noise scheduler before a run, and restore the old ones after it.
 
 The loop reads the timesteps through views that the pipeline already holds, so both tensors of the noise scheduler are
-written in place. Whatever is not understood is refused with nothing written.
+written in place.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from diffcache.patch import Undo, Wrapper, layer
 
 
 def move_levels(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
-    """Put ``schedule.sigmas`` in the place of the run's noise levels, and return what puts those back.
+    """Replace the noise levels of a run by those of the schedule, if the schedule has any.
 
-    Does nothing where the schedule leaves the levels alone. Raises ScheduleMismatch, with nothing written, where the
-    noise scheduler or the pipeline could not follow; and at the first moved step, if the pipeline turns out to iterate
-    over a copy of the timesteps.
+    Args:
+        pipe: The pipeline.
+        run: The run, before its first step.
+        schedule: The schedule.
+
+    Returns:
+        A function that restores the noise levels.
+
+    Raises:
+        ScheduleMismatch: The noise scheduler or the pipeline cannot use the levels. Nothing has been written then. If
+            the pipeline iterates over a copy of the timesteps, the error is raised in the first step that was moved.
     """
     if schedule.sigmas is None:
         return lambda: None
@@ -52,8 +60,15 @@ def move_levels(pipe: Any, run: host.Run, schedule: CacheSchedule) -> Undo:
 
 
 def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Wrapper:
-    """Around ``scheduler.step``: refuses the first step of a loop over timesteps that were copied before it began. A
-    view of the tensor that was written is right by itself; anything else is compared by value."""
+    """Return a wrapper of ``scheduler.step`` that refuses loops over timesteps that were copied before they began.
+
+    A view of the tensor that was written needs no check. Other timesteps are compared by value.
+
+    Args:
+        run: The run.
+        wanted: The timesteps that were written.
+        before: The timesteps before that.
+    """
     memory = run.timesteps.untyped_storage().data_ptr()
     moved = np.abs(wanted - before) > SAME_LEVEL * np.abs(before).max()
 
@@ -74,5 +89,6 @@ def _guard(run: host.Run, wanted: np.ndarray, before: np.ndarray) -> Wrapper:
 
 
 def _write(into: Tensor, values: Tensor) -> None:
-    with torch.inference_mode():  # tensors born in inference mode can be written nowhere else, others here too
+    """Copy ``values`` into a tensor that may have been made in inference mode."""
+    with torch.inference_mode():  # tensors made in inference mode can only be written in it
         into.copy_(values)

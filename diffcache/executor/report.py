@@ -103,14 +103,14 @@ class Report:
             )
         lines += [str(notice) for notice in self.notices]
         if self.backend:
-            lines.append(f"kept tensors are worked on by {_SPOKEN[self.backend]}")
+            lines.append(f"kept tensors are worked on by {_BACKENDS[self.backend]}")
         if self.totals:
             lines.append("over all runs: " + ", ".join(f"{kind} {n}" for kind, n in sorted(self.totals.items())))
         lines.append(f"runs {self.runs}, cache held now {self.bytes_held:,} bytes, at most {self.peak_bytes:,} bytes")
         return "\n".join(lines)
 
 
-_SPOKEN = {"torch": "plain torch", "compiled": "compiled torch", "triton": "Triton kernels"}
+_BACKENDS = {"torch": "plain torch", "compiled": "compiled torch", "triton": "Triton kernels"}
 
 
 def report_of(executor: Executor) -> Report:

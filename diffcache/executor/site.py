@@ -1,4 +1,4 @@
-"""At one site, in one forward: compute, or predict from what was kept; and keep what later steps refer to."""
+"""Run one site in one forward: predict its output, or compute it and store it for later steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from diffcache.kernels import Format
 
 
 def run_site(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
-    """The output of ``site``, one way or the other."""
+    """Return the predicted or the computed output of ``site``.
+
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs of the site.
+        compute: Runs the site and returns its output.
+    """
     try:
         predicted = try_predict(call, site, inputs)
         if predicted is not None:
@@ -35,7 +42,16 @@ def run_site(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) 
 
 
 def try_predict(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
-    """The predicted output in a tuple of one, or None where the step is to be computed; counts either."""
+    """Predict the output of ``site``, if the plan predicts it and nothing prevents it, and count the outcome.
+
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs of the site.
+
+    Returns:
+        The prediction in a tuple of one, or None if the site must be computed.
+    """
     program = call.state.programs[call.denoiser, site]
     counts = call.state.count(call.denoiser, site, call.branch)
     call.inner_calls += site != "model"
@@ -96,7 +112,13 @@ def try_predict(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
 
 
 def why_missing(call: Call, key: Hashable, step: int) -> Reason:
-    """Return the reason why nothing was kept under ``key`` at ``step``, an anchor of a prediction of ``call``."""
+    """Return why an anchor of a prediction is missing.
+
+    Args:
+        call: The forward that is running.
+        key: The key of the site's anchors.
+        step: The step of the missing anchor.
+    """
     state = call.state
     if (key, step) in state.lost:
         return state.lost[key, step]
@@ -110,8 +132,16 @@ def why_missing(call: Call, key: Hashable, step: int) -> Reason:
 
 
 def finite(call: Call, kind: str, tensors: Sequence[Tensor]) -> bool:
-    """Return False where a tensor is known to have NaN or Inf in it. On a device other than the CPU, and where several
-    processes run the denoiser together, the answer is True, and the question is kept until the run is over."""
+    """Return False if a tensor is known to hold NaN or Inf.
+
+    On other devices than the CPU, and if several processes run the denoiser together, the result is True, and the
+    tensors are checked when the run is over.
+
+    Args:
+        call: The forward that is running.
+        kind: The kind of the notice, if the check fails later.
+        tensors: The tensors to check.
+    """
     if not call.state.together and all(t.device.type == "cpu" for t in tensors):
         found = store.all_finite(tensors)
         return found is None or bool(found)
@@ -120,7 +150,16 @@ def finite(call: Call, kind: str, tensors: Sequence[Tensor]) -> bool:
 
 
 def snapshot(call: Call, site: str, inputs: Inputs) -> Inputs:
-    """The inputs as they are now, if they are to be kept: what is about to run may write into them."""
+    """Copy the inputs of ``site`` if the plan keeps them, because the site may write into them.
+
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs of the site.
+
+    Returns:
+        The copies, or ``inputs`` if the plan does not keep them.
+    """
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps_x:
         return inputs
@@ -131,10 +170,14 @@ def snapshot(call: Call, site: str, inputs: Inputs) -> Inputs:
 
 
 def store_output(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, int] | None = None) -> None:
-    """Put what ``site`` returned into the store, if a later step refers to it and it is finite.
+    """Store the output of ``site``, if a later step refers to it and it is finite.
 
-    inputs  as ``safe`` gave them
-    flow    as ``streams.pair`` needs it
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs, as ``snapshot`` returned them.
+        value: The output of the site.
+        flow: See ``pairing.pair``.
     """
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps:
@@ -143,7 +186,7 @@ def store_output(call: Call, site: str, inputs: Inputs, value: Any, flow: Mappin
     step = NEWEST if program.newest else call.step
     call.state.store.drop(key, step)
     output = Output.of(value)
-    if not output.tensors:  # a type whose tensors cannot be reached: nothing can be made of it later
+    if not output.tensors:  # a type whose tensors cannot be found, so it cannot be rebuilt later
         call.state.lost[key, step] = notices.UNREADABLE
         return
     if not finite(call, "non-finite-output", output.tensors):
@@ -185,7 +228,17 @@ def store_output(call: Call, site: str, inputs: Inputs, value: Any, flow: Mappin
 def own_inputs(
     outputs: Sequence[Tensor], x: Sequence[Tensor], pairing: Pairing | None, how: Format | None
 ) -> list[Tensor] | None:
-    """The input that every output carries on, where the difference of each is what is kept; None: outputs are."""
+    """Return the inputs whose differences from the outputs are kept in place of the outputs.
+
+    Args:
+        outputs: The tensors of the site's output.
+        x: The tensors of its input.
+        pairing: Which input belongs to which output, or None if the plan does not need inputs.
+        how: The format in which outputs are kept.
+
+    Returns:
+        One input for every output, or None if outputs are kept as they are.
+    """
     if pairing is None or pairing.unclear or not all(store.fewer_bytes(f, how) for f in outputs):
         return None
     own = [x[i] for i in pairing.own if i is not None]

@@ -1,15 +1,15 @@
-"""A stack's pass through one forward, block by block: computed, or predicted from where the prediction begins.
+"""Run the blocks of a stack in one forward, or predict the output of the stack.
 
-At a predicted step every block hands on a copy of the stack's predicted output, and the last one the output itself.
-What the host adds in between (ControlNet residuals) is lost with the copy; the prediction holds it. Where the parts of
-a stack differ, as in the deep branch of a U-Net, each hands on zeros in the form of what it returned when it ran: only
-other parts of the stack ever see them.
+At a predicted step every block returns a copy of the predicted output of the stack, and the last block returns the
+output itself. What the network adds between blocks (ControlNet residuals) is added to the copy. The prediction already
+contains it. If the parts of a stack differ, as in the deep branch of a U-Net, each returns zeros in the form of the
+output that it returned when it ran. Only other parts of the stack use them.
 
 A criterion can decide inside the first block of the first stack of its plan. With ``Where.FIRST_BLOCK`` that block
-always runs, and its stack is what follows it. The residual is looked at where the next block begins: the inputs of that
-block show which output is which stream. With ``Where.FIRST_NORM`` the block begins, and is left at its first
-normalisation if the step turns out to be predicted, by an exception of our own that passes through this one block only.
-So no forward is copied, and nothing but the normalisation is computed in vain.
+always runs, and the stack consists of the blocks after it. The residual is read when the next block begins, because the
+inputs of that block show which output belongs to which stream. With ``Where.FIRST_NORM`` the block begins, and an
+exception ends it at its first normalisation if the step is predicted. The exception passes through this block only. No
+forward is copied, and at a predicted step the block computes nothing after its normalisation.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ from diffcache.executor.store import Output
 
 @dataclass(frozen=True, slots=True)
 class BlockPosition:
-    """Of a block in its stack.
+    """The position of a block in its stack.
 
-    where  where in this stack's first block the criterion decides, None if it decides nothing there
-    part   its number, where the parts of the stack differ: then none can hand on what another one returns
+    Attributes:
+        first: Whether it is the first block.
+        last: Whether it is the last block.
+        where: Where in the first block of this stack a criterion decides, or None if it does not decide there.
+        part: The number of the block if the parts of the stack differ, else None. Such parts cannot return the output
+            of each other.
     """
 
     first: bool
@@ -44,11 +48,19 @@ class BlockPosition:
 
 
 class _PredictedError(Exception):
-    """The step is predicted: leave the block that is running. Raised and caught here."""
+    """Ends the block that is running, because the step is predicted. It is raised and caught in this module."""
 
 
 def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, compute: Callable[[], Any]) -> Any:
-    """What one block of the stack ``site`` hands on. ``compute`` runs it."""
+    """Return the output of one block of a stack, computed or predicted.
+
+    Args:
+        call: The forward that is running.
+        site: The stack.
+        position: The position of the block.
+        inputs: The inputs of the block.
+        compute: Runs the block and returns its output.
+    """
     stack = call.stacks.get(site)
     if stack is not None and stack.finished:  # the host runs its blocks once more
         stack, call.visits[site] = None, call.visits[site] + 1
@@ -98,8 +110,12 @@ def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, co
 def _run_to_first_norm(
     call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]
 ) -> tuple[Inputs, tuple[Any] | None]:
-    """Run the block until its first normalisation decides: the inputs as they were, and what it returned in a tuple of
-    one; None where it was left."""
+    """Run the first block until its first normalisation decides, and to its end if the step is computed.
+
+    Returns:
+        The inputs of the block before it ran, and its output in a tuple of one. The second is None if the step is
+        predicted.
+    """
     kept = inputs
 
     def on_first_norm(signal: tuple[Tensor, ...]) -> None:
@@ -120,7 +136,7 @@ def _run_to_first_norm(
 
 
 def _decide_by_first_block(call: Call, site: str, inputs: Inputs) -> None:
-    """Decide by the residual of the block that ran before this one."""
+    """Decide by the residual of the first block, when the block after it begins."""
     first_block = call.first_block
     if first_block is None or not first_block.outputs:  # left out by the host, or nothing to be read from it
         return
@@ -133,7 +149,10 @@ def _decide_by_first_block(call: Call, site: str, inputs: Inputs) -> None:
 
 
 def _record_flow(call: Call, site: str, inputs: Inputs, previous: tuple[Tensor, ...]) -> None:
-    """Which output of the block before became which input of this one, told by identity; the same in every forward."""
+    """Record which output of the block before is which input of this block.
+
+    They are the same objects. The result is the same in every forward, so it is recorded once in a run.
+    """
     key = (call.denoiser, site)
     if not previous or key in call.state.flows or len(previous) < 2:
         return

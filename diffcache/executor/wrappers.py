@@ -1,4 +1,4 @@
-"""The functions that are layered on a denoiser and its parts: each finds out which forward it serves, then decides."""
+"""The functions that are layered on a denoiser and on the modules of its sites."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from diffcache.patch import Wrapper
 
 
 class Wrappers:
-    """Makes the layers of one pipeline's denoisers.
+    """Makes the wrappers of the denoisers of one pipeline.
 
-    watched  says where the pipeline's loop is; each of its runs holds the state with the schedule
-    misfit   called with a run that turns out not to fit its schedule, and the reason: gives the run a state in which
-             everything is computed, or raises
+    Args:
+        watcher: Follows the loop of the pipeline. Each of its runs holds a ``RunState``.
+        on_mismatch: Called with a run that does not fit its schedule, and the reason. It gives the run a state in which
+            everything is computed, or raises.
     """
 
     def __init__(self, watcher: Host, on_mismatch: Callable[[Run, ScheduleMismatch], None]) -> None:
@@ -38,7 +39,14 @@ class Wrappers:
     def for_site(
         self, name: str, site: str, modules: tuple[nn.Module, ...], where: Where | None = None
     ) -> Iterator[tuple[nn.Module, Wrapper]]:
-        """What to layer on the modules of one site. ``where``: where in its first block a criterion decides."""
+        """Yield the modules of a site, each with its wrapper.
+
+        Args:
+            name: The component name of the network.
+            site: The name of the site.
+            modules: The modules of the site.
+            where: Where in the first block of the site a criterion decides, or None.
+        """
         unlike = len({type(module) for module in modules}) > 1
         for i, module in enumerate(modules):
             if site == "model":
@@ -50,7 +58,11 @@ class Wrappers:
                 yield module, self._module(name, site, module)
 
     def for_first_norm(self, name: str) -> Wrapper:
-        """What to layer on the normalisation whose output decides."""
+        """Return the wrapper of the normalisation whose output decides.
+
+        Args:
+            name: The component name of the network.
+        """
 
         def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             value = inner(*args, **kwargs)
@@ -63,11 +75,12 @@ class Wrappers:
         return wrapper
 
     def _denoiser(self, name: str, module: nn.Module) -> Wrapper:
+        """Return the wrapper of a network, which begins and ends a ``Call``."""
         read, time_of, conditions_of = reader(module), host.time_of(module), host.conditions_of(module)
 
         def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             found = self.host.forward(name, time_of(args, kwargs), lambda: conditions_of(args, kwargs))
-            if found is None:  # somebody else's call, or the user's own
+            if found is None:  # a call outside the loop of this pipeline
                 return inner(*args, **kwargs)
             run, forward = found
             inputs = read(args, kwargs)
@@ -106,6 +119,7 @@ class Wrappers:
         return wrapper
 
     def _module(self, name: str, site: str, module: nn.Module) -> Wrapper:
+        """Return the wrapper of a block or a sublayer."""
         read = reader(module)
 
         def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -117,6 +131,7 @@ class Wrappers:
         return wrapper
 
     def _stack_block(self, name: str, site: str, module: nn.Module, position: BlockPosition) -> Wrapper:
+        """Return the wrapper of a block of a stack."""
         read = reader(module)
 
         def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -128,5 +143,6 @@ class Wrappers:
         return wrapper
 
     def _call_of(self, name: str, site: str) -> Call | None:
+        """Return the forward that is running in this thread, or None if the run has no program for the site."""
         call: Call | None = getattr(self._current, "call", None)
         return call if call and call.denoiser == name and (name, site) in call.state.programs else None
