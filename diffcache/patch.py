@@ -130,7 +130,7 @@ class Layers:
         copies: Whether a deep copy of ``owner`` gets the method without layers. If False, the copy is refused.
     """
 
-    # No __dict__: functools.update_wrapper would share it with whoever wraps us, and keep our layers alive there.
+    # No __dict__: functools.update_wrapper would share it with the wrapper, and so keep the layers alive.
     __slots__ = ("copies", "entries", "found", "name", "owner")
 
     def __init__(self, owner: Any, name: str, copies: bool) -> None:
@@ -189,6 +189,7 @@ class Layers:
         return _itself, (self.__wrapped__,)
 
     def _stays_with_owner(self) -> bool:
+        """Return whether copies are refused."""
         return bool(self.entries) and not self.copies
 
 
@@ -206,6 +207,8 @@ def refusal(class_name: str, action: str) -> str:
 
 
 def _bind(wrapper: Wrapper, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls ``wrapper`` with ``inner``."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         return wrapper(inner, *args, **kwargs)
 
@@ -213,4 +216,5 @@ def _bind(wrapper: Wrapper, inner: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _itself(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``method``. A pickle of a layered method calls it."""
     return method

@@ -75,7 +75,7 @@ def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, co
             inputs, begun = _run_to_first_norm(call, site, inputs, compute)
         elif position.where is Where.FIRST_BLOCK:
             _decide_by_first_block(call, site, inputs)
-        predicted = try_predict(call, site, inputs)  # at the first block that runs: hosts can be told to leave some out
+        predicted = try_predict(call, site, inputs)  # at the first block that runs: some pipelines leave blocks out
         if predicted is None and begun is None:
             inputs = snapshot(call, site, inputs)
         stack = call.stacks[site] = Stack(inputs, predicted)
