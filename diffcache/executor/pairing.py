@@ -134,8 +134,8 @@ def pair(
     open_outputs = set().union(*fits.values()) - own.keys()
     unclear = any(fits[name] & open_outputs for name in fits if name not in own.values())
     names = tuple(name for name in streams if name in own.values() or unclear)
-    places = {MAIN: 0} | {name: 1 + n for n, name in enumerate(names)}
-    of_outputs = (places[own[j]] if j in own else None for j in range(len(outputs)))
+    index = {MAIN: 0} | {name: 1 + n for n, name in enumerate(names)}
+    of_outputs = (index[own[j]] if j in own else None for j in range(len(outputs)))
     return Pairing(names, tuple(of_outputs), unclear=unclear, sample_slot=sample_slot)
 
 

@@ -247,8 +247,8 @@ class RunState:
         failures = []
         for reason, sites in found.items():
             first, *more = sorted(sites)
-            place, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
-            text = f"{place}: {times} predictions were computed in full instead: {reason.text}"
+            where, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
+            text = f"{where}: {times} predictions were computed in full instead: {reason.text}"
             failures.append(Notice(reason.kind, times, text))
         return failures
 

@@ -32,7 +32,7 @@ class Wrappers:
     """
 
     def __init__(self, watcher: Host, on_mismatch: Callable[[Run, ScheduleMismatch], None]) -> None:
-        self.host = watcher
+        self.watcher = watcher
         self._on_mismatch = on_mismatch
         self._current = threading.local()
 
@@ -79,7 +79,7 @@ class Wrappers:
         read, time_of, conditions_of = reader(module), host.time_of(module), host.conditions_of(module)
 
         def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            found = self.host.forward(name, time_of(args, kwargs), lambda: conditions_of(args, kwargs))
+            found = self.watcher.forward(name, time_of(args, kwargs), lambda: conditions_of(args, kwargs))
             if found is None:  # a call outside the loop of this pipeline
                 return inner(*args, **kwargs)
             run, forward = found
@@ -89,7 +89,7 @@ class Wrappers:
             decider = run.state.decider(name, forward.branch)
             call = Call(run.state, name, forward.step, forward.branch, batch, decider, doubt, forward.unsure)
             try:
-                check_guidance(self.host.pipe, run, call, inputs.main, lambda why: self._on_mismatch(run, why))
+                check_guidance(self.watcher.pipe, run, call, inputs.main, lambda why: self._on_mismatch(run, why))
             except ScheduleMismatch as why:
                 self._on_mismatch(run, why)
                 call = Call(run.state, name, forward.step, forward.branch, batch)
