@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,33 +10,15 @@ from typing import Any, TypeVar
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption
+from diffcache.errors import AlreadyAccelerated, BadOption
 from diffcache.executor import Executor, Misfit
+from diffcache.executor.bound import Bound
 from diffcache.executor.cost import Estimate, estimate_for
 from diffcache.executor.report import Report, report_of
-from diffcache.host.structure import find_sites
 from diffcache.kernels.library import Backend
-from diffcache.patch import refusal
 from diffcache.schedulers import Rule, is_rule, parse_rule, rules
 
 P = TypeVar("P")
-
-
-class _Mark:
-    """Sits in the pipeline's ``__dict__`` while it is accelerated, and refuses copies that would share its layers."""
-
-    def __init__(self, executor: Executor, pipe: Any) -> None:
-        self.executor = executor
-        self.pipe_class = type(pipe).__name__
-        # A pipeline that is dropped may leave its denoiser to another one: without our layers.
-        self.dropped = weakref.finalize(pipe, executor.detach)
-        self.dropped.atexit = False
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
-        raise AcceleratedObjectCopied(refusal(self.pipe_class, "deep copy"))
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise AcceleratedObjectCopied(refusal(self.pipe_class, "pickle"))
 
 
 def accelerate(
@@ -49,55 +30,77 @@ def accelerate(
     backend: Backend = "auto",
     mismatch: Misfit = "refuse",
 ) -> P:
-    """Let ``pipe`` skip the denoiser work that ``schedule`` predicts instead. In place; returns the same pipeline.
+    """Let ``pipe`` predict the denoiser outputs that ``schedule`` skips.
 
-    pipe      a diffusers pipeline; a diffusion policy of a known family (docs/policies.md); or the network of a
-              loop of your own, around which :func:`trajectory` then has to stand
-    schedule  a :class:`CacheSchedule`, the path of one, a hub id, or a rule that needs no calibration: ``"full"``,
-              ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``; ``sites=block`` in a rule applies it per block
-    strict    also compare configuration digests of the denoiser and the noise scheduler; False only for fine-tunes
-    store     format in which all kept outputs lie: "bf16", "int8", "fp8", "int4"; "exact": as they are, in the model's
-              own precision; None: as the schedule says
-    backend   what works on them: "auto" (Triton kernels on a GPU, else plain torch), "torch", "compiled" (plain torch
-              through ``torch.compile``), "triton"
-    mismatch  what becomes of a run that does not fit the schedule (another number of steps, noise scheduler or
-              guidance): "refuse" raises ScheduleMismatch, at the latest in the second step; "full" computes the run in
-              full, bit for bit as without diffcache, counts it in :func:`report` and logs why
+    The pipeline is changed in place, and remains unchanged if an error is raised. Only this object is layered.
+    :func:`restore` removes all layers, in any order with the wrappers of other code. If the schedule computes every
+    step, the output is bit-identical to that of the pipeline without diffcache. Everything that a run does otherwise
+    than its schedule says is counted in :func:`report`, logged by the logger ``diffcache``, and issued as a
+    ``FailedOpen`` warning (docs/serving.md).
 
-    Only this object is patched; :func:`restore` leaves no trace, in any order with other patches. With every step
-    computed the output is bit-identical to the untouched pipeline's. What a run does otherwise than its schedule says
-    is counted in :func:`report`, logged by the logger ``diffcache``, and a ``FailedOpen`` warning (docs/serving.md).
+    Args:
+        pipe: A diffusers pipeline, a diffusion policy of a known family (docs/policies.md), or the network of your own
+            sampling loop. Put :func:`trajectory` around such a loop.
+        schedule: A :class:`CacheSchedule`, its path, its id on the Hugging Face Hub, or a rule that needs no
+            calibration: ``"full"``, ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``. ``sites=block`` in a rule
+            applies it to each block.
+        strict: Whether to compare the configurations of the denoiser and the noise scheduler, the timesteps and the
+            guidance scale with those of the schedule as well. False is meant for fine-tuned models.
+        store: The format in which all outputs are kept: ``"bf16"``, ``"int8"``, ``"fp8"``, ``"int4"``, or ``"exact"``
+            for the precision of the model. None keeps the formats of the schedule.
+        backend: What runs operations on kept tensors: ``"torch"``, ``"compiled"`` (plain torch through
+            ``torch.compile``), ``"triton"``, or ``"auto"`` for Triton on a GPU and plain torch elsewhere.
+        mismatch: What happens to a run that does not fit the schedule, because its number of steps, its noise scheduler
+            or its guidance differs. ``"refuse"`` raises ScheduleMismatch, in the second step at the latest. ``"full"``
+            computes the run in full, bit-identical to a run without diffcache, and logs the reason.
 
-    Raises UnsupportedModel, ScheduleMismatch, AlreadyAccelerated, DocumentError, UnknownName; nothing is patched then.
+    Returns:
+        ``pipe``.
+
+    Raises:
+        UnsupportedModel: ``pipe`` cannot be accelerated.
+        AlreadyAccelerated: ``pipe`` is accelerated, or another cache is on.
+        ScheduleMismatch: The schedule was made for another network or noise scheduler.
+        DocumentError: The schedule is damaged or contradicts itself.
+        UnknownName: There is no rule, option, denoiser or site of a name that was given.
+        BadOption: An argument has a value that it cannot have.
+
+    Example:
+        >>> pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")
+        >>> image = pipe("a lighthouse in a storm").images[0]
+        >>> print(diffcache.report(pipe))
     """
-    loop = host.adopted(pipe, bare=True)
-    modules = host.denoisers(loop)
-    if host.MARK in loop.__dict__:
-        current = loop.__dict__[host.MARK].executor.source
+    bound = Bound.of(pipe, bare=True)
+    if bound.executor is not None:
         raise AlreadyAccelerated(
-            f"this {type(loop).__name__} is accelerated already, by {_title(current)}. "
+            f"this {type(bound.pipe).__name__} is accelerated already, by {_title(bound.executor.source)}. "
             "Call diffcache.restore(pipe) first, then accelerate it anew."
         )
-    host.demand_no_other_cache(loop)
+    host.demand_no_other_cache(bound.pipe)
     source = resolve(schedule)
-    sites = {name: find_sites(m) for name, m in modules.items()}
-    executor = Executor(loop, source, sites, strict=strict, store=store, backend=backend, mismatch=mismatch)
-    executor.attach()
-    loop.__dict__[host.MARK] = _Mark(executor, loop)
+    executor = Executor(bound.pipe, source, bound.sites, strict=strict, store=store, backend=backend, mismatch=mismatch)
+    bound.attach(executor)
     return pipe
 
 
 def restore(pipe: P) -> P:
-    """Undo :func:`accelerate` and return the same pipeline. A pipeline that is not accelerated stays as it is.
+    """Undo :func:`accelerate`.
+
+    Args:
+        pipe: What was given to :func:`accelerate`. A pipeline that is not accelerated remains unchanged.
+
+    Returns:
+        ``pipe``.
 
     Raises:
         UnsupportedModel: ``pipe`` is no object that can be accelerated.
+
+    Example:
+        >>> pipe = diffcache.restore(pipe)
     """
-    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).pop(host.MARK, None)
-    if mark is not None:
-        mark.dropped()  # the same, once
-    elif not hasattr(host.adopted(pipe, bare=True), "components"):
-        host.denoisers(pipe)  # raises: nothing like this can be accelerated
+    bound = Bound.of(pipe, bare=True)
+    if not bound.detach() and not hasattr(bound.pipe, "components"):
+        host.denoisers(bound.pipe)  # raises UnsupportedModel
     return pipe
 
 
@@ -111,7 +114,26 @@ def accelerated(
     backend: Backend = "auto",
     mismatch: Misfit = "refuse",
 ) -> Iterator[P]:
-    """:func:`accelerate` for the length of a ``with`` block."""
+    """Accelerate ``pipe`` in a ``with`` block, and restore it when the block ends.
+
+    Args:
+        pipe: See :func:`accelerate`.
+        schedule: See :func:`accelerate`.
+        strict: See :func:`accelerate`.
+        store: See :func:`accelerate`.
+        backend: See :func:`accelerate`.
+        mismatch: See :func:`accelerate`.
+
+    Yields:
+        ``pipe``.
+
+    Raises:
+        DiffCacheError: All that :func:`accelerate` raises.
+
+    Example:
+        >>> with diffcache.accelerated(pipe, "uniform:every=2"):
+        ...     image = pipe("a lighthouse in a storm").images[0]
+    """
     accelerate(pipe, schedule, strict=strict, store=store, backend=backend, mismatch=mismatch)
     try:
         yield pipe
@@ -120,38 +142,65 @@ def accelerated(
 
 
 def report(pipe: Any) -> Report:
-    """What the last (or current) run of an accelerated pipeline did: prints as a small table.
+    """Return what the last run of an accelerated pipeline did, or the run in progress.
 
-    Raises BadOption for a pipeline that is not accelerated.
+    Args:
+        pipe: What was given to :func:`accelerate`.
+
+    Returns:
+        The report. Printed, it is a small table.
+
+    Raises:
+        BadOption: ``pipe`` is not accelerated.
+
+    Example:
+        >>> diffcache.report(pipe).skipped
+        0.64
     """
-    return report_of(executor_of(pipe))
+    executor = Bound.of(pipe, bare=True).executor
+    if executor is None:
+        raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
+    return report_of(executor)
 
 
 def estimate(
     pipe: Any, schedule: CacheSchedule | Rule | str | Path, *, store: str | None = None, **call: Any
 ) -> Estimate:
-    """Return what ``schedule`` will save and cost in ``pipe(**call)``: runs its first step only, and leaves no trace.
+    """Return what ``schedule`` will save and cost in ``pipe(**call)``.
 
-    store  as of :func:`accelerate`
+    Only the first step of the call runs, and ``pipe`` remains unchanged. It may be accelerated. If a rule decides in
+    the run, only limits of its saving are known. Up to 12 of the first steps that it decides about then run as well, to
+    see whether it skips any; not if ``pipe`` is accelerated.
 
-    Where a rule decides in the run, what it will save is known within limits only. The first steps that it decides
-    about, up to 12, are run to see whether it skips any; not on a pipeline that is accelerated.
+    Args:
+        pipe: See :func:`accelerate`.
+        schedule: See :func:`accelerate`.
+        store: See :func:`accelerate`.
+        **call: The arguments of the call.
 
-    Works on accelerated pipelines too. Raises what :func:`accelerate` raises.
+    Returns:
+        The expected work and memory. Printed, it is one sentence.
+
+    Raises:
+        DiffCacheError: All that :func:`accelerate` raises.
+
+    Example:
+        >>> print(diffcache.estimate(pipe, "uniform:every=3", prompt="a lighthouse", num_inference_steps=30))
     """
-    look = host.MARK not in getattr(host.adopted(pipe, bare=True), "__dict__", {})
-    return estimate_for(host.adopted(pipe), resolve(schedule), call, store, look=look)
-
-
-def executor_of(pipe: Any) -> Executor:
-    mark = getattr(host.adopted(pipe, bare=True), "__dict__", {}).get(host.MARK)
-    if mark is None:
-        raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
-    return mark.executor  # type: ignore[no-any-return]
+    return estimate_for(Bound.of(pipe), resolve(schedule), call, store)
 
 
 def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule:
-    """A schedule, or a rule that makes one, from whatever the user named."""
+    """Return the schedule, or the rule that makes one, that ``schedule`` names.
+
+    Args:
+        schedule: See :func:`accelerate`.
+
+    Raises:
+        BadOption: ``schedule`` is of another type.
+        UnknownName: There is no such rule, or it has no such option.
+        DocumentError: The file is damaged or contradicts itself.
+    """
     if isinstance(schedule, (CacheSchedule, Rule)):
         return schedule
     if not isinstance(schedule, (str, Path)):
@@ -162,10 +211,11 @@ def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule
         return parse_rule(schedule)
     if "/" in schedule or os.path.isdir(schedule):  # noqa: PTH112
         return CacheSchedule.from_pretrained(schedule)
-    return parse_rule(schedule)  # says which rules there are
+    return parse_rule(schedule)  # raises an error that lists the rules
 
 
 def _title(source: CacheSchedule | Rule) -> str:
+    """Return how an error refers to ``source``."""
     if isinstance(source, Rule):
         return f"the rule {str(source)!r}"
     return f"a schedule of {source.steps} steps ({source.provenance.get('scheduler', 'hand-made')})"

@@ -1,9 +1,9 @@
 """Wrap one named method of one object, and undo it without a trace.
 
-A layer is a function ``around(inner, *args, **kwargs)``. All layers of a method live in one list inside one
-callable, so they come off in any order and the last one off leaves the object's ``__dict__`` as it was found.
-Classes are never touched. If third-party code wrapped the method above ours in the meantime, our callable stays where
-that code holds it, and passes calls through. Given back to the object, it leaves at the next call.
+A layer is a function ``wrapper(inner, *args, **kwargs)``. All layers of a method are in one list inside one callable,
+so they can be removed in any order, and the last removal leaves the object's ``__dict__`` as it was before. Classes are
+never changed. If third-party code has wrapped the layered method in the meantime, the callable remains in that wrapper
+and passes calls through. If that code later puts the callable back on the object, the next call removes it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,30 @@ from typing import Any
 
 from diffcache.errors import AcceleratedObjectCopied
 
-Around = Callable[..., Any]
+Wrapper = Callable[..., Any]
 Undo = Callable[[], None]
 
 _ABSENT = object()
 
 
-def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Undo:
-    """Put ``around`` on top of ``owner.name`` and return the function that takes it off again.
+def layer(owner: Any, name: str, wrapper: Wrapper, *, copies: bool = False) -> Undo:
+    """Put ``wrapper`` on top of ``owner.name``.
 
-    ``copies`` says what a deep copy of ``owner`` gets: False refuses the copy (it would run with the original's
-    weights), True gives the copy the plain method.
+    Args:
+        owner: The object with the method.
+        name: The name of the method.
+        wrapper: The layer. It is called with the method below it and the arguments of the call.
+        copies: What a deep copy of ``owner`` gets. False refuses the copy, which would run with the weights of the
+            original. True gives the copy the method without layers.
+
+    Returns:
+        A function that removes the layer.
     """
     stack = owner.__dict__.get(name)
     if not isinstance(stack, Layers):
         stack = Layers(owner, name, copies)
         owner.__dict__[name] = stack
-    entry = [around]  # a list of its own: two equal functions stay two layers
+    entry = [wrapper]  # a list, compared by identity: the same function can be layered twice
     stack.entries.append(entry)
 
     def undo() -> None:
@@ -42,11 +49,20 @@ def layer(owner: Any, name: str, around: Around, *, copies: bool = False) -> Und
     return undo
 
 
-class Method:
-    """A method of a module, in the place of a part of a network that is no module of its own: the feed-forward of
-    torch's decoder layers, the action expert of a policy that shares its layers with a language model.
+class BoundMethod:
+    """A method of a module that is treated as a module.
 
-    Called, it runs; what it is asked for beside that its owner answers, whom it does not keep alive.
+    Some parts of a network are methods, such as the feed-forward of torch's decoder layers, and the action expert of a
+    policy that shares its layers with a language model. Calling the object calls the method. All other attributes are
+    those of the owner.
+
+    Args:
+        owner: The module. Only a weak reference to it is kept.
+        name: The name of the method.
+
+    Attributes:
+        of: Returns the owner, or None if it no longer exists.
+        name: The name of the method.
     """
 
     __slots__ = ("__weakref__", "name", "of")
@@ -62,35 +78,39 @@ class Method:
 
 
 def weak(part: Any) -> Callable[[], Any]:
-    """A reference that does not keep a module alive, nor the owner of a method."""
-    if isinstance(part, Method):
+    """Return a weak reference to a module. A ``BoundMethod`` itself is kept, and its owner is not."""
+    if isinstance(part, BoundMethod):
         return lambda: part if part.of() is not None else None
     return weakref.ref(part)
 
 
 def spot(part: Any) -> tuple[Any, str]:
-    """The object and the name of the method that a call of ``part`` runs, a module or a Method."""
-    return (part.of(), part.name) if isinstance(part, Method) else (part, entry_point(part))
+    """Return the object and the name of the method that a call of ``part`` runs.
+
+    Args:
+        part: A module or a ``BoundMethod``.
+    """
+    return (part.of(), part.name) if isinstance(part, BoundMethod) else (part, entry_point(part))
 
 
 def inner_spot(part: Any) -> tuple[Any, str]:
-    """The same, below whatever compiled a module."""
-    return (part.of(), part.name) if isinstance(part, Method) else (part, "forward")
+    """Return the same as ``spot``, but ``forward`` for a module that ``Module.compile()`` compiled."""
+    return (part.of(), part.name) if isinstance(part, BoundMethod) else (part, "forward")
 
 
 def entry_point(module: Any) -> str:
-    """The method that a call of a network runs: what ``Module.compile()`` made, around which we stay, else forward."""
+    """Return the name of the method that a call of ``module`` runs: the compiled call, if there is one, or forward."""
     return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
 
 
-def on_top(owner: Any, name: str, around: Around) -> bool:
-    """Whether a call of ``owner.name`` meets ``around`` before any third-party wrapper, or at all."""
+def on_top(owner: Any, name: str, wrapper: Wrapper) -> bool:
+    """Return whether a call of ``owner.name`` reaches ``wrapper`` before any third-party wrapper."""
     stack = owner.__dict__.get(name)
-    return isinstance(stack, Layers) and any(e[0] is around for e in stack.entries)
+    return isinstance(stack, Layers) and any(e[0] is wrapper for e in stack.entries)
 
 
 def unlayered(owner: Any) -> dict[str, Any]:
-    """Return the attributes of an object as they are without our layers."""
+    """Return the attributes of ``owner`` as they are without layers."""
     found = dict(vars(owner))
     for name, held in vars(owner).items():
         if isinstance(held, Layers):
@@ -102,9 +122,15 @@ def unlayered(owner: Any) -> dict[str, Any]:
 
 
 class Layers:
-    """The callable that stands in for a layered method."""
+    """The callable that replaces a layered method.
 
-    # No __dict__: functools.update_wrapper would share it with whoever wraps us, and keep our layers alive there.
+    Args:
+        owner: The object with the method. Only a weak reference to it is kept.
+        name: The name of the method.
+        copies: Whether a deep copy of ``owner`` gets the method without layers. If False, the copy is refused.
+    """
+
+    # No __dict__: functools.update_wrapper would share it with the wrapper, and so keep the layers alive.
     __slots__ = ("copies", "entries", "found", "name", "owner")
 
     def __init__(self, owner: Any, name: str, copies: bool) -> None:
@@ -113,16 +139,16 @@ class Layers:
         self.name = name
         self.copies = copies
         self.found = owner.__dict__.get(name, _ABSENT)
-        self.entries: list[list[Around]] = []
+        self.entries: list[list[Wrapper]] = []
 
     @property
     def below(self) -> Any:
-        """What lay in the owner's ``__dict__`` before the layers came; None if nothing did."""
+        """Return what was in the owner's ``__dict__`` before the first layer, or None if nothing was."""
         return None if self.found is _ABSENT else self.found
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
-        """The method below all layers, bound: ``inspect.signature`` sees the true signature through it."""
+        """Return the bound method below all layers. ``inspect.signature`` reads the signature from it."""
         if self.found is not _ABSENT:
             return self.found  # type: ignore[no-any-return]
         owner = self.owner()
@@ -132,11 +158,12 @@ class Layers:
         if not self.entries:
             self.leave_if_empty()
         call = self.__wrapped__
-        for (around,) in self.entries:
-            call = _bind(around, call)
+        for (wrapper,) in self.entries:
+            call = _bind(wrapper, call)
         return call(*args, **kwargs)
 
     def leave_if_empty(self) -> None:
+        """Give the owner its method back if no layer is left."""
         owner = self.owner()
         if self.entries or owner is None or owner.__dict__.get(self.name) is not self:
             return
@@ -162,22 +189,32 @@ class Layers:
         return _itself, (self.__wrapped__,)
 
     def _stays_with_owner(self) -> bool:
+        """Return whether copies are refused."""
         return bool(self.entries) and not self.copies
 
 
 def refusal(class_name: str, action: str) -> str:
+    """Return the text of the error for a copy of an accelerated object.
+
+    Args:
+        class_name: The class of the object.
+        action: The kind of copy, such as "pickle".
+    """
     return (
         f"a {action} of {class_name} was asked for while it is accelerated; the copy would compute with the original's "
         f"weights. Call diffcache.restore(pipe) first, {action} it, then accelerate both."
     )
 
 
-def _bind(around: Around, inner: Callable[..., Any]) -> Callable[..., Any]:
+def _bind(wrapper: Wrapper, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls ``wrapper`` with ``inner``."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        return around(inner, *args, **kwargs)
+        return wrapper(inner, *args, **kwargs)
 
     return call
 
 
 def _itself(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``method``. A pickle of a layered method calls it."""
     return method

@@ -25,7 +25,7 @@ CHARACTER = 6.3  # mean width at 12 px
 
 STYLE = """\
 text { font-family: -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; font-size: 12px; fill: #4b5563; }
-.name { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 13px; font-weight: 600; fill: #1f2937; }
+.name { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; font-weight: 600; fill: #1f2937; }
 .rank { font-weight: 700; fill: #6b7280; text-anchor: middle; }
 .note { fill: #6b7280; }
 .light { fill: #fdf1dc; stroke: #dcab5a; }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffcache import accelerated, report
 from diffcache.documents.schedule import Guidance, SitePlan
-from diffcache.executor.prediction import combine, problem
+from diffcache.executor.prediction import predict_output, why_not
 from diffcache.executor.program import Terms
 from diffcache.executor.store import Anchor, Output, signature
 
@@ -166,8 +166,8 @@ def test_of_two_outputs_each_takes_the_drift_of_the_input_of_its_shape() -> None
     text, pictures = noise(1, 3, 4), noise(1, 6, 4) + 1
     kept = anchor((text, pictures), (x_0,))
     wanted = terms([[1.0]], [0.5])
-    assert problem([kept], wanted, (x,), 0) is None
-    found = combine([kept], wanted, (x,), 0)
+    assert why_not([kept], wanted, (x,), 0) is None
+    found = predict_output([kept], wanted, (x,), 0)
     torch.testing.assert_close(found[0], text)
     torch.testing.assert_close(found[1], pictures + 0.5 * (x - x_0))
 
@@ -179,19 +179,19 @@ def test_a_batch_given_as_a_list_has_its_branches_in_equal_parts_of_the_list() -
     x_0 = tuple(t * 0 for t in x)
     kept = anchor((outputs,), x_0)
     wanted = terms([[1.0], [2.0]], [0.0, 0.5])
-    assert problem([kept], wanted, x, None) is None
-    (found,) = combine([kept], wanted, x, None)
+    assert why_not([kept], wanted, x, None) is None
+    (found,) = predict_output([kept], wanted, x, None)
     for i in (0, 1):
         torch.testing.assert_close(found[i], outputs[i])
     for i in (2, 3):
         torch.testing.assert_close(found[i], 2 * outputs[i] + 0.5 * x[i])
-    assert "does not split" in str(problem([anchor((outputs[:3],), x_0[:3])], wanted, x[:3], None))
+    assert "does not split" in str(why_not([anchor((outputs[:3],), x_0[:3])], wanted, x[:3], None))
 
 
 def test_indices_and_masks_are_held_not_interpolated() -> None:
     x = (noise(2, 3),)
     kept = [anchor((noise(2, 3), torch.tensor([5, 7]), torch.tensor([True, False])), x) for _ in range(2)]
-    _, indices, mask = combine(kept, terms([[1.3, -0.3]]), x, 0)
+    _, indices, mask = predict_output(kept, terms([[1.3, -0.3]]), x, 0)
     assert indices.tolist() == [5, 7]
     assert mask.tolist() == [True, False]
     assert indices.data_ptr() != kept[0].kept[1].data_ptr()
@@ -211,7 +211,7 @@ def test_indices_and_masks_are_held_not_interpolated() -> None:
 def test_coefficients_per_channel_find_the_channels(shape: tuple[int, ...], channels: int, along: int) -> None:
     x = (noise(*shape),)
     scale = np.arange(1.0, channels + 1)
-    found = combine([anchor(noise(*shape), x)], terms([[1.0]], scale=(scale,)), x, 0)
+    found = predict_output([anchor(noise(*shape), x)], terms([[1.0]], scale=(scale,)), x, 0)
     view = [1] * len(shape)
     view[along] = -1
     torch.testing.assert_close(found, noise(*shape) * torch.as_tensor(scale, dtype=torch.float32).view(view))
@@ -220,6 +220,6 @@ def test_coefficients_per_channel_find_the_channels(shape: tuple[int, ...], chan
 def test_a_batch_that_does_not_split_into_branches_is_computed() -> None:
     wanted = terms([[1.0], [2.0]])
     x = (noise(3, 5, 3),)
-    assert "does not split" in str(problem([anchor(noise(3, 5, 3), x)], wanted, x, None))
-    assert problem([anchor(noise(3, 5, 3), x)], wanted, x, 1) is None
-    assert problem([anchor(noise(4, 5, 3), x)], wanted, x, None) is None
+    assert "does not split" in str(why_not([anchor(noise(3, 5, 3), x)], wanted, x, None))
+    assert why_not([anchor(noise(3, 5, 3), x)], wanted, x, 1) is None
+    assert why_not([anchor(noise(4, 5, 3), x)], wanted, x, None) is None

@@ -141,7 +141,7 @@ def test_a_warning_made_an_error_leaves_the_pipeline_usable() -> None:
 def test_a_prediction_made_in_spite_of_the_obstacle_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffcache.executor import site
 
-    monkeypatch.setattr(site, "problem", lambda anchors, *rest: None if anchors[0] else "an anchor is missing")
+    monkeypatch.setattr(site, "why_not", lambda anchors, *rest: None if anchors[0] else "an anchor is missing")
     pipe = loop(odd=lambda call, output: torch.cat([output, output], 1) if call % STEPS == 0 else output)
     plan = random_plan("#.#.####", 1, 2, kappa=False)
     with accelerated(pipe, bound(pipe, plan)), pytest.raises(RuntimeError, match="size of tensor"):

@@ -193,13 +193,13 @@ def test_training_mode_of_autograd_does_not_change_what_is_predicted() -> None:
 
 
 def test_an_output_altered_at_a_computed_step_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = decide.keep
+    keep = decide.store_output
 
     def keep_and_spoil(call: Any, site: str, x: Any, value: Any) -> None:
         keep(call, site, x, value)
         value[0].mul_(1 + 2**-20)
 
-    monkeypatch.setattr(decide, "keep", keep_and_spoil)
+    monkeypatch.setattr(decide, "store_output", keep_and_spoil)
     with pytest.raises(AssertionError):
         test_with_every_step_computed_the_bits_are_those_of_the_untouched_pipeline("flux", "model")
 
@@ -209,13 +209,13 @@ def test_a_forward_that_runs_although_it_is_predicted_would_be_noticed(
     granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves("flux")
-    guess = decide.guess
+    try_predict = decide.try_predict
 
-    def guess_and_compute(call: Any, site: str, x: Any) -> Any:
-        guess(call, site, x)  # counts a prediction
+    def predict_and_compute(call: Any, site: str, x: Any) -> Any:
+        try_predict(call, site, x)  # counts a prediction
 
     for module in (decide, stacks):
-        monkeypatch.setattr(module, "guess", guess_and_compute)
+        monkeypatch.setattr(module, "try_predict", predict_and_compute)
     pipe = shared("flux")
     with accelerated(pipe, rule(granularity)), leaf_calls(pipe, TINY["flux"].denoisers) as calls:
         run(pipe, TINY["flux"].call(pipe))
@@ -256,14 +256,14 @@ def test_branches_that_share_anchors_would_be_noticed(monkeypatch: pytest.Monkey
 
 
 def test_a_prediction_that_mixes_samples_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    combine = decide.combine
+    predict_output = decide.predict_output
 
     def mixed(*args: Any) -> Any:
-        output = combine(*args)
+        output = predict_output(*args)
         output[0].add_(output[0].mean(0, keepdim=True), alpha=1e-3)
         return output
 
-    monkeypatch.setattr(decide, "combine", mixed)
+    monkeypatch.setattr(decide, "predict_output", mixed)
     with pytest.raises(AssertionError):
         assert_mates_do_not_matter("flux", rule("model"))
 

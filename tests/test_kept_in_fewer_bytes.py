@@ -18,7 +18,7 @@ from torch import Tensor
 from diffcache import accelerate, accelerated, estimate, report
 from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.executor.prediction import combine
+from diffcache.executor.prediction import predict_output
 from diffcache.executor.program import Terms, compile_plan
 from diffcache.executor.store import Anchor, Keeping, Output, signature
 from diffcache.kernels import FORMATS, Packed, unpack
@@ -231,8 +231,8 @@ def test_predictions_from_codes_are_those_from_what_the_codes_stand_for(
     kept = [anchor(torch.randn(shape, generator=made) * 3 + 1, x_0, store, prescale) for _ in range(anchors)]
     assert all(isinstance(k.kept[0], Packed) for k in kept)
     branch = None if rows > 1 else 0
-    (found,) = combine(kept, terms, (x,), branch)  # type: ignore[misc]
-    (wanted,) = combine([plain(k) for k in kept], terms, (x,), branch)  # type: ignore[misc]
+    (found,) = predict_output(kept, terms, (x,), branch)  # type: ignore[misc]
+    (wanted,) = predict_output([plain(k) for k in kept], terms, (x,), branch)  # type: ignore[misc]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert found.is_contiguous()
 
@@ -268,9 +268,9 @@ def test_differences_are_kept_where_they_say_all_that_is_needed(plan: SitePlan) 
         whole = Anchor(form, (f,), (x_0,), signature((x,)))
         less = Anchor(form, (f - x_0,), (), signature((x,)), difference=True)
         as_codes = Anchor(form, (Keeping(FORMATS["int8"]).keep_difference(f, x_0),), (), signature((x,)), True)
-        (wanted,) = combine([whole], terms, (x,), 0)  # type: ignore[misc]
-        torch.testing.assert_close(combine([less], terms, (x,), 0), (wanted,), rtol=1e-4, atol=1e-5)
-        assert off(combine([as_codes], terms, (x,), 0)[0], wanted) < 0.01  # type: ignore[index]
+        (wanted,) = predict_output([whole], terms, (x,), 0)  # type: ignore[misc]
+        torch.testing.assert_close(predict_output([less], terms, (x,), 0), (wanted,), rtol=1e-4, atol=1e-5)
+        assert off(predict_output([as_codes], terms, (x,), 0)[0], wanted) < 0.01  # type: ignore[index]
 
 
 def test_a_residual_is_kept_once_not_as_output_and_input() -> None:

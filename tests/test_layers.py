@@ -210,7 +210,7 @@ def heard(root: Path, **files: str) -> str:
         ("assets__planted", "from diffcache.documents.schedule import CacheSchedule", "this package may not import"),
         ("kernels__planted__op", "from diffcache.documents.sites import Site", "this package may not import"),
         ("executor__criteria__planted", "from diffcache.executor.state import State", "may not import. See PLUG_INS"),
-        ("executor__criteria__planted", "from diffcache.executor import watch", "may not import. See PLUG_INS"),
+        ("executor__criteria__planted", "from diffcache.executor import decider", "may not import. See PLUG_INS"),
         ("executor__criteria__planted", "import diffcache.executor", "may not import. See PLUG_INS"),
         ("executor__criteria__planted", "def f():\n    from diffcache import host", "may not import. See PLUG_INS"),
         ("profiling__replay__planted", "from diffcache.profiling.fitting.fit import fit", "replay comes before it"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffcache import accelerated, report
 from diffcache.executor import FailedOpen
-from diffcache.executor.watch import Watch
+from diffcache.executor.decider import Decider
 
 # --- where nothing may be skipped ------------------------------------------------------------------------------------
 
@@ -138,8 +138,8 @@ def test_without_a_rule_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> N
     def never(*_: Any) -> Any:
         raise AssertionError("a schedule without an online rule was watched")
 
-    for name in ("__init__", "decide", "answered"):
-        monkeypatch.setattr(Watch, name, never)
+    for name in ("__init__", "decide", "observe"):
+        monkeypatch.setattr(Decider, name, never)
     _, found = played("flux", "uniform:every=2")
     assert found.predicted == STEPS // 2
     assert found.online == {}

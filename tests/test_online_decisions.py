@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from diffcache import accelerated, report
 from diffcache.documents.schedule import Online
+from diffcache.executor.decider import Decider, Verdict
 from diffcache.executor.pairing import Inputs, reader
 from diffcache.executor.report import Report
 from diffcache.executor.store import Store
-from diffcache.executor.watch import Verdict, Watch
 from diffcache.host.structure import find_sites
 from diffcache.patch import layer
 
@@ -209,34 +209,34 @@ def test_a_batch_shares_its_decisions() -> None:
 
 
 def test_a_sum_that_forgets_to_begin_anew_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    decide = Watch.decide
+    decide = Decider.decide
 
-    def never_anew(self: Watch, step: int, asked: bool, now: Any) -> Any:
+    def never_anew(self: Decider, step: int, asked: bool, now: Any) -> Any:
         level = self._level
         verdict = decide(self, step, asked, now)
         self._level = max(self._level, level)
         return verdict
 
-    monkeypatch.setattr(Watch, "decide", never_anew)
+    monkeypatch.setattr(Decider, "decide", never_anew)
     for test in (test_the_output_s_rate_decides, lambda name: test_the_modulated_input_decides(name, None)):
         with pytest.raises(AssertionError):
             test("flux")
 
 
 def test_branches_that_share_a_signal_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffcache.executor.state import State
+    from diffcache.executor.state import RunState
 
-    watch = State.watch
-    monkeypatch.setattr(State, "watch", lambda self, denoiser, branch: watch(self, denoiser, 0))
+    decider = RunState.decider
+    monkeypatch.setattr(RunState, "decider", lambda self, denoiser, branch: decider(self, denoiser, 0))
     with pytest.raises(AssertionError):
         test_the_first_block_s_residual_decides("wan", None)
 
 
-# --- Watch, by itself ------------------------------------------------------------------------------------------------
+# --- Decider, by itself ----------------------------------------------------------------------------------------------
 
 
-def watch(rule: str, limit: float = 1.0, **options: Any) -> Watch:
-    return Watch(Online(rule=rule, limit=np.full(99, limit), **options), Store(), "net", 0)
+def decider(rule: str, limit: float = 1.0, **options: Any) -> Decider:
+    return Decider(Online(rule=rule, limit=np.full(99, limit), **options), Store(), "net", 0)
 
 
 @given(
@@ -250,7 +250,7 @@ def test_a_watch_of_numbers_decides_as_a_plain_loop(
     calls: list[tuple[float, bool]], rule: str, limit: float, most: int | None
 ) -> None:
     """Signals are single numbers, exact in float32 up to rounding; ties are left out."""
-    watching, then, level, row = watch(rule, limit, most=most), None, 0.0, 0
+    watching, then, level, row = decider(rule, limit, most=most), None, 0.0, 0
     for step, (value, asked) in enumerate(calls):
         now = float(np.float32(value))
         verdict = watching.decide(step, asked, (torch.tensor([now]),))
@@ -269,16 +269,16 @@ def test_a_watch_of_numbers_decides_as_a_plain_loop(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_not_finite_is_below_no_limit(rule: str, bad: float) -> None:
-    watching = watch(rule, 1e300, polynomial=np.array([0.0, 1.0]))
+    watching = decider(rule, 1e300, polynomial=np.array([0.0, 1.0]))
     for step, value in enumerate((1.0, 2.0)):
         watching.decide(step, False, (torch.tensor([value]),))
-        watching.answered((torch.tensor([value]),), (torch.tensor([value]),))
+        watching.observe((torch.tensor([value]),), (torch.tensor([value]),))
     assert watching.decide(2, True, (torch.tensor([2.5]),)) == Verdict(True)
     assert watching.decide(3, True, (torch.tensor([bad]),)) == Verdict(False)
 
 
 def test_a_signal_of_zeros_is_below_no_limit() -> None:
     for rule in ("first_block", "modulated_input", "drift"):
-        watching = watch(rule, 1e300)
+        watching = decider(rule, 1e300)
         watching.decide(0, False, (torch.zeros(3),))
         assert watching.decide(1, True, (torch.ones(3),)) == Verdict(False)

@@ -81,7 +81,7 @@ def test_a_guard_computes_where_the_input_has_moved_too_far_and_only_there() -> 
 def test_a_guarded_output_that_became_an_anchor_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffcache.executor import site as decide
 
-    keep = decide.keep
+    keep = decide.store_output
 
     def keep_in_place_of_an_older_one(call: Any, site: str, inputs: Any, value: Any) -> None:
         keep(call, site, inputs, value)
@@ -89,7 +89,7 @@ def test_a_guarded_output_that_became_an_anchor_would_be_noticed(monkeypatch: py
             output = Output.of(value)
             call.state.store.put(call.key(site), 4, Anchor.of(output, (), signature(inputs.main)))
 
-    monkeypatch.setattr(decide, "keep", keep_in_place_of_an_older_one)
+    monkeypatch.setattr(decide, "store_output", keep_in_place_of_an_older_one)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         test_a_guard_computes_where_the_input_has_moved_too_far_and_only_there()
 

@@ -106,7 +106,7 @@ def test_streams_of_equal_length_are_told_apart() -> None:
 def test_streams_told_apart_by_their_shape_alone_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffcache.executor import stacks as passes
 
-    monkeypatch.setattr(passes, "_learn", lambda *_: None)
+    monkeypatch.setattr(passes, "_record_flow", lambda *_: None)
     with pytest.raises(FailedOpen, match="none of the first block's outputs is known to carry on its input"):
         test_streams_of_equal_length_are_told_apart()
 

@@ -32,11 +32,11 @@ def test_a_limit_is_said(name: str) -> None:
 
 
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wrappers, "visit", lambda call, site, inputs, compute: (compute()[0] * 1.001,))
+    monkeypatch.setattr(wrappers, "run_site", lambda call, site, inputs, compute: (compute()[0] * 1.001,))
 
 
 def no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide, "guess", lambda call, site, inputs: None)
+    monkeypatch.setattr(decide, "try_predict", lambda call, site, inputs: None)
 
 
 def holds(monkeypatch: pytest.MonkeyPatch) -> None:

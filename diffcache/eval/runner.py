@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from diffcache import host
-from diffcache.api import executor_of
+from diffcache.api import report
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
@@ -27,7 +27,6 @@ from diffcache.eval.metrics import span
 from diffcache.eval.plausible import Due, Part
 from diffcache.eval.saved_parts import Exact, Folder, pictures_in, slug
 from diffcache.eval.timed_run import Run, watched
-from diffcache.executor.report import report_of
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.profiling.recording.record import frozen
 
@@ -300,12 +299,11 @@ def _of_our_own(pipe: Any, method: Method) -> tuple[int | None, Any]:
     """Bytes that our store held at most, and the schedule that ran, where it was one of ours; peers do not say."""
     if method.source is None:
         return (0 if method.kind in ("full", "fewer steps") else None), None
-    executor = executor_of(pipe)
-    if executor.last is None:
+    ran = report(pipe)
+    if ran.schedule is None:
         return 0, None
-    told = report_of(executor)
-    strips = {(row.denoiser, row.site): row.strip for row in told.rows if row.branch == 0}
-    return told.peak_bytes, _told(executor.last.schedule, strips)
+    strips = {(row.denoiser, row.site): row.strip for row in ran.rows if row.branch == 0}
+    return ran.peak_bytes, _told(ran.schedule, strips)
 
 
 def _told(schedule: CacheSchedule, strips: Mapping[tuple[str, str], str]) -> Any:

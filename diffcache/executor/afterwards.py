@@ -1,4 +1,4 @@
-"""What can be said of a run only when it is over: was its result finite, and how much did it skip?"""
+"""Make the notices that are known only when a run is over: NaN or Inf, and too little or too much skipped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from diffcache.executor.notices import NON_FINITE_PREDICTION, Notice
 from diffcache.executor.program import decides
-from diffcache.executor.state import State
+from diffcache.executor.state import RunState
 
 MOSTLY = 0.8  # share of the forwards; above it, a limit that is decided by in the run no longer guards anything
 
@@ -16,16 +16,18 @@ _NOT_FINITE = {
 }
 
 
-def about_finiteness(state: State) -> Iterator[Notice]:
-    """Yield a notice for each kind of tensors that turn out not to be finite. Waits for the devices they are on."""
+def about_finiteness(state: RunState) -> Iterator[Notice]:
+    """Yield a notice for each kind of tensors that are not finite. The check waits for their devices."""
     for kind, times in sorted(state.not_finite().items()):
         yield Notice(kind, times, f"{times} {_NOT_FINITE[kind]}: the result is suspect")
 
 
-def about_work(state: State, *, predicts: bool) -> Iterator[Notice]:
-    """Yield a notice where a whole run skipped nothing, or nearly everything by its own decision.
+def about_work(state: RunState, *, predicts: bool) -> Iterator[Notice]:
+    """Yield a notice if a whole run skipped nothing, or if its rule decided to skip nearly everything.
 
-    predicts  whether the schedule, or the rule, is there to skip anything
+    Args:
+        state: The state of the run.
+        predicts: Whether the schedule has predictions.
     """
     forwards = state.forwards
     if predicts and forwards and not any(f.skipped for f in forwards):
@@ -45,7 +47,8 @@ def about_work(state: State, *, predicts: bool) -> Iterator[Notice]:
         )
 
 
-def _why_nothing(state: State) -> str:
+def _why_nothing(state: RunState) -> str:
+    """Return why nothing was skipped, for a notice."""
     schedule = state.schedule
     ran = {f.step for f in state.forwards}
     asked = any(step < len(p.compute) and not p.compute[step] for _, _, p in schedule.plans() for step in ran)

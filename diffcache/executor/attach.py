@@ -1,4 +1,4 @@
-"""Which modules get our layers, and how these stay on top of third-party wrappers."""
+"""Make the layers of a schedule, and keep them on top of third-party wrappers."""
 
 from __future__ import annotations
 
@@ -12,65 +12,81 @@ from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import criteria
 from diffcache.executor.checks import Sites, check_compiled
 from diffcache.executor.criteria import Where
-from diffcache.executor.wrappers import Arounds
+from diffcache.executor.wrappers import Wrappers
 from diffcache.host.structure import DEEP_STACK, deep_branch, first_norm
-from diffcache.patch import Around, Undo, layer, on_top, spot, weak
+from diffcache.patch import Undo, Wrapper, layer, on_top, spot, weak
 
 
 @dataclass(slots=True)
 class Patch:
-    """One of our layers. ``part`` is weak: a denoiser must not be kept alive by what is layered on it."""
+    """One layer on one module.
+
+    Attributes:
+        part: A weak reference to the module. A layer must not keep a denoiser alive.
+        wrapper: The layer.
+        undo: Removes the layer.
+    """
 
     part: Callable[[], Any]
-    around: Around
-    off: Undo = lambda: None
+    wrapper: Wrapper
+    undo: Undo = lambda: None
 
-    def put(self) -> None:
-        """Put the layer on top of what a call of the module runs, unless it is there.
+    def apply(self) -> None:
+        """Put the layer on top of the method that a call of the module runs, unless it is there.
 
-        Third-party code that gives a module back the forward that it found (model offloading does, after every run)
-        takes the layer off with it.
+        Third-party code may restore the forward that it found, and thereby remove the layer. Model offloading does so
+        after every run.
         """
         part = self.part()
-        if part is not None and not on_top(*spot(part), self.around):
-            self.off()
-            self.off = layer(*spot(part), self.around)
+        if part is not None and not on_top(*spot(part), self.wrapper):
+            self.undo()
+            self.undo = layer(*spot(part), self.wrapper)
 
 
-def place(arounds: Arounds, schedule: CacheSchedule, sites: Sites) -> list[Patch]:
-    """The layers that a schedule needs, made but not put. Raises UnsupportedModel."""
+def make_patches(wrappers: Wrappers, schedule: CacheSchedule, sites: Sites) -> list[Patch]:
+    """Make the layers that a schedule needs. They are not applied.
+
+    Args:
+        wrappers: Makes the wrappers.
+        schedule: The schedule.
+        sites: The modules of every site of the denoisers.
+
+    Raises:
+        UnsupportedModel: A site is in a compiled graph, or a criterion cannot decide in this network.
+        BadOption: A criterion decides in a block, and a site of the plan is not a stack.
+    """
     demand_visible(schedule, {name: modules["model"][0] for name, modules in sites.items()})
     found = []
     for name, modules in sites.items():
         root = modules["model"][0]
-        first, where = head(schedule, name, sites)
-        for site in _patched(schedule, name):
-            pairs = list(arounds.of(name, site, modules[site], where if site == first else None))
+        first, where = deciding_stack(schedule, name, sites)
+        for site in _wrapped_sites(schedule, name):
+            pairs = list(wrappers.for_site(name, site, modules[site], where if site == first else None))
             if site == first and where is Where.FIRST_NORM:
                 norm = first_norm(modules[site][0])
                 if norm is None:
                     raise _no_norm(schedule, name, site, sites)
                 path = next(path for path, module in root.named_modules() if module is norm)
                 check_compiled(name, root, [f"sublayer:{path}"])
-                pairs.append((norm, arounds.hears(name)))
-            found += [Patch(weak(part), around) for part, around in pairs]
+                pairs.append((norm, wrappers.for_first_norm(name)))
+            found += [Patch(weak(part), wrapper) for part, wrapper in pairs]
     return found
 
 
 def demand_visible(schedule: CacheSchedule, denoisers: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModel if a site of ``schedule`` lies inside a compiled graph, where no layer is called."""
+    """Raise UnsupportedModel if a site of ``schedule`` is inside a compiled graph, where no layer is called."""
     for name, denoiser in denoisers.items():
-        check_compiled(name, denoiser, _patched(schedule, name))
+        check_compiled(name, denoiser, _wrapped_sites(schedule, name))
 
 
-def _patched(schedule: CacheSchedule, denoiser: str) -> tuple[str, ...]:
-    """The sites of ``denoiser`` that get a layer. The root always does: it says when a forward begins."""
+def _wrapped_sites(schedule: CacheSchedule, denoiser: str) -> tuple[str, ...]:
+    """Return the sites of ``denoiser`` that get a layer. The model always does, because a forward begins there."""
     plan = schedule.denoisers.get(denoiser)
     return ("model", *(site for site in plan.sites if site != "model")) if plan else ("model",)
 
 
 def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) -> UnsupportedModel:
-    """Return the error for a first block without the normalisation that the criterion decides by."""
+    """Return the error for a first block without a normalisation, by which the criterion decides."""
     criterion = criteria.of(schedule.denoisers[denoiser])
     root, block = sites[denoiser]["model"][0], sites[denoiser][site][0]
     others = ", ".join(map(repr, criteria.deciding_at(Where.MODEL)))
@@ -80,8 +96,23 @@ def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) ->
     )
 
 
-def head(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, Where | None]:
-    """The stack whose first block decides, and where in it; of several the first that the network was built with."""
+def deciding_stack(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tuple[str, Where | None]:
+    """Return the stack whose first block decides, and where in the block.
+
+    Of several stacks it is the first in the order of the network.
+
+    Args:
+        schedule: The schedule.
+        denoiser: The component name of the network.
+        sites: The modules of every site of the denoisers.
+
+    Returns:
+        ``("", None)`` if no criterion decides in a block.
+
+    Raises:
+        UnsupportedModel: A criterion decides in a block of a U-Net.
+        BadOption: A criterion decides in a block, and a site of the plan is not a stack.
+    """
     plan = schedule.denoisers.get(denoiser)
     criterion = criteria.of(plan)
     if plan is None or criterion is None or criterion.about.where is Where.MODEL:

@@ -1,4 +1,4 @@
-"""Does this schedule belong to this pipeline, and to the run that is about to begin? Errors name both sides."""
+"""Check that a schedule fits a pipeline and the run that is about to begin. Errors name both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,18 @@ Sites = Mapping[str, Mapping[str, tuple[nn.Module, ...]]]  # denoiser -> site ->
 
 
 def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: bool) -> None:
-    """Refuse a schedule made for other networks or another noise scheduler."""
+    """Check that a schedule was made for the networks and the noise scheduler of a pipeline.
+
+    Args:
+        pipe: The pipeline.
+        schedule: The schedule.
+        sites: The modules of every site of the denoisers.
+        strict: Whether to compare configurations as well.
+
+    Raises:
+        UnknownName: The pipeline has no denoiser, or no site, of a name in the schedule.
+        ScheduleMismatch: A class or a configuration differs.
+    """
     for name, plan in schedule.denoisers.items():
         if name not in sites:
             raise UnknownName("denoiser", name, tuple(sites), next_step="The schedule was made for another pipeline.")
@@ -56,16 +67,16 @@ _HIDDEN = (
 
 
 def _hidden(module: nn.Module) -> Mapping[str, object]:
-    """Return the sites of the network that ``torch.compile`` wrapped; none where it wrapped nothing."""
+    """Return the sites inside a network that ``torch.compile`` wrapped. It is empty for other networks."""
     network = host.unwrapped(module)
     return {} if network is module else find_sites(network)
 
 
 def check_criteria(schedule: CacheSchedule) -> None:
-    """Refuse a schedule whose criterion does not exist or does not accept its parameters or plans.
+    """Check that the criteria of a schedule exist and accept its parameters and plans.
 
     Args:
-        schedule: A schedule that is about to run. Its own checks cover the form of the name alone.
+        schedule: A schedule that is about to run. The schedule itself has checked only the form of the names.
 
     Raises:
         UnknownName: No criterion has the name.
@@ -89,7 +100,7 @@ def check_criteria(schedule: CacheSchedule) -> None:
 
 
 def check_granularity(rule: Rule, sites: Sites) -> None:
-    """Refuse a rule for sites of a network that cannot be reached because the network is compiled."""
+    """Raise BadOption if a rule is for sites that cannot be layered because the network is compiled."""
     for name, modules in sites.items():
         hidden = {site.partition(":")[0] for site in _hidden(modules["model"][0])} - {"model"}
         if rule.granularity in hidden:
@@ -97,24 +108,32 @@ def check_granularity(rule: Rule, sites: Sites) -> None:
 
 
 def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> None:
-    """Refuse sites inside a compiled graph: a decision taken there would break it, or be compiled in once for all."""
+    """Raise UnsupportedModel if a site is inside a compiled graph.
+
+    A layer there would break the graph, or its decision would become a constant of the graph.
+
+    Args:
+        name: The component name of the network.
+        denoiser: The network.
+        patched: The sites that get a layer.
+    """
     inside: dict[str, str] = {}  # path -> a site in it
     for site in patched:
         granularity, _, path = site.partition(":")
         parts = path.split(".") if granularity == "stack" else path.split(".")[:-1]
-        for around in ["", *(".".join(parts[:n]) for n in range(1, len(parts) + 1))] if path else []:
-            inside.setdefault(around, site)
-    for around, site in inside.items():
-        if host.is_compiled(denoiser.get_submodule(around)):
+        for outer in ["", *(".".join(parts[:n]) for n in range(1, len(parts) + 1))] if path else []:
+            inside.setdefault(outer, site)
+    for outer, site in inside.items():
+        if host.is_compiled(denoiser.get_submodule(outer)):
             raise UnsupportedModel(
-                f"{site!r} of {name!r} lies inside {around or name!r}, which is compiled as one graph. Cache "
+                f"{site!r} of {name!r} lies inside {outer or name!r}, which is compiled as one graph. Cache "
                 "the compiled module itself or what lies around it, or compile block by block "
                 "(compile_repeated_blocks)."
             )
 
 
 def check_in_parts(pipe: Any, schedule: CacheSchedule) -> None:
-    """Refuse decisions that processes which run a denoiser together would each take from their own part of it."""
+    """Raise UnsupportedModel if several processes run a denoiser together and would decide from their parts of it."""
     for name in host.in_parts(pipe):
         criterion = criteria.of(schedule.denoisers.get(name))
         if criterion is not None and criterion.about.where is not Where.MODEL:
@@ -127,6 +146,16 @@ def check_in_parts(pipe: Any, schedule: CacheSchedule) -> None:
 
 
 def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bool) -> None:
+    """Check that a schedule was made for this noise scheduler.
+
+    Args:
+        scheduler: The noise scheduler.
+        schedule: The schedule.
+        strict: Whether to compare configurations as well.
+
+    Raises:
+        ScheduleMismatch: The class or the configuration differs.
+    """
     wanted = schedule.noise_scheduler
     if wanted is None:
         return
@@ -154,12 +183,23 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
 
 
 def _settings(found: Any, schedule: CacheSchedule, name: str, digest: str | None) -> str:
+    """Return the settings of ``found`` that differ from those in the provenance of the schedule, for an error."""
     return host.other_settings(found, schedule.provenance.get(f"config/{name}"), digest or "")
 
 
 def check_run(pipe: Any, run: host.LoopRun, schedule: CacheSchedule, *, strict: bool) -> None:
-    """Refuse a run the schedule was not made for, before its first step. The time grid and the guidance scale, which
-    shift the optimum without breaking anything, are compared only if ``strict``."""
+    """Check before the first step that a schedule was made for a run.
+
+    Args:
+        pipe: The pipeline.
+        run: The run.
+        schedule: The schedule.
+        strict: Whether to compare timesteps, the first step and guidance scales as well. If they differ, the run works,
+            but its result may be worse.
+
+    Raises:
+        ScheduleMismatch: The run does not fit the schedule.
+    """
     if run.steps != schedule.steps:
         asked = getattr(run.scheduler, "num_inference_steps", None)
         # Second-order noise schedulers and PNDM take more iterations than they are asked for steps.
@@ -177,6 +217,7 @@ def check_run(pipe: Any, run: host.LoopRun, schedule: CacheSchedule, *, strict: 
 
 
 def _check_start(run: host.LoopRun, schedule: CacheSchedule) -> None:
+    """Raise ScheduleMismatch if a run begins at another step than the runs that the schedule was fitted to."""
     if all(plan.called is None for plan in schedule.denoisers.values()):
         return
     wanted = int(schedule.called.argmax())
@@ -189,7 +230,7 @@ def _check_start(run: host.LoopRun, schedule: CacheSchedule) -> None:
 
 
 def check_call(pipe: Any, call: Mapping[str, Any], schedule: CacheSchedule) -> None:
-    """Refuse a call that asks for other steps or another guidance scale than the schedule's, before the call runs."""
+    """Raise ScheduleMismatch if a call asks for another number of steps or guidance scale than the schedule's."""
     steps = host.iterations(pipe, call)
     if steps is not None:
         check_steps(schedule, steps)
@@ -197,7 +238,7 @@ def check_call(pipe: Any, call: Mapping[str, Any], schedule: CacheSchedule) -> N
 
 
 def check_steps(schedule: CacheSchedule, steps: int) -> None:
-    """Refuse a loop that is known to take another number of steps than the schedule's."""
+    """Raise ScheduleMismatch if ``steps`` is not the number of steps of the schedule."""
     if steps != schedule.steps:
         raise ScheduleMismatch(
             f"the schedule was made for {schedule.steps} steps; this call takes {steps}. Pass the number it was made "
@@ -206,6 +247,7 @@ def check_steps(schedule: CacheSchedule, steps: int) -> None:
 
 
 def _check_grid(run: host.LoopRun, schedule: CacheSchedule) -> None:
+    """Raise ScheduleMismatch if the timesteps of a run are not those of the schedule."""
     if schedule.timesteps is None:
         return
     here = run.timesteps.detach().cpu().double().numpy()
@@ -220,7 +262,12 @@ def _check_grid(run: host.LoopRun, schedule: CacheSchedule) -> None:
 
 
 def check_scales(here: Mapping[str, Any], schedule: CacheSchedule) -> None:
-    """Refuse other guidance scales, by the name of the pipeline's argument, than the schedule's."""
+    """Raise ScheduleMismatch if a guidance scale is not that of the schedule.
+
+    Args:
+        here: The scales, by name of the pipeline's argument.
+        schedule: The schedule.
+    """
     if schedule.guidance is None:
         return
     for name, wanted in schedule.guidance.scales.items():
@@ -238,17 +285,18 @@ def check_scales(here: Mapping[str, Any], schedule: CacheSchedule) -> None:
 def check_guidance(
     pipe: Any, run: host.LoopRun, call: Call, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
 ) -> None:
-    """In a run's first two steps: are there as many branches as the coefficients were fitted for?
+    """Check in the first two steps of a run that guidance has the branches that the schedule was fitted with.
 
     Args:
-        pipe: the pipeline.
-        run: its loop.
-        call: the forward that is beginning.
-        x: tensors of the denoiser's main input.
-        refuse: called at the end of the first step, if only the noise scheduler's sample shows that there are not.
+        pipe: The pipeline.
+        run: The run.
+        call: The forward that begins.
+        x: The tensors of the denoiser's main input.
+        refuse: Called with the error at the end of the first step, if only the sample of the noise scheduler shows
+            that the branches differ.
 
     Raises:
-        ScheduleMismatch: there are not.
+        ScheduleMismatch: The branches differ.
     """
     guidance = call.state.schedule.guidance
     if guidance is None:
@@ -274,8 +322,19 @@ def check_guidance(
 def _check_batch(
     run: host.LoopRun, guidance: Guidance, x: Sequence[Tensor], refuse: Callable[[ScheduleMismatch], None]
 ) -> None:
-    """Refuse a batch that does not hold the branches that the schedule was fitted with, or holds them for a schedule
-    without guidance. Where the batch does not show it, the noise scheduler's sample does, at the end of the step."""
+    """Check that a batch holds the branches that the schedule was fitted with, or none for one without guidance.
+
+    If the batch does not show it, the sample of the noise scheduler is compared at the end of the step.
+
+    Args:
+        run: The run.
+        guidance: The guidance of the schedule.
+        x: The tensors of the denoiser's main input.
+        refuse: Called with the error at the end of the step.
+
+    Raises:
+        ScheduleMismatch: The branches differ.
+    """
     times = max(guidance.branches, 2)
     found = repetition(x, times)
     if found is None and run.forwards:  # no noise scheduler, so nothing to compare with
@@ -295,6 +354,7 @@ def _check_batch(
 
 
 def _demand(guidance: Guidance, guided: bool) -> None:
+    """Raise ScheduleMismatch if a run is guided and the schedule is not, or the other way round."""
     if guidance.mode == "batched" and not guided:
         raise ScheduleMismatch(
             f"the schedule was fitted with guidance: {guidance.branches} branches in one batch. This run's "

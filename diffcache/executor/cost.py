@@ -1,4 +1,4 @@
-"""What a schedule will cost and save on this pipeline and this call, before running it."""
+"""Estimate what a schedule will cost and save in a call, before the call runs."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
 from diffcache.errors import UnsupportedModel
 from diffcache.executor import criteria
-from diffcache.executor.attach import demand_visible, head
+from diffcache.executor.attach import deciding_stack, demand_visible
+from diffcache.executor.bound import Bound
 from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
 from diffcache.executor.criteria import Where
+from diffcache.executor.decider import signal_format
 from diffcache.executor.engine import ANY_GRID, Executor, scheduled
 from diffcache.executor.pairing import Inputs, pair, reader
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.site import own_inputs
 from diffcache.executor.store import Output, kept_bytes
-from diffcache.executor.watch import signal_format
-from diffcache.host.structure import find_sites, first_norm
+from diffcache.host.structure import first_norm
 from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
 from diffcache.schedulers import Grid, Rule
 
-FEW_STEPS = 8  # so many or fewer are what distilled models take
-LOOKED_AT = 4  # steps, from the first one that an online rule decides about
-LOOKED_UNTIL = 12  # steps; a rule that decides later is not looked at
-NO_GAIN = 0.95  # above this fraction of the work, bookkeeping eats what is saved
+FEW_STEPS = 8  # the usual number of steps of distilled models, or fewer
+LOOKED_AT = 4  # steps that run to see the decisions of an online rule, from the first that it decides about
+LOOKED_UNTIL = 12  # steps; decisions after them are not looked at
+NO_GAIN = 0.95  # above this fraction of the work, the overhead is larger than the saving
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Work and memory to be expected of one call. It says nothing about fidelity.
+    """The expected work and memory of one call. It says nothing about fidelity.
 
-    compute_fraction  floating-point operations of the sampling loop's denoiser, relative to the full run
-    cache_bytes       most bytes of kept tensors alive at one time
-    gain              1 / compute_fraction: the speed-up of the sampling loop where the denoiser is all that costs
-    online            whether the run itself decides: then the fraction is the least that can be, and the gain the most;
-                      the truth lies anywhere between these and a full run
-    asked             under an online rule: forwards about which the rule decided in the first steps, which were run
-    predicted         how many of them it predicted
-    measured          whether the schedule says what fidelity it was measured at
+    Attributes:
+        steps: The steps of the call.
+        compute_fraction: The floating-point operations of the denoiser in the sampling loop, relative to a full run.
+        cache_bytes: The most bytes of kept tensors at one time.
+        online: Whether a rule decides in the run. If so, the fraction is the least possible one, and the run lies
+            between it and a full run.
+        asked: The forwards in the first steps about which an online rule decided.
+        predicted: The forwards among them that it predicted.
+        measured: Whether the schedule holds the fidelity that it was measured at.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class Estimate:
 
     @property
     def gain(self) -> float:
+        """Return the speed-up of the sampling loop if nothing but the denoiser takes time: 1 / compute_fraction."""
         return 1 / max(self.compute_fraction, 1e-9)
 
     def __str__(self) -> str:
@@ -76,6 +79,7 @@ class Estimate:
         return f"{work} or more, as the run decides: {between}{looked}{self._few()}"
 
     def _few(self) -> str:
+        """Return a warning about schedules of few steps that were not measured."""
         if self.measured or self.steps > FEW_STEPS:
             return ""
         return (
@@ -86,10 +90,15 @@ class Estimate:
 
 @dataclass(slots=True)
 class _Visit:
-    """One site in one denoiser call of the first step. Of its tensors, shapes and types.
+    """One call of a site in the first step.
 
-    site         or "norm:" and a stack, for the first normalisation in it
-    first_flops  of the first block of a stack
+    Attributes:
+        denoiser: The component name of the network.
+        site: The name of the site, or ``"norm:"`` and a stack for the first normalisation in the stack.
+        flops: The floating-point operations of the call.
+        inputs: The inputs, as tensors without data.
+        outputs: The outputs, as tensors without data.
+        first_flops: The operations of the first block, if the site is a stack.
     """
 
     denoiser: str
@@ -100,7 +109,7 @@ class _Visit:
     first_flops: int = 0
 
     def kept_bytes(self, program: Program, step: int) -> int:
-        """What the store keeps of it at this step."""
+        """Return the bytes that the store keeps of the call at ``step``."""
         how = None if program.store is None else format_of(program.store)
         channels = None if program.prescale is None else program.prescale.shape[1]
         if step not in program.keeps_x:
@@ -113,20 +122,28 @@ class _Visit:
 
 
 class _EnoughError(Exception):
-    """The first step has been seen."""
+    """Ends a call of the pipeline when enough of its steps have run."""
 
 
 def estimate_for(
-    pipe: Any, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None, *, look: bool = True
+    bound: Bound, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None
 ) -> Estimate:
-    """Run the first step of ``pipe(**call)``, measure it, and reckon the rest from the schedule.
+    """Run the first step of a call, measure it, and compute the rest from the schedule.
 
-    look  where an online rule decides, run its first steps as well and see what it does
+    If an online rule decides and the pipeline is not accelerated, the first steps that the rule decides about run as
+    well. Random generators in ``call`` keep their states. Denoisers that the first step does not call are not counted.
 
-    Random generators in ``call`` are left as they were. Denoisers that the first step does not reach are not counted.
+    Args:
+        bound: The pipeline.
+        source: The schedule, or the rule that makes one.
+        call: The arguments of the call.
+        store: The format in which all outputs are kept. None keeps the formats of the schedule.
+
+    Raises:
+        DiffCacheError: All that ``diffcache.accelerate`` raises.
     """
+    pipe, sites = bound.pipe, bound.sites
     host.demand_no_other_cache(pipe)
-    sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     host.check_call(pipe, call)
     if isinstance(source, CacheSchedule):
         source = source if store is None else source.stored(store)
@@ -138,11 +155,12 @@ def estimate_for(
         known = scheduled(known, ANY_GRID, {name: tuple(found) for name, found in sites.items()}, store)
     check_criteria(known)
     for name in known.denoisers:
-        head(known, name, sites)
+        deciding_stack(known, name, sites)
     found = dict(pipe.__dict__)
     try:
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
-        asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if look else (0, 0)
+        looks = bound.executor is None
+        asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if looks else (0, 0)
     finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
         pipe.__dict__.clear()
         pipe.__dict__.update(found)
@@ -150,22 +168,22 @@ def estimate_for(
             pipe.maybe_free_model_hooks()
     programs = compile_schedule(schedule)
     _demand_own_inputs(schedule, visits)
-    heads = {name: head(schedule, name, sites) for name in schedule.denoisers}
-    always = [(name, site) for name, (site, where) in heads.items() if where is Where.FIRST_BLOCK]
+    deciding_stacks = {name: deciding_stack(schedule, name, sites) for name in schedule.denoisers}
+    always = [(name, site) for name, (site, where) in deciding_stacks.items() if where is Where.FIRST_BLOCK]
     for visit in visits:
         if (visit.denoiser, visit.site) in always:
             visit.flops -= visit.first_flops  # its stack is what follows the first block
     may = {name: _may_predict(plan, start) for name, plan in schedule.denoisers.items()}
     done = sum(_work(programs, visits, step, may) for step in range(start, schedule.steps))
     full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
-    peak = _peak_bytes(programs, visits, start, schedule.steps) + _watched_bytes(schedule, heads, visits)
+    peak = _peak_bytes(programs, visits, start, schedule.steps) + _criteria_bytes(schedule, deciding_stacks, visits)
     online = any(plan.online for plan in schedule.denoisers.values())
     measured = schedule.expected is not None
     return Estimate(schedule.steps - start, done / max(full, 1), peak, online, asked, predicted, measured)
 
 
 def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
-    """Raise UnsupportedModel for a rule that reuses F − x where F has another shape than x."""
+    """Raise UnsupportedModel for an online rule that reuses F − x if F has another shape than x."""
     for v in visits:
         plan = schedule.denoisers.get(v.denoiser)
         if v.site != "model" or plan is None or plan.online is None or v.site not in plan.sites:
@@ -182,6 +200,11 @@ def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
 def _first_step(
     pipe: Any, source: CacheSchedule | Rule, sites: Sites, call: Mapping[str, Any], store: str | None
 ) -> tuple[CacheSchedule, int, list[_Visit]]:
+    """Run the first step of a call and measure it.
+
+    Returns:
+        The schedule of the run, its first step, and the calls of all sites in that step.
+    """
     visits: list[_Visit] = []
     seen: list[tuple[CacheSchedule, int]] = []
 
@@ -201,14 +224,14 @@ def _first_step(
         raise _EnoughError
 
     def counted(denoiser: str, module: nn.Module) -> Callable[..., Any]:
-        """Return what to layer on the network, where its forwards are steps."""
+        """Return the wrapper of a network that ends the first step if forwards are counted as steps."""
         time_of = host.time_of(module)
 
         def count(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             run = watcher.entered()
             if run is not None and run.forwards:
-                place = run.forward(denoiser, time_of(args, kwargs), watcher.branch(denoiser))
-                if place.step > run.start:
+                forward = run.forward(denoiser, time_of(args, kwargs), watcher.branch(denoiser))
+                if forward.step > run.start:
                     raise _EnoughError
             return inner(*args, **kwargs)
 
@@ -223,14 +246,14 @@ def _first_step(
         for denoiser, found in sites.items():
             for site, modules in found.items():
                 for i, module in enumerate(modules):
-                    around = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
-                    undo.callback(layer(*inner_spot(module), around))
+                    wrapper = _meter(visits, denoiser, site, module, first=i == 0, last=i == len(modules) - 1)
+                    undo.callback(layer(*inner_spot(module), wrapper))
                 if site == "model":
                     undo.callback(layer(*inner_spot(modules[0]), counted(denoiser, modules[0])))
                 norm = first_norm(modules[0]) if site.startswith("stack:") else None
                 if norm is not None:
-                    around = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
-                    undo.callback(layer(norm, "forward", around))
+                    wrapper = _meter(visits, denoiser, f"norm:{site}", norm, first=True, last=True)
+                    undo.callback(layer(norm, "forward", wrapper))
         undo.callback(watcher.detach)
         watcher.attach()
         with contextlib.suppress(_EnoughError):
@@ -240,7 +263,7 @@ def _first_step(
 
 
 def _may_predict(plan: DenoiserPlan, start: int) -> np.ndarray:
-    """bool [T]: steps that could be predicted if the plan's online rule always agreed."""
+    """Return the steps that are predicted if the online rule of the plan always allows it: bool [T]."""
     asked: np.ndarray = np.any([~site.compute for site in plan.sites.values()], axis=0)
     if plan.online is None:
         return asked
@@ -262,8 +285,12 @@ def _decisions(
     call: Mapping[str, Any],
     store: str | None,
 ) -> tuple[int, int]:
-    """Run the first steps that an online rule decides about: forwards that it was asked about, and that it predicted.
-    (0, 0) where no rule decides, or none does so early."""
+    """Run the first steps that an online rule decides about.
+
+    Returns:
+        The number of forwards that it decided about, and of those that it predicted. Both are 0 if no rule decides, or
+        none does early.
+    """
     asks = {n: _may_predict(plan, start) for n, plan in schedule.denoisers.items() if plan.online is not None}
     first = min((int(may[start:].argmax()) for may in asks.values() if may[start:].any()), default=LOOKED_UNTIL)
     if first + LOOKED_AT > LOOKED_UNTIL:
@@ -291,11 +318,21 @@ def _decisions(
 def _meter(
     visits: list[_Visit], denoiser: str, site: str, module: nn.Module, *, first: bool, last: bool
 ) -> Callable[..., Any]:
+    """Return a wrapper that adds a ``_Visit`` for every call of a module.
+
+    Args:
+        visits: The list to add to.
+        denoiser: The component name of the network.
+        site: The name of the site.
+        module: The module.
+        first: Whether it is the first module of the site.
+        last: Whether it is the last module of the site.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
 
     read = reader(module)
 
-    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inputs = _shapes(read(args, kwargs))
         with FlopCounterMode(display=False) as counter:
             value = inner(*args, **kwargs)
@@ -305,15 +342,16 @@ def _meter(
         visits.append(_Visit(denoiser, site, flops, inputs, outputs, flops if first else 0))
         return value
 
-    return around
+    return wrapper
 
 
 def _shapes(inputs: Inputs) -> Inputs:
+    """Return inputs without data."""
     return Inputs(tuple(t.to("meta") for t in inputs.main), {n: t.to("meta") for n, t in inputs.others.items()})
 
 
 def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
-    """One entry per site and denoiser call, its parts added up."""
+    """Return one entry per stack and denoiser call, the sum of its parts, and all other entries as they are."""
     summed: list[_Visit] = []
     open_stacks: dict[tuple[str, str], _Visit] = {}
     for v in visits:
@@ -332,7 +370,7 @@ def _stacks_summed(visits: list[_Visit]) -> list[_Visit]:
 def _work(
     programs: Mapping[tuple[str, str], Program], visits: list[_Visit], step: int, may: Mapping[str, np.ndarray]
 ) -> int:
-    """Operations at one step: whole forwards, less the sites predicted inside those that run."""
+    """Return the operations at one step: those of the forwards that run, without the sites predicted inside them."""
     total = 0
     for v in visits:
         program = programs.get((v.denoiser, v.site))
@@ -348,7 +386,7 @@ def _work(
 
 
 def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit], start: int, steps: int) -> int:
-    """The store's life, reckoned: what each visit puts in and drops, in order."""
+    """Return the most bytes at one time in a store that keeps and drops what the programs say."""
     held: dict[tuple[int, int], int] = {}  # (visit, anchor step) -> bytes
     peak = 0
     for step in range(start, steps):
@@ -365,7 +403,9 @@ def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit
     return peak
 
 
-def _watched_bytes(schedule: CacheSchedule, heads: Mapping[str, tuple[str, Where | None]], visits: list[_Visit]) -> int:
+def _criteria_bytes(
+    schedule: CacheSchedule, deciding_stacks: Mapping[str, tuple[str, Where | None]], visits: list[_Visit]
+) -> int:
     """Return the bytes that criteria keep: the signals that they compare with, and what they observe."""
     total = 0
     for v in visits:
@@ -373,7 +413,7 @@ def _watched_bytes(schedule: CacheSchedule, heads: Mapping[str, tuple[str, Where
         criterion = criteria.of(plan)
         if plan is None or criterion is None:
             continue
-        first = heads[v.denoiser][0]
+        first = deciding_stacks[v.denoiser][0]
         signals = {  # where the criterion decides -> the site there, and the tensors that it is given
             Where.MODEL: ("model", v.inputs.main),
             Where.FIRST_BLOCK: (first, v.inputs.main),  # the residual has the form of the input
@@ -389,7 +429,7 @@ def _watched_bytes(schedule: CacheSchedule, heads: Mapping[str, tuple[str, Where
 
 @contextlib.contextmanager
 def _random_state(call: Mapping[str, Any]) -> Iterator[None]:
-    """Give every random generator its state back, the caller's own included."""
+    """Restore the state of every random generator at the end of the block, including those in ``call``."""
     given = call.get("generator")
     generators = [g for g in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(g, torch.Generator)]
     states = [g.get_state() for g in generators]

@@ -1,4 +1,4 @@
-"""Forwards whose branch or step is not known: nothing is predicted from what may be another branch's output."""
+"""Handle forwards whose branch or step is not known, so that none is predicted from the output of another branch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diffcache import host
 from diffcache.errors import UnsupportedModel
 from diffcache.executor import notices
 from diffcache.executor.notices import Notice, Reason
-from diffcache.executor.state import State
+from diffcache.executor.state import RunState
 
 ADVICE = (
     "Name the branches: transformer.cache_context(name) in a pipeline, diffcache.branch(name) in a loop of your own, "
@@ -16,14 +16,21 @@ ADVICE = (
 )
 
 
-def follow(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Reason | None:
-    """Drop what is kept for branches that may have changed places, and return why this forward must be computed in
-    full, if it must.
+def check_forward(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Reason | None:
+    """Drop what is kept for branches whose numbers may have changed, and check whether the forward may be predicted.
+
+    Args:
+        run: The run.
+        denoiser: The component name of the network.
+        forward: The forward that begins.
+
+    Returns:
+        Why the forward must be computed in full, or None.
 
     Raises:
-        UnsupportedModel: the step before, now over, was predicted, and may have been predicted from another branch.
+        UnsupportedModel: A forward of a step that is over was predicted, and its branch or step may have been another.
     """
-    state: State = run.state
+    state: RunState = run.state
     if forward.apart and forward.changed is not None:
         if (denoiser, forward.changed) in state.doubts:
             raise UnsupportedModel(
@@ -32,9 +39,9 @@ def follow(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Reason | 
                 f"predicted from another's outputs. {ADVICE}"
             )
         for branch in forward.apart:
-            state.disown(denoiser, branch)
+            state.drop_branch(denoiser, branch)
     if forward.moved:
-        state.disown(denoiser, forward.branch)
+        state.drop_branch(denoiser, forward.branch)
     if run.lost:
         if any(name == denoiser for name, _ in state.doubts):
             raise UnsupportedModel(
@@ -48,9 +55,9 @@ def follow(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Reason | 
     return notices.UNNAMED if not forward.like and guidance is not None and guidance.mode == "separate" else None
 
 
-def left(run: host.LoopRun) -> Iterator[Notice]:
-    """Yield what the end of a run shows about its forwards."""
-    state: State = run.state
+def end_notices(run: host.LoopRun) -> Iterator[Notice]:
+    """Yield notices about forwards of a run that is over whose branch or step may have been another."""
+    state: RunState = run.state
     if any(found in state.doubts for found in run.assigned.uneven()):
         yield Notice(
             "branches-suspect",

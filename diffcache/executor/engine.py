@@ -1,4 +1,4 @@
-"""Carries out a schedule, or a rule, on one pipeline. Knows when, never the name of a model."""
+"""Apply a schedule, or a rule, to the runs of one pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor.afterwards import about_finiteness, about_work
-from diffcache.executor.attach import demand_visible, place
+from diffcache.executor.attach import demand_visible, make_patches
 from diffcache.executor.checks import (
     Sites,
     check_criteria,
@@ -21,39 +21,57 @@ from diffcache.executor.checks import (
     check_pipeline,
     check_run,
 )
-from diffcache.executor.doubts import ADVICE, left
-from diffcache.executor.noise_levels import move
+from diffcache.executor.doubts import ADVICE, end_notices
+from diffcache.executor.noise_levels import move_levels
 from diffcache.executor.notices import Notice, counted, publish
 from diffcache.executor.program import compile_schedule
-from diffcache.executor.state import Lesson, State
-from diffcache.executor.wrappers import Arounds
+from diffcache.executor.state import OnPrediction, RunState
+from diffcache.executor.wrappers import Wrappers
 from diffcache.kernels.library import Backend, check_backend
 from diffcache.schedulers import Grid, Rule
 
 Misfit = Literal["refuse", "full"]
-ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # on which a rule shows what it cannot do, before the loop is known
+ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # a rule is checked on it, before the grid of the loop is known
 
 
 def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
-    """The rule's schedule on this grid, outputs kept in this format."""
+    """Return the schedule that a rule makes.
+
+    Args:
+        rule: The rule.
+        grid: The timesteps of the loop.
+        sites: The names of the sites, by denoiser.
+        store: The format in which all outputs are kept. None keeps the formats of the rule.
+    """
     schedule = rule.schedule(grid, sites)
     return schedule if store is None else schedule.stored(store)
 
 
 class Executor(host.LoopObserver):
-    """Carries out a schedule on one pipeline. ``attach`` and ``detach`` leave no trace behind.
+    """Applies a schedule to one pipeline, between ``attach`` and ``detach``.
 
-    They hold it, through its layers; it holds neither the pipeline nor a module.
+    The layers on the pipeline hold the executor. The executor holds neither the pipeline nor a module.
 
-    lesson    see State
-    store     format in which all sites' outputs are kept; None: as the schedule says
-    backend   what works on tensors that are kept in fewer bytes
-    mismatch  what becomes of a run that the schedule does not fit: it raises ("refuse"), or is computed in full
-    quiet     count what happens, and neither log it nor warn of it
+    Args:
+        pipe: The pipeline.
+        source: The schedule, or the rule that makes one for each run.
+        sites: The modules of every site of the denoisers.
+        strict: See ``diffcache.accelerate``.
+        on_prediction: See ``OnPrediction``.
+        store: The format in which all outputs are kept. None keeps the formats of the schedule.
+        backend: What runs operations on tensors kept in fewer bytes.
+        mismatch: What happens to a run that does not fit the schedule. ``"refuse"`` raises, ``"full"`` computes it in
+            full.
+        quiet: Whether to count notices without logging them and without warnings.
 
-    runs      how many began so far
-    strays    (kind, text) -> calls that no loop served, since the last run began
-    totals    kind of notice -> times, over all runs and calls
+    Attributes:
+        last: The state of the last run, or of the run in progress. It is None before the first run.
+        runs: The number of runs that have begun.
+        strays: The number of calls outside any loop since the last run began, by kind and text of their notice.
+        totals: The number of times by kind of notice, over all runs and calls.
+
+    Raises:
+        DiffCacheError: All that ``diffcache.accelerate`` raises.
     """
 
     def __init__(
@@ -63,7 +81,7 @@ class Executor(host.LoopObserver):
         sites: Sites,
         *,
         strict: bool = True,
-        lesson: Lesson | None = None,
+        on_prediction: OnPrediction | None = None,
         store: str | None = None,
         backend: Backend = "auto",
         mismatch: Misfit = "refuse",
@@ -76,11 +94,11 @@ class Executor(host.LoopObserver):
         self.wrapping = host.Wrapping(pipe, sites)
         self.source = source if store is None or isinstance(source, Rule) else source.stored(store)
         self.store, self.backend = store, backend
-        self.lesson = lesson
+        self.on_prediction = on_prediction
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
         self.host = host.LoopWatcher(pipe, self)
-        self.last: State | None = None
+        self.last: RunState | None = None
         self.mismatch, self.quiet = mismatch, quiet
         self.runs = 0
         self.strays: Counter[tuple[str, str]] = Counter()
@@ -92,38 +110,40 @@ class Executor(host.LoopObserver):
             self._programs = compile_schedule(schedule)
         else:
             check_granularity(self.source, sites)
-            # On any grid: what the rule cannot do is said now, and its sites do not depend on the grid
+            # On any grid: errors of the rule are raised now, and its sites do not depend on the grid
             schedule = scheduled(self.source, ANY_GRID, self.sites, store)
             check_criteria(schedule)
         check_in_parts(pipe, schedule)
-        self._patches = place(Arounds(self.host, self._misfit), schedule, sites)
+        self._patches = make_patches(Wrappers(self.host, self._misfit), schedule, sites)
         self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
 
     def attach(self) -> None:
+        """Put all layers on the pipeline. If that fails, remove them again."""
         try:
             for patch in self._patches:
-                patch.put()
+                patch.apply()
             self.host.attach()
         except BaseException:
             self.detach()
             raise
 
     def detach(self) -> None:
+        """Remove all layers. The pipeline is then as it was before ``attach``."""
         try:
             self.host.detach()
         finally:
             for patch in self._patches:
-                patch.off()
+                patch.undo()
 
     def loop_awaited(self) -> None:
-        """Raise what would falsify a run, and put the layers where its first forward meets them."""
+        """Check the pipeline before a run, and put the layers on top of other wrappers."""
         self.wrapping.demand_unchanged(self.host.pipe)
         host.demand_ready(self.host.pipe)
         for patch in self._patches:
-            patch.put()
+            patch.apply()
 
     def loop_began(self, run: host.LoopRun) -> None:
-        """Give the run its state, or raise if the schedule does not fit it."""
+        """Give a run that begins its state."""
         self.loop_awaited()
         try:
             state = self._planned(run)
@@ -135,8 +155,13 @@ class Executor(host.LoopObserver):
         self.runs += 1
         self.strays.clear()
 
-    def _planned(self, run: host.LoopRun) -> State:
-        """Return the state of a run that the schedule fits; raise if it does not fit."""
+    def _planned(self, run: host.LoopRun) -> RunState:
+        """Return the state of a run.
+
+        Raises:
+            ScheduleMismatch: The schedule does not fit the run.
+            UnsupportedModel: The schedule cannot run on the pipeline in its present state.
+        """
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
             schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
@@ -148,45 +173,54 @@ class Executor(host.LoopObserver):
         run.assigned.expect(schedule.provenance)
         check_in_parts(self.host.pipe, schedule)
         demand_visible(schedule, self.wrapping.denoisers)
-        levels_back = move(self.host.pipe, run, schedule)  # last: nothing after it can fail
+        levels_back = move_levels(self.host.pipe, run, schedule)  # last: nothing after it can fail
         together = bool(host.in_parts(self.host.pipe))
-        return State(
+        return RunState(
             schedule,
             programs,
             start=run.start,
             together=together,
             levels_back=levels_back,
-            lesson=self.lesson,
+            on_prediction=self.on_prediction,
             backend=self.backend,
         )
 
-    def _in_full(self, why: ScheduleMismatch) -> State:
-        """Return a state in which everything is computed and nothing is kept, at any number of steps."""
-        state = State(scheduled(Rule("full"), Grid(np.ones(1)), self.sites), programs={})
+    def _in_full(self, why: ScheduleMismatch) -> RunState:
+        """Return a state in which every step is computed and nothing is kept, for any number of steps.
+
+        Args:
+            why: The reason, for the notice.
+        """
+        state = RunState(scheduled(Rule("full"), Grid(np.ones(1)), self.sites), programs={})
         state.notices.append(Notice("mismatch", 1, f"the run was computed in full: {why}"))
         return state
 
     def _misfit(self, run: host.LoopRun, why: ScheduleMismatch) -> None:
-        """Go on in full with a run of which the first forwards show that the schedule does not fit. Nothing was
-        predicted before; but noise levels that were moved have had their effect, so such a run is refused."""
-        before: State = run.state
+        """Compute the rest of a run in full, because its first forwards show that the schedule does not fit.
+
+        Nothing has been predicted yet.
+
+        Raises:
+            ScheduleMismatch: Mismatches are refused, or the schedule has moved noise levels, which the run has used.
+        """
+        before: RunState = run.state
         if self.mismatch == "refuse" or before.schedule.sigmas is not None:
             raise why
         state = self._in_full(why)
         state.forwards, state.counts = before.forwards, before.counts
-        before.forget()
+        before.drop_tensors()
         self.last = run.state = state
 
     def loop_went_back(self, run: host.LoopRun) -> None:
-        """Drop what the run has kept."""
+        """Drop what a run that enters an earlier step has kept."""
         run.state.go_back()
 
     def loop_ended(self, run: host.LoopRun) -> None:
-        """Drop every tensor, and report what differed from the schedule."""
-        state: State = run.state
+        """Drop the tensors of a run that is over, and publish its notices. A second call does nothing."""
+        state: RunState = run.state
         state.levels_back()
-        state.levels_back = lambda: None  # it holds the noise scheduler
-        state.forget()
+        state.levels_back = lambda: None  # releases the noise scheduler
+        state.drop_tensors()
         if state.over:
             return
         state.over = True
@@ -212,21 +246,22 @@ class Executor(host.LoopObserver):
                     f"often, as the times that it was given show. {ADVICE}",
                 )
             )
-        state.notices += left(run)
-        self._say([*state.failures(), *state.notices])
+        state.notices += end_notices(run)
+        self._publish([*state.failures(), *state.notices])
 
     def missed(self, kind: str, why: str) -> None:
-        """Count and report a call that no loop served."""
+        """Count and publish a notice about a call outside any loop."""
         self.wrapping.demand_unchanged(self.host.pipe)
         self.strays[kind, why] += 1
-        self._say([Notice(kind, 1, why)])
+        self._publish([Notice(kind, 1, why)])
 
     def notices(self) -> list[Notice]:
-        """Return what is known of the last run, or of the run in progress, and of calls after it without a loop."""
+        """Return the notices of the last run, or of the run in progress, and of later calls outside any loop."""
         found = [] if self.last is None else [*self.last.failures(), *self.last.notices]
         return found + [Notice(kind, times, why) for (kind, why), times in self.strays.items()]
 
-    def _say(self, notices: Sequence[Notice]) -> None:
+    def _publish(self, notices: Sequence[Notice]) -> None:
+        """Count notices, and publish them unless the executor is quiet."""
         self.totals += counted(notices)
         if not self.quiet:
             publish(notices, pipeline=type(self.host.pipe).__name__, run=self.runs)

@@ -1,4 +1,4 @@
-"""Equation (1): every prediction of this library is a linear combination of kept tensors."""
+"""Equation (1): every prediction is a linear combination of kept tensors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ def predict(
     scale: float | Tensor = 1.0,
     bias: float | Tensor = 0.0,
 ) -> Tensor:
-    """F̂ = scale ⊙ (Σ_k weights[k] · anchors[k] + kappa · (x − x_0)) + bias, as a new tensor.
+    """Compute F̂ = scale ⊙ (Σ_k weights[k] · anchors[k] + kappa · (x − x_0)) + bias.
 
-    anchors  tensors of one shape and dtype, newest first; ``drift`` = (x, x_0) of that shape
-    scale, bias  numbers, or tensors that broadcast against an anchor
+    Sums are computed in float32 at least.
 
-    Sums run in float32 at least; the result has the anchors' dtype.
+    Args:
+        anchors: Tensors of one shape and dtype, newest first.
+        weights: A weight for each anchor.
+        drift: (x, x_0) of the same shape.
+        kappa: The weight of the drift.
+        scale: A number, or a tensor that broadcasts against an anchor.
+        bias: A number, or a tensor that broadcasts against an anchor.
+
+    Returns:
+        A new tensor of the dtype of the anchors.
     """
     dtype = torch.promote_types(anchors[0].dtype, torch.float32)
     out = anchors[0].to(dtype) * weights[0]

@@ -1,7 +1,7 @@
-"""A schedule's own noise levels, written into the noise scheduler before a run's first step, and taken back after it.
+"""Write the noise levels of a schedule into the noise scheduler before a run, and restore the old ones after it.
 
 The loop reads the timesteps through views that the pipeline already holds, so both tensors of the noise scheduler are
-written in place. Whatever is not understood is refused with nothing written.
+written in place.
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import ScheduleMismatch
 from diffcache.host.levels import SAME_LEVEL, CannotFollow, array, timesteps_for
-from diffcache.patch import Around, Undo, layer
+from diffcache.patch import Undo, Wrapper, layer
 
 
-def move(pipe: Any, run: host.LoopRun, schedule: CacheSchedule) -> Undo:
-    """Put ``schedule.sigmas`` in the place of the run's noise levels, and return what puts those back.
+def move_levels(pipe: Any, run: host.LoopRun, schedule: CacheSchedule) -> Undo:
+    """Replace the noise levels of a run by those of the schedule, if the schedule has any.
 
-    Does nothing where the schedule leaves the levels alone. Raises ScheduleMismatch, with nothing written, where the
-    noise scheduler or the pipeline could not follow; and at the first moved step, if the pipeline turns out to iterate
-    over a copy of the timesteps.
+    Args:
+        pipe: The pipeline.
+        run: The run, before its first step.
+        schedule: The schedule.
+
+    Returns:
+        A function that restores the noise levels.
+
+    Raises:
+        ScheduleMismatch: The noise scheduler or the pipeline cannot use the levels. Nothing has been written then. If
+            the pipeline iterates over a copy of the timesteps, the error is raised in the first step that was moved.
     """
     if schedule.sigmas is None:
         return lambda: None
@@ -51,13 +59,20 @@ def move(pipe: Any, run: host.LoopRun, schedule: CacheSchedule) -> Undo:
     return back
 
 
-def _guard(run: host.LoopRun, wanted: np.ndarray, before: np.ndarray) -> Around:
-    """Around ``scheduler.step``: refuses the first step of a loop over timesteps that were copied before it began. A
-    view of the tensor that was written is right by itself; anything else is compared by value."""
+def _guard(run: host.LoopRun, wanted: np.ndarray, before: np.ndarray) -> Wrapper:
+    """Return a wrapper of ``scheduler.step`` that refuses loops over timesteps that were copied before they began.
+
+    A view of the tensor that was written needs no check. Other timesteps are compared by value.
+
+    Args:
+        run: The run.
+        wanted: The timesteps that were written.
+        before: The timesteps before that.
+    """
     memory = run.timesteps.untyped_storage().data_ptr()
     moved = np.abs(wanted - before) > SAME_LEVEL * np.abs(before).max()
 
-    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given, here = args[1] if len(args) > 1 else kwargs.get("timestep"), run.index
         view = isinstance(given, Tensor) and given.untyped_storage().data_ptr() == memory
         if given is not None and not view and here < len(wanted) and moved[here]:
@@ -70,9 +85,10 @@ def _guard(run: host.LoopRun, wanted: np.ndarray, before: np.ndarray) -> Around:
                 )
         return inner(*args, **kwargs)
 
-    return around
+    return wrapper
 
 
 def _write(into: Tensor, values: Tensor) -> None:
-    with torch.inference_mode():  # tensors born in inference mode can be written nowhere else, others here too
+    """Copy ``values`` into a tensor that may have been made in inference mode."""
+    with torch.inference_mode():  # tensors made in inference mode can only be written in it
         into.copy_(values)

@@ -1,7 +1,7 @@
-"""What a run did otherwise than its schedule says: short names that do not change, counts, a log and Python warnings.
+"""Report what a run does otherwise than its schedule says: kinds of notices, counts, log records and warnings.
 
-A kind is a name that a program can match on; docs/serving.md lists them all. The text that goes with it is for people
-and may change.
+A kind is a name that a program can compare, and does not change. docs/serving.md lists all kinds. The text of a notice
+is for people and may change.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ LOG = logging.getLogger("diffcache")
 
 
 class FailedOpen(RuntimeWarning):
-    """An accelerated run did something otherwise than its schedule says, or its result is suspect.
+    """Warns that an accelerated run did something otherwise than its schedule says, or that its result is suspect.
 
-    Most often, predictions were computed in full instead. Python shows the same text only once from one place; the
-    logger ``diffcache`` gets a record for every run.
+    Most often, predictions were computed in full instead. By default Python shows a warning of the same text from the
+    same line once. The logger ``diffcache`` gets a record for every run.
     """
 
 
 class Reason(NamedTuple):
-    """Why a prediction was computed in full: the kind, and a text for people."""
+    """The reason why a prediction was computed in full.
+
+    Attributes:
+        kind: The kind of the notice.
+        text: The text of the notice.
+    """
 
     kind: str
     text: str
@@ -75,15 +80,18 @@ NO_SIGNAL = Reason("no-signal", "none of the first block's outputs is known to c
 
 
 def other_channels(wanted: int) -> Reason:
+    """Return the reason for an output that does not have ``wanted`` channels."""
     return Reason("channels-differ", f"the output does not have the {wanted} channels that the coefficients are for")
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One kind of thing in one run.
+    """A notice about one run.
 
-    times  how often: predictions, outputs, or 1 for what concerns the run as a whole
-    text   for people
+    Attributes:
+        kind: The kind of the notice.
+        times: The number of predictions or outputs that it is about, or 1 if it is about the run as a whole.
+        text: The text for people.
     """
 
     kind: str
@@ -95,7 +103,7 @@ class Notice:
 
 
 def counted(notices: Sequence[Notice]) -> Counter[str]:
-    """Return kind -> times."""
+    """Return the number of times by kind."""
     found: Counter[str] = Counter()
     for notice in notices:
         found[notice.kind] += notice.times
@@ -106,6 +114,11 @@ def publish(notices: Sequence[Notice], *, pipeline: str, run: int) -> None:
     """Write a log record for each notice, then issue a ``FailedOpen`` warning for each.
 
     All records are written before the first warning, because a filter may turn a warning into an exception.
+
+    Args:
+        notices: The notices.
+        pipeline: The class of the pipeline.
+        run: The number of the run.
     """
     for notice in notices:
         extra = {"kind": notice.kind, "times": notice.times, "run": run, "pipeline": pipeline}

@@ -1,7 +1,8 @@
-"""Which of a module's inputs carries on in which of its outputs: x of equation (1), for every tensor of F.
+"""Find the input that belongs to each output of a module: x of equation (1), for every tensor of F.
 
-A block of a two-stream network (Flux, SD 3, CogVideoX) is given pictures and text, and returns both, in an order of its
-own. Shapes tell the streams apart; where they are equal, the tensors that one block of a stack hands to the next do.
+A block of a two-stream network (Flux, SD 3, CogVideoX) takes pictures and text, and returns both, in any order. The
+streams are matched by shape. If their shapes are equal, they are matched by the tensors that one block of a stack
+passes to the next.
 """
 
 from __future__ import annotations
@@ -21,56 +22,61 @@ MAIN = ""  # in a flow: the main input
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a module was given.
+    """The inputs of a module.
 
-    main    tensors of the first parameter: one, or a list of samples
-    others  other floating-point tensors with a batch and something in it, by name of the parameter
+    Attributes:
+        main: The tensors of the main input: one tensor, or a list of samples.
+        others: The other floating-point tensors of two or more dimensions, by name of the parameter.
     """
 
     main: tuple[Tensor, ...]
     others: Mapping[str, Tensor]
 
     def named(self) -> Mapping[str, Tensor]:
+        """Return all inputs by name, the main one as ``MAIN``. It is empty if the main input is a list of samples."""
         return {MAIN: self.main[0], **self.others} if len(self.main) == 1 else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """How x goes with F.
+    """Which tensor of x belongs to which tensor of F.
 
-    names    inputs that follow the tensors of the main one in x
-    own      for every tensor of F, the index in x of the one it carries on; None: there is none
-    listed   whether both are lists of samples
-    unclear  whether shapes fit in more than one way
-    place    where the noise scheduler's sample lies in the main input of the denoiser, as far as it is known
+    Attributes:
+        names: The inputs that follow the tensors of the main one in x.
+        own: For every tensor of F, the index in x of the tensor that belongs to it, or None if there is none.
+        listed: Whether both are lists of samples.
+        unclear: Whether shapes fit in more than one way.
+        sample_slot: The part of the denoiser's main input that is the sample of the noise scheduler. None means that
+            it is not known, or that the module is not the denoiser.
     """
 
     names: tuple[str, ...]
     own: tuple[int | None, ...]
     listed: bool = False
     unclear: bool = False
-    place: Place | None = None
+    sample_slot: Place | None = None
 
     def of(self, i: int) -> Place | None:
-        """Return what of the tensor ``i`` of x is the sample."""
-        return self.place if i == 0 and not self.listed else None
+        """Return the part of tensor ``i`` of x that is the sample of the noise scheduler, or None."""
+        return self.sample_slot if i == 0 and not self.listed else None
 
     def cut(self, x: Sequence[Tensor], outputs: Sequence[Kept]) -> bool:
-        """Return whether some output carries on a part of its input only."""
+        """Return whether an output belongs to a part of its input only."""
         pairs = zip(self.own, outputs, strict=True)
         return any(i is not None and is_cut(x[i].shape, like.shape, self.of(i)) for i, like in pairs)
 
     def carried(self, x: Sequence[Tensor], outputs: Sequence[Kept]) -> bool:
-        """Return whether every output that carries on an input can be given its part of it."""
+        """Return whether every output with an input can be given the part of the input that belongs to it."""
         pairs = zip(self.own, outputs, strict=True)
         return all(i is None or carries(x[i].shape, like.shape, self.of(i)) for i, like in pairs)
 
     def x(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return x of equation (1): the tensors of the main input, then those of ``names``."""
         return inputs.main + tuple(inputs.others[name] for name in self.names if name in inputs.others)
 
 
 def reader(module: nn.Module) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Inputs]:
-    """The function that takes a call's arguments apart."""
+    """Return a function that makes ``Inputs`` of the arguments of a call of ``module``."""
     names, main, of = host.parameters(module), host.main_input(module), host.main_of(module)
 
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
@@ -85,10 +91,10 @@ def alone(x: Sequence[Tensor], outputs: Sequence[Kept], *, root: bool = False) -
     """Return the pairing of a main input with outputs, by shape.
 
     Args:
-        x: tensors of the main input.
-        outputs: tensors of the output.
-        root: they are the denoiser's own, whose shapes may differ in one dimension: conditions come in, variances go
-            out.
+        x: The tensors of the main input.
+        outputs: The tensors of the output.
+        root: Whether the module is the denoiser. Its input may hold conditions, and its output variances, so their
+            shapes may differ in one dimension.
     """
     own = (_own(x, j, outputs, root) if like.is_floating_point() else None for j, like in enumerate(outputs))
     return Pairing((), tuple(own), listed=len(outputs) == len(x) > 1)
@@ -100,18 +106,19 @@ def pair(
     flow: Mapping[str, int],
     *,
     root: bool = False,
-    place: Place | None = None,
+    sample_slot: Place | None = None,
 ) -> Pairing:
     """Return the pairing of all inputs with outputs.
 
     Args:
-        inputs: what the module was given.
-        outputs: tensors of what it returned.
-        flow: name of an input (MAIN: the main one) -> index of the output that became this input of the next block.
-        root: see ``alone``; inputs other than the main one have the shape of their output.
-        place: see Pairing.
+        inputs: The inputs of the module.
+        outputs: The tensors of its output.
+        flow: By name of an input (``MAIN`` for the main one): the index of the output that is this input of the next
+            block.
+        root: See ``alone``. All inputs but the main one have the shape of their output.
+        sample_slot: See ``Pairing``.
     """
-    simple = replace(alone(inputs.main, outputs, root=root), place=place)
+    simple = replace(alone(inputs.main, outputs, root=root), sample_slot=sample_slot)
     streams = {n: t for n, t in inputs.others.items() if any(t.shape == out.shape for out in outputs)}
     if len(inputs.main) != 1 or not streams:
         return simple
@@ -127,13 +134,21 @@ def pair(
     open_outputs = set().union(*fits.values()) - own.keys()
     unclear = any(fits[name] & open_outputs for name in fits if name not in own.values())
     names = tuple(name for name in streams if name in own.values() or unclear)
-    places = {MAIN: 0} | {name: 1 + n for n, name in enumerate(names)}
-    of_outputs = (places[own[j]] if j in own else None for j in range(len(outputs)))
-    return Pairing(names, tuple(of_outputs), unclear=unclear, place=place)
+    index = {MAIN: 0} | {name: 1 + n for n, name in enumerate(names)}
+    of_outputs = (index[own[j]] if j in own else None for j in range(len(outputs)))
+    return Pairing(names, tuple(of_outputs), unclear=unclear, sample_slot=sample_slot)
 
 
 def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, str]:
-    """What follows: an input that fits one open output alone has it, the main one before all others."""
+    """Return a match that follows from the matches so far, or an empty dictionary.
+
+    An input that fits one open output only belongs to it, if no other input but the main one fits that output. The main
+    input comes first.
+
+    Args:
+        fits: The outputs that each input fits.
+        own: The matches so far, from output to input.
+    """
     taken = set(own.values())
     left = {name: fitting - own.keys() for name, fitting in fits.items() if name not in taken}
     for name, fitting in left.items():  # the main input is the first
@@ -144,8 +159,10 @@ def _forced(fits: Mapping[str, set[int]], own: Mapping[int, str]) -> dict[int, s
 
 
 def _own(x: Sequence[Tensor], j: int, outputs: Sequence[Kept], root: bool) -> int | None:
-    """Which tensor of the main input belongs to output ``j``: the one of its shape; else one that has the shape of no
-    output, and differs from this one in one dimension."""
+    """Return the index of the tensor of the main input that belongs to output ``j``, or None.
+
+    It is a tensor of the same shape, or else one that has the shape of no output and differs in one dimension.
+    """
     like = outputs[j]
     if j < len(x) and x[j].shape == like.shape:
         return j
@@ -157,6 +174,6 @@ def _own(x: Sequence[Tensor], j: int, outputs: Sequence[Kept], root: bool) -> in
 
 
 def _wider(x: Tensor, output: Kept) -> bool:
-    """Return whether an input may hold conditions beside what the output carries on."""
+    """Return whether an input may hold conditions in addition to what the output belongs to."""
     d = apart(x.shape, output.shape)
     return bool(d) and x.shape[d or 0] > output.shape[d or 0]

@@ -1,4 +1,4 @@
-"""Equation (1) on whole outputs: every tensor of a module's output, branch by branch."""
+"""Predict whole outputs by equation (1): every tensor of a module's output, branch by branch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diffcache.kernels import Packed, from_kept, unpack
 from diffcache.kernels.library import Backend
 
 
-def problem(
+def why_not(
     anchors: Sequence[Anchor],
     terms: Terms,
     x: Sequence[Tensor],
@@ -27,9 +27,15 @@ def problem(
     pairing: Pairing | None = None,
     batch: int = 1,
 ) -> Reason | None:
-    """Return why no prediction can be made from these anchors for input ``x``, or None if one can.
+    """Return why no prediction can be made, or None if one can.
 
-    batch  samples in the forward. All other arguments: see ``combine``
+    Args:
+        anchors: See ``predict_output``.
+        terms: See ``predict_output``.
+        x: See ``predict_output``.
+        branch: See ``predict_output``.
+        pairing: See ``predict_output``.
+        batch: The number of samples of the forward.
     """
     here = signature(x)
     if any(a.signature != here for a in anchors):
@@ -58,7 +64,7 @@ def problem(
     return None
 
 
-def combine(
+def predict_output(
     anchors: Sequence[Anchor],
     terms: Terms,
     x: Sequence[Tensor],
@@ -66,11 +72,15 @@ def combine(
     pairing: Pairing | None = None,
     backend: Backend = "auto",
 ) -> object:
-    """The predicted output.
+    """Return the predicted output.
 
-    branch   whose coefficients; None when all branches lie in the batch, in equal parts
-    pairing  how ``x`` goes with the output's tensors; None: ``x`` is the main input
-    backend  of what works on tensors that are kept in fewer bytes
+    Args:
+        anchors: What the steps that the prediction refers to have left, newest first.
+        terms: The coefficients of equation (1).
+        x: The tensors of the site's input.
+        branch: The branch whose coefficients are used. None means that the batch holds all branches in equal parts.
+        pairing: Which tensor of ``x`` belongs to which output. None means that ``x`` is the main input.
+        backend: What runs operations on tensors kept in fewer bytes.
     """
     newest = anchors[0]
     pairing = pairing or alone(x, newest.kept)
@@ -87,9 +97,9 @@ def combine(
         now: Tensor | None = None
         then: list[Kept | None] = [None] * len(anchors)
         if own is not None:
-            place = pairing.of(own)
-            now = counterpart(x[own], like.shape, place)
-            then = [_counterpart(a.x[own], like, place) if a.x else None for a in anchors]
+            sample_slot = pairing.of(own)
+            now = counterpart(x[own], like.shape, sample_slot)
+            then = [_counterpart(a.x[own], like, sample_slot) if a.x else None for a in anchors]
         parts = _from_packed(kept, terms, here, now, then, backend) or _from_plain(kept, terms, here, now, then)
         tensors.append(torch.cat(parts) if len(parts) > 1 else parts[0])
     return newest.form.rebuild(tensors)
@@ -98,9 +108,17 @@ def combine(
 def _from_plain(
     kept: Sequence[Kept], terms: Terms, rows: Sequence[int], now: Tensor | None, then: Sequence[Kept | None]
 ) -> list[Tensor]:
-    """One tensor of the output in as many equal parts as there are ``rows`` of coefficients.
+    """Predict one tensor of the output with plain torch.
 
-    now, then  x and, for each anchor, its x of equation (1); None: not needed, or taken off what is kept
+    Args:
+        kept: The tensor at each anchor.
+        terms: The coefficients of equation (1).
+        rows: The rows of the coefficients.
+        now: x of equation (1), or None if it is not needed.
+        then: x at each anchor. None means that it is not needed, or was subtracted from what is kept.
+
+    Returns:
+        The tensor in as many equal parts as there are ``rows``.
     """
     anchors = [_plain(k) for k in kept]
     like = anchors[0]
@@ -135,8 +153,21 @@ def _from_packed(
     inputs: Sequence[Kept | None],
     backend: Backend,
 ) -> list[Tensor] | None:
-    """The same straight from codes and scales; None where that cannot be: plain tensors, an input that is no sibling of
-    the output, coefficients along another dimension than usual, weights of inputs."""
+    """Predict one tensor of the output from codes and scales, without unpacking them.
+
+    Args:
+        kept: The tensor at each anchor.
+        terms: The coefficients of equation (1).
+        rows: The rows of the coefficients.
+        now: x of equation (1), or None if it is not needed.
+        inputs: x at each anchor. None means that it is not needed, or was subtracted from what is kept.
+        backend: What runs the operation.
+
+    Returns:
+        The tensor in as many equal parts as there are ``rows``. None means that the operation does not apply: a tensor
+        is not packed, an input has another shape or format than the output, inputs have weights, or coefficients lie
+        along another dimension than the usual one.
+    """
     then: Kept | None = inputs[0]
     if any(map(any, terms.inputs)):
         return None
@@ -172,11 +203,12 @@ def _from_packed(
 
 
 def _plain(kept: Kept) -> Tensor:
+    """Return a kept tensor in its own dtype."""
     return unpack(kept) if isinstance(kept, Packed) else kept
 
 
 def _per_row(value: float | np.ndarray, like: Packed) -> float | Tensor:
-    """A per-channel vector as ``kernels`` wants it: along the rows of tokens, or one for each row of a picture."""
+    """Return a coefficient in the shape that ``from_kept`` takes: one number per channel of tokens or of pictures."""
     if isinstance(value, float):
         return value
     shape = (-1, 1) if like.ndim >= 4 else (1, -1)
@@ -184,8 +216,11 @@ def _per_row(value: float | np.ndarray, like: Packed) -> float | Tensor:
 
 
 def repeats(x: Sequence[Tensor], times: int) -> bool:
-    """Whether the batch of ``x`` is ``times`` equal parts, as batched guidance builds it. The first channel decides:
-    what a pipeline puts behind the sample's own channels may differ from branch to branch."""
+    """Return whether the batch of ``x`` is ``times`` equal parts, as batched guidance builds it.
+
+    Only the first channel is compared. Channels that a pipeline puts after those of the sample may differ from branch
+    to branch.
+    """
     samples = list(x) if len(x) > 1 else list(x[0].narrow(channel_dim(x[0]), 0, 1)) if x else []
     if not samples or len(samples) % times:
         return False
@@ -196,8 +231,11 @@ def repeats(x: Sequence[Tensor], times: int) -> bool:
 def repetition(x: Sequence[Tensor], times: int) -> bool | None:
     """Return whether the batch of the denoiser's input is ``times`` equal parts, as batched guidance builds it.
 
-    None: they are equal in part. Guidance does that where conditions differ from branch to branch, and samples that
-    share a condition do it without guidance. Reads the device once.
+    The device is read once.
+
+    Returns:
+        None if the parts are equal in some slices only. Guidance leads to that if conditions differ from branch to
+        branch. Samples that share a condition lead to it without guidance.
     """
     if len(x) != 1:
         return repeats(x, times)
@@ -210,15 +248,15 @@ def repetition(x: Sequence[Tensor], times: int) -> bool | None:
     return True if whole else None if any(partly) else False
 
 
-def _counterpart(kept: Kept, like: Kept, place: Place | None) -> Kept:
-    """Return what ``counterpart`` makes of a kept input; in fewer bytes, where it has the output's shape anyway."""
-    if isinstance(kept, Packed) and kept.shape == like.shape and not place:
+def _counterpart(kept: Kept, like: Kept, sample_slot: Place | None) -> Kept:
+    """Return ``counterpart`` of a kept input. A packed input of the output's shape remains packed."""
+    if isinstance(kept, Packed) and kept.shape == like.shape and not sample_slot:
         return kept
-    return counterpart(_plain(kept), like.shape, place)
+    return counterpart(_plain(kept), like.shape, sample_slot)
 
 
 def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:
-    """A per-channel vector in the shape that broadcasts against ``like``."""
+    """Return a coefficient in a shape that broadcasts against ``like``."""
     if isinstance(value, float):
         return value
     shape = [1] * like.ndim
@@ -227,6 +265,6 @@ def _broadcast(value: float | np.ndarray, like: Tensor) -> float | Tensor:
 
 
 def _channel_dim(like: Kept, channels: int) -> int | None:
-    """The dimension with that many channels: the usual one, else the first that fits. None: there is none."""
+    """Return the dimension with that many channels: the usual one if it fits, else the first that fits, else None."""
     usual = channel_dim(like)
     return next((d for d in (usual, *range(1, like.ndim), 0) if like.shape[d] == channels), None)

@@ -1,4 +1,4 @@
-"""A site's plan, compiled for the run: at each step either compute, or the terms of equation (1) with their anchors."""
+"""Compile the plan of a site for runs: for each step, either compute or the terms of equation (1)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from diffcache.documents.checks import put
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, StoreFormat
 from diffcache.executor import criteria
 
-NEWEST = -1  # stands for the step of an anchor that is whatever was computed last
+NEWEST = -1  # in place of a step: the anchor is the output that was computed last
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Equation (1) at one step. ``anchors`` are steps, newest first, or NEWEST alone; the other tuples hold one entry
-    per branch. ``needs_x``: whether it refers to the site's input."""
+    """The coefficients of equation (1) at one step. All tuples but ``anchors`` have one entry per branch.
+
+    Attributes:
+        anchors: The steps of the anchors, newest first, or ``NEWEST`` alone.
+        weights: The weights of the outputs of the anchors.
+        inputs: The weights of the inputs of the anchors.
+        kappa: The weight of the change of the input.
+        scale: The scale of the prediction, a number or one per channel.
+        bias: The bias of the prediction, a number or one per channel.
+        needs_x: Whether the prediction refers to the input of the site.
+    """
 
     anchors: tuple[int, ...]
     weights: tuple[tuple[float, ...], ...]
@@ -31,13 +40,13 @@ class Terms:
         put(self, needs_x=any(self.kappa) or any(map(any, self.inputs)))
 
     @property
-    def plain(self) -> Terms:
-        """Without scale and bias."""
+    def uncorrected(self) -> Terms:
+        """Return the terms without scale and bias."""
         return dataclasses.replace(self, scale=(1.0,) * len(self.scale), bias=(0.0,) * len(self.bias))
 
     @property
     def anchors_with_x(self) -> tuple[int, ...]:
-        """Those whose input is needed as well: of the newest, κ takes it off the input of now."""
+        """Return the anchors whose inputs are needed as well. κ needs the input of the newest."""
         taken = [any(column) for column in zip(*self.inputs, strict=True)]
         taken[0] |= any(self.kappa)
         return tuple(a for a, with_x in zip(self.anchors, taken, strict=True) if with_x)
@@ -45,15 +54,20 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """``terms[i]`` is None where step i computes. ``keeps``: computed steps that a later step refers to;
-    ``keeps_x``: those whose input is needed too; ``drops[i]``: anchors nobody refers to after step i.
+    """The compiled plan of one site.
 
-    newest       which steps compute is decided in the run: ``terms`` say where they need not, and the newest output
-                 takes the place of the one before
-    differences  computed steps whose output less input says all that later steps need; kept so in fewer bytes
-    store        format in which outputs are kept; None: as they are
-    prescale     float64 [2, C] or None
-    reads_x      whether some prediction needs the site's input
+    Attributes:
+        terms: For each step, the terms of its prediction, or None if the step computes.
+        keeps: The computed steps that a later step refers to.
+        keeps_x: The computed steps whose input is needed as well.
+        drops: For each step, the anchors that no later step refers to.
+        newest: Whether the run decides which steps compute. ``terms`` then holds the steps that may be predicted, and
+            every computed output replaces the one before.
+        differences: The computed steps of which the difference between output and input is kept in fewer bytes. Later
+            steps need nothing else of them.
+        store: The format in which outputs are kept. None keeps them as they are.
+        prescale: float64 [2, C], or None.
+        reads_x: Whether a prediction needs the input of the site.
     """
 
     terms: tuple[Terms | None, ...]
@@ -71,6 +85,12 @@ class Program:
 
 
 def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
+    """Compile the plan of one site.
+
+    Args:
+        plan: The plan.
+        newest: Whether the run decides which steps compute. See ``Program``.
+    """
     steps = len(plan.compute)
     anchors = plan.anchors_by_step()
     terms = tuple(_terms(plan, i, *anchors[i]) if i in anchors else None for i in range(steps))
@@ -100,7 +120,7 @@ def compile_plan(plan: SitePlan, *, newest: bool = False) -> Program:
 
 
 def compile_schedule(schedule: CacheSchedule) -> dict[tuple[str, str], Program]:
-    """(denoiser, site) -> program."""
+    """Compile all plans of a schedule. Return the programs by denoiser and site."""
     return {
         (name, site): compile_plan(plan, newest=decides(denoiser))
         for name, denoiser in schedule.denoisers.items()
@@ -115,7 +135,14 @@ def decides(plan: DenoiserPlan) -> bool:
 
 
 def _terms(plan: SitePlan, step: int, used: list[int], anchors: np.ndarray) -> Terms:
-    """Equation (1) at a predicted step, with the anchors at indices ``used`` along K."""
+    """Return the terms of a predicted step.
+
+    Args:
+        plan: The plan of the site.
+        step: The step.
+        used: The indices along K of the anchors that the step uses.
+        anchors: The steps of these anchors.
+    """
     branches = len(plan.weights)
     weights = plan.weights[:, step]
     inputs = np.zeros_like(weights) if plan.inputs is None else plan.inputs[:, step]
@@ -130,6 +157,7 @@ def _terms(plan: SitePlan, step: int, used: list[int], anchors: np.ndarray) -> T
 
 
 def _at(array: np.ndarray | None, branch: int, step: int, default: float) -> float | np.ndarray:
+    """Return a coefficient of one branch and step, a number or one per channel."""
     if array is None:
         return default
     value = array[branch, step]

@@ -1,24 +1,31 @@
-"""What a run did, counted where it was done."""
+"""The report of a run: computed and predicted forwards, kept bytes, notices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import Executor
 from diffcache.executor.notices import Notice, counted
-from diffcache.executor.state import State
+from diffcache.executor.state import RunState
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One site of one denoiser, for one branch.
+    """The counts of one site of one denoiser, for one branch of guidance.
 
-    failed_open  predictions computed in full instead, by reason
-    guarded      predictions computed in full instead, because the input had moved too far
-    kept_as      format in which the outputs were kept; "exact": as they were
-    peak_bytes   most bytes of them at one time
-    strip        ■ computed, for whatever reason, and · predicted, in the order in which they came
+    Attributes:
+        denoiser: The component name of the network.
+        site: The name of the site.
+        branch: The number of the branch.
+        computed: Forwards that the schedule or its rule computed.
+        predicted: Forwards that were predicted.
+        failed_open: Predictions that were computed in full instead, by reason.
+        guarded: Predictions that were computed in full instead, because the input had moved too far.
+        strip: A character for each forward, in order: ■ for computed, for any reason, and · for predicted.
+        kept_as: The format in which outputs were kept. ``"exact"`` is the precision of the model.
+        peak_bytes: The most bytes of kept outputs at one time.
     """
 
     denoiser: str
@@ -37,18 +44,23 @@ class Row:
 class Report:
     """What the last run did, or the run in progress.
 
-    runs        how many began so far
-    bytes_held  now; 0 after a run
-    peak_bytes  during it
-    online      denoiser -> the rule that decided in the run, where one did
-    backend     what worked on tensors in fewer bytes: "torch", "compiled" or "triton"; "" if there were none
-    notices     what went otherwise than the schedule says, with its reason. Known in full when the run is over
-    totals      kind of notice -> times, over all runs since the pipeline was accelerated
-    computed    denoiser forwards in which everything was computed, over all branches and denoisers
-    predicted   denoiser forwards that were predicted, as a whole or at sites inside
-    skipped     share of the work, 0 to 1, as far as it lies in the sites of the schedule: the mean over all forwards of
-                the share of these sites' calls that were predicted. What lies outside of them always runs, so the share
-                of the denoiser's operations is smaller; ``diffcache.estimate`` counts those
+    Attributes:
+        rows: The counts of each site and branch.
+        runs: The number of runs that have begun.
+        bytes_held: The bytes of all tensors that are kept now. It is 0 after a run.
+        peak_bytes: The most bytes of kept tensors at one time in the run.
+        online: The rule that decided in the run, by denoiser.
+        backend: What ran operations on tensors kept in fewer bytes: ``"torch"``, ``"compiled"`` or ``"triton"``. It is
+            empty if there were no such tensors.
+        notices: What the run did otherwise than the schedule says, with the reason. The list is complete when the run
+            is over.
+        totals: The number of times by kind of notice, over all runs since the pipeline was accelerated.
+        computed: Denoiser forwards in which everything was computed, over all branches and denoisers.
+        predicted: Denoiser forwards that were predicted, as a whole or at sites inside.
+        skipped: The share of the work of the scheduled sites that was skipped, 0 to 1: the mean over all forwards of
+            the share of calls of these sites that were predicted. All else always runs, so the share of operations
+            of the denoiser is smaller. ``diffcache.estimate`` counts operations.
+        schedule: The schedule of the run. A rule has made it for the run. It is None before the first run.
     """
 
     rows: tuple[Row, ...]
@@ -62,10 +74,11 @@ class Report:
     computed: int = 0
     predicted: int = 0
     skipped: float = 0.0
+    schedule: CacheSchedule | None = field(default=None, repr=False, compare=False)
 
     @property
     def reasons(self) -> Mapping[str, int]:
-        """Kind of notice -> times, in this run. docs/serving.md lists the kinds."""
+        """Return the number of times by kind of notice, in this run. docs/serving.md lists the kinds."""
         return dict(counted(self.notices))
 
     def __str__(self) -> str:
@@ -90,17 +103,18 @@ class Report:
             )
         lines += [str(notice) for notice in self.notices]
         if self.backend:
-            lines.append(f"kept tensors are worked on by {_SPOKEN[self.backend]}")
+            lines.append(f"kept tensors are worked on by {_BACKENDS[self.backend]}")
         if self.totals:
             lines.append("over all runs: " + ", ".join(f"{kind} {n}" for kind, n in sorted(self.totals.items())))
         lines.append(f"runs {self.runs}, cache held now {self.bytes_held:,} bytes, at most {self.peak_bytes:,} bytes")
         return "\n".join(lines)
 
 
-_SPOKEN = {"torch": "plain torch", "compiled": "compiled torch", "triton": "Triton kernels"}
+_BACKENDS = {"torch": "plain torch", "compiled": "compiled torch", "triton": "Triton kernels"}
 
 
 def report_of(executor: Executor) -> Report:
+    """Return the report of the last run of ``executor``, or of the run in progress."""
     state, notices = executor.last, tuple(executor.notices())
     if state is None:
         return Report((), 0, 0, 0, notices=notices, totals=dict(executor.totals))
@@ -114,7 +128,7 @@ def report_of(executor: Executor) -> Report:
             predicted=c.predicted,
             failed_open={reason.text: times for reason, times in c.failed_open.items()},
             guarded=c.guarded,
-            strip="".join("■" if computed else "·" for computed in c.strip),
+            strip="".join("■" if computed else "·" for computed in c.timeline),
             kept_as=_format(state, denoiser, site),
             peak_bytes=most[denoiser, site, branch],
         )
@@ -129,15 +143,17 @@ def report_of(executor: Executor) -> Report:
         state.store.bytes,
         state.store.peak_bytes,
         online,
-        state.used,
+        state.backend_used,
         notices,
         dict(executor.totals),
         computed=sum(not share for share in skipped),
         predicted=sum(bool(share) for share in skipped),
         skipped=sum(skipped) / max(len(skipped), 1),
+        schedule=state.schedule,
     )
 
 
-def _format(state: State, denoiser: str, site: str) -> str:
+def _format(state: RunState, denoiser: str, site: str) -> str:
+    """Return the name of the format in which a site's outputs are kept."""
     program = state.programs.get((denoiser, site))
     return "exact" if program is None or program.store is None else program.store

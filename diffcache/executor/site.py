@@ -1,4 +1,4 @@
-"""At one site, in one forward: compute, or predict from what was kept; and keep what later steps refer to."""
+"""Run one site in one forward: predict its output, or compute it and store it for later steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from diffcache.executor import notices, store
 from diffcache.executor.notices import Reason
 from diffcache.executor.pairing import Inputs, Pairing, pair
-from diffcache.executor.prediction import combine, problem
+from diffcache.executor.prediction import predict_output, why_not
 from diffcache.executor.program import NEWEST
 from diffcache.executor.state import Call
 from diffcache.executor.store import Anchor, Kept, Output
@@ -18,27 +18,43 @@ from diffcache.host.channels import find_sample
 from diffcache.kernels import Format
 
 
-def visit(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
-    """The output of ``site``, one way or the other."""
+def run_site(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> Any:
+    """Return the predicted or the computed output of ``site``.
+
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs of the site.
+        compute: Runs the site and returns its output.
+    """
     try:
-        predicted = guess(call, site, inputs)
+        predicted = try_predict(call, site, inputs)
         if predicted is not None:
-            if call.state.lesson is not None:
-                call.state.lesson(call, site, compute())
+            if call.state.on_prediction is not None:
+                call.state.on_prediction(call, site, compute())
             return predicted[0]
-        inputs = safe(call, site, inputs)
+        inputs = snapshot(call, site, inputs)
         value = compute()
-        keep(call, site, inputs, value)
+        store_output(call, site, inputs, value)
         return value
     finally:
         call.visits[site] += 1
 
 
-def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
-    """The predicted output in a tuple of one, or None where the step is to be computed; counts either."""
+def try_predict(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
+    """Predict the output of ``site``, if the plan predicts it and nothing prevents it, and count the outcome.
+
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs of the site.
+
+    Returns:
+        The prediction in a tuple of one, or None if the site must be computed.
+    """
     program = call.state.programs[call.denoiser, site]
     counts = call.state.count(call.denoiser, site, call.branch)
-    call.asked += site != "model"
+    call.inner_calls += site != "model"
     if call.step >= len(program.terms):
         counts.fail(notices.BEYOND)
         return None
@@ -78,11 +94,11 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
         obstacle = notices.OTHER_BATCH
     if branch is not None and branch >= len(terms.weights) > 1:
         obstacle = notices.NO_ROW
-    obstacle = obstacle or problem(there, terms, x, branch, pairing, call.batch)
+    obstacle = obstacle or why_not(there, terms, x, branch, pairing, call.batch)
     if obstacle:
         counts.fail(obstacle)
         return None
-    predicted = combine(there, terms, x, branch, pairing, call.state.backend)
+    predicted = predict_output(there, terms, x, branch, pairing, call.state.backend)
     if not finite(call, notices.NON_FINITE_PREDICTION.kind, Output.of(predicted).tensors):
         counts.fail(notices.NON_FINITE_PREDICTION)
         return None
@@ -90,13 +106,19 @@ def guess(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
     call.predicted += 1
     if call.unsure:
         call.state.doubts.add((call.denoiser, call.step))
-    if call.state.lesson is not None:
-        call.plain[site] = combine(there, terms.plain, x, branch, pairing, call.state.backend)
+    if call.state.on_prediction is not None:
+        call.uncorrected[site] = predict_output(there, terms.uncorrected, x, branch, pairing, call.state.backend)
     return (predicted,)
 
 
 def why_missing(call: Call, key: Hashable, step: int) -> Reason:
-    """Return the reason why nothing was kept under ``key`` at ``step``, an anchor of a prediction of ``call``."""
+    """Return why an anchor of a prediction is missing.
+
+    Args:
+        call: The forward that is running.
+        key: The key of the site's anchors.
+        step: The step of the missing anchor.
+    """
     state = call.state
     if (key, step) in state.lost:
         return state.lost[key, step]
@@ -110,17 +132,34 @@ def why_missing(call: Call, key: Hashable, step: int) -> Reason:
 
 
 def finite(call: Call, kind: str, tensors: Sequence[Tensor]) -> bool:
-    """Return False where a tensor is known to have NaN or Inf in it. On a device other than the CPU, and where several
-    processes run the denoiser together, the answer is True, and the question is kept until the run is over."""
+    """Return False if a tensor is known to hold NaN or Inf.
+
+    On other devices than the CPU, and if several processes run the denoiser together, the result is True, and the
+    tensors are checked when the run is over.
+
+    Args:
+        call: The forward that is running.
+        kind: The kind of the notice, if the check fails later.
+        tensors: The tensors to check.
+    """
     if not call.state.together and all(t.device.type == "cpu" for t in tensors):
         found = store.all_finite(tensors)
         return found is None or bool(found)
-    call.state.suspects.append((kind, store.ends(tensors)))
+    call.state.pending_finite_checks.append((kind, store.ends(tensors)))
     return True
 
 
-def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
-    """The inputs as they are now, if they are to be kept: what is about to run may write into them."""
+def snapshot(call: Call, site: str, inputs: Inputs) -> Inputs:
+    """Copy the inputs of ``site`` if the plan keeps them, because the site may write into them.
+
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs of the site.
+
+    Returns:
+        The copies, or ``inputs`` if the plan does not keep them.
+    """
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps_x:
         return inputs
@@ -130,11 +169,15 @@ def safe(call: Call, site: str, inputs: Inputs) -> Inputs:
     return Inputs(tuple(t.detach().clone() for t in inputs.main), copies)
 
 
-def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, int] | None = None) -> None:
-    """Put what ``site`` returned into the store, if a later step refers to it and it is finite.
+def store_output(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, int] | None = None) -> None:
+    """Store the output of ``site``, if a later step refers to it and it is finite.
 
-    inputs  as ``safe`` gave them
-    flow    as ``streams.pair`` needs it
+    Args:
+        call: The forward that is running.
+        site: The name of the site.
+        inputs: The inputs, as ``snapshot`` returned them.
+        value: The output of the site.
+        flow: See ``pairing.pair``.
     """
     program = call.state.programs[call.denoiser, site]
     if call.step not in program.keeps:
@@ -143,7 +186,7 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     step = NEWEST if program.newest else call.step
     call.state.store.drop(key, step)
     output = Output.of(value)
-    if not output.tensors:  # a type whose tensors cannot be reached: nothing can be made of it later
+    if not output.tensors:  # a type whose tensors cannot be found, so it cannot be rebuilt later
         call.state.lost[key, step] = notices.UNREADABLE
         return
     if not finite(call, "non-finite-output", output.tensors):
@@ -153,14 +196,21 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
     x, pairing = inputs.main, None
     if program.reads_x:
         root = site == "model"
-        if root and call.denoiser not in call.state.places and len(inputs.main) == 1 and call.step in program.keeps_x:
+        if (
+            root
+            and call.denoiser not in call.state.sample_slots
+            and len(inputs.main) == 1
+            and call.step in program.keeps_x
+        ):
             (given,) = inputs.main
             if given.shape == output.tensors[0].shape:  # no channels but the sample's
-                call.state.places[call.denoiser] = find_sample(given, given)
+                call.state.sample_slots[call.denoiser] = find_sample(given, given)
             else:
-                call.state.unplaced[call.denoiser] = given
-        place = call.state.places.get(call.denoiser) if root else None
-        call.state.pairings[key] = pairing = pair(inputs, output.tensors, flow or {}, root=root, place=place)
+                call.state.unmatched_inputs[call.denoiser] = given
+        sample_slot = call.state.sample_slots.get(call.denoiser) if root else None
+        call.state.pairings[key] = pairing = pair(
+            inputs, output.tensors, flow or {}, root=root, sample_slot=sample_slot
+        )
         x = pairing.x(inputs)
     keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)
     kept_x: tuple[Kept, ...] = ()
@@ -178,7 +228,17 @@ def keep(call: Call, site: str, inputs: Inputs, value: Any, flow: Mapping[str, i
 def own_inputs(
     outputs: Sequence[Tensor], x: Sequence[Tensor], pairing: Pairing | None, how: Format | None
 ) -> list[Tensor] | None:
-    """The input that every output carries on, where the difference of each is what is kept; None: outputs are."""
+    """Return the inputs whose differences from the outputs are kept in place of the outputs.
+
+    Args:
+        outputs: The tensors of the site's output.
+        x: The tensors of its input.
+        pairing: Which input belongs to which output, or None if the plan does not need inputs.
+        how: The format in which outputs are kept.
+
+    Returns:
+        One input for every output, or None if outputs are kept as they are.
+    """
     if pairing is None or pairing.unclear or not all(store.fewer_bytes(f, how) for f in outputs):
         return None
     own = [x[i] for i in pairing.own if i is not None]

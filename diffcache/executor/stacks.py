@@ -1,15 +1,15 @@
-"""A stack's pass through one forward, block by block: computed, or predicted from where the prediction begins.
+"""Run the blocks of a stack in one forward, or predict the output of the stack.
 
-At a predicted step every block hands on a copy of the stack's predicted output, and the last one the output itself.
-What the host adds in between (ControlNet residuals) is lost with the copy; the prediction holds it. Where the parts of
-a stack differ, as in the deep branch of a U-Net, each hands on zeros in the form of what it returned when it ran: only
-other parts of the stack ever see them.
+At a predicted step every block returns a copy of the predicted output of the stack, and the last block returns the
+output itself. What the network adds between blocks (ControlNet residuals) is added to the copy. The prediction already
+contains it. If the parts of a stack differ, as in the deep branch of a U-Net, each returns zeros in the form of the
+output that it returned when it ran. Only other parts of the stack use them.
 
 A criterion can decide inside the first block of the first stack of its plan. With ``Where.FIRST_BLOCK`` that block
-always runs, and its stack is what follows it. The residual is looked at where the next block begins: the inputs of that
-block show which output is which stream. With ``Where.FIRST_NORM`` the block begins, and is left at its first
-normalisation if the step turns out to be predicted, by an exception of our own that passes through this one block only.
-So no forward is copied, and nothing but the normalisation is computed in vain.
+always runs, and the stack consists of the blocks after it. The residual is read when the next block begins, because the
+inputs of that block show which output belongs to which stream. With ``Where.FIRST_NORM`` the block begins, and an
+exception ends it at its first normalisation if the step is predicted. The exception passes through this block only. No
+forward is copied, and at a predicted step the block computes nothing after its normalisation.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from typing import Any
 from torch import Tensor
 
 from diffcache.executor.criteria import Where
+from diffcache.executor.decider import Verdict
 from diffcache.executor.notices import NO_SIGNAL
 from diffcache.executor.pairing import Inputs, pair
-from diffcache.executor.site import guess, keep, safe
-from diffcache.executor.state import Call, Lead, Stack
+from diffcache.executor.site import snapshot, store_output, try_predict
+from diffcache.executor.state import Call, FirstBlock, Stack
 from diffcache.executor.store import Output
-from diffcache.executor.watch import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Of a block in its stack.
+class BlockPosition:
+    """The position of a block in its stack.
 
-    where  where in this stack's first block the criterion decides, None if it decides nothing there
-    part   its number, where the parts of the stack differ: then none can hand on what another one returns
+    Attributes:
+        first: Whether it is the first block.
+        last: Whether it is the last block.
+        where: Where in the first block of this stack a criterion decides, or None if it does not decide there.
+        part: The number of the block if the parts of the stack differ, else None. Such parts cannot return the output
+            of each other.
     """
 
     first: bool
@@ -44,97 +48,114 @@ class Place:
 
 
 class _PredictedError(Exception):
-    """The step is predicted: leave the block that is running. Raised and caught here."""
+    """Ends the block that is running, because the step is predicted. It is raised and caught in this module."""
 
 
-def run_block(call: Call, site: str, place: Place, inputs: Inputs, compute: Callable[[], Any]) -> Any:
-    """What one block of the stack ``site`` hands on. ``compute`` runs it."""
+def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, compute: Callable[[], Any]) -> Any:
+    """Return the output of one block of a stack, computed or predicted.
+
+    Args:
+        call: The forward that is running.
+        site: The stack.
+        position: The position of the block.
+        inputs: The inputs of the block.
+        compute: Runs the block and returns its output.
+    """
     stack = call.stacks.get(site)
-    if stack is not None and stack.left:  # the host runs its blocks once more
+    if stack is not None and stack.finished:  # the host runs its blocks once more
         stack, call.visits[site] = None, call.visits[site] + 1
-    if stack is None and place.first and place.where is Where.FIRST_BLOCK:
+    if stack is None and position.first and position.where is Where.FIRST_BLOCK:
         given = Inputs(tuple(t.detach().clone() for t in inputs.main), inputs.others)  # blocks may write into it
         value = compute()
-        call.lead = Lead(given, Output.of(value).tensors)
+        call.first_block = FirstBlock(given, Output.of(value).tensors)
         return value
     begun = None
     if stack is None:
-        if place.first and place.where is Where.FIRST_NORM:
-            inputs, begun = _begin(call, site, inputs, compute)
-        elif place.where is Where.FIRST_BLOCK:
-            _follow(call, site, inputs)
-        predicted = guess(call, site, inputs)  # at the first block that runs: hosts can be told to leave some out
+        if position.first and position.where is Where.FIRST_NORM:
+            inputs, begun = _run_to_first_norm(call, site, inputs, compute)
+        elif position.where is Where.FIRST_BLOCK:
+            _decide_by_first_block(call, site, inputs)
+        predicted = try_predict(call, site, inputs)  # at the first block that runs: some pipelines leave blocks out
         if predicted is None and begun is None:
-            inputs = safe(call, site, inputs)
+            inputs = snapshot(call, site, inputs)
         stack = call.stacks[site] = Stack(inputs, predicted)
-        if place.where is Where.FIRST_BLOCK and call.lead is not None:
-            stack.before = call.lead.outputs
-    stack.left = place.last
-    if stack.guess is None:
+        if position.where is Where.FIRST_BLOCK and call.first_block is not None:
+            stack.previous = call.first_block.outputs
+    stack.finished = position.last
+    if stack.prediction is None:
         if call.state.programs[call.denoiser, site].reads_x:
-            _learn(call, site, inputs, stack.before)
+            _record_flow(call, site, inputs, stack.previous)
         value = compute() if begun is None else begun[0]
-        if place.part is not None:
-            call.state.blanks[call.key(site), place.part] = Output.of(value).blank()
-        stack.before = () if place.last else Output.of(value).tensors
-        if place.last:
-            keep(call, site, stack.inputs, value, call.state.flows.get((call.denoiser, site)))
+        if position.part is not None:
+            call.state.placeholders[call.key(site), position.part] = Output.of(value).placeholder()
+        stack.previous = () if position.last else Output.of(value).tensors
+        if position.last:
+            store_output(call, site, stack.inputs, value, call.state.flows.get((call.denoiser, site)))
         return value
-    if call.state.lesson is not None:  # every block runs, and the last one's output is what was to be predicted
+    if call.state.on_prediction is not None:  # every block runs, and the last one's output is what was to be predicted
         value = compute()
-        if not place.last:
+        if not position.last:
             return value
-        call.state.lesson(call, site, value)
-    if place.last:
-        return stack.guess[0]
-    if place.part is not None:
-        blank = call.state.blanks.get((call.key(site), place.part))
-        return compute() if blank is None else blank.copied()  # T2I-Adapters add to it in place
+        call.state.on_prediction(call, site, value)
+    if position.last:
+        return stack.prediction[0]
+    if position.part is not None:
+        placeholder = call.state.placeholders.get((call.key(site), position.part))
+        return compute() if placeholder is None else placeholder.copied()  # T2I-Adapters add to it in place
     if stack.stand_in is None:
-        stack.stand_in = Output.of(stack.guess[0]).copied()
+        stack.stand_in = Output.of(stack.prediction[0]).copied()
     return stack.stand_in
 
 
-def _begin(call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]) -> tuple[Inputs, tuple[Any] | None]:
-    """Run the block until its first normalisation decides: the inputs as they were, and what it returned in a tuple of
-    one; None where it was left."""
+def _run_to_first_norm(
+    call: Call, site: str, inputs: Inputs, compute: Callable[[], Any]
+) -> tuple[Inputs, tuple[Any] | None]:
+    """Run the first block until its first normalisation decides, and to its end if the step is computed.
+
+    Returns:
+        The inputs of the block before it ran, and its output in a tuple of one. The second is None if the step is
+        predicted.
+    """
     kept = inputs
 
-    def heard(signal: tuple[Tensor, ...]) -> None:
+    def on_first_norm(signal: tuple[Tensor, ...]) -> None:
         nonlocal kept
         call.decide(signal)
         if call.predicts:
             raise _PredictedError
-        kept = safe(call, site, inputs)
+        kept = snapshot(call, site, inputs)
 
-    call.heard = heard
+    call.on_first_norm = on_first_norm
     try:
         value = compute()
         return kept, (value,)
     except _PredictedError:
         return kept, None
     finally:
-        call.heard = None
+        call.on_first_norm = None
 
 
-def _follow(call: Call, site: str, inputs: Inputs) -> None:
-    """Decide by the residual of the block that ran before this one."""
-    lead = call.lead
-    if lead is None or not lead.outputs:  # left out by the host, or nothing to be read from it
+def _decide_by_first_block(call: Call, site: str, inputs: Inputs) -> None:
+    """Decide by the residual of the first block, when the block after it begins."""
+    first_block = call.first_block
+    if first_block is None or not first_block.outputs:  # left out by the host, or nothing to be read from it
         return
-    _learn(call, site, inputs, lead.outputs)
-    own = pair(lead.inputs, lead.outputs, call.state.flows.get((call.denoiser, site), {})).own
+    _record_flow(call, site, inputs, first_block.outputs)
+    own = pair(first_block.inputs, first_block.outputs, call.state.flows.get((call.denoiser, site), {})).own
     if 0 not in own:
         call.verdict = Verdict(False, NO_SIGNAL)
         return
-    call.decide((lead.outputs[own.index(0)] - lead.inputs.main[0],))
+    call.decide((first_block.outputs[own.index(0)] - first_block.inputs.main[0],))
 
 
-def _learn(call: Call, site: str, inputs: Inputs, before: tuple[Tensor, ...]) -> None:
-    """Which output of the block before became which input of this one, told by identity; the same in every forward."""
+def _record_flow(call: Call, site: str, inputs: Inputs, previous: tuple[Tensor, ...]) -> None:
+    """Record which output of the block before is which input of this block.
+
+    They are the same objects. The result is the same in every forward, so it is recorded once in a run.
+    """
     key = (call.denoiser, site)
-    if not before or key in call.state.flows or len(before) < 2:
+    if not previous or key in call.state.flows or len(previous) < 2:
         return
-    flow = {name: j for name, given in inputs.named().items() for j, t in enumerate(before) if given is t}
+    flow = {name: j for name, given in inputs.named().items() for j, t in enumerate(previous) if given is t}
     if flow:
         call.state.flows[key] = flow

@@ -1,4 +1,4 @@
-"""What one run owns: its schedule, its anchors, what it has counted; and the forward it is in."""
+"""The state of a run: its schedule, its kept tensors, its counts, and the forward that is running."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import notices
+from diffcache.executor.decider import Decider, Verdict, signal_format
 from diffcache.executor.notices import Notice, Reason
 from diffcache.executor.pairing import Inputs, Pairing
 from diffcache.executor.program import Program
 from diffcache.executor.store import Keeping, Output, Store
-from diffcache.executor.watch import Verdict, Watch, signal_format
 from diffcache.host.channels import Place, find_sample
 from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, in_use
@@ -25,38 +25,52 @@ from diffcache.patch import Undo
 
 @dataclass(slots=True)
 class Counts:
-    """What one site did for one branch.
+    """The counts of one site for one branch of guidance.
 
-    guarded  predictions that were computed instead, because the input had moved too far
-    strip    True or False per forward, as they came: computed, for whatever reason, or predicted
+    Attributes:
+        computed: Forwards that the schedule or its rule computed.
+        predicted: Forwards that were predicted.
+        guarded: Predictions that were computed instead, because the input had moved too far.
+        failed_open: Predictions that were computed instead, by reason.
+        timeline: For each forward, in order: whether it was computed, for any reason.
     """
 
     computed: int = 0
     predicted: int = 0
     guarded: int = 0
     failed_open: Counter[Reason] = field(default_factory=Counter)
-    strip: list[bool] = field(default_factory=list)
+    timeline: list[bool] = field(default_factory=list)
 
     def compute(self) -> None:
+        """Count a forward that was computed as planned."""
         self.computed += 1
-        self.strip.append(True)
+        self.timeline.append(True)
 
     def predict(self) -> None:
+        """Count a prediction."""
         self.predicted += 1
-        self.strip.append(False)
+        self.timeline.append(False)
 
     def guard(self) -> None:
+        """Count a planned prediction that a criterion turned into a computed forward."""
         self.guarded += 1
-        self.strip.append(True)
+        self.timeline.append(True)
 
     def fail(self, reason: Reason) -> None:
+        """Count a planned prediction that was computed for ``reason``."""
         self.failed_open[reason] += 1
-        self.strip.append(True)
+        self.timeline.append(True)
 
 
 class Forward(NamedTuple):
-    """One forward of a denoiser. ``skipped``: share of the calls of its sites that were predicted; 1 where the whole
-    network was."""
+    """One forward of a denoiser that is over.
+
+    Attributes:
+        denoiser: The component name of the network.
+        step: The step of the loop.
+        branch: The number of the branch.
+        skipped: The share of the calls of its sites that were predicted. It is 1 if the whole network was.
+    """
 
     denoiser: str
     step: int
@@ -65,25 +79,42 @@ class Forward(NamedTuple):
 
 
 @dataclass
-class State:
-    """Everything one run owns; dropped with it.
+class RunState:
+    """The state of one run.
 
-    start     first step of the run: above 0 for image-to-image and its kin
-    together  several processes run the denoiser, each its part: none may decide by what it alone sees
-    pairings  by ``Call.key``: how x goes with F, where equation (1) needs x
-    lesson    is shown what every predicted site would have computed; then everything runs, and nothing is saved
-    backend   what is to run the operations on tensors that are kept in fewer bytes; ``used``: what did
-    keepings  by denoiser, site and device: how outputs are kept
-    blanks    by ``Call.key`` and part of a stack whose parts differ: what it returned, without the values
-    flows     (denoiser, stack) -> which output of one block is which input of the next
-    forwards  in order
-    since     how many of them lie before the loop went back, if it did
-    lost      (``Call.key``, step) -> why the output of a computed step was not kept
-    suspects  kind, and tensors whose finiteness is read when the run is over: no synchronisation inside the loop
-    notices   about the run as a whole; most are known when it is ``over``
-    doubts    (denoiser, step) where a forward was predicted that may serve another branch than the one before
-    places    by denoiser: where the noise scheduler's sample lies in its input; None: not found
-    unplaced  by denoiser: its input at the first step, until it is compared with the sample
+    Attributes:
+        schedule: The schedule of the run.
+        programs: The compiled plans, by denoiser and site.
+        start: The first step of the run. It is above 0 for image-to-image calls, for example.
+        together: Whether several processes run the denoiser, each a part of it. Then no process may decide from the
+            tensors that it has.
+        store: The kept tensors.
+        counts: The counts, by denoiser, site and branch.
+        deciders: The decisions of online rules, by denoiser and branch.
+        pairings: Which input belongs to which output, by ``Call.key``, at sites whose predictions need their inputs.
+        placeholders: The form of the output of a part of a stack, by ``Call.key`` and number of the part. Only stacks
+            with parts that differ have them.
+        flows: Which output of one block is which input of the next, by denoiser and stack.
+        calls_at_start: The number of forwards in the first step, by denoiser, until the second step begins.
+        batch_at_start: The number of samples of a forward in the first step, by denoiser.
+        doubts: The denoisers and steps at which a forward was predicted that may belong to another branch than the one
+            before.
+        sample_slots: The part of the denoiser's input that is the sample of the noise scheduler, by denoiser. None
+            means that it was not found.
+        unmatched_inputs: The input of the denoiser in the first step, by denoiser, until the sample is looked for in
+            it.
+        forwards: All forwards that are over, in order.
+        since: The number of these forwards that ran before the loop went back. It is 0 if the loop did not go back.
+        lost: Why the output of a computed step was not kept, by ``Call.key`` and step.
+        pending_finite_checks: Kinds of notices, and tensors whose finiteness is read when the run is over. So the loop
+            does not wait for the device.
+        notices: Notices about the run as a whole. Most are added at its end.
+        over: Whether the run has ended.
+        levels_back: Gives the noise scheduler its noise levels back.
+        on_prediction: See ``OnPrediction``.
+        backend: The backend that was asked for, for tensors kept in fewer bytes.
+        backend_used: The backend that ran. It is empty if no tensor was kept in fewer bytes.
+        keepings: How outputs are kept, by denoiser, site and device.
     """
 
     schedule: CacheSchedule
@@ -92,32 +123,33 @@ class State:
     together: bool = False
     store: Store = field(default_factory=Store)
     counts: defaultdict[tuple[str, str, int], Counts] = field(default_factory=lambda: defaultdict(Counts))
-    watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
+    deciders: dict[tuple[str, int], Decider] = field(default_factory=dict)
     pairings: dict[Hashable, Pairing] = field(default_factory=dict)
-    blanks: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
+    placeholders: dict[tuple[Hashable, int], Output] = field(default_factory=dict)
     flows: dict[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     calls_at_start: dict[str, int] = field(default_factory=dict)
     batch_at_start: dict[str, int] = field(default_factory=dict)
     doubts: set[tuple[str, int]] = field(default_factory=set)
-    places: dict[str, Place | None] = field(default_factory=dict)
-    unplaced: dict[str, Tensor] = field(default_factory=dict)
+    sample_slots: dict[str, Place | None] = field(default_factory=dict)
+    unmatched_inputs: dict[str, Tensor] = field(default_factory=dict)
     forwards: list[Forward] = field(default_factory=list)
     since: int = 0
     lost: dict[tuple[Hashable, int], Reason] = field(default_factory=dict)
-    suspects: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)
+    pending_finite_checks: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     over: bool = False
     levels_back: Undo = lambda: None
-    lesson: Lesson | None = None
+    on_prediction: OnPrediction | None = None
     backend: Backend = "auto"
-    used: str = ""
+    backend_used: str = ""
     keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
+        """Return the counts of a site for a branch."""
         return self.counts[denoiser, site, branch]
 
     def keeping(self, denoiser: str, site: str, device: torch.device) -> Keeping:
-        """How the outputs of a site are kept on this device."""
+        """Return how the outputs of a site are kept on ``device``."""
         key = denoiser, site, device
         if key not in self.keepings:
             program = self.programs[denoiser, site]
@@ -126,70 +158,79 @@ class State:
             scaled = None if prescale is None else torch.tensor(prescale, dtype=torch.float32, device=device)
             self.keepings[key] = Keeping(how, scaled, self.backend)
             if how is not None:
-                self.used = in_use(self.backend, device)
+                self.backend_used = in_use(self.backend, device)
         return self.keepings[key]
 
-    def watch(self, denoiser: str, branch: int) -> Watch | None:
-        """The signal of one branch, if its plan has an online rule."""
+    def decider(self, denoiser: str, branch: int) -> Decider | None:
+        """Return what decides for one branch, or None if the plan has no online rule."""
         plan = self.schedule.denoisers.get(denoiser)
         if plan is None or plan.online is None:
             return None
-        if (denoiser, branch) not in self.watches:
+        if (denoiser, branch) not in self.deciders:
             keeping = Keeping(signal_format(plan), backend=self.backend)
-            self.watches[denoiser, branch] = Watch(plan.online, self.store, denoiser, branch, keeping)
-        return self.watches[denoiser, branch]
+            self.deciders[denoiser, branch] = Decider(plan.online, self.store, denoiser, branch, keeping)
+        return self.deciders[denoiser, branch]
 
-    def asks(self, denoiser: str, step: int) -> bool:
-        """Whether the plan predicts anything at this step."""
+    def plans_prediction(self, denoiser: str, step: int) -> bool:
+        """Return whether the plan predicts a site of ``denoiser`` at ``step``."""
         programs = [program for (name, _), program in self.programs.items() if name == denoiser]
         return any(step < len(p.terms) and p.terms[step] is not None for p in programs)
 
-    def look_for(self, sample: Tensor) -> None:
-        """Find the sample that the noise scheduler is about to step in the denoisers' inputs of this step."""
-        for denoiser, x in self.unplaced.items():
-            self.places[denoiser] = place = find_sample(x, sample)
+    def locate_sample(self, sample: Tensor) -> None:
+        """Find ``sample`` in the inputs that the denoisers were given in this step.
+
+        Args:
+            sample: What the noise scheduler is given.
+        """
+        for denoiser, x in self.unmatched_inputs.items():
+            self.sample_slots[denoiser] = sample_slot = find_sample(x, sample)
             for key, pairing in self.pairings.items():
                 if isinstance(key, tuple) and key[:2] == (denoiser, "model"):
-                    self.pairings[key] = replace(pairing, place=place)
-        self.unplaced.clear()
+                    self.pairings[key] = replace(pairing, sample_slot=sample_slot)
+        self.unmatched_inputs.clear()
 
-    def disown(self, denoiser: str, branch: int) -> None:
-        """Drop what is kept for a branch: its number may have been another branch's so far."""
+    def drop_branch(self, denoiser: str, branch: int) -> None:
+        """Drop all tensors of a branch, whose number may have belonged to another branch before."""
         for key, step in self.store.discard(denoiser, branch):
             self.lost[key, step] = notices.UNNAMED
-        self.watches.pop((denoiser, branch), None)
+        self.deciders.pop((denoiser, branch), None)
 
-    def forget(self) -> None:
-        """Drop every tensor: the loop is over, or goes back."""
+    def drop_tensors(self) -> None:
+        """Drop all tensors, because the loop is over or goes back."""
         self.store.clear()
-        self.watches.clear()
-        self.blanks.clear()
+        self.deciders.clear()
+        self.placeholders.clear()
         self.keepings.clear()
         self.lost.clear()
-        self.unplaced.clear()
+        self.unmatched_inputs.clear()
 
     def go_back(self) -> None:
-        """Drop every tensor, and take no earlier forward for one that left an anchor."""
-        self.forget()
+        """Drop all tensors, and ignore all earlier forwards when an anchor is missing."""
+        self.drop_tensors()
         self.since = len(self.forwards)
 
     def not_finite(self) -> Counter[str]:
-        """Return kind -> number of suspects that are not finite, and forget the suspects. Reads each device once for
-        every dtype."""
+        """Return the number of pending checks that failed, by kind, and clear the checks.
+
+        Each device is read once for every dtype.
+        """
         groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
-        for number, (_, tensors) in enumerate(self.suspects):
+        for number, (_, tensors) in enumerate(self.pending_finite_checks):
             for t in tensors:
                 groups.setdefault((t.device, t.dtype), []).append((number, t))
         wrong: set[int] = set()
         for group in groups.values():
             finite = torch.isfinite(torch.stack([t for _, t in group])).tolist()
             wrong |= {number for (number, _), well in zip(group, finite, strict=True) if not well}
-        found = Counter(self.suspects[number][0] for number in wrong)
-        self.suspects.clear()
+        found = Counter(self.pending_finite_checks[number][0] for number in wrong)
+        self.pending_finite_checks.clear()
         return found
 
     def most_bytes(self) -> Counter[tuple[str, str, int]]:
-        """(denoiser, site, branch) -> bytes kept of its outputs at one time, all visits of a forward together."""
+        """Return the most bytes of kept outputs at one time, by denoiser, site and branch.
+
+        The visits of a site within one forward are summed.
+        """
         found: Counter[tuple[str, str, int]] = Counter()
         for key, most in self.store.most.items():
             if isinstance(key, tuple) and len(key) == 4:
@@ -198,7 +239,7 @@ class State:
         return found
 
     def failures(self) -> list[Notice]:
-        """Return a notice for every reason for which predictions were computed in full so far."""
+        """Return a notice for every reason for which predictions were computed in full."""
         found: dict[Reason, Counter[str]] = {}
         for (denoiser, site, _), counts in self.counts.items():
             for reason, times in counts.failed_open.items():
@@ -206,31 +247,34 @@ class State:
         failures = []
         for reason, sites in found.items():
             first, *more = sorted(sites)
-            places, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
-            text = f"{places}: {times} predictions were computed in full instead: {reason.text}"
+            where, times = first + (f" and {len(more)} more sites" if more else ""), sum(sites.values())
+            text = f"{where}: {times} predictions were computed in full instead: {reason.text}"
             failures.append(Notice(reason.kind, times, text))
         return failures
 
 
 @dataclass(slots=True)
 class Stack:
-    """A stack's pass within one forward: its input, and its prediction if it is not computed.
+    """One pass of a forward through a stack.
 
-    stand_in  what goes from block to block at a predicted step: hosts may write into it
-    before    what the block that ran last returned
-    left      its last block has run: the next block belongs to another pass
+    Attributes:
+        inputs: The input of the first block that ran.
+        prediction: The predicted output in a tuple of one. None means that the stack is computed.
+        stand_in: A copy of the prediction that the blocks return. The network may write into it.
+        previous: The tensors that the block before returned.
+        finished: Whether the last block has run. The next block then begins another pass.
     """
 
     inputs: Inputs
-    guess: tuple[Any] | None
+    prediction: tuple[Any] | None
     stand_in: Any = None
-    before: tuple[Tensor, ...] = ()
-    left: bool = False
+    previous: tuple[Tensor, ...] = ()
+    finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
-    """What the block that decides was given, and what it returned."""
+class FirstBlock:
+    """The inputs and outputs of the first block of a stack, by which a criterion decides."""
 
     inputs: Inputs
     outputs: tuple[Tensor, ...]
@@ -238,50 +282,63 @@ class Lead:
 
 @dataclass
 class Call:
-    """One forward of a denoiser: which step and branch it serves, and the stacks entered in it.
+    """One forward of a denoiser that is running.
 
-    batch    samples in it, branches in the batch counted apart
-    watch    what decides, where the run does
-    doubt    why nothing may be predicted, if so
-    unsure   nothing but its place in the step shows which branch it serves
-    verdict  its decision, as soon as it is taken
-    visits   how often each site was entered before: one feed-forward may serve pictures, then text
-    lead     the first block's run, where it decides
-    asked    calls of sites inside the network, predicted or not
-    predicted  calls of sites that were predicted, of the network as a whole as well
-    plain    site -> its prediction without scale and bias, while there is a lesson
-    heard    called with the output of the first normalisation in the first block, once
+    Attributes:
+        state: The state of the run.
+        denoiser: The component name of the network.
+        step: The step of the loop.
+        branch: The number of the branch.
+        batch: The number of samples. Branches in one batch count apart.
+        decider: What decides about this forward, or None if the plan has no online rule.
+        doubt: Why nothing may be predicted, or None.
+        unsure: Whether only the position of the forward in its step shows its branch.
+        verdict: The decision, as soon as it is made.
+        stacks: The passes through stacks, by site.
+        visits: How often each site has run in this forward. One feed-forward may run for pictures and then for text.
+        first_block: The first block, if a criterion decides by it and it has run.
+        inner_calls: The calls of sites inside the network, predicted or not.
+        predicted: The calls of all sites that were predicted.
+        uncorrected: Predictions without scale and bias, by site. They are made only for ``RunState.on_prediction``.
+        on_first_norm: Called once, with the output of the first normalisation in the first block.
     """
 
-    state: State
+    state: RunState
     denoiser: str
     step: int
     branch: int
     batch: int = 1
-    watch: Watch | None = None
+    decider: Decider | None = None
     doubt: Reason | None = None
     unsure: bool = False
     verdict: Verdict | None = None
     stacks: dict[str, Stack] = field(default_factory=dict)
     visits: Counter[str] = field(default_factory=Counter)
-    lead: Lead | None = None
-    asked: int = 0
+    first_block: FirstBlock | None = None
+    inner_calls: int = 0
     predicted: int = 0
-    plain: dict[str, Any] = field(default_factory=dict)
-    heard: Callable[[tuple[Tensor, ...]], None] | None = None
+    uncorrected: dict[str, Any] = field(default_factory=dict)
+    on_first_norm: Callable[[tuple[Tensor, ...]], None] | None = None
 
     def key(self, site: str) -> Hashable:
-        """Whose anchors serve the site now: every branch has its own, and every visit within a forward."""
+        """Return the key of the anchors of ``site``: every branch has its own, and every visit within a forward."""
         return self.denoiser, site, self.branch, self.visits[site]
 
     def decide(self, signal: tuple[Tensor, ...]) -> None:
-        """Let the signal say whether this forward is predicted."""
-        if self.watch is not None:
-            self.verdict = self.watch.decide(self.step, self.state.asks(self.denoiser, self.step), signal)
+        """Decide whether this forward is predicted.
+
+        Args:
+            signal: The tensors at the place where the criterion decides.
+        """
+        if self.decider is not None:
+            self.verdict = self.decider.decide(self.step, self.state.plans_prediction(self.denoiser, self.step), signal)
 
     @property
     def predicts(self) -> bool:
+        """Return whether it was decided that this forward is predicted."""
         return self.verdict is not None and self.verdict.predict
 
 
-Lesson = Callable[[Call, str, Any], None]  # (forward, site, what the site would have computed)
+# Called at every predicted site with the forward, the site and the output that the site computes. All sites then run,
+# and nothing is saved.
+OnPrediction = Callable[[Call, str, Any], None]

@@ -1,4 +1,4 @@
-"""The functions that are layered on a denoiser and its parts: each finds out which forward it serves, then decides."""
+"""The functions that are layered on a denoiser and on the modules of its sites."""
 
 from __future__ import annotations
 
@@ -12,121 +12,137 @@ from diffcache import host
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor.checks import check_guidance
 from diffcache.executor.criteria import Where
-from diffcache.executor.doubts import follow
+from diffcache.executor.doubts import check_forward
 from diffcache.executor.pairing import reader
-from diffcache.executor.site import visit
-from diffcache.executor.stacks import Place, run_block
+from diffcache.executor.site import run_site
+from diffcache.executor.stacks import BlockPosition, run_block
 from diffcache.executor.state import Call, Forward
 from diffcache.executor.store import Output
 from diffcache.host import LoopRun, LoopWatcher
-from diffcache.patch import Around
+from diffcache.patch import Wrapper
 
 
-class Arounds:
-    """Makes the layers of one pipeline's denoisers.
+class Wrappers:
+    """Makes the wrappers of the denoisers of one pipeline.
 
-    watched  says where the pipeline's loop is; each of its runs holds the state with the schedule
-    misfit   called with a run that turns out not to fit its schedule, and the reason: gives the run a state in which
-             everything is computed, or raises
+    Args:
+        watcher: Follows the loop of the pipeline. Each of its runs holds a ``RunState``.
+        on_mismatch: Called with a run that does not fit its schedule, and the reason. It gives the run a state in which
+            everything is computed, or raises.
     """
 
-    def __init__(self, watched: LoopWatcher, misfit: Callable[[LoopRun, ScheduleMismatch], None]) -> None:
-        self.host = watched
-        self._misfit = misfit
+    def __init__(self, watcher: LoopWatcher, on_mismatch: Callable[[LoopRun, ScheduleMismatch], None]) -> None:
+        self.watcher = watcher
+        self._on_mismatch = on_mismatch
         self._current = threading.local()
 
-    def of(
+    def for_site(
         self, name: str, site: str, modules: tuple[nn.Module, ...], where: Where | None = None
-    ) -> Iterator[tuple[nn.Module, Around]]:
-        """What to layer on the modules of one site. ``where``: where in its first block a criterion decides."""
+    ) -> Iterator[tuple[nn.Module, Wrapper]]:
+        """Yield the modules of a site, each with its wrapper.
+
+        Args:
+            name: The component name of the network.
+            site: The name of the site.
+            modules: The modules of the site.
+            where: Where in the first block of the site a criterion decides, or None.
+        """
         unlike = len({type(module) for module in modules}) > 1
         for i, module in enumerate(modules):
             if site == "model":
-                yield module, self._root(name, module)
+                yield module, self._denoiser(name, module)
             elif site.startswith("stack:"):
-                place = Place(module is modules[0], module is modules[-1], where, i if unlike else None)
-                yield module, self._block(name, site, module, place)
+                position = BlockPosition(module is modules[0], module is modules[-1], where, i if unlike else None)
+                yield module, self._stack_block(name, site, module, position)
             else:
-                yield module, self._single(name, site, module)
+                yield module, self._module(name, site, module)
 
-    def hears(self, name: str) -> Around:
-        """What to layer on the normalisation whose output decides."""
+    def for_first_norm(self, name: str) -> Wrapper:
+        """Return the wrapper of the normalisation whose output decides.
 
-        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        Args:
+            name: The component name of the network.
+        """
+
+        def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             value = inner(*args, **kwargs)
             call: Call | None = getattr(self._current, "call", None)
-            if call is not None and call.denoiser == name and call.heard is not None:
-                heard, call.heard = call.heard, None
-                heard(Output.of(value).tensors[:1])
+            if call is not None and call.denoiser == name and call.on_first_norm is not None:
+                on_first_norm, call.on_first_norm = call.on_first_norm, None
+                on_first_norm(Output.of(value).tensors[:1])
             return value
 
-        return around
+        return wrapper
 
-    def _root(self, name: str, module: nn.Module) -> Around:
+    def _denoiser(self, name: str, module: nn.Module) -> Wrapper:
+        """Return the wrapper of a network, which begins and ends a ``Call``."""
         read, time_of, conditions_of = reader(module), host.time_of(module), host.conditions_of(module)
 
-        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            found = self.host.forward(name, time_of(args, kwargs), lambda: conditions_of(args, kwargs))
-            if found is None:  # somebody else's call, or the user's own
+        def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            found = self.watcher.forward(name, time_of(args, kwargs), lambda: conditions_of(args, kwargs))
+            if found is None:  # a call outside the loop of this pipeline
                 return inner(*args, **kwargs)
             run, forward = found
             inputs = read(args, kwargs)
             batch = len(inputs.main) if len(inputs.main) != 1 else len(inputs.main[0])
-            doubt = follow(run, name, forward)
-            watch = run.state.watch(name, forward.branch)
-            call = Call(run.state, name, forward.step, forward.branch, batch, watch, doubt, forward.unsure)
+            doubt = check_forward(run, name, forward)
+            decider = run.state.decider(name, forward.branch)
+            call = Call(run.state, name, forward.step, forward.branch, batch, decider, doubt, forward.unsure)
             try:
-                check_guidance(self.host.pipe, run, call, inputs.main, lambda why: self._misfit(run, why))
+                check_guidance(self.watcher.pipe, run, call, inputs.main, lambda why: self._on_mismatch(run, why))
             except ScheduleMismatch as why:
-                self._misfit(run, why)
+                self._on_mismatch(run, why)
                 call = Call(run.state, name, forward.step, forward.branch, batch)
-            if call.watch is not None and call.watch.at_the_root:
+            if call.decider is not None and call.decider.decides_at_model:
                 call.decide(inputs.main)
 
             def compute() -> Any:
                 value = inner(*args, **kwargs)
-                if call.watch is not None and not call.predicts:
-                    call.watch.answered(inputs.main, Output.of(value).tensors)
+                if call.decider is not None and not call.predicts:
+                    call.decider.observe(inputs.main, Output.of(value).tensors)
                 return value
 
             outer = getattr(self._current, "call", None)
             self._current.call = call
             try:
                 if (name, "model") in call.state.programs:
-                    return visit(call, "model", inputs, compute)
+                    return run_site(call, "model", inputs, compute)
                 call.state.count(name, "model", call.branch).compute()
                 return compute()
             finally:
                 self._current.call = outer
-                skipped = call.predicted / max(call.asked, 1)
+                skipped = call.predicted / max(call.inner_calls, 1)
                 call.state.forwards.append(Forward(name, forward.step, forward.branch, skipped))
-                if call.state.unplaced and call.state.look_for not in run.waiting:
-                    run.waiting.append(call.state.look_for)
+                if call.state.unmatched_inputs and call.state.locate_sample not in run.waiting:
+                    run.waiting.append(call.state.locate_sample)
 
-        return around
+        return wrapper
 
-    def _single(self, name: str, site: str, module: nn.Module) -> Around:
+    def _module(self, name: str, site: str, module: nn.Module) -> Wrapper:
+        """Return the wrapper of a block or a sublayer."""
         read = reader(module)
 
-        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = self._call_of(name, site)
             if call is None:
                 return inner(*args, **kwargs)
-            return visit(call, site, read(args, kwargs), lambda: inner(*args, **kwargs))
+            return run_site(call, site, read(args, kwargs), lambda: inner(*args, **kwargs))
 
-        return around
+        return wrapper
 
-    def _block(self, name: str, site: str, module: nn.Module, place: Place) -> Around:
+    def _stack_block(self, name: str, site: str, module: nn.Module, position: BlockPosition) -> Wrapper:
+        """Return the wrapper of a block of a stack."""
         read = reader(module)
 
-        def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def wrapper(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = self._call_of(name, site)
             if call is None:
                 return inner(*args, **kwargs)
-            return run_block(call, site, place, read(args, kwargs), lambda: inner(*args, **kwargs))
+            return run_block(call, site, position, read(args, kwargs), lambda: inner(*args, **kwargs))
 
-        return around
+        return wrapper
 
     def _call_of(self, name: str, site: str) -> Call | None:
+        """Return the forward that is running in this thread, or None if the run has no program for the site."""
         call: Call | None = getattr(self._current, "call", None)
         return call if call and call.denoiser == name and (name, site) in call.state.programs else None

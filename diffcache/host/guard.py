@@ -19,7 +19,7 @@ from diffcache.host.dispatch import adopted, denoisers
 from diffcache.host.forwards import chain, on_class, outermost, own
 from diffcache.host.inspection import unwrapped
 from diffcache.host.own_loops import MARK
-from diffcache.patch import Method
+from diffcache.patch import BoundMethod
 
 KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
 CACHE = re.compile(r"cach(?:e|ing)|taylor_?seer", re.IGNORECASE)  # in the name of a function that replaces a forward
@@ -68,7 +68,7 @@ def demand_full_run(pipe: Any) -> None:
 def networks(pipe: Any) -> Iterator[tuple[str, Any]]:
     """Yield the denoisers of ``pipe`` by name, without the wrapper of ``torch.compile``; for a method, its owner."""
     for name, part in denoisers(pipe).items():
-        yield name, part.of() if isinstance(part, Method) else unwrapped(part)
+        yield name, part.of() if isinstance(part, BoundMethod) else unwrapped(part)
 
 
 def parts(network: nn.Module) -> Iterator[nn.Module]:

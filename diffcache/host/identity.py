@@ -15,7 +15,7 @@ from diffcache.host import digest
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.host.kinds import kind_of
 from diffcache.host.own_loops import Clock
-from diffcache.patch import Method, unlayered
+from diffcache.patch import BoundMethod, unlayered
 
 PACKAGES = ("diffcache", "torch", "diffusers", "transformers", "peft", "accelerate")
 
@@ -106,7 +106,7 @@ def parts_of(value: Any) -> Mapping[str, Any] | None:
         return dict(_of_module(value))
     if isinstance(value, Clock):
         return {"config": value.config}
-    if isinstance(value, Method):
+    if isinstance(value, BoundMethod):
         return {"owner": value.of(), "name": value.name}
     if type(value).__name__ in MOVERS:
         return {}

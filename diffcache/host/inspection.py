@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffcache.host.branches import Conditions, recognised
-from diffcache.patch import Method
+from diffcache.patch import BoundMethod
 
 STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
 TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # parameters
@@ -57,7 +57,7 @@ def unwrapped(module: Any) -> Any:
 def parameters(module: nn.Module) -> tuple[str, ...]:
     """Names of the parameters of the class's forward: what lies on the object may be anybody's wrapper."""
     kind, name = (
-        (type(module.of()), module.name) if isinstance(module, Method) else (type(unwrapped(module)), "forward")
+        (type(module.of()), module.name) if isinstance(module, BoundMethod) else (type(unwrapped(module)), "forward")
     )
     return tuple(inspect.signature(getattr(kind, name)).parameters)[1:]
 
@@ -116,7 +116,7 @@ def conditions_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, An
 
 def class_name(module: Any) -> str:
     """The network's class; a compiled module answers for what it wraps, a method for its owner."""
-    return type(module.of() if isinstance(module, Method) else unwrapped(module)).__name__
+    return type(module.of() if isinstance(module, BoundMethod) else unwrapped(module)).__name__
 
 
 def config_text(module: Any) -> str:

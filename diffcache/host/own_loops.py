@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.errors import BadOption, ScheduleMismatch, UnsupportedModel
-from diffcache.patch import Method, weak
+from diffcache.patch import BoundMethod, weak
 
-Part = nn.Module | Method
+Part = nn.Module | BoundMethod
 MARK = "_diffcache"  # attribute of an accelerated pipeline, or loop
 
 
@@ -73,7 +73,7 @@ class Loop:
     def __init__(self, network: Part, sample: Callable[..., Any] | None = None, *, scheduler: Any = None) -> None:
         if sample is not None and not callable(sample):
             raise BadOption("sample", type(sample).__name__, "a function that runs the loop, or None")
-        if not isinstance(network, (nn.Module, Method)):
+        if not isinstance(network, (nn.Module, BoundMethod)):
             raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
         self._network: Callable[[], Any] = lambda: network
         self._sample, self._scheduler = sample, scheduler

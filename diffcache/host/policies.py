@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from diffcache.host.own_loops import LOOPS, Clock, Loop
-from diffcache.patch import Method
+from diffcache.patch import BoundMethod
 
 COMPILED = "_torchdynamo_orig_callable"  # what torch.compile makes of a method has this
 
@@ -92,7 +92,7 @@ FAMILIES = {
 }
 
 
-class Expert(Method):
+class Expert(BoundMethod):
     """A method whose owner has its blocks deeper down than structure is looked for, among those of other networks."""
 
     __slots__ = ("blocks",)
@@ -119,7 +119,7 @@ class PolicyLoop(Loop):
         self._policy: Callable[[], Any] = weakref.ref(policy)
         self.family = family
         self._path, _, self._name = family.network.partition(":")
-        self._method: Method | None = None
+        self._method: BoundMethod | None = None
         self._clock, self._thread = Clock(), threading.local()
 
     @property
@@ -134,7 +134,7 @@ class PolicyLoop(Loop):
         if self._method is None or self._method.of() is not owner:
             blocks = self.family.blocks
             found = blocks and _there(owner, blocks)
-            self._method = Expert(owner, self._name, blocks) if found else Method(owner, self._name)
+            self._method = Expert(owner, self._name, blocks) if found else BoundMethod(owner, self._name)
         return self._method
 
     @property

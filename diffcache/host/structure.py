@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from diffcache.patch import Method
+from diffcache.patch import BoundMethod
 
 ATTENTION = ("Attention", "Attn")
 FEED_FORWARD = ("FeedForward", "MLP", "Mlp", "FFN", "SwiGLU", "MoE")
@@ -57,7 +57,7 @@ def _sublayers(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if _kind(part) or (isinstance(part, nn.Sequential) and name in FEED_FORWARD_NAMES):
             yield name, part
     if isinstance(block, nn.TransformerDecoderLayer):
-        yield "_ff_block", cast(nn.Module, Method(block, "_ff_block"))
+        yield "_ff_block", cast(nn.Module, BoundMethod(block, "_ff_block"))
 
 
 def deep_branch(denoiser: nn.Module) -> tuple[nn.Module, ...]:

@@ -19,7 +19,7 @@ from diffcache.host.inspection import unwrapped
 from diffcache.host.kinds import kind_of
 from diffcache.host.loop_run import LoopRun, position, start_of
 from diffcache.host.own_loops import MARK, Clock
-from diffcache.patch import Around, layer
+from diffcache.patch import Wrapper, layer
 
 NO_LOOP, OVERLAP = "no-loop", "calls-overlap"  # kinds
 ONE_CALL = (
@@ -228,7 +228,7 @@ class LoopWatcher:
             if thread is not threading.current_thread() and thread.is_alive() and run.scheduler is scheduler:
                 self.missed(OVERLAP, ONE_CALL.format(type(self.pipe).__name__))
 
-    def _context(self, denoiser: str) -> Around:
+    def _context(self, denoiser: str) -> Wrapper:
         """Return the wrapper of a denoiser's ``cache_context``, whose argument names a branch."""
 
         @contextlib.contextmanager

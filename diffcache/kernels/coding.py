@@ -23,7 +23,11 @@ SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: a group of zeros divid
 
 
 def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
-    """float32 [R, L] -> codes [R, how.codes(L)] of how.dtype, scales float32 [R, how.groups(L)]."""
+    """Encode float32 [R, L].
+
+    Returns:
+        Codes [R, how.codes(L)] of how.dtype, and scales, float32 [R, how.groups(L)].
+    """
     count, length = x.shape
     if not how.group:
         return x.to(how.dtype, copy=True), x.new_empty(count, 0)
@@ -43,7 +47,7 @@ def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
 
 
 def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
-    """What ``encode`` was given, nearly: float32 [R, length]."""
+    """Return approximately the values that were encoded: float32 [R, length]."""
     count = len(codes)
     if not how.group:
         return codes.float()
@@ -57,7 +61,7 @@ def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
 
 
 def _times(values: Tensor, of_groups: Tensor, size: int) -> Tensor:
-    """[R, L], each times the number of its group, of which all but the last are of this size."""
+    """Multiply each value of [R, L] by the number of its group. All groups but the last have ``size`` values."""
     (count, length), groups = values.shape, of_groups.shape[1]
     if length == groups * size:
         return (values.view(count, groups, size) * of_groups.unsqueeze(-1)).view(count, length)

@@ -1,4 +1,4 @@
-"""The formats in which a tensor may be kept, and how many bytes they take."""
+"""The formats in which a tensor can be kept, and their bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from diffcache.errors import UnknownName
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Codes of ``bits`` each, in groups with one float32 scale: the group's largest magnitude is stored as ``top``.
+    """A format of codes, in groups with one float32 scale.
 
-    group  values that share a scale, at least, in rows of as many; they are neighbours (``rows``). 0: codes are the
-           values themselves, and there are no scales
+    Attributes:
+        name: The name of the format.
+        bits: The bits of a code.
+        dtype: The dtype of the tensor of codes.
+        top: The code of the largest magnitude of a group.
+        group: The least number of neighbours in a row (``rows``) that share a scale, in rows that are long enough. 0
+            means that codes are the values themselves, without scales.
     """
 
     name: str
@@ -26,21 +31,23 @@ class Format:
     group: int = 0
 
     def group_of(self, length: int) -> int:
-        """Values that share a scale in rows of this length: an even number, for two codes of four bits make a byte. The
-        last group of a row may have fewer."""
+        """Return the number of values that share a scale in rows of this length.
+
+        It is even, because two codes of four bits are one byte. The last group of a row may be smaller.
+        """
         size = math.ceil(length / max(1, length // self.group)) if self.group else length
         return size + size % 2
 
     def groups(self, length: int) -> int:
-        """Scales of a row of this length."""
+        """Return the number of scales of a row of this length."""
         return math.ceil(length / self.group_of(length)) if length and self.group else 0
 
     def codes(self, length: int) -> int:
-        """Elements of ``dtype`` that a row of this length takes: a group of four bits is always a whole one."""
+        """Return the number of elements of ``dtype`` for a row of this length. Groups of 4 bits are padded."""
         return self.groups(length) * self.group_of(length) // 2 if self.bits == 4 else length
 
     def nbytes(self, shape: Sequence[int]) -> int:
-        """Of a tensor of this shape, scales included."""
+        """Return the bytes of a tensor of this shape, including scales."""
         count, length = rows(shape)
         return count * (self.codes(length) * self.dtype.itemsize + 4 * self.groups(length))
 
@@ -57,15 +64,22 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(name: str) -> Format:
-    """The format of this name; UnknownName says which there are."""
+    """Return the format of a name.
+
+    Raises:
+        UnknownName: There is no such format.
+    """
     if name not in FORMATS:
         raise UnknownName("store format", name, tuple(FORMATS))
     return FORMATS[name]
 
 
 def rows(shape: Sequence[int]) -> tuple[int, int]:
-    """(number, length) of the rows that groups stay within: the channels of a token, or in pictures and videos (four
-    dimensions and more, channels second) one channel of a sample."""
+    """Return the number and the length of the rows of a tensor. No group crosses the end of a row.
+
+    A row is all channels of a token. In pictures and videos (four dimensions or more, channels second) it is one
+    channel of a sample.
+    """
     within = shape[2:] if len(shape) >= 4 else shape[-1:]
     length = math.prod(within)
     return (math.prod(shape) // length if length else 0), length

@@ -1,7 +1,7 @@
-"""One name for the forms of an operation: plain torch, the same compiled, and a Triton kernel.
+"""One object for the forms of an operation: plain torch, plain torch compiled, and a Triton kernel.
 
-The plain form is the specification. torch.library holds it for every device, and the kernel for CUDA (which is what
-ROCm calls itself in torch): so an operation has a schema, can be traced, and is one node for ``torch.compile``.
+The plain form is the specification. It is registered with torch.library for every device, and the kernel for CUDA (also
+the name of ROCm in torch). So an operation has a schema, can be traced, and is one node for ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,19 @@ Backend = Literal["auto", "torch", "compiled", "triton"]
 
 
 class Operation:
-    """Callable as ``operation(*arguments, backend="auto")``. Keyword arguments are those of the plain form.
+    """An operation, called as ``operation(*arguments, backend="auto")`` with the arguments of the plain form.
 
-    backend  "auto": the kernel for tensors on a GPU where Triton is installed, else plain torch
-             "torch": plain torch
-             "compiled": plain torch through ``torch.compile``; seconds at the first call of each shape
-             "triton": the kernel; BadOption for tensors that are on no GPU, or without Triton
+    The backends are:
+
+    * ``"auto"``: the kernel for tensors on a GPU if Triton is installed, else plain torch.
+    * ``"torch"``: plain torch.
+    * ``"compiled"``: plain torch through ``torch.compile``. The first call of each shape takes seconds.
+    * ``"triton"``: the kernel. BadOption is raised without Triton, and for tensors that are not on a GPU.
+
+    Args:
+        name: The name of the operation, and of its folder.
+        schema: Its schema for torch.library.
+        plain: Its plain form.
     """
 
     def __init__(self, name: str, schema: str, plain: Callable[..., Any]) -> None:
@@ -61,7 +68,10 @@ class Operation:
 
 
 def _many_kinds() -> contextlib.AbstractContextManager[Any]:
-    """Dynamo gives up on a function after eight kinds of arguments, silently; formats, types and options make more."""
+    """Return a context in which Dynamo compiles a function for ``KINDS`` kinds of arguments.
+
+    By default it stops compiling after eight kinds, without a warning. Formats, dtypes and options make more.
+    """
     from torch._dynamo import config
 
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # since torch 2.7
@@ -69,7 +79,7 @@ def _many_kinds() -> contextlib.AbstractContextManager[Any]:
 
 
 def check_backend(backend: str) -> None:
-    """BadOption where this machine does not have it, whatever the tensors will be."""
+    """Raise BadOption if this machine does not have the backend."""
     if backend not in get_args(Backend):
         raise BadOption("backend", backend, ", ".join(map(repr, get_args(Backend))))
     if backend == "triton":
@@ -77,6 +87,7 @@ def check_backend(backend: str) -> None:
 
 
 def demand_gpu(tensors: list[Tensor]) -> None:
+    """Raise BadOption if Triton kernels cannot run on ``tensors``."""
     if not has_triton():
         raise BadOption("backend", "triton", "'auto', 'torch' or 'compiled': the package triton is not installed")
     if not torch.cuda.is_available():
@@ -86,7 +97,7 @@ def demand_gpu(tensors: list[Tensor]) -> None:
 
 
 def in_use(backend: Backend, device: torch.device) -> Literal["torch", "compiled", "triton"]:
-    """What runs tensors of this device under ``backend``."""
+    """Return what runs operations on tensors of ``device`` if ``backend`` was asked for."""
     if backend != "auto":
         return backend
     return "triton" if device.type == "cuda" and has_triton() else "torch"
@@ -94,4 +105,5 @@ def in_use(backend: Backend, device: torch.device) -> Literal["torch", "compiled
 
 @functools.cache
 def has_triton() -> bool:
+    """Return whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None

@@ -1,4 +1,4 @@
-"""Tensors of any shape in fewer bytes: the kernels work on rows, callers have tensors."""
+"""Pack tensors of any shape into fewer bytes. The operations work on rows, callers have tensors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from diffcache.kernels.library import Backend
 from diffcache.kernels.predict import predict
 from diffcache.kernels.quantize import quantize
 
-PRESCALE: Final = torch.bfloat16  # of centres and spreads that are kept beside the codes
-PAYS = 8  # the codes take at least so many times their bytes
+PRESCALE: Final = torch.bfloat16  # dtype of centres and spreads that are kept with the codes
+PAYS = 8  # a tensor gets its own prescale if its codes take at least so many times the bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A floating-point tensor of this shape and dtype in fewer bytes.
+    """A floating-point tensor in fewer bytes.
 
-    codes     [rows, ...] of the format's dtype
-    scales    float32 [rows, groups]
-    prescale  [2, row length] that it was quantised with, or None
-    shared    the prescale belongs to others as well, who count its bytes
+    Attributes:
+        codes: [rows, …] of the dtype of the format.
+        scales: float32 [rows, groups].
+        format: The format.
+        shape: The shape of the tensor.
+        dtype: The dtype of the tensor.
+        prescale: [2, row length] that the tensor was quantised with, or None.
+        shared: Whether the prescale belongs to the schedule. Its bytes are not counted then.
     """
 
     codes: Tensor
@@ -53,7 +57,7 @@ class Packed:
 
     @property
     def length(self) -> int:
-        """Of a row."""
+        """Return the length of a row."""
         return rows(self.shape)[1]
 
     def __len__(self) -> int:
@@ -63,7 +67,7 @@ class Packed:
         return True
 
     def chunk(self, parts: int) -> list[Packed]:
-        """Equal parts along the first dimension; ``parts`` divides it."""
+        """Return equal parts along the first dimension. ``parts`` must divide it."""
         shape = torch.Size((self.shape[0] // parts, *self.shape[1:]))
         halves = zip(self.codes.chunk(parts), self.scales.chunk(parts), strict=True)
         return [Packed(c, s, self.format, shape, self.dtype, self.prescale, self.shared) for c, s in halves]
@@ -77,10 +81,15 @@ def pack(
     prescale: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Packed:
-    """``x`` (less ``minus``), floating-point, of any shape and strides, in this format.
+    """Pack ``x``, or ``x - minus``.
 
-    prescale  float32 [2, channels]: centre and spread, for tensors whose rows are channels (``rows``); None: the
-              tensor's own, where that is worth its bytes (``prescaled``)
+    Args:
+        x: A floating-point tensor of any shape and strides.
+        how: The format.
+        minus: A tensor of the same shape, or None.
+        prescale: float32 [2, channels], centre and spread of each channel, for tensors whose rows are channels
+            (``rows``). None measures it on the tensor if that is worth its bytes (``prescaled``).
+        backend: What runs the operation.
     """
     shape = rows(x.shape)
     flat = x.detach().reshape(shape)
@@ -93,21 +102,32 @@ def pack(
 
 
 def prescaled(shape: Sequence[int], how: Format) -> bool:
-    """Whether a tensor is packed with the centre and spread of its own channels: tokens, so many that two numbers of a
-    channel are few beside its codes."""
+    """Return whether a tensor of this shape is packed with the centre and spread of its own channels.
+
+    It is if it holds tokens, and so many that two numbers per channel take few bytes compared with the codes.
+    """
     count, _ = rows(shape)
     return bool(how.group) and 2 <= len(shape) <= 3 and count * how.bits >= PAYS * 2 * PRESCALE.itemsize * 8
 
 
 def packed_bytes(shape: Sequence[int], how: Format, *, scaled: bool = False) -> int:
-    """Of a tensor of this shape. ``scaled``: with a prescale that is somebody else's."""
+    """Return the bytes of a packed tensor of this shape.
+
+    Args:
+        shape: The shape.
+        how: The format.
+        scaled: Whether the prescale belongs to the schedule.
+    """
     own = 0 if scaled or not prescaled(shape, how) else 2 * PRESCALE.itemsize * shape[-1]
     return how.nbytes(shape) + own
 
 
 def channels(x: Tensor) -> Tensor:
-    """Mean and standard deviation of every column of [R, L], [2, L], rounded: what was rounded before quantising costs
-    no exactness. What is not finite, or does not vary, is left alone."""
+    """Return the mean and the standard deviation of every column of [R, L]: [2, L].
+
+    They are rounded to the dtype in which they are kept before anything is quantised with them, so the rounding adds no
+    error. A mean that is not finite is replaced by 0, a standard deviation that is 0 or not finite by 1.
+    """
     spread, centre = torch.std_mean(x, dim=0, correction=0)
     centre, spread = centre.to(PRESCALE), spread.to(PRESCALE)
     spread = torch.where((spread > 0) & spread.isfinite(), spread, 1)
@@ -115,8 +135,11 @@ def channels(x: Tensor) -> Tensor:
 
 
 def pack_again(x: Tensor, before: Packed, backend: Backend = "auto") -> tuple[Packed, Tensor]:
-    """``x`` as ``before``, of the same shape, was packed; in the same pass the six sums of ``quantize`` that compare it
-    with what ``before`` holds, float32 [6]."""
+    """Pack ``x`` as ``before`` was packed, and compare it with ``before`` in the same pass.
+
+    Returns:
+        The packed tensor, and the six sums of ``quantize``: float32 [6].
+    """
     flat = x.detach().reshape(rows(x.shape))
     args = None, before.prescale, before.codes, before.scales
     codes, scales, sums = quantize(flat, before.format.name, *args, backend=backend)
@@ -124,7 +147,7 @@ def pack_again(x: Tensor, before: Packed, backend: Backend = "auto") -> tuple[Pa
 
 
 def unpack(packed: Packed, backend: Backend = "auto") -> Tensor:
-    """A new contiguous tensor of the shape and dtype that was packed."""
+    """Return a new contiguous tensor of the shape and dtype that was packed."""
     affine = None if packed.prescale is None else packed.prescale.flip(0).float()
     args = packed.codes, packed.scales, packed.format.name, packed.length, packed.dtype, affine
     return dequantize(*args, backend=backend).reshape(packed.shape)  # type: ignore[no-any-return]
@@ -140,11 +163,19 @@ def from_kept(
     bias: float | Tensor = 0.0,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Equation (1) from packed tensors of one shape and format: scale ⊙ (Σ_k weights[k] · F_k + kappa · x) +
-    bias, a new contiguous tensor.
+    """Compute equation (1) from packed tensors: scale ⊙ (Σ_k weights[k] · F_k + kappa · x) + bias.
 
-    weights      one of them may be −κ, for an x_0 among the anchors
-    scale, bias  numbers, or float32 [1, channels] or [channels, 1], as ``predict`` has them
+    Args:
+        anchors: Packed tensors of one shape and format.
+        weights: A weight for each anchor. One may be −κ, for an x_0 among the anchors.
+        x: A tensor of the same shape, or None.
+        kappa: The weight of ``x``.
+        scale: A number, or float32 [1, channels] or [channels, 1].
+        bias: A number, or float32 [1, channels] or [channels, 1].
+        backend: What runs the operation.
+
+    Returns:
+        A new contiguous tensor.
     """
     newest = anchors[0]
     flat = None if x is None or not kappa else x.detach().reshape(-1, newest.length)
@@ -172,7 +203,7 @@ def _as(packed: Packed) -> tuple[str, int, torch.dtype]:
 
 
 def _prescales(anchors: Sequence[Packed]) -> Tensor | None:
-    """[K, 2, length], or None."""
+    """Return the prescales of all anchors, [K, 2, length], or None if they have none."""
     found = [a.prescale for a in anchors if a.prescale is not None]
     return torch.stack(found) if found else None
 
@@ -180,8 +211,11 @@ def _prescales(anchors: Sequence[Packed]) -> Tensor | None:
 def _folded(
     anchor: Packed, weight: float, x: Tensor | None, kappa: float, scale: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None] | None:
-    """One anchor's weight, prescale and correction as one affine function of its codes, and what is added; None where
-    the input would have to be scaled."""
+    """Return a prediction from one anchor as an affine function of its codes, and the tensor that is added to it.
+
+    Returns:
+        None if the input would have to be scaled.
+    """
     if x is not None and (kappa != 1.0 or scale is not None):
         return None
     if weight == 1.0 and anchor.prescale is None and scale is None and bias is None:

@@ -30,7 +30,7 @@ from diffcache.documents import files
 from diffcache.documents.checks import refuse
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, NoiseSchedulerId
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
-from diffcache.host.structure import find_sites
+from diffcache.executor.bound import Bound
 from diffcache.schedulers._router import HARMONICA, LEARNING_TO_CACHE, Router
 
 KINDS = ("auto", "learning-to-cache", "harmonica")
@@ -80,7 +80,7 @@ def schedule(path: str | Path, pipe: Any, *, kind: str = "auto", threshold: floa
     ((name, denoiser), *others) = host.denoisers(pipe).items()
     if others:
         raise BadOption("pipe", type(pipe).__name__, "a pipeline with one denoiser")
-    router.check_sites(find_sites(denoiser))
+    router.check_sites(Bound.of(pipe).sites[name])
     scheduler = pipe.scheduler
     twin = copy.deepcopy(scheduler)
     twin.set_timesteps(router.steps)

@@ -20,11 +20,11 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption
 from diffcache.executor import Executor
+from diffcache.executor.bound import Bound
 from diffcache.executor.checks import check_call
 from diffcache.executor.program import decides
 from diffcache.executor.state import Call
 from diffcache.executor.store import Output, channel_dim
-from diffcache.host.structure import find_sites
 from diffcache.profiling.recording.record import frozen
 
 ROUNDS = 2  # the first sees the run without corrections; the second, with those that the first one found
@@ -57,20 +57,19 @@ def correct(
         raise BadOption("rounds", rounds, "a whole number, 1 or more")
     if any(map(decides, schedule.denoisers.values())):
         raise BadOption("schedule", "one that decides in the run", "one whose predicted steps are known before the run")
-    pipe = host.adopted(pipe)
+    bound = Bound.of(pipe)
+    pipe = bound.pipe
     host.demand_full_run(pipe)
-    host.denoisers(pipe)
     host.check_calls(pipe, calls)
     for call in calls:
         check_call(pipe, call, schedule)
-    sites = {name: find_sites(module) for name, module in host.denoisers(pipe).items()}
     branches = schedule.guidance.branches if schedule.guidance is not None else 1
     batched = schedule.guidance is not None and schedule.guidance.mode == "batched"
     for _ in range(rounds):
         sums: defaultdict[Key, _Sums] = defaultdict(_Sums)
 
-        def lesson(call: Call, site: str, truth: Any, sums: defaultdict[Key, _Sums] = sums) -> None:
-            guessed, true = Output.of(call.plain.pop(site)).tensors, Output.of(truth).tensors
+        def on_prediction(call: Call, site: str, truth: Any, sums: defaultdict[Key, _Sums] = sums) -> None:
+            guessed, true = Output.of(call.uncorrected.pop(site)).tensors, Output.of(truth).tensors
             for x, y in zip(guessed, true, strict=True):
                 if not x.is_floating_point():
                     continue
@@ -79,7 +78,7 @@ def correct(
                     branch = b if batched else min(call.branch, branches - 1)
                     sums[call.denoiser, site, branch, call.step].add(one, other)
 
-        executor = Executor(pipe, schedule, sites, lesson=lesson)
+        executor = Executor(pipe, schedule, bound.sites, on_prediction=on_prediction)
         executor.attach()
         try:
             with torch.no_grad():

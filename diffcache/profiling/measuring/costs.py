@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diffcache.documents.sites import GRANULARITIES, parse
-from diffcache.patch import Around
+from diffcache.patch import Wrapper
 from diffcache.profiling.recording.clock import wait
 from diffcache.profiling.recording.measured_sites import Places, layered
 from diffcache.profiling.recording.record import DenoiserCall
@@ -55,7 +55,7 @@ def _visits(call: DenoiserCall, places: Places, meter: Meter) -> dict[str, list[
     found: dict[str, list[float]] = defaultdict(list)
     stacks: dict[str, float] = defaultdict(float)
 
-    def metered(sites: list[tuple[str, bool]]) -> Around:
+    def metered(sites: list[tuple[str, bool]]) -> Wrapper:
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             before = meter()
             value = inner(*args, **kwargs)
@@ -71,7 +71,7 @@ def _visits(call: DenoiserCall, places: Places, meter: Meter) -> dict[str, list[
 
         return around
 
-    def arounds() -> Iterator[tuple[nn.Module, Around]]:
+    def arounds() -> Iterator[tuple[nn.Module, Wrapper]]:
         of_module: dict[int, tuple[nn.Module, list[tuple[str, bool]]]] = {}
         for site, modules in places.items():
             for module in modules:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.executor.store import Output
-from diffcache.patch import Around
+from diffcache.patch import Wrapper
 from diffcache.profiling.recording.measured_sites import Places, layered
 from diffcache.profiling.recording.record import DenoiserCall
 
@@ -86,8 +86,8 @@ def _moves(
     return found
 
 
-def _seen(places: Places, look: Callable[[str, Output], None]) -> Iterator[tuple[nn.Module, Around]]:
-    def around(site: str) -> Around:
+def _seen(places: Places, look: Callable[[str, Output], None]) -> Iterator[tuple[nn.Module, Wrapper]]:
+    def around(site: str) -> Wrapper:
         def watch(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             value = inner(*args, **kwargs)
             look(site, Output.of(value))
@@ -98,7 +98,7 @@ def _seen(places: Places, look: Callable[[str, Output], None]) -> Iterator[tuple
     return ((modules[-1], around(site)) for site, modules in places.items())
 
 
-def _handing_on(output: Output, device: torch.device) -> Around:
+def _handing_on(output: Output, device: torch.device) -> Wrapper:
     def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return output.rebuild([t.to(device, copy=True) for t in output.tensors])
 

@@ -16,6 +16,7 @@ from diffcache.documents.destinations import check_folder
 from diffcache.documents.profile import Profile
 from diffcache.documents.sites import Granularity
 from diffcache.errors import BadOption
+from diffcache.executor.bound import Bound
 from diffcache.profiling.measuring.findings import Findings
 from diffcache.profiling.measuring.recorded_call import RecordedCall
 from diffcache.profiling.measuring.resume import Folder
@@ -75,13 +76,13 @@ def measure(
     asked = granularities(sites)
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
     wanted = Wanted(asked, influence_steps if with_influence else 0)
-    pipe = host.adopted(pipe)
+    bound = Bound.of(pipe)
+    pipe = bound.pipe
     host.demand_full_run(pipe)  # before a folder is made
-    networks = host.denoisers(pipe)
     host.check_calls(pipe, calls)
     host.check_same_steps(pipe, calls)
-    for name, module in networks.items():
-        inner_places(name, module, asked)
+    for name, sites_of_network in bound.sites.items():
+        inner_places(name, sites_of_network, asked)
     if resume is not None:
         check_folder("resume", resume)
 
@@ -137,8 +138,8 @@ class Watch:
 
     def __init__(self, pipe: Any, wanted: Sequence[Granularity]) -> None:
         self.observers = {
-            id(module): Observer(inner_places(name, module, wanted))
-            for name, module in host.denoisers(pipe).items()
+            id(sites["model"][0]): Observer(inner_places(name, sites, wanted))
+            for name, sites in Bound.of(pipe).sites.items()
             if len(wanted) > 1
         }
 

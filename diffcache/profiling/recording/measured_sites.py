@@ -14,8 +14,7 @@ from diffcache import host
 from diffcache.documents.sites import GRANULARITIES, Granularity, parse
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor.store import Output, batch_first
-from diffcache.host.structure import find_sites
-from diffcache.patch import Around, layer, spot
+from diffcache.patch import Wrapper, layer, spot
 
 ELEMENTS = 2**13  # kept of one tensor of one sample; means over so many differ little from those over all
 SEED = 0  # of the choice of tokens
@@ -34,10 +33,18 @@ def granularities(sites: str | Sequence[str]) -> tuple[Granularity, ...]:
     return tuple(g for g in GRANULARITIES if g == "model" or g in asked)
 
 
-def inner_places(name: str, denoiser: nn.Module, asked: Sequence[Granularity]) -> Places:
-    """The sites of ``denoiser`` below the model, of these granularities. Raises UnsupportedModel where there are none
-    of one, or where they lie inside a compiled graph."""
-    found = find_sites(denoiser)
+def inner_places(name: str, found: Places, asked: Sequence[Granularity]) -> Places:
+    """Return the sites of a network below the model, of these granularities.
+
+    Args:
+        name: The component name of the network.
+        found: All of its sites.
+        asked: The granularities.
+
+    Raises:
+        UnsupportedModel: The network has no site of one of the granularities, or a site is in a compiled graph.
+    """
+    (denoiser,) = found["model"]
     for granularity in asked:
         if not any(parse(site).granularity == granularity for site in found):
             there = [g for g in GRANULARITIES if any(parse(site).granularity == g for site in found)]
@@ -58,7 +65,7 @@ def inner_places(name: str, denoiser: nn.Module, asked: Sequence[Granularity]) -
 
 
 @contextlib.contextmanager
-def layered(arounds: Iterable[tuple[nn.Module, Around]]) -> Iterator[None]:
+def layered(arounds: Iterable[tuple[nn.Module, Wrapper]]) -> Iterator[None]:
     """These layers on these modules, while the block lasts."""
     with contextlib.ExitStack() as undo:
         for module, around in arounds:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffcache import host
 from diffcache.executor.store import Output
 from diffcache.host.structure import first_norm
-from diffcache.patch import Around
+from diffcache.patch import Wrapper
 from diffcache.profiling.recording.format_costs import AT_STEPS, Kept
 from diffcache.profiling.recording.measured_sites import Places, few, layered, main_output
 
@@ -163,7 +163,7 @@ class Observer:
                 rows.append(Series([t[n] for t in x], [t[n] for t in outputs], norms, self.device))
         return rows
 
-    def _arounds(self) -> Iterator[tuple[nn.Module, Around]]:
+    def _arounds(self) -> Iterator[tuple[nn.Module, Wrapper]]:
         for site, modules in self.places.items():
             for module in modules:
                 yield module, self._around(site, last=module is modules[-1])
@@ -171,7 +171,7 @@ class Observer:
             if norm is not None:
                 yield norm, self._norm(site)
 
-    def _around(self, site: str, *, last: bool) -> Around:
+    def _around(self, site: str, *, last: bool) -> Wrapper:
         """A visit begins at the first block of a stack that runs: hosts can be told to leave some out. One visit in a
         forward is looked at; others are counted."""
         main = host.main_of(self.places[site][0])
@@ -207,7 +207,7 @@ class Observer:
             self.kept.setdefault(site, Kept()).add(outputs, self.main[site])
         visit.output = now.look(outputs[self.main[site]]) if self.main[site] < len(outputs) else None
 
-    def _norm(self, site: str) -> Around:
+    def _norm(self, site: str) -> Wrapper:
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             value = inner(*args, **kwargs)
             visit = self._now.visits.get(site) if self._now else None

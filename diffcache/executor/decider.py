@@ -1,11 +1,11 @@
-"""Decisions left to the run: a number that is cheap to have at every step says whether the step may be predicted.
+"""Decide in the run whether a step is predicted.
 
-There is one decision per forward of a denoiser, for all sites of its plan. Forwards with the same place within a step
-are one branch and share a signal; branches stacked in one batch share every decision, and so do samples: what is
-decided for one depends on its batch mates. A single sample per call repeats itself anywhere.
+There is one decision per forward of a denoiser, for all sites of its plan. Forwards at the same position within a step
+belong to one branch and share a signal. Branches in one batch share every decision, and so do samples, so a decision
+about a sample depends on the other samples of its batch.
 
-Each decision reads one number back from the device. Schedules without an online rule read none. One file of
-``criteria`` states what is compared and how.
+Each decision reads one number from the device. Schedules without an online rule read none. One file of ``criteria``
+states what is compared and how.
 """
 
 from __future__ import annotations
@@ -30,18 +30,29 @@ SEEN = "seen"  # the signal of the reference call, in the memory of a criterion
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one forward. ``reason``: why nothing could be compared, where that is not as it should be."""
+    """A decision about one forward.
+
+    Attributes:
+        predict: Whether the forward is predicted.
+        reason: Why nothing could be compared, if something should have been.
+    """
 
     predict: bool
     reason: Reason | None = None
 
 
-class Watch:
-    """What the calls of one branch have shown since its run began. Tensors lie in the store, and are counted there.
+class Decider:
+    """Decides about the forwards of one branch in one run.
 
-    keeping  how the signal is kept that later ones are compared with
+    Args:
+        online: The online rule of the plan.
+        store: The store of the run. All tensors that are compared are kept in it.
+        denoiser: The component name of the network.
+        branch: The number of the branch.
+        keeping: How signals are kept for later comparisons.
 
-    Raises UnknownName for a criterion that does not exist.
+    Raises:
+        UnknownName: There is no criterion of the rule's name.
     """
 
     def __init__(self, online: Online, store: Store, denoiser: str, branch: int, keeping: Keeping = AS_IT_IS) -> None:
@@ -53,15 +64,21 @@ class Watch:
         self._predicted = 0  # in a row
 
     @property
-    def at_the_root(self) -> bool:
+    def decides_at_model(self) -> bool:
+        """Return whether the criterion decides before the denoiser runs."""
         return self.criterion.about.where is Where.MODEL
 
     @torch.no_grad()
     def decide(self, step: int, asked: bool, tensors: Sequence[Tensor]) -> Verdict | None:
-        """The verdict on a step from the ``tensors`` at the place of the criterion; None where nothing is asked, or
-        where the plan may go its way.
+        """Decide about a forward.
 
-        asked  whether the plan predicts anything at this step
+        Args:
+            step: The step of the loop.
+            asked: Whether the plan predicts anything at this step.
+            tensors: The tensors at the place where the criterion decides.
+
+        Returns:
+            The decision. None means that the forward follows the plan.
         """
         about = self.criterion.about
         now = self.criterion.signal(tensors)
@@ -79,12 +96,12 @@ class Watch:
         return verdict
 
     @torch.no_grad()
-    def answered(self, x: Sequence[Tensor], output: Sequence[Tensor]) -> None:
-        """Let the criterion observe that the denoiser has computed ``output`` from ``x``."""
+    def observe(self, x: Sequence[Tensor], output: Sequence[Tensor]) -> None:
+        """Pass the input and the output of a computed forward to the criterion."""
         self.criterion.observe(self._memory, x, output)
 
     def _change(self, step: int, then: Anchor | None, now: Sequence[Tensor]) -> Change | None:
-        """From ``then``, what was seen before; None where there is nothing to compare with."""
+        """Return the change of the signal from ``then`` to ``now``, or None if there is nothing to compare with."""
         if then is None or not self.criterion.ready(self._memory):
             return None
         if then.signature != signature(now):
@@ -94,6 +111,7 @@ class Watch:
         return Change(relative, signal.packed)
 
     def _judge(self, step: int, found: Change) -> Verdict:
+        """Compare the change with the limit of the rule at ``step``."""
         if found.relative is None:
             return Verdict(False, found.reason)
         change = float(found.relative)  # waits here
@@ -107,7 +125,13 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of a signal. ``kept``: the signal of now in the form in which it is kept, where comparing made it anyway."""
+    """The change of a signal.
+
+    Attributes:
+        relative: The relative change, a tensor of one element, or None if it could not be computed.
+        kept: The new signal in the format of the store, if the comparison has made it.
+        reason: Why the change could not be computed.
+    """
 
     relative: Tensor | None = None
     kept: Sequence[Kept] | None = None
@@ -115,6 +139,9 @@ class Change:
 
 
 def signal_format(plan: DenoiserPlan) -> Format | None:
-    """How signals are kept: in int8, whose error is far below any limit, where all outputs are in as few bits."""
+    """Return the format in which signals are kept.
+
+    It is int8 if all outputs of the plan are kept in 8 bits or fewer. The error of int8 is far below any limit.
+    """
     few = all(site.store is not None and format_of(site.store).bits <= 8 for site in plan.sites.values())
     return format_of("int8") if few else None
