@@ -16,7 +16,8 @@ from diffcache import accelerated
 from diffcache.host.levels import CannotFollow
 from diffcache.profiling.calibration import calibration as calibrating
 from diffcache.profiling.calibration.search import NUDGE, NUDGE_PAYS_DB, Search
-from diffcache.profiling.fitting.fit import Fit, fit, psnr_db, run
+from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
 from diffcache.profiling.replay.warp import Movable, warped
 from diffcache.schedulers.uniform import evenly
 
@@ -55,10 +56,10 @@ def test_a_replay_on_other_levels_ends_where_the_pipeline_ends(name: str, schedu
     with accelerated(pipe, dataclasses.replace(there, denoisers=plans)):
         ends = final_states(pipe, calls(name, pipe))
     last = len(compute) - 1
-    once = [r.reference(last)[: len(r.reference(last)) // r.copies] for r in made.replays]
+    once = [r.reference(last)[: len(r.reference(last)) // r.batch_copies] for r in made.replays]
     errors = torch.cat([psnr_db(a[: len(b)], b) for a, b in zip(ends, once, strict=True)]).numpy()
     assert errors == pytest.approx(found.error_db, abs=0.05)
-    stays = run(made.replays, compute, found.weights)
+    stays = replayed_psnr_db(made.replays, compute, found.weights)
     assert np.abs(stays - found.error_db).max() > 0.05  # the levels make a difference
 
 

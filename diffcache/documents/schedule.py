@@ -31,7 +31,7 @@ from diffcache.text import printable
 GuidanceMode = Literal["none", "separate", "batched"]
 StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
 STORES: Mapping[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
-OWN_SOLVER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
+NO_NOISE_SCHEDULER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
 SMALLEST_SPREAD = 2.0**-126  # below it, float32 loses bits, and in the end becomes 0
 EXACT_DB = 20 * math.log10(2.0**24)  # the error is below the precision of a float32 of the sample's range
 Origin = Literal["simulated", "calibration", "held-out"]
@@ -490,7 +490,7 @@ class CacheSchedule(Document):
         nothing = "" if self.skips else "; nothing is skipped"
         lines = [f"{self.computed_steps} of {run.sum()} steps computed{begins}{nothing}"]
         if self.noise_scheduler:
-            lines.append(f"noise scheduler {solver_title(self.noise_scheduler.class_name)}")
+            lines.append(f"noise scheduler {noise_scheduler_title(self.noise_scheduler.class_name)}")
         if self.guidance:
             lines.append(f"guidance {self.guidance}")
         if self.expected:
@@ -520,9 +520,9 @@ def _called(plan: DenoiserPlan, steps: int) -> np.ndarray:
     return np.ones(steps, bool) if plan.called is None else plan.called
 
 
-def solver_title(class_name: str) -> str:
+def noise_scheduler_title(class_name: str) -> str:
     """Return what the noise scheduler of this class is called in text: a loop that has none steps by itself."""
-    return "none (the loop steps by itself)" if class_name == OWN_SOLVER else class_name
+    return "none (the loop steps by itself)" if class_name == NO_NOISE_SCHEDULER else class_name
 
 
 def check_store(how: object) -> None:

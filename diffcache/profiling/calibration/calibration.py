@@ -26,8 +26,8 @@ from diffcache.profiling.fitting.promise import Shares, leading, promised
 from diffcache.profiling.measuring.measure import profile_of
 from diffcache.profiling.recording.record import Trajectory, record_all
 from diffcache.profiling.replay import run_facts
+from diffcache.profiling.replay.input_share import input_share
 from diffcache.profiling.replay.replay import Replay
-from diffcache.profiling.replay.slopes import slopes
 from diffcache.profiling.replay.warp import Movable, on_levels
 from diffcache.schedulers.uniform import evenly
 from diffcache.simulation.simulator import ANCHORS
@@ -37,8 +37,8 @@ SEARCHED_SAMPLES = 16  # a mask needs fewer samples than its coefficients do; th
 HELD_SAMPLES = 8  # on which the search accepts
 PAYS_DB = 0.1  # what coefficients per channel must gain on held-out samples to be kept
 LEVELS_PAY_DB = 0.3  # what moved noise levels must gain there: they tie a schedule closer to its noise scheduler
-SLOPES_PAY_DB = 3.0  # what estimates instead of outputs must gain: where they matter at all, it is 10 and more
-SLOPES_TRIED_ON = 5  # one step in so many computed
+ESTIMATES_PAY_DB = 3.0  # what estimates instead of outputs must gain: where they matter at all, it is 10 and more
+ESTIMATES_TRIED_ON = 5  # one step in so many computed
 NUDGED_SHARE = 0.25  # of the time limit
 LAST_FITS = 8  # what follows the search takes as long as this many fits: options, promise, final coefficients
 
@@ -148,10 +148,10 @@ class Calibration:
             return self._by_outputs(budget, scheduler)
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
         shares = self.shares
-        exact = store in (None, "bf16", "int8")  # rests are small differences of what is kept
+        exact = store in (None, "bf16", "int8")  # residuals are small differences of what is kept
         if exact and (most := self._anchors(budget, with_inputs=True)):
-            shares = self._sloped(shares, options | {"anchors": most})
-            options["anchors"] = options["anchors"] if shares.fitting[0].slopes is None else most
+            shares = self._with_best_combination(shares, options | {"anchors": most})
+            options["anchors"] = options["anchors"] if shares.fitting[0].input_share is None else most
         seeker = self._seeker(shares, options, tried)
         made = seeker.fits
         ends = math.inf if time_limit_s is None else began + time_limit_s
@@ -189,7 +189,7 @@ class Calibration:
         expected, final = self._last_fits(found.compute, found.levels, result.per_channel, result.shares, options)
         if found.levels is not None:
             notes["levels"] = "moved"
-        if found.slopes is not None:
+        if found.input_share is not None:
             notes["combined"] = "clean estimates"
         if front:
             front[int(found.compute.sum())] = found
@@ -213,7 +213,7 @@ class Calibration:
         options: Mapping[str, Any],
     ) -> tuple[Expected, Fit]:
         """Return what a mask may promise on these noise levels, and the fit with the final coefficients."""
-        even = evenly(len(compute), int(compute.sum()), self.replays[0].begins)
+        even = evenly(len(compute), int(compute.sum()), self.replays[0].first_steps)
 
         def refit(fitted: Sequence[Replay], held: Sequence[Replay] = ()) -> Fit:
             return fit(fitted, compute, held=held, levels=levels, per_channel=per_channel, **options)
@@ -242,29 +242,31 @@ class Calibration:
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": ANCHORS}
-        shares = self._sloped(self.shares, options, compute)
+        shares = self._with_best_combination(self.shares, options, compute)
         expected, found = self._last_fits(compute, None, per_channel, shares, options)
         notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
-        notes |= {} if found.slopes is None else {"combined": "clean estimates"}
+        notes |= {} if found.input_share is None else {"combined": "clean estimates"}
         return self._document(found.plan, notes, expected)
 
-    def _sloped(self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None) -> Shares:
+    def _with_best_combination(
+        self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None
+    ) -> Shares:
         """Return the samples with the network's clean estimates in place of its outputs, if those are better to
         combine: where a sampler draws noise. ``tried``: the mask that decides; None: an even one."""
         everyone = [*shares.fitting, *shares.accepting, *shares.judging]
-        known = [_slopes(replay) for replay in everyone]
+        known = [_input_share(replay) for replay in everyone]
         own = known[0]
         if own is None or any(other is None or not np.array_equal(own, other) for other in known):
             return shares
-        estimates = shares.apply(lambda replays: [replay.sloped(own) for replay in replays])
-        begins = everyone[0].begins
+        estimates = shares.apply(lambda replays: [replay.with_input_share(own) for replay in replays])
+        first_steps = everyone[0].first_steps
         if tried is None:
-            tried = evenly(len(own), max(len(own) // SLOPES_TRIED_ON, len(begins)), begins)
+            tried = evenly(len(own), max(len(own) // ESTIMATES_TRIED_ON, len(first_steps)), first_steps)
         plain, other = (
             fit(leading(some.fitting, SEARCHED_SAMPLES), tried, held=leading(some.accepting, HELD_SAMPLES), **options)
             for some in (shares, estimates)
         )
-        return estimates if other.beats(plain, SLOPES_PAY_DB) else shares
+        return estimates if other.beats(plain, ESTIMATES_PAY_DB) else shares
 
     def _best_options(
         self, best: Fit, shares: Shares, options: Mapping[str, Any], late: Callable[[], bool]
@@ -308,7 +310,7 @@ class Calibration:
         if budget.speedup is not None:
             return int(planning.steps_for_speedup(self.profile(), budget.speedup))
         assert budget.max_error_db is not None
-        least, low, high = None, len(seeker.begins), seeker.steps
+        least, low, high = None, len(seeker.first_steps), seeker.steps
         found = seeker.evaluate(np.ones(high, bool))
         while low <= high and not seeker.late(until):  # by one real run each, of the mask that the simulation prefers
             middle = (low + high) // 2
@@ -335,13 +337,13 @@ class Calibration:
 
     def _by_outputs(self, budget: Budget, scheduler: str) -> CacheSchedule:
         warn_of_weaker_fit(self.why_output, scheduler)
-        begins, steps = self.trajectories[0].begins, self.steps - self.start
+        first_steps, steps = self.trajectories[0].first_steps, self.steps - self.start
         if scheduler != "search":
             compute = self._mask(budget, scheduler)
         elif budget.computed_steps is not None:
-            compute = evenly(steps, _whole(budget.computed_steps), begins)
+            compute = evenly(steps, _whole(budget.computed_steps), first_steps)
         elif budget.speedup is not None:
-            compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), begins)
+            compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), first_steps)
         else:
             raise BadOption("max_error_db", budget.max_error_db, f"a budget in computed_steps: {self.why_output}")
         notes = {
@@ -413,15 +415,15 @@ class Calibration:
         )
 
 
-def _slopes(replay: Replay) -> np.ndarray | None:
+def _input_share(replay: Replay) -> np.ndarray | None:
     """Of the network's own outputs, of which guidance makes what the noise scheduler takes for a prediction."""
-    found, shares = slopes(replay.trajectory), np.array([sum(weights) for weights in replay.guidance])
+    found, shares = input_share(replay.trajectory), np.array([sum(weights) for weights in replay.guidance])
     return found / shares if found is not None and replay.paired and (np.abs(shares) > 1e-3).all() else None
 
 
 def _key(shares: Shares, options: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what fits must agree in to be compared."""
-    return (*sorted(options.items()), shares.fitting[0].slopes is None)
+    return (*sorted(options.items()), shares.fitting[0].input_share is None)
 
 
 def _whole(computed_steps: float) -> int:

@@ -56,7 +56,7 @@ class Search:
         self.replays, self.held = replays, held
         self.options = {"per_branch": per_branch, "anchors": anchors}
         self.tried = tried
-        self.begins = replays[0].begins
+        self.first_steps = replays[0].first_steps
         self.steps = len(replays[0].steps)
         self.seen: set[bytes] = set()
         self.fits = 0
@@ -96,12 +96,12 @@ class Search:
     def simulator(self, doubt: float = 1.0) -> Simulator:
         """Return a simulator with the network's answers as the fits so far have shown them."""
         known = with_answer(self._dynamics, self._answers)
-        return Simulator(known, self.begins, int(self.options["anchors"]), doubt)
+        return Simulator(known, self.first_steps, int(self.options["anchors"]), doubt)
 
     def simulated(self, computed: int, doubt: float = 1.0) -> np.ndarray:
         """Return the mask that the simulation prefers, from all steps by leaving out."""
         cost = self.simulator(doubt).error
-        return improve(thinned(self.steps, computed, cost, self.begins), cost, self.begins)
+        return improve(thinned(self.steps, computed, cost, self.first_steps), cost, self.first_steps)
 
     def extended(self, compute: np.ndarray, computed: int) -> np.ndarray:
         """Return ``compute`` with steps added up to ``computed``, one by one, each the one that helps the simulation
@@ -119,10 +119,10 @@ class Search:
         ends = {}
         for doubt in DOUBTS:
             cost = self.simulator(doubt).error
-            for start in (thinned(self.steps, computed, cost, self.begins), *near):
+            for start in (thinned(self.steps, computed, cost, self.first_steps), *near):
                 if self.late(until):
                     break
-                end = improve(start, cost, self.begins)
+                end = improve(start, cost, self.first_steps)
                 ends[end.tobytes()] = end
         return sorted(ends.values(), key=self.simulator().error)
 
@@ -144,7 +144,7 @@ class Search:
             self.ended = "time limit" if self.late(until) else "number of fits" if self.fits >= last else "converged"
             return self.ended != "converged"
 
-        best = self.evaluate(evenly(self.steps, computed, self.begins))
+        best = self.evaluate(evenly(self.steps, computed, self.first_steps))
         self.ended = "converged"
         if computed == self.steps:
             return best
@@ -177,7 +177,7 @@ class Search:
                 break
         simulator = self.simulator()
         while not spent():
-            movable = np.setdiff1d(np.flatnonzero(best.compute), self.begins)
+            movable = np.setdiff1d(np.flatnonzero(best.compute), self.first_steps)
             candidates = [c for s in movable for c in shifts(best.compute, int(s))]
             fresh = [c for c in candidates if c.tobytes() not in self.seen]
             before = best
@@ -220,7 +220,7 @@ class Search:
         at = np.flatnonzero(best.compute)
         before, places, best = best, at.astype(float), dataclasses.replace(best, levels=own)
         for k in range(len(at) - 1, -1, -1):
-            for side in (-NUDGE, NUDGE) if at[k] not in self.begins else ():
+            for side in (-NUDGE, NUDGE) if at[k] not in self.first_steps else ():
                 if self.late(until) or self.fits >= last:
                     break
                 wanted = places.copy()
@@ -246,13 +246,13 @@ class Search:
         run: of the smaller one's mask with steps added.
         """
         computed = int(best.compute.sum())
-        wanted = [computed + n for n in NEIGHBOURS if len(self.begins) <= computed + n <= self.steps]
+        wanted = [computed + n for n in NEIGHBOURS if len(self.first_steps) <= computed + n <= self.steps]
         cost = self.simulator().error
-        masks = {int(m.sum()): m for m in thinning(self.steps, cost, self.begins) if m.sum() in wanted}
+        masks = {int(m.sum()): m for m in thinning(self.steps, cost, self.first_steps) if m.sum() in wanted}
         for count in wanted:
             if self.late(until):
                 break
-            self.evaluate(improve(masks[count], cost, self.begins))
+            self.evaluate(improve(masks[count], cost, self.first_steps))
             smaller = self.best_within(count - 1)
             if smaller is not None and smaller.score > self._best[count].score and not self.late(until):
                 self.evaluate(self.extended(smaller.compute, count))
