@@ -22,7 +22,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from diffcache.documents import checks
-from diffcache.documents.checks import first, place, put, refuse
+from diffcache.documents.checks import first, index_text, put, refuse
 from diffcache.documents.document import Document, Record, Tree, Upgrade, spoken
 from diffcache.documents.sites import GRANULARITIES, parse
 from diffcache.errors import BadOption
@@ -97,7 +97,7 @@ class SitePlan(Record):
         if self.inputs is not None:
             _check_anchors(me, "inputs", compute, self.inputs)
         if index := first(~compute & ~self._speaks()):
-            found = f"{place(rows, index)} is predicted, with all coefficients zero"
+            found = f"{index_text(rows, index)} is predicted, with all coefficients zero"
             refuse(me, "weights", found, "a prediction other than zero")
 
     @property
@@ -559,11 +559,11 @@ def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndar
     if not compute[0]:
         refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
     if index := first(compute[:, None] & (weights != 0)):
-        found = f"{place(axes, index)} is {weights[index]:g} at a computed step"
+        found = f"{index_text(axes, index)} is {weights[index]:g} at a computed step"
         refuse(where, field, found, "0, for equation (1) is not used there")
     kept = np.cumsum(compute)  # at a predicted step i: the number of steps computed before i
     if index := first((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None])):
-        found = f"{place(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
+        found = f"{index_text(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
         refuse(where, field, found, "0 for anchors that do not exist yet (0 is the newest)")
 
 

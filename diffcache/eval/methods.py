@@ -12,7 +12,8 @@ from typing import Any, Literal
 from diffcache import host
 from diffcache.api import accelerated, resolve
 from diffcache.documents.checks import is_unicode
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, check_store
+from diffcache.documents.context import ScheduleContext
+from diffcache.documents.schedule import CacheSchedule, check_store
 from diffcache.errors import BadOption
 from diffcache.eval.noise_schedulers import better_noise_scheduler, noise_free_scheduler, noise_scheduler_name
 from diffcache.host.digest import TO_DIGEST, NoDigestError
@@ -149,9 +150,9 @@ def uniform_reuse(pipe: Any, steps: int, computed: int) -> Method:
 
 
 def evenly_reused(denoisers: Sequence[str], steps: int, computed: int) -> CacheSchedule:
-    """The schedule of ``uniform_reuse``."""
-    plan = DenoiserPlan(sites={"model": reuse(evenly(steps, computed))})
-    return CacheSchedule(steps=steps, denoisers=dict.fromkeys(denoisers, plan))
+    """Return the schedule of ``uniform_reuse``."""
+    plan = reuse(evenly(steps, computed))
+    return ScheduleContext(steps=steps).schedule({name: {"model": plan} for name in denoisers})
 
 
 def baselines(pipe: Any, steps: int, budgets: Sequence[int], *, fewer: bool = True) -> list[Method]:

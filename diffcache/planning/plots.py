@@ -15,9 +15,8 @@ import numpy as np
 from diffcache.documents import files
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels, noise_scheduler_title
-from diffcache.documents.sites import GRANULARITIES, parse
+from diffcache.documents.sites import GRANULARITIES, in_order, parse
 from diffcache.errors import BadOption, DiffCacheError
-from diffcache.schedulers._sites import in_order
 from diffcache.text import printable
 
 DISTANCE = "magma_r"  # perceptually uniform; near is light, as the paper is

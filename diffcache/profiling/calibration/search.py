@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffcache.host.levels import CannotFollow
+from diffcache.profiling.calibration.strategy import DEFAULT
 from diffcache.profiling.fitting.dynamics import answers, measure_dynamics, with_answer
 from diffcache.profiling.fitting.fit import Fit, fit
 from diffcache.profiling.replay.replay import Replay
@@ -23,7 +24,6 @@ REPLANNED = 6  # rounds of masks taken from the simulation, at most, before sing
 FITS = 40  # without a time limit: on the demo models more of them were worth less than 0.2 dB
 DOUBTS = (0.1, 0.3, 1.0)  # the masks that simulations end at lie apart; which is best differs by model and budget
 NUDGE = 0.5  # of a step
-NUDGE_PAYS_DB = 0.05
 NUDGES = 24  # fits, without a time limit
 NEIGHBOURS = (-2, -1, 1, 2)  # budgets around the one asked for that a front is made of
 
@@ -52,10 +52,11 @@ class Search:
         per_branch: bool = True,
         anchors: int = ANCHORS,
         tried: Callable[[Fit], None] = lambda f: None,
+        nudge_gain_db: float = DEFAULT.nudge_gain_db,
     ) -> None:
         self.replays, self.held = replays, held
         self.options = {"per_branch": per_branch, "anchors": anchors}
-        self.tried = tried
+        self.tried, self.nudge_gain_db = tried, nudge_gain_db
         self.first_steps = replays[0].first_steps
         self.steps = len(replays[0].steps)
         self.seen: set[bytes] = set()
@@ -209,8 +210,10 @@ class Search:
         """Return ``best``, or a better fit on other noise levels: its computed steps are moved one after another, the
         last first, half a step to either side, and the levels between them in proportion.
 
-        A gain counts from ``NUDGE_PAYS_DB``: on few samples, smaller ones were not found again on others. Ends as
-        ``run`` does. Raises CannotFollow where the loop is bound to its own levels.
+        A gain counts from ``Strategy.nudge_gain_db``. The search ends as ``run`` does.
+
+        Raises:
+            CannotFollow: The loop cannot run on other levels.
         """
         last = self.fits + fits
         everyone = [Movable(pipe, replay) for replay in (*self.replays, *self.held)]
@@ -227,7 +230,7 @@ class Search:
                 wanted[k] += side
                 levels = warped(own, best.compute, wanted)
                 found = self._on_levels(everyone, best, levels)
-                if found.beats(best, NUDGE_PAYS_DB):
+                if found.beats(best, self.nudge_gain_db):
                     best, places = found, wanted
                     break
         return before if np.array_equal(best.levels, own) else best  # type: ignore[arg-type]

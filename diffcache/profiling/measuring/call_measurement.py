@@ -104,7 +104,7 @@ class CallMeasurement:
         costs, notes = self._costs()
         return FirstCall(
             denoiser=(name, host.class_name(module), host.config_digest(module)),
-            noise_scheduler=run_facts.noise_scheduler(trajectory),
+            noise_scheduler=run_facts.noise_scheduler_id(trajectory.scheduler),
             rest_s=trajectory.rest_s,
             forwards=sum(len(step.calls) for step in steps),
             costs=costs,

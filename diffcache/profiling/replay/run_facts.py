@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from diffcache import host
+from diffcache.documents.context import Network, ScheduleContext
 from diffcache.documents.schedule import Guidance, GuidanceMode, NoiseSchedulerId
 from diffcache.errors import BadOption
 from diffcache.profiling.recording.record import Trajectory
@@ -128,14 +130,52 @@ def denoisers(pipe: Any, trajectory: Trajectory) -> dict[str, nn.Module]:
     return {name: module for name, module in host.denoisers(pipe).items() if id(module) in called}
 
 
-def noise_scheduler(trajectory: Trajectory) -> NoiseSchedulerId:
-    """Return the identity of the run's noise scheduler."""
-    scheduler = trajectory.scheduler
+def noise_scheduler_id(scheduler: Any) -> NoiseSchedulerId:
+    """Return the identity of a noise scheduler."""
     return NoiseSchedulerId(
         class_name=type(scheduler).__name__,
         config_digest=host.config_digest(scheduler),
         prediction_type=host.prediction_type(scheduler),
     )
+
+
+def network(module: nn.Module, called: np.ndarray | None = None) -> Network:
+    """Return the identity of a denoiser. ``called``: bool [T], steps at which the loop calls it, or None."""
+    return Network(host.class_name(module), host.config_digest(module), called)
+
+
+def context(pipe: Any, trajectories: Sequence[Trajectory], samples: int, guidance: Guidance | None) -> ScheduleContext:
+    """Return the loop and the networks of recorded runs.
+
+    Timesteps that differ from run to run, because they depend on the size of the picture, are left out.
+
+    Args:
+        pipe: The pipeline.
+        trajectories: The runs.
+        samples: Their number of samples.
+        guidance: Their form of guidance.
+    """
+    first = trajectories[0]
+    called = denoisers(pipe, first)
+    timesteps = [t.timesteps.double().cpu().numpy() for t in trajectories]
+    alike = all(np.array_equal(t, timesteps[0]) for t in timesteps)
+    return ScheduleContext(
+        steps=len(first.timesteps),
+        networks={name: network(module, steps_called(first, module)) for name, module in called.items()},
+        noise_scheduler=noise_scheduler_id(first.scheduler),
+        guidance=guidance,
+        timesteps=timesteps[0] if alike else None,
+        notes={"samples": str(samples)}
+        | branch_names(first)
+        | host.configurations(**called, scheduler=first.scheduler),
+    )
+
+
+def steps_called(trajectory: Trajectory, module: nn.Module) -> np.ndarray:
+    """Return the steps of the grid at which the loop calls ``module``, bool [T]."""
+    start, steps = trajectory.start, len(trajectory.timesteps)
+    own = [any(call.module is module for call in step.calls) for step in trajectory.steps]
+    return np.array([False] * start + own[: steps - start])
 
 
 def guidance(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> Guidance | None:
