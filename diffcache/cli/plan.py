@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.core import ParameterSource
 
 from diffcache import planning, registry, schedulers
 from diffcache.documents.budget import Budget
@@ -77,11 +76,8 @@ def plan(
 
 def _demand_comparable(context: typer.Context) -> None:
     """Raise BadOption for an option that has no effect with --compare."""
-    given = [
-        f"--{name}"
-        for name in ("scheduler", "store", "out")
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    ]
+    sources = {name: context.get_parameter_source(name) for name in ("scheduler", "store", "out")}
+    given = [f"--{name}" for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if given:
         allowed = "a profile, one goal and --memory-bytes: it plans with every scheduler and writes nothing"
         raise BadOption("compare", f"with {' and '.join(given)}", allowed)

@@ -48,9 +48,7 @@ def available() -> tuple[Scheduler, ...]:
 def _measured() -> dict[str, dict[str, float]]:
     """Return demo model -> scheduler -> PSNR in dB."""
     text = resources.files(schedulers).joinpath(DEMO_FILE).read_text()
-    found: dict[str, dict[str, float]] = json.loads(resources.files(schedulers).joinpath(DEMO_FILE).read_text())[
-        "psnr_db"
-    ]
+    found: dict[str, dict[str, float]] = json.loads(text)["psnr_db"]
     return found
 
 
