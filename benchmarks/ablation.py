@@ -32,7 +32,8 @@ from diffcache.host.levels import CannotFollow
 from diffcache.profiling import Calibration
 from diffcache.profiling.calibration.optimizing import final_states
 from diffcache.profiling.calibration.search import Search
-from diffcache.profiling.fitting.fit import Fit, fit, psnr_db, run
+from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
 from diffcache.profiling.fitting.output_fit import fit_outputs
 from diffcache.profiling.replay.warp import Movable
 from diffcache.schedulers.uniform import evenly, reuse
@@ -158,7 +159,7 @@ def parts(rows: Rows, most: Calibration, held: Calibration, samples: int, comput
     apart = most.guidance is not None and most.guidance.branches > 1
 
     def weighed(what: str, compute: np.ndarray, weights: np.ndarray) -> None:
-        own, others = (run(replays, compute, weights) for replays in (train, held.replays))
+        own, others = (replayed_psnr_db(replays, compute, weights) for replays in (train, held.replays))
         rows.add(title, what, others, compute.sum(), own)
 
     def fitted(what: str, compute: np.ndarray, **options: Any) -> Fit:

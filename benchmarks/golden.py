@@ -58,7 +58,7 @@ def write(path: Path) -> None:
         known = calibration(name)
         steps = len(known.replays[0].steps)
         for computed in (2, 3, 4):
-            made = fit(known.replays, evenly(steps, computed, known.replays[0].begins))
+            made = fit(known.replays, evenly(steps, computed, known.replays[0].first_steps))
             found[f"fit/{name}/{computed}/weights"], found[f"fit/{name}/{computed}/db"] = made.weights, made.error_db
         profile = diffcache.measure(known.pipe, calls(name, known.pipe))
         for scheduler in PLANNED:

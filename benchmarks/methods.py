@@ -33,7 +33,7 @@ from diffcache.documents import files
 from diffcache.documents.profile import Profile
 from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.eval.metrics.ssim import score as ssim
-from diffcache.eval.solvers import better_solver, solver_of
+from diffcache.eval.noise_schedulers import better_noise_scheduler, noise_scheduler_name
 from diffcache.profiling import Calibration, measure
 from diffcache.profiling.calibration.correction import correct
 
@@ -200,12 +200,12 @@ def write(results: Sequence[Result], folder: Path, name: str) -> None:
 def few_steps(table: Table, budgets: Sequence[int]) -> None:
     """The same work without a cache: the model's own noise scheduler, and a better one."""
     pipe = table.model.pipe
-    own, better = pipe.scheduler, better_solver(pipe)
+    own, better = pipe.scheduler, better_noise_scheduler(pipe)
     assert better is not None
     name, solver = better
     for budget in budgets:
         run = lambda n=budget: trial(table.model, table.shown, n, table.repeats)  # noqa: E731
-        table.add(f"fewer steps ({solver_of(pipe)})", budget, run, budget)
+        table.add(f"fewer steps ({noise_scheduler_name(pipe)})", budget, run, budget)
         pipe.scheduler = solver
         try:
             table.add(f"fewer steps ({name})", budget, run, budget)

@@ -19,7 +19,7 @@ from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, circumstances, split
 from diffcache.documents import files
 from diffcache.profiling import Calibration
-from diffcache.profiling.recording.clock import loop_clock
+from diffcache.profiling.recording import loop_clock
 
 RESULTS = Path(__file__).parent / "results"
 

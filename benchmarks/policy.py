@@ -33,8 +33,8 @@ from model import SAMPLERS, DiffusionTransformerLowdimPolicy, use_sampler
 from diffcache import CacheSchedule, evaluate, host, measure, optimize, plan
 from diffcache.documents import files as document_files
 from diffcache.eval.methods import Method, baselines, fewer_steps, ours
+from diffcache.eval.noise_schedulers import noise_free_scheduler
 from diffcache.eval.saved_parts import slug
-from diffcache.eval.solvers import without_noise
 from diffcache.eval.trials import Trials
 
 RESULTS = Path(__file__).parent / "results"
@@ -126,7 +126,7 @@ def others(policy: Any, steps: int, budgets: list[int]) -> list[Method]:
     """Fewer steps and uniform reuse, of as many computed steps; for DDPM, DDIM's usual 16 too."""
     loop = host.adopted(policy)
     found = baselines(loop, steps, budgets)
-    ddim = without_noise(loop)
+    ddim = noise_free_scheduler(loop)
     return found if ddim is None or 16 in budgets else [*found, fewer_steps(loop, 16, solver=ddim)]
 
 

@@ -24,7 +24,7 @@ from diffcache.assets import NAMES, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, circumstances, split
 from diffcache.documents import files
-from diffcache.profiling.measuring import recorded_call
+from diffcache.profiling.measuring import call_measurement
 
 RESULTS = Path(__file__).parent / "results"
 SITES = ("model", "model,block")
@@ -41,7 +41,7 @@ ONCE = {
 def stopwatches() -> Iterator[dict[str, float]]:
     """Seconds that went into each of the things done once, while the block lasts."""
     spent = dict.fromkeys(ONCE, 0.0)
-    found = {name: getattr(recorded_call, name) for name in ONCE.values()}
+    found = {name: getattr(call_measurement, name) for name in ONCE.values()}
 
     def timed(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -54,12 +54,12 @@ def stopwatches() -> Iterator[dict[str, float]]:
         return run
 
     for what, name in ONCE.items():
-        setattr(recorded_call, name, timed(what, found[name]))
+        setattr(call_measurement, name, timed(what, found[name]))
     try:
         yield spent
     finally:
         for name, function in found.items():
-            setattr(recorded_call, name, function)
+            setattr(call_measurement, name, function)
 
 
 def main() -> None:

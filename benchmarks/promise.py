@@ -29,7 +29,7 @@ from diffcache.demo.run import STEPS
 from diffcache.documents import files
 from diffcache.profiling import Calibration
 from diffcache.profiling.calibration.optimizing import final_states
-from diffcache.profiling.fitting.fit import psnr_db
+from diffcache.profiling.fitting import psnr_db
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SEED, FRESH_SEED = 1000, 5000

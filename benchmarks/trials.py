@@ -12,7 +12,7 @@ import numpy as np
 
 from diffcache import CacheSchedule, accelerated
 from diffcache.assets import DemoModel
-from diffcache.profiling.recording.clock import loop_clock
+from diffcache.profiling.recording import loop_clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning.resampling import resampled
 from diffcache.profiling import Calibration
-from diffcache.profiling.fitting.fit import fit, psnr_db
+from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.fitting.fit import fit
 from diffcache.profiling.recording.record import Trajectory
-from diffcache.profiling.replay.slopes import slopes
+from diffcache.profiling.replay.input_share import input_share
 from diffcache.schedulers.uniform import evenly
 
 STEPS, SAMPLES, SHAPE = 20, 8, (6, 5)
@@ -59,7 +60,7 @@ def test_what_is_left_of_an_output_is_the_clean_sample_alone(
     """Two inputs, made by the noise scheduler itself from one sample and two noises: what the network should return
     differs, and does not once the input's share is off."""
     scheduler = made(name, prediction, options)
-    found = slopes(watched(scheduler))
+    found = input_share(watched(scheduler))
     assert found is not None
     draw = torch.Generator().manual_seed(0)
     sample = torch.randn(1, 4, 3, 2, generator=draw, dtype=torch.double)
@@ -90,10 +91,10 @@ def wanted(prediction: str | None, sample: Tensor, noise: Tensor, x: Tensor) -> 
 
 
 def test_where_levels_or_predictions_are_not_known_there_are_none() -> None:
-    assert slopes(watched(made("DDPMScheduler", "sample", {}))) is None
+    assert input_share(watched(made("DDPMScheduler", "sample", {}))) is None
     scheduler = made("DDPMScheduler", "epsilon", {})
     scheduler.alphas_cumprod = None
-    assert slopes(watched(scheduler)) is None
+    assert input_share(watched(scheduler)) is None
 
 
 class Posterior(nn.Module):
@@ -141,9 +142,13 @@ def test_where_a_sampler_draws_noise_estimates_are_combined_and_run_as_they_were
     assert plan.inputs is not None
     known = Calibration.record(loop, CALLS[:2], held_out=CALLS[2:])
     by_outputs = fit(known.replays, plan.compute, held=known.held)
-    own = slopes(known.replays[0].trajectory)
+    own = input_share(known.replays[0].trajectory)
     assert own is not None
-    by_estimates = fit([r.sloped(own) for r in known.replays], plan.compute, held=[r.sloped(own) for r in known.held])
+    by_estimates = fit(
+        [r.with_input_share(own) for r in known.replays],
+        plan.compute,
+        held=[r.with_input_share(own) for r in known.held],
+    )
     assert by_estimates.score > by_outputs.score + 6
     real = measured(loop, known._document(by_estimates.plan, {}), CALLS[2:])
     assert real.numpy() == pytest.approx(by_estimates.held_db, abs=0.05)
@@ -188,10 +193,10 @@ def test_where_it_does_not_outputs_are() -> None:
 def test_pipelines_run_estimates_as_they_were_fitted(name: str) -> None:
     """Guidance apart or in one batch, learned variances, packed latents, a loop that starts late."""
     known = calibration(name)
-    own = slopes(known.replays[0].trajectory)
+    own = input_share(known.replays[0].trajectory)
     assert own is not None
-    replays = [replay.sloped(own) for replay in known.replays]
-    found = fit(replays, evenly(len(own), len(own) // 2, replays[0].begins), per_branch=known.guidance is not None)
+    replays = [replay.with_input_share(own) for replay in known.replays]
+    found = fit(replays, evenly(len(own), len(own) // 2, replays[0].first_steps), per_branch=known.guidance is not None)
     schedule = known._document(found.plan, {})
     reference = [replay.reference(len(own) - 1) for replay in replays]
 
@@ -199,7 +204,9 @@ def test_pipelines_run_estimates_as_they_were_fitted(name: str) -> None:
         with diffcache.accelerated(known.pipe, made):
             real = final_states(known.pipe, calls(name, known.pipe))
         pairs = zip(real, reference, replays, strict=True)
-        return torch.cat([psnr_db(a[: len(a) // r.copies], b[: len(a) // r.copies]) for a, b, r in pairs]).numpy()
+        return torch.cat(
+            [psnr_db(a[: len(a) // r.batch_copies], b[: len(a) // r.batch_copies]) for a, b, r in pairs]
+        ).numpy()
 
     assert ends(schedule) == pytest.approx(found.error_db, abs=0.01)
     plan = dataclasses.replace(found.plan, inputs=found.plan.inputs * 1.5)  # the comparison can fail

@@ -134,6 +134,15 @@ def test_plan_refuses_in_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == [measured]
 
 
+@pytest.mark.parametrize("words", [["--scheduler", "uniform"], ["--store", "int8"], ["--out", "schedule.safetensors"]])
+def test_compare_refuses_options_that_it_would_ignore(command: Command, measured: Path, words: list[str]) -> None:
+    complaint = refused(command, "plan", measured, "--steps", 4, "--compare", *words)
+    assert f"compare='with {words[0]}' was given. Allowed: a profile, one goal and --memory-bytes" in complaint
+    code, out, _ = command("plan", measured, "--steps", 4, "--compare", "--memory-bytes", 10**9)
+    assert code == 0
+    assert "uniform" in out
+
+
 def test_plan_wants_a_profile(command: Command, measured: Path, tmp_path: Path) -> None:
     assert "Allowed: the file of a profile, or --list." in refused(command, "plan", "--steps", 4)
     assert "no such file" in refused(command, "plan", tmp_path / "missing", "--steps", 4)

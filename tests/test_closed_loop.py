@@ -144,7 +144,7 @@ def test_a_denoiser_that_takes_over_has_no_anchors_yet() -> None:
     loop = Loop(8, 3)
     compute = np.array([letter == "■" for letter in "■■·■··■·"])
     weights, end = loop.fitted(compute, begins=(3,))
-    simulated = Simulator(loop.dynamics(), begins=(3,)).fitted(compute)
+    simulated = Simulator(loop.dynamics(), first_steps=(3,)).fitted(compute)
     assert simulated.error == pytest.approx((end**2).mean(), rel=1e-6)
     assert simulated.weights == pytest.approx(weights, abs=1e-5)
     assert not simulated.weights[4:6, 1:].any()

@@ -22,7 +22,7 @@ from diffcache.host.structure import find_sites
 from diffcache.patch import layer
 from diffcache.profiling.calibration.correction import PAYS, correct
 from diffcache.profiling.calibration.optimizing import final_states, optimize
-from diffcache.profiling.fitting.fit import psnr_db
+from diffcache.profiling.fitting import psnr_db
 
 MASK = "■■··■·"
 

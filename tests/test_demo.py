@@ -14,7 +14,7 @@ from diffcache.demo import Size, run_demo
 from diffcache.demo.run import split
 from diffcache.eval.methods import evenly_reused
 from diffcache.eval.metrics.psnr import score as psnr_db
-from diffcache.eval.solvers import better_solver
+from diffcache.eval.noise_schedulers import better_noise_scheduler
 
 SMALL = Size(budgets=(12,), calibration=8, held_out=4, fits=4, repeats=1)
 
@@ -76,7 +76,7 @@ def test_the_better_solver_draws_the_same_picture_when_it_has_many_steps():
         model = load(name)
         call = {"subjects": model.subjects[3:4], "seeds": [4]}
         full = model.pipe(**model.call(**call, steps=100)).images
-        _, model.pipe.scheduler = better_solver(model.pipe)
+        _, model.pipe.scheduler = better_noise_scheduler(model.pipe)
         assert psnr_db(model.pipe(**model.call(**call, steps=100)).images, full)[0] > 25
 
 

@@ -20,7 +20,7 @@ from diffcache.eval import folders
 from diffcache.eval.alignment import ClipScore, by_chance, score
 from diffcache.eval.extractors import PicturesError
 from diffcache.eval.folders import PromptsError
-from diffcache.eval.needs import MissingPackageError, WeightsError
+from diffcache.eval.requirements import MissingPackageError, WeightsError
 
 open_clip = pytest.importorskip("open_clip")
 

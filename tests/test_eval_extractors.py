@@ -16,8 +16,8 @@ from diffcache.eval import extractors, frechet
 from diffcache.eval.distribution import Distribution
 from diffcache.eval.extractors import INCEPTION, Extractor, PicturesError, inception
 from diffcache.eval.frechet import moments
-from diffcache.eval.needs import MissingPackageError, WeightsError
 from diffcache.eval.reference import MixedExtractorsError, ReferenceStatistics, read
+from diffcache.eval.requirements import MissingPackageError, WeightsError
 
 # --- extractors and names --------------------------------------------------------------------------------------------
 

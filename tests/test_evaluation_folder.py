@@ -19,7 +19,7 @@ from diffcache.errors import DiffCacheError, DocumentError
 from diffcache.eval import runner
 from diffcache.eval.evaluation import Evaluation, again
 from diffcache.eval.plausible import Due
-from diffcache.eval.saved_parts import Folder, slug
+from diffcache.eval.saved_parts import EvaluationFolder, slug
 
 FULL = slug("full run")
 
@@ -44,14 +44,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 def due(whole: Evaluation) -> Due:
     """What the part of the method "a" must say."""
     asked: list[Due] = []
-    inner = Folder.find
+    inner = EvaluationFolder.find
 
-    def find(self: Folder, method: str, call: str, due: Due) -> Any:
+    def find(self: EvaluationFolder, method: str, call: str, due: Due) -> Any:
         asked.append(due)
         return inner(self, method, call, due)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Folder, "find", find)
+        patch.setattr(EvaluationFolder, "find", find)
         made(whole.folder)
     return asked[1]
 
@@ -109,7 +109,7 @@ def test_a_damaged_part_is_made_again(
 ) -> None:
     for data in (b"", b"{", b"[1]", b"null", b"{}", b"[" * 200_000, b'{"key": ' * 200_000, b"\xff\xfe", b"7" * 5000):
         part(folder).write_bytes(data)
-        assert Folder(folder).find(slug("a"), "0000", due) is None
+        assert EvaluationFolder(folder).find(slug("a"), "0000", due) is None
     demand_mended(folder, whole, runs(monkeypatch), part(folder))
 
 
@@ -150,10 +150,10 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_a_forged_part_is_not_believed(folder: Path, due: Due, forgery: str) -> None:
     forged = json.loads(part(folder).read_text())
-    assert Folder(folder).find(slug("a"), "0000", due) == forged
+    assert EvaluationFolder(folder).find(slug("a"), "0000", due) == forged
     FORGERIES[forgery](forged)
     part(folder).write_text(json.dumps(forged))
-    assert Folder(folder).find(slug("a"), "0000", due) is None
+    assert EvaluationFolder(folder).find(slug("a"), "0000", due) is None
 
 
 def test_forged_parts_are_made_again(folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_picture_that_is_not_that_of_the_run_is_made_again(
     a, b = (folder / "pictures" / method / "0000-00.png" for method in (slug("a"), FULL))
     for data in (a.read_bytes()[:-1], b"", b.read_bytes()):
         a.write_bytes(data)
-        assert Folder(folder).find(slug("a"), "0000", due) is None
+        assert EvaluationFolder(folder).find(slug("a"), "0000", due) is None
     demand_mended(folder, whole, runs(monkeypatch), a)
 
 
@@ -196,10 +196,10 @@ def test_a_damaged_full_run_is_not_believed(folder: Path, damage: str) -> None:
     path = folder / "exact" / "0000.npz"
     with np.load(path) as found:
         key = str(found["key"])
-    assert Folder(folder).find_exact("0000", key) is not None
-    assert Folder(folder).find_exact("0000", "another") is None
+    assert EvaluationFolder(folder).find_exact("0000", key) is not None
+    assert EvaluationFolder(folder).find_exact("0000", "another") is None
     path.write_bytes(DAMAGES[damage](path))
-    assert Folder(folder).find_exact("0000", key) is None
+    assert EvaluationFolder(folder).find_exact("0000", key) is None
 
 
 def test_a_damaged_full_run_is_made_again(folder: Path, whole: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:

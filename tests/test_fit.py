@@ -12,9 +12,9 @@ from scipy.optimize import minimize
 
 from diffcache.errors import BadOption
 from diffcache.profiling.fitting import fit as fitting
-from diffcache.profiling.fitting.fit import Checkpoint, Fit, final_states, fit, run
+from diffcache.profiling.fitting.fit import Checkpoint, Fit, fit, replayed_psnr_db, replayed_states
+from diffcache.profiling.replay.input_share import input_share
 from diffcache.profiling.replay.replay import Replay
-from diffcache.profiling.replay.slopes import slopes
 from diffcache.schedulers.uniform import evenly
 
 
@@ -32,7 +32,8 @@ def residual(
     """How far the next states lie from the full run's, by walking there."""
     there = fitting._predicted(replays, i, here, weights, own)
     misses = [
-        (p.state - r.reference(i))[: len(p.state) // r.copies] for p, r in zip(there.positions, replays, strict=True)
+        (p.state - r.reference(i))[: len(p.state) // r.batch_copies]
+        for p, r in zip(there.positions, replays, strict=True)
     ]
     return float(sum(m.double().square().sum() for m in misses) ** 0.5)
 
@@ -40,18 +41,18 @@ def residual(
 def columns(replays: list[Replay], i: int, here: Checkpoint, branches: int) -> tuple[np.ndarray, np.ndarray]:
     """The least-squares problem written out: one column per branch and anchor, and one for the input."""
     rows, targets = [], []
-    for one, position, history in zip(replays, here.positions, here.rests, strict=True):
+    for one, position, history in zip(replays, here.positions, here.residuals, strict=True):
         zero = torch.zeros_like(one.guided(i, one.recorded(i)))
         count = len(zero)
         at_zero = one.move(i, position, zero).state[:count].double()
-        gain = (one.move(i, position, zero + 1).state[:count].double() - at_zero).mean() * one.stretch(i)
+        gain = (one.move(i, position, zero + 1).state[:count].double() - at_zero).mean() * one.rescaling(i)
         guidance = one.guidance[i]
         table = [[history[a][b].double() * guidance[b] * gain for b in range(one.branches)] for a in here.anchors]
         if branches == 1:
             flat = [sum(row) for row in table]  # type: ignore[arg-type]
         else:
             flat = [table[k][b] for b in range(branches) for k in range(len(here.anchors))]
-        if one.slopes is not None:
+        if one.input_share is not None:
             flat.append(one.input(i, position).double() * gain * sum(guidance))
         rows.append(np.stack([c.flatten().numpy() for c in flat], 1))
         targets.append((one.reference(i)[:count].double() - at_zero).flatten().numpy())
@@ -64,9 +65,9 @@ def columns(replays: list[Replay], i: int, here: Checkpoint, branches: int) -> t
 def test_every_fitted_step_is_the_least_squares_solution(name: str, apart: bool, sloped: bool) -> None:
     replays = list(calibration(name).replays)
     if sloped:
-        found_slopes = slopes(replays[0].trajectory)
+        found_slopes = input_share(replays[0].trajectory)
         assert found_slopes is not None
-        replays = [replay.sloped(found_slopes) for replay in replays]
+        replays = [replay.with_input_share(found_slopes) for replay in replays]
     branches = replays[0].branches if apart else 1
     found = fit(replays, mask("■·■■·" + "·" * (len(replays[0].steps) - 5)), per_branch=apart)
     for i in np.flatnonzero(~found.compute):
@@ -81,7 +82,7 @@ def test_every_fitted_step_is_the_least_squares_solution(name: str, apart: bool,
         assert np.linalg.norm(table @ (ours - best)) < near * used
         assert np.linalg.norm(table @ ((1 + 10 * near) * ours - best)) > near * used  # the comparison can fail
         walked = residual(replays, int(i), here, weights, own)
-        exact = replays[0].stretched is None  # else the stretch is taken from the full run
+        exact = replays[0].rescaled_branch is None  # else the stretch is taken from the full run
         assert walked == pytest.approx(np.linalg.norm(table @ best - target), rel=1e-5 if exact else 0.2)
 
 
@@ -89,11 +90,11 @@ def test_every_fitted_step_is_the_least_squares_solution(name: str, apart: bool,
 @pytest.mark.parametrize("sloped", [False, True], ids=["outputs", "estimates"])
 def test_where_steps_clip_a_general_minimiser_comes_no_nearer(name: str, sloped: bool) -> None:
     replays = list(calibration(name).replays)
-    assert replays[0].bent
+    assert replays[0].nonlinear_steps
     if sloped:
-        own = slopes(replays[0].trajectory)
+        own = input_share(replays[0].trajectory)
         assert own is not None
-        replays = [replay.sloped(own) for replay in replays]
+        replays = [replay.with_input_share(own) for replay in replays]
     found = fit(replays, mask("■·■■·" + "·" * (len(replays[0].steps) - 5)))
     gained = 0
     for i in map(int, np.flatnonzero(~found.compute)):
@@ -102,7 +103,7 @@ def test_where_steps_clip_a_general_minimiser_comes_no_nearer(name: str, sloped:
         def missed(c: np.ndarray, i: int = i, here: Checkpoint = here, count: int = count) -> float:
             return residual(replays, i, here, c[None, :count], c[count:] if sloped else None)
 
-        reuse = np.append(np.eye(count)[0], [float(one) for one in replays[0].slopes[i : i + 1]] if sloped else [])
+        reuse = np.append(np.eye(count)[0], [float(one) for one in replays[0].input_share[i : i + 1]] if sloped else [])
         ours = found.weights[0, i, :count]
         ours = np.append(ours, found.input[0, i]) if found.input is not None else ours
         assert missed(ours) <= missed(reuse) * (1 + 1e-6)
@@ -127,17 +128,17 @@ def test_coefficients_of_their_own_serve_branches_better_step_by_step(name: str)
 def test_the_fit_beats_reuse_and_knows_its_own_error(name: str) -> None:
     replays = calibration(name).replays
     steps = len(replays[0].steps)
-    compute = evenly(steps, steps // 2, replays[0].begins)
+    compute = evenly(steps, steps // 2, replays[0].first_steps)
     found = fit(replays, compute)
     assert found.error_db.shape == (CALLS * BATCH,)
-    assert np.array_equal(run(replays, compute, found.weights), found.error_db)
-    ends = final_states(replays, compute, found.weights)
+    assert np.array_equal(replayed_psnr_db(replays, compute, found.weights), found.error_db)
+    ends = replayed_states(replays, compute, found.weights)
     references = [r.reference(steps - 1) for r in replays]
     pairs = zip(torch.cat(ends).double().numpy(), torch.cat(references).double().numpy(), strict=True)
     errors = [10 * np.log10((b.max() - b.min()) ** 2 / ((a - b) ** 2).mean()) for a, b in pairs]
     assert found.error_db == pytest.approx(errors)
     reuse = np.where(compute, 0.0, 1.0)[None, :, None] * np.eye(fitting.ANCHORS)[0]
-    assert found.score > run(replays, compute, reuse).mean()
+    assert found.score > replayed_psnr_db(replays, compute, reuse).mean()
 
 
 def test_a_branch_that_has_no_say_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +198,8 @@ def test_more_anchors_than_are_kept_are_not_used() -> None:
 
 def test_a_denoiser_predicts_from_its_own_outputs() -> None:
     replays = calibration("wan22").replays
-    begin = replays[0].begins[1]
-    found = fit(replays, evenly(6, 4, replays[0].begins))
+    begin = replays[0].first_steps[1]
+    found = fit(replays, evenly(6, 4, replays[0].first_steps))
     assert all(a >= begin for i in range(begin + 1, 6) for a in found.checkpoints[i].anchors)
 
 
@@ -209,7 +210,7 @@ def test_a_mask_that_cannot_be_is_refused(name: str, compute: str) -> None:
     replays = calibration(name).replays
     for attempt in (
         lambda: fit(replays, mask(compute)),
-        lambda: run(replays, mask(compute), np.zeros((1, len(compute), 3))),
+        lambda: replayed_psnr_db(replays, mask(compute), np.zeros((1, len(compute), 3))),
     ):
         with pytest.raises(
             BadOption, match=rf"compute='{compute}' was given. Allowed: one entry for each of the loop's 6"
@@ -257,7 +258,7 @@ def test_a_scale_per_channel_is_the_least_squares_solution(name: str, apart: boo
         here = found.checkpoints[i]
         tables: list[list[np.ndarray]] = []
         targets: list[np.ndarray] = []
-        for one, position, history in zip(replays, here.positions, here.rests, strict=True):
+        for one, position, history in zip(replays, here.positions, here.residuals, strict=True):
             at_zero, gain = one.affine(i, position)
             like = one.guided(i, one.recorded(i))
             columns = []
@@ -276,6 +277,6 @@ def test_a_scale_per_channel_is_the_least_squares_solution(name: str, apart: boo
             pull = np.sqrt(fitting.CHANNEL_RIDGE) * np.diag(np.linalg.norm(table, axis=0))  # towards 1
             best, *_ = np.linalg.lstsq(np.vstack([table, pull]), np.append(target, pull @ np.ones(groups)), rcond=None)
             assert found.scale[:, i, channel] == pytest.approx(best, abs=1e-5)
-    walked = run(replays, compute, found.weights, found.scale)
+    walked = replayed_psnr_db(replays, compute, found.weights, found.scale)
     assert walked == pytest.approx(found.error_db, abs=1e-6)
-    assert abs(run(replays, compute, found.weights) - found.error_db).max() > 1e-3  # the scale matters
+    assert abs(replayed_psnr_db(replays, compute, found.weights) - found.error_db).max() > 1e-3  # the scale matters

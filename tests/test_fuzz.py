@@ -29,9 +29,9 @@ from diffcache.eval.evaluation import again
 from diffcache.eval.plausible import Due
 from diffcache.eval.record import read as read_record
 from diffcache.eval.reference import ReferenceStatistics
-from diffcache.eval.saved_parts import Exact, Folder
+from diffcache.eval.saved_parts import EvaluationFolder, Exact
 from diffcache.profiling import router_file
-from diffcache.profiling.measuring.findings import Findings
+from diffcache.profiling.measuring.partial_profile import PartialProfile
 from diffcache.profiling.measuring.plausible import demand_sound
 from diffcache.schedulers._router import Router
 from diffcache.schedulers.learning_to_cache import plan
@@ -88,7 +88,7 @@ DUE = Due(
 PICTURES = np.linspace(0, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
 
 
-def part(folder: Folder) -> dict[str, Any]:
+def part(folder: EvaluationFolder) -> dict[str, Any]:
     compute = {"transformer": {"model": {"compute": [1, 0, 1], "store": "int8"}}}
     return {
         "key": "k", "method": "a", "call": 3, "prompts": ["x", "y"], "seeds": [1, None], "flops": 10,
@@ -100,7 +100,7 @@ def part(folder: Folder) -> dict[str, Any]:
 
 
 def test_mutants_of_parts(tmp_path: Path, fuzz: int) -> None:
-    folder = Folder(tmp_path)
+    folder = EvaluationFolder(tmp_path)
     whole = part(folder)
     folder.keep("a-1", "0003", whole)
     assert folder.find("a-1", "0003", DUE) == whole
@@ -118,7 +118,7 @@ def test_mutants_of_parts(tmp_path: Path, fuzz: int) -> None:
 
 
 def test_mutants_of_pictures_and_full_runs(tmp_path: Path, fuzz: int) -> None:
-    folder = Folder(tmp_path)
+    folder = EvaluationFolder(tmp_path)
     folder.keep("a-1", "0003", part(folder))
     exact = Exact(PICTURES, PICTURES[..., 0])
     folder.keep_exact("0003", exact, "key")
@@ -141,7 +141,7 @@ def test_mutants_of_measured_calls(tmp_path: Path, fuzz: int) -> None:
     tree, arrays = container.unpack("x", data)
 
     def take(data: bytes) -> None:
-        demand_sound("x", Findings.from_bytes(data, "x")[0], 0)
+        demand_sound("x", PartialProfile.from_bytes(data, "x")[0], 0)
 
     take(data)
     for seed in range(fuzz):
@@ -189,7 +189,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path, fuzz: int) -> None:
 
 def keep_often(folder: str, times: int) -> None:
     for _ in range(times):
-        kept = Folder(Path(folder))
+        kept = EvaluationFolder(Path(folder))
         kept.keep("a-1", "0003", part(kept))
         kept.keep_exact("0003", Exact(PICTURES, None), "key")
 
@@ -202,7 +202,7 @@ def test_processes_that_write_the_same_files_all_succeed(tmp_path: Path, fuzz: i
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * 4
-    folder = Folder(tmp_path)
+    folder = EvaluationFolder(tmp_path)
     assert folder.find("a-1", "0003", DUE) is not None
     assert folder.find_exact("0003", "key") is not None
     assert not list(tmp_path.rglob("*.tmp"))

@@ -14,9 +14,10 @@ from pipelines import fresh, with_scheduler
 
 from diffcache import accelerated
 from diffcache.host.levels import CannotFollow
-from diffcache.profiling.calibration import calibration as calibrating
-from diffcache.profiling.calibration.search import NUDGE, NUDGE_PAYS_DB, Search
-from diffcache.profiling.fitting.fit import Fit, fit, psnr_db, run
+from diffcache.profiling.calibration.search import NUDGE, Search
+from diffcache.profiling.calibration.strategy import DEFAULT, Strategy
+from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
 from diffcache.profiling.replay.warp import Movable, warped
 from diffcache.schedulers.uniform import evenly
 
@@ -55,10 +56,10 @@ def test_a_replay_on_other_levels_ends_where_the_pipeline_ends(name: str, schedu
     with accelerated(pipe, dataclasses.replace(there, denoisers=plans)):
         ends = final_states(pipe, calls(name, pipe))
     last = len(compute) - 1
-    once = [r.reference(last)[: len(r.reference(last)) // r.copies] for r in made.replays]
+    once = [r.reference(last)[: len(r.reference(last)) // r.batch_copies] for r in made.replays]
     errors = torch.cat([psnr_db(a[: len(b)], b) for a, b in zip(ends, once, strict=True)]).numpy()
     assert errors == pytest.approx(found.error_db, abs=0.05)
-    stays = run(made.replays, compute, found.weights)
+    stays = replayed_psnr_db(made.replays, compute, found.weights)
     assert np.abs(stays - found.error_db).max() > 0.05  # the levels make a difference
 
 
@@ -123,7 +124,7 @@ def nudged(name: str) -> tuple[Fit, Fit, list[Fit]]:
 def test_nudges_keep_the_mask_and_what_they_accept_is_better(name: str) -> None:
     before, after, tried = nudged(name)
     assert np.array_equal(after.compute, before.compute)
-    assert after is before or (after.beats(before, NUDGE_PAYS_DB) and any(after is one for one in tried))
+    assert after is before or (after.beats(before, DEFAULT.nudge_gain_db) and any(after is one for one in tried))
     own = Movable(calibration(name).pipe, calibration(name).replays[0]).levels
     for one in tried:
         assert one.levels is not None
@@ -174,7 +175,7 @@ def test_a_number_that_is_not_the_time_is_not_guessed_at(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(("least", "kept"), [(-100.0, True), (100.0, False)])
 def test_moved_levels_are_kept_where_they_pay(monkeypatch: pytest.MonkeyPatch, least: float, kept: bool) -> None:
     made: Any = calibration.__wrapped__("flux_control")  # its own: a calibration remembers the plans it has found
-    monkeypatch.setattr(calibrating, "LEVELS_PAY_DB", least)
+    monkeypatch.setattr(made, "strategy", Strategy(levels_gain_db=least))
     schedule = made.schedule(3)
     assert (schedule.sigmas is not None) is kept
     assert schedule.provenance.get("levels") == ("moved" if kept else None)

@@ -21,7 +21,7 @@ from diffcache.profiling import Calibration
 from diffcache.profiling.calibration import calibration as calibrating
 from diffcache.profiling.calibration import search as searching
 from diffcache.profiling.calibration.optimizing import optimize
-from diffcache.profiling.fitting.fit import ANCHORS, Fit, fit, run
+from diffcache.profiling.fitting.fit import ANCHORS, Fit, fit, replayed_psnr_db
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.replay.warp import Movable
 from diffcache.schedulers.uniform import evenly
@@ -48,7 +48,7 @@ def tried_out(calibrated: Calibration, name: str, schedule: Any) -> tuple[list[f
     for end, trajectory in zip(ends, calibrated.trajectories, strict=True):
         full = trajectory.steps[-1].result
         assert full is not None
-        count = len(full) // (calibrated.replays[0].copies if calibrated.replays else 1)
+        count = len(full) // (calibrated.replays[0].batch_copies if calibrated.replays else 1)
         found += psnr(end[:count], full[:count])
     return found, report
 
@@ -97,11 +97,11 @@ def test_a_schedule_for_every_pipeline(name: str, tmp_path: Path) -> None:
             replays = calibrated.replays
             if schedule.sigmas is not None:
                 replays = [Movable(calibrated.pipe, replay).on(schedule.sigmas) for replay in replays]
-            replayed = run(replays, plan.compute[start:], plan.weights[:, start:], scale)
+            replayed = replayed_psnr_db(replays, plan.compute[start:], plan.weights[:, start:], scale)
             assert np.mean(errors) == pytest.approx(replayed.mean(), abs=0.02)
         assert schedule.expected is not None
         assert (schedule.expected.origin, schedule.expected.samples) == ("held-out", CALLS * BATCH // JUDGING_SHARE)
-        even = calibrated.fitted(evenly(tiny.steps, computed, calibrated.replays[0].begins))
+        even = calibrated.fitted(evenly(tiny.steps, computed, calibrated.replays[0].first_steps))
         held, _ = tried_out(calibrated, name, reuse(even))
         assert np.mean(errors) > np.mean(held) + 0.02
     else:
@@ -245,13 +245,13 @@ def test_a_part_of_a_batch_is_fitted_as_if_it_had_run_alone(name: str) -> None:
     """The samples of a batch are independent: fitted rows give the weights of a run of these rows, others change
     nothing, and each is scored as in the whole batch."""
     replay = calibration(name).replays[0]
-    mask = evenly(len(replay.steps), 3, replay.begins)
+    mask = evenly(len(replay.steps), 3, replay.first_steps)
     first, second = replay.part(np.array([0])), replay.part(np.array([1]))
     found = fit([first], mask, held=[second])
     other = fit([second], mask, held=[first])
     assert (found.error_db.shape, found.held_db.shape) == ((1,), (1,))
     assert not np.allclose(found.weights, other.weights)
-    whole = run([replay], mask, found.weights)
+    whole = replayed_psnr_db([replay], mask, found.weights)
     assert np.concatenate([found.error_db, found.held_db]) == pytest.approx(whole, abs=1e-6)
     assert found.error_db[0] > other.held_db[0]  # each weight set suits its own sample best
     assert other.error_db[0] > found.held_db[0]
@@ -326,7 +326,7 @@ def test_a_late_start_pads_the_schedule() -> None:
 
 def test_two_denoisers_have_a_plan_each() -> None:
     calibrated = calibration("wan22")
-    begin = calibrated.replays[0].begins[1]
+    begin = calibrated.replays[0].first_steps[1]
     schedule = calibrated.schedule(4, time_limit_s=0)
     first, second = (schedule.denoisers[name].sites["model"] for name in ("transformer", "transformer_2"))
     assert first.compute[0]

@@ -27,7 +27,7 @@ from diffcache.eval.extractors import custom
 from diffcache.eval.methods import Method, fewer_steps, ours
 from diffcache.eval.metrics import class_accuracy, scorer
 from diffcache.eval.runner import Judges
-from diffcache.eval.saved_parts import Folder
+from diffcache.eval.saved_parts import EvaluationFolder
 from diffcache.eval.trials import Trials
 from diffcache.host.digest import NoDigestError
 from diffcache.host.tensor_hash import BLOCK, tensor_hash
@@ -501,7 +501,7 @@ def test_a_folder_belongs_to_one_pipeline(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_folder_goes_with_a_pipeline_that_was_moved(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = EvaluationFolder(tmp_path)
     folder.claim({"class": "A", "model": "here"}, "known")
     folder.claim({"class": "A", "model": "there"}, "known")
     folder.claim({"class": "A", "model": "there"}, "with other settings")

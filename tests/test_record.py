@@ -15,7 +15,8 @@ import diffcache
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
 from diffcache.patch import Layers
 from diffcache.profiling import Calibration
-from diffcache.profiling.recording.record import Trajectory, frozen, record, record_all
+from diffcache.profiling.recording import with_copied_generators
+from diffcache.profiling.recording.record import Trajectory, record, record_all
 
 SOME = ("flux", "flux_img2img", "sd3_heun", "wan22", "dit", "sd15", "ddpm")
 
@@ -118,13 +119,13 @@ def test_generators_are_put_back_when_a_call_fails() -> None:
 def test_a_frozen_generator_draws_what_the_original_would_have_drawn() -> None:
     one = torch.Generator().manual_seed(0)
     torch.randn(5, generator=one)
-    copies = [frozen(one), *frozen([one]), *frozen((one,))]
+    copies = [with_copied_generators(one), *with_copied_generators([one]), *with_copied_generators((one,))]
     drawn = torch.randn(4, generator=one)
     for other in copies:
         assert torch.equal(torch.randn(4, generator=other), drawn)
     assert not torch.equal(torch.randn(4, generator=copies[0]), drawn)
-    assert frozen(None) is None
-    assert frozen(0.5) == 0.5
+    assert with_copied_generators(None) is None
+    assert with_copied_generators(0.5) == 0.5
 
 
 def test_done_is_called_after_each_call() -> None:

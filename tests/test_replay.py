@@ -68,8 +68,8 @@ def guess(calibrated: Calibration, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     replays = calibrated.replays
     draw = np.random.default_rng(seed)
     steps, branches = len(replays[0].steps), replays[0].branches
-    compute = evenly(steps, steps // 2, replays[0].begins)
-    since = np.maximum.accumulate(np.where(np.isin(np.arange(steps), replays[0].begins), np.arange(steps), 0))
+    compute = evenly(steps, steps // 2, replays[0].first_steps)
+    since = np.maximum.accumulate(np.where(np.isin(np.arange(steps), replays[0].first_steps), np.arange(steps), 0))
     kept = np.array([compute[begin:i].sum() for i, begin in enumerate(since)])
     weights = draw.normal(0, 0.2, (branches, steps, 3))
     weights[:, :, 0] += 1
@@ -82,8 +82,8 @@ def test_a_replay_ends_where_the_accelerated_pipeline_ends(name: str, noise_sche
     calibrated = calibration(name, noise_scheduler)
     assert calibrated.target == "state", calibrated.why_output
     compute, weights = guess(calibrated)
-    replayed = fit.final_states(calibrated.replays, compute, weights)
-    other = fit.final_states(calibrated.replays, compute, *guess(calibrated, seed=1)[1:])
+    replayed = fit.replayed_states(calibrated.replays, compute, weights)
+    other = fit.replayed_states(calibrated.replays, compute, *guess(calibrated, seed=1)[1:])
     pipe = calibrated.pipe
     with diffcache.accelerated(pipe, calibrated._document(SitePlan(compute=compute, weights=weights), {})):
         real = final_states(pipe, calls(name, pipe))
@@ -205,14 +205,14 @@ def test_guidance_is_recognised(name: str, weights: list[float]) -> None:
 @pytest.mark.parametrize(("name", "weights"), [("qwen_image", [4, -3]), ("lumina2", [-4, 3])])
 def test_guidance_that_stretches_vectors_is_recognised(name: str, weights: list[float]) -> None:
     for one in calibration(name).replays:
-        assert one.stretched == 0  # the conditional branch comes first
+        assert one.rescaled_branch == 0  # the conditional branch comes first
         assert np.array(one.guidance) == pytest.approx(np.tile(weights, (TINY[name].steps, 1)), abs=1e-3)
         for i in range(len(one.steps)):
             cond, uncond = one.recorded(i)
             mixed = weights[0] * cond + weights[1] * uncond
-            assert distance(mixed * one.stretch(i), one._handed(i)) < 1e-4
+            assert distance(mixed * one.rescaling(i), one._handed(i)) < 1e-4
             assert distance(mixed, one._handed(i)) > 0.01
-    assert calibration("chroma").replays[0].stretched is None
+    assert calibration("chroma").replays[0].rescaled_branch is None
 
 
 def test_guidance_is_told_where_one_step_could_not_tell() -> None:
@@ -221,7 +221,7 @@ def test_guidance_is_told_where_one_step_could_not_tell() -> None:
         call.outputs = (one.steps[2].calls[0].output,)
     one.steps[2].model_output = one.steps[2].calls[0].output
     bare = Replay.__new__(Replay)  # the rest of such a recording would not fit together
-    bare.steps, bare.copies, bare.in_batch = one.steps, 1, 1
+    bare.steps, bare.batch_copies, bare.in_batch = one.steps, 1, 1
     assert np.array(bare._guidance()) == pytest.approx(np.tile([4, -3], (len(one.steps), 1)), abs=2e-4)
 
 
@@ -233,7 +233,7 @@ def test_samples_that_begin_alike_are_not_taken_for_branches(alike: str) -> None
         call["prompt_embeds"] = call["prompt_embeds"][:1].repeat(2, 1, 1)
         call["pooled_prompt_embeds"] = call["pooled_prompt_embeds"][:1].repeat(2, 1)
     one = Replay(record(pipe, call | {"generator": [torch.Generator().manual_seed(0) for _ in range(2)]}))
-    assert one.copies == one.branches == one.in_batch == 1
+    assert one.batch_copies == one.branches == one.in_batch == 1
 
 
 @pytest.mark.parametrize("name", ["flux", "chroma", "sd3"])
@@ -247,7 +247,7 @@ def test_half_precision_is_replayed_too(name: str) -> None:
     calibrated = Calibration.record(pipe, [made | {"generator": torch.Generator().manual_seed(0)}])
     assert calibrated.target == "state", calibrated.why_output
     compute, weights = guess(calibrated)
-    (replayed,) = fit.final_states(calibrated.replays, compute, weights)
+    (replayed,) = fit.replayed_states(calibrated.replays, compute, weights)
     with diffcache.accelerated(pipe, calibrated._document(SitePlan(compute=compute, weights=weights), {})):
         (real,) = final_states(pipe, [made | {"generator": torch.Generator().manual_seed(0)}])
     reference = calibrated.replays[0].reference(len(compute) - 1)
@@ -262,17 +262,19 @@ def test_the_next_state_is_affine_in_the_guided_output(name: str, noise_schedule
     for i in range(len(one.steps)):
         at_zero, gain = one.affine(i, position)
         output = one.guided(i, one.recorded(i))
-        away = output if i in one.bent else output + torch.randn_like(output)  # where it clips: near the full run's
+        away = (
+            output if i in one.nonlinear_steps else output + torch.randn_like(output)
+        )  # where it clips: near the full run's
         moved = one.move(i, position, away).state
-        there = at_zero + one._spread(away).double() * (gain if gain.ndim == 0 else one._spread(gain))
+        there = at_zero + one._with_copies(away).double() * (gain if gain.ndim == 0 else one._with_copies(gain))
         assert distance(there, moved) < 1e-4
         position = one.move(i, position, output)
-    assert bool(one.bent) == (name in ("ddim", "ddpm") or (name, noise_scheduler) == ("cogvideox", "ddim"))
+    assert bool(one.nonlinear_steps) == (name in ("ddim", "ddpm") or (name, noise_scheduler) == ("cogvideox", "ddim"))
 
 
 def test_where_the_noise_scheduler_clips_the_gain_differs_by_element() -> None:
     one = calibration("ddim").replays[0]
-    step = min(one.bent)
+    step = min(one.nonlinear_steps)
     position = one.start
     for i in range(step):
         position = one.move(i, position, one.guided(i, one.recorded(i)))

@@ -17,7 +17,7 @@ from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning.resampling import Resampled, resampled
 from diffcache.profiling.calibration.optimizing import final_states
-from diffcache.profiling.fitting.fit import psnr_db
+from diffcache.profiling.fitting import psnr_db
 
 
 def made(text: str, **more: np.ndarray) -> CacheSchedule:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from diffcache import planning
 from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
-from diffcache.schedulers.allocate import at_price, errors, plan, within
+from diffcache.schedulers.allocate import at_price, counts_within, errors, plan
 
 STEPS = 6
 
@@ -181,7 +181,7 @@ def test_the_budget_is_kept_and_spent_as_long_as_that_helps(seed: int, share: fl
     costs = draw.integers(1, 4, 4).astype(float)
     least = costs @ [3, 1, 1, 1]
     budget = least + share * (7 * costs.sum() - least)
-    counts = within(table, costs, budget)
+    counts = counts_within(table, costs, budget)
     left = budget - costs @ counts
     assert left >= -1e-6
     assert counts[0] >= 3
@@ -201,15 +201,15 @@ def test_the_least_budget_is_kept_whatever_the_rounding() -> None:
     for seed in range(300):
         draw = np.random.default_rng(seed)
         table, costs = -np.sort(-draw.uniform(0, 1, (2, 3)), axis=1), draw.uniform(0.1, 1, 2)
-        assert (within(table, costs, float(costs.sum())) == 1).all()
+        assert (counts_within(table, costs, float(costs.sum())) == 1).all()
 
 
 def test_a_price_between_two_budgets_loses_to_the_best_by_less_than_a_step() -> None:
     """Two equal sites and work for three computed steps: one of them gets two."""
-    counts = within(np.array([[4.0, 1, 0], [4.0, 1, 0]]), np.ones(2), 3.0)
+    counts = counts_within(np.array([[4.0, 1, 0], [4.0, 1, 0]]), np.ones(2), 3.0)
     assert sorted(counts) == [1, 2]
-    assert (within(np.array([[4.0, 1, 0], [4.0, 1, 0]]), np.ones(2), 2.0) == 1).all()
-    assert (within(np.array([[4.0, 1, 0], [4.0, 1, 0]]), np.ones(2), 100.0) == 3).all()
+    assert (counts_within(np.array([[4.0, 1, 0], [4.0, 1, 0]]), np.ones(2), 2.0) == 1).all()
+    assert (counts_within(np.array([[4.0, 1, 0], [4.0, 1, 0]]), np.ones(2), 100.0) == 3).all()
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcache.documents.profile import DenoiserProfile, Profile
+from diffcache.documents.sites import SiteLocation, feeds_forward, in_order, location
 from diffcache.errors import BadOption
-from diffcache.schedulers._sites import Place, feeds_forward, in_order, place
 from diffcache.schedulers.bac import bubbled, downstream, plan
 
 DECODER = [f"sublayer:layers.{i}.{part}" for i in range(3) for part in ("attn1", "attn2", "ff")]
@@ -41,10 +41,10 @@ def walks(seed: int, names: list[str], steps: int = 12) -> dict[str, np.ndarray]
 
 
 def test_names_are_taken_apart() -> None:
-    assert place("sublayer:transformer_blocks.12.attn2") == Place("transformer_blocks", 12, "attn2")
-    assert place("sublayer:net.blocks.3.inner.ff") == Place("net.blocks", 3, "inner.ff")
-    assert place("block:blocks.3") == Place("blocks", 3, "")
-    assert place("stack:blocks") == Place("blocks", 0, "")
+    assert location("sublayer:transformer_blocks.12.attn2") == SiteLocation("transformer_blocks", 12, "attn2")
+    assert location("sublayer:net.blocks.3.inner.ff") == SiteLocation("net.blocks", 3, "inner.ff")
+    assert location("block:blocks.3") == SiteLocation("blocks", 3, "")
+    assert location("stack:blocks") == SiteLocation("blocks", 0, "")
 
 
 @pytest.mark.parametrize("part", ["ff", "ff_context", "mlp", "ffn", "feed_forward", "img_mlp", "net"])

@@ -23,7 +23,7 @@ from diffcache.schedulers.dpcache import local_forecast
 from diffcache.schedulers.meancache import _local, continued, mean_velocity, unfolded
 from diffcache.schedulers.taylorseer import extrapolation
 from diffcache.schedulers.uniform import evenly, reuse
-from diffcache.simulation.runs import forecast, influence, missed, reused, times
+from diffcache.simulation.runs import forecast, missed, reused, step_influence, times
 from diffcache.simulation.simulator import Simulator
 
 
@@ -171,7 +171,7 @@ def test_the_best_path_of_pairs_is_the_best_of_all(case: tuple[int, int], data: 
 @given(steps_and_seed)
 def test_an_edge_of_reuse_weighs_what_the_loop_with_it_alone_ends_at(case: tuple[int, int]) -> None:
     found = loop(*case)
-    cost = reused(found.gram, influence(found))
+    cost = reused(found.gram, step_influence(found))
     for a, b in itertools.combinations(range(case[0] + 1), 2):
         compute = only_run(case[0], a, b)
         alone = played(found, compute, reuse(compute).weights)
@@ -185,7 +185,7 @@ def test_an_edge_of_the_line_weighs_what_the_loop_with_it_alone_ends_at(case: tu
     """All steps before p … a are computed here too, but the line goes through p and a."""
     steps = case[0]
     found, at = loop(*case), times_of(*case)
-    first, cost = forecast(found.gram, influence(found), at[:-1])
+    first, cost = forecast(found.gram, step_influence(found), at[:-1])
     for p, a, b in itertools.combinations(range(steps + 1), 3):
         compute = only_run(steps, a, b)
         weights = np.zeros((1, steps, steps))
@@ -193,7 +193,7 @@ def test_an_edge_of_the_line_weighs_what_the_loop_with_it_alone_ends_at(case: tu
             beyond = (at[t] - at[a]) / (at[a] - at[p])
             weights[0, t, [0, a - p]] = 1 + beyond, -beyond
         assert cost[p, a, b] == pytest.approx(played(found, compute, weights), rel=1e-6, abs=1e-7 * found.gram.max())
-    assert first[1:] == pytest.approx(reused(found.gram, influence(found))[0, 1:])
+    assert first[1:] == pytest.approx(reused(found.gram, step_influence(found))[0, 1:])
     assert (cost[~following(steps)[:, :steps]] == np.inf).all()
 
 
@@ -205,7 +205,7 @@ def test_an_edge_of_the_mean_velocity_weighs_what_the_loop_with_it_alone_ends_at
     steps = case[0]
     found = loop(*case)
     rows = mean_velocity(times_of(*case), span)
-    cost = missed(found.gram, influence(found), continued(rows))
+    cost = missed(found.gram, step_influence(found), continued(rows))
     for a, b in itertools.combinations(range(steps + 1), 2):
         compute = only_run(steps, a, b)
         alone = played(found, compute, unfolded(rows, compute))
@@ -215,9 +215,9 @@ def test_an_edge_of_the_mean_velocity_weighs_what_the_loop_with_it_alone_ends_at
 def test_at_one_time_there_is_no_line() -> None:
     """Second-order noise schedulers visit a time twice: the newest output is reused there."""
     found = loop(5, 0)
-    _, cost = forecast(found.gram, influence(found), np.array([9.0, 7, 7, 5, 3]))
-    assert cost[1, 2, 3:] == pytest.approx(reused(found.gram, influence(found))[2, 3:])
-    assert cost[0, 2, 5] != pytest.approx(reused(found.gram, influence(found))[2, 5])
+    _, cost = forecast(found.gram, step_influence(found), np.array([9.0, 7, 7, 5, 3]))
+    assert cost[1, 2, 3:] == pytest.approx(reused(found.gram, step_influence(found))[2, 3:])
+    assert cost[0, 2, 5] != pytest.approx(reused(found.gram, step_influence(found))[2, 5])
     assert np.isfinite(cost[1, 2, 3:]).all()
 
 
@@ -308,7 +308,7 @@ def test_exactly_so_many_steps_and_no_longer_gap_than_allowed(kind: str, edge: s
 def test_the_plan_is_the_best_of_all_by_its_own_measure(kind: str, seed: int) -> None:
     found = measured(9, seed)
     assert found.dynamics is not None
-    gram, weights = found.dynamics.gram, influence(found.dynamics)
+    gram, weights = found.dynamics.gram, step_influence(found.dynamics)
     reuse_cost = np.sqrt(reused(gram, weights))
     rules = [continued(mean_velocity(times(found), s)) for s in range(1, 7)]
     peak_cost = np.sqrt(np.min([missed(gram, weights, rule) for rule in rules], axis=0)) ** 4
@@ -343,7 +343,7 @@ def test_the_peak_lies_between_the_sum_and_the_worst() -> None:
     worst = plan(found, 4, kind="meancache", span=1, gamma=64).sites["model"].compute
     assert (sums == shortest).all()
     assert found.dynamics is not None
-    cost = np.sqrt(reused(found.dynamics.gram, influence(found.dynamics)))
+    cost = np.sqrt(reused(found.dynamics.gram, step_influence(found.dynamics)))
     assert max(weights_of(cost, cut_of(worst))) == pytest.approx(max(weights_of(cost, cut_of(mild))))
 
 

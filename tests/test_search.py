@@ -16,7 +16,7 @@ from calibrated import calibration
 from diffcache.errors import BadOption
 from diffcache.profiling.calibration import search as searching
 from diffcache.profiling.calibration.search import FITS, Search
-from diffcache.profiling.fitting.fit import Fit, fit, run
+from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
 from diffcache.schedulers.closed_loop import shifts
 from diffcache.schedulers.uniform import evenly
 
@@ -42,15 +42,15 @@ CASES = [("flux", 2), ("flux", 3), ("chroma", 3), ("sd15_ddim", 2), ("wan22", 3)
 def test_the_best_of_what_was_tried_is_found_and_no_single_move_betters_it(name: str, computed: int) -> None:
     replays = calibration(name).replays
     best, tried = searched(name, computed)
-    even = fit(replays, evenly(len(replays[0].steps), computed, replays[0].begins))
+    even = fit(replays, evenly(len(replays[0].steps), computed, replays[0].first_steps))
     assert tried[0].compute.tolist() == even.compute.tolist()
     assert np.array_equal(tried[0].weights, even.weights)
     assert best.score == max(f.score for f in tried) >= even.score
     for one in tried:
         assert one.compute.sum() == computed
-        assert one.compute[list(replays[0].begins)].all()
+        assert one.compute[list(replays[0].first_steps)].all()
     scores = {f.compute.tobytes(): f.score for f in tried}
-    for step in np.setdiff1d(np.flatnonzero(best.compute), replays[0].begins):
+    for step in np.setdiff1d(np.flatnonzero(best.compute), replays[0].first_steps):
         assert all(scores[other.tobytes()] <= best.score for other in shifts(best.compute, int(step)) if other[0])
 
 
@@ -183,7 +183,7 @@ def test_candidates_are_accepted_by_samples_that_nothing_is_fitted_to_as_well() 
         alone = fit(train, one.compute)
         assert np.array_equal(one.weights, alone.weights)  # no say in the coefficients
         assert np.array_equal(one.error_db, alone.error_db)
-        assert one.held_db == pytest.approx(run(held, one.compute, one.weights), abs=1e-6)
+        assert one.held_db == pytest.approx(replayed_psnr_db(held, one.compute, one.weights), abs=1e-6)
 
 
 def test_budgets_nearby_are_shown_with_what_they_gave() -> None:

@@ -22,7 +22,7 @@ from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption
 from diffcache.kernels import FORMATS, pack, unpack
 from diffcache.planning import cache_bytes
-from diffcache.planning.storage import within
+from diffcache.planning.storage import fit_formats
 from diffcache.schedulers import Planned
 
 EVERY = ("bf16", "int8", "fp8", "int4")
@@ -91,7 +91,7 @@ def every_choice(planned: Planned) -> list[Planned]:
 def test_the_choice_fits_and_is_near_the_best_there_is(problem: tuple[Profile, Planned, int]) -> None:
     found, planned, most = problem
     ((_, denoiser),) = found.denoisers.items()
-    made = within(found, denoiser.sites, planned, most)
+    made = fit_formats(found, denoiser.sites, planned, most)
     fitting = [c for c in every_choice(planned) if cache_bytes(found, c) <= most]
     assert (made is None) == (not fitting)
     if made is None:
@@ -111,10 +111,10 @@ def test_with_room_for_everything_everything_stays_exact() -> None:
     sites = {f"block:b.{n}": site(np.ones((1, STEPS, 2)), output_bytes=100, kept=kept(100, 1.0)) for n in range(3)}
     planned = Planned(sites=dict.fromkeys(sites, hold("■·■·■·■·")))
     found = measured(sites)
-    made = within(found, sites, planned, 300)
+    made = fit_formats(found, sites, planned, 300)
     assert made is not None
     assert stores(made.sites) == dict.fromkeys(sites)
-    assert within(found, sites, planned, 30) is None  # int4 takes 39
+    assert fit_formats(found, sites, planned, 30) is None  # int4 takes 39
 
 
 def test_the_site_that_matters_least_gives_its_bits_first() -> None:
@@ -123,7 +123,7 @@ def test_the_site_that_matters_least_gives_its_bits_first() -> None:
         for n, error in enumerate([1.0, 100.0, 10.0])
     }
     planned = Planned(sites=dict.fromkeys(sites, hold("■·■·■·■·")))
-    made = within(measured(sites), sites, planned, 2500)
+    made = fit_formats(measured(sites), sites, planned, 2500)
     assert made is not None
     assert stores(made.sites) == {"block:b.0": "bf16", "block:b.1": None, "block:b.2": None}
 

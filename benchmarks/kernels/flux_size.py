@@ -36,7 +36,7 @@ from peers.peer import Peer
 from peers.work import Work, counted
 
 from diffcache import accelerated, report
-from diffcache.profiling.recording.clock import loop_clock, wait
+from diffcache.profiling.recording import loop_clock, wait
 
 EVERY = (2, 3, 4)  # one step of so many is computed
 STORES = ("bf16", "int8")  # of a network in bfloat16, the first compresses nothing

@@ -16,7 +16,7 @@ import torch
 
 from diffcache.demo.run import machine
 from diffcache.documents import files
-from diffcache.profiling.recording.clock import wait
+from diffcache.profiling.recording import wait
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

@@ -14,7 +14,7 @@ from diffcache.assets import DemoModel
 from diffcache.demo.run import STEPS
 from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.eval.metrics.ssim import score as ssim
-from diffcache.profiling.recording.clock import loop_clock
+from diffcache.profiling.recording import loop_clock
 from peers.adapters import PEERS
 from peers.peer import Peer
 from peers.work import Work, counted

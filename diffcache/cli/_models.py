@@ -17,7 +17,7 @@ from torch import distributed as dist
 from diffcache import host
 from diffcache.documents import files, hub
 from diffcache.errors import BadOption, HubUnavailable, UnknownName, UnsupportedModel
-from diffcache.eval.needs import device_named
+from diffcache.eval.requirements import device_named
 
 DEMO = "demo:"
 DTYPES = {

@@ -289,6 +289,6 @@ def _check_least(**values: tuple[int, int]) -> None:
 def _device(name: str | None) -> torch.device:
     import torch
 
-    from diffcache.eval.needs import device_named
+    from diffcache.eval.requirements import device_named
 
     return device_named(name or ("cuda" if torch.cuda.is_available() else "cpu"))

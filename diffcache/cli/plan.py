@@ -20,6 +20,7 @@ LEAST_ROOM = 45  # columns that the summary needs to share a line with the table
 
 
 def plan(
+    context: typer.Context,
     profile: Annotated[Path | None, typer.Argument(help="A profile, as `diffcache profile` writes it.")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Name of a scheduler, options behind a colon: meancache:gamma=4. See --list.")
@@ -62,6 +63,7 @@ def plan(
         raise BadOption("budget", " and ".join(given) or "no goal", f"exactly one of {', '.join(goals)}")
     budget = Budget(computed_steps=steps, speedup=speedup, max_error_db=max_error_db, memory_bytes=memory_bytes)
     if compare:
+        _demand_comparable(context)
         typer.echo(comparison(planning.compare(Profile.load(profile), budget)))
         return
     scheduler = scheduler or DEFAULT
@@ -70,6 +72,15 @@ def plan(
     schedule = planning.plan(Profile.load(profile), scheduler, budget, store=store)
     typer.echo(schedule.describe())
     typer.echo(f"written to {schedule.save(out)}")
+
+
+def _demand_comparable(context: typer.Context) -> None:
+    """Raise BadOption for an option that has no effect with --compare."""
+    sources = {name: context.get_parameter_source(name) for name in ("scheduler", "store", "out")}
+    given = [f"--{name}" for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        allowed = "a profile, one goal and --memory-bytes: it plans with every scheduler and writes nothing"
+        raise BadOption("compare", f"with {' and '.join(given)}", allowed)
 
 
 def listing(scheduler: str | None, width: int) -> str:

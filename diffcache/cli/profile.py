@@ -53,7 +53,7 @@ def profile(
 
     from diffcache.cli import _calls, _models  # torch and diffusers load only now
     from diffcache.profiling import measure
-    from diffcache.profiling.recording.measured_sites import granularities
+    from diffcache.profiling.recording import granularities
 
     granularities(sites)  # what is wrong with the words is said before a model is loaded
     asked = _calls.Asked(rows, prompts, seeds, batch, options)

@@ -134,7 +134,7 @@ def array(where: str, field: str, value: object, dtype: DTypeLike, **axes: int |
     if kind.kind == "f":
         copy += 0.0  # as in real()
         if index := first(~np.isfinite(copy)):
-            refuse(where, field, f"{place(axes, index)} is {copy[index]}", "finite numbers")
+            refuse(where, field, f"{index_text(axes, index)} is {copy[index]}", "finite numbers")
     copy.setflags(write=False)
     return copy
 
@@ -143,7 +143,7 @@ def coefficients(where: str, field: str, value: object, **axes: int | None) -> n
     """Return a float64 array with these axes, all of whose numbers can be coefficients of a prediction."""
     values = array(where, field, value, np.float64, **axes)
     if index := first(np.abs(values) > MOST):
-        found = f"{place(axes, index)} is {values[index]:g}"
+        found = f"{index_text(axes, index)} is {values[index]:g}"
         refuse(where, field, found, f"-{MOST:g} to {MOST:g} (2**24): beyond, float32 has no precision")
     return values
 
@@ -153,7 +153,7 @@ def first(wrong: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape)) if wrong.any() else ()
 
 
-def place(axes: Iterable[str], index: Iterable[int]) -> str:
+def index_text(axes: Iterable[str], index: Iterable[int]) -> str:
     """``("branch", "step"), (0, 7)`` -> ``branch 0, step 7``."""
     return ", ".join(f"{name} {i}" for name, i in zip(axes, index, strict=True))
 

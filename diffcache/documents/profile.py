@@ -14,7 +14,7 @@ from typing import ClassVar, get_args
 import numpy as np
 
 from diffcache.documents import checks
-from diffcache.documents.checks import first, place, put, refuse
+from diffcache.documents.checks import first, index_text, put, refuse
 from diffcache.documents.document import Document, Record, Upgrade, spoken
 from diffcache.documents.schedule import (
     Guidance,
@@ -317,12 +317,12 @@ def _demand(
     where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str, axes: Iterable[str] = ()
 ) -> None:
     if index := first(~holds):
-        found = f"{place(axes or AXES[table.ndim], index)} is {table[index]:g}"
+        found = f"{index_text(axes or AXES[table.ndim], index)} is {table[index]:g}"
         refuse(where, name, found, allowed)
 
 
 def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray, axes: Iterable[str] = ()) -> None:
     mirror = np.swapaxes(table, -1, -2)
     if index := first(np.abs(table - mirror) > SYMMETRY * size):
-        found = f"{place(axes or AXES[table.ndim], index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
+        found = f"{index_text(axes or AXES[table.ndim], index)} is {table[index]:g}, its mirror image {mirror[index]:g}"
         refuse(where, name, found, "the same on both sides", f"Average them: ({name} + {name}ᵀ) / 2.")

@@ -13,7 +13,6 @@ Arrays become read-only copies, mappings read-only and sorted.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,23 +21,50 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from diffcache.documents import checks
-from diffcache.documents.checks import first, place, put, refuse
+from diffcache.documents.checks import first, index_text, put, refuse
+from diffcache.documents.circumstances import (
+    NO_NOISE_SCHEDULER,
+    Guidance,
+    GuidanceMode,
+    NoiseSchedulerId,
+    check_branches,
+    check_circumstances,
+    check_network,
+    noise_scheduler_title,
+    upgrade_guidance,
+)
 from diffcache.documents.document import Document, Record, Tree, Upgrade, spoken
+from diffcache.documents.expected import MOST_DB, Expected, Origin, decibels
 from diffcache.documents.sites import GRANULARITIES, parse
 from diffcache.errors import BadOption
 from diffcache.text import printable
 
-GuidanceMode = Literal["none", "separate", "batched"]
+__all__ = [
+    "MOST_DB",
+    "NO_NOISE_SCHEDULER",
+    "STORES",
+    "CacheSchedule",
+    "DenoiserPlan",
+    "Expected",
+    "Guidance",
+    "GuidanceMode",
+    "NoiseSchedulerId",
+    "Online",
+    "Origin",
+    "SitePlan",
+    "StoreFormat",
+    "check_branches",
+    "check_circumstances",
+    "check_network",
+    "check_store",
+    "decibels",
+    "noise_scheduler_title",
+    "upgrade_guidance",
+]
+
 StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
 STORES: Mapping[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
-OWN_SOLVER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
 SMALLEST_SPREAD = 2.0**-126  # below it, float32 loses bits, and in the end becomes 0
-EXACT_DB = 20 * math.log10(2.0**24)  # the error is below the precision of a float32 of the sample's range
-Origin = Literal["simulated", "calibration", "held-out"]
-
-MOST_DB = 200.0  # what a run that ends where the full run does counts as
-FEW_SAMPLES = 16  # below it, a mean and its spread say little
-NORMAL_DECILE = 1.2815515655446004
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -97,7 +123,7 @@ class SitePlan(Record):
         if self.inputs is not None:
             _check_anchors(me, "inputs", compute, self.inputs)
         if index := first(~compute & ~self._speaks()):
-            found = f"{place(rows, index)} is predicted, with all coefficients zero"
+            found = f"{index_text(rows, index)} is predicted, with all coefficients zero"
             refuse(me, "weights", found, "a prediction other than zero")
 
     @property
@@ -193,65 +219,6 @@ class Online(Record):
             put(self, most=checks.count(me, "most", self.most, least=1))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Expected:
-    """Fidelity to the full run that planning saw: PSNR of the final state in dB, the reference sample's range as peak.
-
-    mean_db   mean over samples
-    low_db    the worst tenth of samples is expected below it
-    high_db   the best tenth of samples is expected above it
-    samples   number of samples behind the mean
-    origin    "simulated": from the profile alone; "held-out": from samples that took part in nothing else;
-              "calibration": from samples that the coefficients were fitted to, so that the number is too high
-    """
-
-    mean_db: float
-    low_db: float
-    high_db: float
-    samples: int
-    origin: Origin
-
-    def __post_init__(self) -> None:
-        me = type(self).__name__
-        for name in ("mean_db", "low_db", "high_db"):
-            put(self, **{name: checks.real(me, name, getattr(self, name))})
-        put(self, samples=checks.count(me, "samples", self.samples, least=1))
-        if not self.low_db <= self.high_db:
-            refuse(me, "low_db", f"found {self.low_db:g}, above high_db {self.high_db:g}", "low_db <= high_db")
-        if self.origin not in get_args(Origin):
-            refuse(me, "origin", f"found {self.origin!r:.80}", ", ".join(map(repr, get_args(Origin))))
-
-    @classmethod
-    def over(cls, psnr_db: np.ndarray, origin: Origin) -> Expected:
-        """Return the fidelity to expect of a fresh sample, from the PSNR of some samples.
-
-        The ends are the deciles of the predictive distribution of one more sample, mean ± t √(1 + 1/n) s with Student's
-        t for n − 1 degrees of freedom: they widen as samples become few. One sample has no spread to show. What is
-        beyond any float32 counts as 200 dB.
-        """
-        psnr = np.minimum(psnr_db, MOST_DB)
-        count, mean = len(psnr), float(psnr.mean())
-        wide = _t_decile(count - 1) * (1 + 1 / count) ** 0.5 * float(psnr.std(ddof=1)) if count > 1 else 0.0
-        return cls(mean_db=mean, low_db=mean - wide, high_db=mean + wide, samples=count, origin=origin)
-
-    def __str__(self) -> str:
-        """Return the mean, the worst and the best tenth, and how much stands behind them."""
-        few = ", which is few" if 1 < self.samples < FEW_SAMPLES else ""
-        counted = f"from {self.samples} {self.origin} sample{'s' * (self.samples != 1)}{few}"
-        if self.low_db >= EXACT_DB:
-            return f"no difference from the full run beyond rounding, {counted}"
-        if self.samples == 1:
-            return f"{decibels(self.mean_db)}, {counted}: how far others spread is not known"
-        best = decibels(self.high_db).removesuffix(" dB")
-        return f"{decibels(self.mean_db)}, worst tenth {self.low_db:.1f}, best {best}, {counted}"
-
-
-def decibels(db: float) -> str:
-    """Return a PSNR as text. Where no float32 could show a difference, it is "exact": the run ends where the full run
-    does, and any number would be made up."""
-    return "exact" if db >= EXACT_DB else f"{db:.1f} dB"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DenoiserPlan(Record):
     """The sites of one denoiser, and which network they were made for.
@@ -283,69 +250,6 @@ class DenoiserPlan(Record):
             if not self.called.any():
                 refuse(me, "called", "found no step", "at least one step, or null")
         check_network(me, self.class_name, self.config_digest)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoiseSchedulerId:
-    """The noise scheduler a schedule was fitted with. ``config_digest``: sha256 of its configuration."""
-
-    class_name: str
-    config_digest: str
-    prediction_type: str | None = None
-
-    def __post_init__(self) -> None:
-        me = type(self).__name__
-        checks.text(me, "class_name", self.class_name)
-        checks.sha256(me, "config_digest", self.config_digest)
-        if self.prediction_type is not None:
-            checks.text(me, "prediction_type", self.prediction_type)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
-    """How the branches of guidance reach the denoiser, and how strongly they are combined.
-
-    mode      "separate": one forward for each branch; "batched": all branches in one forward; "none": one branch
-    branches  number of branches; 1 with mode "none"
-    scales    name of the pipeline's argument (``guidance_scale``, ``true_cfg_scale``, …) -> its value; empty where no
-              scale could be read, and then none is compared
-    """
-
-    mode: GuidanceMode
-    branches: int
-    scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-
-    def __post_init__(self) -> None:
-        me = type(self).__name__
-        if self.mode not in get_args(GuidanceMode):
-            refuse(me, "mode", f"found {self.mode!r:.80}", ", ".join(map(repr, get_args(GuidanceMode))))
-        put(self, branches=checks.count(me, "branches", self.branches, least=1))
-        if (self.mode == "none") != (self.branches == 1):
-            refuse(me, "branches", f"found {self.branches}, mode {self.mode!r}", "1 with mode 'none', else 2 or more")
-        scales = checks.mapping(me, "scales", self.scales, (int, float))
-        put(self, scales=MappingProxyType({n: checks.real(me, f"scales/{n}", v) for n, v in scales.items()}))
-
-    def __str__(self) -> str:
-        """Return the form and the scales in one line."""
-        form = "none" if self.mode == "none" else f"{self.mode}, {self.branches} branches"
-        scales = [f"{name} {value:g}" for name, value in self.scales.items()]
-        return ", ".join([form, *scales] if scales or self.mode == "none" else [form, "scale not checked"])
-
-
-def _t_decile(degrees: int) -> float:
-    """Return the upper decile of Student's t distribution, by the expansion of Abramowitz and Stegun, 26.7.5: exact to
-    0.3 % from 2 degrees of freedom on, to 4 % for 1."""
-    z, n = NORMAL_DECILE, degrees
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return float(z + sum(term / n**power for power, term in enumerate(terms, 1)))
-
-
-def upgrade_guidance(tree: Tree) -> None:
-    """Replace the one ``scale`` of version 1 of either document by ``scales``."""
-    guidance = tree.get("guidance")
-    if isinstance(guidance, dict) and "scale" in guidance and "scales" not in guidance:
-        scale = guidance.pop("scale")
-        guidance["scales"] = {} if scale is None else {"guidance_scale": scale}
 
 
 def _from_version_1(tree: Tree) -> None:
@@ -490,7 +394,7 @@ class CacheSchedule(Document):
         nothing = "" if self.skips else "; nothing is skipped"
         lines = [f"{self.computed_steps} of {run.sum()} steps computed{begins}{nothing}"]
         if self.noise_scheduler:
-            lines.append(f"noise scheduler {solver_title(self.noise_scheduler.class_name)}")
+            lines.append(f"noise scheduler {noise_scheduler_title(self.noise_scheduler.class_name)}")
         if self.guidance:
             lines.append(f"guidance {self.guidance}")
         if self.expected:
@@ -520,37 +424,10 @@ def _called(plan: DenoiserPlan, steps: int) -> np.ndarray:
     return np.ones(steps, bool) if plan.called is None else plan.called
 
 
-def solver_title(class_name: str) -> str:
-    """Return what the noise scheduler of this class is called in text: a loop that has none steps by itself."""
-    return "none (the loop steps by itself)" if class_name == OWN_SOLVER else class_name
-
-
 def check_store(how: object) -> None:
     """Raise BadOption unless ``how`` names a format in which outputs can be kept, or is "exact": as they are."""
     if not isinstance(how, str) or how not in STORES:
         raise BadOption("store", how, ", ".join(map(repr, STORES)))
-
-
-def check_network(where: str, class_name: str | None, config_digest: str | None) -> None:
-    if class_name is not None:
-        checks.text(where, "class_name", class_name)
-    if config_digest is not None:
-        checks.sha256(where, "config_digest", config_digest)
-
-
-def check_circumstances(where: str, noise_scheduler: NoiseSchedulerId | None, guidance: Guidance | None) -> None:
-    if noise_scheduler is not None:
-        checks.instance(where, "noise_scheduler", noise_scheduler, NoiseSchedulerId)
-    if guidance is not None:
-        checks.instance(where, "guidance", guidance, Guidance)
-
-
-def check_branches(where: str, name: str, branches: int, guidance: Guidance | None) -> None:
-    if guidance is None and branches != 1:
-        refuse(where, name, f"{branches} branches", "1 without guidance", "Pass guidance=Guidance(...) beside it.")
-    if guidance is not None and branches not in (1, guidance.branches):
-        allowed = "1" if guidance.branches == 1 else f"1, or the {guidance.branches} of guidance"
-        refuse(where, name, f"{branches} branches", allowed)
 
 
 def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndarray) -> None:
@@ -559,11 +436,11 @@ def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndar
     if not compute[0]:
         refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
     if index := first(compute[:, None] & (weights != 0)):
-        found = f"{place(axes, index)} is {weights[index]:g} at a computed step"
+        found = f"{index_text(axes, index)} is {weights[index]:g} at a computed step"
         refuse(where, field, found, "0, for equation (1) is not used there")
     kept = np.cumsum(compute)  # at a predicted step i: the number of steps computed before i
     if index := first((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None])):
-        found = f"{place(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
+        found = f"{index_text(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
         refuse(where, field, found, "0 for anchors that do not exist yet (0 is the newest)")
 
 

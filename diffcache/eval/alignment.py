@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffcache.errors import BadOption
 from diffcache.eval.extractors import PicturesError, as_tensor
-from diffcache.eval.needs import WeightsError, device_named, package
+from diffcache.eval.requirements import WeightsError, device_named, package
 
 MODEL, PRETRAINED = "ViT-B-32", "openai"  # the model of the paper
 BATCH = 32

@@ -17,7 +17,7 @@ from diffcache.api import estimate
 from diffcache.documents import files
 from diffcache.documents.destinations import check_folder
 from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule, solver_title
+from diffcache.documents.schedule import CacheSchedule, noise_scheduler_title
 from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import trials as tried
@@ -29,13 +29,13 @@ from diffcache.eval.plausible import Part
 from diffcache.eval.record import WHOLE, Record, assembled, circumstances, read
 from diffcache.eval.report import write_html
 from diffcache.eval.runner import Compare, Judges, identity, run_share, steps_of
-from diffcache.eval.saved_parts import Folder, slug
+from diffcache.eval.saved_parts import EvaluationFolder, slug
 from diffcache.eval.set_distances import sets_of
 from diffcache.eval.statistics import enough
 from diffcache.eval.table import markdown
 from diffcache.eval.timed_run import watched
 from diffcache.eval.trials import Trials
-from diffcache.profiling.recording.shards import all_shares, demand_own_generators
+from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
 from diffcache.simulation.simulator import Simulator
 
@@ -127,7 +127,7 @@ def evaluate(
     sets = sets_of(extractor, real)
     for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):
         _ = one.digest  # raises where results could not be found again
-    me, folder = identity(pipe), Folder(Path(out))
+    me, folder = identity(pipe), EvaluationFolder(Path(out))
     folder.claim(_named(pipe), host.digest_of(me))
     steps = _one_number_of_steps(pipe, calls)
     check_counted(mine, steps)
@@ -147,7 +147,7 @@ def evaluate(
         "pipeline": {
             "class": type(pipe).__name__,
             "denoiser": ", ".join(host.class_name(module) for module in host.denoisers(pipe).values()),
-            "noise_scheduler": solver_title(type(host.noise_scheduler(pipe)).__name__),
+            "noise_scheduler": noise_scheduler_title(type(host.noise_scheduler(pipe)).__name__),
             "steps": steps,
             "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
             "model": _loaded_from(pipe),
@@ -188,7 +188,7 @@ def _run(
     calls: Sequence[Mapping[str, Any]],
     steps: int,
     judges: Judges,
-    folder: Folder,
+    folder: EvaluationFolder,
     me: Mapping[str, str],
     progress: bool,
 ) -> tuple[list[Part], int, int]:
@@ -218,7 +218,7 @@ def _loaded_from(pipe: Any) -> str:
 
 
 def _played(
-    pipe: Any, methods: Sequence[Method], trials: Trials, folder: Folder, me: Mapping[str, str]
+    pipe: Any, methods: Sequence[Method], trials: Trials, folder: EvaluationFolder, me: Mapping[str, str]
 ) -> dict[str, list[float]]:
     """Method -> what came of every episode."""
     return {m.name: trials.outcomes(pipe, m, host.digest_of([m.digest, me]), folder) for m in methods}

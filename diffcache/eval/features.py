@@ -8,7 +8,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from diffcache.eval.extractors import Extractor, PicturesError
-from diffcache.eval.needs import package
+from diffcache.eval.requirements import package
 
 BATCH = 32
 

@@ -12,7 +12,7 @@ import torch
 
 from diffcache.errors import BadOption
 from diffcache.eval.extractors import PicturesError
-from diffcache.eval.needs import package
+from diffcache.eval.requirements import package
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the paper's code
 

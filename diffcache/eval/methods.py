@@ -12,9 +12,10 @@ from typing import Any, Literal
 from diffcache import host
 from diffcache.api import accelerated, resolve
 from diffcache.documents.checks import is_unicode
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, check_store
+from diffcache.documents.context import ScheduleContext
+from diffcache.documents.schedule import CacheSchedule, check_store
 from diffcache.errors import BadOption
-from diffcache.eval.solvers import better_solver, solver_of, without_noise
+from diffcache.eval.noise_schedulers import better_noise_scheduler, noise_free_scheduler, noise_scheduler_name
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.schedulers import Rule, function
 from diffcache.schedulers.uniform import evenly, reuse
@@ -97,7 +98,7 @@ def ours(name: str, source: CacheSchedule | Rule | str | Path, *, store: str | N
 def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[str, Any] | None = None) -> Method:
     """So many steps and no cache: with the pipeline's own noise scheduler, with a ``better`` one for few steps, or with
     ``solver``, a name and a noise scheduler."""
-    own, known = solver_of(pipe), solver or (better_solver(pipe) if better else None)
+    own, known = noise_scheduler_name(pipe), solver or (better_noise_scheduler(pipe) if better else None)
     if host.traits(pipe).has_step_setting:
         name, put = known or (own, None)
         change = {STEPS: steps}
@@ -149,16 +150,16 @@ def uniform_reuse(pipe: Any, steps: int, computed: int) -> Method:
 
 
 def evenly_reused(denoisers: Sequence[str], steps: int, computed: int) -> CacheSchedule:
-    """The schedule of ``uniform_reuse``."""
-    plan = DenoiserPlan(sites={"model": reuse(evenly(steps, computed))})
-    return CacheSchedule(steps=steps, denoisers=dict.fromkeys(denoisers, plan))
+    """Return the schedule of ``uniform_reuse``."""
+    plan = reuse(evenly(steps, computed))
+    return ScheduleContext(steps=steps).schedule({name: {"model": plan} for name in denoisers})
 
 
 def baselines(pipe: Any, steps: int, budgets: Sequence[int], *, fewer: bool = True) -> list[Method]:
     """What every budget of computed steps has to stand beside. ``fewer``: than it has, if it can be told; of a loop of
     one's own with the solver that is written into it."""
     found = []
-    solvers = [without_noise(pipe), better_solver(pipe)] if host.traits(pipe).swaps_scheduler else []
+    solvers = [noise_free_scheduler(pipe), better_noise_scheduler(pipe)] if host.traits(pipe).swaps_scheduler else []
     for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):
         if fewer:
             found.append(fewer_steps(pipe, computed))

@@ -25,10 +25,10 @@ from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
 from diffcache.eval.metrics import span
 from diffcache.eval.plausible import Due, Part
-from diffcache.eval.saved_parts import Exact, Folder, pictures_in, slug
-from diffcache.eval.timed_run import Run, watched
+from diffcache.eval.saved_parts import EvaluationFolder, Exact, pictures_in, slug
+from diffcache.eval.timed_run import TimedRun, watched
 from diffcache.host.digest import TO_DIGEST, NoDigestError
-from diffcache.profiling.recording.record import frozen
+from diffcache.profiling.recording import with_copied_generators
 
 CLOSE = ("flops", "errors", "sizes")  # of a part: what the method did on the first call
 
@@ -81,7 +81,7 @@ def run_share(
     calls: Sequence[tuple[int, Mapping[str, Any]]],
     steps: int,
     judges: Judges,
-    folder: Folder,
+    folder: EvaluationFolder,
     known: Mapping[str, str],
     *,
     progress: bool,
@@ -215,7 +215,7 @@ def _counted(loop: Any, call: Mapping[str, Any]) -> int:
     watcher.attach()
     try:
         with torch.no_grad():
-            loop(**{name: frozen(value) for name, value in call.items()})
+            loop(**{name: with_copied_generators(value) for name, value in call.items()})
     finally:
         watcher.detach()
     if len(set(steps)) != 1:
@@ -250,7 +250,7 @@ class _Close:
         self.pipe = pipe
         self.call = numeric(pipe, call)
         self.known: dict[str, Part] = {}
-        self._full: Run | None = None
+        self._full: TimedRun | None = None
         self._warm: set[str] = set()
 
     def of(self, method: Method) -> Part:
@@ -278,7 +278,7 @@ def _finite(value: np.floating[Any]) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _scores(method: Method, run: Run, exact: Exact, prompts: list[str], judges: Judges) -> dict[str, list[float]]:
+def _scores(method: Method, run: TimedRun, exact: Exact, prompts: list[str], judges: Judges) -> dict[str, list[float]]:
     output, latent = exact.output, exact.latent
     if run.output.shape != output.shape:
         raise DiffCacheError(

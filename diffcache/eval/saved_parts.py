@@ -47,7 +47,7 @@ class Exact:
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class EvaluationFolder:
     """Of one evaluation."""
 
     path: Path

@@ -17,7 +17,7 @@ from diffcache.eval.distribution import Distance, Distribution
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import Method
 from diffcache.eval.plausible import Part
-from diffcache.eval.saved_parts import Folder
+from diffcache.eval.saved_parts import EvaluationFolder
 
 AT_ONCE = 64  # pictures
 
@@ -47,7 +47,7 @@ class Sets:
         return real.suffix in references.SUFFIXES or real.is_file()
 
     def measured(
-        self, methods: Sequence[Method], parts: Sequence[Part], folder: Folder
+        self, methods: Sequence[Method], parts: Sequence[Part], folder: EvaluationFolder
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Distance]]]:
         """(metric -> what is to be known of it, method -> metric -> its distance), from the pictures on disk."""
         (full,) = [m for m in methods if m.kind == "full"]

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from diffcache import host
 from diffcache.patch import layer
-from diffcache.profiling.recording.clock import loop_clock, wait
-from diffcache.profiling.recording.record import frozen
+from diffcache.profiling.recording import loop_clock, wait, with_copied_generators
 
 ACTIONS = ("action_pred", "action")
 OUTPUTS = ("images", "frames", "videos", "audios", "audio", "sample", "latents")
 
 
 @dataclass(slots=True)
-class Run:
+class TimedRun:
     """What one call gave and took.
 
     output      float64-safe numpy: pictures [N, H, W, 3] or videos [N, F, H, W, 3] in 0..1, audio [N, …], or latents
@@ -43,10 +42,10 @@ class Run:
     flops: int | None = None
 
 
-def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> Run:
+def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> TimedRun:
     """``pipe(**call)``. Generators in the call are left where they stand. ``closely``: count operations and keep every
     state, which costs time: its seconds mean nothing."""
-    call = {name: frozen(value) for name, value in call.items()}
+    call = {name: with_copied_generators(value) for name, value in call.items()}
     on_gpu = torch.cuda.is_available()
     states: list[Tensor] = []
     counter = _Counter(pipe) if closely else contextlib.nullcontext()
@@ -59,7 +58,7 @@ def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> Run
         wait()
         seconds = time.perf_counter() - began
     kept = [_numpy(state) for state in states]
-    return Run(
+    return TimedRun(
         output=output_of(result),
         loop_s=sum(loops),
         pipeline_s=seconds,

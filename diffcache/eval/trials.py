@@ -15,7 +15,7 @@ from diffcache import host
 from diffcache.documents import files
 from diffcache.errors import BadOption, DiffCacheError, DocumentError
 from diffcache.eval.methods import Method
-from diffcache.eval.saved_parts import TRIALS, Folder, slug
+from diffcache.eval.saved_parts import TRIALS, EvaluationFolder, slug
 from diffcache.eval.statistics import Interval
 from diffcache.host import is_count
 from diffcache.host.digest import TO_DIGEST, NoDigestError
@@ -71,7 +71,7 @@ class Trials:
                 f"{error.where or 'the top'}. Or give the object {TO_DIGEST}",
             ) from None
 
-    def outcomes(self, pipe: Any, method: Method, key: str, folder: Folder) -> list[float]:
+    def outcomes(self, pipe: Any, method: Method, key: str, folder: EvaluationFolder) -> list[float]:
         """Of each episode, 1 for success: from the folder, or played now. Raises DiffCacheError for another number."""
         path = folder.path / TRIALS / f"{slug(method.name)}.json"
         key = f"{key} {self.digest}"
@@ -87,7 +87,7 @@ class Trials:
         files.write(path, json.dumps({"key": key, "outcomes": found}), inside=folder.path)
         return found
 
-    def _kept(self, path: Path, key: str, folder: Folder) -> list[float] | None:
+    def _kept(self, path: Path, key: str, folder: EvaluationFolder) -> list[float] | None:
         """Return the outcomes in a file, and None where it is not one of these trials, whole and possible."""
         try:
             kept = files.read_json(path, inside=folder.path)

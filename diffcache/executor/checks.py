@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffcache import host
 from diffcache.documents.checks import refuse
-from diffcache.documents.schedule import OWN_SOLVER, CacheSchedule, Guidance, solver_title
+from diffcache.documents.schedule import NO_NOISE_SCHEDULER, CacheSchedule, Guidance, noise_scheduler_title
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName, UnsupportedModel
 from diffcache.executor import criteria
 from diffcache.executor.criteria import Where
@@ -160,8 +160,8 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
     if wanted is None:
         return
     found = type(scheduler).__name__
-    if found != wanted.class_name and OWN_SOLVER in (found, wanted.class_name):
-        made, here = (solver_title(name) for name in (wanted.class_name, found))
+    if found != wanted.class_name and NO_NOISE_SCHEDULER in (found, wanted.class_name):
+        made, here = (noise_scheduler_title(name) for name in (wanted.class_name, found))
         raise ScheduleMismatch(
             f"noise scheduler of the schedule: {made}; of this loop: {here}. Run the loop that the schedule was fitted "
             "to, or fit a schedule for this one."
@@ -175,7 +175,8 @@ def check_noise_scheduler(scheduler: Any, schedule: CacheSchedule, *, strict: bo
     if strict and host.config_digest(scheduler) != wanted.config_digest:
         digest, here = wanted.config_digest, host.config_digest(scheduler)
         raise ScheduleMismatch(
-            f"the schedule was fitted with a {'solver' if found == OWN_SOLVER else found} of another configuration "
+            f"the schedule was fitted with a {'solver' if found == NO_NOISE_SCHEDULER else found} of another "
+            "configuration "
             f"(prediction type {wanted.prediction_type}, digest {digest:.12}…; here {host.prediction_type(scheduler)}, "
             f"{here:.12}…): {_settings(scheduler, schedule, 'scheduler', digest)}. Restore the scheduler's "
             "configuration, or fit a schedule for this one; strict=False accepts it as it is."

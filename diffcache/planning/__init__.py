@@ -1,11 +1,8 @@
 """Make schedules from profiles and budgets, compare them, draw them. No network is called."""
 
+from diffcache.planning.catalogue import DEMO_FILE, DEMO_STEPS, Scheduler, available
 from diffcache.planning.planner import (
-    DEMO_FILE,
-    DEMO_STEPS,
     Compared,
-    Scheduler,
-    available,
     cache_bytes,
     check_scheduler,
     check_store,

@@ -4,67 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib import resources
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from diffcache import registry, schedulers
+from diffcache import schedulers
 from diffcache.documents.budget import Budget
+from diffcache.documents.context import Network, ScheduleContext
 from diffcache.documents.document import configurations
 from diffcache.documents.profile import DenoiserProfile, Profile
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan, StoreFormat
+from diffcache.documents.schedule import CacheSchedule, Expected, Online, SitePlan, StoreFormat
 from diffcache.errors import BadOption, DocumentError
-from diffcache.planning.storage import bytes_held, within
+from diffcache.planning.storage import bytes_held, fit_formats
 from diffcache.schedulers import Planned
 from diffcache.simulation.simulator import Simulator
-
-DEMO_FILE, DEMO_STEPS = "demo_psnr.json", "12 of 50 steps computed"  # as benchmarks/methods.py measured them
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduler:
-    """One line of ``diffcache plan --list``.
-
-    Attributes:
-        name: The name of its file, which is what users type.
-        summary: The first line of its file.
-        source: The paper, and the repository that it was compared with.
-        options: Name -> default.
-        needs: What a profile must hold beyond the tables of the model's outputs.
-        group: One of ``schedulers.GROUPS``.
-        demo_db: Demo model -> PSNR of the decoded picture in dB, at ``DEMO_STEPS``; without models that the method was
-            not measured on.
-    """
-
-    name: str
-    summary: str
-    source: str
-    options: dict[str, Any]
-    needs: str = ""
-    group: str = "published methods"
-    demo_db: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What one scheduler makes of a profile and a budget: a schedule, or the reason why there is none."""
+    """The schedule of one scheduler for a profile and a budget, or the reason why there is none."""
 
     name: str
     schedule: CacheSchedule | None
     reason: str = ""
-
-
-def available() -> tuple[Scheduler, ...]:
-    """Return every scheduler that plans from a profile, by group and name."""
-    measured = json.loads(resources.files(schedulers).joinpath(DEMO_FILE).read_text())["psnr_db"]
-    found = [_described(name, measured) for name in schedulers.having("plan")]
-    return tuple(sorted(found, key=lambda one: (schedulers.GROUPS.index(one.group), one.name)))
 
 
 def compare(profile: Profile, budget: Budget | float) -> list[Compared]:
@@ -101,15 +67,21 @@ def plan(
     prescale: bool = False,
     **options: Any,
 ) -> CacheSchedule:
-    """The schedule that ``scheduler`` makes of ``profile`` within ``budget`` (a bare number: computed steps).
+    """Plan a schedule from a profile within a budget. No network is called.
 
-    scheduler  a name of :func:`available`, or a spec with options, ``"meancache:gamma=4"``
-    store      format in which outputs are kept: "bf16", "int8", "fp8", "int4"; "auto": of each site the one with which
-               all fit into the budget's ``memory_bytes`` at the least error; None: as they are. A fidelity that is
-               simulated counts them as kept exactly
-    prescale   take centre and spread of channels from the profile, not from each tensor that is kept
+    Args:
+        profile: What to plan from.
+        scheduler: A name of :func:`available`, or a spec with options, ``"meancache:gamma=4"``.
+        budget: A budget, or a number of computed steps.
+        store: Format in which outputs are kept: "bf16", "int8", "fp8" or "int4". "auto": for each site the format with
+            which all fit into the budget's ``memory_bytes`` at the least error. None: as they are. A simulated fidelity
+            does not include the error of a format.
+        prescale: Take centre and spread of channels from the profile, not from each tensor that is kept.
+        options: Options of the scheduler.
 
-    No network is called. Raises UnknownName, BadOption; an impossible budget is a BadOption that says what is possible.
+    Raises:
+        UnknownName: There is no such scheduler or option.
+        BadOption: An option is out of range, or the budget is impossible. The error says what is possible.
     """
     budget = Budget.of(budget)
     name, options = schedulers.parse_spec(scheduler, "plan", options)
@@ -134,42 +106,52 @@ def plan(
 
 
 def check_scheduler(scheduler: str) -> None:
-    """Raise UnknownName or BadOption unless ``scheduler`` is the spec of one, with its options and their types."""
+    """Raise UnknownName or BadOption unless ``scheduler`` is a spec with known options of the right types."""
     name, options = schedulers.parse_spec(scheduler, "plan")
     _demand_types(schedulers.function(name, "plan", options), options)
 
 
 def check_store(store: str | None, budget: Budget) -> None:
-    """Raise BadOption unless outputs can be kept so; "auto" needs a budget that limits memory."""
+    """Raise BadOption unless ``store`` is a format. "auto" needs a budget that limits memory."""
     _Keeping(budget.memory_bytes, store, prescale=False)
 
 
 def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> CacheSchedule:
-    """The schedule of these decisions, in the circumstances of the profile."""
-    name, denoiser = _only_denoiser(profile)
+    """Make the schedule of a plan, for the loop and the network of the profile.
+
+    Args:
+        profile: The profile that was planned from.
+        planned: The plan.
+        notes: Entries of the schedule's provenance.
+    """
+    name, _ = _only_denoiser(profile)
     before = profile.start  # a loop that starts late never enters the steps before; they count as computed
-    return CacheSchedule(
-        steps=before + profile.steps,
-        denoisers={
-            name: DenoiserPlan(
-                sites={site: _begun_late(plan, before) for site, plan in planned.sites.items()},
-                online=planned.online and _asked_late(planned.online, before),
-                called=np.arange(before + profile.steps) >= before,
-                class_name=denoiser.class_name,
-                config_digest=denoiser.config_digest,
-            )
-        },
-        noise_scheduler=profile.noise_scheduler,
-        guidance=profile.guidance,
-        timesteps=None if before else profile.timesteps,
+    return _context(profile).schedule(
+        {name: {site: _begun_late(plan, before) for site, plan in planned.sites.items()}},
+        online=planned.online and _asked_late(planned.online, before),
         sigmas=planned.sigmas,
         expected=planned.expected or expected(profile, planned),
-        provenance={**planned.notes, **notes, "profile": profile.digest(), **configurations(profile.provenance)},
+        notes={**planned.notes, **notes},
+    )
+
+
+def _context(profile: Profile) -> ScheduleContext:
+    """Return the loop and the network of a profile."""
+    name, denoiser = _only_denoiser(profile)
+    steps = profile.start + profile.steps
+    called = np.arange(steps) >= profile.start
+    return ScheduleContext(
+        steps=steps,
+        networks={name: Network(denoiser.class_name, denoiser.config_digest, called)},
+        noise_scheduler=profile.noise_scheduler,
+        guidance=profile.guidance,
+        timesteps=None if profile.start else profile.timesteps,
+        notes={"profile": profile.digest(), **configurations(profile.provenance)},
     )
 
 
 def expected(profile: Profile, planned: Planned) -> Expected | None:
-    """What the simulation of a plan ends at; None where the profile or the plan does not allow one."""
+    """Simulate a plan and return the fidelity at its end; None if the profile or the plan cannot be simulated."""
     if profile.dynamics is None or planned.online or planned.sigmas is not None or set(planned.sites) != {"model"}:
         return None
     simulator = Simulator(profile.dynamics)
@@ -178,9 +160,14 @@ def expected(profile: Profile, planned: Planned) -> Expected | None:
 
 
 def cache_bytes(profile: Profile, planned: Planned, anchors: int | None = None) -> int:
-    """Most bytes of kept tensors at one time, for the batch that was profiled: outputs, and inputs that κ and v need.
+    """Return the most bytes of kept tensors at one time, for the batch that was profiled.
 
-    anchors  as if predictions used the newest so many outputs only
+    Kept tensors are outputs, and the inputs that κ and v need.
+
+    Args:
+        profile: The profile, with the sizes of outputs.
+        planned: The plan.
+        anchors: Count as if predictions used this number of newest outputs only.
     """
     _, denoiser = _only_denoiser(profile)
     held = np.zeros(profile.steps, np.int64)
@@ -191,7 +178,11 @@ def cache_bytes(profile: Profile, planned: Planned, anchors: int | None = None) 
 
 
 def steps_for_speedup(profile: Profile, speedup: float) -> float:
-    """How many computed steps the loop may have, by the profile's clock: what is not the denoiser stays."""
+    """Return how many steps the loop may compute to reach a speed-up, by the seconds in the profile.
+
+    Raises:
+        BadOption: The profile has no seconds, or one computed step is already too slow.
+    """
     _, denoiser = _only_denoiser(profile)
     root = denoiser.sites.get("model")
     if root is None or not root.seconds or not profile.seconds:
@@ -206,6 +197,7 @@ def steps_for_speedup(profile: Profile, speedup: float) -> float:
 
 
 def _steps(profile: Profile, computed_steps: float) -> float:
+    """Return the budget, as an int if it is whole. Raise BadOption if it is out of range."""
     if not 1 <= computed_steps <= profile.steps:
         raise BadOption("computed_steps", computed_steps, f"1 to {profile.steps}, the steps of the profile")
     whole = int(computed_steps)
@@ -213,7 +205,10 @@ def _steps(profile: Profile, computed_steps: float) -> float:
 
 
 def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: float) -> Planned:
-    """The plan of fewest computed steps that is expected to be good enough; fidelity need not rise with every step."""
+    """Return the plan of fewest computed steps with at least ``least_db`` expected.
+
+    All numbers of steps are tried in order, because fidelity does not always rise with them.
+    """
     best, best_db = 0, -math.inf
     for computed_steps in range(1, profile.steps + 1):
         try:
@@ -236,7 +231,13 @@ def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: f
 
 @dataclass(frozen=True, slots=True)
 class _Keeping:
-    """How the outputs of a plan are to be kept. ``most``: bytes at one time."""
+    """How the outputs of a plan are kept.
+
+    Attributes:
+        most: Most bytes at one time, or None.
+        store: A format, "auto" or None.
+        prescale: Whether centre and spread of channels come from the profile.
+    """
 
     most: int | None
     store: str | None
@@ -250,16 +251,20 @@ class _Keeping:
             raise BadOption("store", "auto", "a format, or 'auto' with a budget that says memory_bytes")
 
     def of(self, profile: Profile, found: Planned) -> tuple[Planned, bool]:
-        """The plan with its formats, and whether it fits. The smallest format, where even that is too large."""
+        """Return the plan with its formats, and whether it fits into memory.
+
+        With "auto", a plan that does not fit is returned with the smallest format.
+        """
         _, denoiser = _only_denoiser(profile)
         if self.store == "auto":
             assert self.most is not None
-            chosen = within(profile, denoiser.sites, found, self.most)
+            chosen = fit_formats(profile, denoiser.sites, found, self.most)
             return chosen or _kept_in(found, "int4"), chosen is not None
         kept = found if self.store is None else _kept_in(found, self.store)
         return kept, self.most is None or cache_bytes(profile, kept) <= self.most
 
     def prescaled(self, profile: Profile, found: Planned) -> Planned:
+        """Return the plan with centre and spread of channels from the profile, if that is asked for."""
         if not self.prescale:
             return found
         _, denoiser = _only_denoiser(profile)
@@ -271,6 +276,7 @@ class _Keeping:
 
 
 def _kept_in(found: Planned, store: Any) -> Planned:
+    """Return the plan with one format for all sites."""
     plans = {name: dataclasses.replace(plan, store=store) for name, plan in found.sites.items()}
     return dataclasses.replace(found, sites=plans)
 
@@ -283,7 +289,13 @@ def _within_memory(
     computed_steps: float,
     keeping: _Keeping,
 ) -> Planned:
-    """The plan, if need be with fewer anchors than the options say; its notes say with which options it was made."""
+    """Return a plan that fits into memory, with fewer anchors than the options ask for if necessary.
+
+    Its notes contain the options that it was made with.
+
+    Raises:
+        BadOption: No number of anchors fits.
+    """
     most = keeping.most
     while True:
         found, fits = keeping.of(profile, make(profile, computed_steps, **options))
@@ -303,7 +315,7 @@ def _within_memory(
 
 
 def _demand_types(make: Callable[..., Planned], options: dict[str, Any]) -> None:
-    """Options that are numbers are numbers; what else they may be, the scheduler says."""
+    """Raise BadOption for an option of another type than its annotation. The scheduler checks ranges."""
     kinds = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "text")}
     hints, parameters = get_type_hints(make), inspect.signature(make).parameters
     for name, value in options.items():
@@ -316,6 +328,7 @@ def _demand_types(make: Callable[..., Planned], options: dict[str, Any]) -> None
 
 
 def _only_denoiser(profile: Profile) -> tuple[str, DenoiserProfile]:
+    """Return the name and the profile of the one denoiser. Raise BadOption if there are several."""
     if len(profile.denoisers) != 1:
         raise BadOption("profile", f"one of {', '.join(profile.denoisers)}", "a profile of one denoiser")
     ((name, denoiser),) = profile.denoisers.items()
@@ -323,6 +336,7 @@ def _only_denoiser(profile: Profile) -> tuple[str, DenoiserProfile]:
 
 
 def _begun_late(plan: SitePlan, before: int) -> SitePlan:
+    """Return the plan with ``before`` steps in front, which count as computed."""
     if not before:
         return plan
 
@@ -341,18 +355,10 @@ def _begun_late(plan: SitePlan, before: int) -> SitePlan:
 
 
 def _asked_late(online: Online, before: int) -> Online:
+    """Return the decision with ``before`` steps in front, which are computed."""
     return dataclasses.replace(online, limit=np.concatenate([np.zeros(before), online.limit]))
 
 
-def _described(name: str, measured: dict[str, dict[str, float]]) -> Scheduler:
-    module = registry.load(schedulers.__name__, name)
-    parameters = inspect.signature(module.plan).parameters.values()
-    options = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    summary = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    group = getattr(module, "GROUP", "published methods")
-    demo_db = {model: decibels[name] for model, decibels in measured.items() if name in decibels}
-    return Scheduler(name, summary, module.SOURCE, options, module.NEEDS, group, demo_db)
-
-
 def _spec(name: str, options: dict[str, Any]) -> str:
+    """Return a scheduler and its options as a spec."""
     return name + (":" + ",".join(f"{k}={v}" for k, v in options.items()) if options else "")

@@ -14,10 +14,9 @@ import numpy as np
 
 from diffcache.documents import files
 from diffcache.documents.profile import Profile, SiteProfile
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels, solver_title
-from diffcache.documents.sites import GRANULARITIES, parse
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels, noise_scheduler_title
+from diffcache.documents.sites import GRANULARITIES, in_order, parse
 from diffcache.errors import BadOption, DiffCacheError
-from diffcache.schedulers._sites import in_order
 from diffcache.text import printable
 
 DISTANCE = "magma_r"  # perceptually uniform; near is light, as the paper is
@@ -286,7 +285,7 @@ def _mean_distance(sites: Iterable[SiteProfile]) -> np.ndarray:
 def _headline(document: Profile | CacheSchedule) -> list[str]:
     parts = [d.class_name for d in document.denoisers.values() if d.class_name]
     if document.noise_scheduler:
-        parts.append(solver_title(document.noise_scheduler.class_name))
+        parts.append(noise_scheduler_title(document.noise_scheduler.class_name))
     if isinstance(document, Profile):
         return [*parts, f"{document.steps} steps", f"{document.samples} samples"]
     parts.append(f"{document.computed_steps} of {int(document.called.sum())} steps computed")

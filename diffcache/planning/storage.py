@@ -21,10 +21,10 @@ from diffcache.documents.profile import KeptProfile, Profile, SiteProfile
 from diffcache.documents.schedule import SitePlan, StoreFormat
 from diffcache.errors import BadOption
 from diffcache.schedulers import Planned
-from diffcache.simulation.runs import influence
+from diffcache.simulation.runs import step_influence
 
 
-def within(profile: Profile, sites: Mapping[str, SiteProfile], planned: Planned, most: int) -> Planned | None:
+def fit_formats(profile: Profile, sites: Mapping[str, SiteProfile], planned: Planned, most: int) -> Planned | None:
     """The same plans with a format for every site, so that no more than ``most`` bytes are kept at one time; None where
     nothing fits."""
     names = [name for name, plan in planned.sites.items() if plan.anchors]
@@ -111,7 +111,7 @@ def _offers(profile: Profile, name: str, site: SiteProfile, plan: SitePlan) -> l
     if site.influence is not None:
         squares = squares * site.influence
     if profile.dynamics is not None:
-        squares = squares * np.diagonal(influence(profile.dynamics)[1:]) ** 2
+        squares = squares * np.diagonal(step_influence(profile.dynamics)[1:]) ** 2
     weight = float(squares.sum())
     if plan.differences.any() and site.residual is not None:  # what is kept is smaller, and so is its error
         weight *= float(min(1.0, site.residual.energy.mean() / max(site.output.energy.mean(), 1e-300)))

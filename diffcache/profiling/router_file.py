@@ -1,6 +1,6 @@
 """Router files of Learning-to-Cache and HarmoniCa: read without running anything in them, and made into schedules.
 
-    schedule = routers_file.schedule("DDIM20_router.pt", pipe)     # pipe: a DiTPipeline
+    schedule = router_file.schedule("DDIM20_router.pt", pipe)     # pipe: a DiTPipeline
     diffcache.accelerate(pipe, schedule)
 
 The files are torch's: ``{"routers": {"0.prob": [2 · depth], …}, "args": …}``, row 0 the cleanest step. A site runs
@@ -28,10 +28,13 @@ from torch import Tensor
 from diffcache import host
 from diffcache.documents import files
 from diffcache.documents.checks import refuse
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, NoiseSchedulerId
+from diffcache.documents.context import ScheduleContext
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
 from diffcache.executor.bound import Bound
-from diffcache.schedulers._router import HARMONICA, LEARNING_TO_CACHE, Router
+from diffcache.profiling.replay import run_facts
+from diffcache.schedulers import harmonica, learning_to_cache
+from diffcache.schedulers.learning_to_cache import Router
 
 KINDS = ("auto", "learning-to-cache", "harmonica")
 ZIP = b"PK\x03\x04"
@@ -89,22 +92,18 @@ def schedule(path: str | Path, pipe: Any, *, kind: str = "auto", threshold: floa
             f"{router} was trained for {router.steps} steps; asked for these, {type(scheduler).__name__} takes "
             f"{len(twin.timesteps)}. Set the noise scheduler that it was trained with."
         )
-    plan = DenoiserPlan(
-        sites=router.plans(), class_name=host.class_name(denoiser), config_digest=host.config_digest(denoiser)
-    )
-    return CacheSchedule(
+    context = ScheduleContext(
         steps=router.steps,
-        denoisers={name: plan},
-        noise_scheduler=NoiseSchedulerId(
-            class_name=type(scheduler).__name__,
-            config_digest=host.config_digest(scheduler),
-            prediction_type=host.prediction_type(scheduler),
-        ),
+        networks={name: run_facts.network(denoiser)},
+        noise_scheduler=run_facts.noise_scheduler_id(scheduler),
         timesteps=twin.timesteps.detach().cpu().double().numpy(),
-        provenance={
+        notes=host.configurations(**{name: denoiser, "scheduler": scheduler}),
+    )
+    return context.schedule(
+        {name: router.plans()},
+        notes={
             "scheduler": f"router file: {router}",
-            "source": f"{LEARNING_TO_CACHE}; {HARMONICA}",
-            **host.configurations(**{name: denoiser, "scheduler": scheduler}),
+            "source": f"{learning_to_cache.SOURCE}; {harmonica.SOURCE}",
         },
     )
 

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from diffcache import registry
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Expected, Online, SitePlan
+from diffcache.documents.context import ScheduleContext
+from diffcache.documents.schedule import CacheSchedule, Expected, Online, SitePlan
 from diffcache.documents.sites import GRANULARITIES
 from diffcache.errors import BadOption, UnknownName
 
@@ -85,21 +86,25 @@ class Rule:
         return self.name + (":" + ",".join(f"{k}={v}" for k, v in options.items()) if options else "")
 
     def schedule(self, grid: Grid, sites: Mapping[str, tuple[str, ...]]) -> CacheSchedule:
-        """The schedule for one loop. ``sites``: denoiser -> names of its sites."""
+        """Make the schedule for one loop.
+
+        Args:
+            grid: The loop.
+            sites: Denoiser -> names of its sites.
+
+        Raises:
+            BadOption: No denoiser has a site of the rule's granularity.
+        """
         made: SitePlan | tuple[SitePlan, Online] = function(self.name, "rule", self.options)(grid, **self.options)
         site_plan, online = made if isinstance(made, tuple) else (made, None)
         wanted = {d: [n for n in names if n.partition(":")[0] == self.granularity] for d, names in sites.items()}
-        denoisers = {
-            d: DenoiserPlan(sites=dict.fromkeys(names, site_plan), online=online)
-            for d, names in wanted.items()
-            if names
-        }
-        if not denoisers:
+        plans = {d: dict.fromkeys(names, site_plan) for d, names in wanted.items() if names}
+        if not plans:
             there = sorted({n.partition(":")[0] for names in sites.values() for n in names})
             raise BadOption(
                 "sites", self.granularity, f"what {', '.join(sites)} of this pipeline has: {', '.join(there)}"
             )
-        return CacheSchedule(steps=grid.steps, denoisers=denoisers, provenance={"scheduler": str(self)})
+        return ScheduleContext(steps=grid.steps).schedule(plans, online=online, notes={"scheduler": str(self)})
 
 
 def having(kind: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from diffcache.schedulers import Planned
 from diffcache.schedulers._cuts import anchored, demand_room, following
 from diffcache.schedulers._sites import at, count, one_of, whole_steps
 from diffcache.schedulers.uniform import reuse
-from diffcache.simulation.runs import influence, reused
+from diffcache.simulation.runs import reused, step_influence
 
 EDGES = ("state", "local")
 
@@ -84,7 +84,7 @@ def of_the_loop(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     if profile.dynamics is None:
         reason = profile.provenance.get("no_dynamics", "none were measured")
         raise BadOption("profile", f"one without dynamics ({reason})", "one with dynamics, or edge='local'")
-    return profile.dynamics.gram, influence(profile.dynamics)
+    return profile.dynamics.gram, step_influence(profile.dynamics)
 
 
 def gram_of(profile: Profile) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import SitePlan
+from diffcache.documents.sites import family
 from diffcache.errors import BadOption
 from diffcache.schedulers import Planned
-from diffcache.schedulers._sites import at, count, family, shares
+from diffcache.schedulers._sites import at, count, shares
 
 Error = Callable[[str, SiteProfile], np.ndarray]  # (site, its profile) -> float64 [T, T]
 CANDIDATES = 1 << 14  # thresholds tried, spread by rank: 3 types of 100 steps have fewer, 1000 steps a million

@@ -24,7 +24,7 @@ from diffcache.errors import BadOption
 from diffcache.schedulers import Planned, uniform
 from diffcache.schedulers._cuts import Cheapest, anchored, following
 from diffcache.schedulers._sites import at, count, one_of
-from diffcache.simulation.runs import influence
+from diffcache.simulation.runs import step_influence
 
 SOURCE = (
     "this project; tables of HarmoniCa, arXiv 2410.01723, and Learning-to-Cache, arXiv 2406.01733, without training"
@@ -71,7 +71,7 @@ def plan(
             f"{least / full:.4g} to {profile.steps} for {sites} sites: {outside / full:.0%} of a step lies outside "
             "them, which always runs, and they run where nothing is kept for them",
         )
-    counts = within(by_count, costs, computed_steps * full - always)
+    counts = counts_within(by_count, costs, computed_steps * full - always)
     masks = np.stack([cheapest.compute(int(k))[j] for j, k in enumerate(counts)])
     kept = sum(s.output_bytes * s.calls for s, k in zip(measured.values(), counts, strict=True) if k < profile.steps)
     return Planned(
@@ -88,11 +88,11 @@ def errors(profile: Profile, sites: Mapping[str, SiteProfile], reuse: str = "out
     """float64 [S, T, T], e at [site, a, t]; means over branches. Without dynamics every step reaches as far."""
     weight = np.ones(profile.steps)
     if profile.dynamics is not None:  # of step t, when all steps from t + 1 on answer
-        weight = np.diagonal(influence(profile.dynamics)[1:]) ** 2
+        weight = np.diagonal(step_influence(profile.dynamics)[1:]) ** 2
     return np.stack([weight * _moved(name, site, reuse) for name, site in sites.items()])
 
 
-def within(errors: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
+def counts_within(errors: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
     """int [S]: how often each site is computed.
 
     errors  float64 [S, T], of the best plan with exactly k computed steps, at [site, k - 1]; inf where there is none

@@ -21,10 +21,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from diffcache.documents.profile import Profile
+from diffcache.documents.sites import feeds_forward, location
 from diffcache.errors import BadOption
 from diffcache.schedulers import Aliases, Planned, _partition
 from diffcache.schedulers._cuts import Cheapest, anchored
-from diffcache.schedulers._sites import at, count, feeds_forward, flag, place, shares
+from diffcache.schedulers._sites import at, count, flag, shares
 from diffcache.schedulers.uniform import reuse
 
 SOURCE = f"BAC, arXiv 2506.13456, ky-ji/HAS @2ddd2a6, BACInfer; {_partition.SOURCE}"
@@ -78,7 +79,7 @@ def plan(
 def _with_bubbling(profile: Profile, computed_steps: float, n: int, stacks: str | None) -> Planned:
     order = stacks.split("+") if stacks is not None else []
     measured = at(profile, "sublayer", order)
-    there = {place(name).stack for name in measured}
+    there = {location(name).stack for name in measured}
     if set(order) - there or len(set(order)) < len(order):
         raise BadOption("stacks", stacks, f"each of these at most once, joined by '+': {', '.join(sorted(there))}")
     names = list(measured)
@@ -114,7 +115,7 @@ def bubbled(masks: dict[str, np.ndarray], chosen: Collection[str]) -> dict[str, 
 
 def downstream(site: str, names: Sequence[str]) -> list[str]:
     """The feed-forwards that read what ``site`` puts out. ``names``: all sublayers, in the order in which they run."""
-    here = place(site)
+    here = location(site)
     after = names[names.index(site) + 1 :]
-    same_block = {name for name in after if place(name)[:2] == here[:2]}
+    same_block = {name for name in after if location(name)[:2] == here[:2]}
     return [n for n in after if feeds_forward(n) and not (n in same_block and feeds_forward(site))]

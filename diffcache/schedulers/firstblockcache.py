@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import Online, SitePlan
+from diffcache.documents.sites import location
 from diffcache.errors import BadOption
 from diffcache.schedulers import Aliases, Grid, Planned
 from diffcache.schedulers._greedy import (
@@ -20,7 +21,6 @@ from diffcache.schedulers._greedy import (
     per_decision,
     work_of,
 )
-from diffcache.schedulers._sites import place
 from diffcache.schedulers._threshold import candidates, walks
 
 SOURCE = "ParaAttention, chengzeyi/ParaAttention; diffusers' hooks/first_block_cache.py"
@@ -61,7 +61,7 @@ def plan(
 
 def _threshold(profile: Profile, stacks: list[str], computed_steps: float, most: int) -> tuple[float, float]:
     ((_, denoiser),) = profile.denoisers.items()
-    first = f"block:{place(stacks[0]).stack}.0"
+    first = f"block:{location(stacks[0]).stack}.0"
     found = denoiser.sites.get(first)
     if found is None or found.residual is None:
         there = "its residual" if found else "it"

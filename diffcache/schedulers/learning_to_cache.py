@@ -5,13 +5,15 @@ from __future__ import annotations
 from diffcache.documents.profile import Profile
 from diffcache.schedulers import Aliases, Planned, _router
 
+Router = _router.Router
+
 SOURCE = _router.LEARNING_TO_CACHE
 NEEDS = "sublayers, and a trained router"
 GROUP = "inside the network"
 ALIASES: Aliases = {"routers": {}, "l2c": {}}
 
 
-def plan(profile: Profile, computed_steps: float, *, file: _router.Router | str = "") -> Planned:
+def plan(profile: Profile, computed_steps: float, *, file: Router | str = "") -> Planned:
     """Use the router as it is: it decides which work is done.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from diffcache.documents.profile import Dynamics, Profile
 
 
-def influence(dynamics: Dynamics) -> np.ndarray:
+def step_influence(dynamics: Dynamics) -> np.ndarray:
     """float64 [T + 1, T], at [b, t]: how far the final state moves per unit by which what step t is handed misses.
 
     The steps from b on are computed and answer the state's error (``dynamics.response``), those before b do not; 0 for
@@ -50,7 +50,7 @@ def times(profile: Profile) -> np.ndarray:
 
 
 def constant(weight: np.ndarray) -> np.ndarray:
-    """float64 [T + 1, T] like ``influence``: the same weights [T] whatever comes later."""
+    """float64 [T + 1, T] like ``step_influence``: the same weights [T] whatever comes later."""
     return np.asarray(np.tril(np.broadcast_to(weight, (len(weight) + 1, len(weight))), -1))
 
 

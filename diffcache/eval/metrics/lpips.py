@@ -16,7 +16,7 @@ import numpy as np
 from diffcache.errors import BadOption
 from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import frame_by_frame
-from diffcache.eval.needs import WeightsError, device_named, package
+from diffcache.eval.requirements import WeightsError, device_named, package
 
 RANGE = (0.0, math.inf)
 ABOUT = About(

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffcache.eval.metrics import About
 from diffcache.eval.metrics._checks import frame_by_frame
-from diffcache.eval.needs import device_named, package
+from diffcache.eval.requirements import device_named, package
 
 WINDOW, SIGMA = 11, 1.5
 IMAGES, INSTALL = "torchmetrics.functional.image", "'diffcache[eval]'"

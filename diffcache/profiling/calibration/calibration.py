@@ -16,31 +16,24 @@ from torch import nn
 from diffcache import host, planning
 from diffcache.documents.budget import Budget, check_seconds
 from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Expected, SitePlan, check_store, decibels
+from diffcache.documents.schedule import CacheSchedule, Expected, SitePlan, check_store, decibels
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.host.levels import CannotFollow
 from diffcache.profiling.calibration.search import FITS, NUDGES, Search
+from diffcache.profiling.calibration.strategy import DEFAULT, Strategy
 from diffcache.profiling.fitting.fit import Fit, fit
 from diffcache.profiling.fitting.output_fit import fit_outputs, warn_of_weaker_fit
 from diffcache.profiling.fitting.promise import Shares, leading, promised
 from diffcache.profiling.measuring.measure import profile_of
 from diffcache.profiling.recording.record import Trajectory, record_all
 from diffcache.profiling.replay import run_facts
+from diffcache.profiling.replay.input_share import input_share
 from diffcache.profiling.replay.replay import Replay
-from diffcache.profiling.replay.slopes import slopes
 from diffcache.profiling.replay.warp import Movable, on_levels
 from diffcache.schedulers.uniform import evenly
 from diffcache.simulation.simulator import ANCHORS
 
 Target = Literal["state", "output"]
-SEARCHED_SAMPLES = 16  # a mask needs fewer samples than its coefficients do; the final fit sees all of them
-HELD_SAMPLES = 8  # on which the search accepts
-PAYS_DB = 0.1  # what coefficients per channel must gain on held-out samples to be kept
-LEVELS_PAY_DB = 0.3  # what moved noise levels must gain there: they tie a schedule closer to its noise scheduler
-SLOPES_PAY_DB = 3.0  # what estimates instead of outputs must gain: where they matter at all, it is 10 and more
-SLOPES_TRIED_ON = 5  # one step in so many computed
-NUDGED_SHARE = 0.25  # of the time limit
-LAST_FITS = 8  # what follows the search takes as long as this many fits: options, promise, final coefficients
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +60,17 @@ class Calibration:
     shares    the samples, split
     """
 
-    def __init__(self, pipe: Any, trajectories: Sequence[Trajectory], held_out: Sequence[Trajectory] = ()) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        trajectories: Sequence[Trajectory],
+        held_out: Sequence[Trajectory] = (),
+        *,
+        strategy: Strategy = DEFAULT,
+    ) -> None:
         self.pipe = pipe
         self.trajectories = trajectories
+        self.strategy = strategy
         self.start = trajectories[0].start
         self.steps = len(trajectories[0].timesteps)
         everyone, self.why_output = run_facts.replay_all([*trajectories, *held_out])
@@ -148,10 +149,10 @@ class Calibration:
             return self._by_outputs(budget, scheduler)
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": self._anchors(budget)}
         shares = self.shares
-        exact = store in (None, "bf16", "int8")  # rests are small differences of what is kept
+        exact = store in (None, "bf16", "int8")  # residuals are small differences of what is kept
         if exact and (most := self._anchors(budget, with_inputs=True)):
-            shares = self._sloped(shares, options | {"anchors": most})
-            options["anchors"] = options["anchors"] if shares.fitting[0].slopes is None else most
+            shares = self._with_best_combination(shares, options | {"anchors": most})
+            options["anchors"] = options["anchors"] if shares.fitting[0].input_share is None else most
         seeker = self._seeker(shares, options, tried)
         made = seeker.fits
         ends = math.inf if time_limit_s is None else began + time_limit_s
@@ -162,7 +163,7 @@ class Calibration:
             "budget": str(budget),
         }
 
-        masks_until = began + (1 - NUDGED_SHARE) * (ends - began)
+        masks_until = began + (1 - self.strategy.nudged_share) * (ends - began)
         front: dict[int, Fit] = {}
         if scheduler == "search":
             computed = self._steps(budget, seeker, ends)
@@ -189,7 +190,7 @@ class Calibration:
         expected, final = self._last_fits(found.compute, found.levels, result.per_channel, result.shares, options)
         if found.levels is not None:
             notes["levels"] = "moved"
-        if found.slopes is not None:
+        if found.input_share is not None:
             notes["combined"] = "clean estimates"
         if front:
             front[int(found.compute.sum())] = found
@@ -213,7 +214,7 @@ class Calibration:
         options: Mapping[str, Any],
     ) -> tuple[Expected, Fit]:
         """Return what a mask may promise on these noise levels, and the fit with the final coefficients."""
-        even = evenly(len(compute), int(compute.sum()), self.replays[0].begins)
+        even = evenly(len(compute), int(compute.sum()), self.replays[0].first_steps)
 
         def refit(fitted: Sequence[Replay], held: Sequence[Replay] = ()) -> Fit:
             return fit(fitted, compute, held=held, levels=levels, per_channel=per_channel, **options)
@@ -232,39 +233,51 @@ class Calibration:
         """Return the search with these options, which remembers what earlier budgets found."""
         key = _key(shares, options)
         if key not in self._seekers:
-            few, few_held = leading(shares.fitting, SEARCHED_SAMPLES), leading(shares.accepting, HELD_SAMPLES)
-            self._seekers[key] = Search(few, few_held, **options)
-        self._seekers[key].tried, self._seekers[key].reserve = tried, LAST_FITS
+            few, few_held = self._few(shares)
+            self._seekers[key] = Search(few, few_held, nudge_gain_db=self.strategy.nudge_gain_db, **options)
+        self._seekers[key].tried, self._seekers[key].reserve = tried, self.strategy.last_fits
         return self._seekers[key]
+
+    def _few(self, shares: Shares) -> tuple[list[Replay], list[Replay]]:
+        """Return the samples that the search fits, and those that it accepts candidates by in addition."""
+        fitting = leading(shares.fitting, self.strategy.searched_samples)
+        return fitting, leading(shares.accepting, self.strategy.held_samples)
 
     def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
         """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": ANCHORS}
-        shares = self._sloped(self.shares, options, compute)
+        shares = self._with_best_combination(self.shares, options, compute)
         expected, found = self._last_fits(compute, None, per_channel, shares, options)
         notes = {"scheduler": "a mask of one's own", "fit": "closed loop", "fit_target": "state"}
-        notes |= {} if found.slopes is None else {"combined": "clean estimates"}
+        notes |= {} if found.input_share is None else {"combined": "clean estimates"}
         return self._document(found.plan, notes, expected)
 
-    def _sloped(self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None) -> Shares:
+    def _with_best_combination(
+        self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None
+    ) -> Shares:
         """Return the samples with the network's clean estimates in place of its outputs, if those are better to
         combine: where a sampler draws noise. ``tried``: the mask that decides; None: an even one."""
         everyone = [*shares.fitting, *shares.accepting, *shares.judging]
-        known = [_slopes(replay) for replay in everyone]
+        known = [_input_share(replay) for replay in everyone]
         own = known[0]
         if own is None or any(other is None or not np.array_equal(own, other) for other in known):
             return shares
-        estimates = shares.apply(lambda replays: [replay.sloped(own) for replay in replays])
-        begins = everyone[0].begins
+        estimates = shares.apply(lambda replays: [replay.with_input_share(own) for replay in replays])
+        first_steps = everyone[0].first_steps
         if tried is None:
-            tried = evenly(len(own), max(len(own) // SLOPES_TRIED_ON, len(begins)), begins)
+            tried = evenly(len(own), max(len(own) // self.strategy.estimates_tried_on, len(first_steps)), first_steps)
         plain, other = (
-            fit(leading(some.fitting, SEARCHED_SAMPLES), tried, held=leading(some.accepting, HELD_SAMPLES), **options)
+            fit(
+                leading(some.fitting, self.strategy.searched_samples),
+                tried,
+                held=leading(some.accepting, self.strategy.held_samples),
+                **options,
+            )
             for some in (shares, estimates)
         )
-        return estimates if other.beats(plain, SLOPES_PAY_DB) else shares
+        return estimates if other.beats(plain, self.strategy.estimates_gain_db) else shares
 
     def _best_options(
         self, best: Fit, shares: Shares, options: Mapping[str, Any], late: Callable[[], bool]
@@ -282,12 +295,12 @@ class Calibration:
             levels = best.levels
             moved = shares.apply(lambda replays: on_levels([Movable(self.pipe, r) for r in replays], levels))
             other = fitted(moved, levels=levels)
-            if other.beats(found, LEVELS_PAY_DB):
+            if other.beats(found, self.strategy.levels_gain_db):
                 found, shares = other, moved
         if late():
             return found, False, shares
         scaled = fitted(shares, levels=found.levels, per_channel=True)
-        better = min(scaled.held_score - found.held_score, scaled.score - found.score) > PAYS_DB
+        better = min(scaled.held_score - found.held_score, scaled.score - found.score) > self.strategy.scale_gain_db
         return scaled if better else found, better, shares
 
     def _anchors(self, budget: Budget, *, with_inputs: bool = False) -> int:
@@ -308,7 +321,7 @@ class Calibration:
         if budget.speedup is not None:
             return int(planning.steps_for_speedup(self.profile(), budget.speedup))
         assert budget.max_error_db is not None
-        least, low, high = None, len(seeker.begins), seeker.steps
+        least, low, high = None, len(seeker.first_steps), seeker.steps
         found = seeker.evaluate(np.ones(high, bool))
         while low <= high and not seeker.late(until):  # by one real run each, of the mask that the simulation prefers
             middle = (low + high) // 2
@@ -335,13 +348,13 @@ class Calibration:
 
     def _by_outputs(self, budget: Budget, scheduler: str) -> CacheSchedule:
         warn_of_weaker_fit(self.why_output, scheduler)
-        begins, steps = self.trajectories[0].begins, self.steps - self.start
+        first_steps, steps = self.trajectories[0].first_steps, self.steps - self.start
         if scheduler != "search":
             compute = self._mask(budget, scheduler)
         elif budget.computed_steps is not None:
-            compute = evenly(steps, _whole(budget.computed_steps), begins)
+            compute = evenly(steps, _whole(budget.computed_steps), first_steps)
         elif budget.speedup is not None:
-            compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), begins)
+            compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), first_steps)
         else:
             raise BadOption("max_error_db", budget.max_error_db, f"a budget in computed_steps: {self.why_output}")
         notes = {
@@ -360,41 +373,15 @@ class Calibration:
         expected: Expected | None = None,
         levels: np.ndarray | None = None,
     ) -> CacheSchedule:
-        denoisers = {
-            name: DenoiserPlan(
-                sites={"model": self._plan(module, plan)},
-                called=self._called(module),
-                class_name=host.class_name(module),
-                config_digest=host.config_digest(module),
-            )
-            for name, module in run_facts.denoisers(self.pipe, self.trajectories[0]).items()
-        }
-        timesteps = [t.timesteps.double().cpu().numpy() for t in self.trajectories]
-        alike = all(np.array_equal(t, timesteps[0]) for t in timesteps)  # not where they depend on the picture's size
-        return CacheSchedule(
-            steps=self.steps,
-            denoisers=denoisers,
-            noise_scheduler=run_facts.noise_scheduler(self.trajectories[0]),
-            guidance=self.guidance,
-            timesteps=timesteps[0] if alike else None,
-            sigmas=levels,
-            expected=expected,
-            provenance=dict(notes)
-            | {"samples": str(run_facts.samples(self.trajectories, self.replays))}
-            | run_facts.branch_names(self.trajectories[0])
-            | host.configurations(
-                **run_facts.denoisers(self.pipe, self.trajectories[0]), scheduler=self.trajectories[0].scheduler
-            ),
-        )
-
-    def _called(self, module: nn.Module) -> np.ndarray:
-        """bool [T]: the steps of the grid at which the loop calls ``module``."""
-        own = [any(call.module is module for call in step.calls) for step in self.trajectories[0].steps]
-        return np.array([False] * self.start + own[: self.steps - self.start])
+        samples = run_facts.samples(self.trajectories, self.replays)
+        context = run_facts.context(self.pipe, self.trajectories, samples, self.guidance)
+        denoisers = run_facts.denoisers(self.pipe, self.trajectories[0])
+        plans = {name: {"model": self._plan(module, plan)} for name, module in denoisers.items()}
+        return context.schedule(plans, sigmas=levels, expected=expected, notes=notes)
 
     def _plan(self, module: nn.Module, plan: SitePlan) -> SitePlan:
         """The part of these decisions that is ``module``'s."""
-        own = self._called(module)[self.start :]
+        own = run_facts.steps_called(self.trajectories[0], module)[self.start :]
         mine = plan.compute & own
         mine[0] = True
         # At the steps of another denoiser, which this one never sees, it reuses: that refers to nothing new.
@@ -413,15 +400,15 @@ class Calibration:
         )
 
 
-def _slopes(replay: Replay) -> np.ndarray | None:
+def _input_share(replay: Replay) -> np.ndarray | None:
     """Of the network's own outputs, of which guidance makes what the noise scheduler takes for a prediction."""
-    found, shares = slopes(replay.trajectory), np.array([sum(weights) for weights in replay.guidance])
+    found, shares = input_share(replay.trajectory), np.array([sum(weights) for weights in replay.guidance])
     return found / shares if found is not None and replay.paired and (np.abs(shares) > 1e-3).all() else None
 
 
 def _key(shares: Shares, options: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what fits must agree in to be compared."""
-    return (*sorted(options.items()), shares.fitting[0].slopes is None)
+    return (*sorted(options.items()), shares.fitting[0].input_share is None)
 
 
 def _whole(computed_steps: float) -> int:

@@ -25,7 +25,7 @@ from diffcache.executor.checks import check_call
 from diffcache.executor.program import decides
 from diffcache.executor.state import Call
 from diffcache.executor.store import Output, channel_dim
-from diffcache.profiling.recording.record import frozen
+from diffcache.profiling.recording.generators import with_copied_generators
 
 ROUNDS = 2  # the first sees the run without corrections; the second, with those that the first one found
 PAYS = 0.01  # a correction must take away this share of the squared error, or it is left out
@@ -83,7 +83,7 @@ def correct(
         try:
             with torch.no_grad():
                 for call in calls:
-                    pipe(**{name: frozen(value) for name, value in call.items()})
+                    pipe(**{name: with_copied_generators(value) for name, value in call.items()})
         finally:
             executor.detach()
         schedule = _with(schedule, sums, branches, per_channel)

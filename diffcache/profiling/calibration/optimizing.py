@@ -22,10 +22,11 @@ from diffcache.patch import layer
 from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.calibration.correction import correct
 from diffcache.profiling.calibration.requests import check_request
-from diffcache.profiling.fitting.fit import Fit, psnr_db
+from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.fitting.fit import Fit
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.measuring.measure import measure
-from diffcache.profiling.recording.record import frozen
+from diffcache.profiling.recording.generators import with_copied_generators
 
 Calls = Sequence[Mapping[str, Any]]
 
@@ -165,6 +166,6 @@ def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
 
         with ExitStack() as undo, torch.no_grad():
             undo.callback(layer(host.noise_scheduler(pipe), "step", step, copies=True))
-            result = pipe(**{name: frozen(value) for name, value in call.items()})
+            result = pipe(**{name: with_copied_generators(value) for name, value in call.items()})
         ends.append(states[0] if states else Output.of(result).tensors[0])
     return ends

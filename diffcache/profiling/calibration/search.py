@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffcache.host.levels import CannotFollow
+from diffcache.profiling.calibration.strategy import DEFAULT
 from diffcache.profiling.fitting.dynamics import answers, measure_dynamics, with_answer
 from diffcache.profiling.fitting.fit import Fit, fit
 from diffcache.profiling.replay.replay import Replay
@@ -23,7 +24,6 @@ REPLANNED = 6  # rounds of masks taken from the simulation, at most, before sing
 FITS = 40  # without a time limit: on the demo models more of them were worth less than 0.2 dB
 DOUBTS = (0.1, 0.3, 1.0)  # the masks that simulations end at lie apart; which is best differs by model and budget
 NUDGE = 0.5  # of a step
-NUDGE_PAYS_DB = 0.05
 NUDGES = 24  # fits, without a time limit
 NEIGHBOURS = (-2, -1, 1, 2)  # budgets around the one asked for that a front is made of
 
@@ -52,11 +52,12 @@ class Search:
         per_branch: bool = True,
         anchors: int = ANCHORS,
         tried: Callable[[Fit], None] = lambda f: None,
+        nudge_gain_db: float = DEFAULT.nudge_gain_db,
     ) -> None:
         self.replays, self.held = replays, held
         self.options = {"per_branch": per_branch, "anchors": anchors}
-        self.tried = tried
-        self.begins = replays[0].begins
+        self.tried, self.nudge_gain_db = tried, nudge_gain_db
+        self.first_steps = replays[0].first_steps
         self.steps = len(replays[0].steps)
         self.seen: set[bytes] = set()
         self.fits = 0
@@ -96,12 +97,12 @@ class Search:
     def simulator(self, doubt: float = 1.0) -> Simulator:
         """Return a simulator with the network's answers as the fits so far have shown them."""
         known = with_answer(self._dynamics, self._answers)
-        return Simulator(known, self.begins, int(self.options["anchors"]), doubt)
+        return Simulator(known, self.first_steps, int(self.options["anchors"]), doubt)
 
     def simulated(self, computed: int, doubt: float = 1.0) -> np.ndarray:
         """Return the mask that the simulation prefers, from all steps by leaving out."""
         cost = self.simulator(doubt).error
-        return improve(thinned(self.steps, computed, cost, self.begins), cost, self.begins)
+        return improve(thinned(self.steps, computed, cost, self.first_steps), cost, self.first_steps)
 
     def extended(self, compute: np.ndarray, computed: int) -> np.ndarray:
         """Return ``compute`` with steps added up to ``computed``, one by one, each the one that helps the simulation
@@ -119,10 +120,10 @@ class Search:
         ends = {}
         for doubt in DOUBTS:
             cost = self.simulator(doubt).error
-            for start in (thinned(self.steps, computed, cost, self.begins), *near):
+            for start in (thinned(self.steps, computed, cost, self.first_steps), *near):
                 if self.late(until):
                     break
-                end = improve(start, cost, self.begins)
+                end = improve(start, cost, self.first_steps)
                 ends[end.tobytes()] = end
         return sorted(ends.values(), key=self.simulator().error)
 
@@ -144,7 +145,7 @@ class Search:
             self.ended = "time limit" if self.late(until) else "number of fits" if self.fits >= last else "converged"
             return self.ended != "converged"
 
-        best = self.evaluate(evenly(self.steps, computed, self.begins))
+        best = self.evaluate(evenly(self.steps, computed, self.first_steps))
         self.ended = "converged"
         if computed == self.steps:
             return best
@@ -177,7 +178,7 @@ class Search:
                 break
         simulator = self.simulator()
         while not spent():
-            movable = np.setdiff1d(np.flatnonzero(best.compute), self.begins)
+            movable = np.setdiff1d(np.flatnonzero(best.compute), self.first_steps)
             candidates = [c for s in movable for c in shifts(best.compute, int(s))]
             fresh = [c for c in candidates if c.tobytes() not in self.seen]
             before = best
@@ -209,8 +210,10 @@ class Search:
         """Return ``best``, or a better fit on other noise levels: its computed steps are moved one after another, the
         last first, half a step to either side, and the levels between them in proportion.
 
-        A gain counts from ``NUDGE_PAYS_DB``: on few samples, smaller ones were not found again on others. Ends as
-        ``run`` does. Raises CannotFollow where the loop is bound to its own levels.
+        A gain counts from ``Strategy.nudge_gain_db``. The search ends as ``run`` does.
+
+        Raises:
+            CannotFollow: The loop cannot run on other levels.
         """
         last = self.fits + fits
         everyone = [Movable(pipe, replay) for replay in (*self.replays, *self.held)]
@@ -220,14 +223,14 @@ class Search:
         at = np.flatnonzero(best.compute)
         before, places, best = best, at.astype(float), dataclasses.replace(best, levels=own)
         for k in range(len(at) - 1, -1, -1):
-            for side in (-NUDGE, NUDGE) if at[k] not in self.begins else ():
+            for side in (-NUDGE, NUDGE) if at[k] not in self.first_steps else ():
                 if self.late(until) or self.fits >= last:
                     break
                 wanted = places.copy()
                 wanted[k] += side
                 levels = warped(own, best.compute, wanted)
                 found = self._on_levels(everyone, best, levels)
-                if found.beats(best, NUDGE_PAYS_DB):
+                if found.beats(best, self.nudge_gain_db):
                     best, places = found, wanted
                     break
         return before if np.array_equal(best.levels, own) else best  # type: ignore[arg-type]
@@ -246,13 +249,13 @@ class Search:
         run: of the smaller one's mask with steps added.
         """
         computed = int(best.compute.sum())
-        wanted = [computed + n for n in NEIGHBOURS if len(self.begins) <= computed + n <= self.steps]
+        wanted = [computed + n for n in NEIGHBOURS if len(self.first_steps) <= computed + n <= self.steps]
         cost = self.simulator().error
-        masks = {int(m.sum()): m for m in thinning(self.steps, cost, self.begins) if m.sum() in wanted}
+        masks = {int(m.sum()): m for m in thinning(self.steps, cost, self.first_steps) if m.sum() in wanted}
         for count in wanted:
             if self.late(until):
                 break
-            self.evaluate(improve(masks[count], cost, self.begins))
+            self.evaluate(improve(masks[count], cost, self.first_steps))
             smaller = self.best_within(count - 1)
             if smaller is not None and smaller.score > self._best[count].score and not self.late(until):
                 self.evaluate(self.extended(smaller.compute, count))

@@ -1,4 +1,4 @@
-"""Measure, on recorded trajectories, what the closed-loop planner needs to know of the sampler and the network."""
+"""Measure the dynamics of a recorded loop: how the sampler and the network pass errors on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffcache.profiling.replay.replay import Position, Replay
 
 
 def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
-    """Gram tables of the guided outputs and the sampler's reach; the network's answer is 0 until measured."""
+    """Measure the Gram tables of the guided outputs and the sampler's reach. The network's response is 0 here."""
     tables, ranges = zip(*map(grams_and_peaks, replays), strict=True)
     silent = np.zeros(len(replays[0].steps))
     return Dynamics(
@@ -28,9 +28,9 @@ def measure_dynamics(replays: Sequence[Replay]) -> Dynamics:
 
 
 def grams_and_peaks(replay: Replay) -> tuple[np.ndarray, np.ndarray]:
-    """Of one run: Gram tables of the guided outputs float64 [N, T, T], and the final states' ranges [N]."""
+    """Compute Gram tables of one run's guided outputs, float64 [N, T, T], and the ranges of its final states [N]."""
     steps = len(replay.steps)
-    guided = [replay.looked_at(replay.guided(i, replay.recorded_rests(i))).double() for i in range(steps)]
+    guided = [replay.looked_at(replay.guided(i, replay.recorded_residuals(i))).double() for i in range(steps)]
     outputs = torch.stack(guided, 1).flatten(2)
     table = (outputs @ outputs.mT / outputs.shape[2]).cpu().numpy()
     end = replay.looked_at(replay.reference(steps - 1)).double().flatten(1)
@@ -38,8 +38,14 @@ def grams_and_peaks(replay: Replay) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_answer(dynamics: Dynamics, sums: np.ndarray) -> Dynamics:
-    """How the network answered to the states' errors in real closed-loop runs, ``answers`` added up: by least squares
-    per computed step and linear in between. As it was if no run ever strayed."""
+    """Return ``dynamics`` with the network's response to errors of the state, from real closed-loop runs.
+
+    The response is found by least squares at computed steps and is linear in between.
+
+    Args:
+        dynamics: The dynamics. They are returned unchanged if no run deviated from the full run.
+        sums: The sum of ``answers`` of these runs.
+    """
     product, energy, square = sums
     known = np.flatnonzero(energy > 0)
     if not len(known):
@@ -51,17 +57,24 @@ def with_answer(dynamics: Dynamics, sums: np.ndarray) -> Dynamics:
 
 
 def answers(replays: Sequence[Replay], fit: Fit) -> np.ndarray:
-    """Sums that tell the response and its spread, float64 [3, T]: of products of the network's answer with the state's
-    error, of squares of the error, of squares of the answer. Sums of several runs may be added up; replays held out,
-    which stand last in a fit, may be left out."""
+    """Compute sums that determine the network's response to errors of the state, and its spread.
+
+    Args:
+        replays: The replays of the fit. Held-out replays, which come last in a fit, may be left out.
+        fit: A fit with its checkpoints.
+
+    Returns:
+        float64 [3, T]: products of the network's answer with the state's error, squares of the error, squares of the
+        answer. Sums of several runs can be added.
+    """
     product, energy, square = np.zeros((3, len(fit.compute)))
     for i in np.flatnonzero(fit.compute)[1:]:
         before, after = fit.checkpoints[i], fit.checkpoints.get(i + 1)
         if after is None:
             continue
-        for replay, position, rests in zip(replays, before.positions, after.rests, strict=False):
+        for replay, position, residuals in zip(replays, before.positions, after.residuals, strict=False):
             error = _flat(replay.looked_at(position.state)) - _flat(replay.looked_at(replay.reference(i - 1)))
-            new, old = (replay.guided(i, outputs) for outputs in (rests[i], replay.recorded_rests(i)))
+            new, old = (replay.guided(i, outputs) for outputs in (residuals[i], replay.recorded_residuals(i)))
             change = _flat(replay.looked_at(new)) - _flat(replay.looked_at(old))
             product[i] += float(change @ error)
             energy[i] += float(error @ error)
@@ -70,11 +83,14 @@ def answers(replays: Sequence[Replay], fit: Fit) -> np.ndarray:
 
 
 def measure_reach(replay: Replay) -> np.ndarray:
-    """What each step's output, or its rest, adds to every later state, found by handing the noise scheduler a one among
-    zeros.
+    """Measure how much each step's output, or its residual, adds to every later state.
 
-    A noise scheduler treats all elements alike, so a state of one element per sample tells all. Samples stay apart
-    because each may bring its own noise, which is the same with and without the one, and cancels.
+    The noise scheduler runs with outputs of 0, and with a 1 at one step. A noise scheduler treats all elements alike,
+    so a state of one element per sample is enough. Samples are separate because each may draw its own noise, which is
+    the same in both runs and cancels.
+
+    Returns:
+        float64 [T, T], at [i, j]: what the output of step j adds to the state after step i.
     """
     steps = len(replay.steps)
     like = replay.reference(0)
@@ -93,4 +109,5 @@ def measure_reach(replay: Replay) -> np.ndarray:
 
 
 def _flat(tensor: Tensor) -> Tensor:
+    """Return the elements as one float64 vector."""
     return tensor.double().flatten()

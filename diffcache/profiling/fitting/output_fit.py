@@ -1,7 +1,7 @@
-"""The fallback fit: least squares to the outputs themselves, on the full run's trajectory.
+"""Fit weights to the outputs of the full run by least squares, for loops that cannot be replayed.
 
-For pipelines whose loop cannot be replayed (guidance that renormalises, fresh noise at every step, lists of samples).
-Measured to be weaker than the closed-loop fit to the states; the schedule's provenance says which one was used.
+Such loops have guidance that renormalises, or states that are lists of samples, for instance. This fit was measured to
+be weaker than the closed-loop fit to the states. The schedule's provenance records which fit was used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ LOG = logging.getLogger("diffcache")
 
 
 class WeakerFit(RuntimeWarning):
-    """The loop cannot be repeated apart from its pipeline, so no search was made: the mask is spread evenly, and the
-    weights are fitted to the outputs instead of the final state."""
+    """The loop cannot be repeated without its pipeline, so there was no search.
+
+    The mask is spread evenly, and the weights are fitted to the outputs instead of the final state.
+    """
 
 
 def warn_of_weaker_fit(reason: str, scheduler: str) -> None:
-    """Log and warn that outputs are fitted instead of the final state, and why."""
+    """Log and warn that outputs are fitted instead of the final state, with the reason."""
     mask = "the mask is spread evenly" if scheduler == "search" else f"the mask is that of {scheduler}"
     text = (
         f"no search is made and no fidelity is promised, because the loop cannot be repeated apart from its pipeline: "
@@ -37,13 +39,13 @@ def warn_of_weaker_fit(reason: str, scheduler: str) -> None:
 
 
 def fit_outputs(trajectories: Sequence[Trajectory], compute: np.ndarray) -> np.ndarray:
-    """Weights [1, T, K] for the mask ``compute`` (bool [T]), shared by all branches."""
+    """Fit the weights [1, T, K] of the mask ``compute`` (bool [T]), shared by all branches."""
     steps = len(compute)
-    begins = np.array(trajectories[0].begins)
+    first_steps = np.array(trajectories[0].first_steps)
     weights = np.zeros((1, steps, ANCHORS))
     gram = _gram(trajectories, steps)
     for i in np.flatnonzero(~compute):
-        begin = begins[begins <= i].max()  # a denoiser predicts from its own outputs
+        begin = first_steps[first_steps <= i].max()  # a denoiser predicts from its own outputs
         anchors = (begin + np.flatnonzero(compute[begin:i]))[::-1][:ANCHORS]
         normal = gram[np.ix_(anchors, anchors)]
         ridge = RIDGE * max(np.trace(normal) / len(anchors), 1e-300) * np.eye(len(anchors))
@@ -54,9 +56,9 @@ def fit_outputs(trajectories: Sequence[Trajectory], compute: np.ndarray) -> np.n
 
 
 def _gram(trajectories: Sequence[Trajectory], steps: int) -> np.ndarray:
-    """Inner products of outputs at step pairs, summed over samples and branches that both steps have.
+    """Return the inner products of outputs at step pairs, summed over samples and branches that both steps have.
 
-    A call of another size than at the first step (guidance that ends early) has nothing to be predicted from.
+    Calls of another size than at the first step (guidance that ends early) are left out.
     """
     gram = np.zeros((steps, steps))
     for trajectory in trajectories:

@@ -1,14 +1,14 @@
-"""Which samples fit a schedule, which accept it, and which it is judged on; and the fidelity that it may promise.
+"""Split samples into those that fit, accept and judge a schedule, and compute the fidelity to expect of it.
 
-A number from samples that took part in a choice is too high: the choice favours what happens to suit them. So the
-samples are split in three. The coefficients are fitted to the first part, candidates are accepted by the first and the
-second, and the third part takes part in nothing but the promise.
+A fidelity from samples that took part in a choice is too high, because the choice favours what happens to suit them. So
+the samples are split in three. The coefficients are fitted to the first part. Candidates are accepted by the first and
+the second part. The third part is used for the expected fidelity alone.
 
 The third part is small, and samples differ far more from each other than plans do on one sample. Its mean alone would
-say more about these samples than about the plan. A reference plan that nothing chose, the evenly spread mask, is
-therefore fitted as well, once to each half of all samples and scored on the other half. The promise is the mean of the
-plan over the third part, corrected by how much easier or harder this part is than all samples for the reference (a
-regression estimator: Cochran, "Sampling Techniques", chapter 7).
+describe these samples more than the plan. So a reference plan that was not chosen, the evenly spread mask, is fitted as
+well, once to each half of all samples and scored on the other half. The expected fidelity is the mean of the plan over
+the third part, corrected by how much easier or harder this part is than all samples for the reference (a regression
+estimator: Cochran, "Sampling Techniques", chapter 7).
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ LEAST_FOR_SLOPE = 6  # samples from which the regression's slope is fitted; belo
 class Shares:
     """The samples of all replays, split. Parts of one recorded batch are replays of the same trajectory.
 
-    fitting    samples that coefficients are fitted to
-    accepting  samples that candidates are accepted by, beyond those; may be empty
-    judging    samples that neither fit nor accept; empty where there is but one sample
+    Attributes:
+        fitting: Samples that coefficients are fitted to.
+        accepting: Further samples that candidates are accepted by. It may be empty.
+        judging: Samples that neither fit nor accept. It is empty if there is only one sample.
     """
 
     fitting: list[Replay]
@@ -42,7 +43,7 @@ class Shares:
 
     @classmethod
     def of(cls, replays: Sequence[Replay], held: Sequence[Replay] = ()) -> Shares:
-        """Split ``replays``; where some are ``held`` out by the user, all others fit, and these accept and judge."""
+        """Split ``replays``. If the user holds out some (``held``), these accept and judge, and all others fit."""
         if held:
             count = _count(held)
             return cls(list(replays), *_cut(held, [count // 2, count - count // 2]))
@@ -52,15 +53,18 @@ class Shares:
         return cls(*_cut(replays, [count - accepting - judging, accepting, judging]))
 
     def apply(self, change: Callable[[Sequence[Replay]], list[Replay]]) -> Shares:
-        """Return the same split of changed replays. ``change`` sees all of them at once, so that it can keep parts of
-        one batch together."""
+        """Return the same split of changed replays.
+
+        Args:
+            change: Called with all replays at once, so that it can keep parts of one batch together.
+        """
         changed = iter(change([*self.fitting, *self.accepting, *self.judging]))
         parts = [[next(changed) for _ in part] for part in (self.fitting, self.accepting, self.judging)]
         return Shares(*parts)
 
     @property
     def everyone(self) -> list[Replay]:
-        """All samples: parts of one batch are put together again, in the order of the runs."""
+        """All samples, in the order of the runs. Parts of one batch are joined again."""
         rows: dict[int, list[np.ndarray]] = {}
         first: dict[int, Replay] = {}
         for replay in (*self.fitting, *self.accepting, *self.judging):
@@ -106,11 +110,12 @@ def _slope(reference: np.ndarray, own: np.ndarray) -> float:
 
 
 def _count(replays: Sequence[Replay]) -> int:
+    """Return the number of samples."""
     return sum(replay.samples for replay in replays)
 
 
 def _cut(replays: Sequence[Replay], counts: Sequence[int]) -> list[list[Replay]]:
-    """Return the samples of ``replays``, in their order, in groups of so many."""
+    """Cut the samples of ``replays``, in their order, into groups of ``counts`` samples."""
     groups: list[list[Replay]] = [[] for _ in counts]
     ends = np.cumsum(counts)
     place = 0

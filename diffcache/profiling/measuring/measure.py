@@ -17,19 +17,20 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.sites import Granularity
 from diffcache.errors import BadOption
 from diffcache.executor.bound import Bound
-from diffcache.profiling.measuring.findings import Findings
-from diffcache.profiling.measuring.recorded_call import RecordedCall
-from diffcache.profiling.measuring.resume import Folder
+from diffcache.profiling.measuring.call_measurement import CallMeasurement
+from diffcache.profiling.measuring.partial_profile import PartialProfile
+from diffcache.profiling.measuring.resume import MeasurementFolder
+from diffcache.profiling.recording.generators import demand_own_generators, restored_generators
 from diffcache.profiling.recording.measured_sites import granularities, inner_places
 from diffcache.profiling.recording.observe import Observer
-from diffcache.profiling.recording.record import Trajectory, record, restored_generators
-from diffcache.profiling.recording.shards import all_shares, demand_own_generators
+from diffcache.profiling.recording.record import Trajectory, record
+from diffcache.profiling.recording.shards import all_shares
 from diffcache.profiling.replay.replay import Replay
 from diffcache.profiling.replay.run_facts import replayed
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class MeasureOptions:
     """What is to be measured. ``influence``: at how many steps at most; 0: not at all."""
 
     granularities: tuple[Granularity, ...] = ("model",)
@@ -75,7 +76,7 @@ def measure(
         raise BadOption("influence_steps", influence_steps, "a whole number, 1 or more")
     asked = granularities(sites)
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
-    wanted = Wanted(asked, influence_steps if with_influence else 0)
+    wanted = MeasureOptions(asked, influence_steps if with_influence else 0)
     bound = Bound.of(pipe)
     pipe = bound.pipe
     host.demand_full_run(pipe)  # before a folder is made
@@ -89,10 +90,10 @@ def measure(
     def share(rank: int, size: int) -> bytes:
         if size > 1:
             demand_own_generators(calls)
-        folder = None if resume is None else Folder(Path(resume), pipe, wanted.settings)
+        folder = None if resume is None else MeasurementFolder(Path(resume), pipe, wanted.settings)
         mine = [(index, call) for index, call in enumerate(calls) if index % size == rank]
         watch = Watch(pipe, wanted.granularities)
-        found = Findings()
+        found = PartialProfile()
         with restored_generators(calls):
             # A bar in a ``with`` block ends its line when a call fails.
             with tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress) as bar:
@@ -100,9 +101,9 @@ def measure(
                     found.merge(_of_call(pipe, index, call, wanted.influence, watch, folder))
         return found.to_bytes()
 
-    found = Findings()
+    found = PartialProfile()
     for rank, data in enumerate(all_shares(share)):
-        found.merge(Findings.from_bytes(data, f"the findings of process {rank}")[0])
+        found.merge(PartialProfile.from_bytes(data, f"the findings of process {rank}")[0])
     return found.profile()
 
 
@@ -110,16 +111,16 @@ def profile_of(
     pipe: Any, trajectories: Sequence[Trajectory], replays: Sequence[Replay], why_no_replays: str
 ) -> Profile:
     """What recorded runs tell about the model site: the profile that ``measure`` makes of the same calls."""
-    found = Findings()
+    found = PartialProfile()
     for index, trajectory in enumerate(trajectories):
-        recorded = RecordedCall(pipe, index, trajectory, replays[index] if replays else None, why_no_replays)
-        found.merge(recorded.findings())
+        recorded = CallMeasurement(pipe, index, trajectory, replays[index] if replays else None, why_no_replays)
+        found.merge(recorded.partial_profile())
     return found.profile()
 
 
 def _of_call(
-    pipe: Any, index: int, call: Mapping[str, Any], influence: int, watch: Watch, folder: Folder | None
-) -> Findings:
+    pipe: Any, index: int, call: Mapping[str, Any], influence: int, watch: Watch, folder: MeasurementFolder | None
+) -> PartialProfile:
     """Taken from the folder, or measured and left there."""
     if folder and (known := folder.find(index, call)):
         return known
@@ -128,7 +129,7 @@ def _of_call(
         trajectory = record(pipe, call, watch.forward)
     seen = watch.observers.get(id(trajectory.steps[0].calls[0].module))
     replay, obstacle = replayed(trajectory)
-    found = RecordedCall(pipe, index, trajectory, replay, obstacle, call, seen, influence).findings()
+    found = CallMeasurement(pipe, index, trajectory, replay, obstacle, call, seen, influence).partial_profile()
     keep(found)
     return found
 

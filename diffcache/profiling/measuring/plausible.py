@@ -8,21 +8,21 @@ from diffcache.documents import checks
 from diffcache.documents.checks import refuse
 from diffcache.documents.profile import Dynamics
 from diffcache.errors import DocumentError
-from diffcache.profiling.measuring.findings import Arrays, Findings
+from diffcache.profiling.measuring.partial_profile import Arrays, PartialProfile
 from diffcache.profiling.measuring.tables import Sums, site_tables
-from diffcache.profiling.replay.run_facts import Circumstances
+from diffcache.profiling.replay.run_facts import RunFacts
 
 TABLES = tuple(f"{of}/{table}" for of in ("output", "residual") for table in ("l1", "relative_l1", "gram"))
 CHANGES = ("input_change", "modulated_change", "residual_ratio")
 
 
-def demand_sound(where: str, found: Findings, index: int) -> None:
+def demand_sound(where: str, found: PartialProfile, index: int) -> None:
     """Raise DocumentError, naming ``where``, unless these can be the findings of call ``index`` alone."""
     try:
         if list(found.calls) != [index] or (found.first is not None) != (index == 0):
             refuse(where, "calls", f"found {list(found.calls)!r:.80}", f"call {index} alone")
-        here = found.calls[index].circumstances
-        steps = _circumstances(where, here)
+        here = found.calls[index].facts
+        steps = _run_facts(where, here)
         checks.notes(where, "left_out", found.calls[index].left_out)
         _dynamics(where, found.calls[index].arrays, here, steps)
         if "model" not in found.sites:
@@ -45,7 +45,7 @@ def demand_sound(where: str, found: Findings, index: int) -> None:
         refuse(where, "findings", f"{type(error).__name__}: {error!s:.100}", "what a measurement writes")
 
 
-def _circumstances(where: str, here: Circumstances) -> int:
+def _run_facts(where: str, here: RunFacts) -> int:
     """The number of steps."""
     total, start = here.grid
     total = checks.count(where, "grid", total, least=1)
@@ -65,7 +65,7 @@ def _circumstances(where: str, here: Circumstances) -> int:
     return total - start
 
 
-def _dynamics(where: str, arrays: Arrays, here: Circumstances, steps: int) -> None:
+def _dynamics(where: str, arrays: Arrays, here: RunFacts, steps: int) -> None:
     known = {"grams", "peaks"}
     allowed: list[set[str]] = [set()] if here.obstacle else [known, known | {"answers"}]
     if set(arrays) not in allowed:

@@ -16,7 +16,7 @@ from diffcache.documents import files
 from diffcache.documents.checks import refuse
 from diffcache.errors import BadOption, DocumentError
 from diffcache.host.digest import TO_DIGEST, NoDigestError, digest_of
-from diffcache.profiling.measuring.findings import Arrays, Findings
+from diffcache.profiling.measuring.partial_profile import Arrays, PartialProfile
 from diffcache.profiling.measuring.plausible import demand_sound
 
 ABOUT = "measurement.json"
@@ -24,7 +24,7 @@ BEHIND = "weights, hooks and settings"  # of a part: what its digest covers
 WITHOUT = "; or a measurement without resume"
 
 
-class Folder:
+class MeasurementFolder:
     """``path`` is made if it is not there. ``settings``: what else, beside pipeline and call, the findings depend on.
 
     Raises BadOption for a folder that holds something else, or another measurement.
@@ -48,13 +48,13 @@ class Folder:
         else:
             files.write(file, json.dumps(about, indent=2), inside=path)
 
-    def find(self, index: int, call: Mapping[str, Any]) -> Findings | None:
+    def find(self, index: int, call: Mapping[str, Any]) -> PartialProfile | None:
         """What was found on this call, if it was made; random generators are then where it left them."""
         file = self._file(index, call)
         if not file.exists():
             return None
         try:
-            found, states = Findings.from_bytes(files.read_bytes(file, inside=self.path), str(file))
+            found, states = PartialProfile.from_bytes(files.read_bytes(file, inside=self.path), str(file))
             demand_sound(str(file), found, index)
             _demand_states(str(file), states, _random_states(call))
         except DocumentError as error:
@@ -63,7 +63,7 @@ class Folder:
         _set_random_states(call, states)
         return found
 
-    def keeper(self, index: int, call: Mapping[str, Any]) -> Callable[[Findings], Any]:
+    def keeper(self, index: int, call: Mapping[str, Any]) -> Callable[[PartialProfile], Any]:
         """To be asked for before the call is made, while its generators stand where they do, and called with what was
         found after it."""
         file = self._file(index, call)

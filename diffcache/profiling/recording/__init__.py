@@ -1,1 +1,15 @@
-"""Run a pipeline in full and write down its sampling loop."""
+"""Run a pipeline in full and record its sampling loop."""
+
+from diffcache.profiling.recording.clock import loop_clock, wait
+from diffcache.profiling.recording.generators import demand_own_generators, with_copied_generators
+from diffcache.profiling.recording.measured_sites import granularities
+from diffcache.profiling.recording.shards import all_shares
+
+__all__ = [
+    "all_shares",
+    "demand_own_generators",
+    "granularities",
+    "loop_clock",
+    "wait",
+    "with_copied_generators",
+]

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,11 @@ from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor.store import Output
 from diffcache.patch import inner_spot, layer
 from diffcache.profiling.recording.clock import wait
+from diffcache.profiling.recording.generators import (
+    copy_of_global_generator,
+    restored_generators,
+    with_copied_generators,
+)
 
 EXPLAINED = 1e-2  # of a step's move: what may be left of it where a loop is said to be affine in the network's output
 FEEDERS = "controlnet"  # how names of components begin that run before the denoiser and feed it
@@ -99,7 +104,7 @@ class Trajectory:
     obstacle: str = ""
 
     @property
-    def begins(self) -> tuple[int, ...]:
+    def first_steps(self) -> tuple[int, ...]:
         """Steps at which another denoiser takes over, the first included."""
         called = [{id(call.module) for call in step.calls} for step in self.steps]
         return tuple(i for i in range(len(called)) if i == 0 or called[i] != called[i - 1])
@@ -197,30 +202,6 @@ def record_all(
             trajectories.append(record(pipe, call))
             done()
     return trajectories
-
-
-@contextlib.contextmanager
-def restored_generators(calls: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Generators in the calls are left at the end where they were found."""
-    found = {id(g): (g, g.get_state()) for call in calls for g in host.generators(call)}
-    try:
-        yield
-    finally:
-        for generator, state in found.values():
-            generator.set_state(state)
-
-
-def frozen(value: Any) -> Any:
-    """A generator, or a list of them, as copies that start where these stand now; anything else as it is."""
-    if isinstance(value, torch.Generator):
-        return torch.Generator(value.device).set_state(value.get_state())
-    return [frozen(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _global_generator(device: torch.device) -> torch.Generator:
-    """A generator that stands where torch's own stands now."""
-    state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return torch.Generator(device).set_state(state)
 
 
 def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
@@ -356,11 +337,13 @@ class _Recorder(host.LoopObserver):
         given = signature.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         extra = {
-            k: frozen(v) for k, v in given.items() if k not in ("model_output", "timestep", "sample", "return_dict")
+            k: with_copied_generators(v)
+            for k, v in given.items()
+            if k not in ("model_output", "timestep", "sample", "return_dict")
         }
         drawing = given["sample"].device.type in ("cpu", "cuda") and "generator" in signature.parameters
         if drawing and extra.get("generator") is None:
-            extra["generator"] = _global_generator(given["sample"].device)  # what noise is drawn from then
+            extra["generator"] = copy_of_global_generator(given["sample"].device)  # what noise is drawn from then
         self._go_on()
         value = inner(*args, **kwargs)
         self._pause()

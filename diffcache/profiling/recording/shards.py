@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from diffcache import host
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache.errors import DiffCacheError
 
 _groups_made = itertools.count()  # as many in every process
 
@@ -40,18 +38,6 @@ def all_shares(share: Share) -> list[bytes]:
             if text:
                 raise DiffCacheError(f"process {other} of {size} could not measure its share of the calls: {text}")
         return list(_exchanged(found, size))
-
-
-def demand_own_generators(calls: Sequence[Mapping[str, Any]]) -> None:
-    """Calls that draw from one generator, one after the other, cannot be made by several processes: a BadOption."""
-    seen: dict[int, int] = {}
-    for index, call in enumerate(calls):
-        for generator in host.generators(call):
-            if seen.setdefault(id(generator), index) != index:
-                found = f"with one generator in calls {seen[id(generator)]} and {index}"
-                raise BadOption(
-                    "calls", found, "a generator of its own for every call, where several processes measure"
-                )
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
-"""A recorded sampling loop, made runnable on its own: any step can be entered with any state, computed or predicted.
+"""Run a recorded sampling loop without its pipeline: enter any step with any state, computed or predicted.
 
 The loop of a pipeline is (input from state) -> denoiser, once per branch -> guided output -> noise scheduler. The
-first and third stages live in pipeline code that cannot be called alone, so they are identified from the recording:
-the input is the state itself, scaled, repeated or with condition channels around it; the guided output is a linear
-combination of the branches, its vectors perhaps stretched to the length of one branch's. Each identification is checked
-on every recorded step; a loop that does not fit says so (``NotReplayable``), and planning falls back to what needs no
-replay.
+first and third stages are pipeline code that cannot be called alone, so they are identified from the recording. The
+input is the state itself, scaled, repeated or with condition channels around it. The guided output is a linear
+combination of the branches; its vectors may be rescaled to the length of one branch's vectors. Each identification is
+checked on every recorded step. A loop that does not fit raises ``NotReplayable``, and planning then uses methods that
+need no replay.
 """
 
 from __future__ import annotations
@@ -22,48 +22,62 @@ from torch import Tensor
 from diffcache.errors import DiffCacheError
 from diffcache.executor.store import channel_dim
 from diffcache.host.channels import Span, carries, find_sample, put, within
-from diffcache.profiling.recording.record import Forward, LoopStep, Trajectory, frozen
+from diffcache.profiling.recording.generators import with_copied_generators
+from diffcache.profiling.recording.record import Forward, LoopStep, Trajectory
 
 COARSE, FINE = 0.1, 1e-3  # shares of the output's size that it is moved by, to see what the next state does
 TOLERANCE = 1e-3  # relative error up to which a recorded tensor counts as explained; one rounding, if that is more
 
 
 class NotReplayable(DiffCacheError):  # noqa: N818  says what happened, as the public errors do
-    """The pipeline does something around its denoiser that cannot be repeated from what was recorded."""
+    """The code around the denoiser does something that cannot be repeated from the recording."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a replayed run stands: the state about to be denoised, and the noise scheduler with its memory."""
+    """The point that a replayed run has reached.
+
+    Attributes:
+        state: The state that is denoised next.
+        scheduler: The noise scheduler with its internal history.
+    """
 
     state: Tensor
     scheduler: Any
 
     def moved(self, step: LoopStep, model_output: Tensor) -> Position:
-        """After one ``scheduler.step``; this position stays valid, and noise that was drawn is drawn again."""
+        """Return the position after one ``scheduler.step``.
+
+        This position stays valid. A step that draws noise draws the same noise as in the recording.
+        """
         scheduler = _fork(self.scheduler)
-        extra = {name: frozen(value) for name, value in step.extra.items()}
+        extra = {name: with_copied_generators(value) for name, value in step.extra.items()}
         result = scheduler.step(model_output, step.timestep, self.state, **extra, return_dict=False)[0]
         return Position(result, scheduler)
 
     @property
     def widened(self) -> Position:
-        """The same with a state of float32 at least: differences of states come out unrounded."""
+        """Return this position with a state of float32 or wider, so that differences of states are not rounded."""
         return Position(_wide(self.state), self.scheduler)
 
 
 class Replay:
-    """One trajectory. Steps count from 0 at the loop's first iteration.
+    """A recorded trajectory that can be run again. Steps count from 0 at the loop's first iteration.
 
-    branches    number of denoiser outputs that guidance combines
-    in_batch    how many of them share one forward
-    begins      steps at which another denoiser takes over, the first included
-    guidance    per step, the weights of the branches in the guided output
-    stretched   the branch whose vectors, along the last axis, give the guided output's their length; None: they keep it
-    place       where the state lies in the denoiser's input, which may hold conditions as well
-    bent        steps at which the noise scheduler is not affine in the guided output (it clips)
-    slopes      float64 [steps]: how much of its input is taken off each output before outputs are combined, or None
-    rows        indices of the samples that a fit or a score looks at; None: all. The whole batch runs either way
+    Attributes:
+        branches: Number of denoiser outputs that guidance combines.
+        in_batch: Number of branches that share one forward.
+        first_steps: Steps at which another denoiser takes over, the first step included.
+        batch_copies: How often the state itself holds every sample: 2 in pipelines like DiT's, which hold it once per
+            branch, else 1.
+        guidance: Per step, the weights of the branches in the guided output.
+        rescaled_branch: The branch that sets the length of the guided output's vectors along the last axis. None: they
+            are not rescaled.
+        place: The position of the state in the denoiser's input, which may hold conditions as well.
+        nonlinear_steps: Steps at which the noise scheduler is not affine in the guided output, because it clips.
+        input_share: float64 [steps], λ: the share of its input that is subtracted from each output before outputs are
+            combined. None: outputs are combined as they are.
+        rows: Indices of the samples that a fit or a score uses. None: all. The whole batch runs in either case.
     """
 
     def __init__(self, trajectory: Trajectory) -> None:
@@ -84,16 +98,16 @@ class Replay:
         _demand_batches(self.steps)
         if not (isinstance(first.state, Tensor) and first.state.is_floating_point()):
             raise NotReplayable("the state is no floating-point tensor: tokens, for example.")
-        self.begins = trajectory.begins
-        self.copies = _copies(self.steps[-1])  # DiT-like pipelines carry a sample once per branch in the state itself
-        self.in_batch = max(1, len(first.calls[0].output) * self.copies // len(first.model_output))
+        self.first_steps = trajectory.first_steps
+        self.batch_copies = _batch_copies(self.steps[-1])
+        self.in_batch = max(1, len(first.calls[0].output) * self.batch_copies // len(first.model_output))
         self.branches = len(first.calls) * self.in_batch
         x, state = first.calls[0].input, first.state
         self.place = find_sample(x, state) if isinstance(x, Tensor) and isinstance(state, Tensor) else None
-        self.stretched: int | None = None
+        self.rescaled_branch: int | None = None
         self.guidance = self._guidance()
-        self.bent: set[int] = set()
-        self.slopes: np.ndarray | None = None
+        self.nonlinear_steps: set[int] = set()
+        self.input_share: np.ndarray | None = None
         self.rows: np.ndarray | None = None
         self._feeds: list[list[Forward]] = []
         position = self.start
@@ -105,41 +119,45 @@ class Replay:
 
     @property
     def channels(self) -> int:
-        """Of the denoiser's output."""
+        """Number of channels of the denoiser's output."""
         output = self.steps[0].calls[0].output
         return int(output.shape[channel_dim(output)])
 
     @property
     def batch(self) -> int:
         """Number of samples in the recorded run."""
-        return len(self.reference(0)) // self.copies
+        return len(self.reference(0)) // self.batch_copies
 
     @property
     def samples(self) -> int:
-        """Number of samples that a fit or a score looks at."""
+        """Number of samples that a fit or a score uses."""
         return self.batch if self.rows is None else len(self.rows)
 
     def part(self, rows: np.ndarray) -> Replay:
-        """Return the same run with only the samples ``rows`` (int [n]) looked at. Samples of a batch do not depend on
-        each other, so one recorded batch can be split into samples that are fitted and samples that are not."""
+        """Return the same run, of which a fit or a score uses only the samples ``rows`` (int [n]).
+
+        Samples of a batch do not depend on each other, so one recorded batch can be split into samples that are fitted
+        and samples that are not.
+        """
         other = copy.copy(self)
         other.rows = None if len(rows) == self.batch else rows
         return other
 
     def looked_at(self, tensor: Tensor) -> Tensor:
-        """Return the samples of ``tensor`` [N, …], or [copies · N, …], that a fit or a score looks at, each once."""
+        """Return the samples of ``tensor`` [N, …], or [copies · N, …], that a fit or a score uses, each once."""
         once = tensor[: self.batch]
         return once if self.rows is None else once[torch.as_tensor(self.rows, device=once.device)]
 
     @property
     def inputs_repeat(self) -> bool:
-        """Whether branches that share a forward are given the same main input, whatever else sets them apart."""
+        """Whether branches that share a forward have the same main input. Their other arguments may differ."""
         x = self.steps[0].calls[0].input
         parts = x.chunk(self.in_batch)
         return all(torch.equal(parts[0], part) for part in parts[1:])
 
     @property
     def start(self) -> Position:
+        """The position before the first step."""
         state = self.steps[0].state
         assert state is not None
         scheduler = _fork(self.trajectory.scheduler)
@@ -148,17 +166,17 @@ class Replay:
         return Position(state, scheduler)
 
     def reference(self, i: int) -> Tensor:
-        """The full run's state after step ``i``."""
+        """Return the full run's state after step ``i``."""
         result = self.steps[i].result
         assert result is not None
         return result
 
     def recorded(self, i: int) -> list[Tensor]:
-        """The full run's branch outputs at step ``i``."""
+        """Return the full run's branch outputs at step ``i``."""
         return self._split(i, [call.output for call in self.steps[i].calls])
 
     def compute(self, i: int, position: Position) -> list[Tensor]:
-        """Run the denoiser at ``position``: one tensor per branch."""
+        """Run the denoiser at ``position`` and return one tensor per branch."""
         step = self.steps[i]
         with torch.no_grad():
             fresh: dict[int, Tensor] = {}
@@ -167,87 +185,102 @@ class Replay:
                 fresh |= {id(old): new for old, new in zip(feed.outputs, again, strict=True)}
             return self._split(i, [c.again(self._input(i, c.input, position), fresh)[0] for c in step.calls])
 
-    def sloped(self, slopes: np.ndarray) -> Replay:
-        """The same run, with outputs combined less so much of their inputs."""
+    def with_input_share(self, input_share: np.ndarray) -> Replay:
+        """Return the same run, in which outputs are combined without this share of their inputs (float64 [steps])."""
         other = copy.copy(self)
-        other.slopes = slopes
+        other.input_share = input_share
         return other
 
     def input(self, i: int, position: Position) -> Tensor:
-        """x of equation (1): what the denoiser is given of the state, once per sample, in the guided output's shape."""
+        """Return x of equation (1): the denoiser's input, once per sample, in the guided output's shape."""
         x = position.state
         if hasattr(position.scheduler, "scale_model_input"):
             x = _fork(position.scheduler).scale_model_input(x, self.steps[i].timestep)
         given = self.steps[i].calls[0].input
-        return self._like_handed(i, x[: len(x) // self.copies].to(given.dtype))
+        return self._like_handed(i, x[: len(x) // self.batch_copies].to(given.dtype))
 
     @property
     def paired(self) -> bool:
-        """Whether an accelerated run can tell which part of the denoiser's input belongs to its output."""
+        """Whether an accelerated run can find the part of the denoiser's input that corresponds to its output."""
         return all(
             isinstance(call.input, Tensor) and carries(call.input.shape, call.output.shape, self.place)
             for call in self.steps[0].calls
         )
 
-    def rests(self, i: int, outputs: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-        """Branch outputs of step ``i`` less what of them is taken to be their input ``x``."""
-        if self.slopes is None:
+    def residuals(self, i: int, outputs: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+        """Return the branch outputs of step ``i`` without the share λ_i of their input ``x``: F − λ_i x."""
+        if self.input_share is None:
             return list(outputs)
-        return [_wide(output) - _wide(x) * float(self.slopes[i]) for output in outputs]
+        return [_wide(output) - _wide(x) * float(self.input_share[i]) for output in outputs]
 
     def whole(self, i: int, rest: Tensor, position: Position) -> Tensor:
-        """What is handed to the noise scheduler, copies included, where ``rest`` is what the branches' rests make."""
-        if self.slopes is None:
-            return rest
-        return rest + self._spread(self.input(i, position)) * float(self.slopes[i] * sum(self.guidance[i]))
+        """Return the input of the noise scheduler, copies included, for combined residuals of the branches.
 
-    def recorded_rests(self, i: int) -> list[Tensor]:
-        """Those of the full run."""
+        Args:
+            i: The step.
+            rest: The guided combination of the branches' residuals, copies included.
+            position: The point that the run has reached.
+        """
+        if self.input_share is None:
+            return rest
+        return rest + self._with_copies(self.input(i, position)) * float(self.input_share[i] * sum(self.guidance[i]))
+
+    def recorded_residuals(self, i: int) -> list[Tensor]:
+        """Return the residuals of the full run's branch outputs at step ``i``."""
         x = self.steps[i].calls[0].input
         own = within(x[: len(self._handed(i))], self.place or ())
-        return self.rests(i, self.recorded(i), self._like_handed(i, own))
+        return self.residuals(i, self.recorded(i), self._like_handed(i, own))
 
     def guided(self, i: int, outputs: Sequence[Tensor]) -> Tensor:
-        """What the pipeline hands to the noise scheduler for these branch outputs (without the state's copies)."""
+        """Return the guided output for these branch outputs: the noise scheduler's input, without copies."""
         combined = _wide(outputs[0]) * self.guidance[i][0]
         for output, g in zip(outputs[1:], self.guidance[i][1:], strict=True):
             combined = combined + _wide(output) * g
-        if self.stretched is not None:
-            combined = combined * _stretch(_wide(outputs[self.stretched]), combined)
+        if self.rescaled_branch is not None:
+            combined = combined * _rescaling(_wide(outputs[self.rescaled_branch]), combined)
         return combined.to(self._handed(i).dtype)
 
-    def stretch(self, i: int) -> Tensor:
-        """By how much the full run's guided vectors were stretched, in a shape that broadcasts against them."""
-        if self.stretched is None:
+    def rescaling(self, i: int) -> Tensor:
+        """Return the factor by which the full run's guided vectors were rescaled, in a shape that broadcasts."""
+        if self.rescaled_branch is None:
             return torch.ones((), dtype=torch.double, device=self._handed(i).device)
         outputs = [output.double() for output in self.recorded(i)]
         combined = sum((o * g for o, g in zip(outputs, self.guidance[i], strict=True)), torch.zeros_like(outputs[0]))
-        return _stretch(outputs[self.stretched], combined)
+        return _rescaling(outputs[self.rescaled_branch], combined)
 
     def move(self, i: int, position: Position, guided: Tensor) -> Position:
-        return position.moved(self.steps[i], self._spread(guided))
+        """Return the position after step ``i`` with this guided output (without copies)."""
+        return position.moved(self.steps[i], self._with_copies(guided))
 
     def affine(self, i: int, position: Position, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The next state as an affine function of the guided output: (state for output 0, gain).
+        """Describe the next state as an affine function of the guided output.
 
-        The gain is one number. Where the noise scheduler clips, it is one number per element (without copies), and the
-        function holds near the full run's output, or ``near`` another one.
+        Args:
+            i: The step.
+            position: The point that the run has reached.
+            near: At nonlinear steps, the output near which the function holds. None: the full run's output.
+
+        Returns:
+            The state for output 0, and the gain: one number. At nonlinear steps it is one number per element, without
+            copies.
         """
         wide = position.widened
         like = _wide(self._handed(i) if near is None else near.to(torch.float32))
-        if i not in self.bent:
+        if i not in self.nonlinear_steps:
             at_zero = self.move(i, wide, torch.zeros_like(like)).state.double()
             return at_zero, (self.move(i, wide, torch.ones_like(like)).state.double() - at_zero).mean()
         nudge = (COARSE if near is None else FINE) * like.abs().mean()
         above, below = (self.move(i, wide, like + n).state.double() for n in (nudge, -nudge))
         gain = (above - below) / (2 * nudge)
-        return self.move(i, wide, like).state.double() - gain * self._spread(like), gain[: len(like)]
+        return self.move(i, wide, like).state.double() - gain * self._with_copies(like), gain[: len(like)]
 
     # -------------------------------------------------------- other levels
 
     def with_steps(self, trajectory: Trajectory) -> Replay:
-        """The same loop with other timesteps, references and a noise scheduler of other levels: what was identified of
-        the pipeline holds there too."""
+        """Return the loop of ``trajectory``, which has other timesteps, references and noise levels.
+
+        The stages that were identified from this recording are the same there.
+        """
         other = copy.copy(self)
         other.trajectory, other.steps = trajectory, trajectory.steps
         other._feeds = [
@@ -257,7 +290,10 @@ class Replay:
         return other
 
     def taken_over(self, position: Position) -> Position:
-        """A position of this loop on other levels, which differ from here on only."""
+        """Return a position of the same loop on other noise levels, continued on the levels of this one.
+
+        The levels of both may differ only from this position on.
+        """
         scheduler = _fork(position.scheduler)
         for name in ("sigmas", "timesteps"):
             if hasattr(scheduler, name):
@@ -267,16 +303,20 @@ class Replay:
     # -------------------------------------------------------- identification
 
     def _handed(self, i: int) -> Tensor:
-        """What the full run handed to the noise scheduler at step ``i``, without copies."""
+        """Return the noise scheduler's input in the full run at step ``i``, without copies."""
         tensor = self.steps[i].model_output
         assert tensor is not None
-        return tensor[: len(tensor) // self.copies]
+        return tensor[: len(tensor) // self.batch_copies]
 
-    def _spread(self, tensor: Tensor) -> Tensor:
-        return torch.cat([tensor] * self.copies) if self.copies > 1 else tensor
+    def _with_copies(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor`` [N, …] as the state holds it, [copies · N, …]."""
+        return torch.cat([tensor] * self.batch_copies) if self.batch_copies > 1 else tensor
 
     def _split(self, i: int, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """One tensor per branch, cut to the guided output's shape: learned variances and condition tokens fall away."""
+        """Return one tensor per branch, cut to the guided output's shape.
+
+        Learned variances and condition tokens are dropped.
+        """
         like = self._handed(i)
         parts = [part for output in outputs for part in output.chunk(self.in_batch)]
         found = [self._like_handed(i, part) for part in parts]
@@ -286,15 +326,21 @@ class Replay:
         return found
 
     def _like_handed(self, i: int, tensor: Tensor) -> Tensor:
-        """``tensor`` without what it has beyond the guided output: learned variances, condition channels."""
+        """Return ``tensor`` cut to the guided output's shape: no learned variances, no condition channels."""
         like = self._handed(i)
         for d in range(1, like.ndim if tensor.ndim == like.ndim else 0):
             tensor = tensor.narrow(d, 0, min(like.shape[d], tensor.shape[d]))
         return tensor
 
     def _guidance(self) -> list[list[float]]:
-        """Weights of the branches in the guided output at each step, by least squares: one set for all steps if it
-        explains them all, for where branches hardly differ a step alone cannot tell them apart."""
+        """Find the weights of the branches in the guided output at each step, by least squares.
+
+        One set of weights is used for all steps if it explains them all, because one step does not determine them where
+        the branches hardly differ.
+
+        Raises:
+            NotReplayable: No such weights explain the guided output.
+        """
         tables, handed = [], []
         for i in range(len(self.steps)):
             target = self._handed(i).double().flatten()
@@ -311,16 +357,18 @@ class Replay:
         if worst < self._tolerance:
             return [w.tolist() for w in weights]
         if self.branches == 2:
-            both = self._stretched_weights()
-            for self.stretched in range(2):
+            both = self._rescaled_weights()
+            for self.rescaled_branch in range(2):
                 self.guidance = [both] * len(self.steps)
                 if all(self._close(self.guided(i, self.recorded(i)), self._handed(i)) for i in range(len(self.steps))):
                     return self.guidance
         raise NotReplayable(f"the guided output is no linear combination of the branches (error {worst:.1e}).")
 
-    def _stretched_weights(self) -> list[float]:
-        """Weights, one the other's complement, of two branches in vectors whose length was changed afterwards: those
-        that most vectors, each by least squares, agree on."""
+    def _rescaled_weights(self) -> list[float]:
+        """Find the weights of two branches, which add up to 1 or −1, in vectors that were rescaled afterwards.
+
+        Each vector yields weights by least squares; the result is their median.
+        """
         found = []
         for i in range(len(self.steps)):
             a, b = (part.double() for part in self.recorded(i))
@@ -333,7 +381,7 @@ class Replay:
         return [sign * share, sign * (1 - share)]
 
     def _input(self, i: int, recorded: Any, position: Position) -> Tensor:
-        """The denoiser's main input for this state, built as the recorded one was."""
+        """Return the denoiser's main input for this state, built as the recorded one was."""
         step = self.steps[i]
         if not isinstance(recorded, Tensor):
             raise NotReplayable(f"the denoiser's main input is a {type(recorded).__name__}, not a tensor.")
@@ -354,7 +402,11 @@ class Replay:
         return put(x, recorded, place or (Span(differing[0], 0, x.shape[differing[0]]),))
 
     def _check(self, i: int, position: Position) -> Position:
-        """The stages explain recorded step ``i``, and the next one starts where it ended; returns where that is."""
+        """Check that the stages explain recorded step ``i`` and that the next step continues from its result.
+
+        Returns:
+            The position after the step.
+        """
         step = self.steps[i]
         assert step.result is not None
         for call in step.calls:
@@ -377,15 +429,15 @@ class Replay:
             raise NotReplayable("the pipeline changes the state between two steps.")
         at_zero, gain = self.affine(i, position)
         moved = self.move(i, position.widened, _wide(guided)).state.double() - at_zero.double()
-        if _far(self._spread(guided).double() * gain, moved) > TOLERANCE:
-            self.bent.add(i)
+        if _far(self._with_copies(guided).double() * gain, moved) > TOLERANCE:
+            self.nonlinear_steps.add(i)
         return Position(following, after.scheduler)
 
     def _is_input(self, i: int, recorded: Any, position: Position) -> bool:
         return self._close(self._input(i, recorded, position), recorded)
 
     def _is_fed_by_the_state(self, i: int, feed: Forward, position: Position) -> bool:
-        """If not, what it gave is taken as recorded."""
+        """Return whether a feeding network's input is built from the state. If not, its recorded output is used."""
         try:
             return self._is_input(i, feed.input, position)
         except NotReplayable:
@@ -396,7 +448,7 @@ class Replay:
 
     @property
     def _tolerance(self) -> float:
-        """TOLERANCE, or one rounding of the coarsest number type on the way."""
+        """TOLERANCE, or one rounding of the coarsest number type in the loop if that is more."""
         step = self.steps[0]
         types = {t.dtype for t in (step.state, step.model_output, step.calls[0].output) if t is not None}
         return max(TOLERANCE, *(torch.finfo(t).eps for t in types))
@@ -414,8 +466,8 @@ def _demand_batches(steps: Sequence[LoopStep]) -> None:
         raise NotReplayable("outputs and guided outputs differ in their number of samples.")
 
 
-def _copies(step: LoopStep) -> int:
-    """2 if the state holds every sample twice and one forward serves both as different branches, else 1."""
+def _batch_copies(step: LoopStep) -> int:
+    """Return 2 if the state holds every sample twice and one forward computes both as different branches, else 1."""
     assert step.state is not None
     assert step.model_output is not None
     if len(step.calls) == 1 and len(step.state) % 2 == 0 and len(step.calls[0].output) == len(step.model_output):
@@ -425,11 +477,11 @@ def _copies(step: LoopStep) -> int:
 
 
 def _fork(scheduler: Any) -> Any:
-    """A copy that can step on its own, far quicker to make than a deep one.
+    """Return a copy of a noise scheduler that can step independently. It is far quicker to make than a deep copy.
 
-    Noise schedulers replace the tensors in their lists, never write into them, so those are shared; what they hold
-    directly is copied, for PNDM adds to such a tensor in place. A step of the instance's own (somebody's wrapper)
-    belongs to the original and would move that.
+    Noise schedulers replace the tensors in their lists and do not write into them, so the copy shares these. Tensors in
+    attributes are copied, because PNDM adds to such a tensor in place. A ``step`` in the instance's dictionary is a
+    wrapper of the original, and would step the original; the copy does not get it.
     """
     twin = copy.copy(scheduler)
     twin.__dict__.pop("step", None)
@@ -441,24 +493,24 @@ def _fork(scheduler: Any) -> Any:
     return twin
 
 
-def _stretch(like: Tensor, combined: Tensor) -> Tensor:
-    """By how much the vectors of ``combined`` are shorter than those of ``like``."""
+def _rescaling(like: Tensor, combined: Tensor) -> Tensor:
+    """Return the length of the vectors of ``like`` relative to those of ``combined``."""
     return (like.square().sum(-1, keepdim=True) / combined.square().sum(-1, keepdim=True)).sqrt()
 
 
 def _mix(table: np.ndarray) -> np.ndarray:
-    """Least-squares weights of all but the last of the tensors whose inner products these are, for the last."""
+    """Return the least-squares weights of all tensors but the last, for the last, from their inner products."""
     return np.asarray(np.linalg.lstsq(table[:-1, :-1], table[:-1, -1], rcond=1e-12)[0])
 
 
 def _missed(table: np.ndarray, weights: np.ndarray) -> float:
-    """How much of the last tensor these weights leave unexplained, by its inner products relative to its own."""
+    """Return the share of the last tensor's norm that these weights leave unexplained, from inner products."""
     rest = np.append(weights, -1.0)
     return float(np.sqrt(max(rest @ table @ rest, 0.0)))
 
 
 def _far(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ relative to b; what is closer than 1e-12 is no distance."""
+    """Return ‖a − b‖ relative to ‖b‖. Norms far below 1e-12 count as 0."""
     return float((a.double() - b.double()).norm() / (b.double().norm() + 1e-12))
 
 

@@ -1,4 +1,4 @@
-"""What recorded runs of one pipeline have in common: all that a schedule or a profile says about its circumstances."""
+"""Facts about recorded runs of one pipeline that go into a schedule or a profile: grid, guidance, networks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from diffcache import host
+from diffcache.documents.context import Network, ScheduleContext
 from diffcache.documents.schedule import Guidance, GuidanceMode, NoiseSchedulerId
 from diffcache.errors import BadOption
 from diffcache.profiling.recording.record import Trajectory
@@ -17,19 +19,20 @@ from diffcache.profiling.replay.replay import NotReplayable, Replay
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
-    """Of one run, in plain values.
+class RunFacts:
+    """Facts about one run, in plain values. The names of the fields are keys in files.
 
-    grid            steps of the noise scheduler, and the one the loop begins at
-    begins          steps of the loop at which a denoiser takes over
-    samples         how many were made
-    guidance_scales name of an argument -> its value, as far as they can be read
-    obstacle        why the loop cannot be replayed; "" if it can. The rest is known only then:
-    branches        number of denoiser outputs that guidance combines
-    in_batch        how many of them share one forward
-    copies          how often the state itself holds every sample
-    repeats         whether branches that share a forward are given the same main input
-    bent            whether the noise scheduler's step is somewhere not affine in the guided output
+    Attributes:
+        grid: The number of steps of the noise scheduler, and the step at which the loop begins.
+        begins: Steps of the loop at which a denoiser takes over.
+        samples: Number of samples.
+        guidance_scales: Name of an argument -> its value, as far as they can be read.
+        obstacle: Why the loop cannot be replayed; "" if it can. The other fields are known only if it can.
+        branches: Number of denoiser outputs that guidance combines.
+        in_batch: Number of branches that share one forward.
+        copies: How often the state itself holds every sample: ``Replay.batch_copies``.
+        repeats: Whether branches that share a forward have the same main input.
+        bent: Whether the noise scheduler is not affine in the guided output at some step: ``Replay.nonlinear_steps``.
     """
 
     grid: tuple[int, int]
@@ -44,26 +47,30 @@ class Circumstances:
     bent: bool = False
 
     @classmethod
-    def of(cls, trajectory: Trajectory, replay: Replay | None, obstacle: str = "") -> Circumstances:
+    def of(cls, trajectory: Trajectory, replay: Replay | None, obstacle: str = "") -> RunFacts:
+        """Collect the facts about a recorded run."""
         states = trajectory.steps[0].state
         samples = 0 if states is None else len(states)
         known: dict[str, Any] = {}
         if replay is not None:
-            samples //= replay.copies
+            samples //= replay.batch_copies
             known = {
                 "branches": replay.branches,
                 "in_batch": replay.in_batch,
-                "copies": replay.copies,
+                "copies": replay.batch_copies,
                 "repeats": replay.inputs_repeat,
-                "bent": bool(replay.bent),
+                "bent": bool(replay.nonlinear_steps),
             }
         grid = len(trajectory.timesteps), trajectory.start
-        return cls(grid, trajectory.begins, samples, trajectory.guidance_scales, obstacle, **known)
+        return cls(grid, trajectory.first_steps, samples, trajectory.guidance_scales, obstacle, **known)
 
     @property
     def separable(self) -> int:
-        """How many branches can have tables and coefficients of their own. Not those of several calls that each hold
-        several, nor of a batch whose parts differ in more than the prompt: a schedule could not tell them apart."""
+        """Number of branches that can have separate tables and coefficients.
+
+        A schedule cannot tell branches apart if several calls each hold several branches, or if the parts of a batch
+        differ in more than the prompt. Then it is 1.
+        """
         told_apart = not self.obstacle and self.in_batch in (1, self.branches) and self.repeats
         return self.branches if told_apart else 1
 
@@ -76,28 +83,39 @@ def branch_names(trajectory: Trajectory) -> dict[str, str]:
 
 
 def replay_all(trajectories: Sequence[Trajectory]) -> tuple[list[Replay], str]:
-    """The replays, and why there are none. Raises BadOption for runs that no one schedule could serve."""
-    demand_agreement([Circumstances.of(t, None) for t in trajectories])
+    """Make a replay of every trajectory.
+
+    Returns:
+        The replays and "". If one of the loops cannot be replayed: no replays, and the reason.
+
+    Raises:
+        BadOption: The runs differ so that one schedule cannot fit them all.
+    """
+    demand_agreement([RunFacts.of(t, None) for t in trajectories])
     replays = []
     for trajectory in trajectories:
         replay, obstacle = replayed(trajectory)
         if replay is None:
             return [], obstacle
         replays.append(replay)
-    demand_agreement([Circumstances.of(t, r) for t, r in zip(trajectories, replays, strict=True)])
+    demand_agreement([RunFacts.of(t, r) for t, r in zip(trajectories, replays, strict=True)])
     return replays, ""
 
 
 def replayed(trajectory: Trajectory) -> tuple[Replay | None, str]:
-    """The replay, or why there is none."""
+    """Return the replay of a trajectory and "", or None and the reason why the loop cannot be replayed."""
     try:
         return Replay(trajectory), ""
     except NotReplayable as reason:
         return None, str(reason)
 
 
-def demand_agreement(runs: Sequence[Circumstances]) -> None:
-    """Raises BadOption for runs that no one schedule could serve."""
+def demand_agreement(runs: Sequence[RunFacts]) -> None:
+    """Check that one schedule can fit all of these runs.
+
+    Raises:
+        BadOption: The runs differ in their steps or in the form of guidance.
+    """
     if len({(run.grid, run.begins) for run in runs}) > 1:
         raise BadOption("calls", "of several step counts", "calls that all take the same steps")
     if any(run.obstacle for run in runs):
@@ -107,13 +125,13 @@ def demand_agreement(runs: Sequence[Circumstances]) -> None:
 
 
 def denoisers(pipe: Any, trajectory: Trajectory) -> dict[str, nn.Module]:
-    """The networks that were called, by component name."""
+    """Return the networks that the run called, by component name."""
     called = {id(call.module) for step in trajectory.steps for call in step.calls}
     return {name: module for name, module in host.denoisers(pipe).items() if id(module) in called}
 
 
-def noise_scheduler(trajectory: Trajectory) -> NoiseSchedulerId:
-    scheduler = trajectory.scheduler
+def noise_scheduler_id(scheduler: Any) -> NoiseSchedulerId:
+    """Return the identity of a noise scheduler."""
     return NoiseSchedulerId(
         class_name=type(scheduler).__name__,
         config_digest=host.config_digest(scheduler),
@@ -121,15 +139,57 @@ def noise_scheduler(trajectory: Trajectory) -> NoiseSchedulerId:
     )
 
 
+def network(module: nn.Module, called: np.ndarray | None = None) -> Network:
+    """Return the identity of a denoiser. ``called``: bool [T], steps at which the loop calls it, or None."""
+    return Network(host.class_name(module), host.config_digest(module), called)
+
+
+def context(pipe: Any, trajectories: Sequence[Trajectory], samples: int, guidance: Guidance | None) -> ScheduleContext:
+    """Return the loop and the networks of recorded runs.
+
+    Timesteps that differ from run to run, because they depend on the size of the picture, are left out.
+
+    Args:
+        pipe: The pipeline.
+        trajectories: The runs.
+        samples: Their number of samples.
+        guidance: Their form of guidance.
+    """
+    first = trajectories[0]
+    called = denoisers(pipe, first)
+    timesteps = [t.timesteps.double().cpu().numpy() for t in trajectories]
+    alike = all(np.array_equal(t, timesteps[0]) for t in timesteps)
+    return ScheduleContext(
+        steps=len(first.timesteps),
+        networks={name: network(module, steps_called(first, module)) for name, module in called.items()},
+        noise_scheduler=noise_scheduler_id(first.scheduler),
+        guidance=guidance,
+        timesteps=timesteps[0] if alike else None,
+        notes={"samples": str(samples)}
+        | branch_names(first)
+        | host.configurations(**called, scheduler=first.scheduler),
+    )
+
+
+def steps_called(trajectory: Trajectory, module: nn.Module) -> np.ndarray:
+    """Return the steps of the grid at which the loop calls ``module``, bool [T]."""
+    start, steps = trajectory.start, len(trajectory.timesteps)
+    own = [any(call.module is module for call in step.calls) for step in trajectory.steps]
+    return np.array([False] * start + own[: steps - start])
+
+
 def guidance(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> Guidance | None:
-    """How branches reach the denoiser. None if unknown, or in a way a schedule cannot tell apart, where they share all
-    coefficients."""
+    """Return the form of guidance that these runs have in common.
+
+    None if it is not known, or if a schedule cannot tell the branches apart; they then share all coefficients.
+    """
     if not replays:
         return None
-    return guidance_of([Circumstances.of(t, r) for t, r in zip(trajectories, replays, strict=True)])
+    return guidance_of([RunFacts.of(t, r) for t, r in zip(trajectories, replays, strict=True)])
 
 
-def guidance_of(runs: Sequence[Circumstances]) -> Guidance | None:
+def guidance_of(runs: Sequence[RunFacts]) -> Guidance | None:
+    """Return the form of guidance that the runs with these facts have in common; None as in ``guidance``."""
     run = runs[0]
     if any(r.obstacle or r.separable != r.branches for r in runs):
         return None
@@ -139,5 +199,6 @@ def guidance_of(runs: Sequence[Circumstances]) -> Guidance | None:
 
 
 def samples(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> int:
-    runs = [Circumstances.of(t, replays[i] if replays else None) for i, t in enumerate(trajectories)]
+    """Return the number of samples in these runs."""
+    runs = [RunFacts.of(t, replays[i] if replays else None) for i, t in enumerate(trajectories)]
     return sum(run.samples for run in runs)

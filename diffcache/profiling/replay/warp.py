@@ -1,8 +1,8 @@
-"""A recorded loop on other noise levels: what a replay needs to know to be run there.
+"""Run a recorded loop on other noise levels.
 
-The denoiser is told the time by an argument that pipeline code makes of the timestep; which one, and how, is found in
-the recording. The full run has no state at a level between two of its own: the straight line between the states there
-stands for it, which is the full run itself for Euler's method, and near it for others.
+The denoiser gets the time in an argument that pipeline code computes from the timestep. The recording shows which
+argument it is, and the function. The full run has no state at a level between two of its levels. The straight line
+between the two states replaces it: for Euler's method this is exact, for other methods it is near.
 """
 
 from __future__ import annotations
@@ -30,15 +30,30 @@ Line = tuple[float, float]  # (a, b): a · timestep + b
 
 
 def warped(levels: np.ndarray, compute: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """float64 [T + 1]: ``levels`` moved so that the computed steps lie at ``places``, in steps of the grid, rising from
-    0; levels between them move along in proportion, and the last one stays."""
+    """Move noise levels so that the computed steps lie at other positions on the grid.
+
+    Args:
+        levels: float64 [T + 1], the noise levels of the grid.
+        compute: bool [T], the computed steps.
+        places: float64, a new position for each computed step, in steps of the grid, rising from 0.
+
+    Returns:
+        float64 [T + 1]. Levels between computed steps move in proportion. The last level stays.
+    """
     steps = len(compute)
     index = np.interp(np.arange(steps + 1), np.append(np.flatnonzero(compute), steps), np.append(places, steps))
     return np.asarray(np.interp(index, np.arange(steps + 1), levels))
 
 
 class Movable:
-    """A replay that can be run on other levels than its own, ``levels`` [T + 1]. Raises CannotFollow if it cannot."""
+    """A replay that can run on other noise levels than the recorded ones.
+
+    Attributes:
+        levels: float64 [T + 1], the recorded noise levels.
+
+    Raises:
+        CannotFollow: The loop cannot run on other levels.
+    """
 
     def __init__(self, pipe: Any, replay: Replay) -> None:
         self.pipe, self.replay = pipe, replay
@@ -54,7 +69,7 @@ class Movable:
         self._fed = [self._lines([step.feeds[k] for step in replay.steps]) for k in range(len(first.feeds))]
 
     def on(self, levels: np.ndarray) -> Replay:
-        """The replay on other ``levels`` [T + 1], with references in between the full run's states."""
+        """Return the replay on other ``levels`` [T + 1]. References are interpolated between the full run's states."""
         trajectory = self.replay.trajectory
         times = timesteps_for(self.pipe, self._scheduler, self._times, trajectory.start, levels)
         scheduler = copy.copy(self._scheduler)
@@ -73,14 +88,21 @@ class Movable:
         return self.replay.with_steps(dataclasses.replace(trajectory, scheduler=scheduler, steps=steps))
 
     def _state(self, level: float) -> Tensor:
-        """The full run's state at a level, on the line between its states at the two next to it."""
+        """Return the full run's state at a level, interpolated between the states at the two nearest levels."""
         place = float(np.interp(-level, -self.levels, np.arange(len(self.levels))))
         before = min(int(place), len(self.levels) - 2)
         first, second = (self.replay.reference(i) if i >= 0 else self.replay.start.state for i in (before - 1, before))
         return first if place == before else torch.lerp(first, second, place - before)
 
     def _lines(self, forwards: Sequence[Forward]) -> dict[int, Line]:
-        """Which arguments tell these forwards, one per step, the time: index among all leaves -> how."""
+        """Find the arguments of these forwards, one per step, that are linear in the timestep.
+
+        Returns:
+            Index among all leaves of the arguments -> the line.
+
+        Raises:
+            CannotFollow: There is none, or a number changes with the steps in another way.
+        """
         times = np.array([float(step.timestep) for step in self.replay.steps])
         found: dict[int, Line] = {}
         for index, leaves in enumerate(zip(*map(_leaves, forwards), strict=True)):
@@ -100,7 +122,7 @@ class Movable:
 
 
 def on_levels(everyone: Sequence[Movable], levels: np.ndarray) -> list[Replay]:
-    """Return the replays on other ``levels``. Parts of one recorded batch stay parts of one batch."""
+    """Return the replays on other ``levels`` [T + 1]. Parts of one recorded batch stay parts of one batch."""
     moved: dict[int, Replay] = {}
     found = []
     for movable in everyone:
@@ -112,11 +134,12 @@ def on_levels(everyone: Sequence[Movable], levels: np.ndarray) -> list[Replay]:
 
 
 def _leaves(forward: Forward) -> Sequence[Any]:
+    """Return all arguments of a forward, with containers flattened."""
     return pytree.tree_leaves((forward.args, dict(forward.kwargs)))
 
 
 def _number(leaf: Any) -> float:
-    """The one number that a leaf is, a tensor throughout; else NaN."""
+    """Return the value of a leaf that is a number, or a tensor whose elements are all equal; else NaN."""
     if isinstance(leaf, Tensor):
         first = leaf.flatten()[:1]
         return float(first) if len(first) and not leaf.is_complex() and bool((leaf == first).all()) else np.nan
@@ -124,10 +147,12 @@ def _number(leaf: Any) -> float:
 
 
 def _rounding(leaf: Any) -> float:
+    """Return the relative rounding error of a leaf's number type; 0 for numbers that are no float tensors."""
     return torch.finfo(leaf.dtype).eps if isinstance(leaf, Tensor) and leaf.is_floating_point() else 0.0
 
 
 def _at(time: float, forward: F, lines: Mapping[int, Line]) -> F:
+    """Return the forward with the arguments in ``lines`` set for another timestep."""
     leaves, spec = pytree.tree_flatten((forward.args, dict(forward.kwargs)))
     for index, (slope, offset) in lines.items():
         leaves[index] = _like(leaves[index], slope * time + offset)
@@ -136,10 +161,12 @@ def _at(time: float, forward: F, lines: Mapping[int, Line]) -> F:
 
 
 def _as(values: np.ndarray, like: Tensor) -> Tensor:
+    """Return ``values`` as a tensor with the dtype and device of ``like``."""
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
 def _like(old: Any, value: float) -> Any:
+    """Return ``value`` in the form of ``old``: a number of its type, or a tensor of its shape."""
     if isinstance(old, Tensor):
         return torch.full_like(old, value if old.is_floating_point() else round(value))
     return type(old)(value)

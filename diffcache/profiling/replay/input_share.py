@@ -1,9 +1,9 @@
-"""How much of a network's output is its input, told from the noise scheduler's own noise levels.
+"""Compute the share of a network's output that is its input, from the noise scheduler's noise levels.
 
-A network that predicts noise is given x = α x̂ + σ ε and returns ε = (x − α x̂) / σ: at small noise, mostly the input
-again, magnified. With x/σ taken off, what is left is the network's clean estimate x̂, times −α/σ. It moves far less,
-above all where the input jumps between two steps, as it does when a sampler draws fresh noise. Combining estimates
-instead of outputs is what DPM-Solver++ (arXiv 2211.01095, section 4) does between its steps.
+The input of a network that predicts noise is x = α x̂ + σ ε, and its output is ε = (x − α x̂) / σ. At small noise the
+output is mostly the input, magnified. With λ x subtracted, λ = 1/σ, the network's clean estimate x̂ is left, times
+−α/σ. It changes far less from step to step, above all if the input jumps, as it does in a sampler that draws noise at
+every step. DPM-Solver++ (arXiv 2211.01095, section 4) combines estimates instead of outputs as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OTHERWISE = ("EDM", "Cosine", "Inverse", "SDE")
 
 
 def noise_levels(trajectory: Trajectory) -> np.ndarray | None:
-    """The noise levels (``sigmas``) of the loop's steps and the one it ends at, where the noise scheduler has them."""
+    """Return the noise levels (``sigmas``) of the loop's steps and the final one; None if there are none."""
     sigmas = getattr(trajectory.scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) != len(trajectory.timesteps) + 1:
         return None
@@ -27,9 +27,12 @@ def noise_levels(trajectory: Trajectory) -> np.ndarray | None:
     return levels if np.isfinite(levels).all() and (levels >= 0).all() else None
 
 
-def slopes(trajectory: Trajectory) -> np.ndarray | None:
-    """float64 [steps of the loop]: by how much the output grows with the input while the clean estimate stays. None
-    where that is not known, or is nothing (networks that predict the sample)."""
+def input_share(trajectory: Trajectory) -> np.ndarray | None:
+    """Compute λ: how much the output grows with the input if the clean estimate stays the same.
+
+    Returns:
+        float64 [steps of the loop]. None if it is not known, or if it is 0: for networks that predict the sample.
+    """
     if any(part in type(trajectory.scheduler).__name__ for part in OTHERWISE):
         return None
     kind = host.prediction_type(trajectory.scheduler)
@@ -47,7 +50,10 @@ def slopes(trajectory: Trajectory) -> np.ndarray | None:
 
 
 def _shares(trajectory: Trajectory, flow: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of the clean sample and of noise in the network's input at each step, float64; nan where they are not known."""
+    """Return the weights of the clean sample and of noise in the network's input, float64 [steps of the loop] each.
+
+    They are NaN if they are not known.
+    """
     scheduler, begin = trajectory.scheduler, trajectory.start
     sigmas = noise_levels(trajectory)
     if sigmas is not None:

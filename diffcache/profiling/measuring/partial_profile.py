@@ -19,7 +19,7 @@ from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, 
 from diffcache.documents.schedule import NoiseSchedulerId
 from diffcache.profiling.fitting.dynamics import with_answer
 from diffcache.profiling.measuring.tables import Sums, site_tables
-from diffcache.profiling.replay.run_facts import Circumstances, demand_agreement, guidance_of
+from diffcache.profiling.replay.run_facts import RunFacts, demand_agreement, guidance_of
 
 FORMAT = "diffcache.findings"
 VERSION = 2
@@ -30,11 +30,11 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(slots=True)
-class CallFindings:
+class CallProfile:
     """Of one call. ``arrays``: grams [N, T, T] and peaks [N] where it can be replayed, product and energy [T] where the
     network's answers to errors were looked at. ``left_out``: site -> why it has no tables."""
 
-    circumstances: Circumstances
+    facts: RunFacts
     arrays: Arrays = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,17 +78,17 @@ class FirstCall:
 
 
 @dataclass(slots=True)
-class Findings:
+class PartialProfile:
     """``sites``: site -> one ``Sums`` per branch. ``calls``: by their place in the list of calls."""
 
     sites: dict[str, list[Sums]] = field(default_factory=dict)
-    calls: dict[int, CallFindings] = field(default_factory=dict)
+    calls: dict[int, CallProfile] = field(default_factory=dict)
     first: FirstCall | None = None
 
-    def merge(self, other: Findings) -> None:
+    def merge(self, other: PartialProfile) -> None:
         """What ``other`` found as well. Raises BadOption for calls that no one profile could describe."""
         calls = self.calls | other.calls
-        demand_agreement([calls[index].circumstances for index in sorted(calls)])
+        demand_agreement([calls[index].facts for index in sorted(calls)])
         for site, theirs in other.sites.items():
             mine = self.sites.get(site, [Sums() for _ in theirs])
             if len(mine) != len(theirs):  # one of the two could not tell branches apart
@@ -104,7 +104,7 @@ class Findings:
         first = self.first
         assert first is not None
         calls = [self.calls[index] for index in sorted(self.calls)]
-        runs = [call.circumstances for call in calls]
+        runs = [call.facts for call in calls]
         guidance = guidance_of(runs)
         dynamics, why_none = self._dynamics(first)
         steps = len(first.arrays["timesteps"])
@@ -144,10 +144,10 @@ class Findings:
 
     def _dynamics(self, first: FirstCall) -> tuple[Dynamics | None, str]:
         calls = [self.calls[index] for index in sorted(self.calls)]
-        obstacle = next((c.circumstances.obstacle for c in calls if c.circumstances.obstacle), "")
+        obstacle = next((c.facts.obstacle for c in calls if c.facts.obstacle), "")
         if obstacle:
             return None, obstacle
-        if any(c.circumstances.bent for c in calls):
+        if any(c.facts.bent for c in calls):
             return None, "the noise scheduler's step is not affine in the model's output (it clips)."
         silent = np.zeros(len(first.arrays["timesteps"]))
         found = Dynamics(
@@ -171,7 +171,7 @@ class Findings:
             for b, branch in enumerate(sums):
                 arrays |= {f"sites/{site}/{b}/{name}": array for name, array in branch.arrays.items()}
         for index, call in self.calls.items():
-            tree["calls"][str(index)] = dataclasses.asdict(call.circumstances) | {"left_out": dict(call.left_out)}
+            tree["calls"][str(index)] = dataclasses.asdict(call.facts) | {"left_out": dict(call.left_out)}
             arrays |= {f"calls/{index}/{name}": array for name, array in call.arrays.items()}
         if self.first:
             first = self.first
@@ -192,7 +192,7 @@ class Findings:
         return container.pack("findings", tree, arrays)
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> tuple[Findings, Arrays]:
+    def from_bytes(cls, data: bytes, where: str) -> tuple[PartialProfile, Arrays]:
         """The inverse of ``to_bytes``: findings, and the caller's arrays. Raises DocumentError, naming ``where``."""
         tree, arrays = container.unpack(where, data)
         if (tree.get("format"), tree.get("version")) != (FORMAT, VERSION):
@@ -203,7 +203,7 @@ class Findings:
             refuse(where, "findings", f"{type(error).__name__}: {error!s:.100}", "what a measurement writes")
 
     @classmethod
-    def _read(cls, tree: dict[str, Any], arrays: Arrays) -> tuple[Findings, Arrays]:
+    def _read(cls, tree: dict[str, Any], arrays: Arrays) -> tuple[PartialProfile, Arrays]:
         def under(prefix: str) -> Arrays:
             return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
@@ -213,7 +213,7 @@ class Findings:
         for index, values in tree["calls"].items():
             left_out = values.pop("left_out")
             lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-            found.calls[int(index)] = CallFindings(Circumstances(**values | lists), under(f"calls/{index}/"), left_out)
+            found.calls[int(index)] = CallProfile(RunFacts(**values | lists), under(f"calls/{index}/"), left_out)
         if tree["first"]:
             values = tree["first"]
             for site, costs in values["costs"].items():

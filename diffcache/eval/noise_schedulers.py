@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffcache.documents.schedule import OWN_SOLVER
+from diffcache.documents.schedule import NO_NOISE_SCHEDULER
 
 
-def solver_of(pipe: Any) -> str:
+def noise_scheduler_name(pipe: Any) -> str:
     """The noise scheduler's everyday name: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
     name = type(pipe.scheduler).__name__
-    if name == OWN_SOLVER:
+    if name == NO_NOISE_SCHEDULER:
         return "its own solver"
     for part in ("Scheduler", "Discrete", "FlowMatch"):
         name = name.replace(part, "")
     return name
 
 
-def without_noise(pipe: Any) -> tuple[str, Any] | None:
+def noise_free_scheduler(pipe: Any) -> tuple[str, Any] | None:
     """(name, noise scheduler): DDIM, for a pipeline or a policy that draws noise at every step as DDPM does. Its steps
     begin at pure noise, where DDPM's own spacing of few steps would begin below it."""
     import diffusers
@@ -27,13 +27,13 @@ def without_noise(pipe: Any) -> tuple[str, Any] | None:
     return "DDIM", diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
 
 
-def better_solver(pipe: Any) -> tuple[str, Any] | None:
+def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
     """(name, noise scheduler): a multistep solver for the same model, the strongest common choice at few steps. None
     where the pipeline has it already, or where none takes its configuration."""
     import diffusers
 
     kind = type(pipe.scheduler).__name__
-    if kind.startswith(("UniPC", "DPMSolver", OWN_SOLVER)):
+    if kind.startswith(("UniPC", "DPMSolver", NO_NOISE_SCHEDULER)):
         return None
     try:
         if kind.startswith("FlowMatch"):

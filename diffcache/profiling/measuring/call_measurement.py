@@ -18,24 +18,24 @@ from diffcache.host.channels import Place, carries, counterpart, find_sample, is
 from diffcache.profiling.fitting.dynamics import answers, grams_and_peaks, measure_reach
 from diffcache.profiling.fitting.fit import fit
 from diffcache.profiling.measuring.costs import count_flops, time_sites
-from diffcache.profiling.measuring.findings import Arrays, CallFindings, Findings, FirstCall, SiteCosts
 from diffcache.profiling.measuring.influence import measure_influence, steps_to_measure
+from diffcache.profiling.measuring.partial_profile import Arrays, CallProfile, FirstCall, PartialProfile, SiteCosts
 from diffcache.profiling.measuring.tables import Sums
 from diffcache.profiling.recording.format_costs import AT_STEPS, Kept
 from diffcache.profiling.recording.measured_sites import main_output, of_samples
 from diffcache.profiling.recording.observe import Observer, Series
 from diffcache.profiling.recording.record import DenoiserCall, Trajectory
 from diffcache.profiling.replay import run_facts
+from diffcache.profiling.replay.input_share import noise_levels
 from diffcache.profiling.replay.replay import Replay
-from diffcache.profiling.replay.run_facts import Circumstances
-from diffcache.profiling.replay.slopes import noise_levels
+from diffcache.profiling.replay.run_facts import RunFacts
 from diffcache.schedulers.uniform import evenly
 
 ANSWERED = 4  # the first calls, whose loops are run once more with half of their steps predicted, for the response
 
 
 @dataclass(slots=True)
-class RecordedCall:
+class CallMeasurement:
     """One of the calls of a measurement.
 
     index      its place among them: the first ones tell more
@@ -54,10 +54,10 @@ class RecordedCall:
     observer: Observer | None = None
     influence: int = 0
 
-    def findings(self) -> Findings:
+    def partial_profile(self) -> PartialProfile:
         name, module = self._denoiser()
-        here = Circumstances.of(self.trajectory, self.replay, self.obstacle)
-        found = Findings(calls={self.index: CallFindings(here, self._arrays(here))})
+        here = RunFacts.of(self.trajectory, self.replay, self.obstacle)
+        found = PartialProfile(calls={self.index: CallProfile(here, self._arrays(here))})
         found.sites["model"] = _sums(_model_series(self.trajectory), here.separable)
         if self.observer:
             left_out = {}
@@ -81,7 +81,7 @@ class RecordedCall:
             )
         return next(iter(denoisers.items()))
 
-    def _arrays(self, here: Circumstances) -> Arrays:
+    def _arrays(self, here: RunFacts) -> Arrays:
         """Dynamics, as far as one call tells."""
         if self.replay is None:
             return {}
@@ -104,7 +104,7 @@ class RecordedCall:
         costs, notes = self._costs()
         return FirstCall(
             denoiser=(name, host.class_name(module), host.config_digest(module)),
-            noise_scheduler=run_facts.noise_scheduler(trajectory),
+            noise_scheduler=run_facts.noise_scheduler_id(trajectory.scheduler),
             rest_s=trajectory.rest_s,
             forwards=sum(len(step.calls) for step in steps),
             costs=costs,
