@@ -23,7 +23,7 @@ from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor import FailedOpen, notices
 
 pytestmark = pytest.mark.filterwarnings("ignore::diffcache.executor.FailedOpen")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def kinds(caplog: pytest.LogCaptureFixture) -> list[str]:

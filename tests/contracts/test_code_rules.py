@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "diffcache"
 SETTINGS = "settings"  # the one room that may read the environment
 SPEAKING = {"cli", "demo", "__main__"}  # rooms whose job is to write on the screen

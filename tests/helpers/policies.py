@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "policy"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "policy"))
 import model as example
 
 STEPS, HORIZON, ACTION, OBS, WIDTH = 10, 8, 3, 5, 16

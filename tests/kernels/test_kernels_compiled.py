@@ -22,7 +22,7 @@ if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdum
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels" / "ahead_of_time.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernels" / "ahead_of_time.py"
 Figures = dict[str, Any]
 
 # Registers of a thread, at most: with 102, five programs fit on a multiprocessor of an NVIDIA GPU.

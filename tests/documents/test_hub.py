@@ -19,7 +19,7 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import DiffCacheError, DocumentError, HubUnavailable
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_local_folder_works(tmp_path: Path) -> None:

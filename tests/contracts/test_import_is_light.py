@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "diffcache"
+PACKAGE = Path(__file__).parents[2] / "diffcache"
 HEAVY = ("diffusers", "transformers", "triton", "torchvision", "scipy", "skimage", "matplotlib", "typer")
 
 PROBE = """

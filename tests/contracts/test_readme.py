@@ -11,7 +11,7 @@ import pytest
 
 from diffcache.schedulers import parse_rule
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -27,7 +27,7 @@ from diffcache.eval.timed_run import watched
 from diffcache.eval.trials import Trials, wilson
 from diffcache.host.policies import FAMILIES
 
-DOCUMENT = (Path(__file__).parents[1] / "docs/policies.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs/policies.md").read_text()
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 SITES = pytest.mark.parametrize(
     ("case", "sites"), [pytest.param(c, g, id=f"{n}-{g}") for n, c in CASES.items() for g in c.granularities]

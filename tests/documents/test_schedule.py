@@ -31,7 +31,7 @@ from diffcache.documents.schedule import (
 )
 from diffcache.errors import DocumentError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -136,7 +136,7 @@ import hashlib, sys, types
 package = types.ModuleType("diffcache")  # the documents alone, without what the package imports for others
 package.__path__ = ["diffcache"]
 sys.modules["diffcache"] = package
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/helpers")
 from documents import profile, schedule
 for document in (schedule(), profile()):
     print(hashlib.sha256(document.to_bytes()).hexdigest())

@@ -25,7 +25,9 @@ from diffcache.profiling.measuring.resume import ABOUT
 from diffcache.profiling.recording.shards import all_shares
 
 SITES = "stack,block"
-TESTS = Path(__file__).parent
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PATHS = [str(HERE), str(ROOT / "tests" / "helpers"), str(ROOT)]
 
 
 def calls(name: str, count: int = 3) -> list[dict[str, Any]]:
@@ -119,7 +121,7 @@ def test_the_global_generator_goes_on_where_it_was(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 from pipelines import fresh
@@ -139,8 +141,8 @@ measure(pipe, calls("dit"), sites=SITES, resume={folder!r})
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_a_folder_to_go_on_from(tmp_path: Path) -> None:
-    script = KILLED.format(tests=str(TESTS), root=str(TESTS.parent), folder=str(tmp_path / "part"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=TESTS.parent)
+    script = KILLED.format(paths=PATHS, folder=str(tmp_path / "part"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list((tmp_path / "part").glob("call-*"))) == 2
     resumed = measure(shared("dit"), calls("dit"), sites=SITES, resume=tmp_path / "part")
@@ -279,7 +281,7 @@ def test_calls_that_share_a_generator_are_refused_where_processes_share_the_call
 
 SHARE = """
 import os, sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 from pipelines import shared
@@ -297,9 +299,9 @@ found.save({folder!r} + "/rank" + os.environ["RANK"] + ".safetensors")
 @pytest.mark.slow
 def test_under_torchrun_nothing_has_to_be_set_up(tmp_path: Path) -> None:
     script = tmp_path / "share.py"
-    script.write_text(SHARE.format(tests=str(TESTS), root=str(TESTS.parent), folder=str(tmp_path)))
+    script.write_text(SHARE.format(paths=PATHS, folder=str(tmp_path)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second = (Profile.load(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
     assert first.to_bytes() == second.to_bytes()

@@ -23,7 +23,7 @@ from diffcache.eval import metrics
 from diffcache.eval.metrics import About, SamplesError, Scorer, class_accuracy, scorer
 from diffcache.eval.metrics.lpips import BACKBONES, MissingWeightsError, WeightsError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def rng() -> np.random.Generator:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "policy"))  # scripts there import each other by name
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "policy"))  # scripts there import each other by name
 
 import train
 from model import (
@@ -398,7 +398,7 @@ def test_the_interval_is_wilsons(rollouts: ModuleType) -> None:
 # ---------------------------------------------------------------- the trained policy
 
 
-WEIGHTS = Path(__file__).parents[1] / "examples" / "policy" / "weights" / "drawer-open-v3"
+WEIGHTS = Path(__file__).parents[2] / "examples" / "policy" / "weights" / "drawer-open-v3"
 
 
 def test_the_trained_policy_opens_drawers(rollouts: ModuleType) -> None:

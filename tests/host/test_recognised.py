@@ -32,7 +32,9 @@ from diffcache.eval.trials import Trials
 from diffcache.host.digest import NoDigestError
 from diffcache.host.tensor_hash import BLOCK, tensor_hash
 
-TESTS = Path(__file__).parent
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PATHS = [str(HERE), str(ROOT / "tests" / "helpers"), str(ROOT)]
 
 
 def refuse(name: str, reason: NoDigestError) -> str:
@@ -199,7 +201,7 @@ def test_a_run_leaves_the_identity_as_it_was_and_a_copy_has_it_too(name: str) ->
 
 OTHER_PROCESS = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {paths!r}
 from test_recognised import key, with_adapter
 pipe = with_adapter()
 pipe.transformer.register_forward_hook(print)
@@ -211,8 +213,8 @@ def test_another_process_finds_the_same_identity() -> None:
     pipe = with_adapter()
     pipe.transformer.register_forward_hook(lambda *_: None).remove()  # hooks are numbered through the process
     pipe.transformer.register_forward_hook(print)
-    script = OTHER_PROCESS.format(tests=str(TESTS), root=str(TESTS.parent))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=TESTS.parent)
+    script = OTHER_PROCESS.format(paths=PATHS)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:-1] == sorted(f"{name} {digest}" for name, digest in key(pipe).items())
 

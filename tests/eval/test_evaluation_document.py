@@ -25,7 +25,7 @@ from diffcache.eval.methods import Kind, evenly_reused
 from diffcache.eval.metrics import psnr, scorer
 from diffcache.eval.reference import ReferenceStatistics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 EITHER = "better", "worse", "no difference"
 

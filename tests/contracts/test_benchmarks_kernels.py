@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 pytest.importorskip("diffusers", minversion="0.42")  # the first with all the caches that are measured
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "kernels"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "kernels"))
 
 import flux_size
 import operations

@@ -28,7 +28,7 @@ from diffcache.errors import BadOption
 from diffcache.eval import extractors
 from diffcache.eval.distribution import Distribution
 
-FOLDER = Path(__file__).parents[1] / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 MOST_LINES = 39
 STEPS = 8
 

@@ -12,7 +12,7 @@ from probes import dicts, names
 
 pytest.importorskip("diffusers", minversion="0.42")  # the first with all the caches that are measured
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from peers import cache_dit_peers as cd
 from peers import diffusers_peers as df

@@ -19,7 +19,7 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

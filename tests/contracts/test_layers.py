@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from layers import HEAVY, INNER, LIGHT, MUTUAL, NEVER, ONLY, PLUG_INS, RANK
 
-PACKAGE = Path(__file__).parents[1] / "diffcache"
+TABLE = "tests/helpers/layers.py"
+PACKAGE = Path(__file__).parents[2] / "diffcache"
 
 CALLS = {"load", "entry", "names", "import_module"}  # calls whose first argument, when spelled out, is an import
 
@@ -72,7 +73,7 @@ def violations(root: Path) -> set[str]:
     for path, nodes in files:
         here = package_of(path)
         if here not in RANK:
-            found.add(f"{path}: package {here!r} has no layer. Add it to LAYERS in tests/layers.py, or move the file")
+            found.add(f"{path}: package {here!r} has no layer. Add it to LAYERS in {TABLE}, or move the file")
             continue
         for line, target in imported(nodes, packages):
             where = f"{path}:{line} ({here}, layer {RANK[here]})"
@@ -93,9 +94,7 @@ def violations(root: Path) -> set[str]:
                     f"{where} imports {there} (layer {RANK[there]}). Only layers above {RANK[here]} may be imported"
                 )
             elif there in NEVER.get(here, ()) or there not in ONLY.get(here, RANK):
-                found.add(
-                    f"{where} imports {there}, which this package may not import. See ONLY and NEVER in tests/layers.py"
-                )
+                found.add(f"{where} imports {there}, which this package may not import. See ONLY and NEVER in {TABLE}")
         found |= {*plug_in_violations(path, nodes), *inner_violations(path, nodes)}
     try:
         graphlib.TopologicalSorter(inside).prepare()
@@ -128,7 +127,7 @@ def plug_in_violations(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
     allowed = (own, *(f"diffcache.{name}" for name in PLUG_INS[folder]))
     for line, module in modules_imported(nodes, own.rpartition(".")[0]):
         if module.partition(".")[0] == "diffcache" and not f"{module}.".startswith(tuple(f"{a}." for a in allowed)):
-            yield f"{path}:{line} imports {module}, which {folder} may not import. See PLUG_INS in tests/layers.py"
+            yield f"{path}:{line} imports {module}, which {folder} may not import. See PLUG_INS in {TABLE}"
 
 
 def inner_violations(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
@@ -138,14 +137,14 @@ def inner_violations(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
         return
     folders = INNER[package]
     if inner[0] not in folders:
-        yield f"{path}: folder {inner[0]!r} has no place. Add it to INNER in tests/layers.py, or move the file"
+        yield f"{path}: folder {inner[0]!r} has no place. Add it to INNER in {TABLE}, or move the file"
         return
     for line, module in modules_imported(nodes, f"diffcache.{package}"):
         parts = module.split(".")
         if parts[:2] != ["diffcache", package] or parts[2:3] == [inner[0]]:
             continue
         if len(parts) < 3 or parts[2] not in folders or folders.index(parts[2]) > folders.index(inner[0]):
-            yield f"{path}:{line} imports {module}. {inner[0]} comes before it in INNER in tests/layers.py"
+            yield f"{path}:{line} imports {module}. {inner[0]} comes before it in INNER in {TABLE}"
 
 
 def reachable(start: str, inside: dict[str, set[str]]) -> dict[str, tuple[str, ...]]:
