@@ -19,6 +19,8 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -273,3 +273,31 @@ def test_pre_commit_and_the_dev_extra_name_the_same_versions() -> None:
 def test_two_versions_of_one_tool_are_told_apart() -> None:
     assert pins('["ruff==0.1.0"]') != pins('["ruff==0.1.1"]')
     assert pins('["ruff==0.1.0", "ruff==0.1.1"]') == {"ruff": {"0.1.0", "0.1.1"}}
+
+
+NAMES = {"open_clip": "open-clip-torch", "skimage": "scikit-image"}  # module -> package, where the names differ
+
+
+def never_installed(tests: str, toml: str) -> set[str]:
+    """Return the packages without which tests are skipped, and which no extra or dependency installs."""
+    modules = set(re.findall(r'importorskip\("(\w+)', tests)) - {"diffcache"}
+    return {NAMES.get(module, module.replace("_", "-")) for module in modules} - set(
+        re.findall(r'"([\w-]+)[=>]=', toml)
+    )
+
+
+def test_no_test_is_skipped_in_ci_because_a_package_is_not_installed() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("*.py")))
+    assert never_installed(tests.replace(PLANTED, ""), (ROOT / "pyproject.toml").read_text(encoding="utf-8")) == set()
+    extras = re.search(r'^EXTRAS="(.*)"$', (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extras is not None
+    assert {"dev-all", "kernels"} <= set(extras[1].split(","))
+
+
+PLANTED = 'pytest.importorskip("cache_dot")'
+
+
+def test_a_package_that_no_extra_installs_is_found() -> None:
+    toml = 'dev = ["cache-dit>=1.5", "scikit-image>=0.22"]'
+    assert never_installed(PLANTED, toml) == {"cache-dot"}
+    assert never_installed('importorskip("cache_dit.x")\nimportorskip("skimage")', toml) == set()

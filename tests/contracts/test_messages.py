@@ -33,6 +33,8 @@ from diffcache.errors import (
 from diffcache.executor import FailedOpen
 from diffcache.schedulers import Rule
 
+pytestmark = pytest.mark.fast
+
 CALL = TINY["flux"].call(None)
 
 

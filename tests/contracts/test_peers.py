@@ -11,6 +11,7 @@ import torch
 from probes import dicts, names
 
 pytest.importorskip("diffusers", minversion="0.42")  # the first with all the caches that are measured
+pytest.importorskip("cache_dit")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -12,6 +12,8 @@ import pytest
 from diffcache.errors import UnknownName
 from diffcache.registry import load, names
 
+pytestmark = pytest.mark.fast
+
 ROOM = "house_of_tests.schedulers"
 
 

@@ -7,6 +7,8 @@ import pytest
 from diffcache.errors import BadOption, DiffCacheError, DocumentError, ScheduleMismatch, UnknownName
 from diffcache.text import markdown, printable
 
+pytestmark = pytest.mark.fast
+
 HOSTILE = "a\x1b[31mred\x1b[0m\nerror: forged\rline\u202egnp\x07\x9b2J\u2028next\ud800"
 
 

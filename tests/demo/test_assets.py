@@ -49,10 +49,12 @@ def test_the_subject_decides_the_picture(model):
     assert np.abs(a - b).mean() > 0.02
 
 
+@pytest.mark.fast
 def test_all_weights_together_stay_within_25_megabytes():
     assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 25e6
 
 
+@pytest.mark.fast
 def test_every_caption_of_the_demo_model_can_be_encoded():
     model = load("flux")
     embeds, pooled = model.encoder(model.subjects)
@@ -61,6 +63,7 @@ def test_every_caption_of_the_demo_model_can_be_encoded():
     assert (pooled.abs().sum(1) > 0).all()
 
 
+@pytest.mark.fast
 def test_word_order_carries_no_meaning_but_words_do():
     encoder = PromptEncoder(["big", "cat", "dog"], torch.eye(3))
     _, one = encoder(["big cat"])
@@ -70,12 +73,14 @@ def test_word_order_carries_no_meaning_but_words_do():
     assert not torch.equal(one, other)
 
 
+@pytest.mark.fast
 def test_an_unknown_word_is_an_error_that_names_near_ones():
     encoder = PromptEncoder(["banana", "cherry"], torch.eye(2))
     with pytest.raises(BadOption, match=r"prompt word='bananna' was given.*2 words of the demo model.*such as banana"):
         encoder(["a ripe bananna".split()[-1]])
 
 
+@pytest.mark.fast
 def test_unknown_models_and_classes_are_named_with_what_there_is():
     with pytest.raises(UnknownName, match=r"no demo model called 'sdxl'. Known: flux, dit"):
         load("sdxl")
@@ -83,6 +88,7 @@ def test_unknown_models_and_classes_are_named_with_what_there_is():
         load("dit").call(["hart"], [0])
 
 
+@pytest.mark.fast
 def test_a_grid_holds_every_picture_where_it_belongs(tmp_path):
     pictures = np.stack([np.full((5, 7, 3), v) for v in (0.0, 0.5, 1.0)])
     save_grid(pictures, tmp_path / "grid.png", columns=2, gap=1)

@@ -63,6 +63,7 @@ def test_ours_is_nearest_to_the_full_run(demo):
     assert psnr["ours"][0] > max(psnr["fewer steps"] + psnr["reuse"])
 
 
+@pytest.mark.fast
 def test_calibration_and_comparison_share_no_seed_and_no_subject_where_there_are_enough():
     model = load("flux")
     (fitted, seeds), (shown, other_seeds) = split(model, Size())
@@ -85,6 +86,7 @@ def test_uniform_reuse_computes_the_steps_it_says():
     assert schedule.computed_steps == 12
 
 
+@pytest.mark.fast
 def test_the_command_lists_what_it_can_do_and_names_bad_input():
     runner = CliRunner()
     assert "demo" in runner.invoke(app, ["--help"]).output

@@ -10,6 +10,8 @@ import pytest
 from diffcache.documents.budget import Budget
 from diffcache.errors import BadOption
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("budget", "words"),

@@ -18,6 +18,8 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import DocumentError
 
+pytestmark = pytest.mark.fast
+
 
 def header(text: str | bytes, tensors: bytes = b"") -> bytes:
     data = text.encode() if isinstance(text, str) else text

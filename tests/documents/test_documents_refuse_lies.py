@@ -26,6 +26,8 @@ from diffcache.documents.schedule import (
 )
 from diffcache.errors import DocumentError
 
+pytestmark = pytest.mark.fast
+
 MODEL = "transformer/model"
 BLOCK = "transformer/block:blocks.0"
 ONLINE = "transformer/online"

@@ -14,6 +14,8 @@ import pytest
 from diffcache.documents import files
 from diffcache.errors import DiffCacheError, DocumentError, NotWritten
 
+pytestmark = pytest.mark.fast
+
 READERS: list[Callable[..., object]] = [files.read_bytes, files.read_text, files.read_json, files.read_arrays]
 EACH = pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
 

@@ -19,6 +19,8 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import DiffCacheError, DocumentError, HubUnavailable
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,6 +17,8 @@ from diffcache.documents.profile import DenoiserProfile, KeptProfile, Profile
 from diffcache.documents.schedule import CacheSchedule, Guidance
 from diffcache.errors import DocumentError
 
+pytestmark = pytest.mark.fast
+
 OUTPUTS = np.random.default_rng(1).normal(size=(1, STEPS, 4))
 
 

@@ -22,6 +22,8 @@ from diffcache.eval.extractors import PicturesError
 from diffcache.eval.folders import PromptsError
 from diffcache.eval.needs import MissingPackageError, WeightsError
 
+pytestmark = pytest.mark.fast
+
 open_clip = pytest.importorskip("open_clip")
 
 

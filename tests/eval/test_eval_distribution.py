@@ -24,6 +24,8 @@ from diffcache.eval.frechet import Moments, moments
 from diffcache.eval.kernel_distance import kernel_distance
 from diffcache.eval.statistics import verdict_of_sets
 
+pytestmark = pytest.mark.fast
+
 Command = Callable[..., tuple[int, str, str]]
 
 

@@ -16,6 +16,8 @@ from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.report import findings, pictures, write_html
 from diffcache.eval.table import markdown, number
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

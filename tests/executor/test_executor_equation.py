@@ -18,6 +18,8 @@ from diffcache.executor.prediction import combine, problem
 from diffcache.executor.program import Terms
 from diffcache.executor.store import Anchor, Output, signature
 
+pytestmark = pytest.mark.fast
+
 SEPARATE = Guidance(mode="separate", branches=2)
 BATCHED = Guidance(mode="batched", branches=2)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from diffcache import accelerated, report
 from diffcache.executor import FailedOpen
 
+pytestmark = pytest.mark.fast
+
 NAN = float("nan")
 
 

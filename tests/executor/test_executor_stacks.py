@@ -12,6 +12,8 @@ from diffcache import CacheSchedule, accelerated, report
 from diffcache.documents.schedule import DenoiserPlan
 from diffcache.host.structure import find_sites
 
+pytestmark = pytest.mark.fast
+
 
 def stack(mask: str) -> CacheSchedule:
     return CacheSchedule(steps=STEPS, denoisers={"transformer": DenoiserPlan(sites={"stack:blocks": hold(mask)})})

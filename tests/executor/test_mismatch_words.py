@@ -15,6 +15,8 @@ from diffcache.documents.document import configurations
 from diffcache.documents.schedule import DenoiserPlan, NoiseSchedulerId
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
 
+pytestmark = pytest.mark.fast
+
 
 def known(pipe: object, schedule: CacheSchedule) -> CacheSchedule:
     return schedule.with_provenance(**host.configurations(scheduler=pipe.scheduler, transformer=pipe.transformer))  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from diffcache.documents.schedule import DenoiserPlan, Guidance, SitePlan
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor import FailedOpen, notices
 
-pytestmark = pytest.mark.filterwarnings("ignore::diffcache.executor.FailedOpen")
+pytestmark = [pytest.mark.fast, pytest.mark.filterwarnings("ignore::diffcache.executor.FailedOpen")]
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,6 +17,8 @@ from diffcache.documents.schedule import DenoiserPlan
 from diffcache.executor.store import Anchor, Output, signature
 from diffcache.schedulers.taylorseer import extrapolated
 
+pytestmark = pytest.mark.fast
+
 
 def guarded(pipe: Any, limit: float | Sequence[float], mask: str = "##..#..#....") -> CacheSchedule:
     timesteps = np.linspace(1.0, 0.1, len(mask))

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from diffcache.executor.equation import predict
 
+pytestmark = pytest.mark.fast
+
 SHAPES = [(1, 1), (3, 5, 7), (2, 4, 3, 5)]
 KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -23,6 +23,8 @@ from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import FailedOpen
 from diffcache.host.branches import BRANCH_NAMES, Branches, recognised
 
+pytestmark = pytest.mark.fast
+
 STEPS = 12
 TIMES = torch.linspace(1000.0, 1.0, STEPS)
 COND, UNCOND = torch.full((1, 40, 2), 5.0), torch.full((1, 40, 2), -5.0)

@@ -17,6 +17,8 @@ from diffcache import host as hosting
 from diffcache.errors import ScheduleMismatch, UnsupportedModel
 from diffcache.executor import FailedOpen
 
+pytestmark = pytest.mark.fast
+
 
 class Toy(nn.Module):
     def __init__(self) -> None:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from diffcache.errors import AcceleratedObjectCopied
 from diffcache.patch import Layers, Undo, layer, on_top
 
+pytestmark = pytest.mark.fast
+
 
 class Thing:
     def __init__(self, name: str = "thing") -> None:

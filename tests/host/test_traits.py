@@ -19,6 +19,8 @@ from diffcache.eval.methods import baselines
 from diffcache.eval.runner import steps_of
 from diffcache.host.traits import LOOP, POLICY
 
+pytestmark = pytest.mark.fast
+
 PACKAGE = Path(diffcache.__file__).parent
 HOSTS = {"Loop", "PolicyLoop", "Standing", "Clock"}
 

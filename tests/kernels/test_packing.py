@@ -11,6 +11,8 @@ from diffcache.errors import UnknownName
 from diffcache.kernels import FORMATS, Format, format_of, pack, packed_bytes, unpack
 from diffcache.kernels.formats import rows
 
+pytestmark = pytest.mark.fast
+
 every = pytest.mark.parametrize("how", FORMATS.values(), ids=FORMATS)
 with_scales = pytest.mark.parametrize("how", [f for f in FORMATS.values() if f.group], ids=lambda how: how.name)
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=5) | st.tuples(st.integers(1, 3), st.integers(120, 300))

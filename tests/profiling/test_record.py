@@ -17,6 +17,8 @@ from diffcache.patch import Layers
 from diffcache.profiling import Calibration
 from diffcache.profiling.recording.record import Trajectory, frozen, record, record_all
 
+pytestmark = pytest.mark.fast
+
 SOME = ("flux", "flux_img2img", "sd3_heun", "wan22", "dit", "sd15", "ddpm")
 
 

@@ -23,6 +23,8 @@ from diffcache.schedulers import Planned, closed_loop, having, taylorseer, unifo
 from diffcache.schedulers.uniform import evenly, reuse
 from diffcache.simulation.simulator import Simulator
 
+pytestmark = pytest.mark.fast
+
 BYTES = 4096  # of one output
 
 

@@ -19,6 +19,8 @@ from diffcache.planning.resampling import Resampled, resampled
 from diffcache.profiling.calibration.optimizing import final_states
 from diffcache.profiling.fitting.fit import psnr_db
 
+pytestmark = pytest.mark.fast
+
 
 def made(text: str, **more: np.ndarray) -> CacheSchedule:
     plan = hold(text, **more)

@@ -16,6 +16,8 @@ from diffcache.errors import BadOption
 from diffcache.schedulers._sites import Place, feeds_forward, in_order, place
 from diffcache.schedulers.bac import bubbled, downstream, plan
 
+pytestmark = pytest.mark.fast
+
 DECODER = [f"sublayer:layers.{i}.{part}" for i in range(3) for part in ("attn1", "attn2", "ff")]
 
 

@@ -25,6 +25,8 @@ from diffcache.schedulers._partition import bounds
 from diffcache.schedulers.uniform import reuse
 from diffcache.simulation.simulator import Simulator
 
+pytestmark = pytest.mark.fast
+
 
 def plan(found: Profile, computed_steps: float, kind: str = "cachequant", **options: Any) -> Planned:
     """Return the plan of one method."""

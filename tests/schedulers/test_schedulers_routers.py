@@ -26,6 +26,8 @@ from diffcache.profiling import router_file
 from diffcache.schedulers._router import Router
 from diffcache.schedulers.learning_to_cache import plan
 
+pytestmark = pytest.mark.fast
+
 STEPS, DEPTH = 6, 5  # the depth of the demo's DiT
 LAST = STEPS - 1  # the row of the noisiest step, which runs first
 

@@ -18,6 +18,8 @@ from diffcache.schedulers.taylorseer import rule as taylor
 from diffcache.schedulers.uniform import evenly, every_kth
 from diffcache.schedulers.uniform import rule as uniform
 
+pytestmark = pytest.mark.fast
+
 RULES = "easycache, firstblockcache, fora, full, taylorseer, uniform"
 SITES = {"transformer": ("model", "stack:blocks", "block:blocks.0", "block:blocks.1"), "unet": ("model",)}
 

@@ -16,6 +16,8 @@ from diffcache.errors import BadOption
 from diffcache.schedulers import Planned, function
 from diffcache.schedulers._threshold import CANDIDATES, candidates, walks
 
+pytestmark = pytest.mark.fast
+
 
 def plan(found: Profile, computed_steps: float, kind: str = "ertacache", **options: Any) -> Planned:
     """Return the plan of one method."""

@@ -19,6 +19,8 @@ from diffcache.schedulers import Planned, timestep_adjustment
 from diffcache.schedulers.timestep_adjustment import factors, moved, plan
 from diffcache.schedulers.uniform import evenly, reuse
 
+pytestmark = pytest.mark.fast
+
 
 @st.composite
 def grids(draw: st.DrawFn) -> np.ndarray:
