@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import EVIL, SAMPLES, Record, evaluation, paint
+from evaluations import EVIL, SAMPLES, Record, evaluation
 from PIL import Image
 
 from diffcache.errors import BadOption, DocumentError
@@ -17,18 +17,6 @@ from diffcache.eval.report import findings, pictures, write_html
 from diffcache.eval.table import markdown, number
 
 pytestmark = pytest.mark.fast
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pictures")
-    paint(evaluation(), made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_html(evaluation(), folder, tmp_path_factory.mktemp("report") / "report.html")
 
 
 def data(page: Path) -> Record:

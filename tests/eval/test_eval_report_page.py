@@ -13,24 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluations import EVIL, Record, evaluation, paint
+from evaluations import EVIL, Record, evaluation
 
 from diffcache.eval.report import write_html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("pictures")
-    paint(evaluation(), made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_html(evaluation(), folder, tmp_path_factory.mktemp("report") / "report.html")
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,23 @@ def profile(**changes: Any) -> Profile:
     return Profile(**fields | changes)
 
 
+def of_sites(sites: dict[str, SiteProfile], **changes: Any) -> Profile:
+    """Return a profile of one denoiser with these sites; without guidance and dynamics, measured from step 0."""
+    fields: dict[str, Any] = {
+        "steps": next(iter(sites.values())).output.gram.shape[1],
+        "start": 0,
+        "guidance": None,
+        "dynamics": None,
+        "denoisers": {"transformer": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites=sites)},
+    }
+    return profile(**fields | changes)
+
+
+def of_outputs(outputs: dict[str, np.ndarray], **changes: Any) -> Profile:
+    """Return a profile of sites with these outputs [B, T, C]."""
+    return of_sites({name: site(found) for name, found in outputs.items()}, **changes)
+
+
 def dynamics(steps: int = STEPS, **changes: np.ndarray) -> Dynamics:
     """A sampler of equal steps, and outputs that turn slowly, faster in the second of two samples."""
     angle = np.linspace(0, 1, steps)

@@ -113,6 +113,11 @@ def bound(pipe: Any, plan: SitePlan, site: str = "model", guidance: Guidance | N
     return CacheSchedule(steps=len(plan.compute), denoisers=denoisers, noise_scheduler=scheduler, guidance=guidance)
 
 
+def far(a: Tensor, b: Tensor) -> float:
+    """Return the relative L2 distance of a tensor from a reference."""
+    return float((a - b).norm() / b.norm())
+
+
 def copied(value: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 

@@ -11,15 +11,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from policies import ACTION, HORIZON, STEPS, Transformer, randomised
+from probes import far
 from torch import Tensor, nn
 
 import diffcache
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
 from diffcache.executor import FailedOpen
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def sampled(net: nn.Module, steps: int = STEPS, branches: int = 1, told: int | None = None) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from commands import command_of
 from diffusers import DDIMScheduler
 from policies import ACTION, CASES, HORIZON, OBS, STEPS, Case, MultiTask, Transformer, diffusion_policy, randomised
+from probes import far
 from torch import Tensor, nn
 
 import diffcache
@@ -32,10 +33,6 @@ ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 SITES = pytest.mark.parametrize(
     ("case", "sites"), [pytest.param(c, g, id=f"{n}-{g}") for n, c in CASES.items() for g in c.granularities]
 )
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @SITES

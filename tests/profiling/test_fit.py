@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from calibrated import BATCH, CALLS, calibration
+from documents import mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -16,10 +17,6 @@ from diffcache.profiling.fitting.fit import Checkpoint, Fit, final_states, fit, 
 from diffcache.profiling.replay.replay import Replay
 from diffcache.profiling.replay.slopes import slopes
 from diffcache.schedulers.uniform import evenly
-
-
-def mask(text: str) -> np.ndarray:
-    return np.array([letter == "■" for letter in text])
 
 
 def same(a: Fit, b: Fit) -> bool:

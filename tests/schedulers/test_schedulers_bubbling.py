@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from documents import DIGEST, profile, site
+from documents import DIGEST, of_outputs, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,14 +19,6 @@ from diffcache.schedulers.bac import bubbled, downstream, plan
 pytestmark = pytest.mark.fast
 
 DECODER = [f"sublayer:layers.{i}.{part}" for i in range(3) for part in ("attn1", "attn2", "ff")]
-
-
-def measured(outputs: dict[str, np.ndarray], **costs: Any) -> Profile:
-    steps = next(iter(outputs.values())).shape[1]
-    denoiser = DenoiserProfile(
-        class_name="Net", config_digest=DIGEST, sites={n: site(o, **costs) for n, o in outputs.items()}
-    )
-    return profile(steps=steps, start=0, guidance=None, dynamics=None, denoisers={"transformer": denoiser})
 
 
 def walks(seed: int, names: list[str], steps: int = 12) -> dict[str, np.ndarray]:
@@ -142,7 +134,7 @@ def updates(found: Profile, budget: float, **options: Any) -> dict[str, np.ndarr
 
 
 def test_with_nothing_chosen_it_is_the_plain_schedule() -> None:
-    found = measured(walks(0, DECODER))
+    found = of_outputs(walks(0, DECODER))
     for budget in (1, 4, 12):
         plain = plan(found, budget, n=0).sites
         assert all((mask == plain[name].compute).all() for name, mask in updates(found, budget, n=0).items())
@@ -155,15 +147,15 @@ def test_the_worst_are_those_whose_outputs_lie_farthest_apart() -> None:
     outputs = {name: np.full((1, 12, 1), 3.0) + 0.1 * walks(1, DECODER)[name][..., :1] / 99 for name in DECODER}
     outputs["sublayer:layers.0.attn2"] = drifting[None, :, None]
     outputs["sublayer:layers.0.attn1"] = swinging[None, :, None]
-    made = plan(measured(outputs), 4, n=1)
+    made = plan(of_outputs(outputs), 4, n=1)
     assert made.notes["bubbled"] == "sublayer:layers.0.attn2"
-    assert plan(measured(outputs), 4, n=2).notes["bubbled"] == "sublayer:layers.0.attn2, sublayer:layers.0.attn1"
+    assert plan(of_outputs(outputs), 4, n=2).notes["bubbled"] == "sublayer:layers.0.attn2, sublayer:layers.0.attn1"
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("n", [1, 3, 9])
 def test_there_are_as_many_updates_as_the_budget_allows(seed: int, n: int) -> None:
-    found = measured(walks(seed, DECODER))
+    found = of_outputs(walks(seed, DECODER))
     for budget in (2, 4, 7.5):
         made = plan(found, budget, n=n)
         chosen = [*filter(None, made.notes["bubbled"].split(", "))]
@@ -181,7 +173,7 @@ def test_there_are_as_many_updates_as_the_budget_allows(seed: int, n: int) -> No
 
 def test_a_single_sublayer_can_bubble() -> None:
     """The authors' code does nothing for n = 1."""
-    found = measured(walks(0, DECODER))
+    found = of_outputs(walks(0, DECODER))
     joined, plain = updates(found, 6, n=1), updates(found, 6, n=0)
     counts = sorted(mask.sum() for mask in joined.values())
     assert counts[-1] > counts[0]
@@ -191,7 +183,7 @@ def test_a_single_sublayer_can_bubble() -> None:
 def test_work_is_weighed_by_time() -> None:
     """Where what bubbles costs next to nothing, it may have all the updates it likes."""
     outputs = walks(3, DECODER)
-    worst = plan(measured(outputs), 4, n=1).notes["bubbled"]
+    worst = plan(of_outputs(outputs), 4, n=1).notes["bubbled"]
     sites = {n: site(o, seconds=1e-6 if n == worst else 1.0) for n, o in outputs.items()}
     cheap = DenoiserProfile(class_name="Net", config_digest=DIGEST, sites=sites)
     found = profile(steps=12, start=0, guidance=None, dynamics=None, denoisers={"transformer": cheap})
@@ -207,7 +199,7 @@ def test_which_list_comes_first_decides_what_bubbles() -> None:
     """The attention of one list and the feed-forwards of another."""
     outputs = walks(5, ["sublayer:left.0.attn", "sublayer:right.0.ff"])
     outputs["sublayer:left.0.attn"] *= 99
-    found = measured(outputs)
+    found = of_outputs(outputs)
     first, last = updates(found, 5, n=1, stacks="left+right"), updates(found, 5, n=1, stacks="right+left")
     assert (first["sublayer:left.0.attn"] >= first["sublayer:right.0.ff"]).all()
     assert last["sublayer:left.0.attn"].sum() == last["sublayer:right.0.ff"].sum() == 5
@@ -229,13 +221,13 @@ def test_which_list_comes_first_decides_what_bubbles() -> None:
 )
 def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadOption) as caught:
-        plan(measured(walks(0, DECODER)), budget, **options)
+        plan(of_outputs(walks(0, DECODER)), budget, **options)
     assert words in str(caught.value)
 
 
 def test_sublayers_must_have_been_measured() -> None:
     with pytest.raises(BadOption, match=r"sites='sublayer' was given\. Allowed: what was measured: model"):
-        plan(measured({"model": next(iter(walks(0, ["model"]).values()))}), 4)
+        plan(of_outputs({"model": next(iter(walks(0, ["model"]).values()))}), 4)
 
 
 def test_an_update_downstream_is_joined_in_where_it_was_asked_for() -> None:

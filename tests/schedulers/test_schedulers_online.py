@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from documents import DIGEST, profile, site, tables
+from documents import of_sites, site, tables
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pipelines import TINY, run, shared
 
 from diffcache import accelerated, measure, report
-from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
+from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import Guidance
 from diffcache.errors import BadOption
 from diffcache.planning import plan as planned
@@ -25,12 +25,6 @@ STEPS = 9
 BATCHED = Guidance(mode="batched", branches=2)
 SEPARATE = Guidance(mode="separate", branches=2)
 steps_of = st.integers(2, 8)
-
-
-def of_sites(sites: dict[str, SiteProfile], guidance: Guidance | None = None) -> Profile:
-    steps = next(iter(sites.values())).output.gram.shape[1]
-    denoiser = DenoiserProfile(class_name="Net", config_digest=DIGEST, sites=sites)
-    return profile(steps=steps, start=0, guidance=guidance, dynamics=None, denoisers={"transformer": denoiser})
 
 
 @st.composite

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from documents import DIGEST, dynamics, profile, site
+from documents import dynamics, of_outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from methods import cut_of, cuts, planned
 
 from diffcache import planning
-from diffcache.documents.profile import DenoiserProfile, Profile
 from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
-from diffcache.schedulers import Planned, bac, cachequant, function
+from diffcache.schedulers import bac, cachequant
 from diffcache.schedulers._cuts import Cheapest, anchored, demand_room, following
 from diffcache.schedulers._partition import bounds
 from diffcache.schedulers.uniform import reuse
@@ -28,36 +28,15 @@ from diffcache.simulation.simulator import Simulator
 pytestmark = pytest.mark.fast
 
 
-def plan(found: Profile, computed_steps: float, kind: str = "cachequant", **options: Any) -> Planned:
-    """Return the plan of one method."""
-    made: Planned = function(kind, "plan", options)(found, computed_steps, **options)
-    return made
-
+plan = functools.partial(planned, kind="cachequant")
 
 tables_of_costs = st.integers(1, 7).flatmap(
     lambda steps: hnp.arrays(np.float64, (steps, steps + 1), elements=st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.25]))
 )
 
 
-def cuts(steps: int, runs: int) -> list[tuple[int, ...]]:
-    """Every way to begin ``runs`` runs, the first at step 0, and the end."""
-    return [(0, *rest, steps) for rest in itertools.combinations(range(1, steps), runs - 1)]
-
-
 def price(cost: np.ndarray, cut: tuple[int, ...]) -> float:
     return float(sum(cost[a, b] for a, b in itertools.pairwise(cut)))
-
-
-def cut_of(mask: np.ndarray) -> tuple[int, ...]:
-    return (*np.flatnonzero(mask).tolist(), len(mask))
-
-
-def measured(outputs: dict[str, np.ndarray], **changes: Any) -> Profile:
-    """Sites with these outputs [B, T, C]."""
-    steps = next(iter(outputs.values())).shape[1]
-    denoiser = DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={n: site(o) for n, o in outputs.items()})
-    fields: dict[str, Any] = {"steps": steps, "start": 0, "guidance": None, "dynamics": None}
-    return profile(**fields | {"denoisers": {"transformer": denoiser}} | changes)
 
 
 def walk(seed: int, steps: int, width: int = 5) -> np.ndarray:
@@ -154,14 +133,14 @@ def naive(outputs: np.ndarray, runs: int, least: int, most: int) -> list[int]:
 def test_the_schedule_is_that_of_the_plain_recurrence(steps: int, often: int, seed: int) -> None:
     outputs = walk(seed, steps)
     runs = math.ceil(steps / often)
-    mask = plan(measured({"model": outputs}), runs, weighted=False).sites["model"].compute
+    mask = plan(of_outputs({"model": outputs}), runs, weighted=False).sites["model"].compute
     assert np.flatnonzero(mask).tolist() == naive(outputs[0], runs, math.ceil(often / 2), 2 * often)
 
 
 @given(st.integers(0, 99), st.integers(2, 24), st.data())
 def test_runs_are_as_many_and_as_long_as_allowed(seed: int, steps: int, data: st.DataObject) -> None:
     runs = data.draw(st.integers(1, steps))
-    mask = plan(measured({"model": walk(seed, steps)}), runs).sites["model"].compute
+    mask = plan(of_outputs({"model": walk(seed, steps)}), runs).sites["model"].compute
     assert mask.sum() == runs
     least, most = bounds(steps, runs)
     assert all(least <= b - a <= most for a, b in itertools.pairwise(cut_of(mask)))
@@ -169,7 +148,7 @@ def test_runs_are_as_many_and_as_long_as_allowed(seed: int, steps: int, data: st
 
 def test_without_bounds_a_run_may_be_as_short_as_it_likes() -> None:
     outputs = np.array([0.0, 50, 100, 100, 100, 100, 100, 100])[None, :, None]
-    found = measured({"model": outputs})
+    found = of_outputs({"model": outputs})
     assert np.flatnonzero(plan(found, 3, bounded=False).sites["model"].compute).tolist() == [0, 1, 2]
     assert bounds(8, 2) == (2, 8)
     assert np.flatnonzero(plan(found, 2, bounded=False).sites["model"].compute).tolist() == [0, 2]
@@ -189,7 +168,7 @@ def test_norms_weigh_differences_differently(norm: str, second: int) -> None:
     outputs = np.zeros((1, 3, 9))
     outputs[0, :, 0] = [6, 10, 10]
     outputs[0, 2, 1:] = 1
-    made = plan(measured({"model": outputs}), 2, norm=norm, weighted=False, bounded=False)
+    made = plan(of_outputs({"model": outputs}), 2, norm=norm, weighted=False, bounded=False)
     assert np.flatnonzero(made.sites["model"].compute).tolist() == [0, second]
 
 
@@ -197,7 +176,7 @@ def test_a_step_that_moves_nothing_may_be_wrong() -> None:
     """The output jumps at every step, but only the last ones move the final state."""
     outputs = np.array([0.0, 9, 0, 9, 1, 2])[None, :, None]
     reach = np.tril(np.tile([0.0, 0, 0, 0, 1, -1], (6, 1)))
-    found = measured({"model": 1 + outputs}, dynamics=dynamics(reach=reach))
+    found = of_outputs({"model": 1 + outputs}, dynamics=dynamics(reach=reach))
     for norm in ("l1", "l2", "coherent"):
         made = plan(found, 3, norm=norm, bounded=False).sites["model"].compute
         assert made[4:].all(), norm
@@ -207,7 +186,7 @@ def test_a_step_that_moves_nothing_may_be_wrong() -> None:
 def test_squares_are_weighed_by_squares() -> None:
     """Reusing step 0 costs (3 · 1)², reusing step 1 (1 · 2)²."""
     reach = np.tril(np.tile([0.0, -3, 1], (3, 1)))
-    found = measured({"model": np.array([1.0, 2, 4])[None, :, None]}, dynamics=dynamics(3, reach=reach))
+    found = of_outputs({"model": np.array([1.0, 2, 4])[None, :, None]}, dynamics=dynamics(3, reach=reach))
     made = plan(found, 2, norm="l2", bounded=False).sites["model"].compute
     assert np.flatnonzero(made).tolist() == [0, 1]
 
@@ -215,7 +194,7 @@ def test_squares_are_weighed_by_squares() -> None:
 @pytest.mark.parametrize("norm", ["l1", "l2", "coherent"])
 def test_without_dynamics_steps_weigh_what_their_noise_levels_say(norm: str) -> None:
     sigmas = np.linspace(1, 0, 13) ** 2
-    with_them = measured(
+    with_them = of_outputs(
         {"model": walk(5, 12)},
         sigmas=sigmas,
         dynamics=dynamics(12, reach=np.tril(np.broadcast_to(np.diff(sigmas), (12, 12)))),
@@ -248,7 +227,7 @@ def test_the_coherent_cost_of_one_run_is_the_final_error_of_it(steps: int, seed:
         response=np.zeros(steps),
         spread=np.zeros(steps),
     )
-    found = measured({"model": walk(seed, steps)}, dynamics=loop)
+    found = of_outputs({"model": walk(seed, steps)}, dynamics=loop)
     runs = data.draw(st.integers(1, steps))
     made = plan(found, runs, norm="coherent", bounded=False).sites["model"].compute
 
@@ -269,7 +248,7 @@ def test_the_coherent_cost_of_one_run_is_the_final_error_of_it(steps: int, seed:
 def test_sites_share_a_mask_or_have_one_each() -> None:
     jumps = {f"block:a.{n}": np.where(np.arange(8) < at, 0.0, 1.0)[None, :, None] for n, at in ((0, 2), (1, 6))}
     jumps["block:a.1"] = 10 * jumps["block:a.1"]
-    found = measured({n: 1 + o for n, o in jumps.items()} | {"model": walk(0, 8)})
+    found = of_outputs({n: 1 + o for n, o in jumps.items()} | {"model": walk(0, 8)})
     shared = plan(found, 2, sites="block", bounded=False).sites
     assert {n: np.flatnonzero(p.compute).tolist() for n, p in shared.items()} == {
         "block:a.0": [0, 6],
@@ -296,7 +275,7 @@ def similarity(cut: tuple[int, ...], cosine: np.ndarray) -> float:
 @pytest.mark.parametrize("updates", [2, 3, 4])
 def test_every_sublayer_has_its_own_best_updates(seed: int, updates: int) -> None:
     outputs = {f"sublayer:a.{n}.attn": bent(seed, 10, slow) for n, slow in enumerate((0.01, 0.05, 0.2))}
-    found = measured(outputs)
+    found = of_outputs(outputs)
     made = plan(found, updates, kind="bac", n=0).sites
     assert list(made) == list(outputs)
     for name, plan_ in made.items():
@@ -321,7 +300,7 @@ def test_a_unified_schedule_is_the_first_self_attentions_for_all(seed: int, upda
         "sublayer:decoder.layers.0.multihead_attn": 2 * bent(seed, 10)[:, ::-1],
         first: bent(seed, 10),
     }
-    found = measured(outputs)
+    found = of_outputs(outputs)
     cosine = {name: part.output.cosine[0] for name, part in found.denoisers["transformer"].sites.items()}
     of_the_first = best_cut([cosine[first]], updates)
     of_the_sum = best_cut(list(cosine.values()), updates)
@@ -341,17 +320,17 @@ def test_the_first_is_the_first_that_runs_not_the_first_by_name() -> None:
     """As text, block 10 comes before block 2, and a feed-forward before the self-attention that feeds it."""
     early, late = bent(0, 10), bent(0, 10)[:, ::-1]
     names = ("blocks.10.attn", "blocks.2.ff", "blocks.2.self_attn")
-    found = measured({f"sublayer:{name}": early if name == "blocks.2.self_attn" else late for name in names})
+    found = of_outputs({f"sublayer:{name}": early if name == "blocks.2.self_attn" else late for name in names})
     made = plan(found, 3, kind="bac", unified=True)
     assert made.notes == {"unified": "sublayer:blocks.2.self_attn"}
-    alone = plan(measured({"sublayer:a.0.attn": early}), 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
-    other = plan(measured({"sublayer:a.0.attn": late}), 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
+    alone = plan(of_outputs({"sublayer:a.0.attn": early}), 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
+    other = plan(of_outputs({"sublayer:a.0.attn": late}), 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
     assert alone != other
     assert all(plan_ == alone for plan_ in made.sites.values())
 
 
 def test_a_unified_schedule_is_asked_for_in_a_spec() -> None:
-    found = measured({f"sublayer:a.{n}.attn": bent(n, 12, slow) for n, slow in enumerate((0.01, 0.2))})
+    found = of_outputs({f"sublayer:a.{n}.attn": bent(n, 12, slow) for n, slow in enumerate((0.01, 0.2))})
     schedule = planning.plan(found, "bac:n=0,unified=1", 3)
     first, second = schedule.denoisers["transformer"].sites.values()
     assert first == second == plan(found, 3, kind="bac", n=0).sites["sublayer:a.0.attn"]
@@ -362,7 +341,7 @@ def test_a_unified_schedule_is_asked_for_in_a_spec() -> None:
 def test_similarity_to_the_step_before_would_only_pick_the_largest_changes() -> None:
     """The degenerate objective is a top-k: here it updates three times in a row, and then never again."""
     outputs = bent(0, 12)
-    found = measured({"sublayer:a.0.attn": outputs})
+    found = of_outputs({"sublayer:a.0.attn": outputs})
     cosine = found.denoisers["transformer"].sites["sublayer:a.0.attn"].output.cosine[0]
     before = np.array([1, *np.diagonal(cosine, offset=1)])
 
@@ -380,7 +359,7 @@ def test_similarity_to_the_step_before_would_only_pick_the_largest_changes() -> 
 
 def test_outputs_are_reused_as_they_are() -> None:
     for made, name in ((cachequant.plan, "model"), (functools.partial(bac.plan, n=0), "sublayer:a.0.ff")):
-        plan_: SitePlan = made(measured({name: walk(1, 9)}), 4).sites[name]
+        plan_: SitePlan = made(of_outputs({name: walk(1, 9)}), 4).sites[name]
         assert plan_ == reuse(plan_.compute)
 
 
@@ -403,5 +382,5 @@ def test_outputs_are_reused_as_they_are() -> None:
 )
 def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadOption) as caught:
-        plan(measured({"model": walk(0, 6)}), budget, **options)
+        plan(of_outputs({"model": walk(0, 6)}), budget, **options)
     assert words in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -11,12 +12,13 @@ from documents import DIGEST, dynamics, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from methods import cut_of, cuts, planned
 
 from diffcache.documents.profile import DenoiserProfile, Dynamics, Profile
 from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning import expected
-from diffcache.schedulers import Grid, Planned, function
+from diffcache.schedulers import Grid, Planned
 from diffcache.schedulers._cuts import Cheapest, cheapest_pairs, following, mildest
 from diffcache.schedulers._path import newest
 from diffcache.schedulers.dpcache import local_forecast
@@ -26,12 +28,7 @@ from diffcache.schedulers.uniform import evenly, reuse
 from diffcache.simulation.runs import forecast, influence, missed, reused, times
 from diffcache.simulation.simulator import Simulator
 
-
-def plan(found: Profile, computed_steps: float, kind: str = "lemica", **options: Any) -> Planned:
-    """Return the plan of one method."""
-    made: Planned = function(kind, "plan", options)(found, computed_steps, **options)
-    return made
-
+plan = functools.partial(planned, kind="lemica")
 
 WIDTH = 4
 KINDS = ("shortest_path", "lemica", "meancache", "dpcache")
@@ -79,14 +76,6 @@ def measured(steps: int, seed: int = 0, handed: np.ndarray | None = None, **chan
         "dynamics": loop(steps, seed, grams=(handed @ handed.T)[None] / WIDTH, reach=reach),
     }
     return profile(**fields | changes)
-
-
-def cuts(steps: int, runs: int) -> list[tuple[int, ...]]:
-    return [(0, *rest, steps) for rest in itertools.combinations(range(1, steps), runs - 1)]
-
-
-def cut_of(mask: np.ndarray) -> tuple[int, ...]:
-    return (*np.flatnonzero(mask).tolist(), len(mask))
 
 
 def weights_of(cost: np.ndarray, cut: tuple[int, ...]) -> list[float]:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
-from documents import DIGEST, profile, site, tables
+from documents import of_sites, profile, site, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from methods import planned
 
 from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
-from diffcache.schedulers import Planned, function
 from diffcache.schedulers._threshold import CANDIDATES, candidates, walks
 
 pytestmark = pytest.mark.fast
 
 
-def plan(found: Profile, computed_steps: float, kind: str = "ertacache", **options: Any) -> Planned:
-    """Return the plan of one method."""
-    made: Planned = function(kind, "plan", options)(found, computed_steps, **options)
-    return made
-
+plan = functools.partial(planned, kind="ertacache")
 
 # few values: ties are the rule, and errors need not grow with distance
 errors = st.tuples(st.integers(1, 3), st.integers(1, 9)).flatmap(
@@ -44,11 +41,6 @@ def walk(error: np.ndarray, limit: float, most: int, first: int) -> list[bool]:
             computed.append(False)
             reused += 1
     return computed
-
-
-def measured(sites: dict[str, SiteProfile], steps: int) -> Profile:
-    denoiser = DenoiserProfile(class_name="Net", config_digest=DIGEST, sites=sites)
-    return profile(steps=steps, start=0, guidance=None, dynamics=None, denoisers={"transformer": denoiser})
 
 
 def moving(*positions: float, **changes: Any) -> SiteProfile:
@@ -128,7 +120,7 @@ def test_work_is_time_and_how_often_it_is_spent() -> None:
         "sublayer:blocks.0.attn": moving(1, 2, 4, 8, seconds=0.5, calls=2),
         "sublayer:blocks.0.ff": moving(1, 1, 99, 99, seconds=3.0, calls=1),
     }
-    found = measured(sites, 4)
+    found = of_sites(sites)
     made = plan(found, 3.0, kind="smoothcache")
     assert strips(found, 3.0, kind="smoothcache") == {
         "sublayer:blocks.0.attn": "■■■■",
@@ -144,17 +136,17 @@ def test_without_time_work_is_operations() -> None:
         "sublayer:blocks.0.attn": moving(1, 2, 4, 8, seconds=0.0, flops=1),
         "sublayer:blocks.0.ff": moving(1, 1, 99, 99, seconds=1.0, flops=7),
     }
-    assert plan(measured(sites, 4), 3, kind="smoothcache").notes["work"] == "2.25 full steps"
+    assert plan(of_sites(sites), 3, kind="smoothcache").notes["work"] == "2.25 full steps"
 
 
 def test_where_the_budget_cannot_be_met_it_stays_below() -> None:
     """All steps alike: one computed step, or all."""
-    assert strips(measured({"model": moving(1, 1, 1, 1, 1)}, 5), 4) == {"model": "■····"}
-    assert strips(measured({"model": moving(1, 1, 1, 1, 1)}, 5), 5) == {"model": "■■■■■"}
+    assert strips(of_sites({"model": moving(1, 1, 1, 1, 1)}), 4) == {"model": "■····"}
+    assert strips(of_sites({"model": moving(1, 1, 1, 1, 1)}), 5) == {"model": "■■■■■"}
 
 
 def test_what_must_be_computed_is_said_if_the_budget_is_too_small() -> None:
-    found = measured({"model": moving(*range(1, 11))}, 10)
+    found = of_sites({"model": moving(*range(1, 11))})
     with pytest.raises(
         BadOption, match=r"computed_steps=4 was given. Allowed: 6 or more with retention=0.4 and most=2"
     ):
@@ -176,7 +168,7 @@ def test_smoothcache_has_a_mask_for_each_type_of_layer_over_all_lists_of_blocks(
         "sublayer:transformer_blocks.0.attn2": moving(1, 1, 9, 9),
         "model": moving(1, 2, 3, 4),
     }
-    found = measured(sites, 4)
+    found = of_sites(sites)
     assert strips(found, 2, kind="smoothcache") == {
         "sublayer:single_transformer_blocks.0.attn": "■··■",
         "sublayer:transformer_blocks.0.attn": "■··■",
@@ -191,13 +183,13 @@ def test_smoothcache_has_a_mask_for_each_type_of_layer_over_all_lists_of_blocks(
 def test_smoothcache_averages_over_the_layers_of_a_type() -> None:
     """Neither layer's own changes would do: 0.5 here and 0.9 there, 0.9 here and 0 there."""
     sites = {"sublayer:a.0.ff": moving(1, 2, 20), "sublayer:a.1.ff": moving(1, 10, 10)}
-    assert set(strips(measured(sites, 3), 2, kind="smoothcache").values()) == {"■■·"}
+    assert set(strips(of_sites(sites), 2, kind="smoothcache").values()) == {"■■·"}
 
 
 def test_errors_are_relative_to_the_output_that_is_missed() -> None:
     """10 in the place of 1 is nine times what should be there, 1 in the place of 10 nine tenths of it."""
     sites = {"sublayer:a.0.attn": moving(10, 1), "sublayer:a.0.ff": moving(1, 10)}
-    assert strips(measured(sites, 2), 1.5, kind="smoothcache") == {"sublayer:a.0.attn": "■■", "sublayer:a.0.ff": "■·"}
+    assert strips(of_sites(sites), 1.5, kind="smoothcache") == {"sublayer:a.0.attn": "■■", "sublayer:a.0.ff": "■·"}
 
 
 def test_blocks_of_a_list_share_a_mask_and_stacks_do_not() -> None:
@@ -208,7 +200,7 @@ def test_blocks_of_a_list_share_a_mask_and_stacks_do_not() -> None:
         "stack:a": moving(1, 1, 1, 9),
         "stack:b": moving(1, 9, 9, 9),
     }
-    found = measured(sites, 4)
+    found = of_sites(sites)
     expected = {"block:a.0": "■·■·", "block:a.10": "■·■·", "block:b.0": "■■··"}
     assert strips(found, 2, kind="smoothcache", sites="block") == expected
     assert strips(found, 2, kind="smoothcache", sites="stack") == {"stack:a": "■··■", "stack:b": "■■··"}
@@ -217,7 +209,7 @@ def test_blocks_of_a_list_share_a_mask_and_stacks_do_not() -> None:
 def test_ertacache_looks_at_residuals_and_reuses_them() -> None:
     """The output moves at once; the residual later."""
     residuals = np.array([1.0, 1.0, 5.0, 5.0])[None, :, None]
-    found = measured({"model": moving(10, 99, 99, 99, residual=tables(residuals))}, 4)
+    found = of_sites({"model": moving(10, 99, 99, 99, residual=tables(residuals))})
     made = plan(found, 2).sites["model"]
     assert strip(made.compute) == "■·■·"
     assert made.kappa is not None
@@ -228,7 +220,7 @@ def test_ertacache_looks_at_residuals_and_reuses_them() -> None:
 def test_magcache_adds_up_how_far_the_product_of_ratios_is_from_one() -> None:
     """After a computed step: |1 - 0.9| = 0.1, + |1 - 0.81| = 0.29, + |1 - 0.729| = 0.561."""
     ratios = np.array([[1.0, 0.9, 0.9, 0.9, 0.9, 0.9]])
-    found = measured({"model": moving(*range(1, 7), residual_ratio=ratios)}, 6)
+    found = of_sites({"model": moving(*range(1, 7), residual_ratio=ratios)})
     made = plan(found, 2, kind="magcache")
     assert strip(made.sites["model"].compute) == "■··■··"
     assert 0.29 < float(made.notes["threshold"]) < 0.561
@@ -239,7 +231,7 @@ def test_magcache_adds_up_how_far_the_product_of_ratios_is_from_one() -> None:
 def test_magcache_forgets_what_cancels() -> None:
     """The product is what counts, not each ratio: twice and then half as long is as long as it was."""
     ratios = np.array([[1.0, 2.0, 0.5, 1.0, 1.0, 3.0]])
-    found = measured({"model": moving(*range(1, 7), residual_ratio=ratios)}, 6)
+    found = of_sites({"model": moving(*range(1, 7), residual_ratio=ratios)})
     assert strip(plan(found, 2, kind="magcache").sites["model"].compute) == "■····■"
 
 
@@ -270,12 +262,12 @@ def test_branches_share_a_mask() -> None:
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(BadOption) as caught:
-        plan(measured({"model": moving(1, 2, 3)}, 3), 2, **options)
+        plan(of_sites({"model": moving(1, 2, 3)}), 2, **options)
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["ertacache", "magcache"])
 def test_a_site_without_a_residual_is_named(kind: str) -> None:
-    found = measured({"model": moving(1, 2, 3, residual=None, residual_ratio=None)}, 3)
+    found = of_sites({"model": moving(1, 2, 3, residual=None, residual_ratio=None)})
     with pytest.raises(BadOption, match="without a residual of 'model'"):
         plan(found, 2, kind=kind)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from commands import command_of
-from documents import hold, profile, site
+from documents import hold, of_sites, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import TINY, run, shared
 from test_planning import BYTES, measurement
 
 from diffcache import Budget, accelerated, measure, plan, report
-from diffcache.documents.profile import DenoiserProfile, KeptProfile, Profile, SiteProfile
+from diffcache.documents.profile import KeptProfile, Profile
 from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.errors import BadOption
 from diffcache.kernels import FORMATS, pack, unpack
@@ -32,11 +32,6 @@ STEPS = 8
 def kept(size: int, error: float) -> dict[str, KeptProfile]:
     parts = {"bf16": (0.5, 1e-6), "int8": (0.25, 1e-4), "fp8": (0.25, 6e-4), "int4": (0.13, 1e-2)}
     return {name: KeptProfile(bytes=int(size * part), error=error * e) for name, (part, e) in parts.items()}
-
-
-def measured(sites: dict[str, SiteProfile], steps: int = STEPS) -> Profile:
-    denoiser = DenoiserProfile(class_name="Net", sites=sites)
-    return profile(steps=steps, start=0, denoisers={"unet": denoiser}, dynamics=None, guidance=None)
 
 
 def stores(plans: Any) -> dict[str, str | None]:
@@ -56,7 +51,7 @@ def problems(draw: st.DrawFn) -> tuple[Profile, Planned, int]:
         sites[name] = site(outputs, output_bytes=size, kept=kept(size, random.random() + 0.01))
         mask = "■··■··■·" if same else "■" + "".join(random.choice(["■", "·"], STEPS - 1))
         plans[name] = hold(mask)
-    found = measured(sites)
+    found = of_sites(sites)
     planned = Planned(sites=plans)
     whole = cache_bytes(found, planned)
     return found, planned, int(whole * draw(st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.8, 1.0])))
@@ -110,7 +105,7 @@ def test_the_choice_fits_and_is_near_the_best_there_is(problem: tuple[Profile, P
 def test_with_room_for_everything_everything_stays_exact() -> None:
     sites = {f"block:b.{n}": site(np.ones((1, STEPS, 2)), output_bytes=100, kept=kept(100, 1.0)) for n in range(3)}
     planned = Planned(sites=dict.fromkeys(sites, hold("■·■·■·■·")))
-    found = measured(sites)
+    found = of_sites(sites)
     made = within(found, sites, planned, 300)
     assert made is not None
     assert stores(made.sites) == dict.fromkeys(sites)
@@ -123,7 +118,7 @@ def test_the_site_that_matters_least_gives_its_bits_first() -> None:
         for n, error in enumerate([1.0, 100.0, 10.0])
     }
     planned = Planned(sites=dict.fromkeys(sites, hold("■·■·■·■·")))
-    made = within(measured(sites), sites, planned, 2500)
+    made = within(of_sites(sites), sites, planned, 2500)
     assert made is not None
     assert stores(made.sites) == {"block:b.0": "bf16", "block:b.1": None, "block:b.2": None}
 
