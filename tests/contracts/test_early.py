@@ -41,8 +41,6 @@ from diffcache.eval.trials import Trials
 from diffcache.profiling import Calibration
 from diffcache.profiling.calibration.correction import correct
 
-pytestmark = pytest.mark.fast
-
 
 class HasRun(BaseException):
     """The pipeline was called."""

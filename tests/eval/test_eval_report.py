@@ -16,8 +16,6 @@ from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.report import findings, pictures, write_html
 from diffcache.eval.table import markdown, number
 
-pytestmark = pytest.mark.fast
-
 
 def data(page: Path) -> Record:
     """What the page carries."""

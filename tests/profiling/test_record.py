@@ -17,8 +17,6 @@ from diffcache.patch import Layers
 from diffcache.profiling import Calibration
 from diffcache.profiling.recording.record import Trajectory, frozen, record, record_all
 
-pytestmark = pytest.mark.fast
-
 SOME = ("flux", "flux_img2img", "sd3_heun", "wan22", "dit", "sd15", "ddpm")
 
 
@@ -79,6 +77,7 @@ def test_outputs_and_their_order_are_those_that_a_hook_sees(name: str) -> None:
         assert torch.equal(torch.cat([o.flatten() for o in ours.outputs]), theirs.output.flatten())
 
 
+@pytest.mark.fast
 def test_equal_tensors_are_held_once() -> None:
     steps = record(shared("flux"), call("flux")).steps  # no guidance: the output goes to the noise scheduler as it is
     assert all(s.model_output is s.calls[0].output for s in steps)
@@ -86,6 +85,7 @@ def test_equal_tensors_are_held_once() -> None:
     assert not any(s.model_output is c.output for s in guided for c in s.calls)
 
 
+@pytest.mark.fast
 def test_calls_are_timed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(readings)))  # between two readings lies a second
@@ -93,6 +93,7 @@ def test_calls_are_timed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {c.seconds for s in trajectory.steps for c in s.calls} == {1.0}
 
 
+@pytest.mark.fast
 def test_recording_leaves_generators_where_they_were() -> None:
     pipe = shared("flux")
     one = torch.Generator().manual_seed(5)
@@ -108,6 +109,7 @@ def test_recording_leaves_generators_where_they_were() -> None:
     assert not torch.equal(one.get_state(), found)  # which a run does move
 
 
+@pytest.mark.fast
 def test_generators_are_put_back_when_a_call_fails() -> None:
     pipe = shared("flux")
     good = calls("flux", pipe)[0]
@@ -117,6 +119,7 @@ def test_generators_are_put_back_when_a_call_fails() -> None:
     assert all(torch.equal(g.get_state(), s) for g, s in zip(good["generator"], found, strict=True))
 
 
+@pytest.mark.fast
 def test_a_frozen_generator_draws_what_the_original_would_have_drawn() -> None:
     one = torch.Generator().manual_seed(0)
     torch.randn(5, generator=one)
@@ -129,6 +132,7 @@ def test_a_frozen_generator_draws_what_the_original_would_have_drawn() -> None:
     assert frozen(0.5) == 0.5
 
 
+@pytest.mark.fast
 def test_done_is_called_after_each_call() -> None:
     ticks: list[int] = []
     pipe = shared("flux")
@@ -137,6 +141,7 @@ def test_done_is_called_after_each_call() -> None:
     assert calibration("flux").trajectories[0].steps[0].state.shape[0] == BATCH  # type: ignore[union-attr]
 
 
+@pytest.mark.fast
 def test_an_accelerated_pipeline_is_refused() -> None:
     pipe = fresh("flux")
     diffcache.accelerate(pipe, "uniform:every=2")
@@ -146,6 +151,7 @@ def test_an_accelerated_pipeline_is_refused() -> None:
     assert len(record(pipe, call("flux")).steps) == TINY["flux"].steps
 
 
+@pytest.mark.fast
 def test_a_loop_that_is_cut_short_is_refused() -> None:
     pipe = fresh("flux")
 
@@ -158,6 +164,7 @@ def test_a_loop_that_is_cut_short_is_refused() -> None:
     assert not traces(pipe)
 
 
+@pytest.mark.fast
 def test_a_run_that_comes_to_nothing_is_refused() -> None:
     pipe = fresh("flux")
     with torch.no_grad():
@@ -166,6 +173,7 @@ def test_a_run_that_comes_to_nothing_is_refused() -> None:
         record(pipe, call("flux"))
 
 
+@pytest.mark.fast
 def test_a_failing_call_leaves_no_trace() -> None:
     pipe = fresh("sd3")
     during: list[set[str]] = []
@@ -180,6 +188,7 @@ def test_a_failing_call_leaves_no_trace() -> None:
     assert not traces(pipe)
 
 
+@pytest.mark.fast
 def test_no_calls_are_refused() -> None:
     with pytest.raises(BadOption, match="at least one dictionary"):
         Calibration.record(shared("flux"), [])

@@ -20,8 +20,6 @@ from diffcache.schedulers.closed_loop import improve, plan, shifts, thinned
 from diffcache.schedulers.uniform import evenly, reuse
 from diffcache.simulation.simulator import ANCHORS, MOST_DB, Simulator
 
-pytestmark = pytest.mark.fast
-
 WIDTH = 40  # elements of a state, over all samples
 SAMPLES = 2
 

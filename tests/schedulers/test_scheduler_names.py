@@ -13,8 +13,6 @@ from diffcache import planning, registry, schedulers
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import UnknownName
 
-pytestmark = pytest.mark.fast
-
 MODULES = registry.modules(schedulers.__name__)
 ALIASES = [(old, name, options) for name, m in MODULES.items() for old, options in getattr(m, "ALIASES", {}).items()]
 PAPERS = (

@@ -18,8 +18,6 @@ from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
 from diffcache.schedulers.allocate import at_price, errors, plan, within
 
-pytestmark = pytest.mark.fast
-
 STEPS = 6
 
 

@@ -25,9 +25,6 @@ from diffcache.schedulers._partition import bounds
 from diffcache.schedulers.uniform import reuse
 from diffcache.simulation.simulator import Simulator
 
-pytestmark = pytest.mark.fast
-
-
 plan = functools.partial(planned, kind="cachequant")
 
 tables_of_costs = st.integers(1, 7).flatmap(
