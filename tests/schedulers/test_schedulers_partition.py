@@ -14,7 +14,7 @@ from documents import dynamics, of_outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from methods import cut_of, cuts, planned
+from plans import cut_of, cuts, planned
 
 from diffcache import planning
 from diffcache.documents.schedule import SitePlan

@@ -12,7 +12,7 @@ from documents import DIGEST, dynamics, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from methods import cut_of, cuts, planned
+from plans import cut_of, cuts, planned
 
 from diffcache.documents.profile import DenoiserProfile, Dynamics, Profile
 from diffcache.documents.schedule import SitePlan

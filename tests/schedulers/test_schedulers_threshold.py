@@ -11,7 +11,7 @@ from documents import of_sites, profile, site, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from methods import planned
+from plans import planned
 
 from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
