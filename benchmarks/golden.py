@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 PIPELINES = (
     *("flux", "sd3", "chroma", "qwen_image", "dit", "pixart_sigma", "wan", "sd15_ddim", "sdxl_img2img", "ddpm"),

@@ -3,8 +3,8 @@
     python benchmarks/supported.py
 
 Prints the counts and writes ``docs/supported.md``, and the counts beside the other results. It takes the tiny pipelines
-of ``tests/`` (random weights, real classes; no download), so it needs a checkout. Every entry is the outcome of runs
-made there and then:
+of ``tests/helpers/`` (random weights, real classes; no download), so it needs a checkout. Every entry is the outcome of
+runs made there and then:
 
   yes        with every step computed the result is the untouched pipeline's, bit for bit; with some predicted, fewer
              parts of the network run, and a second run gives the same bits; afterwards every object is as it was found
@@ -31,7 +31,7 @@ import torch
 from diffusers.models.cache_utils import CacheMixin
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import denoisers  # noqa: E402
 import pipelines  # noqa: E402

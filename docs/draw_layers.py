@@ -1,4 +1,4 @@
-"""Draw ``layers.svg``: the packages of diffcache by layer, from the table that ``tests/layers.py`` holds.
+"""Draw ``layers.svg``: the packages of diffcache by layer, from the table that ``tests/helpers/layers.py`` holds.
 
     python docs/draw_layers.py
 
@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from layers import INNER, LAYERS, LIGHT  # noqa: E402
 

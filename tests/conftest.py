@@ -7,10 +7,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fast import holds_fast_tests
 
 # Triton reads it when it is imported, which nothing above does: kernels then run in its interpreter, on CPU tensors.
 if not torch.cuda.is_available():
@@ -22,6 +24,13 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", type=int, default=40, metavar="N", help="mutants of every file that tests damage")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file without fast tests for ``-m fast``: importing all files takes longer than the fast tests."""
+    if config.option.markexpr == "fast" and collection_path.name.startswith("test_"):
+        return not holds_fast_tests(collection_path) or None
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -243,7 +243,7 @@ class Profile(Document):
     provenance       free text by key: prompts, seeds, device, versions
     """
 
-    FORMAT: ClassVar[str] = "diffcache.documents.profile"
+    FORMAT: ClassVar[str] = "diffcache.profile"
     VERSION: ClassVar[int] = 2
     FILENAME: ClassVar[str] = "profile.safetensors"
     OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: upgrade_guidance})

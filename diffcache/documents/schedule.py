@@ -277,7 +277,7 @@ class CacheSchedule(Document):
     Where a site is predicted, nothing inside it runs, so nothing inside it may be marked as computed there.
     """
 
-    FORMAT: ClassVar[str] = "diffcache.documents.schedule"
+    FORMAT: ClassVar[str] = "diffcache.schedule"
     VERSION: ClassVar[int] = 2
     FILENAME: ClassVar[str] = "schedule.safetensors"
     OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1})

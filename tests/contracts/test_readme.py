@@ -1,0 +1,44 @@
+"""The README's numbers are the committed results, and its rules exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffcache.schedulers import parse_rule
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def check(root: Path) -> int:
+    return subprocess.run([sys.executable, root / "benchmarks/into_readme.py", "--check"], check=False).returncode
+
+
+def test_the_tables_are_the_committed_results():
+    assert check(ROOT) == 0
+
+
+def test_a_changed_number_would_be_noticed(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/into_readme.py").write_text((ROOT / "benchmarks/into_readme.py").read_text())
+    (tmp_path / "benchmarks/results").symlink_to(ROOT / "benchmarks/results")
+    cell = re.search(r"\| \d+ of 50 \| (\d+\.\d+)x", README)
+    assert cell is not None
+    start, end = cell.span(1)
+    (tmp_path / "README.md").write_text(README[:start] + "9.99" + README[end:])
+    assert check(tmp_path) == 1
+
+
+@pytest.mark.parametrize("spec", re.findall(r'"((?:uniform|taylor|full)[\w:=,]*)"', README))
+def test_every_rule_in_it_can_be_used(spec):
+    assert str(parse_rule(spec)).startswith(spec.partition(":")[0])
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_every_link_leads_somewhere(link):
+    assert (ROOT / link).exists()

@@ -1,0 +1,86 @@
+"""A budget has one goal, and says what is wrong with any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffcache.documents.budget import Budget
+from diffcache.errors import BadOption
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        (Budget(computed_steps=12), "computed_steps 12"),
+        (Budget(computed_steps=7.5), "computed_steps 7.5"),
+        (Budget(speedup=2.5), "speedup 2.5"),
+        (Budget(max_error_db=40), "max_error_db 40"),
+        (Budget(max_error_db=-3), "max_error_db -3"),
+        (Budget(speedup=2, memory_bytes=65536), "speedup 2, memory_bytes 65536"),
+        (Budget(computed_steps=np.int64(3), memory_bytes=np.int64(0)), "computed_steps 3, memory_bytes 0"),
+    ],
+)
+def test_a_budget_says_what_it_is(budget: Budget, words: str) -> None:
+    assert str(budget) == words
+
+
+def test_a_bare_number_counts_computed_steps() -> None:
+    assert Budget.of(12) == Budget(computed_steps=12)
+    assert Budget.of(Budget(speedup=3)) == Budget(speedup=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({}, "budget='nothing'"),
+        ({"memory_bytes": 9}, "budget='memory_bytes 9'"),
+        ({"computed_steps": 5, "speedup": 2}, "budget='computed_steps 5, speedup 2'"),
+        ({"computed_steps": "8", "speedup": 2}, "budget='computed_steps 8, speedup 2'"),
+        ({"speedup": 2, "max_error_db": 40}, "budget='speedup 2, max_error_db 40'"),
+        (
+            {"computed_steps": 5, "speedup": 2, "max_error_db": 40},
+            "budget='computed_steps 5, speedup 2, max_error_db 40'",
+        ),
+    ],
+)
+def test_no_goal_or_several_are_refused(fields: dict[str, Any], found: str) -> None:
+    with pytest.raises(BadOption) as refused:
+        Budget(**fields)
+    assert str(refused.value) == (
+        f"{found} was given. Allowed: exactly one of computed_steps, speedup, max_error_db; memory_bytes beside it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("computed_steps", 0.5, "1 or more"),
+        ("computed_steps", -3, "1 or more"),
+        ("computed_steps", float("nan"), "1 or more"),
+        ("computed_steps", "12", "1 or more"),
+        ("computed_steps", True, "1 or more"),
+        ("speedup", 0.9, "1 or more; 1 is the full run"),
+        ("speedup", float("inf"), "1 or more; 1 is the full run"),
+        ("max_error_db", float("inf"), "a number of dB, such as 40"),
+        ("max_error_db", "forty", "a number of dB, such as 40"),
+        ("memory_bytes", -1, "a whole number of bytes, 0 or more"),
+        ("memory_bytes", 1.5, "a whole number of bytes, 0 or more"),
+        ("memory_bytes", True, "a whole number of bytes, 0 or more"),
+    ],
+)
+def test_a_value_that_no_plan_could_meet_is_refused(name: str, value: object, allowed: str) -> None:
+    beside = {} if name != "memory_bytes" else {"speedup": 2}
+    with pytest.raises(BadOption) as refused:
+        Budget(**{name: value} | beside)  # type: ignore[arg-type]
+    assert str(refused.value) == f"{name}={value!r} was given. Allowed: {allowed}."
+
+
+def test_the_least_that_a_goal_may_be() -> None:
+    assert Budget(computed_steps=1).computed_steps == 1
+    assert Budget(speedup=1).speedup == 1
+    assert Budget(computed_steps=1, memory_bytes=0).memory_bytes == 0

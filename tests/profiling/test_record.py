@@ -1,0 +1,195 @@
+"""Recording: the run stays as it was, and what is written down is what happened."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import pytest
+import torch
+from calibrated import BATCH, CALLS, calibration, calls, final_states
+from pipelines import TINY, fresh, shared, watch
+
+import diffcache
+from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
+from diffcache.patch import Layers
+from diffcache.profiling import Calibration
+from diffcache.profiling.recording import with_copied_generators
+from diffcache.profiling.recording.record import Trajectory, record, record_all
+
+SOME = ("flux", "flux_img2img", "sd3_heun", "wan22", "dit", "sd15", "ddpm")
+
+
+def call(name: str, seed: int = 0) -> dict[str, Any]:
+    return TINY[name].call(shared(name)) | {"generator": torch.Generator().manual_seed(seed)}
+
+
+def traces(pipe: Any) -> set[str]:
+    """What a recording puts into the ``__dict__`` of the pipeline and its parts."""
+    owners = {"pipe": pipe} | {name: part for name, part in pipe.components.items() if hasattr(part, "__dict__")}
+    return {
+        f"{name}.{key}" for name, owner in owners.items() for key, v in vars(owner).items() if isinstance(v, Layers)
+    }
+
+
+def last(trajectory: Trajectory) -> torch.Tensor:
+    result = trajectory.steps[-1].result
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_recorded_run_is_the_run_and_leaves_no_trace(name: str) -> None:
+    pipe = fresh(name)
+    (plain,) = final_states(pipe, [call(name)])
+    recorded = record(pipe, call(name))
+    assert not traces(pipe)
+    assert torch.equal(last(recorded), plain)
+    assert not torch.equal(last(recorded), final_states(pipe, [call(name, seed=1)])[0])  # the comparison can fail
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_step_of_every_loop_is_written_down(name: str) -> None:
+    tiny = TINY[name]
+    trajectories = calibration(name).trajectories
+    assert len(trajectories) == CALLS
+    for trajectory in trajectories:
+        steps = trajectory.steps
+        assert len(steps) == tiny.steps == len(trajectory.timesteps) - trajectory.start
+        assert [float(s.timestep) for s in steps] == trajectory.timesteps[trajectory.start :].tolist()
+        assert {len(s.calls) for s in steps} == {2 if tiny.guidance == "separate" else 1}
+        assert all(c.seconds > 0 for s in steps for c in s.calls)
+        called = {id(c.module) for s in steps for c in s.calls}
+        assert called == {id(getattr(calibration(name).pipe, d)) for d in tiny.denoisers}
+        if name != "flux_inpaint":  # which paints over the state between two steps
+            assert all(b.state is a.result for a, b in itertools.pairwise(steps))
+    assert not torch.equal(last(trajectories[0]), last(trajectories[1]))
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "z_image"])
+def test_outputs_and_their_order_are_those_that_a_hook_sees(name: str) -> None:
+    pipe = shared(name)
+    with watch(pipe, TINY[name].denoisers) as seen:
+        trajectory = record(pipe, call(name))
+    written = [c for s in trajectory.steps for c in s.calls]
+    assert len(written) == len(seen)
+    for ours, theirs in zip(written, seen, strict=True):
+        assert torch.equal(torch.cat([o.flatten() for o in ours.outputs]), theirs.output.flatten())
+
+
+@pytest.mark.fast
+def test_equal_tensors_are_held_once() -> None:
+    steps = record(shared("flux"), call("flux")).steps  # no guidance: the output goes to the noise scheduler as it is
+    assert all(s.model_output is s.calls[0].output for s in steps)
+    guided = record(shared("chroma"), call("chroma")).steps
+    assert not any(s.model_output is c.output for s in guided for c in s.calls)
+
+
+@pytest.mark.fast
+def test_calls_are_timed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(readings)))  # between two readings lies a second
+    trajectory = record(shared("sd15"), call("sd15"))
+    assert {c.seconds for s in trajectory.steps for c in s.calls} == {1.0}
+
+
+@pytest.mark.fast
+def test_recording_leaves_generators_where_they_were() -> None:
+    pipe = shared("flux")
+    one = torch.Generator().manual_seed(5)
+    torch.randn(3, generator=one)  # found in mid-stream, left there
+    both = [TINY["flux"].call(pipe) | {"generator": one} for _ in range(2)]
+    found = one.get_state()
+    trajectories = record_all(pipe, both)
+    assert torch.equal(one.get_state(), found)
+    again = final_states(pipe, both)
+    assert torch.equal(again[0], last(trajectories[0]))
+    assert torch.equal(again[1], last(trajectories[1]))
+    assert not torch.equal(again[0], again[1])  # one generator, drawn from by one call after the other
+    assert not torch.equal(one.get_state(), found)  # which a run does move
+
+
+@pytest.mark.fast
+def test_generators_are_put_back_when_a_call_fails() -> None:
+    pipe = shared("flux")
+    good = calls("flux", pipe)[0]
+    found = [g.get_state() for g in good["generator"]]
+    with pytest.raises(TypeError):
+        record_all(pipe, [good, {"nonsense": 1}])
+    assert all(torch.equal(g.get_state(), s) for g, s in zip(good["generator"], found, strict=True))
+
+
+@pytest.mark.fast
+def test_a_frozen_generator_draws_what_the_original_would_have_drawn() -> None:
+    one = torch.Generator().manual_seed(0)
+    torch.randn(5, generator=one)
+    copies = [with_copied_generators(one), *with_copied_generators([one]), *with_copied_generators((one,))]
+    drawn = torch.randn(4, generator=one)
+    for other in copies:
+        assert torch.equal(torch.randn(4, generator=other), drawn)
+    assert not torch.equal(torch.randn(4, generator=copies[0]), drawn)
+    assert with_copied_generators(None) is None
+    assert with_copied_generators(0.5) == 0.5
+
+
+@pytest.mark.fast
+def test_done_is_called_after_each_call() -> None:
+    ticks: list[int] = []
+    pipe = shared("flux")
+    record_all(pipe, calls("flux", pipe), lambda: ticks.append(1))
+    assert len(ticks) == CALLS
+    assert calibration("flux").trajectories[0].steps[0].state.shape[0] == BATCH  # type: ignore[union-attr]
+
+
+@pytest.mark.fast
+def test_an_accelerated_pipeline_is_refused() -> None:
+    pipe = fresh("flux")
+    diffcache.accelerate(pipe, "uniform:every=2")
+    with pytest.raises(AlreadyAccelerated, match="take predictions for the full run"):
+        record(pipe, call("flux"))
+    diffcache.restore(pipe)
+    assert len(record(pipe, call("flux")).steps) == TINY["flux"].steps
+
+
+@pytest.mark.fast
+def test_a_loop_that_is_cut_short_is_refused() -> None:
+    pipe = fresh("flux")
+
+    def stop(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        pipe._interrupt = step == 2
+        return {}
+
+    with pytest.raises(UnsupportedModel, match=r"called scheduler\.step 3 times; its noise scheduler planned 6"):
+        record(pipe, call("flux") | {"callback_on_step_end": stop})
+    assert not traces(pipe)
+
+
+@pytest.mark.fast
+def test_a_run_that_comes_to_nothing_is_refused() -> None:
+    pipe = fresh("flux")
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight[0, 0] = torch.nan
+    with pytest.raises(BadOption, match="NaN or Inf"):
+        record(pipe, call("flux"))
+
+
+@pytest.mark.fast
+def test_a_failing_call_leaves_no_trace() -> None:
+    pipe = fresh("sd3")
+    during: list[set[str]] = []
+
+    def fail(*_: Any) -> dict[str, Any]:
+        during.append(traces(pipe))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(pipe, call("sd3") | {"callback_on_step_end": fail})
+    assert during[0] >= {"transformer.forward", "scheduler.step", "pipe.progress_bar"}  # traces are found if there are
+    assert not traces(pipe)
+
+
+@pytest.mark.fast
+def test_no_calls_are_refused() -> None:
+    with pytest.raises(BadOption, match="at least one dictionary"):
+        Calibration.record(shared("flux"), [])
