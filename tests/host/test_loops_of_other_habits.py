@@ -16,6 +16,7 @@ from diffcache import accelerate, accelerated, report, restore
 from diffcache import host as hosting
 from diffcache.errors import ScheduleMismatch, UnsupportedModel
 from diffcache.executor import FailedOpen
+from diffcache.host.kinds import pipeline
 
 pytestmark = pytest.mark.fast
 
@@ -224,7 +225,7 @@ def test_a_loop_that_goes_back_does_not_use_what_it_kept_before() -> None:
 
 def test_going_back_is_told_and_taking_a_step_twice_is_not() -> None:
     timesteps, told = torch.arange(6.0), []
-    run = hosting.Run(None, timesteps, 0, 0, again=lambda: told.append(run.index))
+    run = hosting.LoopRun(None, timesteps, 0, 0, went_back=lambda run: told.append(run.index))
     for i in (0, 1, 2, 2, 3):
         run.step_done(timesteps[i])
         assert run.index == i + 1
@@ -238,20 +239,20 @@ def test_going_back_is_told_and_taking_a_step_twice_is_not() -> None:
 
 def test_the_start_of_a_loop_is_read_off_the_timesteps_it_iterates_over() -> None:
     timesteps = torch.arange(10.0)
-    assert hosting.loop._start_of(timesteps, timesteps) == 0
-    assert hosting.loop._start_of(timesteps[4:], timesteps) == 4
-    assert hosting.loop._start_of(timesteps[:-1], timesteps) == 0
-    assert hosting.loop._start_of(timesteps.flip(0), timesteps) is None  # an inversion, not the noise scheduler's loop
-    assert hosting.loop._start_of(range(10), timesteps) == 0
-    assert hosting.loop._start_of(range(9), timesteps) is None
-    assert hosting.loop._start_of(iter([1]), timesteps) is None
+    assert pipeline._start_of(timesteps, timesteps) == 0
+    assert pipeline._start_of(timesteps[4:], timesteps) == 4
+    assert pipeline._start_of(timesteps[:-1], timesteps) == 0
+    assert pipeline._start_of(timesteps.flip(0), timesteps) is None  # an inversion, not the noise scheduler's loop
+    assert pipeline._start_of(range(10), timesteps) == 0
+    assert pipeline._start_of(range(9), timesteps) is None
+    assert pipeline._start_of(iter([1]), timesteps) is None
 
 
 def test_a_step_is_told_by_the_address_of_its_timestep_and_by_nothing_else() -> None:
     timesteps = torch.tensor([9.0, 5.0, 5.0, 1.0])
     views = list(timesteps)
-    assert [hosting.run.position(view, timesteps) for view in views] == [0, 1, 2, 3]
-    assert hosting.run.position(views[2].expand(3), timesteps) == 2
-    assert hosting.run.position(views[2].clone(), timesteps) is None
-    assert hosting.run.position(timesteps.double()[1], timesteps) is None
-    assert hosting.run.position(5.0, timesteps) is None
+    assert [hosting.loop_run.position(view, timesteps) for view in views] == [0, 1, 2, 3]
+    assert hosting.loop_run.position(views[2].expand(3), timesteps) == 2
+    assert hosting.loop_run.position(views[2].clone(), timesteps) is None
+    assert hosting.loop_run.position(timesteps.double()[1], timesteps) is None
+    assert hosting.loop_run.position(5.0, timesteps) is None

@@ -24,6 +24,7 @@ from diffcache.documents.schedule import DenoiserPlan, Guidance
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen, wrappers
 from diffcache.executor.prediction import repeats
+from diffcache.host.kinds import pipeline
 
 SWAPS = [(name, scheduler) for name in ("sd3", "flux", "wan", "sd15", "ddpm") for scheduler in SCHEDULERS[name]]
 SEPARATE = Guidance(mode="separate", branches=2)
@@ -368,29 +369,29 @@ def run_unforked(pipe: Any, call: dict[str, Any], seed: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["flux", "sd3_heun"])
 def test_a_loop_read_one_step_off_would_be_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting.run, "position", lambda timestep, timesteps: None)
+    monkeypatch.setattr(hosting.loop_run, "position", lambda timestep, timesteps: None)
     assert_like_the_naive_loop(shared(name), name)  # without addresses, counting is right here too
-    done = hosting.Run.step_done
+    done = hosting.LoopRun.step_done
     skip = iter([False, True] + [False] * 20)
 
     def lose_one(self: Any, timestep: Any) -> None:
         if not next(skip):
             done(self, timestep)
 
-    monkeypatch.setattr(hosting.Run, "step_done", lose_one)
-    monkeypatch.setattr(hosting.Run, "bar_moved", lambda self: None)
+    monkeypatch.setattr(hosting.LoopRun, "step_done", lose_one)
+    monkeypatch.setattr(hosting.LoopRun, "bar_moved", lambda self: None)
     with pytest.raises((AssertionError, FailedOpen)):
         assert_like_the_naive_loop(shared(name), name)
 
 
 def test_a_late_start_taken_for_an_early_one_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting.loop, "_start", lambda scheduler, total: 0)
+    monkeypatch.setattr(pipeline, "start_of", lambda scheduler, total: 0)
     with pytest.raises((AssertionError, FailedOpen)):
         test_a_late_start_begins_with_a_computed_step("sdxl_img2img", 0.3)
 
 
 def test_a_run_seen_by_every_thread_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hosting.loop, wrappers):
+    for module in (hosting.watcher, wrappers):
         monkeypatch.setattr(
             module, "threading", SimpleNamespace(local=SimpleNamespace, current_thread=threading.current_thread)
         )

@@ -252,8 +252,8 @@ def test_a_table_can_be_kept_in_a_file_that_needs_no_torch(tmp_path: Path) -> No
         (table(depth=4), measured(), "this network: 10, where the router has 8 for 4 blocks.*blocks.4.attn1'"),
         (table(depth=6), measured(), "this network: 10, where the router has 12 for 6 blocks"),
         (table(), profile(start=0), "sites='sublayer'.*Or profile sublayer sites"),
-        ("", measured(), r"routers_file\.read\(path\)"),
-        ("DDIM20_router.pt", measured(), r"routers_file\.read\(path\)"),
+        ("", measured(), r"router_file\.read\(path\)"),
+        ("DDIM20_router.pt", measured(), r"router_file\.read\(path\)"),
         ("missing.npy", measured(), "Found: .*no such file"),
     ],
 )
