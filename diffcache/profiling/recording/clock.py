@@ -1,4 +1,4 @@
-"""Wall-clock of a pipeline's sampling loop alone: encoders and decoders stay out."""
+"""Measure the wall-clock time of a pipeline's sampling loop, without encoders and decoders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffcache import host
 
 @contextlib.contextmanager
 def loop_clock(pipe: Any) -> Iterator[list[float]]:
-    """Collects the seconds of every sampling loop that ``pipe`` runs inside the block; the device is waited for."""
+    """Collect the seconds of every sampling loop that ``pipe`` runs in the block, until the device has finished."""
     seconds: list[float] = []
     began: list[float] = []
 
@@ -35,6 +35,6 @@ def loop_clock(pipe: Any) -> Iterator[list[float]]:
 
 
 def wait() -> None:
-    """Until the device has done what was asked of it, so that a clock read next tells the truth."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
