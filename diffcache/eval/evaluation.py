@@ -26,7 +26,7 @@ from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import STEPS, Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
 from diffcache.eval.plausible import Part
-from diffcache.eval.record import WHOLE, Record, assembled, circumstances, read
+from diffcache.eval.record import WHOLE, JsonObject, assembled, circumstances, read
 from diffcache.eval.report import write_html
 from diffcache.eval.runner import Compare, Judges, identity, run_share, steps_of
 from diffcache.eval.saved_parts import EvaluationFolder, slug
@@ -49,7 +49,7 @@ Source = CacheSchedule | Rule | str | Path
 class Evaluation:
     """``record``: all of it, as docs/evaluation.md describes. ``folder``: where it lies with pictures and report."""
 
-    record: Record
+    record: JsonObject
     folder: Path
 
     @property
@@ -160,7 +160,7 @@ def evaluate(
     return write(record, folder.path) if rank == 0 else Evaluation(record, folder.path)
 
 
-def write(record: Record, folder: Path) -> Evaluation:
+def write(record: JsonObject, folder: Path) -> Evaluation:
     """Record, table and report of an evaluation whose pictures lie in the folder."""
     files.make_folder(folder)
     files.write(folder / "record.json", json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -30,7 +30,7 @@ WHOLE = 0.02  # of a step: so little above a whole number is what small layers a
 FORMAT = "diffcache.evaluation"
 VERSION = 2
 
-Record = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 def assembled(
@@ -42,7 +42,7 @@ def assembled(
     distances: Mapping[str, Mapping[str, Distance]],
     foreseen: Mapping[str, np.ndarray],
     played: Mapping[str, Sequence[float]],
-) -> Record:
+) -> JsonObject:
     """The record of these parts.
 
     metrics    name -> title, unit, better, about, floor
@@ -84,7 +84,7 @@ def _method(
     steps: int,
     distances: Mapping[str, Distance],
     foreseen: np.ndarray | None,
-) -> Record:
+) -> JsonObject:
     fraction = None
     if parts[0]["flops"] and full[0]["flops"]:
         fraction = parts[0]["flops"] / full[0]["flops"]
@@ -119,7 +119,7 @@ def _method(
     }
 
 
-def _promised(method: Method) -> Record | None:
+def _promised(method: Method) -> JsonObject | None:
     """Return the fidelity that a schedule promises, which the metric "state" measures."""
     expected = getattr(method.source, "expected", None)
     return None if expected is None else dataclasses.asdict(expected)
@@ -132,7 +132,7 @@ def _relative(foreseen: np.ndarray | None, sizes: Sequence[float]) -> list[float
     return [float(np.sqrt(square) / max(size, 1e-30)) for square, size in zip(foreseen, sizes, strict=True)]
 
 
-def _spread(seconds: Sequence[float]) -> Record:
+def _spread(seconds: Sequence[float]) -> JsonObject:
     """Median and quartiles over the calls."""
     low, high = np.quantile(seconds, [0.25, 0.75])
     return {"median": stats.median(seconds), "low": float(low), "high": float(high), "runs": len(seconds)}
@@ -144,7 +144,7 @@ def _speedup(parts: Sequence[Part], full: Sequence[Part], what: str) -> float:
     return float(stats.median(ratios))
 
 
-def _scores(parts: Sequence[Part]) -> dict[str, Record]:
+def _scores(parts: Sequence[Part]) -> dict[str, JsonObject]:
     found = {}
     for name in parts[0]["scores"]:
         if all(name in p["scores"] for p in parts):
@@ -152,27 +152,27 @@ def _scores(parts: Sequence[Part]) -> dict[str, Record]:
     return found
 
 
-def _score(values: Sequence[float], by: Callable[[Sequence[float]], Interval]) -> Record:
+def _score(values: Sequence[float], by: Callable[[Sequence[float]], Interval]) -> JsonObject:
     mean, low, high = by(values)
     return {"mean": mean, "low": low, "high": high, "values": list(values), "verdicts": []}
 
 
-def _of_sets(found: Distance) -> Record:
+def _of_sets(found: Distance) -> JsonObject:
     low, high = (found.spread.low, found.spread.high) if found.spread else (found.value, found.value)
     return {"mean": found.value, "low": low, "high": high, "values": None, "verdicts": []}
 
 
 def _judged(
-    methods: list[Record],
+    methods: list[JsonObject],
     metrics: Mapping[str, Mapping[str, Any]],
     distances: Mapping[str, Mapping[str, Distance]],
-) -> list[Record]:
+) -> list[JsonObject]:
     """Verdicts, from FEW samples on. All but the full run against it, for metrics that are not of pairs with it; ours
     also against the best of the others that computes no more, fractions of a step rounded up."""
     (full,) = [m for m in methods if m["kind"] == "full"]
     others = [m for m in methods if m["kind"] not in ("full", "ours")]
 
-    def judge(mine: Record, rival: Record, name: str, about: Mapping[str, Any]) -> Verdict | None:
+    def judge(mine: JsonObject, rival: JsonObject, name: str, about: Mapping[str, Any]) -> Verdict | None:
         a, b = mine["scores"][name], rival["scores"][name]
         if a["values"] is not None and b["values"] is not None:
             return verdict(a["values"], b["values"], about["better"]) if len(a["values"]) >= FEW else None
@@ -195,7 +195,7 @@ def _judged(
     return methods
 
 
-def circumstances(pipe: Any) -> Record:
+def circumstances(pipe: Any) -> JsonObject:
     """When, with what, and on what."""
     parameter = next(next(iter(host.denoisers(pipe).values())).parameters())
     device = parameter.device
@@ -210,7 +210,7 @@ def circumstances(pipe: Any) -> Record:
     }
 
 
-def read(path: str | Path) -> Record:
+def read(path: str | Path) -> JsonObject:
     """Return the record in a file. Raises DocumentError for what is none, is of another version or has other fields."""
     where = str(path)
     found = files.read_json(Path(path))

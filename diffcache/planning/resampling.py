@@ -1,4 +1,4 @@
-"""A schedule for another number of steps than it was fitted for."""
+"""Resample a schedule to another number of steps than it was fitted for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ class Resampled(UserWarning):
 
 
 def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) -> CacheSchedule:
-    """``schedule`` on the grid ``timesteps`` [T'], falling: what ``pipe.scheduler.set_timesteps(n)`` leaves in
-    ``pipe.scheduler.timesteps``.
+    """Resample a schedule to another grid.
 
-    Computed steps move to the nearest times; in between, coefficients are interpolated over time; noise levels of the
-    schedule's own are dropped. That is no fit: warns with :class:`Resampled`, and the result expects nothing of itself.
-    Raises BadOption for a schedule that does not know its own timesteps or decides in the run, and for a grid that does
-    not fall.
+    Computed steps move to the nearest times, and coefficients between them are interpolated over time. Moved noise
+    levels are dropped. This is not a fit: it warns with :class:`Resampled`, and the result has no expected fidelity.
+
+    Args:
+        schedule: The schedule.
+        timesteps: [T'], falling: ``pipe.scheduler.timesteps`` after ``pipe.scheduler.set_timesteps(n)``.
+
+    Raises:
+        BadOption: The schedule has no timesteps or decides in the run, or the grid does not fall.
     """
     if not isinstance(schedule, CacheSchedule):
         raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")
@@ -70,6 +74,7 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
 
 
 def _moved(plan: SitePlan, old: np.ndarray, new: np.ndarray) -> SitePlan:
+    """Return the plan of a site on another grid."""
     before, after = _pairs(plan.compute, old, new)
     compute = np.zeros(len(new), bool)
     compute[after] = True
@@ -99,7 +104,7 @@ def _moved(plan: SitePlan, old: np.ndarray, new: np.ndarray) -> SitePlan:
 
 
 def _pairs(compute: np.ndarray, old: np.ndarray, new: np.ndarray) -> tuple[list[int], list[int]]:
-    """Old computed steps, and the new ones nearest in time; where two fall on one, the later one moves on or drops."""
+    """Return old computed steps and the new steps nearest in time. Of two on one step, the later moves on or drops."""
     before, after = [0], [0]
     for a in map(int, np.flatnonzero(compute)[1:]):
         nearest = max(int(np.abs(new - old[a]).argmin()), after[-1] + 1)
@@ -110,12 +115,12 @@ def _pairs(compute: np.ndarray, old: np.ndarray, new: np.ndarray) -> tuple[list[
 
 
 def _as_old(times: np.ndarray, begin: float, end: float, old_begin: float, old_end: float) -> np.ndarray:
-    """Times of a new stretch between computed steps, as those that lie as far along the old one."""
+    """Map times between two new computed steps linearly to times between the two old ones."""
     return old_begin + (times - begin) * (old_end - old_begin) / (end - begin)
 
 
 def _end(grid: np.ndarray, i: int) -> float:
-    """Where step ``i`` would lie, one behind the grid's last too."""
+    """Return the time of step ``i``; for the step after the last one, an extrapolated time."""
     if i < len(grid):
         return float(grid[i])
     return float(2 * grid[-1] - grid[-2]) if len(grid) > 1 else float(grid[-1]) - 1.0

@@ -1,4 +1,4 @@
-"""In which format each site keeps its outputs: the least error that fits the memory.
+"""Choose the format in which each site keeps its outputs: the least error that fits into memory.
 
 An output kept in a format is off by its measured error e, and what is predicted from such with weights w by Σ_k w_k² e.
 In the final state that makes, summed over the predicted steps t of a site,
@@ -25,8 +25,11 @@ from diffcache.simulation.runs import step_influence
 
 
 def fit_formats(profile: Profile, sites: Mapping[str, SiteProfile], planned: Planned, most: int) -> Planned | None:
-    """The same plans with a format for every site, so that no more than ``most`` bytes are kept at one time; None where
-    nothing fits."""
+    """Choose a format for every site, so that at most ``most`` bytes are kept at one time.
+
+    Returns:
+        The plan with the formats. None if no choice fits.
+    """
     names = [name for name, plan in planned.sites.items() if plan.anchors]
     offers = {name: _offers(profile, name, sites[name], planned.sites[name]) for name in names}
     chosen = dict.fromkeys(names, 0)
@@ -67,18 +70,22 @@ def fit_formats(profile: Profile, sites: Mapping[str, SiteProfile], planned: Pla
 
 
 def bytes_held(site: SiteProfile, plan: SitePlan, anchors: int | None = None) -> np.ndarray:
-    """int64 [T]: bytes that a site keeps at each step, as the executor's store does.
+    """Return the bytes that a site keeps at each step, int64 [T], as the executor's store does.
 
-    anchors  as if predictions used the newest so many outputs only
+    Args:
+        site: The profile of the site.
+        plan: Its plan.
+        anchors: Count as if predictions used this number of newest outputs only.
 
-    Raises BadOption where the profile does not say what the plan's format takes.
+    Raises:
+        BadOption: The profile has no size for the plan's format.
     """
     size = site.output_bytes if plan.store is None else _kept(site, plan.store).bytes
     return size * site.calls * held(plan, anchors)
 
 
 def held(plan: SitePlan, anchors: int | None = None) -> np.ndarray:
-    """int64 [T]: tensors of one output's size that the site keeps at each step."""
+    """Return the number of tensors of one output's size that the site keeps at each step, int64 [T]."""
     last_use: dict[int, int] = {}
     with_input: set[int] = set()
     for step, (indices, kept) in plan.anchors_by_step().items():
@@ -98,7 +105,7 @@ def held(plan: SitePlan, anchors: int | None = None) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Offer:
-    """Of one format for one site. ``bytes`` int64 [T]."""
+    """One format for one site: its bytes at each step, int64 [T], and its error in the final state."""
 
     store: StoreFormat | None
     bytes: np.ndarray
@@ -106,7 +113,7 @@ class _Offer:
 
 
 def _offers(profile: Profile, name: str, site: SiteProfile, plan: SitePlan) -> list[_Offer]:
-    """Exact first."""
+    """Return the formats that the profile measured, the exact one first."""
     squares = np.square(plan.weights).sum(-1).mean(0) * ~plan.compute
     if site.influence is not None:
         squares = squares * site.influence
@@ -126,6 +133,7 @@ def _offers(profile: Profile, name: str, site: SiteProfile, plan: SitePlan) -> l
 
 
 def _kept(site: SiteProfile, store: str) -> KeptProfile:
+    """Return what the profile measured for a format. Raise BadOption if it did not measure it."""
     if store not in site.kept:
         found = f"a profile that measured {', '.join(site.kept)}" if site.kept else "a profile that did not measure it"
         raise BadOption("store", store, f"what the profile knows the bytes of; here is {found}. Measure it anew")

@@ -1,7 +1,7 @@
-"""Cut the loop into runs, a computed step and the predicted ones after it: exact dynamic programs.
+"""Cut the loop into runs, a computed step and the predicted steps after it, by exact dynamic programs.
 
-A table of costs is float64 [T, T + 1]: at [a, b] what it costs to predict the steps between the computed steps a and
-b, b = T where nothing is computed after a; inf where that is not allowed.
+A table of costs is float64 [T, T + 1]. At [a, b] is the cost of predicting the steps between the computed steps a and
+b. b = T if no step after a is computed. A cost of inf is not allowed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from diffcache.errors import BadOption
 
 
 def following(steps: int, least: int = 1, most: int | None = None) -> np.ndarray:
-    """bool [T, T + 1]: b comes at least ``least`` and at most ``most`` steps after a."""
+    """Return bool [T, T + 1]: whether b comes at least ``least`` and at most ``most`` steps after a."""
     length = np.arange(steps + 1) - np.arange(steps)[:, None]
     return np.asarray((length >= least) & (length <= (steps if most is None else most)))
 
 
 def anchored(error: np.ndarray) -> np.ndarray:
-    """Costs [..., T, T + 1] that add up ``error`` [..., T, T]: at [a, i], of step i predicted from step a."""
+    """Return costs [..., T, T + 1] that add up ``error`` [..., T, T], at [a, i]: of step i predicted from step a."""
     steps = error.shape[-1]
     sums = np.cumsum(np.triu(error, 1), axis=-1)  # at [a, i]: of the steps after a, i included
     cost = np.concatenate([np.zeros((*error.shape[:-1], 1)), sums], axis=-1)
@@ -30,7 +30,9 @@ def anchored(error: np.ndarray) -> np.ndarray:
 class Cheapest:
     """Cuts into exactly k runs of least total cost, for every k up to ``most``.
 
-    cost  float64 [..., T, T + 1]; the axes before the last two are problems of their own, solved at once
+    Args:
+        cost: float64 [..., T, T + 1]. The axes before the last two are separate problems, solved at once.
+        most: The largest number of runs.
     """
 
     def __init__(self, cost: np.ndarray, most: int) -> None:
@@ -45,11 +47,11 @@ class Cheapest:
             self._totals.append(np.take_along_axis(added, begin[..., None, :], -2)[..., 0, :])
 
     def total(self, runs: int) -> np.ndarray:
-        """float64 [...]; inf where there is no such cut."""
+        """Return the cost of the best cut into ``runs`` runs, float64 [...]. It is inf if there is no such cut."""
         return np.asarray(self._totals[runs][..., -1])
 
     def compute(self, runs: int) -> np.ndarray:
-        """bool [..., T]: the first steps of that many runs."""
+        """Return the computed steps of the best cut into ``runs`` runs, bool [..., T]."""
         end = np.full((*self._begins[0].shape[:-1], 1), self.steps)
         mask = np.zeros((*end.shape[:-1], self.steps), bool)
         for begins in self._begins[runs:0:-1]:
@@ -59,10 +61,17 @@ class Cheapest:
 
 
 def mildest(cost: np.ndarray, runs: int) -> np.ndarray:
-    """bool [T]: exactly ``runs`` runs whose costs, sorted from the worst down, come first in the dictionary.
+    """Return the cut whose costs, sorted in descending order, are smallest in lexicographic order.
 
-    A run added to two cuts does not change which of them comes first, so the best cut of a beginning is part of the
-    best cut. ``cost`` is [T, T + 1]; None of its runs may be all inf.
+    A run that is added to two cuts does not change which of them is smaller, so the best cut of the first steps is part
+    of the best cut.
+
+    Args:
+        cost: [T, T + 1]. Some cut into ``runs`` runs must have finite costs.
+        runs: The number of runs.
+
+    Returns:
+        bool [T], the computed steps.
     """
     steps = len(cost)
     sorted_costs = np.full((steps + 1, 1), np.inf)  # of the best cut of the steps before n
@@ -82,10 +91,15 @@ def mildest(cost: np.ndarray, runs: int) -> np.ndarray:
 
 
 def cheapest_pairs(first: np.ndarray, cost: np.ndarray, runs: int) -> np.ndarray:
-    """bool [T]: exactly ``runs`` runs of least total cost, where a run's cost depends on the one before too.
+    """Return the cut of least total cost, where a run's cost also depends on the run before.
 
-    first  float64 [T + 1], at [b]: of the run that begins at step 0
-    cost   float64 [T, T, T + 1], at [p, a, b]: of the run of a, when the run before began at p
+    Args:
+        first: float64 [T + 1], at [b]: the cost of the run that begins at step 0.
+        cost: float64 [T, T, T + 1], at [p, a, b]: the cost of the run of a if the run before begins at p.
+        runs: The number of runs.
+
+    Returns:
+        bool [T], the computed steps.
     """
     steps = len(cost)
     total = np.full((steps, steps + 1), np.inf)  # at [a, b]: of cutting the steps before b, the last run beginning at a
@@ -106,7 +120,7 @@ def cheapest_pairs(first: np.ndarray, cost: np.ndarray, runs: int) -> np.ndarray
 
 
 def demand_room(steps: int, runs: int, least: int = 1, most: int | None = None) -> None:
-    """Raise BadOption where ``steps`` cannot be cut into so many runs of ``least`` to ``most`` steps."""
+    """Raise BadOption if ``steps`` cannot be cut into ``runs`` runs of ``least`` to ``most`` steps."""
     most = steps if most is None else most
     if not runs * least <= steps <= runs * most:
         length = f"{least} to {most} steps, the computed one included"
@@ -114,6 +128,7 @@ def demand_room(steps: int, runs: int, least: int = 1, most: int | None = None) 
 
 
 def _walked_back(begins: list[np.ndarray], end: int) -> np.ndarray:
+    """Return the computed steps bool [T] from the best first step of the last run, for each number of runs and end."""
     mask = np.zeros(end, bool)
     for begin in begins[::-1]:
         end = int(begin[end])

@@ -1,4 +1,4 @@
-"""What schedulers of online rules share: the rule played on a profile, for the threshold that meets a budget.
+"""Shared by schedulers of online rules: the rule is simulated on a profile to find the threshold for a budget.
 
 A profile holds means over its samples, so a run of one sample computes about as many steps, not exactly as many.
 """
@@ -17,14 +17,22 @@ from diffcache.schedulers._threshold import residual_reuse
 
 
 def per_decision(profile: Profile, table: np.ndarray) -> np.ndarray:
-    """Of a table [B, …], what each decision sees: branches called apart decide apart, those in one batch together."""
+    """Return the rows of a table [B, …] that each decision uses.
+
+    Branches of separate calls decide separately. Branches of one batch decide together, on their mean.
+    """
     apart = profile.guidance is not None and profile.guidance.mode == "separate"
     return table if apart else table.mean(0, keepdims=True)
 
 
 def always_done(profile: Profile, *, skipped: Iterable[str], kept: Iterable[str] = ()) -> float:
-    """The share of a full step's operations that a predicted step still does: all but those of the sites ``skipped``,
-    and of these what the sites ``kept`` inside them do. 0 where the operations were not counted."""
+    """Return the share of a full step's operations that a predicted step still does.
+
+    Args:
+        profile: The profile. If it has no operations, the share is 0.
+        skipped: Sites that do not run.
+        kept: Sites inside these that run nevertheless.
+    """
     ((_, denoiser),) = profile.denoisers.items()
 
     def operations(sites: Iterable[str]) -> int:
@@ -35,8 +43,13 @@ def always_done(profile: Profile, *, skipped: Iterable[str], kept: Iterable[str]
 
 
 def moving_stacks(profile: Profile) -> dict[str, SiteProfile]:
-    """The stacks whose input changes at all, in the order in which they run. Those that prepare the text (Lumina 2,
-    Z-Image) come before what could decide, and have nothing to decide. Raises BadOption."""
+    """Return the stacks whose input changes, in the order in which they run.
+
+    Stacks that prepare the text (Lumina 2, Z-Image) have a constant input, and nothing to decide.
+
+    Raises:
+        BadOption: The profile has no such stack.
+    """
     found = {name: site for name, site in at(profile, "stack").items() if site.input_change.any()}
     if not found:
         raise BadOption("profile", "one of stacks whose input never changes", "one with a stack that sees the sample")
@@ -44,15 +57,16 @@ def moving_stacks(profile: Profile) -> dict[str, SiteProfile]:
 
 
 def work_of(masks: np.ndarray, predicted: float) -> np.ndarray:
-    """float64 [N], in full steps: of masks bool [N, G, T], of which predicted steps do the share ``predicted``."""
+    """Return the work of masks bool [N, G, T] in full steps, float64 [N]. A predicted step does a share of the work."""
     computed = masks.mean(1)
     return np.asarray((computed + (1 - computed) * predicted).sum(-1))
 
 
 def best(limits: np.ndarray, work: np.ndarray, computed_steps: float) -> tuple[float, float]:
-    """The limit that does most work within the budget, the lowest of several, and that work.
+    """Return the limit with the most work within the budget, the lowest of several, and its work.
 
-    Raises BadOption where none does little enough.
+    Raises:
+        BadOption: Every limit does more work.
     """
     affordable = work <= computed_steps + 1e-9
     if not affordable.any():
@@ -62,19 +76,19 @@ def best(limits: np.ndarray, work: np.ndarray, computed_steps: float) -> tuple[f
 
 
 def in_a_row(most: int | None, steps: int) -> int:
-    """How many steps in a row may be predicted. Raises BadOption."""
+    """Return how many steps in a row may be predicted. Raise BadOption for a number below 1."""
     return steps if most is None else count("most", most, least=1)
 
 
 def asked(steps: int, first: int) -> SitePlan:
-    """Residual reuse wherever the run allows it, from step ``first`` on."""
+    """Return the plan that reuses the residual from step ``first`` on, where the run allows it."""
     return residual_reuse(np.arange(steps) < max(first, 1))
 
 
 def online(
     rule: str, steps: int, threshold: float, *, polynomial: np.ndarray | None = None, most: int | None = None
 ) -> Online:
-    """One threshold for all steps. Raises BadOption."""
+    """Return the decision by one threshold for all steps. Raise BadOption for a threshold out of range."""
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if not number or not np.isfinite(threshold) or threshold < 0:
         raise BadOption("threshold", threshold, "a number, 0 or more; 0 computes every step")

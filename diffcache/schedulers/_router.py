@@ -30,7 +30,12 @@ STACK, PARTS = "transformer_blocks", ("attn1", "ff")  # of diffusers' DiT: the r
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """``compute`` bool [T, 2 · depth], in the order in which steps and sites run; the first step is all True."""
+    """The table of a trained router.
+
+    Attributes:
+        compute: bool [T, 2 · depth], in the order in which steps and sites run. The first step is all True.
+        name: Its name in errors and notes.
+    """
 
     compute: np.ndarray
     name: str = "a router"
@@ -48,16 +53,16 @@ class Router:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the columns."""
+        """The names of the sites, one per column."""
         blocks = range(self.compute.shape[1] // len(PARTS))
         return tuple(f"sublayer:{STACK}.{i}.{part}" for i in blocks for part in PARTS)
 
     def plans(self) -> dict[str, SitePlan]:
-        """Plain reuse of each site's newest output where the table is False."""
+        """Return the plan of each site: reuse of its newest output where the table is False."""
         return {name: reuse(column) for name, column in zip(self.sites, self.compute.T, strict=True)}
 
     def check_sites(self, there: Iterable[str]) -> None:
-        """Raise BadOption unless these are the sublayers that the router decides about, all of them."""
+        """Raise BadOption unless the sublayers among ``there`` are exactly those of the router."""
         found = {name for name in there if name.startswith("sublayer:")}
         if apart := sorted(found ^ set(self.sites)):
             raise BadOption(

@@ -12,7 +12,7 @@ from diffcache.errors import BadOption
 
 
 def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[str, SiteProfile]:
-    """Sites of that granularity, in the order in which they run. Raises BadOption where the profile measured none."""
+    """Return the sites of a granularity in the order in which they run. Raise BadOption if the profile has none."""
     one_of("sites", granularity, GRANULARITIES)
     ((_, denoiser),) = profile.denoisers.items()
     found = in_order((name for name in denoiser.sites if parse(name).granularity == granularity), stacks)
@@ -23,7 +23,10 @@ def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[s
 
 
 def shares(sites: Mapping[str, SiteProfile]) -> np.ndarray:
-    """float64 [S], sum 1: of one full step's work. Work is time, operations where no time was measured, else calls."""
+    """Return each site's share of one full step's work, float64 [S] with sum 1.
+
+    Work is time; operations if no time was measured; else the number of calls.
+    """
     calls = np.array([site.calls for site in sites.values()], float)
     for cost in ([site.seconds for site in sites.values()], [float(site.flops) for site in sites.values()]):
         if all(cost):
@@ -33,25 +36,27 @@ def shares(sites: Mapping[str, SiteProfile]) -> np.ndarray:
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise BadOption unless the option ``name`` has an allowed value."""
     if value not in (names := tuple(allowed)):
         raise BadOption(name, value, f"one of {', '.join(names)}")
 
 
 def flag(name: str, value: object) -> bool:
-    """A yes or no; specs have no word for them, so 1 and 0 will do."""
+    """Return an option as a bool. In specs it is 1 or 0. Raise BadOption for another value."""
     if value not in (True, False):
         raise BadOption(name, value, "True or False, in a spec 1 or 0")
     return bool(value)
 
 
 def count(name: str, value: object, least: int = 0) -> int:
+    """Return an option that is a whole number, ``least`` or more. Raise BadOption for another value."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise BadOption(name, value, f"a whole number, {least} or more")
     return value
 
 
 def whole_steps(computed_steps: float, steps: int) -> int:
-    """The budget of methods that decide about whole steps."""
+    """Return the budget as an int, for methods that decide about whole steps. Raise BadOption if it is not one."""
     if computed_steps != int(computed_steps) or not 1 <= computed_steps <= steps:
         raise BadOption("computed_steps", computed_steps, f"a whole number, 1 to {steps}")
     return int(computed_steps)

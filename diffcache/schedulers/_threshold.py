@@ -84,13 +84,13 @@ def demand_residual(name: str, site: SiteProfile) -> None:
 
 
 def residual_reuse(compute: np.ndarray) -> SitePlan:
-    """x_i + (F − x) of the newest computed step, at every step that ``compute`` (bool [T]) leaves out."""
+    """Return the plan that predicts x_i + (F − x) of the newest computed step where ``compute`` (bool [T]) is False."""
     ones = np.where(compute, 0.0, 1.0)[None]
     return SitePlan(compute=compute, weights=ones[:, :, None], kappa=ones)
 
 
 def candidates(error: np.ndarray) -> np.ndarray:
-    """Thresholds, rising: 0 (all computed), one between any two errors next to each other, one above them all."""
+    """Return thresholds in ascending order: 0, one between any two neighbouring errors, one above all errors."""
     steps = error.shape[-1]
     values = np.unique(error[:, np.triu(np.ones((steps, steps), bool), 1)])
     if not len(values):
@@ -102,11 +102,13 @@ def candidates(error: np.ndarray) -> np.ndarray:
 
 
 def walks(error: np.ndarray, limits: np.ndarray, most: int, first: int) -> np.ndarray:
-    """bool [N, G, T], computed steps for each of N limits: a step is reused where its error is below the limit.
+    """Return the computed steps for each of N limits, bool [N, G, T]. A step with an error below the limit is reused.
 
-    error  float64 [G, T, T], at [a, i]: of step i if step a is the newest that was computed
-    most   steps in a row that may be reused
-    first  steps at the beginning that are computed whatever the error
+    Args:
+        error: float64 [G, T, T], at [a, i]: of step i if step a is the newest computed step.
+        limits: [N].
+        most: Steps in a row that may be reused.
+        first: Steps at the beginning that are always computed.
     """
     groups, steps, _ = error.shape
     masks = np.ones((len(limits), groups, steps), bool)

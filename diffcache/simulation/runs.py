@@ -1,9 +1,9 @@
-"""What a run of predicted steps does to the final state: the loop's own arithmetic, on the full run's Gram table.
+"""Compute how a run of predicted steps changes the final state, from the Gram table of the full run's outputs.
 
-A run is the computed step a and the predicted ones after it, up to the next computed step b. At the step t in between
-the loop is handed something that misses the full run's output m_t by d_t, and the final state misses the full run's by
-Σ_t weight_t · d_t. All of it happens in the T-dimensional space of the full run's outputs, so products of any two
-vectors come from one table, ``gram`` float64 [T, T]. Costs are [T, T + 1] at [a, b], squared errors, inf for b ≤ a.
+A run is the computed step a and the predicted steps after it, up to the next computed step b. At a step t in between,
+the noise scheduler gets an output that differs from the full run's output m_t by d_t. The final state then differs from
+the full run's by Σ_t weight_t · d_t. All vectors lie in the T-dimensional space of the full run's outputs, so one table
+holds all their products: ``gram`` float64 [T, T]. Costs are squared errors, [T, T + 1] at [a, b], inf for b ≤ a.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from diffcache.documents.profile import Dynamics, Profile
 
 
 def step_influence(dynamics: Dynamics) -> np.ndarray:
-    """float64 [T + 1, T], at [b, t]: how far the final state moves per unit by which what step t is handed misses.
+    """Compute how much the final state changes per unit of error in the output of each step.
 
-    The steps from b on are computed and answer the state's error (``dynamics.response``), those before b do not; 0 for
-    t ≥ b.
+    Steps from b on are computed and respond to the error of the state (``dynamics.response``). Steps before b do not.
+
+    Returns:
+        float64 [T + 1, T], at [b, t]. It is 0 for t ≥ b.
     """
     steps = len(dynamics.response)
     found = np.zeros((steps + 1, steps))
@@ -31,17 +33,19 @@ def step_influence(dynamics: Dynamics) -> np.ndarray:
 
 
 def step_weights(profile: Profile) -> np.ndarray:
-    """float64 [T]: how far the final state moves per unit of what is handed to a step, the network left out.
+    """Return how much the final state changes per unit of a step's output, without responses of the network.
 
-    Without dynamics the differences between noise levels, or between times: right for flow matching with Euler steps.
+    Returns:
+        float64 [T]. Without dynamics, the differences between noise levels or times, which is exact for flow matching
+        with Euler steps.
     """
     return profile.dynamics.reach[-1] if profile.dynamics is not None else np.diff(times(profile))
 
 
 def times(profile: Profile) -> np.ndarray:
-    """float64 [T + 1]: the noise levels between which the steps go.
+    """Return the noise levels before and after the steps, float64 [T + 1].
 
-    The noise scheduler's times where there are none; the last interval is then as long as the one before.
+    If there are none, return the noise scheduler's times. The last interval is then as long as the one before.
     """
     if profile.sigmas is not None:
         return profile.sigmas
@@ -50,12 +54,12 @@ def times(profile: Profile) -> np.ndarray:
 
 
 def constant(weight: np.ndarray) -> np.ndarray:
-    """float64 [T + 1, T] like ``step_influence``: the same weights [T] whatever comes later."""
+    """Return weights [T] in the form of ``step_influence``, float64 [T + 1, T], equal for all b."""
     return np.asarray(np.tril(np.broadcast_to(weight, (len(weight) + 1, len(weight))), -1))
 
 
 def reused(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Costs of plain reuse, d_t = m_a − m_t. ``weights`` float64 [T + 1, T], at [b, t]."""
+    """Return the costs of plain reuse, d_t = m_a − m_t. ``weights`` is float64 [T + 1, T], at [b, t]."""
     cost = np.full((len(gram), len(gram) + 1), np.inf)
     for b, squared, _ in _reused(gram, weights):
         cost[:b, b] = squared[:b]
@@ -63,10 +67,16 @@ def reused(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def forecast(gram: np.ndarray, weights: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Costs of the line through the two newest outputs, d_t = m_a + (τ_t − τ_a)(m_a − m_p)/(τ_a − τ_p) − m_t.
+    """Compute the costs of the line through the two newest outputs, m_a + (τ_t − τ_a)(m_a − m_p)/(τ_a − τ_p).
 
-    ``at`` float64 [T], τ. Returns costs [T + 1] of the run that begins at step 0, which reuses, and [T, T, T + 1] at
-    [p, a, b]. Where τ_p = τ_a there is no line, and m_a is reused.
+    Args:
+        gram: float64 [T, T].
+        weights: float64 [T + 1, T], at [b, t].
+        at: float64 [T], τ.
+
+    Returns:
+        Costs [T + 1] of the run from step 0, which reuses, and costs [T, T, T + 1] at [p, a, b]. If τ_p = τ_a there is
+        no line, and m_a is reused.
     """
     steps = len(gram)
     energy = np.diag(gram)
@@ -87,8 +97,14 @@ def forecast(gram: np.ndarray, weights: np.ndarray, at: np.ndarray) -> tuple[np.
 
 
 def missed(gram: np.ndarray, weights: np.ndarray, handed: np.ndarray) -> np.ndarray:
-    """Costs of any prediction. ``handed`` float64 [T, T, T], at [a, t]: what step t is handed in a run of a, as
-    coordinates in the outputs; for t ≤ a anything."""
+    """Compute the costs of any prediction.
+
+    Args:
+        gram: float64 [T, T].
+        weights: float64 [T + 1, T], at [b, t].
+        handed: float64 [T, T, T], at [a, t]: the output of step t in a run of a, as coordinates in the full run's
+            outputs. Entries with t ≤ a are not used.
+    """
     steps = len(gram)
     cost = np.full((steps, steps + 1), np.inf)
     errors = handed - np.eye(steps)
@@ -100,7 +116,7 @@ def missed(gram: np.ndarray, weights: np.ndarray, handed: np.ndarray) -> np.ndar
 
 
 def _reused(gram: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For every b: squared error [T] of the run of each a, its product with every m_x [T, T], at [a, x]."""
+    """Yield for every b: the squared error [T] of the run of each a, and its products with m_x, [T, T] at [a, x]."""
     for b in range(1, len(gram) + 1):
         weight = weights[b]
         total = _after(weight[:, None])  # at [a, 0]: of the steps after a
@@ -110,6 +126,6 @@ def _reused(gram: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.nda
 
 
 def _after(values: np.ndarray) -> np.ndarray:
-    """Sums along the first axis over all that comes later."""
+    """Return the sums along the first axis over all later entries."""
     sums = np.cumsum(values[::-1], axis=0)[::-1]
     return np.concatenate([sums[1:], np.zeros((1, *values.shape[1:]))])

@@ -1,14 +1,14 @@
-"""The closed loop, simulated on a profile: no network is called.
+"""Simulate the closed loop on a profile. No network is called.
 
-The fit of this library pulls every accelerated state back to the full run's. Where that works, the outputs at computed
-steps are nearly the full run's outputs, so the state's error is a combination of those outputs, and everything the
-closed loop does (its least-squares fits included) happens in the T-dimensional space they span. A simulated run of a
-mask costs a few milliseconds; a local search over masks, seconds.
+The closed-loop fit brings every accelerated state back to the full run's. If it succeeds, the outputs at computed steps
+are nearly the full run's outputs, so the state's error is a combination of these outputs. The whole loop, its
+least-squares fits included, is then a computation in the T-dimensional space of these outputs. A simulated run of a
+mask takes a few milliseconds, and a local search over masks takes seconds.
 
-Feedback is in, to first order: at a computed step the output moves by ``response · error of the state``, and by a part
-of its own direction as large as the measured ``spread`` of the answers. That part is unlike anything else in the run: a
-combination of outputs that takes large weights of opposite signs makes it larger. A simulation without it promised
-guided runs 10 dB too much, and its weights did worse there than plain reuse.
+Feedback is modelled to first order. At a computed step the output changes by ``response · error of the state``, and by
+a part in a separate direction, as large as the measured ``spread`` of the responses. Large weights of opposite signs
+make that part larger. A simulation without it predicted 10 dB too much for guided runs, and its weights were worse
+there than plain reuse.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ RIDGE = 1e-9  # relative to the regressors' energy; differences of neighbouring 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """One run of the mask ``compute`` [T].
+    """A simulated run.
 
-    weights  float64 [T, K] of equation (1)
-    missed   float64 [T, 2T]: by what the output handed to each step missed the full run's, as coordinates in the basis
-             of the full run's guided outputs, and of what each computed step adds of its own
-    end      float64 [2T]: the final state's error, in the same coordinates
-    error    its mean square
+    Attributes:
+        compute: bool [T], the mask.
+        weights: float64 [T, K] of equation (1).
+        missed: float64 [T, 2T], the error of the output at each step. The coordinates are the full run's guided
+            outputs, then the separate direction of each computed step.
+        end: float64 [2T], the final state's error in the same coordinates.
+        error: Its mean square.
     """
 
     compute: np.ndarray
@@ -46,11 +48,13 @@ class Simulation:
 
 
 class Simulator:
-    """Runs of masks on one profile's dynamics. Exact where ``dynamics.response`` is.
+    """Simulates runs of masks on one profile's dynamics. It is as exact as ``dynamics.response``.
 
-    first_steps   steps where another denoiser takes over, whose outputs the ones before cannot predict
-    anchors  most computed steps that a prediction may use
-    doubt    how much of the answers' spread is reckoned with
+    Args:
+        dynamics: The measured dynamics.
+        first_steps: Steps at which another denoiser takes over. Earlier outputs cannot predict its outputs.
+        anchors: Most computed steps that a prediction may use.
+        doubt: The factor on the spread of the responses.
     """
 
     def __init__(
@@ -63,9 +67,10 @@ class Simulator:
         self._latest: Simulation | None = None
 
     def fitted(self, compute: np.ndarray) -> Simulation:
-        """Weights fitted to the state step by step, as the fit on recorded runs does; ``compute`` bool [T].
+        """Simulate a mask (bool [T]) with weights fitted to the state step by step, like the fit on recorded runs.
 
-        What the mask has in common with the one before from the start is not run again."""
+        The first steps that the mask has in common with the mask of the previous call are not simulated again.
+        """
 
         def weights(i: int, kept: np.ndarray, wanted: np.ndarray) -> np.ndarray:
             return _fitted(self.dynamics.reach[i, i] * kept, wanted, self._weighed)
@@ -74,8 +79,12 @@ class Simulator:
         return self._latest
 
     def played(self, plan: SitePlan) -> Simulation | None:
-        """The run of a plan with weights of its own; None for what happens outside that space (drift of the input,
-        biases, branches apart)."""
+        """Simulate a plan with its weights.
+
+        Returns:
+            The run. None for a plan that leaves the space of outputs: with κ, inputs, biases, scales per channel or
+            separate branches.
+        """
         apart = len(plan.weights) > 1 or (plan.kappa is not None and plan.kappa[~plan.compute[None]].any())
         apart |= plan.inputs is not None and plan.inputs.any()
         channels = (plan.scale is not None and plan.scale.ndim > 2) or plan.bias is not None
@@ -86,22 +95,22 @@ class Simulator:
         return self._run(plan.compute, most, lambda i, kept, wanted: scale[i] * plan.weights[0, i, : len(kept)])
 
     def error(self, compute: np.ndarray) -> float:
-        """Mean squared error of the final state, of the fitted run."""
+        """Return the mean squared error of the final state of the fitted run."""
         return self.fitted(compute).error
 
     def psnr_db(self, run: Simulation) -> np.ndarray:
-        """float64 [N]: PSNR of every sample's final state."""
+        """Return the PSNR of every sample's final state in dB, float64 [N]."""
         shared, own = np.split(run.end, 2)
         mse = np.maximum(np.einsum("i,nij,j->n", shared, self.dynamics.grams, shared) + own @ own, 1e-300)
         return np.asarray(np.minimum(10 * np.log10(np.maximum(self.dynamics.peaks, 1e-150) ** 2 / mse), MOST_DB))
 
     def along(self, run: Simulation) -> np.ndarray:
-        """float64 [T]: mean squared error of the state after each step."""
+        """Return the mean squared error of the state after each step, float64 [T]."""
         errors = self.dynamics.reach @ run.missed
         return np.asarray(np.maximum((self._weighed(errors) * errors).sum(1), 0.0))
 
     def _weighed(self, vectors: np.ndarray) -> np.ndarray:
-        """Their products with the basis; what a step adds of its own is at a right angle to all else."""
+        """Return the products of vectors with the basis. Separate directions are orthogonal to all others."""
         return np.concatenate([vectors[..., : self.steps] @ self._gram, vectors[..., self.steps :]], -1)
 
     def _run(
@@ -144,8 +153,15 @@ class Simulator:
 
 
 def _fitted(anchors: np.ndarray, target: np.ndarray, weighed_by: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Weights of the anchors (rows) whose sum is nearest to ``target``; regressors and ridge as in the fit on runs.
-    ``weighed_by``: what makes inner products of products of coordinates."""
+    """Return the weights of the anchors (rows) whose sum is nearest to ``target``.
+
+    Regressors and ridge are those of the fit on recorded runs.
+
+    Args:
+        anchors: [K, coordinates].
+        target: [coordinates].
+        weighed_by: Multiplies coordinates by the Gram matrix of the basis.
+    """
     change, ridge = _regressors(len(anchors))
     basis = change @ anchors
     weighed = weighed_by(basis)
@@ -159,6 +175,6 @@ def _fitted(anchors: np.ndarray, target: np.ndarray, weighed_by: Callable[[np.nd
 
 @functools.cache
 def _regressors(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(regressors as rows of weights of F_0 …: F_0, F_0 - F_1, F_1 - F_2, …; the ridge)."""
+    """Return the regressors F_0, F_0 - F_1, F_1 - F_2, … as rows of weights of F_0, F_1, …, and the ridge."""
     change = np.eye(count) - np.eye(count, k=1)
     return np.vstack([np.eye(count)[:1], change[:-1]]), RIDGE * np.eye(count)

@@ -23,7 +23,9 @@ class SamplesError(DiffCacheError, ValueError):
         self.what, self.found, self.allowed = what, found, allowed
 
 
-def pair(metric: str, found: np.ndarray, reference: np.ndarray, axes: str, fits: Fits = lambda shape: True) -> None:
+def demand_pair(
+    metric: str, found: np.ndarray, reference: np.ndarray, axes: str, fits: Fits = lambda shape: True
+) -> None:
     """Demand two finite float arrays of one shape, nothing empty, which ``fits``; ``axes`` says in words what does."""
     for name, array in (("found", found), ("reference", reference)):
         what = f"{metric}: {name}"
@@ -63,7 +65,7 @@ def frame_by_frame(
     the most frames in one call.
     """
     axes = f"[N, H, W, 3] or [N, F, H, W, 3], sides of {least} pixels or more"
-    pair(metric, found, reference, axes, lambda s: len(s) in (4, 5) and s[-1] == 3 and min(s[-3:-1]) >= least)
+    demand_pair(metric, found, reference, axes, lambda s: len(s) in (4, 5) and s[-1] == 3 and min(s[-3:-1]) >= least)
     for name, array in (("found", found), ("reference", reference)):
         if array.min() < -ROUNDING or array.max() > 1 + ROUNDING:
             span = f"values from {array.min():g} to {array.max():g}"

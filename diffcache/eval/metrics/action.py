@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from diffcache.eval.metrics import About
-from diffcache.eval.metrics._checks import pair
+from diffcache.eval.metrics._checks import demand_pair
 
 RANGE = (0.0, math.inf)
 ABOUT = About(
@@ -22,6 +22,6 @@ ABOUT = About(
 
 def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """[N, steps, joints] -> float64 [N]."""
-    pair("action", found, reference, "[N, steps, joints]")
+    demand_pair("action", found, reference, "[N, steps, joints]")
     difference = np.abs(np.asarray(found, np.float64) - np.asarray(reference, np.float64))
     return np.asarray(difference.reshape(len(found), -1).mean(axis=1))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from diffcache.eval.metrics import About
-from diffcache.eval.metrics._checks import SamplesError, pair
+from diffcache.eval.metrics._checks import SamplesError, demand_pair
 
 RANGE = (0.0, math.inf)
 ABOUT = About(
@@ -22,7 +22,7 @@ ABOUT = About(
 
 def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """[N, ...] of any float dtype -> float64 [N]. Raises SamplesError where a sample of the reference is all zeros."""
-    pair("latent", found, reference, "[N, ...]")
+    demand_pair("latent", found, reference, "[N, ...]")
     error, length = (np.empty(len(found)) for _ in range(2))
     for i, (a, b) in enumerate(zip(found, reference, strict=True)):  # one by one: the float64 copies stay small
         wide = np.asarray(b, np.float64)

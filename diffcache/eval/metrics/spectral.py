@@ -20,7 +20,7 @@ import numpy as np
 
 from diffcache.errors import BadOption
 from diffcache.eval.metrics import About
-from diffcache.eval.metrics._checks import pair
+from diffcache.eval.metrics._checks import demand_pair
 
 RANGE = (0.0, math.inf)
 ABOUT = About(
@@ -37,7 +37,7 @@ def score(
 ) -> np.ndarray:
     """Audio [N, channels, samples] -> dB, float64 [N]. Raises BadOption for a window below 2 samples, a hop that would
     leave samples out (more than half a window), or a floor that is no number."""
-    pair("spectral", found, reference, "[N, channels, samples]", lambda shape: len(shape) == 3)
+    demand_pair("spectral", found, reference, "[N, channels, samples]", lambda shape: len(shape) == 3)
     check(window=window, hop=hop, floor_db=floor_db)
     distances = np.empty(len(found))
     for i, (a, b) in enumerate(zip(found, reference, strict=True)):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from diffcache.eval.metrics import About
-from diffcache.eval.metrics._checks import pair
+from diffcache.eval.metrics._checks import demand_pair
 
 ABOUT = About(
     "state PSNR",
@@ -26,7 +26,7 @@ LEAST = 1e-20  # mean squared error: states that are equal count as this far apa
 
 def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return one number per sample, float64 [N], of two arrays [N, ...] of any float dtype."""
-    pair("state", found, reference, "[N, ...]")
+    demand_pair("state", found, reference, "[N, ...]")
     psnr = np.empty(len(found))
     for i, (a, b) in enumerate(zip(found, reference, strict=True)):  # one by one: the float64 copies stay small
         wide = np.asarray(b, np.float64)

@@ -1,4 +1,4 @@
-"""From recorded runs to schedules of the whole denoiser: replay, search, fit."""
+"""Make schedules of the whole denoiser from recorded runs: replay, search, fit."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ Target = Literal["state", "output"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a search came to.
+    """The result of a search.
 
-    fit          the fit to the samples that fit, scored on those that accept too
-    per_channel  whether it has a scale per channel
-    shares       the samples, on the noise levels of the fit
+    Attributes:
+        fit: The fit to the fitting samples, scored on the accepting samples as well.
+        per_channel: Whether it has a scale per channel.
+        shares: The samples, on the noise levels of the fit.
     """
 
     fit: Fit
@@ -51,13 +52,20 @@ class Result:
 
 
 class Calibration:
-    """Full runs of a pipeline, recorded once; schedules for any number of budgets are made from them.
+    """Full runs of a pipeline, recorded once. Schedules for any number of budgets are made from them.
 
-    target    "state" if the loop can be replayed (closed-loop fit), else "output", and ``why_output`` says why not
-    held_out  runs that no coefficient is fitted to: one half of their samples accepts candidates, the other half
-              judges the result. Without any, the samples are split (``promise.Shares``) while the mask is sought, and
-              all of them then fit the final coefficients
-    shares    the samples, split
+    Args:
+        pipe: The pipeline.
+        trajectories: The recorded runs.
+        held_out: Runs that no coefficient is fitted to. One half of their samples accepts candidates, the other half
+            judges the result. Without any, the samples are split (``promise.Shares``) during the search, and all of
+            them fit the final coefficients.
+        strategy: The numbers that the search decides by.
+
+    Attributes:
+        target: "state" if the loop can be replayed (closed-loop fit), else "output".
+        why_output: Why the loop cannot be replayed, or "".
+        shares: The samples, split.
     """
 
     def __init__(
@@ -104,7 +112,7 @@ class Calibration:
         return cls(pipe, found[: len(calls)], found[len(calls) :])
 
     def profile(self) -> Profile:
-        """What the recorded runs tell a scheduler. Repeats half of each loop, to see how the network answers errors."""
+        """Return the profile of the recorded runs. Half of the steps of each loop are repeated to measure responses."""
         return profile_of(self.pipe, self.trajectories, self.replays, self.why_output)
 
     def schedule(
@@ -213,7 +221,7 @@ class Calibration:
         shares: Shares,
         options: Mapping[str, Any],
     ) -> tuple[Expected, Fit]:
-        """Return what a mask may promise on these noise levels, and the fit with the final coefficients."""
+        """Return the fidelity to expect of a mask on these noise levels, and the fit with the final coefficients."""
         even = evenly(len(compute), int(compute.sum()), self.replays[0].first_steps)
 
         def refit(fitted: Sequence[Replay], held: Sequence[Replay] = ()) -> Fit:
@@ -244,7 +252,16 @@ class Calibration:
         return fitting, leading(shares.accepting, self.strategy.held_samples)
 
     def fitted(self, compute: np.ndarray, *, per_branch: bool = True, per_channel: bool = False) -> CacheSchedule:
-        """The closed-loop fit of one given mask (bool, one entry per step of the loop)."""
+        """Fit one given mask in closed loop.
+
+        Args:
+            compute: bool, one entry per step of the loop.
+            per_branch: Fit separate coefficients for each guidance branch.
+            per_channel: Fit a scale per channel.
+
+        Raises:
+            ScheduleMismatch: The loop cannot be replayed.
+        """
         if self.target != "state":
             raise ScheduleMismatch(f"the loop cannot be replayed: {self.why_output}")
         options = {"per_branch": per_branch and self.guidance is not None, "anchors": ANCHORS}
@@ -257,8 +274,15 @@ class Calibration:
     def _with_best_combination(
         self, shares: Shares, options: Mapping[str, Any], tried: np.ndarray | None = None
     ) -> Shares:
-        """Return the samples with the network's clean estimates in place of its outputs, if those are better to
-        combine: where a sampler draws noise. ``tried``: the mask that decides; None: an even one."""
+        """Return the samples with an input share if combining clean estimates is better than combining outputs.
+
+        It is better where a sampler draws noise.
+
+        Args:
+            shares: The samples.
+            options: Options of the fit.
+            tried: The mask that both are compared on. None: an even one.
+        """
         everyone = [*shares.fitting, *shares.accepting, *shares.judging]
         known = [_input_share(replay) for replay in everyone]
         own = known[0]
@@ -282,8 +306,11 @@ class Calibration:
     def _best_options(
         self, best: Fit, shares: Shares, options: Mapping[str, Any], late: Callable[[], bool]
     ) -> tuple[Fit, bool, Shares]:
-        """Return the fit to all samples that fit, whether it has a scale per channel, and the samples on its noise
-        levels. Moved levels and that scale are only kept if the accepting samples gain by them."""
+        """Choose moved noise levels and a scale per channel, each only if the accepting samples gain from it.
+
+        Returns:
+            The fit to all fitting samples, whether it has a scale per channel, and the samples on its noise levels.
+        """
 
         def fitted(some: Shares, **more: Any) -> Fit:
             return fit(some.fitting, best.compute, held=some.accepting, **options, **more)
@@ -304,7 +331,7 @@ class Calibration:
         return scaled if better else found, better, shares
 
     def _anchors(self, budget: Budget, *, with_inputs: bool = False) -> int:
-        """How many outputs may be kept at once, each perhaps with its input."""
+        """Return how many outputs may be kept at once, each with its input if ``with_inputs``."""
         if budget.memory_bytes is None:
             return ANCHORS
         calls = self.trajectories[0].steps[0].calls
@@ -338,7 +365,7 @@ class Calibration:
         return least
 
     def _mask(self, budget: Budget, scheduler: str) -> np.ndarray:
-        """bool [steps of the loop], of another scheduler."""
+        """Return the mask of another scheduler, bool [steps of the loop]."""
         profile = self.profile()
         plans = [(site, plan) for _, site, plan in planning.plan(profile, scheduler, budget).plans()]
         if [site for site, _ in plans] != ["model"]:
@@ -347,6 +374,7 @@ class Calibration:
         return plans[0][1].compute[self.start :]
 
     def _by_outputs(self, budget: Budget, scheduler: str) -> CacheSchedule:
+        """Return a schedule that is fitted to the outputs, for a loop that cannot be replayed."""
         warn_of_weaker_fit(self.why_output, scheduler)
         first_steps, steps = self.trajectories[0].first_steps, self.steps - self.start
         if scheduler != "search":
@@ -380,7 +408,7 @@ class Calibration:
         return context.schedule(plans, sigmas=levels, expected=expected, notes=notes)
 
     def _plan(self, module: nn.Module, plan: SitePlan) -> SitePlan:
-        """The part of these decisions that is ``module``'s."""
+        """Return the part of a plan of the whole loop that concerns ``module``."""
         own = run_facts.steps_called(self.trajectories[0], module)[self.start :]
         mine = plan.compute & own
         mine[0] = True
@@ -401,7 +429,10 @@ class Calibration:
 
 
 def _input_share(replay: Replay) -> np.ndarray | None:
-    """Of the network's own outputs, of which guidance makes what the noise scheduler takes for a prediction."""
+    """Return the input share of the network's own outputs; None if it is not known.
+
+    The noise scheduler's prediction is a weighted sum of these outputs, so its share is divided by the sum of weights.
+    """
     found, shares = input_share(replay.trajectory), np.array([sum(weights) for weights in replay.guidance])
     return found / shares if found is not None and replay.paired and (np.abs(shares) > 1e-3).all() else None
 
@@ -412,6 +443,7 @@ def _key(shares: Shares, options: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _whole(computed_steps: float) -> int:
+    """Return a whole number of steps. Raise BadOption for another number."""
     if computed_steps != int(computed_steps):
         raise BadOption("computed_steps", computed_steps, "a whole number: the whole denoiser is computed, or not")
     return int(computed_steps)

@@ -1,4 +1,4 @@
-"""Correct the predictions of a schedule: the scale and the bias of equation (1), fitted in the accelerated run.
+"""Correct the predictions of a schedule: fit the scale and the bias of equation (1) in the accelerated run.
 
 Per channel, this is the correction of CacheQuant (arXiv 2503.01323: "decoupled error correction") for the part of the
 error that caching makes; one number for all channels is ERTACache's linear error model (arXiv 2508.21091), without the
@@ -42,14 +42,19 @@ def correct(
     per_channel: bool = True,
     rounds: int = ROUNDS,
 ) -> CacheSchedule:
-    """``schedule`` with the scale and bias, per branch and step, that bring every prediction nearest to what its site
-    would have computed there (least squares).
+    """Return ``schedule`` with a scale and a bias per branch and step that bring predictions nearest to the truth.
 
-    pipe         not accelerated; left as it was
-    calls        arguments for ``pipe(**call)``; each runs ``rounds`` times, accelerated and with nothing saved
-    per_channel  a number for each channel of the output, else one for all
+    The truth is what the site would have computed there. Nearest is in least squares.
 
-    Raises BadOption; what :func:`diffcache.accelerate` raises.
+    Args:
+        pipe: A pipeline, not accelerated. It is left unchanged.
+        schedule: The schedule.
+        calls: Arguments for ``pipe(**call)``. Each call runs ``rounds`` times, accelerated, and all sites run.
+        per_channel: Fit a number for each channel of the output, else one for all.
+        rounds: Number of rounds.
+
+    Raises:
+        BadOption: An argument is out of range. Also what :func:`diffcache.accelerate` raises.
     """
     if not isinstance(schedule, CacheSchedule):
         raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")
@@ -91,7 +96,7 @@ def correct(
 
 
 class _Sums:
-    """Per channel, over everything that was shown: x predicted, y true. float64."""
+    """Sums over pairs of tensors, per channel, float64: x is predicted, y is true."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -107,7 +112,7 @@ class _Sums:
         self.count += a.shape[1]
 
     def solve(self, per_channel: bool) -> tuple[np.ndarray, np.ndarray]:
-        """(scale, bias) per channel, or of one entry."""
+        """Return scale and bias per channel, or one of each."""
         mean = self.moments / self.count
         x, y, xx, xy, yy = mean if per_channel else mean.mean(axis=1, keepdims=True)
         variance, covariance = xx - x * x, xy - x * y

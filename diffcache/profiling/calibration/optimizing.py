@@ -1,4 +1,4 @@
-"""From a pipeline and a few calls to the best schedule that a budget allows."""
+"""Find the best schedule within a budget, from a pipeline and a few calls."""
 
 from __future__ import annotations
 
@@ -153,8 +153,10 @@ def _psnr_db(full: Sequence[Tensor], ends: Sequence[Tensor]) -> np.ndarray:
 
 
 def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
-    """What the last ``scheduler.step`` of each call returned, or the call, where nobody steps a noise scheduler;
-    generators are left where they were found."""
+    """Run each call, and return the result of its last ``scheduler.step``.
+
+    For a loop without a noise scheduler, return the result of the call. The state of generators is unchanged.
+    """
     ends = []
     for call in calls:
         states: list[Tensor] = []

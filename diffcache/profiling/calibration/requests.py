@@ -1,4 +1,4 @@
-"""What ``optimize`` is asked for, checked before anything runs."""
+"""Check the arguments of ``optimize`` before anything runs."""
 
 from __future__ import annotations
 

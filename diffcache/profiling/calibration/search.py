@@ -31,17 +31,19 @@ Ended = Literal["converged", "number of fits", "time limit"]
 
 
 class Search:
-    """Masks of one loop, fitted to ``replays``. The better of two fits is the one with the higher ``Fit.score``, over
-    the samples that are fitted and those ``held`` out. Nothing is random: with a number of fits as its limit, the same
-    replays yield the same search.
+    """A search over masks of one loop, fitted to ``replays``.
 
-    One search serves several budgets: ``best_within`` looks at every fit so far, so that a larger budget is never worse
-    than a smaller one.
+    The better of two fits is the one with the higher ``Fit.score``, over fitted and held-out samples. Nothing is
+    random: with a number of fits as its limit, the same replays yield the same search. One search can be used for
+    several budgets: ``best_within`` considers every fit so far, so that a larger budget is never worse than a smaller
+    one.
 
-    tried    called with the fit of every candidate
-    fits     number of fits so far
-    ended    why the last run ended
-    reserve  number of fits that follow the search, for which a time limit has to leave room
+    Attributes:
+        tried: Called with the fit of every candidate.
+        nudge_gain_db: Least gain of moving one computed step to another noise level.
+        fits: Number of fits so far.
+        ended: Why the last run ended.
+        reserve: Number of fits that follow the search. A time limit leaves room for them.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Search:
         self._answers = np.zeros((3, self.steps))
 
     def evaluate(self, compute: np.ndarray, near: Fit | None = None) -> Fit:
-        """Return the fit of a mask; what it has in common with ``near`` from the start is not run again."""
+        """Return the fit of a mask. The first steps that it has in common with ``near`` are not run again."""
         self.seen.add(compute.tobytes())
         found = self._fitted(lambda: fit(self.replays, compute, held=self.held, resume=near, **self.options))  # type: ignore[arg-type]
         if self.fits <= 2 * REPLANNED + 1:  # the first ones lie far apart; later ones would say the same again
@@ -80,7 +82,7 @@ class Search:
         return found
 
     def _fitted(self, make: Callable[[], Fit]) -> Fit:
-        """Return what ``make`` returns, counted and timed."""
+        """Call ``make``, count and time it, and return its result."""
         began = time.monotonic()
         found = make()
         self.fits += 1
@@ -115,8 +117,11 @@ class Search:
         return compute
 
     def planned(self, computed: int, *near: np.ndarray, until: float = math.inf) -> list[np.ndarray]:
-        """Return the masks that the simulation ends at, doubting a little and much, best first by the latter: from all
-        steps by leaving out, and from the masks in ``near``. Return those found so far at ``until``."""
+        """Return the masks that local searches in the simulation find, with several values of its doubt.
+
+        The searches begin with the mask from leaving out steps, and with the masks in ``near``. The best mask by the
+        largest doubt comes first. At ``until``, return the masks found so far.
+        """
         ends = {}
         for doubt in DOUBTS:
             cost = self.simulator(doubt).error
@@ -164,6 +169,7 @@ class Search:
         return found if found.score > best.score else best
 
     def _climbed(self, computed: int, best: Fit, spent: Callable[[], bool], until: float) -> Fit:
+        """Return the best fit after fitting simulated masks, then single moves, until ``spent``."""
         for _ in range(REPLANNED):  # each real run teaches the simulation how the network answers to errors
             if spent():
                 return best
@@ -193,7 +199,7 @@ class Search:
         return best
 
     def no_worse_than_smaller(self, computed: int, best: Fit) -> Fit:
-        """Return ``best``; where fewer computed steps have scored higher, their mask with steps added, or as it is."""
+        """Return ``best``. If fewer computed steps score higher, return their mask with steps added, or unchanged."""
         smaller = self.best_within(computed)
         if smaller is None or smaller.score <= best.score:
             return best
@@ -236,6 +242,7 @@ class Search:
         return before if np.array_equal(best.levels, own) else best  # type: ignore[arg-type]
 
     def _on_levels(self, everyone: Sequence[Movable], best: Fit, levels: np.ndarray) -> Fit:
+        """Return the fit of the best mask on other noise levels."""
         moved = on_levels(everyone, levels)
         train, held = moved[: len(self.replays)], moved[len(self.replays) :]
         return self._fitted(

@@ -1,4 +1,4 @@
-"""What one recorded call tells of its pipeline, before the recording is dropped."""
+"""Measure one recorded call, before the recording is dropped."""
 
 from __future__ import annotations
 
@@ -36,13 +36,17 @@ ANSWERED = 4  # the first calls, whose loops are run once more with half of thei
 
 @dataclass(slots=True)
 class CallMeasurement:
-    """One of the calls of a measurement.
+    """One recorded call of a measurement.
 
-    index      its place among them: the first ones tell more
-    call       the arguments, for the record
-    replay     or ``obstacle``, why there is none
-    observer   what was seen inside; None: the model site alone
-    influence  at how many steps to measure it, at most; 0: not at all
+    Attributes:
+        pipe: The pipeline.
+        index: Index of the call. More is measured in the first calls.
+        trajectory: The recording.
+        replay: The replay, or None.
+        obstacle: Why there is no replay, or "".
+        call: The arguments, for notes.
+        observer: The tensors of inner sites. None: only the model site is measured.
+        influence: Most steps at which influence is measured. 0: none.
     """
 
     pipe: Any
@@ -55,6 +59,11 @@ class CallMeasurement:
     influence: int = 0
 
     def partial_profile(self) -> PartialProfile:
+        """Return the measurements of this call.
+
+        Raises:
+            UnsupportedModel: One profile cannot describe the run.
+        """
         name, module = self._denoiser()
         here = RunFacts.of(self.trajectory, self.replay, self.obstacle)
         found = PartialProfile(calls={self.index: CallProfile(here, self._arrays(here))})
@@ -73,6 +82,7 @@ class CallMeasurement:
         return found
 
     def _denoiser(self) -> tuple[str, nn.Module]:
+        """Return the name and the module of the one denoiser. Raise UnsupportedModel if there are several."""
         denoisers = run_facts.denoisers(self.pipe, self.trajectory)
         if len(denoisers) != 1:
             raise UnsupportedModel(
@@ -82,7 +92,7 @@ class CallMeasurement:
         return next(iter(denoisers.items()))
 
     def _arrays(self, here: RunFacts) -> Arrays:
-        """Dynamics, as far as one call tells."""
+        """Return the arrays of the dynamics that one call provides."""
         if self.replay is None:
             return {}
         grams, peaks = grams_and_peaks(self.replay)
@@ -95,6 +105,7 @@ class CallMeasurement:
         return found
 
     def _first(self, name: str, module: nn.Module, samples: int) -> FirstCall:
+        """Return the values that the first call provides for all calls."""
         trajectory = self.trajectory
         steps = trajectory.steps
         arrays = {"timesteps": trajectory.timesteps[trajectory.start :].double().cpu().numpy()}
@@ -115,7 +126,7 @@ class CallMeasurement:
         )
 
     def _costs(self) -> tuple[dict[str, SiteCosts], dict[str, str]]:
-        """By site, and notes on how they were found."""
+        """Return the cost of every site, and notes on how it was measured."""
         steps, observer = self.trajectory.steps, self.observer
         call = steps[0].calls[0]
         places = observer.places if observer else {}
@@ -151,12 +162,12 @@ class CallMeasurement:
 
 
 def _kept(found: Kept) -> dict[str, Any]:
-    """Fields of SiteCosts."""
+    """Return the fields of SiteCosts that describe kept outputs."""
     return {"kept": found.profiles(), "channels": found.channels()}
 
 
 def _sums(rows: Sequence[Series], branches: int) -> list[Sums]:
-    """Tables per branch: branches come one after the other, each with all its samples."""
+    """Return the tables of each branch. Rows come branch after branch, each with all its samples."""
     sums = [Sums() for _ in range(branches)]
     for n, row in enumerate(rows):
         sums[n * branches // len(rows)].add(*row.stacked())
@@ -164,7 +175,7 @@ def _sums(rows: Sequence[Series], branches: int) -> list[Sums]:
 
 
 def _model_series(trajectory: Trajectory) -> list[Series]:
-    """Inputs and outputs of every sample of every call within a step, branch after branch."""
+    """Return inputs and outputs of every sample of every call in a step, branch after branch."""
     rows = []
     place = _place(trajectory)
     for ordinal in range(min(len(step.calls) for step in trajectory.steps)):
@@ -177,15 +188,20 @@ def _model_series(trajectory: Trajectory) -> list[Series]:
 
 
 def _place(trajectory: Trajectory) -> Place | None:
-    """Return where the state lies in the denoiser's input; None where it is not found."""
+    """Return the position of the state in the denoiser's input; None if it is not found."""
     first = trajectory.steps[0]
     x, state = first.calls[0].input, first.state
     return find_sample(x, state) if isinstance(x, Tensor) and isinstance(state, Tensor) else None
 
 
 def _samples(call: DenoiserCall, place: Place | None) -> tuple[list[Tensor], list[Tensor]]:
-    """What went into a forward, of conditions the sample alone where ``place`` says where it lies, and what came out,
-    [tokens, channels] of each sample. Raises UnsupportedModel."""
+    """Return the inputs and the outputs of a forward, [tokens, channels] of each sample.
+
+    If ``place`` is known, the input is the state without conditions.
+
+    Raises:
+        UnsupportedModel: The output is not a batch of samples like the input.
+    """
     x = call.input
     if isinstance(x, Tensor):
         if carries(x.shape, call.output.shape, place) and is_cut(x.shape, call.output.shape, place):
@@ -203,6 +219,7 @@ def _samples(call: DenoiserCall, place: Place | None) -> tuple[list[Tensor], lis
 
 
 def _demand_one_shape(calls: Sequence[DenoiserCall]) -> None:
+    """Raise UnsupportedModel if the shapes of outputs change from step to step."""
     shapes = {tuple(t.shape for t in call.outputs) for call in calls}
     if len(shapes) != 1:
         raise UnsupportedModel(
@@ -213,7 +230,7 @@ def _demand_one_shape(calls: Sequence[DenoiserCall]) -> None:
 
 
 def _notes(call: Mapping[str, Any], forward: DenoiserCall, samples: int) -> dict[str, str]:
-    """Samples, sizes, device, type, versions: of the first call. Guidance may give the network twice the samples."""
+    """Return notes on the first call: samples, sizes, device, number type and versions of packages."""
     output = forward.output
     notes = {
         "batch": str(samples),

@@ -1,4 +1,4 @@
-"""What each site costs: operations counted in one more forward; seconds taken in a few more, by granularity."""
+"""Measure the cost of each site: operations in one more forward, seconds in a few more, by granularity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Meter = Callable[[], float]
 
 
 def count_flops(call: DenoiserCall, places: Places) -> dict[str, int]:
-    """Operations of every site in a repeated forward, ``model`` included; a site called several times: of one call."""
+    """Count the operations of one call of every site, ``model`` included, in a repeated forward."""
     from torch.utils.flop_counter import FlopCounterMode  # brings triton in: only when something is measured
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -32,10 +32,10 @@ def count_flops(call: DenoiserCall, places: Places) -> dict[str, int]:
 
 
 def time_sites(call: DenoiserCall, places: Places) -> dict[str, float]:
-    """Median seconds of one call of every site, ``model`` included.
+    """Measure the median seconds of one call of every site, ``model`` included.
 
-    A clock that waits for the device makes what lies around it slower. So the model is timed alone, then blocks (and
-    the stacks they sum up to), then sublayers.
+    A clock that waits for the device slows down the sites around it. So the model is timed alone, then blocks together
+    with stacks, then sublayers.
     """
     sites = ["model", *places]
     found: dict[str, list[float]] = defaultdict(list)
@@ -50,8 +50,10 @@ def time_sites(call: DenoiserCall, places: Places) -> dict[str, float]:
 
 
 def _visits(call: DenoiserCall, places: Places, meter: Meter) -> dict[str, list[float]]:
-    """By how much the meter rose in each call of each site during one repeated forward; that of a stack in all of its
-    blocks together, as often as its last one was called."""
+    """Repeat a forward and return how much the meter rises in each call of each site.
+
+    A stack's value is the sum over its blocks. There is one for each call of its last block.
+    """
     found: dict[str, list[float]] = defaultdict(list)
     stacks: dict[str, float] = defaultdict(float)
 
@@ -87,5 +89,6 @@ def _visits(call: DenoiserCall, places: Places, meter: Meter) -> dict[str, list[
 
 
 def _now() -> float:
+    """Return the time in seconds when the device has finished its work."""
     wait()
     return time.perf_counter()

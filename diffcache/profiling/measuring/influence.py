@@ -1,4 +1,7 @@
-"""How far an error of one site reaches: forwards of a recorded run, repeated with one site's output a step old."""
+"""Measure how an error of one site's output changes the denoiser's output.
+
+Forwards of a recorded run are repeated with one site's output taken from the step before.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,16 @@ MOST_RUNS = 4  # the work that all of it may take, in full runs
 
 
 def steps_to_measure(steps: int, forwards: int, sites: int, most: int) -> list[int]:
-    """At most ``most`` steps, evenly spread from step 1 on, that cost no more than MOST_RUNS; one at least.
+    """Choose the steps at which influence is measured, evenly spread from step 1 on.
 
-    steps     of the loop
-    forwards  of the full run
-    sites     whose influence is wanted: each takes one forward at each of these steps, and two serve all
+    Args:
+        steps: Number of steps of the loop.
+        forwards: Number of forwards of the full run.
+        sites: Number of sites to measure. At each step, every site takes one forward, and all together take two more.
+        most: Most steps to choose.
+
+    Returns:
+        At least one step, and as many as cost no more than MOST_RUNS full runs.
     """
     affordable = MOST_RUNS * forwards // (sites + 2)
     count = min(max(affordable, 1), most, steps - 1)
@@ -32,13 +40,18 @@ def steps_to_measure(steps: int, forwards: int, sites: int, most: int) -> list[i
 def measure_influence(
     calls: Sequence[DenoiserCall], places: Places, main: Mapping[str, int], at: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Site -> float64 [T], mean square by which the denoiser's output moves per mean square by which the site's does.
+    """Measure the influence of every site.
 
-    calls  the same forward of each step of a recorded run
-    main   which tensor of a site's output is looked at; all of them are replaced
-    at     the steps, from 1 on, at which it is measured; between them it is interpolated, beyond them held
+    A site's output is replaced by its full output one step before, which is kept in main memory for one step at a time.
 
-    What replaces a site's output is what it was one step before, in full: held in main memory, for one step at a time.
+    Args:
+        calls: The same forward of each step of a recorded run.
+        places: Site -> its modules.
+        main: Site -> the index of the tensor in its output that is compared. All tensors are replaced.
+        at: The steps, from 1 on, at which influence is measured. It is interpolated between them and constant beyond.
+
+    Returns:
+        Site -> float64 [T]: the mean square change of the denoiser's output, per mean square change of the site's.
     """
     ratios: dict[str, list[float]] = {site: [] for site in places}
     with torch.no_grad():
@@ -57,7 +70,7 @@ def measure_influence(
 
 
 def _outputs(call: DenoiserCall, places: Places) -> dict[str, Output]:
-    """What every site returns in this forward, repeated."""
+    """Repeat a forward and return the output of every site."""
     found: dict[str, Output] = {}
 
     def keep(site: str, output: Output) -> None:
@@ -72,7 +85,7 @@ def _outputs(call: DenoiserCall, places: Places) -> dict[str, Output]:
 def _moves(
     call: DenoiserCall, places: Places, main: Mapping[str, int], before: Mapping[str, Output]
 ) -> dict[str, float]:
-    """Mean square by which each site's output differs from what it was."""
+    """Repeat a forward and return the mean square difference of each site's output from ``before``."""
     found: dict[str, float] = {}
 
     def compare(site: str, output: Output) -> None:
@@ -87,6 +100,8 @@ def _moves(
 
 
 def _seen(places: Places, look: Callable[[str, Output], None]) -> Iterator[tuple[nn.Module, Wrapper]]:
+    """Return layers that call ``look`` with the output of each site."""
+
     def around(site: str) -> Wrapper:
         def watch(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             value = inner(*args, **kwargs)
@@ -99,6 +114,8 @@ def _seen(places: Places, look: Callable[[str, Output], None]) -> Iterator[tuple
 
 
 def _handing_on(output: Output, device: torch.device) -> Wrapper:
+    """Return a layer that returns ``output`` and does not run the module."""
+
     def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return output.rebuild([t.to(device, copy=True) for t in output.tensors])
 
@@ -106,6 +123,6 @@ def _handing_on(output: Output, device: torch.device) -> Wrapper:
 
 
 def _mean_square(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Of the differences between the tensors, all their elements together."""
+    """Return the mean square of the differences, over all elements of all tensors."""
     squares = sum(float((s.double() - t.double()).square().sum()) for s, t in zip(a, b, strict=True))
     return squares / sum(t.numel() for t in b)

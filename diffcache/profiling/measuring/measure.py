@@ -1,4 +1,4 @@
-"""Measure full runs: how a network's sites change from step to step, what they cost, how the loop passes errors on."""
+"""Measure full runs: how sites change from step to step, what they cost, and how the loop passes errors on."""
 
 from __future__ import annotations
 
@@ -31,13 +31,19 @@ from diffcache.profiling.replay.run_facts import replayed
 
 @dataclass(frozen=True, slots=True)
 class MeasureOptions:
-    """What is to be measured. ``influence``: at how many steps at most; 0: not at all."""
+    """What a measurement measures.
+
+    Attributes:
+        granularities: The granularities of sites.
+        influence: Most steps at which influence is measured. 0: none.
+    """
 
     granularities: tuple[Granularity, ...] = ("model",)
     influence: int = 0
 
     @property
     def settings(self) -> dict[str, str]:
+        """The options as text, for the folder of a measurement."""
         return {"sites": ", ".join(self.granularities), "influence steps": str(self.influence)}
 
 
@@ -51,32 +57,34 @@ def measure(
     resume: str | Path | None = None,
     progress: bool = False,
 ) -> Profile:
-    """Run ``pipe(**call)`` in full for each call, and write down what a scheduler needs to know.
+    """Run ``pipe(**call)`` in full for each call, and measure what a scheduler needs.
 
-    calls            arguments of the pipeline; each call may hold a batch. Generators in them are left where they were
-                     found
-    sites            granularities that are measured beside the model: "stack", "block", "sublayer", several in a list
-                     or with commas. Of inner sites a fixed random subset of tokens is looked at
-    influence        measure how far an error of each inner site reaches, by running the first call's denoiser up to
-                     four full runs' worth more; None: if there are inner sites
-    influence_steps  at how many steps at most; between them it is interpolated
-    resume           a folder in which every measured call is kept: the same measurement, started again, goes on there
-                     and comes to the same profile, bit for bit
-    progress         show a bar
+    If the loop can be repeated without its pipeline, the loops of the first four calls run once more with half of their
+    steps predicted, to measure how the network answers to errors. Memory does not grow with the number of calls.
 
-    Where the loop can be repeated apart from its pipeline, those of the first four calls are run once more with half
-    of their steps predicted, to see how the network answers to errors. Memory does not grow with the number of calls.
+    Under ``torchrun``, or if torch.distributed is initialised, each process measures its share of the calls, and all
+    return the same profile. Times are those of the first process. Every call then needs separate generators.
 
-    Under ``torchrun``, or wherever torch.distributed is initialised, each process measures its share of the calls and
-    all return the same profile; times are those of the first process. Give every call generators of its own then.
+    Args:
+        pipe: The pipeline, not accelerated.
+        calls: Arguments of the pipeline. Each call may hold a batch. The state of generators in them is restored.
+        sites: Granularities that are measured in addition to the model: "stack", "block", "sublayer", several in a list
+            or with commas. Inner sites are measured on a fixed random subset of tokens.
+        influence: Measure how an error of each inner site changes the output. This takes up to four full runs more of
+            the first call's denoiser. None: if there are inner sites.
+        influence_steps: Most steps at which influence is measured. It is interpolated between them.
+        resume: A folder that keeps every measured call. The same measurement, started again, continues there and
+            returns the same profile, bit for bit.
+        progress: Show a bar.
 
-    Raises UnsupportedModel, AlreadyAccelerated, BadOption.
+    Raises:
+        UnsupportedModel, AlreadyAccelerated, BadOption.
     """
     if not host.is_count(influence_steps, 1):
         raise BadOption("influence_steps", influence_steps, "a whole number, 1 or more")
     asked = granularities(sites)
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
-    wanted = MeasureOptions(asked, influence_steps if with_influence else 0)
+    options = MeasureOptions(asked, influence_steps if with_influence else 0)
     bound = Bound.of(pipe)
     pipe = bound.pipe
     host.demand_full_run(pipe)  # before a folder is made
@@ -90,15 +98,15 @@ def measure(
     def share(rank: int, size: int) -> bytes:
         if size > 1:
             demand_own_generators(calls)
-        folder = None if resume is None else MeasurementFolder(Path(resume), pipe, wanted.settings)
+        folder = None if resume is None else MeasurementFolder(Path(resume), pipe, options.settings)
         mine = [(index, call) for index, call in enumerate(calls) if index % size == rank]
-        watch = Watch(pipe, wanted.granularities)
+        watch = Watch(pipe, options.granularities)
         found = PartialProfile()
         with restored_generators(calls):
             # A bar in a ``with`` block ends its line when a call fails.
             with tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress) as bar:
                 for index, call in bar:
-                    found.merge(_of_call(pipe, index, call, wanted.influence, watch, folder))
+                    found.merge(_of_call(pipe, index, call, options.influence, watch, folder))
         return found.to_bytes()
 
     found = PartialProfile()
@@ -110,7 +118,7 @@ def measure(
 def profile_of(
     pipe: Any, trajectories: Sequence[Trajectory], replays: Sequence[Replay], why_no_replays: str
 ) -> Profile:
-    """What recorded runs tell about the model site: the profile that ``measure`` makes of the same calls."""
+    """Return the profile of the model site from recorded runs: the same that ``measure`` makes of these calls."""
     found = PartialProfile()
     for index, trajectory in enumerate(trajectories):
         recorded = CallMeasurement(pipe, index, trajectory, replays[index] if replays else None, why_no_replays)
@@ -121,7 +129,7 @@ def profile_of(
 def _of_call(
     pipe: Any, index: int, call: Mapping[str, Any], influence: int, watch: Watch, folder: MeasurementFolder | None
 ) -> PartialProfile:
-    """Taken from the folder, or measured and left there."""
+    """Return the measurements of a call: read from the folder, or made and kept there."""
     if folder and (known := folder.find(index, call)):
         return known
     keep = folder.keeper(index, call) if folder else lambda found: None
@@ -135,7 +143,7 @@ def _of_call(
 
 
 class Watch:
-    """Observers of the networks that a pipeline has, by id; none where the model site alone is wanted."""
+    """Observers of a pipeline's networks. There are none if only the model site is measured."""
 
     def __init__(self, pipe: Any, wanted: Sequence[Granularity]) -> None:
         self.observers = {
@@ -146,11 +154,13 @@ class Watch:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
+        """Attach all observers for the length of the block."""
         with contextlib.ExitStack() as undo:
             for observer in self.observers.values():
                 undo.enter_context(observer.attached())
             yield
 
     def forward(self, module: nn.Module, step: int, ordinal: int, x: Any) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the module's observer expects one forward."""
         observer = self.observers.get(id(module))
         return contextlib.nullcontext() if observer is None else observer.forward(step, ordinal, len(x))

@@ -1,7 +1,7 @@
-"""What measured calls told, in a form that adds up: findings of several calls, processes or days make one profile.
+"""Partial profiles: measurements of some calls, in a form that can be added up to one profile.
 
-Tables are sums over samples; what must stay apart is held call by call; what one call tells for all comes from the
-first. It goes through files and between processes in the container of the documents: no pickle.
+Tables are sums over samples. Values that cannot be added are kept for each call. Values that are the same for all calls
+come from the first call. Files and messages between processes use the container of the documents, not pickle.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(slots=True)
 class CallProfile:
-    """Of one call. ``arrays``: grams [N, T, T] and peaks [N] where it can be replayed, product and energy [T] where the
-    network's answers to errors were looked at. ``left_out``: site -> why it has no tables."""
+    """The values that are kept for each call.
+
+    Attributes:
+        facts: Facts about the run.
+        arrays: "grams" [N, T, T] and "peaks" [N] if the loop can be replayed. "answers" [3, T] if the network's answers
+            to errors were measured.
+        left_out: Site -> why it has no tables.
+    """
 
     facts: RunFacts
     arrays: Arrays = field(default_factory=dict)
@@ -41,11 +47,16 @@ class CallProfile:
 
 @dataclass(slots=True)
 class SiteCosts:
-    """Of one call of a site, by the first call of the pipeline.
+    """The cost of one call of a site, from the first call of the pipeline.
 
-    influence  float64 [T] or None
-    kept       by format
-    channels   float64 [2, C] or None
+    Attributes:
+        seconds: Median time.
+        flops: Operations.
+        calls: Number of calls in one step.
+        output_bytes: Size of one output.
+        influence: float64 [T], or None.
+        kept: Format -> what it costs to keep outputs in it.
+        channels: float64 [2, C], mean and standard deviation of channels, or None.
     """
 
     seconds: float
@@ -59,13 +70,16 @@ class SiteCosts:
 
 @dataclass(slots=True)
 class FirstCall:
-    """What the first call tells for all.
+    """The values that the first call provides for all calls.
 
-    denoiser   name of the component, class, digest of the configuration
-    rest_s     seconds of its loop outside the denoiser
-    forwards   of the denoiser, in its loop
-    costs      by site; sites that have none were not called
-    arrays     timesteps [T]; sigmas [T + 1] where there are any; reach [T, T] where it can be replayed
+    Attributes:
+        denoiser: Name of the component, class, digest of the configuration.
+        noise_scheduler: The noise scheduler.
+        rest_s: Seconds of its loop outside the denoiser.
+        forwards: Number of the denoiser's forwards in its loop.
+        costs: Site -> cost. Sites without an entry were not called.
+        arrays: "timesteps" [T]; "sigmas" [T + 1] if there are any; "reach" [T, T] if the loop can be replayed.
+        notes: Entries of the profile's provenance.
     """
 
     denoiser: tuple[str, str, str]
@@ -79,14 +93,24 @@ class FirstCall:
 
 @dataclass(slots=True)
 class PartialProfile:
-    """``sites``: site -> one ``Sums`` per branch. ``calls``: by their place in the list of calls."""
+    """Measurements of some calls.
+
+    Attributes:
+        sites: Site -> one ``Sums`` per branch.
+        calls: Index in the list of calls -> the values of that call.
+        first: The values of the first call, if it is among these calls.
+    """
 
     sites: dict[str, list[Sums]] = field(default_factory=dict)
     calls: dict[int, CallProfile] = field(default_factory=dict)
     first: FirstCall | None = None
 
     def merge(self, other: PartialProfile) -> None:
-        """What ``other`` found as well. Raises BadOption for calls that no one profile could describe."""
+        """Add the measurements of other calls.
+
+        Raises:
+            BadOption: The calls differ so that one profile cannot describe them.
+        """
         calls = self.calls | other.calls
         demand_agreement([calls[index].facts for index in sorted(calls)])
         for site, theirs in other.sites.items():
@@ -100,7 +124,7 @@ class PartialProfile:
         self.first = self.first or other.first
 
     def profile(self) -> Profile:
-        """All of it as a profile; some findings must be those of the first call."""
+        """Return the profile of all calls. The first call must be among them."""
         first = self.first
         assert first is not None
         calls = [self.calls[index] for index in sorted(self.calls)]
@@ -129,7 +153,7 @@ class PartialProfile:
         )
 
     def _sites(self, first: FirstCall, branches: int) -> tuple[dict[str, SiteProfile], dict[str, str]]:
-        """Profiles of the sites that all calls have, and why there is none of others."""
+        """Return the profiles of the sites that all calls have, and the reasons why other sites have none."""
         whys = {s: why for index in sorted(self.calls) for s, why in self.calls[index].left_out.items()}
         samples = sum(branch.samples for branch in self.sites["model"])
         whys |= {s: "is not called in a step's first forward" for s in self.sites if s not in first.costs}
@@ -143,6 +167,7 @@ class PartialProfile:
         return found, {site: whys[site] for site in sorted(whys) if site not in found}
 
     def _dynamics(self, first: FirstCall) -> tuple[Dynamics | None, str]:
+        """Return the dynamics and "", or None and the reason why there are none."""
         calls = [self.calls[index] for index in sorted(self.calls)]
         obstacle = next((c.facts.obstacle for c in calls if c.facts.obstacle), "")
         if obstacle:
@@ -163,7 +188,7 @@ class PartialProfile:
     # ----------------------------------------------------------------- bytes
 
     def to_bytes(self, **more: np.ndarray) -> bytes:
-        """A container; ``more``: arrays of the caller's, which ``from_bytes`` gives back."""
+        """Return the measurements as a container. ``more``: further arrays, which ``from_bytes`` returns."""
         arrays: Arrays = {f"more/{name}": array for name, array in more.items()}
         tree: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sites": {}, "calls": {}, "first": None}
         for site, sums in self.sites.items():
@@ -193,7 +218,14 @@ class PartialProfile:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> tuple[PartialProfile, Arrays]:
-        """The inverse of ``to_bytes``: findings, and the caller's arrays. Raises DocumentError, naming ``where``."""
+        """Read what ``to_bytes`` returned.
+
+        Returns:
+            The partial profile, and the further arrays.
+
+        Raises:
+            DocumentError: The data is damaged. The error names ``where``.
+        """
         tree, arrays = container.unpack(where, data)
         if (tree.get("format"), tree.get("version")) != (FORMAT, VERSION):
             refuse(where, "format", f"found {tree.get('format')!r:.80}", f"{FORMAT!r}, version {VERSION}")
@@ -227,7 +259,7 @@ class PartialProfile:
 
 
 def _together(sums: list[Sums]) -> list[Sums]:
-    """All branches as one."""
+    """Return the sums of all branches, as one branch."""
     whole = Sums()
     for branch in sums:
         whole.merge(branch)

@@ -1,4 +1,4 @@
-"""What the findings of one call must say to be taken from a file: anybody may have written it."""
+"""Check a partial profile of one call that comes from a file, which may hold anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ CHANGES = ("input_change", "modulated_change", "residual_ratio")
 
 
 def demand_sound(where: str, found: PartialProfile, index: int) -> None:
-    """Raise DocumentError, naming ``where``, unless these can be the findings of call ``index`` alone."""
+    """Check that ``found`` can be the measurement of call ``index`` alone.
+
+    Raises:
+        DocumentError: It cannot. The error names ``where``.
+    """
     try:
         if list(found.calls) != [index] or (found.first is not None) != (index == 0):
             refuse(where, "calls", f"found {list(found.calls)!r:.80}", f"call {index} alone")
@@ -46,7 +50,7 @@ def demand_sound(where: str, found: PartialProfile, index: int) -> None:
 
 
 def _run_facts(where: str, here: RunFacts) -> int:
-    """The number of steps."""
+    """Check the facts about a run and return its number of steps."""
     total, start = here.grid
     total = checks.count(where, "grid", total, least=1)
     start = checks.count(where, "grid", start, least=0)

@@ -1,4 +1,4 @@
-"""A folder in which a measurement keeps every call it has made, so that it can go on after it was stopped."""
+"""A folder that keeps every measured call, so that a measurement that was stopped can continue."""
 
 from __future__ import annotations
 
@@ -25,9 +25,15 @@ WITHOUT = "; or a measurement without resume"
 
 
 class MeasurementFolder:
-    """``path`` is made if it is not there. ``settings``: what else, beside pipeline and call, the findings depend on.
+    """The folder of one measurement. It is created if it does not exist.
 
-    Raises BadOption for a folder that holds something else, or another measurement.
+    Args:
+        path: The folder.
+        pipe: The pipeline that is measured.
+        settings: What the measurements depend on besides pipeline and call.
+
+    Raises:
+        BadOption: The folder holds other files, or another measurement.
     """
 
     def __init__(self, path: Path, pipe: Any, settings: Mapping[str, str]) -> None:
@@ -49,7 +55,11 @@ class MeasurementFolder:
             files.write(file, json.dumps(about, indent=2), inside=path)
 
     def find(self, index: int, call: Mapping[str, Any]) -> PartialProfile | None:
-        """What was found on this call, if it was made; random generators are then where it left them."""
+        """Return the measurements of a call if they are in the folder, and set the generators to their state after it.
+
+        Raises:
+            DocumentError: The file is damaged.
+        """
         file = self._file(index, call)
         if not file.exists():
             return None
@@ -64,15 +74,19 @@ class MeasurementFolder:
         return found
 
     def keeper(self, index: int, call: Mapping[str, Any]) -> Callable[[PartialProfile], Any]:
-        """To be asked for before the call is made, while its generators stand where they do, and called with what was
-        found after it."""
+        """Return a function that writes the measurements of a call.
+
+        Call this method before the call runs, because the name of the file depends on the state of its generators.
+        """
         file = self._file(index, call)
         return lambda found: files.write(file, found.to_bytes(**_random_states(call)), inside=self.path)
 
     def _file(self, index: int, call: Mapping[str, Any]) -> Path:
+        """Return the path of a call's file."""
         return self.path / f"call-{digest_of((index, host.digest_of_call(call, otherwise=WITHOUT)))[:32]}.safetensors"
 
     def _demand_same(self, file: Path, about: Mapping[str, str]) -> None:
+        """Raise BadOption unless the folder holds this measurement."""
         try:
             found = files.read_json(file, inside=self.path)
         except DocumentError as error:
@@ -85,7 +99,7 @@ class MeasurementFolder:
 
 
 def _about(pipe: Any) -> dict[str, str]:
-    """Return what the findings depend on, beside the call: names, and digests of the parts of the pipeline."""
+    """Return what the measurements depend on besides the call: names, and digests of the pipeline's parts."""
     about = {"format": "diffcache.measurement", "pipeline": type(pipe).__name__}
     scheduler = host.noise_scheduler(pipe)
     about["noise scheduler"] = f"{type(scheduler).__name__} {host.config_digest(scheduler)}"
@@ -104,7 +118,7 @@ def _refused(name: str, reason: NoDigestError) -> str:
 
 
 def _random_states(call: Mapping[str, Any]) -> Arrays:
-    """Of torch's own generators, then of the call's."""
+    """Return the states of torch's global generators and of the call's generators."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -123,6 +137,8 @@ def _demand_states(where: str, found: Arrays, now: Arrays) -> None:
 
 
 def _set_random_states(call: Mapping[str, Any], states: Arrays) -> None:
+    """Set torch's global generators and the call's generators to these states."""
+
     def state(name: str) -> Tensor:
         return torch.from_numpy(states[name].astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""Tables of a site, summed up sample by sample: what is held does not grow with the number of samples."""
+"""Tables of a site, summed over samples. Memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ PIECE = 2**12  # elements of a step that are worked on at a time
 
 @dataclass
 class Sums:
-    """Sums over samples for one branch of one site; ``means`` divides them. All arrays float64, T steps."""
+    """Sums over samples for one branch of one site. All arrays are float64, with T steps."""
 
     samples: int = 0
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, inputs: Tensor, outputs: Tensor, modulated: Tensor | None = None) -> None:
-        """One sample: ``outputs`` [T, tokens, channels], ``inputs`` of that shape or another, ``modulated``."""
+        """Add one sample.
+
+        Args:
+            inputs: [T, tokens, channels], of the shape of ``outputs`` or another.
+            outputs: [T, tokens, channels].
+            modulated: The outputs of the first norm [T, tokens, channels], or None.
+        """
         found = _distances("output", outputs)
         found["input_change"] = _change(inputs)
         if inputs.shape[:2] == outputs.shape[:2]:
@@ -37,17 +43,18 @@ class Sums:
         self.merge(Sums(1, found))
 
     def merge(self, other: Sums) -> None:
-        """The samples of ``other`` as well. A table that not all samples have is dropped."""
+        """Add the samples of ``other``. A table that not all samples have is dropped."""
         names = self.arrays.keys() & other.arrays.keys() if self.samples else other.arrays.keys()
         self.arrays = {n: self.arrays[n] + other.arrays[n] if self.samples else other.arrays[n] for n in sorted(names)}
         self.samples += other.samples
 
     def mean(self, name: str) -> np.ndarray:
+        """Return the mean of a table over the samples."""
         return self.arrays[name] / self.samples
 
 
 def site_tables(branches: list[Sums]) -> dict[str, Any]:
-    """The fields of a SiteProfile that hold tables, from one ``Sums`` per branch."""
+    """Return the fields of a SiteProfile that hold tables, from one ``Sums`` per branch."""
 
     def stacked(name: str) -> np.ndarray | None:
         return np.stack([b.mean(name) for b in branches]) if all(name in b.arrays for b in branches) else None
@@ -66,7 +73,7 @@ def site_tables(branches: list[Sums]) -> dict[str, Any]:
 
 
 def _distances(name: str, series: Tensor) -> dict[str, np.ndarray]:
-    """The three tables of [T, …]."""
+    """Return the three tables of distances between steps, for a series [T, …]."""
     steps, elements = len(series), series[0].numel()
     pairs = torch.zeros(steps * (steps - 1) // 2, dtype=torch.double, device=series.device)
     gram = torch.zeros(steps, steps, dtype=torch.double, device=series.device)
@@ -85,7 +92,7 @@ def _distances(name: str, series: Tensor) -> dict[str, np.ndarray]:
 
 
 def _change(series: Tensor) -> np.ndarray:
-    """[T]: relative L1 change from the step before; 0 at step 0."""
+    """Return the relative L1 change from the step before, [T]. It is 0 at step 0."""
     moved = torch.zeros(len(series) - 1, dtype=torch.double, device=series.device)
     size = torch.zeros(len(series), dtype=torch.double, device=series.device)
     for piece in _pieces(series):
@@ -95,22 +102,23 @@ def _change(series: Tensor) -> np.ndarray:
 
 
 def _ratio(residual: Tensor) -> np.ndarray:
-    """[T]: mean over vectors along the channels of their length relative to the step before; 1 at step 0."""
+    """Return the length of vectors along the channels, relative to the step before, averaged: [T], 1 at step 0."""
     length = vector_norm(residual, dim=-1).double()
     ratio = (length[1:] / _at_least_tiny(length)[:-1]).mean(1)
     return np.concatenate([[1.0], ratio.cpu().numpy()])
 
 
 def _pieces(series: Tensor) -> Iterator[Tensor]:
-    """[T, elements] at a time. On a CPU so many that they stay in its cache; summed up in float64."""
+    """Yield pieces [T, elements] of a series. On a CPU they are small enough for its cache."""
     size = PIECE if series.device.type == "cpu" else PIECE * 256
     return (_plain(piece) for piece in torch.split(series.flatten(1), size, dim=1))
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """In float32 at least, contiguous."""
+    """Return the tensor in float32 or wider, contiguous."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
 
 
 def _at_least_tiny(size: Tensor) -> Tensor:
+    """Return sizes with a lower bound, so that they can be divided by."""
     return size.clamp(min=max(float(size.max()) * TINY, 1e-300))

@@ -1,4 +1,4 @@
-"""What it would cost to keep a site's outputs in fewer bytes: measured on whole outputs, at a few steps of one call."""
+"""Measure what it costs to keep a site's outputs in fewer bytes, on whole outputs at a few steps of one call."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ AT_STEPS = (0, 8, 24)  # errors differ little from step to step; all of them wou
 
 @dataclass(slots=True)
 class Kept:
-    """Sums over what was shown.
+    """Sums over the outputs of one site.
 
-    errors    by format: of squares of what is kept less the output
-    elements  how many they are
-    bytes     by format, of one output
-    moments   float64 [3, C]: number, sum and sum of squares of each channel of the main output; None for pictures
+    Attributes:
+        errors: Format -> sum of the squared errors.
+        elements: Number of elements.
+        bytes: Format -> size of one output.
+        moments: float64 [3, C], number, sum and sum of squares of each channel of the main output. None for pictures.
     """
 
     errors: dict[str, float] = field(default_factory=dict)
@@ -33,7 +34,12 @@ class Kept:
 
     @torch.no_grad()
     def add(self, outputs: Sequence[Tensor], main: int) -> None:
-        """One output of the site, all its tensors; ``main``: which of them carries on the input."""
+        """Add one output.
+
+        Args:
+            outputs: All its tensors.
+            main: Index of the tensor that corresponds to the site's input.
+        """
         floating = [t for t in outputs if t.is_floating_point()]
         self.elements += sum(t.numel() for t in floating)
         for name, how in FORMATS.items():
@@ -48,7 +54,7 @@ class Kept:
             self.moments = self.moments + found if same else found
 
     def profiles(self) -> dict[str, KeptProfile]:
-        """By format; none for outputs without numbers, or with some that are not finite."""
+        """Return the cost of each format; nothing for outputs that are empty or not finite."""
         if not self.elements or not np.isfinite(list(self.errors.values())).all():
             return {}
         return {
@@ -56,7 +62,7 @@ class Kept:
         }
 
     def channels(self) -> np.ndarray | None:
-        """float64 [2, C]: mean and standard deviation, 1 where nothing varies."""
+        """Return mean and standard deviation of channels, float64 [2, C]. The deviation of a constant channel is 1."""
         if self.moments is None or not np.isfinite(self.moments).all():
             return None
         count, total, squares = self.moments

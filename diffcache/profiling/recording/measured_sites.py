@@ -23,7 +23,11 @@ Places = Mapping[str, tuple[nn.Module, ...]]  # site -> the modules whose calls 
 
 
 def granularities(sites: str | Sequence[str]) -> tuple[Granularity, ...]:
-    """``"block"``, ``"model,block"`` or a list of such names, coarsest first; the model is always among them."""
+    """Return the granularities in ``"block"``, ``"model,block"`` or a list of names, coarsest first, with the model.
+
+    Raises:
+        BadOption: One of them is not a granularity.
+    """
     if not isinstance(sites, (str, Sequence)):
         raise BadOption("sites", sites, f"one or several of {', '.join(GRANULARITIES)}")
     names = sites.split(",") if isinstance(sites, str) else list(sites)
@@ -66,7 +70,7 @@ def inner_places(name: str, found: Places, asked: Sequence[Granularity]) -> Plac
 
 @contextlib.contextmanager
 def layered(arounds: Iterable[tuple[nn.Module, Wrapper]]) -> Iterator[None]:
-    """These layers on these modules, while the block lasts."""
+    """Put layers on modules for the length of the block."""
     with contextlib.ExitStack() as undo:
         for module, around in arounds:
             undo.callback(layer(*spot(module), around))
@@ -74,14 +78,21 @@ def layered(arounds: Iterable[tuple[nn.Module, Wrapper]]) -> Iterator[None]:
 
 
 def given(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The tensors of a forward's main input."""
+    """Return the tensors of a forward's main input."""
     return Output.of(host.main_of(module)(args, kwargs)).tensors
 
 
 def of_samples(tensors: Sequence[Tensor], batch: int, listed: bool) -> list[Tensor] | None:
-    """[tokens, channels] of each of ``batch`` samples: of one tensor [batch or a multiple, …], or of a list of samples.
+    """Return [tokens, channels] of each of ``batch`` samples.
 
-    Pictures and videos carry channels at 1, token sequences at the end. None: the tensor is no batch of samples.
+    Args:
+        tensors: One tensor [batch or a multiple, …], or a list of samples. Channels are dimension 1 of pictures and
+            videos, and the last dimension of token sequences.
+        batch: Number of samples.
+        listed: Whether ``tensors`` is a list of samples.
+
+    Returns:
+        None if the tensor is not a batch of samples.
     """
     if listed:
         return [_tokens(t[None], 1)[0] for t in tensors] if len(tensors) == batch else None
@@ -98,8 +109,10 @@ def _tokens(tensor: Tensor, batch: int) -> Tensor:
 
 
 def few(tensor: Tensor, batch: int) -> Tensor | None:
-    """[batch, tokens, channels] of few tokens, the same ones of every tensor of as many; None as above. No copy where
-    all of them are few enough."""
+    """Return a few tokens of a tensor, [batch, tokens, channels]; None if it is not a batch of samples.
+
+    The choice depends only on the number of tokens and channels. If all tokens are chosen, the result is a view.
+    """
     if tensor.ndim < 2 or len(tensor) == 0 or not batch_first(tensor, batch) or not tensor.is_floating_point():
         return None
     tokens = _tokens(tensor.detach(), batch)
@@ -116,8 +129,16 @@ def _chosen(tokens: int, most: int, device: torch.device) -> Tensor | None:
 
 
 def main_output(outputs: Sequence[Tensor], shape: torch.Size | None, moved: Callable[[Tensor], float]) -> int:
-    """Which of several outputs carries on the main input, of this shape: the one of that shape; of that shape but for
-    the channels; the first. Of two that fit, the one that ``moved`` less: blocks add to what they are given."""
+    """Return the index of the output that corresponds to the main input.
+
+    It is an output of the input's shape; else of its shape except for channels; else the first. Of several, it is the
+    one nearest to the input, because blocks add to their input.
+
+    Args:
+        outputs: The tensors of the output.
+        shape: Shape of the main input, or None.
+        moved: Returns the distance of an output from the input.
+    """
     if shape is None or len(outputs) == 1:
         return 0
     alike = [j for j, t in enumerate(outputs) if t.shape == shape]

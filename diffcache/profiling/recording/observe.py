@@ -1,8 +1,8 @@
-"""Look into the denoiser's forwards while a run is recorded: of every site's input and output a few tokens are kept.
+"""Observe the inner sites of the denoiser while a run is recorded: a few tokens of every input and output are kept.
 
-The tokens are a fixed random subset, the same for all steps, samples and sites of as many tokens, with all their
-channels: so tensors of different steps can be compared element by element. They lie in main memory, and are dropped as
-soon as tables were made of them.
+The tokens are a fixed random subset, with all channels. It is the same for all steps, samples and sites with the same
+number of tokens, so tensors of different steps can be compared element by element. Tokens are kept in main memory and
+dropped when the tables are made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Visit:
 
 @dataclass(slots=True)
 class Series:
-    """One sample of one branch, step by step: [tokens, channels] each. ``on``: the device to work on it."""
+    """One sample of one branch: tensors [tokens, channels] for each step. ``on``: the device for computations."""
 
     x: Sequence[Tensor]
     outputs: Sequence[Tensor]
@@ -46,13 +46,13 @@ class Series:
     on: torch.device
 
     def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """[T, tokens, channels] of each."""
+        """Return inputs, outputs and modulated inputs, [T, tokens, channels] each."""
         x, outputs = (torch.stack(list(tensors)).to(self.on) for tensors in (self.x, self.outputs))
         return x, outputs, None if self.modulated is None else torch.stack(list(self.modulated)).to(self.on)
 
 
 class _Memory:
-    """Main memory for what is kept, used again from call to call: fresh memory costs more than what is done with it."""
+    """Main memory for kept tensors. It is reused from call to call, because new memory is expensive."""
 
     def __init__(self) -> None:
         self._given: list[Tensor] = []
@@ -65,7 +65,7 @@ class _Memory:
         return kept
 
     def take_back(self) -> None:
-        """What it gave is not looked at any more."""
+        """Reuse the memory of all copies. They must not be read any more."""
         for tensor in self._given:
             self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
         self._given = []
@@ -73,10 +73,15 @@ class _Memory:
 
 @dataclass(slots=True)
 class _Forward:
-    """The forward that runs now.
+    """The forward that is running.
 
-    whole   whether to try on its outputs what it costs to keep them
-    latest  what was looked at last, its version, and the copy
+    Attributes:
+        step: The step.
+        batch: Number of samples.
+        memory: Memory for copies.
+        whole: Whether to measure what it costs to keep its outputs.
+        visits: Site -> its call.
+        latest: The tensor of the latest ``look``, its version, and the copy.
     """
 
     step: int
@@ -87,7 +92,7 @@ class _Forward:
     latest: tuple[Tensor, int, Tensor | None] | None = None
 
     def look(self, tensor: Tensor) -> Tensor | None:
-        """A few of its tokens. What one site hands on to the next, unchanged, is looked at and kept once."""
+        """Return a copy of a few tokens. A tensor that one site passes to the next unchanged is copied once."""
         version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
         if self.latest and self.latest[0] is tensor and self.latest[1] == version >= 0:
             return self.latest[2]
@@ -97,13 +102,15 @@ class _Forward:
 
 
 class Observer:
-    """``places`` of one denoiser. ``attached`` lets it see, ``forward`` brackets each forward of the denoiser.
+    """Observes the sites of one denoiser, between ``attached`` and its end, in each ``forward``.
 
-    calls         per site, how often it is called in one step
-    output_bytes  per site, of one call's output, all tensors of it
-    main          per site, which of its output's tensors carries on its input
-    device        of the tensors it saw
-    kept          per site, what it costs to keep its outputs in fewer bytes: seen in the first loop
+    Attributes:
+        places: Site -> its modules.
+        calls: Site -> number of calls in one step.
+        output_bytes: Site -> size of one call's output, all tensors together.
+        main: Site -> index of the tensor in its output that corresponds to its input.
+        device: Device of the observed tensors.
+        kept: Site -> what it costs to keep its outputs in fewer bytes, measured in the first loop.
     """
 
     def __init__(self, places: Places) -> None:
@@ -115,7 +122,7 @@ class Observer:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was seen; series that were given out lose their contents at the next forward."""
+        """Drop all observations. Series that were returned become invalid at the next forward."""
         self._memory.take_back()
         self.calls: dict[str, int] = {}
         self.output_bytes: dict[str, int] = {}
@@ -128,7 +135,7 @@ class Observer:
 
     @contextlib.contextmanager
     def forward(self, step: int, ordinal: int, batch: int) -> Iterator[None]:
-        """The ``ordinal``-th forward of a step, on ``batch`` samples (branches in the batch count as samples)."""
+        """Observe the ``ordinal``-th forward of a step, on ``batch`` samples. Branches in a batch count as samples."""
         if step == ordinal == 0:
             self.clear()  # a pipeline may run several loops; the last one counts
             self._loops += 1
@@ -141,7 +148,7 @@ class Observer:
             self._visits[site][step, ordinal] = visit
 
     def series(self, site: str, steps: int) -> list[Series] | str:
-        """Branch after branch as they were called, and every sample in it; or why there is none."""
+        """Return every sample, branch after branch in the order of calls; or the reason why there is none."""
         found = self._visits[site]
         ordinals = sorted({ordinal for _, ordinal in found})
         if not ordinals:
@@ -172,8 +179,10 @@ class Observer:
                 yield norm, self._norm(site)
 
     def _around(self, site: str, *, last: bool) -> Wrapper:
-        """A visit begins at the first block of a stack that runs: hosts can be told to leave some out. One visit in a
-        forward is looked at; others are counted."""
+        """Return the layer of a site. The first call in a forward is observed; others are counted.
+
+        The call of a stack begins at its first block that runs, because pipelines can leave blocks out.
+        """
         main = host.main_of(self.places[site][0])
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -220,7 +229,7 @@ class Observer:
 
 
 def _alike(tensors: list[Tensor | None]) -> list[Tensor] | None:
-    """All of them, or None unless all are there and of one shape."""
+    """Return all tensors; None if one is missing or they differ in shape."""
     there = [t for t in tensors if t is not None]
     return there if len(there) == len(tensors) and len({t.shape for t in there}) == 1 else None
 

@@ -1,7 +1,7 @@
-"""Watch a pipeline run in full and write down its sampling loop: states, denoiser calls, noise-scheduler steps.
+"""Run a pipeline in full and record its sampling loop: states, denoiser calls, noise-scheduler steps.
 
-What is held: per step one state, the denoiser's outputs and whatever else the pipeline itself gave to the denoiser
-(by reference: embeddings are one object for all steps, ControlNet residuals are not). Equal tensors are held once.
+A recording keeps one state per step, the denoiser's outputs and the denoiser's other arguments. These are kept by
+reference: embeddings are one object for all steps, ControlNet residuals are not. Equal tensors are kept once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FEEDERS = "controlnet"  # how names of components begin that run before the deno
 
 @dataclass(slots=True)
 class Forward:
-    """One forward: its arguments as given, the name of its main input, and the tensors of its output."""
+    """One forward: its arguments, the name of its main input, and the tensors of its output."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -45,10 +45,19 @@ class Forward:
 
     @property
     def input(self) -> Any:
+        """The main input."""
         return self.args[0] if self.args else self.kwargs[self.main]
 
     def again(self, main: Any, instead: Mapping[int, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The tensors of the same forward with another main input; ``instead``: other tensors by id of the old ones."""
+        """Run the forward again with another main input.
+
+        Args:
+            main: The main input.
+            instead: id of a tensor among the arguments -> the tensor that replaces it.
+
+        Returns:
+            The tensors of its output.
+        """
         fresh = instead or {}
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: fresh.get(id(t), t), (self.args, dict(self.kwargs)))
         value = self.module(main, *args[1:], **kwargs) if args else self.module(**kwargs | {self.main: main})
@@ -64,6 +73,7 @@ class DenoiserCall(Forward):
 
     @property
     def output(self) -> Tensor:
+        """The first tensor of the output."""
         return self.outputs[0]
 
 
@@ -88,11 +98,14 @@ class LoopStep:
 class Trajectory:
     """One run of the loop.
 
-    scheduler  the noise scheduler as it was before the first step (a copy)
-    start      index of the first iteration; ``steps[0]`` is iteration ``start``
-    timesteps  the noise scheduler's own tensor [T]
-    rest_s     seconds of the loop outside the denoiser, without those that the recording took
-    obstacle   why the loop cannot be repeated, where the recording itself shows it; else ""
+    Attributes:
+        scheduler: A copy of the noise scheduler before the first step.
+        start: Index of the first iteration. ``steps[0]`` is iteration ``start``.
+        timesteps: The noise scheduler's timesteps [T].
+        guidance_scales: Name of an argument -> its value, as far as they can be read.
+        steps: The iterations.
+        rest_s: Seconds of the loop outside the denoiser, without the time that the recording takes.
+        obstacle: Why the loop cannot be repeated, if the recording shows it; else "".
     """
 
     scheduler: Any
@@ -161,8 +174,12 @@ def _order(trajectory: Trajectory) -> None:
 
 
 def _identify(trajectory: Trajectory, *results: Any) -> None:
-    """What a loop without a noise scheduler does with the network's outputs: by least squares, step by step, over what
-    it went on with. ``results``: what may be its last state."""
+    """Find how a loop without a noise scheduler combines state and output, by least squares at each step.
+
+    Args:
+        trajectory: The recording. Its noise scheduler is replaced by a ``Clock`` with the weights.
+        results: Values that may be the last state, in order of preference.
+    """
     last = trajectory.steps[-1]
     ends = [Output.of(value).tensors[:1] for value in results]
     last.result = next((t.detach().clone() for (t,) in filter(None, ends) if _alike(t, last.state)), None)
@@ -205,7 +222,7 @@ def record_all(
 
 
 def _kept(tensor: Tensor, *known: Tensor | None) -> Tensor:
-    """A copy of ``tensor``, or the known tensor that equals it."""
+    """Return a copy of ``tensor``, or the known tensor that equals it."""
     for other in known:
         if other is not None and other.dtype == tensor.dtype and torch.equal(other, tensor):
             return other
@@ -310,7 +327,7 @@ class _Recorder(host.LoopObserver):
         return around
 
     def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Arguments as they are now: loops of one's own write into them, the time above all. One copy of what stays."""
+        """Return copies of the arguments, because a user's loop may write into them. Unchanged tensors share a copy."""
 
         def copied(tensor: Tensor) -> Tensor:
             version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
@@ -323,7 +340,7 @@ class _Recorder(host.LoopObserver):
         return pytree.tree_map_only(Tensor, copied, (args, kwargs))
 
     def _count(self, steps: list[LoopStep], x: Any, step: int) -> None:
-        """Where nobody steps a noise scheduler, what the network is given next is the state after a step."""
+        """Record the state of a loop without a noise scheduler: the network's next input is the state after a step."""
         if step >= len(steps):
             steps[-1].result = x.detach().clone()
             steps.append(LoopStep())

@@ -1,4 +1,4 @@
-"""Several processes, each with its share of the calls, that end with the same findings: under torch.distributed."""
+"""Run a function in every process of torch.distributed, and share the results between all processes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ Share = Callable[[int, int], bytes]  # (rank, number of processes) -> what this 
 
 
 def all_shares(share: Share) -> list[bytes]:
-    """What every process found, by rank, the same in every process. One that fails makes all fail, with its reason.
+    """Run ``share`` in every process, and return the results of all processes by rank.
 
-    The processes are those of torch.distributed's default group, or of ``torchrun``; else there is but this one.
+    The processes are those of torch.distributed's default group, or of ``torchrun``; else there is only this one.
+
+    Raises:
+        DiffCacheError: Another process failed. The error contains its reason.
     """
     with _group() as (rank, size):
         if size == 1:
@@ -42,7 +45,7 @@ def all_shares(share: Share) -> list[bytes]:
 
 @contextlib.contextmanager
 def _group() -> Iterator[tuple[int, int]]:
-    """(rank, number of processes). Under ``torchrun``, a group is made where there is none, and taken down again."""
+    """Yield the rank and the number of processes. Under ``torchrun``, create a group for the block if there is none."""
     if not dist.is_available():
         yield 0, 1
     elif dist.is_initialized():
@@ -64,7 +67,7 @@ def _group() -> Iterator[tuple[int, int]]:
 
 
 def _exchanged(data: bytes, size: int) -> Iterator[bytes]:
-    """The data of every process, by rank; every process takes part to the end."""
+    """Yield the data of every process by rank. Every process must iterate to the end."""
     device = "cpu" if "gloo" in dist.get_backend() else torch.device("cuda", torch.cuda.current_device())
     mine = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     for source in range(size):
