@@ -173,7 +173,7 @@ def test_push_uploads_the_bytes_that_save_writes(recorder: Recorder, tmp_path: P
     assert client == {"token": None}
     assert created == {"repo_id": "house/steps", "private": False, "exist_ok": True}
     assert (uploaded["repo_id"], uploaded["path_in_repo"]) == ("house/steps", "schedule.safetensors")
-    assert uploaded["commit_message"] == "Add schedule.safetensors (diffcache.documents.schedule)"
+    assert uploaded["commit_message"] == "Add schedule.safetensors (diffcache.schedule)"
     assert uploaded["path_or_fileobj"] == schedule().save(tmp_path / "file").read_bytes()
 
 

@@ -148,7 +148,7 @@ def unsupported(value: Any) -> UnsupportedModel:
     """Return the error for an object that no kind can accelerate."""
     from diffcache.host.kinds import kinds  # the folder imports this file
 
-    *others, last = (kind.allowed for kind in kinds())
+    *others, last = dict.fromkeys(kind.allowed for kind in kinds())
     return UnsupportedModel(
         f"accelerate was asked for a {type(value).__name__}. Allowed: {', '.join(others)}, or {last}."
     )

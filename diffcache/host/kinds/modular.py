@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 class Modular(Pipeline):
     """A modular diffusers pipeline."""
 
-    allowed = "a modular diffusers pipeline"
-
     def recognises(self, value: Any) -> bool:
         """Return whether ``value`` is a pipeline whose blocks have the sampling loop."""
         return (
