@@ -65,6 +65,7 @@ class LoopWatcher:
         self.observer = observer
         self._watch = kind_of(pipe).watch(self)
         self._running: weakref.WeakKeyDictionary[threading.Thread, LoopRun] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()  # of ``_running``
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # in which a loop was seen
         self._others: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that share a denoiser, and were reported
         self._local = threading.local()
@@ -135,20 +136,26 @@ class LoopWatcher:
             start: The first iteration that the loop enters.
         """
         self.close()
-        self._check_overlap(scheduler)
         run = LoopRun(scheduler, scheduler.timesteps, start, start)
         if isinstance(scheduler, Clock):
             run.forwards = scheduler.branches
             run.assigned = Branches(scheduler.branches if scheduler.branches > 1 else 0)
         run.went_back = self.observer.loop_went_back
-        self.observer.loop_began(run)
-        undo = contextlib.ExitStack()
-        for one in self._watch.opened(run):
-            undo.callback(one)
+        thread = threading.current_thread()
+        with self._lock:
+            self._running[thread] = run  # before the check: of two threads that begin at once, one sees the other
+        try:
+            self._check_overlap(scheduler)
+            self.observer.loop_began(run)
+            undo = contextlib.ExitStack()
+            for one in self._watch.opened(run):
+                undo.callback(one)
+        except BaseException:
+            self._forget(thread)
+            raise
         run.undo = undo.close
         self._local.run = run
-        self._running[threading.current_thread()] = run
-        self._threads.add(threading.current_thread())
+        self._threads.add(thread)
         return run
 
     def close(self, run: LoopRun | None = None) -> None:
@@ -157,7 +164,7 @@ class LoopWatcher:
         if current is None or (run is not None and run is not current):
             return
         self._local.run = None
-        self._running.pop(threading.current_thread(), None)
+        self._forget(threading.current_thread())
         current.undo()
         self.observer.loop_ended(current)
         if current.idle:
@@ -224,9 +231,15 @@ class LoopWatcher:
 
     def _check_overlap(self, scheduler: Any) -> None:
         """Report another thread that is in a loop with the same noise scheduler."""
-        for thread, run in list(self._running.items()):
+        with self._lock:
+            running = list(self._running.items())
+        for thread, run in running:
             if thread is not threading.current_thread() and thread.is_alive() and run.scheduler is scheduler:
                 self.missed(OVERLAP, ONE_CALL.format(type(self.pipe).__name__))
+
+    def _forget(self, thread: threading.Thread) -> None:
+        with self._lock:
+            self._running.pop(thread, None)
 
     def _context(self, denoiser: str) -> Wrapper:
         """Return the wrapper of a denoiser's ``cache_context``, whose argument names a branch."""

@@ -486,3 +486,30 @@ def test_a_call_whose_loop_another_thread_has_hidden_is_told_the_true_reason() -
         thread.join()
     (told,) = heard(caught)
     assert "one call at a time" in told
+
+
+def test_calls_that_begin_at_the_same_moment_are_reported() -> None:
+    pipe = loop()
+    meet = threading.Barrier(2, timeout=30)
+    seen: list[str] = []
+
+    class Observer(diffcache.host.LoopObserver):
+        def loop_began(self, run: diffcache.host.LoopRun) -> None:
+            meet.wait()
+
+        def missed(self, kind: str, why: str) -> None:
+            seen.append(kind)
+
+    watcher = diffcache.host.LoopWatcher(pipe, Observer())
+
+    def begin() -> None:
+        watcher.open(pipe.scheduler, 0)
+        watcher.close()
+
+    pipe.scheduler.set_timesteps(4)
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "calls-overlap" in seen
