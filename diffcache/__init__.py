@@ -6,6 +6,7 @@ pipe = accelerate(pipe, "schedule.safetensors")
 
 import logging
 
+from diffcache import moved
 from diffcache.api import accelerate, accelerated, estimate, report, restore
 from diffcache.documents.budget import Budget
 from diffcache.documents.profile import Profile
@@ -43,6 +44,7 @@ __all__ = [
     "trajectory",
 ]
 
+moved.install()
 logging.getLogger("diffcache").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Each line is a layer. A package (a folder or a file of ``diffcache/``) may import the packages of the lines above it.
 LAYERS = (
-    ("errors", "text"),
+    ("errors", "text", "moved"),
     ("registry", "settings", "patch", "documents", "simulation", "kernels", "assets"),
     ("schedulers", "host"),
     ("planning", "executor"),

@@ -1,0 +1,30 @@
+"""Modules that have moved: an import of the old name says where they are."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from diffcache.moved import MOVED
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize("name", sorted(MOVED))
+def test_an_old_name_raises_an_error_that_states_the_new_one(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=f"diffcache.{name} is now diffcache.{MOVED[name]}"):
+        importlib.import_module(f"diffcache.{name}")
+    importlib.import_module(f"diffcache.{MOVED[name]}")
+
+
+def test_from_imports_raise_it_too() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"diffcache\.schedule is now diffcache\.documents\.schedule"):
+        exec("from diffcache.schedule import CacheSchedule")
+    with pytest.raises(ModuleNotFoundError, match=r"diffcache\.store is now"):
+        exec("from diffcache import store")
+
+
+def test_other_names_are_not_found_as_usual() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'diffcache\.nothing'"):
+        importlib.import_module("diffcache.nothing")
