@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import get_args
 
 from diffcache.documents import checks
+from diffcache.documents.branches import BranchLayout, GuidanceMode
 from diffcache.documents.checks import put, refuse
 from diffcache.documents.document import Tree
 
-GuidanceMode = Literal["none", "separate", "batched"]
 NO_NOISE_SCHEDULER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
 
 
@@ -54,6 +54,11 @@ class Guidance:
             refuse(me, "branches", f"found {self.branches}, mode {self.mode!r}", "1 with mode 'none', else 2 or more")
         scales = checks.mapping(me, "scales", self.scales, (int, float))
         put(self, scales=MappingProxyType({n: checks.real(me, f"scales/{n}", v) for n, v in scales.items()}))
+
+    @property
+    def layout(self) -> BranchLayout:
+        """The branches, without names."""
+        return BranchLayout(self.branches, self.branches if self.mode == "batched" else 1)
 
     def __str__(self) -> str:
         """Return the form and the scales in one line."""

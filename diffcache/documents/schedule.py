@@ -21,11 +21,11 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from diffcache.documents import checks
+from diffcache.documents.branches import BranchLayout, GuidanceMode, names_in
 from diffcache.documents.checks import first, index_text, put, refuse
 from diffcache.documents.circumstances import (
     NO_NOISE_SCHEDULER,
     Guidance,
-    GuidanceMode,
     NoiseSchedulerId,
     check_branches,
     check_circumstances,
@@ -290,6 +290,12 @@ class CacheSchedule(Document):
     sigmas: np.ndarray | None = None
     expected: Expected | None = None
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def layout(self) -> BranchLayout:
+        """The branches that the coefficients are for."""
+        layout = BranchLayout() if self.guidance is None else self.guidance.layout
+        return dataclasses.replace(layout, names=names_in(self.provenance))
 
     def __post_init__(self) -> None:
         me = type(self).__name__

@@ -306,11 +306,11 @@ def check_guidance(
     if call.step == run.start:
         made = call.state.calls_at_start.get(call.denoiser, 0)
         call.state.calls_at_start[call.denoiser] = made + 1
-        asked = guidance.mode == "batched" or (guidance.mode == "none" and host.batches_guidance(pipe))
+        asked = guidance.layout.batched or (guidance.mode == "none" and host.batches_guidance(pipe))
         if asked and not made:
             _check_batch(run, guidance, x, refuse)
     elif call.step == run.start + 1:
-        expected = guidance.branches if guidance.mode == "separate" else 1
+        expected = guidance.layout.forwards
         seen = call.state.calls_at_start.pop(call.denoiser, expected)  # at the first forward of the step
         if seen != expected:
             raise ScheduleMismatch(
@@ -356,7 +356,7 @@ def _check_batch(
 
 def _demand(guidance: Guidance, guided: bool) -> None:
     """Raise ScheduleMismatch if a run is guided and the schedule is not, or the other way round."""
-    if guidance.mode == "batched" and not guided:
+    if guidance.layout.batched and not guided:
         raise ScheduleMismatch(
             f"the schedule was fitted with guidance: {guidance.branches} branches in one batch. This run's "
             "batch does not repeat its samples so; guidance is off or has another form. Turn guidance on as it "

@@ -170,7 +170,7 @@ class Executor(host.LoopObserver):
         else:
             schedule, programs = self.source, self._programs
             check_run(self.host.pipe, run, schedule, strict=self.strict)
-        run.assigned.expect(schedule.provenance)
+        run.assigned.expect(schedule.layout.names)
         check_in_parts(self.host.pipe, schedule)
         demand_visible(schedule, self.wrapping.denoisers)
         levels_back = move_levels(self.host.pipe, run, schedule)  # last: nothing after it can fail

@@ -80,8 +80,7 @@ def try_predict(call: Call, site: str, inputs: Inputs) -> tuple[Any] | None:
         else:
             counts.guard()
         return None
-    guidance = call.state.schedule.guidance
-    branch = None if guidance is not None and guidance.mode == "batched" else call.branch
+    branch = call.state.layout.row(call.branch)
     pairing = call.state.pairings.get(key)
     x = inputs.main if pairing is None else pairing.x(inputs)
     there = [a for a in anchors if a is not None]

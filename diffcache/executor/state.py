@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffcache.documents.branches import BranchLayout
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import notices
 from diffcache.executor.decider import Decider, Verdict, signal_format
@@ -85,6 +86,7 @@ class RunState:
     Attributes:
         schedule: The schedule of the run.
         programs: The compiled plans, by denoiser and site.
+        layout: The branches of the schedule.
         start: The first step of the run. It is above 0 for image-to-image calls, for example.
         together: Whether several processes run the denoiser, each a part of it. Then no process may decide from the
             tensors that it has.
@@ -136,6 +138,7 @@ class RunState:
     since: int = 0
     lost: dict[tuple[Hashable, int], Reason] = field(default_factory=dict)
     pending_finite_checks: list[tuple[str, Sequence[Tensor]]] = field(default_factory=list)
+    layout: BranchLayout = field(init=False)
     notices: list[Notice] = field(default_factory=list)
     over: bool = False
     levels_back: Undo = lambda: None
@@ -143,6 +146,9 @@ class RunState:
     backend: Backend = "auto"
     backend_used: str = ""
     keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.layout = self.schedule.layout
 
     def count(self, denoiser: str, site: str, branch: int) -> Counts:
         """Return the counts of a site for a branch."""

@@ -8,7 +8,7 @@ A pipeline that shares its denoiser with another is told apart by its loop, whic
 """
 
 from diffcache.host.arguments import GRIDS, is_count, planned
-from diffcache.host.branches import BRANCH_NAMES, Forward, branch
+from diffcache.host.branches import Forward, branch
 from diffcache.host.call_values import MOST_STEPS, check_values, generators
 from diffcache.host.calls import (
     arguments_of,
@@ -59,7 +59,6 @@ from diffcache.host.watcher import LoopObserver, LoopWatcher
 from diffcache.host.wrapping import Wrapping
 
 __all__ = [
-    "BRANCH_NAMES",
     "GRIDS",
     "MARK",
     "MOST_STEPS",

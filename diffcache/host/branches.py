@@ -9,7 +9,6 @@ steps.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from diffcache.errors import BadOption
 
-BRANCH_NAMES = "branch names"  # in a schedule's provenance: a JSON list, in the order of the coefficients
 FEW = 64  # elements up to which a tensor on the CPU is compared by its values
 
 Conditions = Mapping[str, Any]  # name of an argument -> what it is recognised by
@@ -141,15 +139,10 @@ class Branches:
         self._numbers: dict[tuple[str, int], int] = {}
         self._groups: dict[tuple[str, str], _Group] = {}
 
-    def expect(self, provenance: Mapping[str, str]) -> None:
-        """Number the branches in the order of a schedule's coefficients, whichever comes first in the run."""
-        try:
-            names = json.loads(provenance.get(BRANCH_NAMES, "[]"))
-        except ValueError:  # free text, which anything may have been written into
-            return
-        for name in names if isinstance(names, list) else ():
-            if isinstance(name, str):
-                self._number(name, 0)
+    def expect(self, names: Sequence[str]) -> None:
+        """Number these branches first, in this order, whichever comes first in the run."""
+        for name in names:
+            self._number(name, 0)
 
     def count(self, denoiser: str, step: int, name: str = "") -> int:
         """Return how many forwards with this name ``step`` has had so far."""

@@ -15,6 +15,7 @@ from pipelines import TINY, fresh, shared
 from torch import Tensor
 
 import diffcache
+from diffcache.documents.branches import BranchLayout
 from diffcache.documents.schedule import SitePlan
 from diffcache.profiling import Calibration
 from diffcache.profiling.fitting import fit
@@ -221,7 +222,7 @@ def test_guidance_is_told_where_one_step_could_not_tell() -> None:
         call.outputs = (one.steps[2].calls[0].output,)
     one.steps[2].model_output = one.steps[2].calls[0].output
     bare = Replay.__new__(Replay)  # the rest of such a recording would not fit together
-    bare.steps, bare.batch_copies, bare.in_batch = one.steps, 1, 1
+    bare.steps, bare.batch_copies, bare.layout = one.steps, 1, BranchLayout()
     assert np.array(bare._guidance()) == pytest.approx(np.tile([4, -3], (len(one.steps), 1)), abs=2e-4)
 
 
@@ -233,7 +234,7 @@ def test_samples_that_begin_alike_are_not_taken_for_branches(alike: str) -> None
         call["prompt_embeds"] = call["prompt_embeds"][:1].repeat(2, 1, 1)
         call["pooled_prompt_embeds"] = call["pooled_prompt_embeds"][:1].repeat(2, 1)
     one = Replay(record(pipe, call | {"generator": [torch.Generator().manual_seed(0) for _ in range(2)]}))
-    assert one.batch_copies == one.branches == one.in_batch == 1
+    assert one.batch_copies == one.branches == one.layout.per_forward == 1
 
 
 @pytest.mark.parametrize("name", ["flux", "chroma", "sd3"])

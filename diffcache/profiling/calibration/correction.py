@@ -68,8 +68,7 @@ def correct(
     host.check_calls(pipe, calls)
     for call in calls:
         check_call(pipe, call, schedule)
-    branches = schedule.guidance.branches if schedule.guidance is not None else 1
-    batched = schedule.guidance is not None and schedule.guidance.mode == "batched"
+    layout = schedule.layout
     for _ in range(rounds):
         sums: defaultdict[Key, _Sums] = defaultdict(_Sums)
 
@@ -78,9 +77,8 @@ def correct(
             for x, y in zip(guessed, true, strict=True):
                 if not x.is_floating_point():
                     continue
-                rows = zip(x.chunk(branches), y.chunk(branches), strict=True) if batched else [(x, y)]
-                for b, (one, other) in enumerate(rows):
-                    branch = b if batched else min(call.branch, branches - 1)
+                rows = zip(layout.held_by(call.branch), layout.split(x), layout.split(y), strict=True)
+                for branch, one, other in rows:
                     sums[call.denoiser, site, branch, call.step].add(one, other)
 
         executor = Executor(pipe, schedule, bound.sites, on_prediction=on_prediction)
@@ -91,7 +89,7 @@ def correct(
                     pipe(**{name: with_copied_generators(value) for name, value in call.items()})
         finally:
             executor.detach()
-        schedule = _with(schedule, sums, branches, per_channel)
+        schedule = _with(schedule, sums, layout.count, per_channel)
     return schedule.with_provenance(correction="per channel" if per_channel else "one for all channels")
 
 

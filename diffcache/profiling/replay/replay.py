@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcache.documents.branches import BranchLayout
 from diffcache.errors import DiffCacheError
 from diffcache.executor.store import channel_dim
 from diffcache.host.channels import Span, carries, find_sample, put, within
@@ -65,8 +66,7 @@ class Replay:
     """A recorded trajectory that can be run again. Steps count from 0 at the loop's first iteration.
 
     Attributes:
-        branches: Number of denoiser outputs that guidance combines.
-        in_batch: Number of branches that share one forward.
+        layout: The branches whose outputs guidance combines.
         first_steps: Steps at which another denoiser takes over, the first step included.
         batch_copies: How often the state itself holds every sample: 2 in pipelines like DiT's, which hold it once per
             branch, else 1.
@@ -100,8 +100,8 @@ class Replay:
             raise NotReplayable("the state is no floating-point tensor: tokens, for example.")
         self.first_steps = trajectory.first_steps
         self.batch_copies = _batch_copies(self.steps[-1])
-        self.in_batch = max(1, len(first.calls[0].output) * self.batch_copies // len(first.model_output))
-        self.branches = len(first.calls) * self.in_batch
+        per_forward = max(1, len(first.calls[0].output) * self.batch_copies // len(first.model_output))
+        self.layout = BranchLayout(len(first.calls) * per_forward, per_forward)
         x, state = first.calls[0].input, first.state
         self.place = find_sample(x, state) if isinstance(x, Tensor) and isinstance(state, Tensor) else None
         self.rescaled_branch: int | None = None
@@ -116,6 +116,11 @@ class Replay:
         again = zip(self.compute(0, self.start), self.recorded(0), strict=True)
         if not all(self._close(new, old) for new, old in again):
             raise NotReplayable("the network, called once more with what it was given, returns something else.")
+
+    @property
+    def branches(self) -> int:
+        """Number of branches whose outputs guidance combines."""
+        return self.layout.count
 
     @property
     def channels(self) -> int:
@@ -152,7 +157,7 @@ class Replay:
     def inputs_repeat(self) -> bool:
         """Whether branches that share a forward have the same main input. Their other arguments may differ."""
         x = self.steps[0].calls[0].input
-        parts = x.chunk(self.in_batch)
+        parts = self.layout.split(x)
         return all(torch.equal(parts[0], part) for part in parts[1:])
 
     @property
@@ -318,7 +323,7 @@ class Replay:
         Learned variances and condition tokens are dropped.
         """
         like = self._handed(i)
-        parts = [part for output in outputs for part in output.chunk(self.in_batch)]
+        parts = [part for output in outputs for part in self.layout.split(output)]
         found = [self._like_handed(i, part) for part in parts]
         for part, cut in zip(parts, found, strict=True):
             if cut.shape != like.shape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 from torch import nn
 
 from diffcache import host
+from diffcache.documents.branches import BranchLayout, provenance_of
 from diffcache.documents.context import Network, ScheduleContext
-from diffcache.documents.schedule import Guidance, GuidanceMode, NoiseSchedulerId
+from diffcache.documents.schedule import Guidance, NoiseSchedulerId
 from diffcache.errors import BadOption
 from diffcache.profiling.recording.record import Trajectory
 from diffcache.profiling.replay.replay import NotReplayable, Replay
@@ -56,7 +56,7 @@ class RunFacts:
             samples //= replay.batch_copies
             known = {
                 "branches": replay.branches,
-                "in_batch": replay.in_batch,
+                "in_batch": replay.layout.per_forward,
                 "copies": replay.batch_copies,
                 "repeats": replay.inputs_repeat,
                 "bent": bool(replay.nonlinear_steps),
@@ -65,13 +65,18 @@ class RunFacts:
         return cls(grid, trajectory.first_steps, samples, trajectory.guidance_scales, obstacle, **known)
 
     @property
+    def layout(self) -> BranchLayout:
+        """The branches whose outputs guidance combines."""
+        return BranchLayout(self.branches, self.in_batch)
+
+    @property
     def separable(self) -> int:
         """Number of branches that can have separate tables and coefficients.
 
         A schedule cannot tell branches apart if several calls each hold several branches, or if the parts of a batch
         differ in more than the prompt. Then it is 1.
         """
-        told_apart = not self.obstacle and self.in_batch in (1, self.branches) and self.repeats
+        told_apart = not self.obstacle and self.layout.uniform and self.repeats
         return self.branches if told_apart else 1
 
 
@@ -79,7 +84,7 @@ def branch_names(trajectory: Trajectory) -> dict[str, str]:
     """Return the entry of a schedule's provenance that holds the names of the branches, in the order of their
     coefficients; nothing where they have no names."""
     names = [call.branch for call in trajectory.steps[0].calls]
-    return {host.BRANCH_NAMES: json.dumps(names)} if len(names) > 1 and all(names) else {}
+    return provenance_of(names)
 
 
 def replay_all(trajectories: Sequence[Trajectory]) -> tuple[list[Replay], str]:
@@ -193,9 +198,8 @@ def guidance_of(runs: Sequence[RunFacts]) -> Guidance | None:
     run = runs[0]
     if any(r.obstacle or r.separable != r.branches for r in runs):
         return None
-    mode: GuidanceMode = "none" if run.branches == 1 else "batched" if run.in_batch > 1 else "separate"
     shared = {n: v for n, v in run.guidance_scales.items() if all(r.guidance_scales.get(n) == v for r in runs)}
-    return Guidance(mode=mode, branches=run.branches, scales=shared)
+    return Guidance(mode=run.layout.mode, branches=run.branches, scales=shared)
 
 
 def samples(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> int:
