@@ -26,9 +26,8 @@ from torch import nn
 
 from diffcache import CacheSchedule, accelerated
 from diffcache.demo.run import machine
-from diffcache.documents import files
-from diffcache.documents.schedule import DenoiserPlan, SitePlan
-from diffcache.host.structure import find_sites
+from diffcache.documents import DenoiserPlan, SitePlan, files
+from diffcache.host import find_sites
 from diffcache.patch import layer
 
 RESULTS = Path(__file__).parent / "results"

@@ -29,8 +29,7 @@ from diffcache import CacheSchedule, estimate, planning, schedulers
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, circumstances, split
-from diffcache.documents import files
-from diffcache.documents.profile import Profile
+from diffcache.documents import Profile, files
 from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.eval.metrics.ssim import score as ssim
 from diffcache.eval.noise_schedulers import better_noise_scheduler, noise_scheduler_name

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 
 
 @dataclass(slots=True)

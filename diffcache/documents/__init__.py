@@ -1,7 +1,27 @@
 """The two documents, schedule and profile: pure data, read and written without torch."""
 
+from diffcache.documents.branches import BranchLayout
 from diffcache.documents.budget import Budget
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Guidance, Online, SitePlan
+from diffcache.documents.circumstances import Guidance, NoiseSchedulerId
+from diffcache.documents.expected import Expected, Origin
+from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Online, SitePlan
 
-__all__ = ["Budget", "CacheSchedule", "DenoiserPlan", "Guidance", "Online", "Profile", "SitePlan"]
+__all__ = [
+    "BranchLayout",
+    "Budget",
+    "CacheSchedule",
+    "DenoiserPlan",
+    "DenoiserProfile",
+    "Dynamics",
+    "Expected",
+    "Guidance",
+    "KeptProfile",
+    "NoiseSchedulerId",
+    "Online",
+    "Origin",
+    "Profile",
+    "SitePlan",
+    "SiteProfile",
+    "Tables",
+]

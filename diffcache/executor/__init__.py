@@ -2,5 +2,6 @@
 
 from diffcache.executor.engine import Executor, Misfit
 from diffcache.executor.notices import FailedOpen
+from diffcache.executor.store import Anchor, Output, Store
 
-__all__ = ["Executor", "FailedOpen", "Misfit"]
+__all__ = ["Anchor", "Executor", "FailedOpen", "Misfit", "Output", "Store"]

@@ -54,6 +54,7 @@ from diffcache.host.kinds import Kind, LoopWatch, kind_of
 from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
+from diffcache.host.structure import find_sites
 from diffcache.host.traits import Traits
 from diffcache.host.watcher import LoopObserver, LoopWatcher
 from diffcache.host.wrapping import Wrapping
@@ -94,6 +95,7 @@ __all__ = [
     "denoisers",
     "digest_of",
     "digest_of_call",
+    "find_sites",
     "generators",
     "guidance_scales",
     "guidance_values",

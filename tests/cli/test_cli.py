@@ -14,9 +14,7 @@ from documents import hold, profile, schedule
 
 from diffcache import cli, planning
 from diffcache.cli import _samples, show
-from diffcache.documents.budget import Budget
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule, SitePlan
+from diffcache.documents import Budget, CacheSchedule, Profile, SitePlan
 from diffcache.errors import BadOption
 
 pytestmark = pytest.mark.fast

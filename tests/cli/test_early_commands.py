@@ -26,9 +26,8 @@ import diffcache
 from diffcache import assets, cli
 from diffcache.cli import _models
 from diffcache.demo import run as demo_run
+from diffcache.documents import Guidance, Profile
 from diffcache.documents.document import Document
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import Guidance
 from diffcache.errors import DiffCacheError
 from diffcache.eval import alignment, extractors
 

@@ -18,7 +18,7 @@ from diffcache import assets, cli
 from diffcache.cli import _samples
 from diffcache.cli._calls import calls_of, seeds_of
 from diffcache.cli._models import Loaded
-from diffcache.documents.profile import Profile
+from diffcache.documents import Profile
 from diffcache.errors import BadOption, UnknownName
 
 

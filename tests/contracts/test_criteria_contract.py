@@ -26,11 +26,11 @@ from small_loop import loop, noise
 from torch import Tensor
 
 from diffcache import CacheSchedule, accelerate, accelerated, estimate, registry, report, restore
-from diffcache.documents.schedule import DenoiserPlan, Online
+from diffcache.documents import DenoiserPlan, Online
 from diffcache.errors import BadOption, DocumentError, UnknownName
-from diffcache.executor import criteria
+from diffcache.executor import Store, criteria
 from diffcache.executor.criteria import OPTIONAL, About, Memory, Signal, Where
-from diffcache.executor.store import AS_IT_IS, Store
+from diffcache.executor.store import AS_IT_IS
 from diffcache.profiling.calibration.correction import correct
 from diffcache.schedulers import Rule
 

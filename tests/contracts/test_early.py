@@ -26,7 +26,7 @@ from torch import nn
 
 import diffcache
 from diffcache import Budget, CacheSchedule, Loop, accelerate, accelerated, estimate, evaluate, measure, optimize
-from diffcache.documents.schedule import Guidance
+from diffcache.documents import Guidance
 from diffcache.errors import (
     AlreadyAccelerated,
     BadOption,

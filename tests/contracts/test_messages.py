@@ -19,7 +19,7 @@ from pipelines import TINY, fresh, run, with_scheduler
 from probes import bound, dicts, hold
 
 from diffcache import CacheSchedule, accelerate, accelerated, errors, report
-from diffcache.documents.schedule import DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
+from diffcache.documents import DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 from diffcache.errors import (
     AcceleratedObjectCopied,
     AlreadyAccelerated,

@@ -13,9 +13,16 @@ import pytest
 from documents import DIGEST, site
 
 from diffcache import registry, schedulers
-from diffcache.documents.budget import Budget
-from diffcache.documents.profile import DenoiserProfile, Dynamics, Profile, SiteProfile
-from diffcache.documents.schedule import CacheSchedule, Guidance, NoiseSchedulerId
+from diffcache.documents import (
+    Budget,
+    CacheSchedule,
+    DenoiserProfile,
+    Dynamics,
+    Guidance,
+    NoiseSchedulerId,
+    Profile,
+    SiteProfile,
+)
 from diffcache.errors import BadOption
 from diffcache.planning import available, cache_bytes, plan
 from diffcache.schedulers import Planned

@@ -6,8 +6,8 @@ import pytest
 import torch
 from documents import schedule
 
-from diffcache.documents.branches import BRANCH_NAMES, BranchLayout, names_in, provenance_of
-from diffcache.documents.schedule import Guidance
+from diffcache.documents import BranchLayout, Guidance
+from diffcache.documents.branches import BRANCH_NAMES, names_in, provenance_of
 
 pytestmark = pytest.mark.fast
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffcache.documents.budget import Budget
+from diffcache.documents import Budget
 from diffcache.errors import BadOption
 
 pytestmark = pytest.mark.fast

@@ -14,8 +14,7 @@ import pytest
 from documents import refused, schedule
 from safetensors.numpy import save
 
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule
+from diffcache.documents import CacheSchedule, Profile
 from diffcache.errors import DocumentError
 
 pytestmark = pytest.mark.fast

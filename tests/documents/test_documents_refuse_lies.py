@@ -14,15 +14,20 @@ from documents import DIGEST, STEPS, Arrays, Tree, forge, profile, refused, sche
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.documents.schedule import (
+from diffcache.documents import (
     CacheSchedule,
     DenoiserPlan,
+    DenoiserProfile,
+    Dynamics,
     Expected,
     Guidance,
+    KeptProfile,
     NoiseSchedulerId,
     Online,
+    Profile,
     SitePlan,
+    SiteProfile,
+    Tables,
 )
 from diffcache.errors import DocumentError
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from documents import profile, schedule
 
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule
+from diffcache.documents import CacheSchedule, Profile
 from diffcache.errors import DiffCacheError, DocumentError, HubUnavailable
 
 pytestmark = pytest.mark.fast

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffcache.documents.profile import DenoiserProfile, KeptProfile, Profile
-from diffcache.documents.schedule import CacheSchedule, Guidance
+from diffcache.documents import CacheSchedule, DenoiserProfile, Guidance, KeptProfile, Profile
 from diffcache.errors import DocumentError
 
 pytestmark = pytest.mark.fast

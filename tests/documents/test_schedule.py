@@ -18,17 +18,22 @@ from documents import STEPS, forge, hold, mask, online, profile, schedule, sched
 from hypothesis import HealthCheck, given, settings
 from scipy.stats import t as student_t
 
-from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.documents.schedule import (
+from diffcache.documents import (
     CacheSchedule,
     DenoiserPlan,
+    DenoiserProfile,
+    Dynamics,
     Expected,
     Guidance,
+    KeptProfile,
     NoiseSchedulerId,
     Online,
+    Profile,
     SitePlan,
-    decibels,
+    SiteProfile,
+    Tables,
 )
+from diffcache.documents.schedule import decibels
 from diffcache.errors import DocumentError
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from pipelines import TINY, shared
 
 from diffcache import evaluate, registry
 from diffcache.cli.eval import eval as commands
-from diffcache.documents.schedule import Expected
+from diffcache.documents import Expected
 from diffcache.eval import extractors, frechet, kernel_distance, metrics, record, saved_parts, statistics
 from diffcache.eval.methods import Kind, evenly_reused
 from diffcache.eval.metrics import psnr, scorer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import diffcache
 from diffcache.cli import show
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.documents import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning.resampling import resampled
 from diffcache.profiling import Calibration

@@ -13,10 +13,11 @@ from small_loop import MASK, STEPS, Loop, loop, noise, random_plan
 from torch import Tensor
 
 from diffcache import accelerated, report
-from diffcache.documents.schedule import Guidance, SitePlan
+from diffcache.documents import Guidance, SitePlan
+from diffcache.executor import Anchor, Output
 from diffcache.executor.prediction import predict_output, why_not
 from diffcache.executor.program import Terms
-from diffcache.executor.store import Anchor, Output, signature
+from diffcache.executor.store import signature
 
 pytestmark = pytest.mark.fast
 

@@ -9,8 +9,8 @@ from small_loop import STEPS, Net, assert_fails_open, loop, noise
 from torch import Tensor
 
 from diffcache import CacheSchedule, accelerated, report
-from diffcache.documents.schedule import DenoiserPlan
-from diffcache.host.structure import find_sites
+from diffcache.documents import DenoiserPlan
+from diffcache.host import find_sites
 
 pytestmark = pytest.mark.fast
 

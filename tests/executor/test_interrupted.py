@@ -17,8 +17,7 @@ from probes import names, ours
 from torch import Tensor
 
 from diffcache import accelerate, accelerated, report, restore
-from diffcache.executor import Executor, FailedOpen
-from diffcache.executor.store import Store
+from diffcache.executor import Executor, FailedOpen, Store
 from diffcache.host import LoopWatcher
 
 SPEC = "taylorseer:every=2,order=1"

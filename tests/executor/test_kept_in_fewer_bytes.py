@@ -16,11 +16,12 @@ from probes import PLACES, bound, hold, offered
 from torch import Tensor
 
 from diffcache import accelerate, accelerated, estimate, report
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import SitePlan
 from diffcache.errors import BadOption
+from diffcache.executor import Anchor, Output
 from diffcache.executor.prediction import predict_output
 from diffcache.executor.program import Terms, compile_plan
-from diffcache.executor.store import Anchor, Keeping, Output, signature
+from diffcache.executor.store import Keeping, signature
 from diffcache.kernels import FORMATS, Packed, unpack
 from diffcache.profiling.calibration.correction import correct
 

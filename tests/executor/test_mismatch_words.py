@@ -11,8 +11,8 @@ from probes import bound, hold
 from small_loop import MASK, loop, noise
 
 from diffcache import CacheSchedule, accelerate, accelerated, estimate, host, plan
+from diffcache.documents import DenoiserPlan, NoiseSchedulerId
 from diffcache.documents.document import configurations
-from diffcache.documents.schedule import DenoiserPlan, NoiseSchedulerId
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
 
 pytestmark = pytest.mark.fast

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import diffcache
 from diffcache import CacheSchedule, accelerate, accelerated, report
-from diffcache.documents.schedule import DenoiserPlan, Guidance, SitePlan
+from diffcache.documents import DenoiserPlan, Guidance, SitePlan
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor import FailedOpen, notices
 

@@ -20,12 +20,12 @@ from pipelines import TINY, run, shared
 from torch import Tensor, nn
 
 from diffcache import accelerated, report
-from diffcache.documents.schedule import Online
+from diffcache.documents import Online
+from diffcache.executor import Store
 from diffcache.executor.decider import Decider, Verdict
 from diffcache.executor.pairing import Inputs, reader
 from diffcache.executor.report import Report
-from diffcache.executor.store import Store
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 from diffcache.patch import layer
 
 # --- what is recorded beside a run -----------------------------------------------------------------------------------

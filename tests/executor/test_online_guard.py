@@ -13,8 +13,9 @@ from pipelines import TINY, shared
 from probes import BRANCHES
 
 from diffcache import CacheSchedule
-from diffcache.documents.schedule import DenoiserPlan
-from diffcache.executor.store import Anchor, Output, signature
+from diffcache.documents import DenoiserPlan
+from diffcache.executor import Anchor, Output
+from diffcache.executor.store import signature
 from diffcache.schedulers.taylorseer import extrapolated
 
 pytestmark = pytest.mark.fast

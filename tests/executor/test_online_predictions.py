@@ -20,12 +20,11 @@ from probes import BRANCHES, leaf_calls
 from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, assets, report
-from diffcache.documents.schedule import DenoiserPlan
-from diffcache.executor import FailedOpen
+from diffcache.documents import DenoiserPlan
+from diffcache.executor import FailedOpen, Store
 from diffcache.executor.criteria import first_block
 from diffcache.executor.pairing import MAIN, Inputs, pair, reader
-from diffcache.executor.store import Store
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 
 # --- the same as diffusers' own FirstBlockCache ----------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from diffcache.cli.show import table
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import SitePlan
+from diffcache.executor import Anchor, Output, Store
 from diffcache.executor.program import compile_plan
-from diffcache.executor.store import Anchor, Output, Store, all_finite, signature
+from diffcache.executor.store import all_finite, signature
 from diffcache.planning.storage import held
 
 

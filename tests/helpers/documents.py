@@ -14,18 +14,23 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from diffcache.documents.checks import MOST
-from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.documents.schedule import (
+from diffcache.documents import (
     CacheSchedule,
     DenoiserPlan,
+    DenoiserProfile,
+    Dynamics,
     Expected,
     Guidance,
+    KeptProfile,
     NoiseSchedulerId,
     Online,
+    Profile,
     SitePlan,
-    StoreFormat,
+    SiteProfile,
+    Tables,
 )
+from diffcache.documents.checks import MOST
+from diffcache.documents.schedule import StoreFormat
 from diffcache.errors import DiffCacheError, DocumentError
 
 DIGEST = "0123456789abcdef" * 4

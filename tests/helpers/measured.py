@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffcache.documents.profile import SiteProfile, Tables
+from diffcache.documents import SiteProfile, Tables
 
 
 def check_tables(

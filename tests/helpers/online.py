@@ -12,10 +12,10 @@ from probes import hold
 from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, report
-from diffcache.documents.schedule import DenoiserPlan, Guidance, Online, SitePlan
+from diffcache.documents import DenoiserPlan, Guidance, Online, SitePlan
 from diffcache.executor.pairing import reader
 from diffcache.executor.report import Report
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 
 STEPS = 12
 RULES: tuple[str, ...] = ("first_block", "modulated_input", "output_rate", "drift")

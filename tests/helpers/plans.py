@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcache.documents.profile import Profile
+from diffcache.documents import Profile
 from diffcache.schedulers import Planned, function
 
 

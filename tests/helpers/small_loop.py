@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, report
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import SitePlan
 from diffcache.executor import FailedOpen
 
 STEPS = 8

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import diffcache
 from diffcache import CacheSchedule, accelerated, report
+from diffcache.documents import DenoiserPlan, Guidance
 from diffcache.documents.branches import BRANCH_NAMES
-from diffcache.documents.schedule import DenoiserPlan, Guidance
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import FailedOpen
 from diffcache.host.branches import Branches, recognised

@@ -15,7 +15,7 @@ from small_loop import noise, random_plan
 from torch import Tensor
 
 from diffcache import accelerated, host, report
-from diffcache.documents.schedule import Guidance
+from diffcache.documents import Guidance
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen
 from diffcache.executor.prediction import repetition

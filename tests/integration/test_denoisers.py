@@ -21,9 +21,9 @@ from pipelines import TINY as PIPELINES
 from torch import Tensor
 
 from diffcache import accelerate, accelerated, report, restore
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
+from diffcache.documents import CacheSchedule, DenoiserPlan
 from diffcache.documents.sites import GRANULARITIES
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 from diffcache.schedulers.uniform import reuse
 
 MASK = np.array([True, False, True, False, False, True])

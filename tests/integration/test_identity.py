@@ -19,11 +19,10 @@ from probes import BRANCHES, PLACES, leaf_calls, naive_reuse
 from torch import Tensor
 
 from diffcache import accelerated, report
-from diffcache.executor import FailedOpen, stacks
+from diffcache.executor import FailedOpen, Store, stacks
 from diffcache.executor import site as decide
 from diffcache.executor.report import Report
-from diffcache.executor.store import Store
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 
 every = pytest.mark.parametrize("name", TINY)
 everywhere = pytest.mark.parametrize(("name", "granularity"), PLACES)

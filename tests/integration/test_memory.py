@@ -15,7 +15,7 @@ from probes import bound, hold, offered
 from torch import Tensor
 
 from diffcache import Budget, accelerated, estimate, measure, plan, report
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import SitePlan
 from diffcache.errors import BadOption
 
 NAMES = ("flux", "sd3", "wan", "dit", "sdxl", "cogvideox", "stable_audio")

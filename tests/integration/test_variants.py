@@ -10,9 +10,8 @@ from pipelines import LIMITS, TINY, VARIANTS, fresh, shared
 from probes import outcome
 
 from diffcache.errors import DiffCacheError
-from diffcache.executor import FailedOpen, wrappers
+from diffcache.executor import FailedOpen, Store, wrappers
 from diffcache.executor import site as decide
-from diffcache.executor.store import Store
 from diffcache.patch import Layers
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffcache import CacheSchedule, accelerate, accelerated, report, restore
 from diffcache import host as hosting
-from diffcache.documents.schedule import DenoiserPlan, Guidance
+from diffcache.documents import DenoiserPlan, Guidance
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen, wrappers
 from diffcache.executor.prediction import repeats

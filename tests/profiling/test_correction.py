@@ -14,11 +14,10 @@ from pipelines import fresh
 from torch import Tensor
 
 import diffcache
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Guidance, Online, SitePlan
+from diffcache.documents import CacheSchedule, DenoiserPlan, Guidance, Online, SitePlan
 from diffcache.errors import BadOption
-from diffcache.executor.store import Output
-from diffcache.host import denoisers
-from diffcache.host.structure import find_sites
+from diffcache.executor import Output
+from diffcache.host import denoisers, find_sites
 from diffcache.patch import layer
 from diffcache.profiling.calibration.correction import PAYS, correct
 from diffcache.profiling.calibration.optimizing import final_states, optimize

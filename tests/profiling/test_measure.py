@@ -20,15 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import diffcache
 from diffcache import host
-from diffcache.documents.profile import Profile
+from diffcache.documents import Profile
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.planning import plan
+from diffcache.profiling import measure
 from diffcache.profiling.fitting.dynamics import answers, measure_dynamics, with_answer
 from diffcache.profiling.fitting.fit import fit
-from diffcache.profiling.measuring.measure import measure
 from diffcache.profiling.recording import record as recording
 from diffcache.schedulers.uniform import evenly
-from diffcache.simulation.simulator import Simulator
+from diffcache.simulation import Simulator
 
 
 def seen_by_a_hook(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -18,11 +18,11 @@ from pipelines import TINY, fresh, shared
 from processes import in_processes
 
 from diffcache import measure
-from diffcache.documents.profile import Profile
+from diffcache.documents import Profile
 from diffcache.errors import BadOption, DocumentError
 from diffcache.patch import layer
 from diffcache.profiling.measuring.resume import ABOUT
-from diffcache.profiling.recording.shards import all_shares
+from diffcache.profiling.recording import all_shares
 
 SITES = "stack,block"
 HERE = Path(__file__).parent

@@ -21,14 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import diffcache
 from diffcache import measure
-from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents import Profile, SiteProfile
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 from diffcache.patch import Layers, layer
 from diffcache.profiling.measuring.influence import MOST_RUNS, steps_to_measure
-from diffcache.profiling.recording import measured_sites, observe
+from diffcache.profiling.recording import granularities, measured_sites, observe
 from diffcache.profiling.recording import record as recording
-from diffcache.profiling.recording.measured_sites import few, granularities, main_output
+from diffcache.profiling.recording.measured_sites import few, main_output
 
 EVERYTHING = "stack,block,sublayer"
 

@@ -14,8 +14,7 @@ from calibrated import BATCH, CALLS, calibration, calls, final_states
 from pipelines import STEPS, TINY, shared
 
 import diffcache
-from diffcache.documents.budget import Budget
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.documents import Budget, CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
 from diffcache.profiling import Calibration
 from diffcache.profiling.calibration import calibration as calibrating

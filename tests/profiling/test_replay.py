@@ -15,8 +15,7 @@ from pipelines import TINY, fresh, shared
 from torch import Tensor
 
 import diffcache
-from diffcache.documents.branches import BranchLayout
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import BranchLayout, SitePlan
 from diffcache.profiling import Calibration
 from diffcache.profiling.fitting import fit
 from diffcache.profiling.recording.record import record

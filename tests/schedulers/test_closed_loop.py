@@ -12,13 +12,13 @@ from documents import dynamics, measured, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcache.documents.profile import Dynamics, Profile
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import Dynamics, Profile, SitePlan
 from diffcache.errors import BadOption
 from diffcache.schedulers import closed_loop
 from diffcache.schedulers.closed_loop import improve, plan, shifts, thinned
 from diffcache.schedulers.uniform import evenly, reuse
-from diffcache.simulation.simulator import ANCHORS, MOST_DB, Simulator
+from diffcache.simulation import ANCHORS, Simulator
+from diffcache.simulation.simulator import MOST_DB
 
 WIDTH = 40  # elements of a state, over all samples
 SAMPLES = 2

@@ -12,16 +12,14 @@ from documents import DIGEST, dynamics, hold, measured, online, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcache.documents.budget import Budget
-from diffcache.documents.profile import DenoiserProfile, Profile
-from diffcache.documents.schedule import CacheSchedule, Expected, SitePlan
+from diffcache.documents import Budget, CacheSchedule, DenoiserProfile, Expected, Profile, SitePlan
 from diffcache.errors import BadOption, UnknownName
+from diffcache.executor import Anchor, Output, Store
 from diffcache.executor.program import compile_plan
-from diffcache.executor.store import Anchor, Output, Store
 from diffcache.planning import available, cache_bytes, expected, plan, steps_for_speedup
 from diffcache.schedulers import Planned, closed_loop, having, taylorseer, uniform
 from diffcache.schedulers.uniform import evenly, reuse
-from diffcache.simulation.simulator import Simulator
+from diffcache.simulation import Simulator
 
 pytestmark = pytest.mark.fast
 

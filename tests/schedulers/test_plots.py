@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from documents import STEPS, hold, mask, profile, schedule, site
 
-from diffcache.documents.profile import DenoiserProfile, Profile
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
+from diffcache.documents import CacheSchedule, DenoiserPlan, DenoiserProfile, Profile
 from diffcache.errors import BadOption
 
 pytest.importorskip("matplotlib")

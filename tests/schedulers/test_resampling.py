@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffcache
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan
+from diffcache.documents import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning.resampling import Resampled, resampled
 from diffcache.profiling.calibration.optimizing import final_states

@@ -10,7 +10,7 @@ from commands import command_of
 from test_schedulers_contract import NEEDS_MORE, measurement, only
 
 from diffcache import planning, registry, schedulers
-from diffcache.documents.schedule import CacheSchedule
+from diffcache.documents import CacheSchedule
 from diffcache.errors import UnknownName
 
 MODULES = registry.modules(schedulers.__name__)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcache import planning
-from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
+from diffcache.documents import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
 from diffcache.schedulers.allocate import at_price, counts_within, errors, plan
 

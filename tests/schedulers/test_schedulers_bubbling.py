@@ -11,7 +11,7 @@ from documents import DIGEST, of_outputs, profile, site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcache.documents.profile import DenoiserProfile, Profile
+from diffcache.documents import DenoiserProfile, Profile
 from diffcache.documents.sites import SiteLocation, feeds_forward, in_order, location
 from diffcache.errors import BadOption
 from diffcache.schedulers.bac import bubbled, downstream, plan

@@ -15,8 +15,7 @@ from hypothesis.extra import numpy as hnp
 from pipelines import TINY, run, shared
 
 from diffcache import accelerated, measure, report
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import Guidance
+from diffcache.documents import Guidance, Profile
 from diffcache.errors import BadOption
 from diffcache.planning import plan as planned
 from diffcache.schedulers import easycache, firstblockcache, teacache

@@ -17,13 +17,13 @@ from hypothesis.extra import numpy as hnp
 from plans import cut_of, cuts, planned
 
 from diffcache import planning
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import SitePlan
 from diffcache.errors import BadOption
 from diffcache.schedulers import bac, cachequant
 from diffcache.schedulers._cuts import Cheapest, anchored, demand_room, following
 from diffcache.schedulers._partition import bounds
 from diffcache.schedulers.uniform import reuse
-from diffcache.simulation.simulator import Simulator
+from diffcache.simulation import Simulator
 
 plan = functools.partial(planned, kind="cachequant")
 

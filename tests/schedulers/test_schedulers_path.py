@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plans import cut_of, cuts, planned
 
-from diffcache.documents.profile import DenoiserProfile, Dynamics, Profile
-from diffcache.documents.schedule import SitePlan
+from diffcache.documents import DenoiserProfile, Dynamics, Profile, SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning import expected
 from diffcache.schedulers import Grid, Planned
@@ -25,8 +24,8 @@ from diffcache.schedulers.dpcache import local_forecast
 from diffcache.schedulers.meancache import _local, continued, mean_velocity, unfolded
 from diffcache.schedulers.taylorseer import extrapolation
 from diffcache.schedulers.uniform import evenly, reuse
+from diffcache.simulation import Simulator
 from diffcache.simulation.runs import forecast, missed, reused, step_influence, times
-from diffcache.simulation.simulator import Simulator
 
 plan = functools.partial(planned, kind="lemica")
 

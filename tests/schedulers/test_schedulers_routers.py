@@ -19,9 +19,9 @@ from probes import leaf_calls
 from torch import Tensor
 
 from diffcache import accelerated, assets, planning, report
-from diffcache.documents.profile import DenoiserProfile, Profile
+from diffcache.documents import DenoiserProfile, Profile
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
-from diffcache.host.structure import find_sites
+from diffcache.host import find_sites
 from diffcache.profiling import router_file
 from diffcache.schedulers._router import Router
 from diffcache.schedulers.learning_to_cache import plan

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plans import planned
 
-from diffcache.documents.profile import DenoiserProfile, Profile, SiteProfile
+from diffcache.documents import DenoiserProfile, Profile, SiteProfile
 from diffcache.errors import BadOption
 from diffcache.schedulers._threshold import CANDIDATES, candidates, walks
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffcache import planning
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import NoiseSchedulerId, SitePlan
+from diffcache.documents import NoiseSchedulerId, Profile, SitePlan
 from diffcache.errors import BadOption, UnknownName
 from diffcache.schedulers import Planned, timestep_adjustment
 from diffcache.schedulers.timestep_adjustment import factors, moved, plan

@@ -17,8 +17,7 @@ from pipelines import TINY, run, shared
 from test_planning import BYTES, measurement
 
 from diffcache import Budget, accelerated, measure, plan, report
-from diffcache.documents.profile import KeptProfile, Profile
-from diffcache.documents.schedule import CacheSchedule, SitePlan
+from diffcache.documents import CacheSchedule, KeptProfile, Profile, SitePlan
 from diffcache.errors import BadOption
 from diffcache.kernels import FORMATS, pack, unpack
 from diffcache.planning import cache_bytes
