@@ -285,7 +285,7 @@ def judges_of(
 
 
 def _foreseen(known: Profile, methods: Sequence[Method]) -> dict[str, np.ndarray]:
-    """Return the predicted mean squared errors of the states, for schedules that a simulation on the profile supports."""
+    """Return the predicted mean squared errors of the states, for schedules that can be simulated on the profile."""
     found: dict[str, np.ndarray] = {}
     if known.dynamics is None:
         return found

@@ -16,7 +16,7 @@ Check = Callable[[str, str, Any], None]  # (file, field, value): raises Document
 
 
 def demand_fields(where: str, record: Mapping[str, Any]) -> None:
-    """Raise DocumentError, naming ``where`` and the field, unless the fields of the record have their documented types."""
+    """Raise DocumentError, naming ``where`` and the field, unless all fields of the record have documented types."""
     RECORD(where, "", record)
 
 

@@ -10,8 +10,8 @@ be zero and are computed as about 1e-16; each square root adds 1e-8. A square ro
 torchmetrics) therefore has a relative error of 5e-8 with 60 pictures and 300 features. Between equal sets it gives
 1e-5; equation (1) as computed here gives 0.
 
-The distance depends on the number of pictures: with N pictures it is too large by a relative error of about 1 / N.
-Values are comparable at the same N only. ``floor`` gives the distance that pictures of the reference itself would get.
+The distance of N pictures is too large by a bias that falls about as 1 / N, so values are comparable at the same N
+only. ``floor`` gives the distance that pictures of the reference itself would get.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The Inception network of FID (Heusel et al. 2017, arXiv 1706.08500), as torch-fidelity builds it: 2048 pooled
-features.
+"""The Inception network of FID (Heusel et al. 2017, arXiv 1706.08500), with 2048 pooled features.
 
-Pictures become 8-bit and are resized to 299 × 299 as in TensorFlow 1, bilinear without antialiasing. Published values
-were computed this way, and this reproduces them. Parmar et al. 2022 (arXiv 2104.11222) show that this filter aliases
-when it shrinks pictures. A distance with a better filter would not be comparable with published values.
+The network is built by torch-fidelity. Pictures become 8-bit and are resized to 299 × 299 as in TensorFlow 1, bilinear
+without antialiasing. Published values were computed in this way, and this extractor reproduces them. Parmar et al. 2022
+(arXiv 2104.11222) show that the filter aliases when it shrinks pictures. A distance with a better filter would not be
+comparable with published values.
 
 No package contains the weights. A file is recognised by its sha256, not by its name.
 """

@@ -95,7 +95,7 @@ def frame_by_frame(
 def numbers(values: Any) -> np.ndarray:
     """Return a list, an array or a tensor as a numpy array.
 
-    A tensor may be on any device and have a graph. All dtypes, including integers and bfloat16, become float64.
+    A tensor may be on any device, have a graph, and have any dtype. It becomes float64.
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
