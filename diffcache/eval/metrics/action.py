@@ -1,4 +1,4 @@
-"""Mean absolute difference of actions over the steps and joints of a sample, in the robot's units, as in BAC's tables."""
+"""Mean absolute difference of actions over a sample's steps and joints, in the robot's units, as in BAC's tables."""
 
 from __future__ import annotations
 
