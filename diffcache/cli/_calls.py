@@ -83,8 +83,9 @@ class Asked:
                 self._check_names(model.pipeline, row)
 
     def calls(self, loaded: Loaded, *, decoded: bool = False) -> list[Call]:
-        """Return the calls that came with the pipeline; else those of the rows, or of the samples that the model
-        offers.
+        """Return the calls that came with the pipeline, or the calls for the rows.
+
+        Without rows, they are for the samples that the model offers.
 
         Args:
             loaded: The pipeline.

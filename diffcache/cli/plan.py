@@ -105,9 +105,7 @@ def table(found: tuple[planning.Scheduler, ...], width: int) -> str:
 
     def line(row: tuple[str, str, str, str]) -> str:
         head = "  ".join(["", *(text.ljust(length) for text, length in zip(row[:3], columns, strict=True))])
-        indent = (
-            len(head) + 2 if width - len(head) - 2 >= LEAST_ROOM else 6
-        )  # in a narrow window it goes to the next line
+        indent = len(head) + 2 if width - len(head) - 2 >= LEAST_ROOM else 6  # in a narrow window, on the next line
         text = textwrap.wrap(row[3], width - indent, break_on_hyphens=False)
         first = [f"{head}  {text.pop(0)}"] if text and indent > 6 else [head.rstrip()]
         return "\n".join([*first, *(" " * indent + part for part in text)])

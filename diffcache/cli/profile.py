@@ -37,7 +37,7 @@ def profile(
     ] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep nothing on the way.")] = False,
 ) -> None:
-    """Measure a pipeline in full runs. A later run continues a stopped one; under torchrun, processes share the work."""
+    """Measure a pipeline in full runs. A stopped measurement can be continued; under torchrun, processes share it."""
     check_file("out", out)
     if resume and no_resume:
         raise BadOption("resume", str(resume), "either --resume or --no-resume")
