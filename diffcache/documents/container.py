@@ -19,7 +19,7 @@ from diffcache.documents.files import MAX_BYTES, parse_json
 
 KEY = "diffcache"
 MAX_HEADER_BYTES = 4 * 2**20
-LEAST_BYTES = 10  # the length of the header, and "{}"
+LEAST_BYTES = 10  # 8 bytes for the length of the header, and 2 for "{}"
 AGAIN = "Copy or download it again."
 FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle", b"{": "a JSON text"}
 

@@ -224,6 +224,7 @@ class _Reader:
         self.where, self.arrays = where, arrays
 
     def record(self, kind: Any, tree: Any, prefix: str) -> Any:
+        """Return the record of class ``kind`` whose JSON is ``tree``. The names of its fields begin with ``prefix``."""
         hints = _hints(kind)
         if not isinstance(tree, dict):
             self.refuse(prefix.rstrip("/"), tree, "an object")
@@ -237,6 +238,7 @@ class _Reader:
             raise DocumentError(self.where, f"{prefix + error.field:.200}", error.problem) from None
 
     def value(self, hint: Any, value: Any, prefix: str, name: str) -> Any:
+        """Return the value of one field, whose annotation is ``hint``."""
         if get_origin(hint) is UnionType:  # the only union in a document is X | None
             if value is None:
                 return None
@@ -251,6 +253,7 @@ class _Reader:
         return self.record(hint, value, f"{prefix}{name}/") if _is_record(hint) else value
 
     def array(self, value: Any, name: str) -> np.ndarray:
+        """Return the array of a field, and remove it from ``arrays``."""
         if value != TENSOR:
             self.refuse(name, value, f"{TENSOR!r}, which stands for the tensor {name!r}")
         if name not in self.arrays:
@@ -258,6 +261,7 @@ class _Reader:
         return self.arrays.pop(name)
 
     def refuse(self, field: str, found: object, allowed: str) -> NoReturn:
+        """Raise DocumentError for a field of the file."""
         refuse(self.where, field, f"found {found!r:.80}", allowed)
 
 

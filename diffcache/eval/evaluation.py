@@ -307,7 +307,7 @@ def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
 
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
-    runs = not host.traits(pipe).asks_for_steps  # then steps_of runs each call that it is given
+    runs = not host.traits(pipe).asks_for_steps  # if so, steps_of runs the loop for each call
     some = calls[:1] if runs and len({call.get(STEPS) for call in calls}) == 1 else calls
     steps = {steps_of(pipe, call) for call in some}
     if len(steps) > 1:

@@ -24,7 +24,7 @@ Kind = Literal["full", "ours", "fewer steps", "reuse", "peer"]
 
 FULL = "full run"
 STEPS = "num_inference_steps"
-LONGEST_NAME = 200  # characters, of a method
+LONGEST_NAME = 200  # characters in the name of a method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
