@@ -41,10 +41,10 @@ class UnknownName(DiffCacheError, LookupError):
     """A name is not in the list of known names.
 
     Args:
-        kind: What the name is for.
+        kind: The kind of object that the name is for.
         name: The name.
         known: The known names.
-        next_step: What the user can do.
+        next_step: Advice for the user.
     """
 
     def __init__(self, kind: str, name: str, known: Sequence[str], *, next_step: str = "") -> None:
@@ -62,7 +62,7 @@ class DocumentError(DiffCacheError, ValueError):
     Args:
         where: The file or the class.
         field: The field.
-        problem: What was found, what is allowed, and what to do.
+        problem: The value that was found, the allowed values, and advice for the user.
     """
 
     def __init__(self, where: str, field: str, problem: str) -> None:

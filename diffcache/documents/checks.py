@@ -33,7 +33,7 @@ def refuse(where: str, field: str, found: str, allowed: str, next_step: str = ""
         field: The field.
         found: The value that the field has.
         allowed: The values that it may have.
-        next_step: What the user can do.
+        next_step: Advice for the user.
     """
     raise DocumentError(where, f"{field:.200}", f"{found}. Allowed: {allowed}. {next_step}".rstrip())
 

@@ -100,8 +100,8 @@ def evaluate(
         calls: Arguments for ``pipe(**call)``. Use prompts and seeds that were not used for calibration, and one
             generator for each sample. All calls have one number of steps.
         metrics: Names of metrics in ``diffcache.eval.metrics`` that compare outputs with the full run's. None: PSNR,
-            SSIM, latent error and state PSNR for pictures; action error and state PSNR for policies. State PSNR is
-            always measured if a schedule states its expected fidelity.
+            SSIM, latent error and state PSNR for pictures; action error and state PSNR for policies; latent error and
+            state PSNR for loops. State PSNR is always measured if a schedule states its expected fidelity.
         scorers: Scorers of pictures and prompts; see ``diffcache.eval.metrics.scorer``.
         compare: Methods to compare with. None: for the computed steps of each schedule, as many steps without a cache,
             with the pipeline's own noise scheduler and with a better one, and uniform reuse.

@@ -28,7 +28,7 @@ def package(module: str, *, purpose: str, install: str) -> Any:
 
     Args:
         module: Name of the module.
-        purpose: What needs the module, for errors.
+        purpose: The feature that needs the module, for errors.
         install: Arguments of ``pip install``, for errors.
 
     Raises:

@@ -155,7 +155,7 @@ def run_share(
 
 
 def _due(key: str, method: Method, index: int, call: Mapping[str, Any], output: np.ndarray, judges: Judges) -> Due:
-    """Return what a part of this method and call must contain, given the ``output`` of the full run."""
+    """Return the required content of a part of this method and call, given the ``output`` of the full run."""
     samples = len(output)
     return Due(
         key=key,
@@ -324,7 +324,7 @@ def _scores(method: Method, run: TimedRun, exact: Exact, prompts: list[str], jud
 
 
 def _of_our_own(pipe: Any, method: Method) -> tuple[int | None, Any]:
-    """Return the most bytes that our store held and the schedule that ran; None for what a method does not report."""
+    """Return the most bytes that the cache held, and the schedule that ran. Each is None if it is not known."""
     if method.source is None:
         return (0 if method.kind in ("full", "fewer steps") else None), None
     ran = report(pipe)

@@ -19,7 +19,7 @@ from diffcache.eval.methods import Method
 from diffcache.eval.plausible import Part
 from diffcache.eval.saved_parts import EvaluationFolder
 
-AT_ONCE = 64  # pictures
+AT_ONCE = 64  # pictures that are read at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ Verdict = Literal["better", "worse", "no difference"]
 LEVEL = 0.95
 MOST, LEAST = 10_000, 2000  # resamples: the ends of an interval vary by 1 or 2 % of its width between seeds
 DRAWS = 20_000_000  # beyond 2000 samples there are fewer resamples, for this many numbers drawn altogether
-FEW, ENOUGH = 16, 64  # samples: below the first no verdict is given, below the second it comes with a warning
+FEW, ENOUGH = 16, 64  # samples: below FEW there is no verdict, below ENOUGH a warning
 AT_ONCE = 1 << 22  # numbers that are drawn at once; this bounds memory to 48 MiB
 ROUNDING = 1e-12  # smaller relative differences come from float64 sums, not from methods
 

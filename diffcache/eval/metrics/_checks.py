@@ -105,8 +105,13 @@ def numbers(values: Any) -> np.ndarray:
 def one_per_sample(what: str, values: Any, count: int) -> np.ndarray:
     """Return ``values`` as float64 [count].
 
+    Args:
+        what: The source of the values, for errors.
+        values: A list, an array or a tensor.
+        count: Number of samples.
+
     Raises:
-        SamplesError: If there is not one finite number per sample. ``what`` names the source of the values.
+        SamplesError: If there is not one finite number per sample.
     """
     array = numbers(values)
     if array.dtype.kind not in "fiub" or array.shape != (count,):

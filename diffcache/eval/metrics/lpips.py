@@ -37,7 +37,7 @@ class Backbone(NamedTuple):
     """
 
     network: str
-    file: str  # as torchvision names it; the last eight characters are of its digest
+    file: str  # the last eight characters are from its digest
 
 
 BACKBONES = {

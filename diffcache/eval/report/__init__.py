@@ -22,15 +22,24 @@ from diffcache.eval.report import findings
 from diffcache.eval.table import with_itself
 from diffcache.text import printable
 
-SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "table", "main")  # in this order
+SCRIPTS = (
+    "base",
+    "charts",
+    "quality",
+    "schedules",
+    "trajectory",
+    "pictures",
+    "table",
+    "main",
+)  # in the order of the page
 
 
 def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -> Path:
     """Write the page of a record to ``out``, and return ``out``.
 
     Args:
-        record: A record of the format "diffcache.evaluation", version 1 or 2. The page leaves out missing parts and
-            says so.
+        record: A record of the format "diffcache.evaluation", version 1 or 2. The page leaves out the parts that it
+            lacks.
         folder_of_pictures: The folder to which the paths of pictures in the record are relative.
         out: The file.
 

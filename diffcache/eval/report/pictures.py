@@ -15,8 +15,8 @@ from PIL import Image, features
 from diffcache.documents import files as document_files
 from diffcache.errors import BadOption
 
-MOST = 24  # triplets
-LONGEST = 512  # px of the longest side
+MOST = 24  # triplets on the page
+LONGEST = 512  # longest side of a picture in pixels
 BYTES = 6_500_000  # of all pictures together, before base64, which adds a third
 FACTORS = (32, 16, 8, 4, 2, 1)
 
@@ -161,7 +161,7 @@ def _written(pictures: Mapping[Any, np.ndarray]) -> tuple[dict[Any, str], bool]:
     webp = features.check("webp")
     lossy = [("WEBP" if webp else "JPEG", {"quality": q}) for q in (90, 75, 50, 25)]
     exact: tuple[str, dict[str, Any]] = ("WEBP", {"lossless": True}) if webp else ("PNG", {"optimize": True})
-    small = sum(p.size for p in pictures.values()) <= 3 * BYTES  # otherwise lossless files do not fit, after 30 s
+    small = sum(p.size for p in pictures.values()) <= 3 * BYTES  # larger ones never fit without loss
     for name, options in [*([exact] if small else []), *lossy]:
         files = {key: _file(p, name, options) for key, p in pictures.items()}
         if sum(map(len, files.values())) <= BYTES:
