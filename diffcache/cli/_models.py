@@ -112,9 +112,7 @@ class Named:
         kind = self.dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
         try:
             pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, torch_dtype=kind)
-        except (
-            Exception
-        ) as error:  # missing files, wrong names, missing packages and damaged weights raise many classes
+        except Exception as error:  # missing files or packages, wrong names and damaged weights raise many classes
             raise UnsupportedModel(
                 f"{self.name!r} could not be loaded as a diffusers pipeline: {_short(error)}"
             ) from error

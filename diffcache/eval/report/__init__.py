@@ -22,16 +22,7 @@ from diffcache.eval.report import findings
 from diffcache.eval.table import with_itself
 from diffcache.text import printable
 
-SCRIPTS = (
-    "base",
-    "charts",
-    "quality",
-    "schedules",
-    "trajectory",
-    "pictures",
-    "table",
-    "main",
-)  # in the order of the page
+SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "table", "main")  # in page order
 
 
 def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -> Path:
