@@ -1,4 +1,4 @@
-"""Errors that this library raises. Each says what was asked, what was found, what is allowed, what to do next."""
+"""Errors of this library. Each message states what was requested, found and allowed, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from diffcache.text import printable
 
 
 class DiffCacheError(Exception):
-    """Base of all errors of this library. A message is one line; what a file or a path put into it shows as text."""
+    """Base of all errors of this library.
+
+    A message is one line. Control characters from files and paths are shown as escapes.
+    """
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class BadOption(DiffCacheError, ValueError):
-    """An option has a value it cannot have. ``example``: lines of code that show what to pass instead."""
+    """An option has a value that is not allowed.
+
+    Args:
+        name: Name of the option.
+        value: The value.
+        allowed: The allowed values.
+        example: Lines of code that show a valid use.
+    """
 
     def __init__(self, name: str, value: object, allowed: str, *, example: str = "") -> None:
         super().__init__(f"{name}={value!r} was given. Allowed: {allowed}.")
@@ -28,7 +38,14 @@ class BadOption(DiffCacheError, ValueError):
 
 
 class UnknownName(DiffCacheError, LookupError):
-    """A name is not in the list it was looked up in."""
+    """A name is not in the list of known names.
+
+    Args:
+        kind: The kind of object that the name is for.
+        name: The name.
+        known: The known names.
+        next_step: Advice for the user.
+    """
 
     def __init__(self, kind: str, name: str, known: Sequence[str], *, next_step: str = "") -> None:
         near = difflib.get_close_matches(name, known, n=1)
@@ -40,7 +57,13 @@ class UnknownName(DiffCacheError, LookupError):
 
 
 class DocumentError(DiffCacheError, ValueError):
-    """A schedule, profile, record or other file is damaged, foreign, or contradicts itself. Nothing in it was run."""
+    """A schedule, profile, record or other file is damaged, of another kind or inconsistent. Nothing in it was run.
+
+    Args:
+        where: The file or the class.
+        field: The field.
+        problem: The value that was found, the allowed values, and advice for the user.
+    """
 
     def __init__(self, where: str, field: str, problem: str) -> None:
         super().__init__(f"{where}: field {field!r}: {problem}")
@@ -48,7 +71,7 @@ class DocumentError(DiffCacheError, ValueError):
 
 
 class NotWritten(DiffCacheError, OSError):
-    """A file or a folder could not be written. No part of it is left, and an older file of its name is unchanged."""
+    """A file or a folder could not be written. No part of it remains, and an older file of its name is unchanged."""
 
     def __init__(self, path: Path, cause: OSError | ValueError) -> None:
         reason = getattr(cause, "strerror", None) or cause
@@ -59,23 +82,23 @@ class NotWritten(DiffCacheError, OSError):
 
 
 class ScheduleMismatch(DiffCacheError):
-    """The schedule was made for something other than what is about to run."""
+    """The schedule was made for another loop, network, guidance or noise scheduler than those of the run."""
 
 
 class UnsupportedModel(DiffCacheError, TypeError):
-    """The object has no place this library knows how to cache."""
+    """This library cannot load, measure or cache the object."""
 
 
 class AlreadyAccelerated(DiffCacheError):
-    """The object carries a schedule already."""
+    """The object already has a schedule."""
 
 
 class AcceleratedObjectCopied(DiffCacheError):
-    """A copy or a pickle of an accelerated object was asked for; it would compute with the original's weights."""
+    """An accelerated object was copied or pickled. The copy would compute with the weights of the original."""
 
 
 class HubUnavailable(DiffCacheError):
-    """The Hugging Face Hub did not deliver, or did not take, a file."""
+    """A file could not be downloaded from or uploaded to the Hugging Face Hub."""
 
     def __init__(self, repo: str, filename: str, cause: str, next_step: str) -> None:
         super().__init__(f"{filename} of {repo}: {cause}. {next_step}")

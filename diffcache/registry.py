@@ -1,4 +1,4 @@
-"""A folder is a registry: the name of a file is the name that users type."""
+"""List and load the modules of a folder by their file names, which are the names that users type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def names(package: str) -> tuple[str, ...]:
 
 
 def modules(package: str) -> dict[str, ModuleType]:
-    """Return the modules of a folder by name, sorted. It lists the folder once."""
+    """Return the modules of a folder by name, sorted."""
     return {name: importlib.import_module(f"{package}.{name}") for name in names(package)}
 
 
@@ -50,7 +50,7 @@ def _foreign(package: str, address: str, kind: str) -> ModuleType:
         home = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module was found; what it imports was not
+            raise  # the module was found, but a module that it imports was not
         raise _unknown(package, address, kind, f"There is no module {module!r}.") from error
     try:
         found: ModuleType = operator.attrgetter(attribute)(home)

@@ -1,4 +1,4 @@
-"""Make text of users and files safe to show in a terminal, an error or a Markdown table."""
+"""Make text from users and files safe to show in a terminal, an error or a Markdown table."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ _MARKDOWN = str.maketrans(
         "&": "&amp;",
         "<": "&lt;",
         ">": "&gt;",
-        "@": "&#64;",  # GitHub links addresses and names
+        "@": "&#64;",  # GitHub turns e-mail addresses and names into links
     }
 )
 
 
 def printable(value: object) -> str:
-    """Return ``value`` as text on one line, in which every character shows.
+    """Return ``value`` as one line of text in which every character is visible.
 
-    White space becomes a space. Control characters (an ANSI sequence begins with one), marks that reverse the direction
-    of text and lone surrogates become escapes: ``\\x1b``, ``\\u202e``, ``\\ud800``.
+    White space becomes a space. Control characters (such as the first character of an ANSI sequence), marks that
+    reverse the direction of text, and lone surrogates become escapes: ``\\x1b``, ``\\u202e``, ``\\ud800``.
     """
     text = str(value)
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def markdown(value: object) -> str:
-    """Return ``value`` as printable text that Markdown shows as it is: no column, tag, link, picture or emphasis."""
+    """Return ``value`` as printable text that Markdown shows literally: no column, tag, link, picture or emphasis."""
     line = " ".join(printable(value).split()).translate(_MARKDOWN)
-    # GitHub also makes links of bare addresses.
+    # GitHub also turns bare addresses into links.
     return line.replace("://", "\\://").replace("www.", "www\\.").replace("WWW.", "WWW\\.")
 
 

@@ -1,4 +1,4 @@
-"""Pictures side by side in one file."""
+"""Draw several pictures in one file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from PIL import Image
 
 
 def save_grid(images: np.ndarray, path: str | Path, *, columns: int, gap: int = 4) -> None:
-    """Write ``images`` [N, H, W, 3], float in 0..1, row by row as one PNG on white."""
+    """Write pictures row by row as one PNG on white.
+
+    Args:
+        images: float [N, H, W, 3] in 0..1.
+        path: The file.
+        columns: Number of pictures in a row.
+        gap: Distance between pictures in pixels.
+    """
     images = (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
     n, height, width, _ = images.shape
     rows = -(-n // columns)

@@ -1,4 +1,4 @@
-"""The two trained models that come with the package, as ordinary diffusers pipelines."""
+"""Load the two trained models that come with the package, as diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from diffcache.errors import UnknownName
 FOLDER = Path(__file__).parent / "weights"
 NAMES = ("flux", "dit")
 SIZE = 64
-GUIDANCE = 4.0  # of the class-conditional model: DiTPipeline's own default
+GUIDANCE = 4.0  # scale for the class-conditional model, the default of DiTPipeline
 
 
 @dataclass(frozen=True)
 class DemoModel:
-    """A pipeline and what it can be asked for.
+    """A pipeline and the subjects that it can draw.
 
-    subjects  what it draws: captions (flux) or class names (dit)
+    Attributes:
+        name: "flux" or "dit".
+        pipe: The pipeline.
+        subjects: Captions (flux) or class names (dit).
+        encoder: The encoder of prompts. None for dit.
     """
 
     name: str
@@ -32,7 +36,18 @@ class DemoModel:
     encoder: PromptEncoder | None = None
 
     def call(self, subjects: Sequence[str], seeds: Sequence[int], *, steps: int = 50, **more: Any) -> dict[str, Any]:
-        """Arguments of ``pipe(**call)`` for one batch, one seed per sample; output pictures as float arrays."""
+        """Return the arguments of ``pipe(**call)`` for one batch, which returns pictures as float arrays.
+
+        Args:
+            subjects: One subject for each sample.
+            seeds: One seed for each sample.
+            steps: Number of steps of the sampling loop.
+            **more: Further arguments. They replace equal ones.
+
+        Raises:
+            UnknownName: If dit has no such class.
+            BadOption: If flux does not know a word.
+        """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         common = {"num_inference_steps": steps, "generator": generators, "output_type": "np"}
         if self.encoder is not None:
@@ -49,11 +64,18 @@ class DemoModel:
 
 
 def load(name: str = "flux") -> DemoModel:
-    """``"flux"``: text to picture, FluxPipeline, Euler, no guidance. ``"dit"``: class to picture, DiTPipeline, DDIM,
-    classifier-free guidance. Both 64 px, float32 on the CPU, from files inside the package."""
+    """Load a model from files inside the package. It draws pictures of 64 px, in float32 on the CPU.
+
+    Args:
+        name: "flux": text to picture, FluxPipeline, Euler, no guidance. "dit": class to picture, DiTPipeline, DDIM,
+            classifier-free guidance.
+
+    Raises:
+        UnknownName: If there is no such model.
+    """
     if name not in NAMES:
         raise UnknownName("demo model", name, NAMES)
-    import diffusers  # heavy: only when a model is wanted
+    import diffusers  # slow to import, so it is imported here
 
     pipe: Any
     vae = diffusers.AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)

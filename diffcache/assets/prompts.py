@@ -1,4 +1,4 @@
-"""Prompts for the text-conditional demo model: a frozen table of word vectors, no hub, no tokenizer to fetch."""
+"""Encode prompts for the text-conditional demo model by a fixed table of word vectors, without a download."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ LENGTH = 8
 
 
 class PromptEncoder:
-    """Words -> vectors, looked up in a table made once from MiniLM (``examples/training/build_words.py``).
+    """An encoder that looks up words in a table made once from MiniLM (``examples/training/build_words.py``).
 
-    A prompt is at most eight words of the table; their order carries no meaning, as in Flux, whose text tokens
-    share one position. Unknown words are an error that names the nearest known ones.
+    The first eight words of a prompt are used. Their order has no effect, because in Flux all text tokens have the same
+    position. An unknown word raises an error that lists the nearest known words.
+
+    Args:
+        words: The words of the table.
+        table: The vector of each word, [words, C].
     """
 
     def __init__(self, words: Sequence[str], table: Tensor) -> None:
@@ -30,11 +34,16 @@ class PromptEncoder:
 
     @classmethod
     def load(cls, path: str | Path) -> PromptEncoder:
+        """Return the encoder whose words and table are in a safetensors file."""
         with safe_open(path, framework="pt") as file:
             return cls(json.loads(file.metadata()["words"]), file.get_tensor("table"))
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """``prompts`` (N strings) -> ``prompt_embeds`` [N, 8, C] and ``pooled_prompt_embeds`` [N, C], float32."""
+        """Return ``prompt_embeds`` [N, 8, C] and ``pooled_prompt_embeds`` [N, C], float32, of N prompts.
+
+        Raises:
+            BadOption: If a word is not in the table.
+        """
         embeds = torch.zeros(len(prompts), LENGTH, self.table.shape[1])
         for n, prompt in enumerate(prompts):
             for k, word in enumerate(prompt.lower().split()[:LENGTH]):

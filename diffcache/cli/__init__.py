@@ -1,6 +1,6 @@
-"""The ``diffcache`` command. One file, one subcommand: a function of the file's name, or a group of that name.
+"""The ``diffcache`` command. Each file is a subcommand: a function of the file's name, or a group of that name.
 
-What is heavy (torch, diffusers, matplotlib) is imported by the subcommand that needs it, when it runs.
+Large packages (torch, diffusers, matplotlib) are imported by the subcommands that need them, when they run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffcache.errors import DiffCacheError
 from diffcache.text import printable
 
 DEBUG = "--debug"
-LONGEST = 600  # characters, of a foreign error
+LONGEST = 600  # characters of an error that another library raised
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +43,10 @@ for _name in registry.names(__name__):
 
 
 def main() -> None:
-    """Run the command. An error is one line and exit status 2; with ``--debug``, wherever it stands, a traceback."""
+    """Run the command. An error is printed on one line, with exit status 2.
+
+    With ``--debug`` at any position, the traceback is printed too.
+    """
     words = [word for word in sys.argv[1:] if word != DEBUG]
     debug = len(words) < len(sys.argv) - 1 or settings.debug()
     with warnings.catch_warnings():
@@ -58,7 +61,7 @@ def main() -> None:
 
 
 def _line(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return the message of an error on one line."""
     text = " ".join(str(error).split())
     if isinstance(error, DiffCacheError):
         return text
@@ -77,7 +80,7 @@ def _show_warning(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    """Write a warning above the bars that are on the screen, one of this library in one line."""
+    """Print a warning above the progress bars; a warning of this library takes one line."""
     if category.__module__.partition(".")[0] == "diffcache":
         text = f"warning: {printable(' '.join(str(message).split()))}"
     else:

@@ -1,4 +1,4 @@
-"""From samples to calls of a pipeline: seeds, batches, and the arguments that all of them share."""
+"""Make the calls of a pipeline from samples: seeds, batches, and the arguments that all calls share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from diffcache.cli._samples import READERS, Row
 from diffcache.errors import BadOption, UnknownName
 
 STEPS = "num_inference_steps"
-OWN = ("class_labels", "seed")  # what every sample has its own of, beside prompts, their embeddings and masks
+OWN = ("class_labels", "seed")  # arguments per sample, in addition to prompts, their embeddings and masks
 
 
 def seeds_of(text: str | None, row: int) -> list[int]:
-    """Seeds of one row: those of a list ``"0,1,2"``; of a count, as many that no other row has; of nothing, one."""
+    """Return the seeds of one row.
+
+    Args:
+        text: A list ``"0,1,2"``, a count of seeds per row, or None for one seed. Seeds from a count or from None differ
+            between rows.
+        row: Number of the row.
+
+    Raises:
+        BadOption: If the text is neither a list nor a count.
+    """
     if text is None:
         return [row]
     try:
@@ -34,11 +43,14 @@ def seeds_of(text: str | None, row: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a command is to call a pipeline with, as the user said it.
+    """The arguments that a command received for the calls of a pipeline.
 
-    rows     of the file with prompts; None: what the model itself has to offer
-    source   that file
-    options  arguments that all calls share, None where not given
+    Attributes:
+        rows: Rows of the file with prompts. None: the samples that the model offers.
+        source: The file with prompts.
+        seeds: A list or a count of seeds, as ``seeds_of`` takes it.
+        batch: Number of samples that run together.
+        options: Arguments that all calls share. None: not given.
     """
 
     rows: Sequence[Row] | None
@@ -49,10 +61,16 @@ class Asked:
 
     @property
     def shared(self) -> dict[str, Any]:
+        """The arguments that all calls share and that were given."""
         return {name: value for name, value in self.options.items() if value is not None}
 
     def check(self, model: Named) -> None:
-        """Raise BadOption or UnknownName for what can be known to be wrong before ``model`` is loaded."""
+        """Check everything that can be checked before ``model`` is loaded.
+
+        Raises:
+            BadOption: If an argument has a wrong value, or the prompts are missing.
+            UnknownName: If the pipeline has no such argument.
+        """
         if model.kind == "pretrained" and not self.rows:
             raise BadOption("prompts", None, f"a file that ends in {READERS}")
         rows = self.rows or [{}]
@@ -65,11 +83,17 @@ class Asked:
                 self._check_names(model.pipeline, row)
 
     def calls(self, loaded: Loaded, *, decoded: bool = False) -> list[Call]:
-        """Return the calls: those that came with the pipeline; else of the rows, or of what the pipeline has to offer.
+        """Return the calls that came with the pipeline, or the calls for the rows.
 
-        decoded  whether something looks at what comes out
+        Without rows, they are for the samples that the model offers.
 
-        Raises BadOption, UnknownName.
+        Args:
+            loaded: The pipeline.
+            decoded: Whether the outputs are used, so that they must be decoded.
+
+        Raises:
+            BadOption: If an argument has a wrong value, or the prompts are missing.
+            UnknownName: If the pipeline has no such argument.
         """
         if loaded.calls is not None:
             if self.rows or self.shared or self.seeds is not None:
@@ -106,8 +130,21 @@ def calls_of(
     *,
     decoded: bool = False,
 ) -> list[Call]:
-    """Calls of up to ``batch`` samples each, one generator a sample. Samples in one call agree in all that is not
-    their own. ``shared``: arguments for all, None where not given; a row's own go first. Raises BadOption, UnknownName.
+    """Return calls of up to ``batch`` samples each, with one generator for each sample.
+
+    The samples of a call agree in all arguments that are not per sample.
+
+    Args:
+        loaded: The pipeline.
+        rows: Arguments of one sample each.
+        seeds: A list or a count of seeds, as ``seeds_of`` takes it.
+        batch: Number of samples that run together.
+        shared: Arguments for all calls. None: not given. The arguments of a row replace them.
+        decoded: Whether the outputs are used, so that they must be decoded.
+
+    Raises:
+        BadOption: If an argument has a wrong value.
+        UnknownName: If the pipeline has no such argument.
     """
     common = {name: value for name, value in shared.items() if value is not None}
     like = (
@@ -120,7 +157,7 @@ def calls_of(
 
 
 def _drawn(rows: Sequence[Row], seeds: str | None, batch: int, shared: Mapping[str, Any]) -> list[Call]:
-    """The calls as they can be made without a pipeline."""
+    """Return the calls in the form that needs no pipeline."""
     if batch < 1:
         raise BadOption("batch", batch, "1 or more")
     samples = [
@@ -143,7 +180,10 @@ def _groups(samples: Sequence[Row], batch: int) -> Iterator[list[Row]]:
 
 
 def _common(sample: Row) -> tuple[set[str], Row]:
-    """What samples of one call agree in: which arguments there are, and those that are not a sample's own."""
+    """Return the names of all arguments, and the arguments that are not per sample.
+
+    The samples of one call agree in both.
+    """
     return set(sample), {name: value for name, value in sample.items() if not _own(name)}
 
 
@@ -165,11 +205,11 @@ def _call(group: Sequence[Row]) -> Call:
 def _generator(seed: object) -> torch.Generator:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise BadOption("seed", seed, "a whole number, 0 or more")
-    return torch.Generator().manual_seed(seed)  # of the CPU: the same noise on every device
+    return torch.Generator().manual_seed(seed)  # on the CPU, so that the noise is the same on every device
 
 
 def _tensor(name: str, values: Sequence[object]) -> torch.Tensor:
-    """Embeddings and masks of several samples."""
+    """Return the embeddings or masks of several samples as one tensor."""
     try:
         return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -179,7 +219,7 @@ def _tensor(name: str, values: Sequence[object]) -> torch.Tensor:
 
 
 def _on(call: Call, like: torch.Tensor | None) -> Call:
-    """The call with its tensors in the type and on the device of the network."""
+    """Return the call with its tensors on the device of the network, floating-point ones in its dtype."""
 
     def moved(value: Any) -> Any:
         if like is None or not isinstance(value, torch.Tensor):
@@ -190,7 +230,7 @@ def _on(call: Call, like: torch.Tensor | None) -> Call:
 
 
 def _checked(pipe: Any, call: Call, decoded: bool) -> Call:
-    """The call, if the pipeline takes all of it; what nothing looks at need not be decoded."""
+    """Return the call if the pipeline takes all of its arguments. Outputs that are not used are not decoded."""
     known = host.arguments_of_class(type(pipe)) or {}
     for name in call if known else ():
         if name not in known:

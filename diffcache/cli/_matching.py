@@ -1,4 +1,4 @@
-"""Whether schedules belong to a model, as far as it can be known before the model is loaded."""
+"""Check whether schedules fit a model, as far as this is known before the model is loaded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from diffcache.errors import ScheduleMismatch, UnknownName
 from diffcache.eval.methods import Method
 from diffcache.executor.checks import check_scales, check_steps
 
-TWICE = ("Heun", "KDPM2", "PNDM")  # noise schedulers that take more iterations than they are asked for steps
+TWICE = ("Heun", "KDPM2", "PNDM")  # noise schedulers that take more iterations than the requested steps
 
 
 def check(model: Named, asked: Asked, methods: Sequence[Method]) -> None:
-    """Raise ScheduleMismatch for a schedule of other steps, guidance scales or classes of networks."""
+    """Check the schedules of ``methods`` against the calls and the classes of a model.
+
+    Raises:
+        ScheduleMismatch: If a schedule has other steps, guidance scales or classes of networks.
+        UnknownName: If a schedule is for a denoiser that the model does not have.
+    """
     for method in methods:
         if not isinstance(method.source, CacheSchedule):
             continue

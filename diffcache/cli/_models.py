@@ -1,4 +1,4 @@
-"""The pipeline that a word on the command line stands for: first what it is, without loading it; then the pipeline."""
+"""Find the model that a command line names, without loading it, and load its pipeline."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 INDEX = "model_index.json"
-CLASSES = 2  # entries of a component in a pipeline's index: its library and its class
+CLASSES = 2  # the entries of a component in the index of a pipeline are its library and its class
 
 Call = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A pipeline and how it is called.
+    """A pipeline, and how it is called.
 
-    prepare  turns the arguments of a call as users give them (prompts as text) into those of this pipeline
-    samples  what can be asked for where nothing is given: arguments of one sample each
-    calls    that came with the pipeline, None if the user has to say
+    Attributes:
+        pipe: The pipeline.
+        prepare: Maps the arguments that users give (prompts as text) to those of this pipeline.
+        samples: Samples that the model offers if the user gives none: arguments of one sample each.
+        calls: Calls that came with the pipeline. None: the user must give them.
     """
 
     pipe: Any
@@ -51,13 +53,14 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A model, before it is loaded.
+    """A model that is not loaded.
 
-    name     as the user gave it
-    kind     a demo model, a function of the user's, or a pipeline in a folder or on the Hub
-    dtype    None: the model's own, or what suits the device
-    device   None: the first GPU for a pipeline from a folder or the Hub, if there is one
-    classes  of a saved pipeline: class of each component by its name, and its own class under ""
+    Attributes:
+        name: The name that the user gave.
+        kind: "demo", "function" for a function of the user, or "pretrained" for a pipeline in a folder or on the Hub.
+        dtype: None: the model's own, or the default for the device.
+        device: None: the first GPU for a pipeline in a folder or on the Hub, if there is one.
+        classes: For a saved pipeline, name of a component -> its class, and "" -> the class of the pipeline.
     """
 
     name: str
@@ -68,14 +71,14 @@ class Named:
 
     @property
     def pipeline(self) -> type | None:
-        """The class of a saved pipeline, if diffusers has it."""
+        """The class of a saved pipeline. None if diffusers does not have it."""
         import diffusers
 
         found = getattr(diffusers, self.classes.get("", ""), None)
         return found if isinstance(found, type) else None
 
     def planned(self, steps: int) -> int | None:
-        """Return the iterations that the saved pipeline's noise scheduler plans for so many steps; None if unknown."""
+        """Return the iterations that the saved noise scheduler plans for ``steps`` steps; None if unknown."""
         import diffusers
 
         kind = getattr(diffusers, self.classes.get("scheduler", ""), None)
@@ -84,11 +87,16 @@ class Named:
         try:
             scheduler = kind.from_pretrained(self.name, subfolder="scheduler")
         except (OSError, ValueError, TypeError):
-            return None  # loading the pipeline says what is wrong
+            return None  # loading the pipeline raises the error
         return host.planned(scheduler, steps)
 
     def load(self) -> Loaded:
-        """Return the pipeline. Raises BadOption, UnsupportedModel, and what the user's own function raises."""
+        """Return the pipeline.
+
+        Raises:
+            BadOption: If an address does not lead to a function.
+            UnsupportedModel: If the pipeline cannot be loaded or is not supported.
+        """
         if self.kind == "pretrained":
             return Loaded(self._pretrained())
         found = _demo(self.name.removeprefix(DEMO)) if self.kind == "demo" else _of_function(self.name)
@@ -104,7 +112,7 @@ class Named:
         kind = self.dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
         try:
             pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, torch_dtype=kind)
-        except Exception as error:  # missing files, wrong names, missing packages, damaged weights: a dozen classes
+        except Exception as error:  # missing files or packages, wrong names and damaged weights raise many classes
             raise UnsupportedModel(
                 f"{self.name!r} could not be loaded as a diffusers pipeline: {_short(error)}"
             ) from error
@@ -114,14 +122,18 @@ class Named:
 
 
 def named(name: str, dtype: str | None, device: str | None) -> Named:
-    """Return the model that ``name`` stands for, not loaded.
+    """Return the model of a name, without loading it.
 
     Args:
-        name: ``demo:flux`` or ``demo:dit``; ``package.module:function``, which returns a pipeline, or it and calls;
-            else a folder or an id on the Hub.
+        name: ``demo:flux`` or ``demo:dit``; ``package.module:function``, which returns a pipeline, or a pipeline and
+            calls; or a folder or an id on the Hub.
+        dtype: A name in DTYPES. None: see ``Named``.
+        device: The name of a device. None: see ``Named``.
 
     Raises:
-        BadOption, UnknownName, UnsupportedModel: There is no such model, type or device.
+        BadOption: If the dtype, the device or the address is not valid.
+        UnknownName: If there is no such demo model.
+        UnsupportedModel: If there is no such pipeline.
     """
     if dtype is not None and dtype not in DTYPES:
         raise BadOption("dtype", dtype, f"one of {', '.join(DTYPES)}")
@@ -145,7 +157,11 @@ def load(name: str, dtype: str | None, device: str | None) -> Loaded:
 
 
 def _classes(name: str) -> dict[str, str]:
-    """Return the classes that the index of a saved pipeline names. Raises UnsupportedModel where there is none."""
+    """Return the classes that the index of a saved pipeline lists.
+
+    Raises:
+        UnsupportedModel: If there is no index.
+    """
     if os.path.isfile(name):  # noqa: PTH113
         raise UnsupportedModel(f"{name!r} is a file. Allowed: the folder of a pipeline, as save_pretrained writes it.")
     if os.path.isdir(name) and not (Path(name) / INDEX).is_file():  # noqa: PTH112
@@ -162,18 +178,18 @@ def _classes(name: str) -> dict[str, str]:
 
 
 def _short(error: BaseException) -> str:
-    """The first sentences of a foreign error, on one line."""
+    """Return the class and the first words of an error of another library, on one line."""
     text = _cut(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _cut(text: str) -> str:
-    """The first words of a long text."""
+    """Return the first words of a long text."""
     return text if len(text) <= 200 else f"{text[:200].rpartition(' ')[0]} …"
 
 
 def _own_device(device: torch.device) -> torch.device:
-    """Under ``torchrun``, ``cuda`` is each process's own."""
+    """Return the device of this process. Under ``torchrun``, ``cuda`` is the GPU of the process's rank."""
     if device.type == "cuda" and device.index is None and dist.is_available() and dist.is_torchelastic_launched():
         return torch.device("cuda", dist.get_node_local_rank())
     return device
@@ -199,7 +215,7 @@ def _of_function(address: str) -> Loaded:
     found = function_at("model", address, "a folder, an id on the Hub, demo:flux, or package.module:function")()
     if isinstance(found, tuple) and len(found) == 2:
         pipe, calls = found
-        lists = calls is None or isinstance(calls, (str, Mapping))  # no lists of calls: their check says so
+        lists = calls is None or isinstance(calls, (str, Mapping))  # not lists of calls, which the check reports
         return Loaded(pipe, calls=calls if lists else list(calls))
     return Loaded(found)
 
@@ -212,15 +228,24 @@ def _demand_address(option: str, address: str, allowed: str) -> tuple[str, str]:
 
 
 def function_at(option: str, address: str, allowed: str = "package.module:function") -> Any:
-    """Import the user's own code and return what stands at ``address``, if it can be called."""
+    """Import the user's code and return the callable at an address.
+
+    Args:
+        option: Name of the option, for errors.
+        address: ``package.module:function``. The current folder is searched too.
+        allowed: Description of the allowed values, for errors.
+
+    Raises:
+        BadOption: If there is no module, attribute or callable at the address.
+    """
     module, attribute = _demand_address(option, address, allowed)
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as ``python -m`` has it
+        sys.path.insert(0, here)  # as ``python -m`` does
     try:
         found = operator.attrgetter(attribute)(importlib.import_module(module))
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module was found; what it imports itself was not
+            raise  # the module was found, but a module that it imports was not
         raise BadOption(option, address, f"package.module:function; there is no module {module!r}") from None
     except AttributeError:
         raise BadOption(option, address, f"package.module:function; {module!r} has no {attribute!r}") from None
@@ -230,5 +255,5 @@ def function_at(option: str, address: str, allowed: str = "package.module:functi
 
 
 def is_first_process() -> bool:
-    """Of this machine: the one that writes and speaks."""
+    """Return whether this is the first process of the machine. It alone writes files and prints."""
     return not dist.is_available() or not dist.is_torchelastic_launched() or dist.get_node_local_rank() == 0

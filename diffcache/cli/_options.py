@@ -1,4 +1,4 @@
-"""Options of the commands that run a pipeline: which one, what it is asked for, and how."""
+"""Options that are common to the commands that run a pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pipeline is to be asked for, one sample a row, out of a text, CSV or JSON Lines file."""
+"""Read the arguments of samples, one row each, from a text, CSV or JSON Lines file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ READERS = ".txt, .csv, .jsonl"
 
 
 def read(file: Path) -> list[Row]:
-    """Rows of a ``.txt`` (a prompt a line), ``.csv`` (a column an argument) or ``.jsonl`` file (an object a line).
+    """Return the rows of a file of samples.
 
-    Empty lines are passed over, and so are empty fields of a CSV file. Raises BadOption, which tells the line.
+    A ``.txt`` file has a prompt on each line, a ``.csv`` file a column for each argument, a ``.jsonl`` file an object
+    on each line. Empty lines and empty fields of a CSV file are ignored.
+
+    Raises:
+        BadOption: If the file cannot be read or has no rows, or a line is not valid. The message names a line that is
+            not valid.
     """
     try:
         text = files.read_text(file)
@@ -70,7 +75,7 @@ def _objects(file: Path, text: str) -> list[Row]:
 
 
 def _value(name: str, field: str) -> Any:
-    """Numbers, true, false, null and lists as JSON writes them; prompts, and all else, as text."""
+    """Return a field of a CSV file: text for prompts, parsed JSON for other fields that are JSON, else text."""
     if name.startswith(("prompt", "negative_prompt")) and not name.endswith(("_embeds", "_mask")):
         return field
     try:

@@ -1,4 +1,4 @@
-"""``diffcache demo``: the whole way, on a model that comes with the package."""
+"""``diffcache demo``: calibrate, plan and evaluate on a model that comes with the package."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def demo(
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search.")] = False,
 ) -> None:
-    """Calibrate, plan and accelerate a small trained model that comes with the package, and show what it cost."""
+    """Calibrate, plan and accelerate a small trained model that comes with the package, and show the results."""
     check_folder("out", out)
-    from diffcache.demo import Size, run_demo  # torch and diffusers load only now
+    from diffcache.demo import Size, run_demo  # imports torch and diffusers
 
     found = run_demo(model, out, Size.quick() if quick else Size())
     typer.echo(f"\n{found}")

@@ -1,7 +1,7 @@
-"""``diffcache eval``: schedules put to the proof; sets of pictures, and pictures against their prompts, in folders.
+"""``diffcache eval``: evaluate schedules, and measure folders of pictures against other pictures or their prompts.
 
-A file of this folder holds a function of its name; this one holds a group of subcommands of its name. Each is a
-function here under ``@eval.command("name")``.
+Each file of this folder defines a function or a group of its name. This file defines a group. Each of its subcommands
+is a function here under ``@eval.command("name")``.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def run(
     title: Annotated[str, typer.Option(help="Of the report.")] = "",
     out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
 ) -> None:
-    """Run a pipeline in full, with every schedule, and with what else the same work buys; write table and report."""
+    """Compare schedules with the full run and with other methods of the same cost; write a table and a report."""
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
     rows = _samples.read(prompts) if prompts else None
     named = _by_name(schedules)
     check_folder("out", out)
 
-    from diffcache.cli import _calls, _matching, _models  # torch and diffusers load only now
+    from diffcache.cli import _calls, _matching, _models  # imports torch and diffusers
     from diffcache.documents.profile import Profile
     from diffcache.eval.checks import check_title
     from diffcache.eval.evaluation import evaluate, judges_of
@@ -110,7 +110,7 @@ def run(
 
 
 def _own_code(*addresses: str | None) -> None:
-    """Let ``package.module:function`` lead to the user's modules, as ``python -m`` has it."""
+    """Let ``package.module:function`` find modules in the current folder, as ``python -m`` does."""
     here = str(Path.cwd())
     if any(address and ":" in address for address in addresses) and here not in sys.path:
         sys.path.insert(0, here)
@@ -124,7 +124,7 @@ def _by_name(schedules: list[str]) -> dict[str, str]:
 
 
 def _named(text: str) -> tuple[str, str]:
-    """``NAME=SCHEDULE``; a rule has its own equals signs, behind a colon."""
+    """Return the name and the source in ``NAME=SCHEDULE``. The equals signs of a rule's options come after a colon."""
     name, mark, source = text.partition("=")
     return (name, source) if mark and ":" not in name and "/" not in name else (Path(text).stem, text)
 
@@ -147,7 +147,7 @@ def policy(
     title: Annotated[str, typer.Option(help="Of the report.")] = "",
     out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
 ) -> None:
-    """Ask a policy in full, with every schedule, and with other samplers; let each play; write table and report."""
+    """Compare schedules of a policy with the full run and other samplers; write a table and a report."""
     named = _by_name(schedules)
     if episodes < 1:
         raise BadOption("episodes", episodes, "1 or more")
@@ -199,7 +199,7 @@ def fid(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fréchet and kernel distance of a folder of pictures from a reference, with what the reference itself gets."""
+    """Print the Fréchet and kernel distance of a folder of pictures from a reference, and the reference's floor."""
     if folder is None and save_statistics is None:
         raise BadOption("folder", None, "a folder of pictures to be measured, or --save-statistics FILE")
     if save_statistics is not None:
@@ -248,7 +248,7 @@ def clip(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """CLIP score: how well every picture of a folder fits its prompt, 100 · max(cos, 0)."""
+    """Print the CLIP score, 100 · max(cos, 0), which measures how well the pictures of a folder fit their prompts."""
     _check_least(batch_size=(batch_size, 1))
     from diffcache.eval import folders
 

@@ -1,4 +1,4 @@
-"""``diffcache plan``: from a profile and a budget to a schedule. No network is called."""
+"""``diffcache plan``: make a schedule from a profile and a budget, without calling a network."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def plan(
 
 
 def _demand_comparable(context: typer.Context) -> None:
-    """Raise BadOption for an option that has no effect with --compare."""
+    """Raise BadOption if an option is given that has no effect with --compare."""
     sources = {name: context.get_parameter_source(name) for name in ("scheduler", "store", "out")}
     given = [f"--{name}" for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if given:
@@ -84,7 +84,7 @@ def _demand_comparable(context: typer.Context) -> None:
 
 
 def listing(scheduler: str | None, width: int) -> str:
-    """Return all schedulers by group, or the options and the source of one."""
+    """Return all schedulers by group, or the options and the source of one scheduler."""
     found = {one.name: one for one in planning.available()}
     if scheduler is None:
         return table(tuple(found.values()), width)
@@ -96,7 +96,7 @@ def listing(scheduler: str | None, width: int) -> str:
 
 
 def table(found: tuple[planning.Scheduler, ...], width: int) -> str:
-    """Return the schedulers by group, with what they need and what they reach on the demo models."""
+    """Return the schedulers by group, with the measurements that they need and their PSNR on the demo models."""
     models = sorted({model for one in found for model in one.demo_db})
     rules = schedulers.rules()
     rows = [("", "needs", " / ".join(models), ""), *(_row(one, models) for one in found)]
@@ -105,7 +105,7 @@ def table(found: tuple[planning.Scheduler, ...], width: int) -> str:
 
     def line(row: tuple[str, str, str, str]) -> str:
         head = "  ".join(["", *(text.ljust(length) for text, length in zip(row[:3], columns, strict=True))])
-        indent = len(head) + 2 if width - len(head) - 2 >= LEAST_ROOM else 6  # in a narrow window: on the next line
+        indent = len(head) + 2 if width - len(head) - 2 >= LEAST_ROOM else 6  # in a narrow window, on the next line
         text = textwrap.wrap(row[3], width - indent, break_on_hyphens=False)
         first = [f"{head}  {text.pop(0)}"] if text and indent > 6 else [head.rstrip()]
         return "\n".join([*first, *(" " * indent + part for part in text)])
@@ -123,7 +123,7 @@ def table(found: tuple[planning.Scheduler, ...], width: int) -> str:
 
 
 def comparison(found: list[planning.Compared]) -> str:
-    """Return what every scheduler makes of one profile, the best first."""
+    """Return the results of all schedulers for one profile, best first."""
     column = max(len(one.name) for one in found)
     lines = []
     for one in found:

@@ -1,4 +1,4 @@
-"""``diffcache profile``: run a pipeline in full on some prompts, and write down what schedulers need to know."""
+"""``diffcache profile``: run a pipeline in full on some prompts, and save the measurements that schedulers need."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def profile(
     ] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep nothing on the way.")] = False,
 ) -> None:
-    """Measure a pipeline in full runs. Stopped, it goes on where it was; under torchrun, processes share the work."""
+    """Measure a pipeline in full runs. A stopped measurement can be continued; under torchrun, processes share it."""
     check_file("out", out)
     if resume and no_resume:
         raise BadOption("resume", str(resume), "either --resume or --no-resume")
@@ -51,11 +51,11 @@ def profile(
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
     rows = _samples.read(prompts) if prompts else None
 
-    from diffcache.cli import _calls, _models  # torch and diffusers load only now
+    from diffcache.cli import _calls, _models  # imports torch and diffusers
     from diffcache.profiling import measure
     from diffcache.profiling.recording import granularities
 
-    granularities(sites)  # what is wrong with the words is said before a model is loaded
+    granularities(sites)  # raises for wrong names before a model is loaded
     asked = _calls.Asked(rows, prompts, seeds, batch, options)
     found_model = _models.named(model, dtype, device)
     asked.check(found_model)

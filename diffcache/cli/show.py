@@ -1,4 +1,4 @@
-"""``diffcache show``: what stands in a schedule or a profile."""
+"""``diffcache show``: print and draw a schedule or a profile."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show(
 
 
 def load(file: Path) -> CacheSchedule | Profile:
-    """Either document, whichever the file says it is."""
+    """Return the schedule or the profile in a file."""
     try:
         return CacheSchedule.load(file)
     except DocumentError as error:
@@ -56,7 +56,10 @@ def load(file: Path) -> CacheSchedule | Profile:
 
 
 def table(plan: SitePlan) -> str:
-    """Equation (1) at every predicted step: w of the newest outputs; v of their inputs, κ, s and b if there are any."""
+    """Return the coefficients of equation (1) at every predicted step.
+
+    The columns are w for the newest outputs, and v for their inputs, κ, s and b if the plan has them.
+    """
     branches, anchors = len(plan.weights), plan.anchors
     computed, before = np.flatnonzero(plan.compute), np.cumsum(plan.compute)
     heads = ["step", *(["branch"] if branches > 1 else []), "newest", *(f"w{k}" for k in range(anchors))]
@@ -84,6 +87,6 @@ def table(plan: SitePlan) -> str:
 
 
 def _number(value: np.ndarray | float) -> str:
-    """One coefficient; of one per channel, the least and the greatest."""
+    """Return one coefficient; for one per channel, the least and the greatest."""
     low, high = np.min(value), np.max(value)
     return f"{low:.4g}" if np.ndim(value) == 0 else f"{low:.4g} to {high:.4g}"

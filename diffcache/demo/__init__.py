@@ -1,4 +1,4 @@
-"""``diffcache demo``: calibrate, plan and accelerate a trained model, and show what it cost."""
+"""``diffcache demo``: calibrate, plan and accelerate a trained model, and evaluate the result."""
 
 from diffcache.demo.run import Size, run_demo
 

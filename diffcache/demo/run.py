@@ -1,4 +1,4 @@
-"""The demo's job, step by step; what it prints and writes is in ``show``."""
+"""Run the steps of the demo: record, plan, save and evaluate."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ TITLES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """How much is done.
+    """The amount of work in the demo.
 
-    budgets      computed steps of 50
-    calibration  samples to calibrate on
-    held_out     samples to compare on
-    fits         number of fits of the search over masks, for each budget: the same schedules on a slow machine
-    repeats      timed runs of each method, where a benchmark says so
+    Attributes:
+        budgets: Numbers of computed steps, out of 50.
+        calibration: Number of samples for calibration.
+        held_out: Number of samples for the comparison.
+        fits: Number of fits of the search over masks, for each budget. A count, so that slow machines find the same
+            schedules.
+        repeats: Number of timed runs of each method, for benchmarks.
     """
 
     budgets: tuple[int, ...] = (17, 12, 8)
@@ -48,21 +50,22 @@ class Size:
 
     @classmethod
     def quick(cls) -> Size:
+        """Return the size for a quick run."""
         return cls(budgets=(12, 8), calibration=8, held_out=8, fits=2, repeats=1)
 
 
 def run_demo(name: str, out: Path, size: Size) -> Evaluation:
-    """Calibrate on some subjects, compare on others, write everything under ``out``."""
+    """Calibrate on some subjects, compare on others, and write everything to the folder ``out``."""
     model = load(name)
     for metric in host.traits(model.pipe).metrics:
-        metrics.check(metric)  # what is not installed is named before minutes are spent
+        metrics.check(metric)  # raises for missing packages before minutes of work
     files.make_folder(out)
     fitted, shown = split(model, size)
     schedules = {}
     with tqdm(total=len(size.budgets) + 1, desc=f"measure {size.calibration} pictures", unit="part") as bar:
         calibration = Calibration.record(model.pipe, [model.call(*part, steps=STEPS) for part in batches(fitted)])
         bar.update()
-        for budget in sorted(size.budgets):  # a larger budget starts from what a smaller one found
+        for budget in sorted(size.budgets):  # a larger budget starts from the result of a smaller one
             bar.set_description(f"plan {budget} of {STEPS} steps")
             schedules[budget] = calibration.schedule(budget, fits=size.fits)
             schedules[budget].save(out / f"{name}-{STEPS}-{budget}.safetensors")
@@ -80,7 +83,10 @@ def run_demo(name: str, out: Path, size: Size) -> Evaluation:
 
 
 def split(model: DemoModel, size: Size) -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
-    """(subjects, seeds) for calibration and for comparison: no seed in both, and no subject where there are enough."""
+    """Return (subjects, seeds) for calibration and for comparison.
+
+    No seed is in both, and no subject if there are enough.
+    """
     wanted = size.calibration + size.held_out
     order = np.random.default_rng(7).permutation(len(model.subjects))
     names = [model.subjects[order[i % len(order)]] for i in range(wanted)]
@@ -90,17 +96,18 @@ def split(model: DemoModel, size: Size) -> tuple[tuple[list[str], list[int]], tu
 
 
 def batches(samples: tuple[list[str], list[int]], size: int = 8) -> Iterator[tuple[list[str], list[int]]]:
+    """Yield the subjects and seeds in batches of ``size``."""
     for i in range(0, len(samples[0]), size):
         yield samples[0][i : i + size], samples[1][i : i + size]
 
 
 def circumstances(size: Size) -> dict[str, Any]:
-    """What a reader needs to judge the numbers by."""
+    """Return the size, the versions and the machine, which readers need to judge the results."""
     return {"size": asdict(size), **machine()}
 
 
 def machine() -> dict[str, Any]:
-    """What ran, and on what."""
+    """Return the versions of packages and the kind of machine."""
     return {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

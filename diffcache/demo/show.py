@@ -1,4 +1,4 @@
-"""The demo's picture."""
+"""Draw the pictures of the demo in one grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ def _read(found: Evaluation, name: str) -> Image.Image:
 
 
 def grid(found: Evaluation, budget: int, path: Path) -> None:
-    """One row per method (the full run and those of ``budget``), one column per subject and seed."""
+    """Write a grid with one row per method and one column per subject and seed.
+
+    Args:
+        found: The evaluation.
+        budget: Computed steps of the methods that are shown, in addition to the full run.
+        path: The file, a PNG.
+    """
     chosen = [m for m in found.record["methods"] if m["kind"] == "full" or round(m["computed_steps"]) == budget]
     samples = found.record["samples"][:COLUMNS]
     images = {m["name"]: [_read(found, m["pictures"][s["id"]]) for s in samples] for m in chosen}

@@ -1,4 +1,4 @@
-"""The two documents, schedule and profile: pure data, read and written without torch."""
+"""The two documents, schedule and profile, which are pure data and can be read and written without torch."""
 
 from diffcache.documents.branches import BranchLayout
 from diffcache.documents.budget import Budget

@@ -1,4 +1,4 @@
-"""The branches of guidance: how many there are, what they are called, and which of them a forward holds."""
+"""Describe the branches of guidance: their number, their names, and the branches that a forward holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BranchLayout:
 
     @property
     def mode(self) -> GuidanceMode:
-        """The form of guidance, as documents state it."""
+        """The form of guidance in documents: "none", "batched" or "separate"."""
         return "none" if self.count == 1 else "batched" if self.per_forward > 1 else "separate"
 
     @property
@@ -52,15 +52,15 @@ class BranchLayout:
         """Return the branch of a forward; None if its batch holds all branches.
 
         Args:
-            forward: The number that the run gave the forward's branch.
+            forward: Index of the forward's branch in the run.
         """
         return None if self.batched else forward
 
     def held_by(self, forward: int) -> range:
-        """Return the numbers of the branches in a forward. Forwards past the last branch count as the last.
+        """Return the numbers of the branches in a forward. Forwards after the last branch count as the last.
 
         Args:
-            forward: The number that the run gave the forward's branch.
+            forward: Index of the forward's branch in the run.
         """
         last = self.count - 1
         return range(self.count) if self.batched else range(min(forward, last), min(forward, last) + 1)
@@ -75,7 +75,7 @@ class BranchLayout:
 
 
 def names_in(provenance: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of the branches that a schedule's provenance states; () if it states none."""
+    """Return the names of the branches in a schedule's provenance; () if it has none."""
     try:
         names = json.loads(provenance.get(BRANCH_NAMES, "[]"))
     except ValueError:  # provenance is free text
@@ -84,5 +84,5 @@ def names_in(provenance: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def provenance_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the entry of a provenance that states these names; nothing for one branch, or if one has no name."""
+    """Return the provenance entry with the names of the branches; {} if there is one branch or a name is empty."""
     return {BRANCH_NAMES: json.dumps(list(names))} if len(names) > 1 and all(names) else {}

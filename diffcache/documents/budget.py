@@ -1,4 +1,4 @@
-"""What a plan may cost, or how far it may stray: one type for every scheduler."""
+"""Define the budget of a plan: a goal for its cost or its error, and a limit on memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _GOALS = ("computed_steps", "speedup", "max_error_db")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """One goal, and beside it a limit on memory if one is wanted.
+    """One goal, and optionally a limit on memory.
 
-    computed_steps  work of that many full steps of the loop; fractions are for tables of sites, whose work need not
-                    come in whole steps
-    speedup         of the sampling loop over the full run, by the seconds that the profile measured; above 1
-    max_error_db    the cheapest plan whose expected fidelity to the full run, PSNR of the final state in dB, is no
-                    lower than this
-    memory_bytes    most bytes of kept tensors at one time, for the batch that was profiled
+    Attributes:
+        computed_steps: Work of a plan in full steps of the loop. Fractions are for tables of sites, whose work may not
+            be a whole number of steps.
+        speedup: Speed-up of the sampling loop over the full run, 1 or more, by the seconds that the profile measured.
+        max_error_db: Least expected fidelity to the full run, PSNR of the final state in dB. The plan is the cheapest
+            one that reaches it.
+        memory_bytes: Most bytes of kept tensors at one time, for the batch size of the profile.
 
-    Raises BadOption for no goal, two of them, or a value that no plan could meet.
+    Raises:
+        BadOption: If there is not exactly one goal, or a value is out of range.
     """
 
     computed_steps: float | None = None
@@ -45,15 +47,15 @@ class Budget:
 
     @classmethod
     def of(cls, budget: Budget | float) -> Budget:
-        """``budget`` itself, or a bare number as ``computed_steps``."""
+        """Return ``budget``, or a number as a Budget with these ``computed_steps``."""
         return budget if isinstance(budget, Budget) else cls(computed_steps=budget)
 
     def check(self, steps: int | None, *, whole: bool = False) -> None:
-        """Raise BadOption if no plan for a loop of ``steps`` steps (None: any number) can meet the goal.
+        """Raise BadOption if no plan for a loop of ``steps`` steps can meet the goal.
 
         Args:
-            steps: Iterations of the loop.
-            whole: Whether steps are computed in full or not at all, so that fractions of a step mean nothing.
+            steps: Number of iterations of the loop. None: any number.
+            whole: Whether each step is computed either in full or not at all, so that fractions are not valid.
         """
         most = "the steps of the loop" if steps is None else f"{steps}, the steps of the loop"
         count = self.computed_steps

@@ -1,4 +1,4 @@
-"""What may stand in a document. Each check returns the value in its one frozen form, or raises a ``DocumentError``."""
+"""Check the fields of a document. Checks return the value in its canonical, read-only form, or raise DocumentError."""
 
 from __future__ import annotations
 
@@ -20,37 +20,48 @@ V = TypeVar("V")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME = 256
-# Predictions are sums in float32, which has 24 bits: multiplied by more than this, the rounding error of an anchor is
+# Predictions are sums in float32, which has 24 bits. With a larger coefficient, the rounding error of an anchor is
 # as large as the anchor. Finite differences of order 4 stay below 10.
 MOST = 2.0**24
 
 
 def refuse(where: str, field: str, found: str, allowed: str, next_step: str = "") -> NoReturn:
-    """Raise: ``where`` and ``field`` were asked for, ``found`` is there, ``allowed`` could be, ``next_step`` helps."""
+    """Raise DocumentError.
+
+    Args:
+        where: The file or the class.
+        field: The field.
+        found: The value that the field has.
+        allowed: The values that it may have.
+        next_step: Advice for the user.
+    """
     raise DocumentError(where, f"{field:.200}", f"{found}. Allowed: {allowed}. {next_step}".rstrip())
 
 
 def count(where: str, field: str, value: object, least: int) -> int:
+    """Return ``value`` as an int, if it is a whole number from ``least`` to 2**63 - 1."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**63:
         refuse(where, field, f"found {value!r:.80}", f"a whole number, at least {least} and below 2**63")
     return int(value)
 
 
 def real(where: str, field: str, value: object, least: float = -math.inf) -> float:
+    """Return ``value`` as a float, if it is a finite number, ``least`` or more."""
     bound = "" if least == -math.inf else f", at least {least:g}"
     if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value < least:
         refuse(where, field, f"found {value!r:.80}", f"a finite number{bound}")
-    return float(value) + 0.0  # -0.0 becomes 0.0: what is equal has equal bytes
+    return float(value) + 0.0  # -0.0 becomes 0.0, so that equal values have equal bytes
 
 
 def text(where: str, field: str, value: object) -> str:
+    """Return ``value``, if it is non-empty Unicode text."""
     if not isinstance(value, str) or not value or not is_unicode(value):
         refuse(where, field, f"found {value!r:.80}", "Unicode text, not empty")
     return value
 
 
 def plugin(where: str, field: str, value: object) -> str:
-    """Return the name of a plug-in: an identifier, or ``"package.module:attribute"``."""
+    """Return the name of a plug-in, if it is an identifier or ``"package.module:attribute"``."""
     text(where, field, value)
     module, colon, attribute = str(value).partition(":")
     parts = [module] if not colon else [*module.split("."), *attribute.split(".")]
@@ -61,19 +72,21 @@ def plugin(where: str, field: str, value: object) -> str:
 
 
 def sha256(where: str, field: str, value: object) -> str:
+    """Return ``value``, if it is a sha256 digest in hexadecimal digits."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         refuse(where, field, f"found {value!r:.80}", "a sha256 digest: 64 of the characters 0-9a-f")
     return value
 
 
 def component(where: str, field: str, name: str) -> None:
-    """The name of a denoiser: an attribute of the pipeline, or a dotted path of attributes."""
+    """Check the name of a denoiser: an attribute of the pipeline, or a dotted path of attributes."""
     if len(name) > _LONGEST_NAME or not _PATH.fullmatch(name):
         allowed = f"up to {_LONGEST_NAME} letters, digits, '_' and '-', in parts joined by '.'"
         refuse(where, field, f"found the name {name!r:.80}", allowed)
 
 
 def site(where: str, field: str, name: str) -> None:
+    """Check the name of a site."""
     try:
         path = sites.parse(name).path
     except BadOption as error:
@@ -83,6 +96,7 @@ def site(where: str, field: str, name: str) -> None:
 
 
 def instance(where: str, field: str, value: object, kind: type[V] | tuple[type[V], ...]) -> V:
+    """Return ``value``, if it is an instance of ``kind``."""
     if not isinstance(value, kind):
         names = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
         refuse(where, field, f"found {type(value).__name__}", " or ".join(names))
@@ -90,7 +104,7 @@ def instance(where: str, field: str, value: object, kind: type[V] | tuple[type[V
 
 
 def mapping(where: str, field: str, value: object, kind: type[V] | tuple[type[V], ...]) -> Mapping[str, V]:
-    """A read-only copy, sorted by key. Keys are text, not empty; values are ``kind``."""
+    """Return a read-only copy sorted by key, if keys are non-empty text and values are instances of ``kind``."""
     if not isinstance(value, Mapping):
         refuse(where, field, f"found {type(value).__name__}", "a mapping")
     for key, item in value.items():
@@ -100,7 +114,7 @@ def mapping(where: str, field: str, value: object, kind: type[V] | tuple[type[V]
 
 
 def notes(where: str, field: str, value: object) -> Mapping[str, str]:
-    """A ``mapping`` to text, which may be empty."""
+    """Return a ``mapping`` to text, whose values may be empty."""
     entries = mapping(where, field, value, str)
     for key, item in entries.items():
         if not is_unicode(item):
@@ -111,7 +125,7 @@ def notes(where: str, field: str, value: object) -> Mapping[str, str]:
 def named(
     where: str, field: str, value: object, kind: type[V], check_name: Callable[[str, str, str], None]
 ) -> Mapping[str, V]:
-    """A ``mapping`` with at least one entry, whose keys ``check_name`` accepts."""
+    """Return a ``mapping`` with at least one entry, whose keys ``check_name`` accepts."""
     entries = mapping(where, field, value, kind)
     if not entries:
         refuse(where, field, "found none", "at least one")
@@ -121,7 +135,15 @@ def named(
 
 
 def array(where: str, field: str, value: object, dtype: DTypeLike, **axes: int | None) -> np.ndarray:
-    """A read-only copy in C order, finite. ``axes``: the name of each axis and its length, None for any from 1 up."""
+    """Return a read-only copy of a finite array in C order.
+
+    Args:
+        where: The file or the class, for errors.
+        field: The field, for errors.
+        value: The array.
+        dtype: The required dtype.
+        **axes: Name of each axis -> its length. None: any length from 1.
+    """
     kind = np.dtype(dtype)
     if not isinstance(value, np.ndarray) or value.dtype != kind:
         found = f"a {value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
@@ -140,7 +162,7 @@ def array(where: str, field: str, value: object, dtype: DTypeLike, **axes: int |
 
 
 def coefficients(where: str, field: str, value: object, **axes: int | None) -> np.ndarray:
-    """Return a float64 array with these axes, all of whose numbers can be coefficients of a prediction."""
+    """Return an ``array`` of float64 whose absolute values are at most MOST, as for coefficients of a prediction."""
     values = array(where, field, value, np.float64, **axes)
     if index := first(np.abs(values) > MOST):
         found = f"{index_text(axes, index)} is {values[index]:g}"
@@ -149,21 +171,21 @@ def coefficients(where: str, field: str, value: object, **axes: int | None) -> n
 
 
 def first(wrong: np.ndarray) -> tuple[int, ...]:
-    """The index of the first True, or () if there is none."""
+    """Return the index of the first True; () if there is none."""
     return tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape)) if wrong.any() else ()
 
 
 def index_text(axes: Iterable[str], index: Iterable[int]) -> str:
-    """``("branch", "step"), (0, 7)`` -> ``branch 0, step 7``."""
+    """Return an index as text: ``("branch", "step"), (0, 7)`` gives ``branch 0, step 7``."""
     return ", ".join(f"{name} {i}" for name, i in zip(axes, index, strict=True))
 
 
 def is_unicode(text: str) -> bool:
-    """A lone surrogate is no character, and nothing can print it."""
+    """Return whether a text has no lone surrogates, which are not characters and cannot be printed."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def put(record: object, **values: Any) -> None:
-    """Set fields of a frozen dataclass while it is being born."""
+    """Set fields of a frozen dataclass in its ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(record, name, value)

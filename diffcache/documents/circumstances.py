@@ -17,7 +17,13 @@ NO_NOISE_SCHEDULER = "Clock"  # the class that stands for the noise scheduler of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseSchedulerId:
-    """The noise scheduler a schedule was fitted with. ``config_digest``: sha256 of its configuration."""
+    """The noise scheduler for which a schedule or a profile was made.
+
+    Attributes:
+        class_name: Its class.
+        config_digest: sha256 of its configuration.
+        prediction_type: The quantity that the network predicts. None if the configuration does not state it.
+    """
 
     class_name: str
     config_digest: str
@@ -33,12 +39,13 @@ class NoiseSchedulerId:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guidance:
-    """How the branches of guidance reach the denoiser, and how strongly they are combined.
+    """The form and the scales of guidance.
 
-    mode      "separate": one forward for each branch; "batched": all branches in one forward; "none": one branch
-    branches  number of branches; 1 with mode "none"
-    scales    name of the pipeline's argument (``guidance_scale``, ``true_cfg_scale``, …) -> its value; empty where no
-              scale could be read, and then none is compared
+    Attributes:
+        mode: "separate": one forward for each branch; "batched": all branches in one forward; "none": one branch.
+        branches: Number of branches. It is 1 if the mode is "none".
+        scales: Name of the pipeline's argument (``guidance_scale``, ``true_cfg_scale``, …) -> its value. If it is
+            empty, because no scale could be read, scales are not compared.
     """
 
     mode: GuidanceMode
@@ -76,11 +83,12 @@ def upgrade_guidance(tree: Tree) -> None:
 
 
 def noise_scheduler_title(class_name: str) -> str:
-    """Return what the noise scheduler of this class is called in text: a loop that has none steps by itself."""
+    """Return the name of a noise scheduler in text, also for the class that stands for a loop without one."""
     return "none (the loop steps by itself)" if class_name == NO_NOISE_SCHEDULER else class_name
 
 
 def check_network(where: str, class_name: str | None, config_digest: str | None) -> None:
+    """Check the class and the configuration digest of a network, if they are not None."""
     if class_name is not None:
         checks.text(where, "class_name", class_name)
     if config_digest is not None:
@@ -88,6 +96,7 @@ def check_network(where: str, class_name: str | None, config_digest: str | None)
 
 
 def check_circumstances(where: str, noise_scheduler: NoiseSchedulerId | None, guidance: Guidance | None) -> None:
+    """Check the types of the noise scheduler and the guidance, if they are not None."""
     if noise_scheduler is not None:
         checks.instance(where, "noise_scheduler", noise_scheduler, NoiseSchedulerId)
     if guidance is not None:
@@ -95,6 +104,7 @@ def check_circumstances(where: str, noise_scheduler: NoiseSchedulerId | None, gu
 
 
 def check_branches(where: str, name: str, branches: int, guidance: Guidance | None) -> None:
+    """Raise DocumentError unless the number of branches is 1, or that of the guidance."""
     if guidance is None and branches != 1:
         refuse(where, name, f"{branches} branches", "1 without guidance", "Pass guidance=Guidance(...) beside it.")
     if guidance is not None and branches not in (1, guidance.branches):

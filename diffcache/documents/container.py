@@ -1,6 +1,7 @@
-"""The bytes of a document: a safetensors file whose only metadata key, ``diffcache``, holds canonical JSON.
+"""Convert a document to bytes and back.
 
-Everything that a file could lie about before its meaning is known is refused here. See docs/formats.md.
+The bytes are a safetensors file whose only metadata key, ``diffcache``, holds canonical JSON. Files whose structure is
+not valid are rejected here, before their fields are interpreted. See docs/formats.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from diffcache.documents.files import MAX_BYTES, parse_json
 
 KEY = "diffcache"
 MAX_HEADER_BYTES = 4 * 2**20
-LEAST_BYTES = 10  # the length of the header, and "{}"
+LEAST_BYTES = 10  # 8 bytes for the length of the header, and 2 for "{}"
 AGAIN = "Copy or download it again."
 FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle", b"{": "a JSON text"}
 
@@ -27,16 +28,31 @@ Arrays = dict[str, np.ndarray]
 
 
 def pack(where: str, tree: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The same tree and arrays give the same bytes, in every process."""
+    """Return the bytes of a tree and its arrays. Equal trees and arrays give equal bytes in every process.
+
+    Args:
+        where: The document, for errors.
+        tree: The JSON of the document.
+        arrays: The arrays by name: bool, uint8 or float64.
+
+    Raises:
+        DocumentError: If there are too many bytes to be read again.
+    """
     canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
     stored = {name: a.view(np.uint8) if a.dtype == bool else a for name, a in arrays.items()}
     data = safetensors.save(stored, metadata={KEY: canonical})
-    _check_size(where, data)  # what could not be read back is not written
+    _check_size(where, data)  # a document that could not be read again is not written
     return data
 
 
 def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
-    """The inverse of ``pack``. Runs nothing, and allocates no more than a small multiple of the length of ``data``."""
+    """Return the tree and the arrays in ``data``.
+
+    This runs no code, and allocates at most a small multiple of the length of ``data``.
+
+    Raises:
+        DocumentError: If ``data`` is not a valid file. Errors name it ``where``.
+    """
     header = _header(where, data)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or list(metadata) != [KEY] or not isinstance(metadata[KEY], str):
@@ -60,7 +76,11 @@ def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
 
 
 def _check_size(where: str, data: bytes) -> int:
-    """The length of the header, as the first 8 bytes claim it."""
+    """Return the length of the header that the first 8 bytes state.
+
+    Raises:
+        DocumentError: If the file or the header is too long.
+    """
     if len(data) > MAX_BYTES:
         refuse(where, "file", f"found {len(data)} bytes", f"at most {MAX_BYTES}", "Is it a document at all?")
     length = int.from_bytes(data[:8], "little")
@@ -70,7 +90,7 @@ def _check_size(where: str, data: bytes) -> int:
 
 
 def _header(where: str, data: bytes) -> Tree:
-    """The JSON of the safetensors header, parsed only once its length is known to be sane."""
+    """Return the JSON of the safetensors header, after checking its length."""
     for magic, kind in FOREIGN.items():
         if data.startswith(magic) and data[8:9] != b"{":
             refuse(where, "file", f"found {kind}", "a safetensors file", "Nothing in it was run.")

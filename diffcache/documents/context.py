@@ -1,4 +1,4 @@
-"""The loop and the networks that a schedule is made for, gathered once; decisions turn them into a schedule."""
+"""Hold the loop and the networks that a schedule is made for, and make schedules from decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffcache.documents.schedule import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
-    """The network that a denoiser's plan is made for.
+    """The network for which a denoiser's plan is made.
 
     Attributes:
         class_name: Class of the network. None: the plan fits any.
@@ -37,14 +37,14 @@ class Network:
 class ScheduleContext:
     """The circumstances of a schedule: all of its fields that are not decisions.
 
-    Every function of this package that makes a new schedule makes it here.
+    Every function of this package that makes a new schedule uses this class.
 
     Attributes:
         steps: Number of iterations of the sampling loop.
         networks: Denoiser -> its network. Plans of denoisers that are not listed fit any network.
-        noise_scheduler: None: the schedule fits any.
-        guidance: None: the schedule fits any, and no site has coefficients per branch.
-        timesteps: float64 [T] that the loop runs over, or None.
+        noise_scheduler: The noise scheduler. None: the schedule fits any.
+        guidance: The guidance. None: the schedule fits any, and no site has coefficients per branch.
+        timesteps: float64 [T], the timesteps of the loop, or None.
         notes: Entries of the provenance that describe the circumstances.
     """
 
@@ -68,13 +68,13 @@ class ScheduleContext:
 
         Args:
             plans: Denoiser -> site -> plan.
-            online: What the run decides, for every denoiser.
+            online: The criterion that decides in the run, for every denoiser. None: no criterion.
             sigmas: float64 [T + 1], noise levels that replace the noise scheduler's own.
-            expected: The fidelity that planning found.
+            expected: The fidelity that planning expects.
             notes: Entries of the provenance that describe the decisions. Entries of the context replace equal keys.
 
         Raises:
-            DocumentError: The decisions do not form a valid schedule.
+            DocumentError: If the decisions do not form a valid schedule.
         """
         return CacheSchedule(
             steps=self.steps,

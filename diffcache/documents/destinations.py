@@ -1,4 +1,4 @@
-"""Places that a long job will write to, checked before the job begins."""
+"""Check the paths that a long job will write to, before the job begins."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from diffcache.errors import BadOption
 
 
 def check_file(name: str, path: str | Path) -> Path:
-    """Raise BadOption unless a file can be written to ``path``, in a folder that exists. Nothing stays behind.
+    """Return ``path`` if a file can be written there, in a folder that exists. No file remains.
 
     Args:
-        name: The name of the option, for errors.
+        name: Name of the option, for errors.
+        path: The file.
+
+    Raises:
+        BadOption: If the file cannot be written.
     """
     where = _path(name, path)
     try:
@@ -26,7 +30,15 @@ def check_file(name: str, path: str | Path) -> Path:
 
 
 def check_folder(name: str, path: str | Path) -> Path:
-    """Raise BadOption unless ``path`` is a folder that can be written to, or can be made. Nothing stays behind."""
+    """Return ``path`` if it is a writable folder, or one can be made there. No file remains.
+
+    Args:
+        name: Name of the option, for errors.
+        path: The folder.
+
+    Raises:
+        BadOption: If the folder cannot be written to or made.
+    """
     where = _path(name, path)
     above = where.absolute()
     try:

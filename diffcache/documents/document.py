@@ -1,4 +1,4 @@
-"""What the two documents share: equality by value, digests, files. The format follows from the annotations."""
+"""Base classes of documents: equality by value, digests and files. The format follows from the annotations."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from diffcache.errors import DocumentError
 D = TypeVar("D", bound="Document")
 
 Tree = dict[str, Any]
-Upgrade = Callable[[Tree], None]  # changes the JSON of an older version in place into that of the current one
+Upgrade = Callable[[Tree], None]  # converts the JSON of an older version to that of the current one, in place
 
-TENSOR = "tensor"  # stands in the JSON where an array does: its absence from the file is then noticed
+TENSOR = "tensor"  # stands for an array in the JSON, so that a missing array is found
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """A frozen dataclass with arrays in it, equal to another by value."""
+    """A frozen dataclass that may contain arrays and is compared by value."""
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -36,26 +36,41 @@ class Record:
 
 
 class Document(Record):
-    """A record with a file format of its own. A version is a closed list of fields; see docs/formats.md."""
+    """A record that has a file format. A version of the format is a fixed list of fields; see docs/formats.md.
+
+    Attributes:
+        FORMAT: Name of the format.
+        VERSION: The current version.
+        FILENAME: The default name of a file.
+        OLDER: Older version that can be read -> the function that converts its JSON.
+    """
 
     __slots__ = ()
     FORMAT: ClassVar[str]
     VERSION: ClassVar[int]
     FILENAME: ClassVar[str]
-    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({})  # older version that is still read -> its upgrade
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({})  # older version -> its upgrade
 
     def to_bytes(self) -> bytes:
-        """The file as bytes: equal documents give equal bytes under one version of this library.
+        """Return the content of the file. Equal documents have equal bytes under one version of this library.
 
         Raises:
-            DocumentError: The document holds what no file may hold.
+            DocumentError: If the document holds a value that is not allowed in a file.
         """
         self.check_file(type(self).__name__)
         return self._pack(library=version_of("diffcache"))
 
     @classmethod
     def from_bytes(cls: type[D], data: bytes, *, where: str = "bytes") -> D:
-        """The document in ``data``. Raises DocumentError, which calls the data ``where``."""
+        """Return the document in ``data``.
+
+        Args:
+            data: The content of a file.
+            where: Name of the data in errors.
+
+        Raises:
+            DocumentError: If ``data`` is not a valid document.
+        """
         document = cls._unpack(data, where)
         document.check_file(where)
         return document
@@ -79,19 +94,32 @@ class Document(Record):
         return document
 
     def check_file(self, where: str) -> None:
-        """Raise DocumentError for contents that are valid in code and not in a file, which errors call ``where``."""
+        """Raise DocumentError if the document holds a value that is valid in code but not in a file.
+
+        Args:
+            where: Name of the document in errors.
+        """
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, all or nothing, and return its path. Raises DocumentError where none can be; NotWritten."""
+        """Write the file, whole or not at all, and return its path.
+
+        Raises:
+            DocumentError: If the document is not allowed in a file, or ``path`` cannot be a file.
+            NotWritten: If the file cannot be written.
+        """
         return files.write(Path(path), self.to_bytes())
 
     @classmethod
     def load(cls: type[D], path: str | Path) -> D:
-        """Read a file. Never runs code from it. Raises DocumentError for whatever is not a whole, valid document."""
+        """Return the document in a file. No code from the file is run.
+
+        Raises:
+            DocumentError: If the file is not a complete, valid document.
+        """
         return cls.from_bytes(files.read_bytes(Path(path)), where=str(path))
 
     def digest(self) -> str:
-        """sha256 of the canonical bytes, leaving out which version of the library writes them."""
+        """Return the sha256 of the canonical bytes without the version of the library."""
         return hashlib.sha256(self._pack(library="")).hexdigest()
 
     @classmethod
@@ -103,10 +131,17 @@ class Document(Record):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> D:
-        """Load from a local folder or, where there is none of that name, from a repository on the Hugging Face Hub.
+        """Load from a local folder or, if there is none of that name, from a repository on the Hugging Face Hub.
 
-        ``revision`` and ``token`` concern the Hub. Raises HubUnavailable if it does not deliver, DocumentError if it
-        delivers something else.
+        Args:
+            id_or_folder: Folder, or id of a repository.
+            filename: Name of the file. The default is FILENAME.
+            revision: Branch, tag or commit on the Hub.
+            token: Token for the Hub.
+
+        Raises:
+            HubUnavailable: If the file cannot be downloaded.
+            DocumentError: If the file is not a valid document.
         """
         return cls.load(hub.fetch(id_or_folder, filename or cls.FILENAME, revision=revision, token=token))
 
@@ -119,9 +154,20 @@ class Document(Record):
         token: str | bool | None = None,
         commit_message: str | None = None,
     ) -> str:
-        """Upload to a model repository on the Hugging Face Hub, made if there is none, and return the commit's address.
+        """Upload to a model repository on the Hugging Face Hub, which is created if it does not exist.
 
-        ``private`` is for a repository that has to be made; one that exists keeps its setting. Raises HubUnavailable.
+        Args:
+            repo_id: Id of the repository.
+            filename: Name of the file. The default is FILENAME.
+            private: Whether a new repository is private. An existing one is not changed.
+            token: Token for the Hub.
+            commit_message: Message of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            HubUnavailable: If the file cannot be uploaded.
         """
         name = filename or self.FILENAME
         message = commit_message or f"Add {name} ({self.FORMAT})"
@@ -139,17 +185,23 @@ class Document(Record):
 
 
 def configurations(provenance: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries that hold a configuration, as JSON: what names the settings of another one that differ."""
+    """Return the entries that hold a configuration as JSON.
+
+    They are used to name the settings that differ from another configuration.
+    """
     return {key: text for key, text in provenance.items() if key.startswith("config/")}
 
 
 def spoken(provenance: Mapping[str, str]) -> dict[str, str]:
-    """Return the entries for people: all but configurations."""
+    """Return the entries that are meant for readers: all except configurations."""
     return {key: text for key, text in provenance.items() if not key.startswith("config/")}
 
 
 def _tree(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The JSON of a record. Its arrays go to ``arrays``, each named by the keys on the way to it and its field."""
+    """Return the JSON of a record, and put its arrays into ``arrays``.
+
+    Each array is named by the keys on its path and its field.
+    """
 
     def encode(value: Any, name: str) -> Any:
         if isinstance(value, np.ndarray):
@@ -163,12 +215,16 @@ def _tree(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, 
 
 
 class _Reader:
-    """The inverse of ``_tree``. Takes what it uses out of ``arrays``; its errors name the file and the field in it."""
+    """The inverse of ``_tree``.
+
+    It removes the arrays that it uses from ``arrays``. Its errors name the file and the field.
+    """
 
     def __init__(self, where: str, arrays: dict[str, np.ndarray]) -> None:
         self.where, self.arrays = where, arrays
 
     def record(self, kind: Any, tree: Any, prefix: str) -> Any:
+        """Return the record of class ``kind`` whose JSON is ``tree``. The names of its fields begin with ``prefix``."""
         hints = _hints(kind)
         if not isinstance(tree, dict):
             self.refuse(prefix.rstrip("/"), tree, "an object")
@@ -182,6 +238,7 @@ class _Reader:
             raise DocumentError(self.where, f"{prefix + error.field:.200}", error.problem) from None
 
     def value(self, hint: Any, value: Any, prefix: str, name: str) -> Any:
+        """Return the value of one field, whose annotation is ``hint``."""
         if get_origin(hint) is UnionType:  # the only union in a document is X | None
             if value is None:
                 return None
@@ -196,6 +253,7 @@ class _Reader:
         return self.record(hint, value, f"{prefix}{name}/") if _is_record(hint) else value
 
     def array(self, value: Any, name: str) -> np.ndarray:
+        """Return the array of a field, and remove it from ``arrays``."""
         if value != TENSOR:
             self.refuse(name, value, f"{TENSOR!r}, which stands for the tensor {name!r}")
         if name not in self.arrays:
@@ -203,6 +261,7 @@ class _Reader:
         return self.arrays.pop(name)
 
     def refuse(self, field: str, found: object, allowed: str) -> NoReturn:
+        """Raise DocumentError for a field of the file."""
         refuse(self.where, field, f"found {found!r:.80}", allowed)
 
 
@@ -218,13 +277,13 @@ def _same(a: Any, b: Any) -> bool:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """Field -> annotation, resolved."""
+    """Return the resolved annotation of each field."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def version_of(package: str) -> str:
-    """The installed one, or "unknown"."""
+    """Return the installed version of a package, or "unknown"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

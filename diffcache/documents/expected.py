@@ -1,4 +1,4 @@
-"""The fidelity to expect of a schedule."""
+"""Define the fidelity that is expected of a schedule."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from diffcache.documents.checks import put, refuse
 Origin = Literal["simulated", "calibration", "held-out"]
 
 EXACT_DB = 20 * math.log10(2.0**24)  # the error is below the precision of a float32 of the sample's range
-MOST_DB = 200.0  # what a run that ends where the full run does counts as
-FEW_SAMPLES = 16  # below it, a mean and its spread say little
+MOST_DB = 200.0  # value for a run whose final state equals that of the full run
+FEW_SAMPLES = 16  # below this number, a mean and its spread are not reliable
 NORMAL_DECILE = 1.2815515655446004
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """Fidelity to the full run that planning saw: PSNR of the final state in dB, the reference sample's range as peak.
+    """Expected fidelity to the full run: PSNR of the final state in dB.
 
-    mean_db   mean over samples
-    low_db    the worst tenth of samples is expected below it
-    high_db   the best tenth of samples is expected above it
-    samples   number of samples behind the mean
-    origin    "simulated": from the profile alone; "held-out": from samples that took part in nothing else;
-              "calibration": from samples that the coefficients were fitted to, so that the number is too high
+    The peak is the range of each sample's final state in the full run.
+
+    Attributes:
+        mean_db: Mean over samples.
+        low_db: The worst tenth of samples is expected below it.
+        high_db: The best tenth of samples is expected above it.
+        samples: Number of samples in the mean.
+        origin: "simulated": from the profile alone; "held-out": from samples that were used for nothing else;
+            "calibration": from samples to which the coefficients were fitted, so that the value is too high.
     """
 
     mean_db: float
@@ -49,11 +52,15 @@ class Expected:
 
     @classmethod
     def over(cls, psnr_db: np.ndarray, origin: Origin) -> Expected:
-        """Return the fidelity to expect of a fresh sample, from the PSNR of some samples.
+        """Return the fidelity to expect of a new sample, from the PSNR of some samples.
 
         The ends are the deciles of the predictive distribution of one more sample, mean ± t √(1 + 1/n) s with Student's
-        t for n − 1 degrees of freedom: they widen as samples become few. One sample has no spread to show. What is
-        beyond any float32 counts as 200 dB.
+        t for n − 1 degrees of freedom. They widen as samples become fewer. For one sample they equal the mean. Values
+        above MOST_DB count as MOST_DB.
+
+        Args:
+            psnr_db: float [N], PSNR of each sample in dB.
+            origin: The samples' role in planning.
         """
         psnr = np.minimum(psnr_db, MOST_DB)
         count, mean = len(psnr), float(psnr.mean())
@@ -61,7 +68,7 @@ class Expected:
         return cls(mean_db=mean, low_db=mean - wide, high_db=mean + wide, samples=count, origin=origin)
 
     def __str__(self) -> str:
-        """Return the mean, the worst and the best tenth, and how much stands behind them."""
+        """Return the mean, the worst and the best tenth, and the number and the role of the samples."""
         few = ", which is few" if 1 < self.samples < FEW_SAMPLES else ""
         counted = f"from {self.samples} {self.origin} sample{'s' * (self.samples != 1)}{few}"
         if self.low_db >= EXACT_DB:
@@ -73,14 +80,16 @@ class Expected:
 
 
 def decibels(db: float) -> str:
-    """Return a PSNR as text. Where no float32 could show a difference, it is "exact": the run ends where the full run
-    does, and any number would be made up."""
+    """Return a PSNR as text: "exact" if the difference is below the precision of float32."""
     return "exact" if db >= EXACT_DB else f"{db:.1f} dB"
 
 
 def _t_decile(degrees: int) -> float:
-    """Return the upper decile of Student's t distribution, by the expansion of Abramowitz and Stegun, 26.7.5: exact to
-    0.3 % from 2 degrees of freedom on, to 4 % for 1."""
+    """Return the upper decile of Student's t distribution.
+
+    It is computed by the expansion of Abramowitz and Stegun, 26.7.5, with an error of at most 0.3 % from 2 degrees of
+    freedom and 4 % for 1.
+    """
     z, n = NORMAL_DECILE, degrees
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return float(z + sum(term / n**power for power, term in enumerate(terms, 1)))

@@ -1,10 +1,10 @@
-"""Files: read whole and within a bound, written whole or not at all.
+"""Read files whole and with a limit on their size; write files whole or not at all.
 
-A reader takes regular files only: a FIFO blocks, and a device may never end. A writer fills a new file of a random name
-beside the target and renames it. A reader therefore finds the old file or the new one, a link at the target is replaced
-and not followed, and two processes that write the same file both succeed.
+Only regular files are read, because a FIFO blocks and a device may have no end. A file is written under a random name
+in the same folder and then renamed. A reader therefore finds either the old or the new file, a link at the target is
+replaced and not followed, and two processes can write the same file.
 
-``inside`` is a folder that others may have filled. Below it no link is followed; the folder itself may be a link.
+``inside`` is a folder that other users may have filled. No link below it is followed. The folder itself may be a link.
 """
 
 from __future__ import annotations
@@ -27,13 +27,22 @@ MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 32
 MAX_DIGITS = 20  # a 64-bit number and its sign
 
-# Windows has no FIFOs in folders; there the first is 0, and the second keeps line ends as they are.
+# Windows has no FIFOs in folders: O_NONBLOCK is missing there. O_BINARY keeps line ends as they are.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> Iterator[BinaryIO]:
-    """Open a regular file of at most ``most`` bytes. Raises DocumentError for anything else."""
+    """Open a regular file of at most ``most`` bytes.
+
+    Args:
+        path: The file.
+        most: Largest allowed size in bytes.
+        inside: A folder above the file, below which no link is followed.
+
+    Raises:
+        DocumentError: If the file is missing, not regular, too large or not readable, or a link leads to it.
+    """
     where = str(path)
     try:
         if inside is not None:
@@ -59,7 +68,11 @@ def opened(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> 
 
 
 def read_bytes(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> bytes:
-    """Return the content of a regular file. Raises DocumentError."""
+    """Return the content of a regular file.
+
+    Raises:
+        DocumentError: As in ``opened``.
+    """
     with opened(path, most=most, inside=inside) as file:
         try:
             data = file.read(most + 1)  # the file may have grown
@@ -71,7 +84,11 @@ def read_bytes(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None)
 
 
 def read_text(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> str:
-    """Return the content of a file in UTF-8, with or without a byte order mark. Raises DocumentError."""
+    """Return the content of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DocumentError: As in ``opened``, or if the file is not UTF-8.
+    """
     try:
         return read_bytes(path, most=most, inside=inside).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,12 +96,26 @@ def read_text(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) 
 
 
 def read_json(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises DocumentError."""
+    """Return the JSON object in a file.
+
+    Raises:
+        DocumentError: As in ``opened`` and ``parse_json``.
+    """
     return parse_json(str(path), "file", read_bytes(path, most=most, inside=inside))
 
 
 def parse_json(where: str, field: str, source: str | bytes) -> dict[str, Any]:
-    """Return the JSON object in ``source``. Raises DocumentError for other JSON, NaN, and a key given twice."""
+    """Return the JSON object in ``source``.
+
+    Args:
+        where: Name of the file in errors.
+        field: Name of the field in errors.
+        source: The JSON.
+
+    Raises:
+        DocumentError: If ``source`` is not a JSON object, is nested too deeply, or contains NaN, infinity, a duplicate
+            key, or a whole number of more than MAX_DIGITS digits.
+    """
 
     def whole(digits: str) -> int:
         if len(digits) > MAX_DIGITS:
@@ -113,7 +144,7 @@ def parse_json(where: str, field: str, source: str | bytes) -> dict[str, Any]:
 
 
 def _demand_shallow(tree: object) -> None:
-    """Raise RecursionError for JSON that code which goes down into it could not follow."""
+    """Raise RecursionError for JSON of more than MAX_DEPTH levels, which recursive code could not process."""
     level = [tree] if isinstance(tree, (dict, list)) else []
     for _ in range(MAX_DEPTH):
         nodes = (node.values() if isinstance(node, dict) else node for node in level)
@@ -124,9 +155,15 @@ def _demand_shallow(tree: object) -> None:
 
 
 def read_arrays(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` file by name, or that of an ``.npy`` file under "". Raises DocumentError.
+    """Return the arrays of an ``.npz`` file by name, or the array of an ``.npy`` file under "".
 
-    ``most`` bounds the file and the sum of what its members unpack to.
+    Args:
+        path: The file.
+        most: Largest allowed size in bytes, of the file and of all unpacked arrays together.
+        inside: A folder above the file, below which no link is followed.
+
+    Raises:
+        DocumentError: As in ``opened``, or if the file does not hold arrays.
     """
     where = str(path)
     with opened(path, most=most, inside=inside) as file:
@@ -141,19 +178,22 @@ def read_arrays(path: Path, *, most: int = MAX_BYTES, inside: Path | None = None
                 return {name: found[name] for name in found.files}
         except DocumentError:
             raise
-        except Exception as error:  # damaged archives raise a dozen classes
+        except Exception as error:  # damaged archives raise many classes
             found_ = f"damaged: {type(error).__name__}: {error!s:.200}"
             refuse(where, "file", found_, "arrays as numpy.save and numpy.savez write them")
 
 
 def write(path: Path, data: bytes | str | Callable[[BinaryIO], object], *, inside: Path | None = None) -> Path:
-    """Write the whole file or none, and return its path.
+    """Write a file whole or not at all, and return its path.
 
-    ``data`` is bytes, text (written as UTF-8), or a function that writes to the open file it is called with. With
-    ``inside``, folders between it and the file are made.
+    Args:
+        path: The file.
+        data: Bytes, text (written as UTF-8), or a function that writes to the open file that it receives.
+        inside: A folder above the file. Folders between it and the file are made, and no link below it is followed.
 
-    Raises DocumentError where no file can be, NotWritten (an OSError) where the system refuses, for example for want of
-    space.
+    Raises:
+        DocumentError: If ``path`` cannot be a file.
+        NotWritten: If the system does not allow it, for example because no space is left. It is an OSError.
     """
     if inside is not None:
         make_folder(path.parent, inside=inside)
@@ -181,9 +221,11 @@ def write(path: Path, data: bytes | str | Callable[[BinaryIO], object], *, insid
 
 
 def make_folder(path: Path, *, inside: Path | None = None) -> Path:
-    """Make the folder, and those above it, where they are missing, and return its path.
+    """Make a folder and the missing folders above it, and return its path.
 
-    Raises DocumentError where something else has the name, NotWritten where the system refuses.
+    Raises:
+        DocumentError: If another object has the name, or a link leads to it below ``inside``.
+        NotWritten: If the system does not allow it.
     """
     try:
         if inside is not None:
@@ -199,7 +241,7 @@ def make_folder(path: Path, *, inside: Path | None = None) -> Path:
 
 
 def demand_place(path: Path) -> None:
-    """Raise DocumentError where no file can be written, or where one would replace a folder or a device."""
+    """Raise DocumentError if no file can be written to ``path``, or if it would replace a folder or a device."""
     if not path.parent.is_dir():
         refuse(str(path), "file", f"no folder {str(path.parent)!r}", "a folder that exists", "Create it first.")
     if path.is_dir():
@@ -209,7 +251,7 @@ def demand_place(path: Path) -> None:
 
 
 def _demand_no_link(path: Path, inside: Path) -> None:
-    """Raise DocumentError where ``path`` leads out of ``inside``, by its name or by a link."""
+    """Raise DocumentError if ``path`` leads out of ``inside``, by its name or by a link."""
     parts = path.relative_to(inside).parts
     if ".." in parts:
         refuse(str(path), "file", "a path that leads out of the folder", f"a path inside {str(inside)!r}")

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: files in, files out. Whatever goes wrong there is one error that says how to do without it."""
+"""Download files from the Hugging Face Hub and upload files to it. All failures raise HubUnavailable."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 
 from diffcache.errors import HubUnavailable
 
-# The client's errors come from its HTTP library, and that library has changed between versions: so all are caught.
+# The errors of the client come from its HTTP library, which has changed between versions. Therefore all are caught.
 
 
 def fetch(id_or_folder: str | Path, filename: str, *, revision: str | None, token: str | bool | None) -> Path:
-    """Path of ``filename`` in a local folder or, where there is none of that name, downloaded to the Hub's cache."""
+    """Return the path of a file in a local folder or, if there is none of that name, in the cache of a download.
+
+    Raises:
+        HubUnavailable: If the file cannot be downloaded.
+    """
     if os.path.isdir(id_or_folder):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         return Path(id_or_folder) / filename
     repo = str(id_or_folder)
@@ -25,7 +29,11 @@ def fetch(id_or_folder: str | Path, filename: str, *, revision: str | None, toke
 
 
 def publish(data: bytes, repo_id: str, filename: str, *, private: bool, token: str | bool | None, message: str) -> str:
-    """Upload ``data`` as ``filename``, making the repository if there is none. Returns the commit's address."""
+    """Upload ``data`` as a file, create the repository if it does not exist, and return the address of the commit.
+
+    Raises:
+        HubUnavailable: If the file cannot be uploaded.
+    """
     try:
         from huggingface_hub import HfApi
 
@@ -40,7 +48,10 @@ def publish(data: bytes, repo_id: str, filename: str, *, private: bool, token: s
 
 
 def _cause(error: BaseException) -> str:
-    """On one line. An error about the local cache says little; why the Hub was not asked lies at its root."""
+    """Return an error's class and message on one line.
+
+    For a FileNotFoundError, which is about the local cache, the error that caused it is appended.
+    """
     causes = [error]
     while isinstance(error, FileNotFoundError) and causes[-1].__cause__:
         causes.append(causes[-1].__cause__)

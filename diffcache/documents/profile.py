@@ -1,7 +1,7 @@
-"""Document 2: what offline measurement found, the only thing a scheduler works from. Pure data, numpy only.
+"""Define the profile, the document of offline measurements from which schedulers plan. Pure data, numpy only.
 
-Shapes in this file: T steps of the sampling loop, B branches measured apart (1: all together). Checked when it is
-made, like a schedule.
+Shapes in this file: T steps of the sampling loop, and B branches that were measured separately (1: all together). A
+profile is checked when it is made, like a schedule.
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ from diffcache.documents.schedule import (
 )
 from diffcache.text import printable
 
-SYMMETRY = 1e-6  # relative to the diagonal: sums in float32 may run in another order on the other side
+SYMMETRY = 1e-6  # relative to the diagonal, because sums in float32 may have another order on the other side
 _WHICH = ("which", "channel")
-AXES = {1: ("step",), 2: ("step", "other"), 3: ("branch", "step", "other")}  # by the number of them
+AXES = {1: ("step",), 2: ("step", "other"), 3: ("branch", "step", "other")}  # number of axes -> their names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Tables(Record):
-    """How tensors X_0 … X_{T-1}, one per step, lie to each other; all tables are means over the samples.
+    """Distances between tensors X_0 … X_{T-1}, one per step. All tables are means over the samples.
 
-    l1           float64 [B, T, T], mean of |X_i − X_j| over the elements; symmetric
-    relative_l1  float64 [B, T, T], ‖X_i − X_j‖₁ / ‖X_j‖₁ at [b, i, j]: the error of having X_j in the place of X_i
-    gram         float64 [B, T, T], ⟨X_i, X_j⟩ per element; symmetric
+    Attributes:
+        l1: float64 [B, T, T], mean of |X_i − X_j| over the elements; symmetric.
+        relative_l1: float64 [B, T, T], ‖X_i − X_j‖₁ / ‖X_j‖₁ at [b, i, j]: the error if X_j replaces X_i.
+        gram: float64 [B, T, T], ⟨X_i, X_j⟩ per element; symmetric.
+
+    Raises:
+        DocumentError: If a table has another shape or impossible values.
     """
 
     l1: np.ndarray
@@ -63,17 +67,17 @@ class Tables(Record):
 
     @property
     def energy(self) -> np.ndarray:
-        """float64 [B, T]: mean square of the elements."""
+        """The mean square of the elements, float64 [B, T]."""
         return np.asarray(np.diagonal(self.gram, axis1=1, axis2=2))
 
     @property
     def squared(self) -> np.ndarray:
-        """float64 [B, T, T]: mean square of X_i − X_j per element."""
+        """The mean square of X_i − X_j per element, float64 [B, T, T]."""
         return np.asarray(np.maximum(self.energy[:, :, None] + self.energy[:, None, :] - 2 * self.gram, 0))
 
     @property
     def cosine(self) -> np.ndarray:
-        """float64 [B, T, T], of all samples flattened into one vector; 1 where a tensor is all zero."""
+        """The cosine of all samples flattened into one vector, float64 [B, T, T]; 1 where a tensor is all zero."""
         size = np.sqrt(self.energy)
         product = size[:, :, None] * size[:, None, :]
         ratio = np.divide(self.gram, product, out=np.ones_like(self.gram), where=product > 0)
@@ -82,10 +86,11 @@ class Tables(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeptProfile:
-    """A site's outputs, kept in one format.
+    """The cost of keeping a site's outputs in one format.
 
-    bytes  of one output
-    error  mean square of what is kept less the output, per element
+    Attributes:
+        bytes: Size of one output.
+        error: Mean square of the kept output less the output, per element.
     """
 
     bytes: int
@@ -99,24 +104,28 @@ class KeptProfile:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SiteProfile(Record):
-    """One site, measured over full runs. x_i is its input and F_i its output at step i.
+    """The measurements of one site in full runs. x_i is its input and F_i its output at step i.
 
-    output            of F_i
-    residual          of F_i − x_i; where one has more channels (a learned variance, a condition), of the leading ones
-                      that both have; None where the two differ in more than channels
-    residual_ratio    float64 [B, T], mean over the vectors along the channels of ‖F_i − x_i‖ / ‖F_{i-1} − x_{i-1}‖, 1
-                      at step 0; None where there is no residual
-    input_change      float64 [B, T], ‖x_i − x_{i-1}‖₁ / ‖x_{i-1}‖₁, 0 at step 0
-    modulated_change  the same of what the first normalisation inside makes of x_i; None where there is none
-    influence         float64 [T], mean square by which the denoiser's output moves per mean square by which F_i does,
-                      when F_i alone is what it was one step before; None if not measured
-    seconds           time of one call that computes
-    flops             floating-point operations of one such call
-    calls             how often it is called in one step
-    output_bytes      size of one output
-    kept              format -> what it costs to keep outputs in it; empty if not measured
-    channels          float64 [2, C], mean and standard deviation of every channel of the output; None where channels
-                      are not the last dimension, or if not measured
+    Attributes:
+        output: Tables of F_i.
+        residual: Tables of F_i − x_i. If one has more channels (a learned variance, a condition), its leading channels
+            are used. None: the two differ in more than channels.
+        residual_ratio: float64 [B, T], mean over the vectors along the channels of ‖F_i − x_i‖ / ‖F_{i-1} − x_{i-1}‖,
+            and 1 at step 0. None if there is no residual.
+        input_change: float64 [B, T], ‖x_i − x_{i-1}‖₁ / ‖x_{i-1}‖₁, and 0 at step 0.
+        modulated_change: The same for the output of the first normalisation inside the site. None if there is none.
+        influence: float64 [T], mean square change of the denoiser's output per mean square change of F_i, if F_i alone
+            is replaced by its value one step before. None if not measured.
+        seconds: Time of one call that computes, in seconds.
+        flops: Floating-point operations of one such call.
+        calls: Number of calls in one step.
+        output_bytes: Size of one output in bytes.
+        kept: Format -> the cost of keeping outputs in it. Empty if not measured.
+        channels: float64 [2, C], mean and standard deviation of every channel of the output. None if channels are not
+            the last dimension, or if not measured.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     output: Tables
@@ -169,9 +178,13 @@ class SiteProfile(Record):
 class DenoiserProfile(Record):
     """The measured sites of one denoiser.
 
-    class_name     class of the network
-    config_digest  sha256 of its configuration, None if it has none
-    sites          ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its tables; at least one
+    Attributes:
+        class_name: Class of the network.
+        config_digest: sha256 of its configuration. None if it has none.
+        sites: ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its measurements; at least one.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     class_name: str
@@ -180,21 +193,28 @@ class DenoiserProfile(Record):
 
     def __post_init__(self) -> None:
         me = type(self).__name__
-        checks.text(me, "class_name", self.class_name)  # what was measured has a class
+        checks.text(me, "class_name", self.class_name)  # it must not be None, as it may be in a schedule
         check_network(me, self.class_name, self.config_digest)
         put(self, sites=checks.named(me, "sites", self.sites, SiteProfile, checks.site))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Dynamics(Record):
-    """How the sampling loop passes errors on. m_i is the guided output that the full run hands to its i-th step.
+    """The propagation of errors in the sampling loop.
 
-    grams     float64 [N, T, T], ⟨m_i, m_j⟩ per element, sample by sample; symmetric
-    peaks     float64 [N], range (largest less smallest element) of each sample's final state
-    reach     float64 [T, T], at [i, j]: by how much the state after step i moves per unit of what was handed to step j,
-              through the noise scheduler alone; 0 for j > i
-    response  float64 [T], the part of a state's error that the network's answer repeats: m(x + e) ≈ m(x) + response · e
-    spread    float64 [T], what else is in the answer, ‖m(x + e) − m(x) − response · e‖² / ‖e‖²
+    m_i is the guided output that the full run passes to its i-th step.
+
+    Attributes:
+        grams: float64 [N, T, T], ⟨m_i, m_j⟩ per element, sample by sample; symmetric.
+        peaks: float64 [N], range (largest less smallest element) of each sample's final state.
+        reach: float64 [T, T], at [i, j]: change of the state after step i per unit of change of m_j, through the noise
+            scheduler alone; 0 for j > i.
+        response: float64 [T], the factor by which a state's error e appears in the network's output: m(x + e) ≈ m(x) +
+            response · e.
+        spread: float64 [T], the rest of the output's error, ‖m(x + e) − m(x) − response · e‖² / ‖e‖².
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     grams: np.ndarray
@@ -222,25 +242,29 @@ class Dynamics(Record):
 
     @property
     def gram(self) -> np.ndarray:
-        """float64 [T, T]: mean over the samples."""
+        """The mean of ``grams`` over the samples, float64 [T, T]."""
         return np.asarray(self.grams.mean(0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Profile(Document):
-    """Full runs of a pipeline, measured.
+    """The measurements of a pipeline in full runs.
 
-    steps            number of iterations of the sampling loop
-    start            steps of the noise scheduler's grid before the loop's first: above 0 for image to image
-    timesteps        float64 [T] the loop ran over
-    sigmas           float64 [T + 1] noise levels, the last one where the loop ends, or None if there are none
-    denoisers        pipeline component name -> what was measured; at least one
-    noise_scheduler  that drove the loop, None if unknown
-    guidance         that was in use, None if unknown
-    dynamics         of the loop, None if it could not be repeated apart from its pipeline
-    seconds          time of one full sampling loop, all denoiser calls in it; 0 if not measured
-    samples          number of calibration runs the tables are means of
-    provenance       free text by key: prompts, seeds, device, versions
+    Attributes:
+        steps: Number of iterations of the sampling loop.
+        start: Steps of the noise scheduler's grid before the first step of the loop. It is above 0 for image to image.
+        timesteps: float64 [T], the timesteps of the loop.
+        sigmas: float64 [T + 1], the noise levels, the last one at the end of the loop. None if there are none.
+        denoisers: Name of a pipeline component -> its measurements; at least one.
+        noise_scheduler: The noise scheduler of the loop. None if unknown.
+        guidance: The guidance of the runs. None if unknown.
+        dynamics: The propagation of errors. None if the loop could not be repeated without its pipeline.
+        seconds: Time of one full sampling loop with all denoiser calls, in seconds. 0 if not measured.
+        samples: Number of calibration runs in the means.
+        provenance: Free text by key: prompts, seeds, device, versions.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     FORMAT: ClassVar[str] = "diffcache.profile"
@@ -286,7 +310,7 @@ class Profile(Document):
                 check_branches(me, at, branches, self.guidance)
 
     def describe(self) -> str:
-        """What was measured, to be read by people: one line per site."""
+        """Return the measurements as text for readers, with one line per site."""
         lines = [f"{self.steps} steps, {self.samples} samples"]
         for name, denoiser in self.denoisers.items():
             lines.append(f"{name} ({denoiser.class_name})")
@@ -316,12 +340,14 @@ def _note(key: str, value: str) -> str:
 def _demand(
     where: str, name: str, table: np.ndarray, holds: np.ndarray, allowed: str, axes: Iterable[str] = ()
 ) -> None:
+    """Raise DocumentError, naming the first element, unless all elements of ``holds`` are true."""
     if index := first(~holds):
         found = f"{index_text(axes or AXES[table.ndim], index)} is {table[index]:g}"
         refuse(where, name, found, allowed)
 
 
 def _demand_symmetry(where: str, name: str, table: np.ndarray, size: np.ndarray, axes: Iterable[str] = ()) -> None:
+    """Raise DocumentError unless ``table`` is symmetric within SYMMETRY · ``size``."""
     mirror = np.swapaxes(table, -1, -2)
     if index := first(np.abs(table - mirror) > SYMMETRY * size):
         found = f"{index_text(axes or AXES[table.ndim], index)} is {table[index]:g}, its mirror image {mirror[index]:g}"

@@ -1,13 +1,13 @@
-"""Document 1: what every site does at every step. Pure data, numpy only; files never run code.
+"""Define the schedule, the document that states the action of every site at every step. Pure data, numpy only.
 
-At a step that is not computed, a site's output is predicted from its anchors (the newest computed steps
-a_0 > a_1 > …) by the one equation of this library:
+At a step that is not computed, a site's output is predicted from its anchors (the newest computed steps a_0 > a_1 > …)
+by the one equation of this library:
 
     F̂_i = s_i ⊙ ( Σ_k (w_{i,k} · F_{a_k} + v_{i,k} · x_{a_k}) + κ_i · (x_i − x_{a_0}) ) + b_i              (1)
 
-Shapes in this file: T steps of the sampling loop, B branches with coefficients of their own (1: shared by all),
-K anchors, C channels. Everything is checked when it is made, here or by a file; what is wrong raises DocumentError.
-Arrays become read-only copies, mappings read-only and sorted.
+Shapes in this file: T steps of the sampling loop, B branches with separate coefficients (1: shared by all), K anchors,
+C channels. Every class checks its fields when it is made, in code or from a file, and raises DocumentError. Arrays
+become read-only copies; mappings become read-only and sorted. A file cannot run code.
 """
 
 from __future__ import annotations
@@ -64,24 +64,31 @@ __all__ = [
 
 StoreFormat = Literal["bf16", "int8", "fp8", "int4"]
 STORES: Mapping[str, StoreFormat | None] = {"exact": None, **{name: name for name in get_args(StoreFormat)}}
-SMALLEST_SPREAD = 2.0**-126  # below it, float32 loses bits, and in the end becomes 0
+SMALLEST_SPREAD = 2.0**-126  # below it, float32 loses bits and becomes 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SitePlan(Record):
-    """One site: when it computes, and the coefficients of equation (1) where it does not.
+    """The plan of one site: the steps at which it computes, and the coefficients of equation (1) for the other steps.
 
-    compute  bool [T]; the first step is always computed
-    weights  float64 [B, T, K], w of equation (1); zero at computed steps and for anchors that do not exist yet
-    kappa    float64 [B, T] or None (0)
-    inputs   float64 [B, T, K] or None (0), v: weights of the anchors' inputs; zero where weights must be
-    scale    float64 [B, T] or [B, T, C] or None (1)
-    bias     float64 [B, T] or [B, T, C] or None (0)
-    store    format in which outputs are kept; None: as the site returns them
-    prescale float64 [2, C] or None: centre and spread of every channel, taken off what is quantised and put back
+    No coefficient is larger than ``checks.MOST``. At computed steps, kappa, scale and bias have no effect. A prediction
+    that is zero for all anchors is not allowed.
 
-    No coefficient is larger than ``checks.MOST``. At computed steps kappa, scale and bias mean nothing. No predicted
-    step may come out as zero whatever the anchors.
+    Attributes:
+        compute: bool [T]. The first step is always computed.
+        weights: float64 [B, T, K], w of equation (1). It is zero at computed steps and for anchors that do not exist
+            yet.
+        kappa: float64 [B, T], κ of equation (1). None: 0.
+        inputs: float64 [B, T, K], v of equation (1), the weights of the anchors' inputs. It is zero where weights must
+            be. None: 0.
+        scale: float64 [B, T] or [B, T, C], s of equation (1). None: 1.
+        bias: float64 [B, T] or [B, T, C], b of equation (1). None: 0.
+        store: Format in which outputs are kept. None: as the site returns them.
+        prescale: float64 [2, C], centre and spread of every channel. They are removed before quantisation and restored
+            after it. None: not used.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     compute: np.ndarray
@@ -128,12 +135,12 @@ class SitePlan(Record):
 
     @property
     def steps_computed(self) -> int:
-        """How many of the T steps compute."""
+        """The number of computed steps."""
         return int(self.compute.sum())
 
     @property
     def anchors(self) -> int:
-        """How many of the newest outputs are ever needed at once: 0 if nothing is predicted, otherwise at least 1."""
+        """The largest number of newest outputs that are needed at once: 0 if nothing is predicted, else at least 1."""
         if self.compute.all():
             return 0
         used = np.flatnonzero(self.refers.any(axis=0))
@@ -141,14 +148,17 @@ class SitePlan(Record):
 
     @property
     def refers(self) -> np.ndarray:
-        """bool [T, K]: in some branch, the step's prediction takes something from that anchor."""
+        """Whether the step's prediction uses that anchor in any branch, bool [T, K]."""
         used = self.weights != 0 if self.inputs is None else (self.weights != 0) | (self.inputs != 0)
         return np.asarray(used.any(axis=0))
 
     def anchors_by_step(self) -> dict[int, tuple[list[int], np.ndarray]]:
-        """Return, for every predicted step, which anchors its prediction uses (indices along K), and their steps.
+        """Return the anchors that each prediction uses.
 
-        The newest anchor is among them even where its weight is 0: kappa refers to its input.
+        The newest anchor is included even if its weight is 0, because kappa refers to its input.
+
+        Returns:
+            Predicted step -> the indices of its anchors along K, and the steps of these anchors.
         """
         computed, refers = np.flatnonzero(self.compute), self.refers
         before = np.cumsum(self.compute)
@@ -161,8 +171,10 @@ class SitePlan(Record):
 
     @property
     def differences(self) -> np.ndarray:
-        """bool [T]: steps whose output F may be kept as F − x, its input taken off, and nothing else beside it: every
-        prediction that refers to them is residual reuse, s ⊙ w (F + x_i − x) + b."""
+        """The steps whose output F may be kept as F − x, the output less its input, without x itself, bool [T].
+
+        These are the steps for which every prediction that refers to them is residual reuse, s ⊙ w (F + x_i − x) + b.
+        """
         used, may = np.zeros(len(self.compute), bool), np.ones(len(self.compute), bool)
         for step, (_, anchors) in self.anchors_by_step().items():
             used[anchors] = True
@@ -174,7 +186,7 @@ class SitePlan(Record):
         return used & may
 
     def _speaks(self) -> np.ndarray:
-        """bool [B, T]: equation (1) does not come out as zero whatever the anchors."""
+        """Return where equation (1) is not zero for all anchors, bool [B, T]."""
         speaks = _nonzero(self.weights)
         if self.kappa is not None:
             speaks |= _nonzero(self.kappa)
@@ -189,17 +201,21 @@ class SitePlan(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Online(Record):
-    """A decision left to the run: steps that the plans predict are computed after all where a criterion says so.
+    """A criterion that decides in the run which predicted steps are computed after all.
 
-    Where the plans compute, nothing is asked. A criterion compares the calls of one branch. A step is predicted while
-    the change that it finds stays below ``limit``. A step is computed where the change is not finite.
+    The criterion is not called at steps that the plans compute. It compares the calls of one branch. A step is
+    predicted while the change that it finds stays below ``limit``. A step is computed if the change is not finite.
 
-    rule        name of the criterion: a file of ``executor/criteria``, "first_block" for instance; or, in code alone,
-                "package.module:attribute". The form is checked here. Whether the criterion exists, and whether it takes
-                these parameters, is checked before a run begins
-    limit       float64 [T], relative; 0 computes
-    polynomial  float64 [P], highest power first, that each change is put through; None: the change itself
-    most        steps in a row that may be predicted; None: any number
+    Attributes:
+        rule: Name of the criterion: a file of ``executor/criteria``, "first_block" for instance; or, in code only,
+            "package.module:attribute". Only the form is checked here. Whether the criterion exists and accepts these
+            parameters is checked before a run begins.
+        limit: float64 [T], relative. At 0 the step is computed.
+        polynomial: float64 [P], highest power first, which is applied to each change. None: the change itself.
+        most: Largest number of consecutive steps that may be predicted. None: any number.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     rule: str
@@ -221,17 +237,21 @@ class Online(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DenoiserPlan(Record):
-    """The sites of one denoiser, and which network they were made for.
+    """The plans of one denoiser's sites, and the network for which they were made.
 
-    sites          ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its plan; at least one
-    online         what of that the run itself decides, or None
-    called         bool [T]: steps at which the loop calls this denoiser. False before a late start (image to image) and
-                   at the steps of another denoiser. None: not known; the plan fits any run
-    class_name     class of the network, None if the plan fits any
-    config_digest  sha256 of its configuration, None if the plan fits any
+    The criterion in ``online`` decides for all sites together. With a criterion that decides which steps are computed,
+    plans may use the newest output only. This is checked before a run begins.
 
-    An online rule decides for all sites together. Under a criterion that decides which steps compute, plans use the
-    newest output alone. This is checked before a run begins.
+    Attributes:
+        sites: ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its plan; at least one.
+        online: The criterion that decides in the run. None: no criterion.
+        called: bool [T], steps at which the loop calls this denoiser. False before a late start (image to image) and at
+            the steps of another denoiser. None: not known; the plan fits any run.
+        class_name: Class of the network. None: the plan fits any.
+        config_digest: sha256 of its configuration. None: the plan fits any.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     sites: Mapping[str, SitePlan]
@@ -253,6 +273,7 @@ class DenoiserPlan(Record):
 
 
 def _from_version_1(tree: Tree) -> None:
+    """Convert the JSON of version 1, with one guidance scale and without the field ``called``, in place."""
     upgrade_guidance(tree)
     denoisers = tree.get("denoisers")
     for plan in denoisers.values() if isinstance(denoisers, dict) else ():
@@ -262,19 +283,23 @@ def _from_version_1(tree: Tree) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CacheSchedule(Document):
-    """Every decision of an accelerated run, made offline.
+    """All decisions of an accelerated run that are made offline.
 
-    steps            number of iterations of the sampling loop (not of ``scheduler.step`` evaluations inside one)
-    denoisers        pipeline component name -> its plan; at least one
-    noise_scheduler  None: fits any
-    guidance         None: fits any, and no site has coefficients per branch
-    timesteps        float64 [T] the loop ran over when the schedule was made, or None
-    sigmas           float64 [T + 1] noise levels, falling, that the loop is to run over instead of the noise
-                     scheduler's own; None: its own
-    expected         fidelity that planning saw, or None
-    provenance       free text by key: scheduler, budget, expected error, versions
+    Where a site is predicted, no site inside it may be computed, because nothing inside it runs.
 
-    Where a site is predicted, nothing inside it runs, so nothing inside it may be marked as computed there.
+    Attributes:
+        steps: Number of iterations of the sampling loop (not of ``scheduler.step`` evaluations in one iteration).
+        denoisers: Name of a pipeline component -> its plan; at least one.
+        noise_scheduler: The noise scheduler. None: the schedule fits any.
+        guidance: The guidance. None: the schedule fits any, and no site has coefficients per branch.
+        timesteps: float64 [T], the timesteps of the loop for which the schedule was made, or None.
+        sigmas: float64 [T + 1], noise levels that never rise, which replace those of the noise scheduler. None: its
+            own.
+        expected: The fidelity that planning expects, or None.
+        provenance: Free text by key: scheduler, budget, expected error, versions.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     FORMAT: ClassVar[str] = "diffcache.schedule"
@@ -293,7 +318,7 @@ class CacheSchedule(Document):
 
     @property
     def layout(self) -> BranchLayout:
-        """The branches that the coefficients are for."""
+        """The branches of the coefficients."""
         layout = BranchLayout() if self.guidance is None else self.guidance.layout
         return dataclasses.replace(layout, names=names_in(self.provenance))
 
@@ -324,10 +349,12 @@ class CacheSchedule(Document):
                 refuse(me, f"{name}/called", f"{steps} steps", f"{self.steps}, the steps of the schedule")
 
     def check_file(self, where: str) -> None:
-        """Refuse the address of a criterion in another package: a file names no code to import.
+        """Raise DocumentError if a criterion is the address of an object in another package.
 
-        Raises:
-            DocumentError: A denoiser's ``online.rule`` is "package.module:attribute".
+        A file must not name code to import.
+
+        Args:
+            where: Name of the document in errors.
         """
         for name, denoiser in self.denoisers.items():
             if denoiser.online is not None and ":" in denoiser.online.rule:
@@ -340,20 +367,22 @@ class CacheSchedule(Document):
                 )
 
     def plans(self) -> Iterator[tuple[str, str, SitePlan]]:
-        """Every (name of a denoiser, name of a site in it, plan of the site)."""
+        """Yield (name of a denoiser, name of a site, plan of the site) for every site."""
         for name, denoiser in self.denoisers.items():
             for site, plan in denoiser.sites.items():
                 yield name, site, plan
 
     @property
     def called(self) -> np.ndarray:
-        """bool [T]: steps that the loop runs. All of them where no plan says at which steps its denoiser is called."""
+        """The steps that the loop runs, bool [T]. All steps if a plan does not state when its denoiser is called."""
         return np.asarray(np.any([_called(plan, self.steps) for plan in self.denoisers.values()], axis=0))
 
     @property
     def computed_steps(self) -> int:
-        """Return the number of steps that run and compute any site. With a ``model`` site, the network runs at these
-        steps and at no others."""
+        """The number of steps that run and compute any site.
+
+        With a ``model`` site, the network runs at these steps only.
+        """
         computed = [
             plan.compute & _called(denoiser, self.steps)
             for denoiser in self.denoisers.values()
@@ -371,10 +400,15 @@ class CacheSchedule(Document):
         )
 
     def stored(self, how: str) -> CacheSchedule:
-        """The same decisions with every site's outputs kept in the format ``how``; "exact": as the sites return them.
-        Where that is another format than before, the schedule no longer says what fidelity to expect.
+        """Return the schedule with every site's outputs kept in one format.
 
-        Raises BadOption for another name.
+        If the format changes, the new schedule has no expected fidelity.
+
+        Args:
+            how: A format, or "exact": as the sites return them.
+
+        Raises:
+            BadOption: If there is no such format.
         """
         check_store(how)
 
@@ -389,12 +423,11 @@ class CacheSchedule(Document):
         return dataclasses.replace(self, denoisers=denoisers, expected=self.expected if same else None)
 
     def with_provenance(self, **entries: str) -> CacheSchedule:
-        """The same decisions with these entries added to, or replaced in, ``provenance``."""
+        """Return the schedule with these entries of ``provenance`` added or replaced."""
         return dataclasses.replace(self, provenance={**self.provenance, **entries})
 
     def describe(self) -> str:
-        """Return a summary for people, with one strip per site: ■ computed, · predicted, blank where the denoiser is
-        not called."""
+        """Return a summary for readers, with one strip per site: ■ computed, · predicted, blank if not called."""
         run = self.called
         begins = "" if run[0] else f"; the loop runs steps {int(run.argmax())} to {self.steps - 1} of {self.steps}"
         nothing = "" if self.skips else "; nothing is skipped"
@@ -426,32 +459,32 @@ class CacheSchedule(Document):
 
 
 def _called(plan: DenoiserPlan, steps: int) -> np.ndarray:
-    """bool [steps]: where the loop calls this denoiser; everywhere if the plan does not say."""
+    """Return the steps at which the loop calls this denoiser, bool [steps]; all if the plan does not state them."""
     return np.ones(steps, bool) if plan.called is None else plan.called
 
 
 def check_store(how: object) -> None:
-    """Raise BadOption unless ``how`` names a format in which outputs can be kept, or is "exact": as they are."""
+    """Raise BadOption unless ``how`` is a format in which outputs can be kept, or "exact"."""
     if not isinstance(how, str) or how not in STORES:
         raise BadOption("store", how, ", ".join(map(repr, STORES)))
 
 
 def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndarray) -> None:
-    """Predictions refer to what is kept: steps computed before them."""
+    """Raise DocumentError unless every prediction refers only to steps that are computed before it."""
     axes = ("branch", "step", "anchor")
     if not compute[0]:
         refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
     if index := first(compute[:, None] & (weights != 0)):
         found = f"{index_text(axes, index)} is {weights[index]:g} at a computed step"
         refuse(where, field, found, "0, for equation (1) is not used there")
-    kept = np.cumsum(compute)  # at a predicted step i: the number of steps computed before i
+    kept = np.cumsum(compute)  # at a predicted step i, the number of steps computed before it
     if index := first((weights != 0) & (np.arange(weights.shape[2]) >= kept[:, None])):
         found = f"{index_text(axes, index)} is {weights[index]:g}, with {kept[index[1]]} steps computed before"
         refuse(where, field, found, "0 for anchors that do not exist yet (0 is the newest)")
 
 
 def _check_nesting(where: str, denoiser: str, plans: Mapping[str, SitePlan]) -> None:
-    """What lies inside a predicted site does not run."""
+    """Raise DocumentError if a site inside a predicted site is computed at the same step."""
     for inner, plan in plans.items():
         for outer in filter(plans.__contains__, _around(inner)):
             if index := first(plan.compute & ~plans[outer].compute):
@@ -460,7 +493,7 @@ def _check_nesting(where: str, denoiser: str, plans: Mapping[str, SitePlan]) -> 
 
 
 def _around(name: str) -> Iterator[str]:
-    """Names of the sites that contain a site, if there are such sites."""
+    """Yield the names of all possible sites that contain a site."""
     site = parse(name)
     parts = site.path.split(".")
     if site.path:
@@ -470,5 +503,5 @@ def _around(name: str) -> Iterator[str]:
 
 
 def _nonzero(coefficients: np.ndarray) -> np.ndarray:
-    """bool [B, T]: anything but zero along whatever axes follow."""
+    """Return whether any coefficient along the axes after the second is not zero, bool [B, T]."""
     return np.asarray((coefficients != 0).any(axis=tuple(range(2, coefficients.ndim))))

@@ -1,4 +1,4 @@
-"""The names of sites, whose output can be cached, and what a name says: its list of blocks, its order in the run."""
+"""Parse and sort the names of sites, the places in a network whose output can be cached."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from diffcache.errors import BadOption
 Granularity = Literal["model", "stack", "block", "sublayer"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
-# Words in the name of a list of blocks. Text, context and control streams are made ready first (Lumina 2, Z-Image,
+# Words in the name of a list of blocks. Text, context and control streams are computed first (Lumina 2, Z-Image,
 # Kandinsky 5, Wan VACE); blocks with one stream follow those with two (Flux, HunyuanVideo, HiDream, AuraFlow).
 EARLY = {"refiner", "context", "text", "txt", "vace"}
 LATE = {"single"}
-CROSS = {"cross", "multihead"}  # attention to what is not in the sequence itself; torch's decoder calls it multihead
+CROSS = {"cross", "multihead"}  # attention to another sequence; torch's decoder calls it multihead
 
 
 class Site(NamedTuple):
-    """``model`` (path empty: the whole denoiser), ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH``."""
+    """The name of a site: ``model`` (the whole denoiser), ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH``.
+
+    Attributes:
+        granularity: The part before the colon.
+        path: The path of the module in the denoiser. It is empty for ``model``.
+    """
 
     granularity: Granularity
     path: str
@@ -32,7 +37,7 @@ def parse(name: str) -> Site:
     """Return the granularity and the path of a site's name.
 
     Raises:
-        BadOption: It is not the name of a site.
+        BadOption: If it is not the name of a site.
     """
     granularity, _, path = name.partition(":")
     if granularity not in GRANULARITIES or (granularity == "model") == bool(path):
@@ -73,7 +78,7 @@ def family(site: str) -> str:
 
 
 def feeds_forward(site: str) -> bool:
-    """Return whether a sublayer is a feed-forward (``ff``, ``mlp``, ``ffn``), not attention (``attn``)."""
+    """Return whether a sublayer is a feed-forward (``ff``, ``mlp``, ``ffn``) and not attention (``attn``)."""
     return "att" not in location(site).part
 
 

@@ -1,9 +1,11 @@
-"""How well pictures fit their prompts: the CLIP score (Hessel et al. 2021, arXiv 2104.08718), by open_clip.
+"""Compute the CLIP score, which measures how well pictures fit their prompts.
 
-    100 · max(cos(picture, prompt), 0)
+The score is 100 · max(cos(picture, prompt), 0) of the embeddings of an open_clip model (Hessel et al. 2021, arXiv
+2104.08718).
 
-The paper has w · max(cos, 0) with w = 2.5 and a prefix "A photo depicts" before the prompt. Here, as in torchmetrics,
-w = 1, the scale is 100 and prompts stay as they are. Values compare for one model and its weights only.
+The paper has w · max(cos, 0) with w = 2.5 and puts the prefix "A photo depicts" before the prompt. Here, as in
+torchmetrics, w = 1, the scale is 100 and prompts are unchanged. Values are comparable only for one model with one set
+of weights.
 """
 
 from __future__ import annotations
@@ -26,17 +28,26 @@ BATCH = 32
 
 
 class ClipScore:
-    """A CLIP model, and what it thinks of pictures and prompts.
+    """A CLIP model that scores pictures against prompts.
 
-    model       a name of open_clip's
-    pretrained  one of its tags for that model, or the file of a checkpoint
-    title       what results are called: the score means nothing without its model
+    With a tag, the activation (QuickGELU or GELU) is the one that the weights were trained with; open_clip itself only
+    warns. With a file, the name of the model decides: OpenAI's own weights need ViT-B-32-quickgelu.
 
-    With a tag, the activation (QuickGELU or GELU) is the one these weights were trained with; open_clip itself only
-    warns. With a file, the model's name says it: OpenAI's own weights want ViT-B-32-quickgelu.
+    Args:
+        model: Name of a model in open_clip.
+        pretrained: One of open_clip's tags for that model, or the file of a checkpoint.
+        device: The device on which the model runs.
+        batch_size: Number of pictures that the model takes at once.
 
-    Raises MissingPackageError without open_clip, BadOption for a model or tag that it does not know, WeightsError where
-    the weights cannot be had or are of another model.
+    Attributes:
+        title: The name of the score in results. It contains the model and the weights, without which a score has no
+            meaning.
+
+    Raises:
+        MissingPackageError: If open_clip is not installed.
+        BadOption: If open_clip does not know the model or the tag, there is no such device, or the batch size is below
+            1.
+        WeightsError: If the weights cannot be fetched, or belong to another model.
     """
 
     def __init__(
@@ -57,7 +68,7 @@ class ClipScore:
             network, _, self._preprocess = clip.create_model_and_transforms(
                 model, pretrained=str(pretrained), device=self.device, **options
             )
-        except Exception as error:  # a foreign file may fail in as many ways as there are formats
+        except Exception as error:  # a file of another format can raise any class
             raise WeightsError(
                 f"{pretrained} cannot be loaded into the CLIP model {model}: {_short(error)}. Allowed: a checkpoint of "
                 "that model, as open_clip or torch.save(state_dict) writes it. Name the model it was made for: --model."
@@ -66,14 +77,30 @@ class ClipScore:
         self._tokenizer: Any = clip.get_tokenizer(model)
 
     def __call__(self, pictures: np.ndarray | Tensor, prompts: Sequence[str]) -> np.ndarray:
-        """float64 [N] in 0..100, of ``pictures`` [N, H, W, 3], float in 0..1 or uint8, and as many prompts.
+        """Return the CLIP score of each picture and its prompt.
 
-        A prompt longer than the model's context is cut there. Raises PicturesError.
+        Args:
+            pictures: [N, H, W, 3], float in 0..1 or uint8.
+            prompts: One text for each picture. A prompt longer than the model's context is cut there.
+
+        Returns:
+            float64 [N] in 0..100.
+
+        Raises:
+            PicturesError: If the pictures are not valid, or there is not one prompt for each picture.
         """
         return score(*self.embedded(pictures, prompts))
 
     def embedded(self, pictures: np.ndarray | Tensor, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Directions of pictures and prompts, float64 [N, D] each, of length 1."""
+        """Return the embeddings of pictures and prompts, float64 [N, D] each, with rows of length 1.
+
+        Args:
+            pictures: [N, H, W, 3], float in 0..1 or uint8.
+            prompts: One text for each picture.
+
+        Raises:
+            PicturesError: If the pictures are not valid, or there is not one prompt for each picture.
+        """
         from PIL import Image
 
         if isinstance(prompts, str) or len(prompts) != len(pictures):
@@ -92,14 +119,22 @@ class ClipScore:
 
 
 def score(image: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """100 · max(cos, 0) of directions [N, D] of length 1: float64 [N]."""
+    """Return 100 · max(cos, 0), float64 [N], of embeddings [N, D] with rows of length 1."""
     return np.asarray(100 * np.maximum((image * text).sum(axis=1), 0))
 
 
 def by_chance(image: np.ndarray, text: np.ndarray, prompts: Sequence[str]) -> float | None:
-    """The mean score with the prompt of another picture: the least that alignment has to beat.
+    """Return the mean score of pictures with the prompts of other pictures: the floor for the score.
 
-    None where all prompts are the same.
+    Prompts are shifted by 1 to 8 positions. Pairs whose prompts are equal are left out.
+
+    Args:
+        image: Embeddings of the pictures, float64 [N, D], with rows of length 1.
+        text: Embeddings of the prompts, float64 [N, D], with rows of length 1.
+        prompts: The N prompts.
+
+    Returns:
+        The mean over the shifts; None if all prompts are the same.
     """
     pairs = [
         score(image[other], np.roll(text, shift, axis=0)[other]).mean()
@@ -110,7 +145,7 @@ def by_chance(image: np.ndarray, text: np.ndarray, prompts: Sequence[str]) -> fl
 
 
 def _weights(clip: Any, model: str, pretrained: str) -> dict[str, Any]:
-    """Options that these weights need, once they are known to be there."""
+    """Return the options for open_clip that these weights need, after checking that the weights are available."""
     names = clip.list_models()
     if model not in names:
         near = get_close_matches(model, names, n=3, cutoff=0.4)
@@ -127,7 +162,7 @@ def _weights(clip: Any, model: str, pretrained: str) -> dict[str, Any]:
     settings = clip.get_pretrained_cfg(model, pretrained)
     try:
         clip.download_pretrained(settings)
-    except Exception as error:  # hubs and networks fail in their own words
+    except Exception as error:  # the hub client and the network raise many classes
         raise WeightsError(
             f"the weights {pretrained!r} of the CLIP model {model} are not on this machine and could not be fetched: "
             f"{_short(error)}. Allowed: a machine with a network, or the file of a checkpoint: --pretrained FILE "

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, checked before anything runs."""
+"""Check the arguments of an evaluation before anything runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from diffcache.errors import BadOption
 from diffcache.eval.methods import Method
 from diffcache.executor.checks import check_call, check_steps
 
-OF_PICTURES = ("psnr", "ssim", "lpips")  # metrics that look at decoded pictures or videos
+OF_PICTURES = ("psnr", "ssim", "lpips")  # metrics of decoded pictures or videos
 LONGEST_TITLE = 1000
 
 Calls = Sequence[Mapping[str, Any]]
 
 
 def check_title(title: object) -> None:
-    """Raise BadOption unless ``title`` is Unicode text, as a page and a record can hold it."""
+    """Raise BadOption unless ``title`` is Unicode text of at most LONGEST_TITLE characters."""
     if not isinstance(title, str) or len(title) > LONGEST_TITLE or not is_unicode(title):
         raise BadOption("title", ascii(title)[:80], f"Unicode text of at most {LONGEST_TITLE} characters")
 
@@ -32,7 +32,7 @@ def check_names(metrics: object) -> None:
 
 
 def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: object, scorers: Sequence[Any]) -> None:
-    """Raise BadOption if something looks at pictures, and the calls do not return any."""
+    """Raise BadOption if a metric, the extractor or a scorer needs pictures, and the calls do not return any."""
     latents = any(call.get("output_type") == "latent" for call in calls)
     if host.traits(pipe).returns != "pictures":
         if extractor is not None:
@@ -47,9 +47,10 @@ def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: ob
 
 
 def check_methods(pipe: Any, methods: Sequence[Method], calls: Calls) -> None:
-    """Raise unless every method can be put on ``pipe``, has a name of its own, and fits the calls.
+    """Raise unless every method can be applied to ``pipe``, has a unique name, and fits the calls.
 
-    Each schedule and rule is put on the pipeline and taken off again: that makes every check that ``accelerate`` makes.
+    Each schedule and rule is applied to the pipeline and removed again. This makes every check that ``accelerate``
+    makes.
     """
     for method in methods:
         if not isinstance(method, Method):
@@ -69,7 +70,12 @@ def check_methods(pipe: Any, methods: Sequence[Method], calls: Calls) -> None:
 
 
 def check_counted(methods: Sequence[Method], steps: int) -> None:
-    """Raise ScheduleMismatch for a schedule of another number of steps than the loop was seen to take."""
+    """Raise ScheduleMismatch if a schedule has another number of steps than the loop takes.
+
+    Args:
+        methods: The methods. Only methods with a schedule are checked.
+        steps: Number of steps that the loop took in a run.
+    """
     for method in methods:
         if isinstance(method.source, CacheSchedule):
             check_steps(method.source, steps)

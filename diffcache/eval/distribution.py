@@ -1,12 +1,14 @@
-"""How far a set of pictures lies from a reference set: Fréchet and kernel distance, of any number of pictures.
+"""Measure how far a set of pictures lies from a reference set, by the Fréchet distance and the kernel distance.
+
+The number of pictures is not bounded by memory, because only features are kept.
 
     found = Distribution(extractors.load("efflite0"))
     for pictures in real: found.add(pictures, real=True)      # or Distribution(extractor, ReferenceStatistics.load(…))
     for pictures in made: found.add(pictures)
     found.compute().line()
 
-Under torch.distributed every process adds its own share and all call ``compute``; each gets what one process with all
-pictures would.
+Under torch.distributed, every process adds its own share, and all processes call ``compute``. Each gets the result that
+one process with all pictures would get.
 """
 
 from __future__ import annotations
@@ -28,17 +30,18 @@ from diffcache.eval.reference import ReferenceStatistics
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """What was found.
+    """The distances of a set of pictures from a reference set.
 
-    name               of the Fréchet distance: FID, or FD-EXTRACTOR
-    value              of it
-    spread             its interval over the pictures, None if not asked for
-    samples            pictures that were measured
-    reference_samples  pictures of the reference, None if its file does not say
-    features           numbers that describe a picture
-    floor              what pictures of the reference itself get, None if not known
-    kernel_name        of the kernel distance: KID, or KD-EXTRACTOR
-    kernel             None where only statistics of the reference are known
+    Attributes:
+        name: Name of the Fréchet distance: FID, or FD-EXTRACTOR.
+        value: The Fréchet distance.
+        spread: The interval of the Fréchet distance over the pictures. None if no resamples were requested.
+        samples: Number of pictures in the measured set.
+        reference_samples: Number of pictures in the reference set. None if the file of the reference does not state it.
+        features: Number of features of a picture.
+        floor: The distance of pictures of the reference from other pictures of the reference. None if it is not known.
+        kernel_name: Name of the kernel distance: KID, or KD-EXTRACTOR.
+        kernel: The kernel distance. None if only statistics of the reference are known.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Distance:
     kernel: KernelDistance | None
 
     def line(self) -> str:
-        """For people: value, name, N, floor."""
+        """Return one line of text with the names, the values, the numbers of pictures and the floor."""
         text = f"{self.name} {self.value:.6g}"
         if self.spread:
             text += f" [{self.spread.low:.6g}, {self.spread.high:.6g}]"
@@ -70,7 +73,7 @@ class Distance:
         return text
 
     def tree(self) -> dict[str, Any]:
-        """For programs: what JSON can hold."""
+        """Return the distances as an object that JSON can hold."""
         return {
             "name": self.name,
             "value": self.value,
@@ -84,17 +87,22 @@ class Distance:
 
 
 class Distribution:
-    """Two sets of pictures, of which features alone are kept.
+    """Two sets of pictures, of which only the features are kept.
 
-    extractor    that describes them
-    reference    statistics in the place of real pictures; None: add them with ``real=True``
-    resamples    for the interval, 0 for none
-    subsets      and ``subset_size``: of ``kernel_distance``
-    seed         of everything that is drawn
-    in_order     picture i of every set that is measured is of the same prompt and seed: then sets are resampled alike,
-                 and ``statistics.verdict_of_sets`` can tell them apart. For one process
+    Args:
+        extractor: The network that computes the features.
+        reference: Statistics that replace real pictures. None: real pictures are added with ``real=True``.
+        batch_size: Number of pictures that the extractor takes at once.
+        resamples: Number of resamples for the interval. 0: no interval.
+        subsets: Number of subsets for ``kernel_distance``.
+        subset_size: Size of a subset for ``kernel_distance``.
+        seed: Seed of all random draws.
+        in_order: Whether picture i of every measured set has the same prompt and seed. Sets are then resampled alike,
+            so that ``statistics.verdict_of_sets`` can compare them. This works in one process only.
 
-    Raises MixedExtractorsError for statistics of another extractor, BadOption.
+    Raises:
+        MixedExtractorsError: If the statistics were made with another extractor.
+        BadOption: If the batch size or the number of resamples is not valid.
     """
 
     def __init__(
@@ -121,31 +129,48 @@ class Distribution:
         self._real = FeatureSet(extractor, batch_size=batch_size)
 
     def add(self, pictures: np.ndarray | Tensor, *, real: bool = False) -> None:
-        """``pictures`` [N, H, W, 3], float in 0..1 or uint8. Raises PicturesError; BadOption for real pictures beside
-        statistics of a reference."""
+        """Add pictures to the measured set, or to the reference set.
+
+        Args:
+            pictures: [N, H, W, 3], float in 0..1 or uint8.
+            real: Whether the pictures belong to the reference set.
+
+        Raises:
+            PicturesError: If the pictures are not valid.
+            BadOption: If ``real`` is true and the reference was given as statistics.
+        """
         if real and self.reference is not None:
             raise BadOption("real", True, "False: the reference was given as statistics")
         (self._real if real else self._found).add(pictures)
 
     def reset(self, *, real: bool = False) -> None:
-        """Forget the pictures that were measured; those of the reference too if ``real``."""
+        """Remove the pictures of the measured set, and those of the reference set if ``real`` is true."""
         self._found.reset()
         if real:
             self._real.reset()
 
     def statistics(self) -> ReferenceStatistics:
-        """Of the reference, to be saved. Of several processes, all have to call it."""
+        """Return the statistics of the reference set, which can be saved.
+
+        If there are several processes, all must call this method.
+        """
         if self.reference is not None:
             return self.reference
         return ReferenceStatistics.of(self._real.gathered(), self.extractor, seed=self.seed)
 
     def compute(self) -> Distance:
-        """Of several processes, all have to call it. Raises PicturesError for fewer than 2 pictures of either set."""
+        """Return the distances of the measured set from the reference set.
+
+        If there are several processes, all must call this method.
+
+        Raises:
+            PicturesError: If either set has fewer than 2 pictures, or the sets have different numbers of features.
+        """
         features = self._found.gathered()
         real = None if self.reference is not None else self._real.gathered()
         kernel = None
         if real is None:
-            assert self.reference is not None  # one of the two is there
+            assert self.reference is not None  # there is either a reference or a set of real pictures
             target, many = self.reference.moments, self.reference.samples
             floor = _known_floor(self.reference)
         else:

@@ -1,4 +1,4 @@
-"""Proof: a pipeline's schedules beside the full run and everything else that the same work could buy."""
+"""Compare schedules of a pipeline with the full run and with other methods of the same cost."""
 
 from __future__ import annotations
 
@@ -39,21 +39,27 @@ from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
 from diffcache.simulation.simulator import Simulator
 
-ASKED = ("prompt", "negative_prompt", "class_labels")  # of a call: what differs from sample to sample
-PROMISED_IN = "state"  # the metric that schedules state their expected fidelity in
+ASKED = ("prompt", "negative_prompt", "class_labels")  # arguments of a call that differ between samples
+PROMISED_IN = "state"  # the metric in which schedules state their expected fidelity
 
 Source = CacheSchedule | Rule | str | Path
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """``record``: all of it, as docs/evaluation.md describes. ``folder``: where it lies with pictures and report."""
+    """The result of an evaluation.
+
+    Attributes:
+        record: All results, as docs/evaluation.md describes them.
+        folder: The folder that holds the record, the table, the pictures and the report.
+    """
 
     record: JsonObject
     folder: Path
 
     @property
     def report(self) -> Path:
+        """The path of the HTML report."""
         return self.folder / "report.html"
 
     def __str__(self) -> str:
@@ -78,32 +84,46 @@ def evaluate(
     title: str = "",
     progress: bool = True,
 ) -> Evaluation:
-    """Run ``pipe`` in full, with each schedule, and with whatever it has to stand beside, on the same calls; measure
-    seconds, operations and memory, compare what came out, and write record, table and report to a folder.
+    """Run ``pipe`` in full, with each schedule and with comparison methods, on the same calls, and write a report.
 
-    pipe       not accelerated; left as it was. A policy too; of a :class:`diffcache.Loop` last states are compared
-    schedules  name -> a schedule, a path, a hub id or a rule; or methods
-    calls      arguments for ``pipe(**call)``: prompts and seeds that nothing was calibrated on; a generator of its own
-               for every sample. All with one number of steps
-    metrics    of pairs with the full run: names of ``diffcache.eval.metrics``; ``options`` by name. None: PSNR, SSIM,
-               latent error and state PSNR; of policies, action error and state PSNR. State PSNR is always measured
-               where a schedule promises it
-    scorers    of pictures and prompts: see ``diffcache.eval.metrics.scorer``
-    compare    methods to stand beside them; None: for the computed steps of each schedule, as many steps without a
-               cache, with the pipeline's own noise scheduler and with a better one, and uniform reuse
-    extra      further methods, beside ``compare``: other packages, say
-    extractor  of features for the Fréchet distance of sets: "inception", "efflite0", or one of
-               ``diffcache.eval.extractors``
-    real       a folder of real pictures, or a file of their statistics; None: the full run's pictures are the reference
-    profile    what was measured of this loop: the error that it foretells is drawn beside the measured one
-    trials     of a policy: a task, of which every method plays the same episodes
-    out        folder. A run that is stopped goes on there, call by call; what was made with other settings is made anew
+    The function measures seconds, operations and memory, compares the outputs, and writes a record, a table and a
+    report to a folder. Seconds are those of single calls; the record holds their medians. A speed-up is the median over
+    the calls of the ratio to the full run of the same call.
 
-    Under ``torchrun`` each process takes its share of the calls; the folder is one for all, and the first process
-    writes the report and measures sets. Seconds are those of single calls, medians over them; speed-ups are medians of
-    ratios to the full run just before.
+    Under ``torchrun``, each process takes its share of the calls. All processes use one folder. The first process
+    measures sets and writes the report.
 
-    Raises BadOption, UnknownName, what :func:`diffcache.accelerate` raises, and what a metric raises.
+    Args:
+        pipe: A pipeline, a policy or a :class:`diffcache.Loop` that is not accelerated. It is left unchanged. For a
+            loop, final states are compared.
+        schedules: Name -> a schedule, a path, a Hub id or a rule; or a list of methods.
+        calls: Arguments for ``pipe(**call)``. Use prompts and seeds that were not used for calibration, and one
+            generator for each sample. All calls have one number of steps.
+        metrics: Names of metrics in ``diffcache.eval.metrics`` that compare outputs with the full run's. None: PSNR,
+            SSIM, latent error and state PSNR for pictures; action error and state PSNR for policies; latent error and
+            state PSNR for loops. State PSNR is always measured if a schedule states its expected fidelity.
+        scorers: Scorers of pictures and prompts; see ``diffcache.eval.metrics.scorer``.
+        compare: Methods to compare with. None: for the computed steps of each schedule, as many steps without a cache,
+            with the pipeline's own noise scheduler and with a better one, and uniform reuse.
+        extra: Further methods in addition to ``compare``, for example other packages.
+        extractor: Network for the Fréchet distance of sets: "inception", "efflite0", or an extractor of
+            ``diffcache.eval.extractors``.
+        real: A folder of real pictures, or a file of their statistics. None: the full run's pictures are the reference.
+        options: Options of the metrics, by the name of the metric.
+        profile: A profile of this loop. The report shows the error that it predicts together with the measured one.
+        trials: A task for a policy. Every method plays the same episodes.
+        out: The folder. A run that was stopped continues there, call by call. Results made with other settings are made
+            again.
+        title: Title of the report.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The record and the folder.
+
+    Raises:
+        BadOption: If an argument is not valid.
+        UnknownName: If there is no metric, option or extractor of a name.
+        DiffCacheError: If :func:`diffcache.accelerate` or a metric raises it.
     """
     pipe = host.adopted(pipe)
     host.demand_full_run(pipe)
@@ -126,7 +146,7 @@ def evaluate(
     check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
     sets = sets_of(extractor, real)
     for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):
-        _ = one.digest  # raises where results could not be found again
+        _ = one.digest  # raises if a later run could not recognise the results
     me, folder = identity(pipe), EvaluationFolder(Path(out))
     folder.claim(_named(pipe), host.digest_of(me))
     steps = _one_number_of_steps(pipe, calls)
@@ -161,7 +181,7 @@ def evaluate(
 
 
 def write(record: JsonObject, folder: Path) -> Evaluation:
-    """Record, table and report of an evaluation whose pictures lie in the folder."""
+    """Write the record, the table and the report of an evaluation to the folder that holds its pictures."""
     files.make_folder(folder)
     files.write(folder / "record.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     files.write(folder / "table.md", markdown(record) + "\n")
@@ -170,7 +190,11 @@ def write(record: JsonObject, folder: Path) -> Evaluation:
 
 
 def again(folder: str | Path) -> Evaluation:
-    """Table and report of the record that lies in a folder, written anew. Raises DocumentError."""
+    """Write the table and the report of the record in a folder again.
+
+    Raises:
+        DocumentError: If the record is missing or not valid.
+    """
     return write(read(Path(folder) / "record.json"), Path(folder))
 
 
@@ -192,7 +216,7 @@ def _run(
     me: Mapping[str, str],
     progress: bool,
 ) -> tuple[list[Part], int, int]:
-    """All parts, which of the processes this is, and how many there are."""
+    """Return all parts, the rank of this process, and the number of processes."""
     here, many = 0, 1
 
     def share(rank: int, size: int) -> bytes:
@@ -208,7 +232,7 @@ def _run(
 
 
 def _named(pipe: Any) -> dict[str, str]:
-    """Return what names a pipeline, whatever it is set to."""
+    """Return the class, the origin and the networks of a pipeline, without its settings."""
     networks = {name: f"{host.class_name(m)} {host.config_digest(m)}" for name, m in host.denoisers(pipe).items()}
     return {"class": type(pipe).__name__, "model": _loaded_from(pipe)} | networks
 
@@ -220,7 +244,7 @@ def _loaded_from(pipe: Any) -> str:
 def _played(
     pipe: Any, methods: Sequence[Method], trials: Trials, folder: EvaluationFolder, me: Mapping[str, str]
 ) -> dict[str, list[float]]:
-    """Method -> what came of every episode."""
+    """Return the outcome of every episode, by the name of the method."""
     return {m.name: trials.outcomes(pipe, m, host.digest_of([m.digest, me]), folder) for m in methods}
 
 
@@ -231,7 +255,19 @@ def judges_of(
     *,
     returns_states: bool = False,
 ) -> tuple[Judges, dict[str, dict[str, Any]]]:
-    about: dict[str, dict[str, Any]] = {}  # returns_states: of a loop, whose result is its final state
+    """Return the metrics and scorers with these names, and their descriptions for the record.
+
+    Args:
+        names: Names of metrics.
+        scorers: Scorers of pictures and prompts.
+        options: Options of the metrics, by the name of the metric.
+        returns_states: Whether the outputs are final states, as for a loop. Metrics of states then compare the outputs.
+
+    Raises:
+        BadOption: If options are given for a metric that is not in ``names``, or two names are the same.
+        UnknownName: If there is no such metric or option.
+    """
+    about: dict[str, dict[str, Any]] = {}  # metric or scorer -> its description in the record
     pairs: dict[str, Compare] = {}
     latents: dict[str, Compare] = {}
     for unknown in options.keys() - set(names):
@@ -249,7 +285,7 @@ def judges_of(
 
 
 def _foreseen(known: Profile, methods: Sequence[Method]) -> dict[str, np.ndarray]:
-    """Mean squared errors of the states, for schedules that a simulation on the profile can follow."""
+    """Return the predicted mean squared errors of the states, for schedules that can be simulated on the profile."""
     found: dict[str, np.ndarray] = {}
     if known.dynamics is None:
         return found
@@ -266,12 +302,12 @@ def _foreseen(known: Profile, methods: Sequence[Method]) -> dict[str, np.ndarray
 
 
 def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Arguments that JSON can hold, but for what differs from sample to sample."""
+    """Return the arguments that JSON can hold, without the arguments that differ between samples."""
     return {k: v for k, v in call.items() if k not in ASKED and isinstance(v, (bool, int, float, str))}
 
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
-    runs = not host.traits(pipe).asks_for_steps  # each call that is asked for its steps runs
+    runs = not host.traits(pipe).asks_for_steps  # if so, steps_of runs the loop for each call
     some = calls[:1] if runs and len({call.get(STEPS) for call in calls}) == 1 else calls
     steps = {steps_of(pipe, call) for call in some}
     if len(steps) > 1:
@@ -280,12 +316,12 @@ def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) -> int:
-    """Whole steps' worth of work that a method does, rounded up: what it is compared with may do as much."""
+    """Return the work of a method in whole steps, rounded up. The method is compared with methods of this cost."""
     if method.source is None:
         return steps
     expected = estimate(pipe, method.source, **call)
     fraction = expected.compute_fraction
-    if expected.online:  # the run itself decides: it has to be seen
+    if expected.online:  # the run itself decides, so its operations are counted
         whole = watched(pipe, call, closely=True).flops
         with method.on(pipe):
             done = watched(pipe, {**call, **method.change}, closely=True).flops

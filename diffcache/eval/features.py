@@ -1,4 +1,4 @@
-"""Features of a set of pictures, gathered batch by batch, in one process or several. The pictures are not kept."""
+"""Collect the features of a set of pictures batch by batch, in one process or several, without keeping the pictures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ BATCH = 32
 
 
 class FeatureSet:
-    """What an extractor makes of the pictures that were added: N × D numbers in memory.
+    """The features of the pictures that were added: N × D numbers in memory.
 
-    ``in_order``: rows stay in the order in which pictures were added, which only one process has.
+    Args:
+        extractor: The network that computes the features.
+        batch_size: Number of pictures that the extractor takes at once.
+        in_order: Whether rows stay in the order in which the pictures were added. This works in one process only.
     """
 
     def __init__(self, extractor: Extractor, *, batch_size: int = BATCH, in_order: bool = False) -> None:
@@ -24,11 +27,18 @@ class FeatureSet:
         self._rows: list[Tensor] = []
 
     def __len__(self) -> int:
-        """Pictures added in this process."""
+        """Return the number of pictures added in this process."""
         return sum(map(len, self._rows))
 
     def add(self, pictures: np.ndarray | Tensor) -> None:
-        """``pictures`` [N, H, W, 3], float in 0..1 or uint8. Raises what ``Extractor.of`` raises."""
+        """Add the features of pictures.
+
+        Args:
+            pictures: [N, H, W, 3], float in 0..1 or uint8.
+
+        Raises:
+            PicturesError: If ``Extractor.of`` raises it, or the number of features differs between batches.
+        """
         made = [self.extractor.of(batch) for batch in _split(pictures, self.batch_size)]
         widths = {rows.shape[1] for rows in [*self._rows[:1], *made]}
         if len(widths) > 1:
@@ -39,14 +49,21 @@ class FeatureSet:
         self._rows += made
 
     def reset(self) -> None:
+        """Remove all features of this process."""
         self._rows.clear()
 
     def gathered(self) -> np.ndarray:
-        """float64 [N, D] of the pictures of all processes, sorted unless ``in_order``: the same array however they were
-        dealt out.
+        """Return the features of the pictures of all processes.
 
-        Of several processes, all have to call it, as soon as all have added theirs (none is a number too).
-        Raises PicturesError where there are none at all.
+        The rows are sorted unless ``in_order`` is set, so that the array does not depend on how the pictures were
+        distributed over the processes. If there are several processes, all must call it after all have added their
+        pictures. A process may have none.
+
+        Returns:
+            float64 [N, D].
+
+        Raises:
+            PicturesError: If no process has pictures, or the processes have different numbers of features.
         """
         mine = torch.cat(self._rows).double() if self._rows else torch.empty(0, 0, dtype=torch.float64)
         if dist.is_available() and dist.is_initialized() and not self.in_order:
@@ -61,19 +78,22 @@ class FeatureSet:
 
 def _split(pictures: np.ndarray | Tensor, size: int) -> list[np.ndarray | Tensor]:
     if pictures.ndim < 1 or not len(pictures):
-        return [pictures]  # the extractor says what is wrong with it
+        return [pictures]  # the extractor raises the error
     return [pictures[n : n + size] for n in range(0, len(pictures), size)]
 
 
 def _from_all(mine: Tensor) -> Tensor:
-    """Rows of every process, one under the other, in all of them. Numbers of rows may differ."""
+    """Return the rows of all processes, concatenated, in every process.
+
+    The number of rows may differ between processes.
+    """
     gather = package(
         "torchmetrics.utilities.distributed", purpose="gathering features", install="'diffcache[eval]'"
     ).gather_all_tensors
     widths: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(widths, mine.shape[1])
     width = max(widths)
-    if any(w not in (0, width) for w in widths):  # known to all, so all stop here
+    if any(w not in (0, width) for w in widths):  # all processes have the same list, so all raise
         raise PicturesError(f"processes have rows of {widths} features. Allowed: the same extractor in all.")
     if not len(mine):
         mine = mine.new_empty(0, width)

@@ -1,6 +1,7 @@
-"""The fields of a record, as docs/evaluation.md lists them, and whether a file's fields fit.
+"""Check the fields of a record against the types in docs/evaluation.md.
 
-Table and report leave out what a record lacks. What is there must have its type, or they would fail on it.
+A record may lack fields, which the table and the report then leave out. Fields that are present must have their type;
+otherwise the table and the report would fail.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Check = Callable[[str, str, Any], None]  # (file, field, value): raises Document
 
 
 def demand_fields(where: str, record: Mapping[str, Any]) -> None:
-    """Raise DocumentError, naming ``where`` and the field, unless what the record holds has the documented types."""
+    """Raise DocumentError, naming ``where`` and the field, unless all fields of the record have documented types."""
     RECORD(where, "", record)
 
 

@@ -1,4 +1,4 @@
-"""Pictures and prompts in folders, in the order of their names."""
+"""Read pictures and prompts from folders, in the order of the file names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".w
 
 
 class PromptsError(PicturesError):
-    """There is not one prompt for every picture."""
+    """The number of prompts differs from the number of pictures, or a prompt is empty or cannot be read."""
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, not in folders below it, sorted by name. Raises BadOption where there are none."""
+    """Return the pictures directly in a folder, sorted by name.
+
+    Raises:
+        BadOption: If there is no such folder, or no picture in it.
+    """
     if not folder.is_dir():
         raise BadOption("folder", str(folder), "a folder that exists, with pictures in it")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
@@ -29,7 +33,11 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3]; grey ones in three equal channels, of what is see-through the colour. Raises PicturesError."""
+    """Return a picture as uint8 [H, W, 3]. A grey picture becomes three equal channels; an alpha channel is dropped.
+
+    Raises:
+        PicturesError: If the file cannot be read as a picture.
+    """
     from PIL import Image
 
     try:
@@ -43,7 +51,14 @@ def read(path: Path) -> np.ndarray:
 
 
 def batches(paths: Sequence[Path], size: int) -> Iterator[np.ndarray]:
-    """uint8 [n, H, W, 3], n up to ``size``: neighbours of equal height and width together. Raises PicturesError."""
+    """Yield pictures in batches, uint8 [n, H, W, 3] with n up to ``size``.
+
+    A batch holds consecutive pictures of one height and width.
+
+    Raises:
+        BadOption: If ``size`` is below 1.
+        PicturesError: If a file cannot be read as a picture.
+    """
     if size < 1:
         raise BadOption("batch_size", size, "1 or more")
     batch: list[np.ndarray] = []
@@ -58,10 +73,16 @@ def batches(paths: Sequence[Path], size: int) -> Iterator[np.ndarray]:
 
 
 def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
-    """A prompt for each of the pictures ``paths``.
+    """Return one prompt for each of the pictures ``paths``.
 
-    ``source``: a text file with its lines in the order of the pictures' names, or a folder with a .txt of the same stem
-    for each. Raises PromptsError, and BadOption where it is neither.
+    Args:
+        source: A text file whose lines are in the order of the pictures' names, or a folder that holds a .txt file of
+            the same stem for each picture.
+        paths: The pictures, sorted by name.
+
+    Raises:
+        PromptsError: If there is not one prompt for each picture, or one is empty or cannot be read.
+        BadOption: If ``source`` is neither a file nor a folder.
     """
     if source.is_dir():
         missing = [path.name for path in paths if not (source / f"{path.stem}.txt").is_file()]

@@ -1,15 +1,17 @@
-"""The Fréchet distance between two sets of features, taken as Gaussians (Dowson and Landau 1982; Heusel et al. 2017,
-arXiv 1706.08500, equation 6):
+"""Compute the Fréchet distance between two sets of features, taken as Gaussians.
+
+Sources: Dowson and Landau 1982; Heusel et al. 2017, arXiv 1706.08500, equation 6.
 
     |m₁ − m₂|² + tr(C₁) + tr(C₂) − 2 tr((C₁ C₂)^½)                                                       (1)
 
-The last trace is computed as the sum of the singular values of R₁ R₂ᵀ, where Rᵢᵀ Rᵢ = Cᵢ. It is the same number, but
-exact to rounding where there are fewer pictures than features: eigenvalues of C₁ C₂ that should be zero come out as
-1e-16, their roots as 1e-8 each, and there are hundreds of them. That is what a root of the product gives (scipy's
-sqrtm, torchmetrics): 5e-8 of the value with 60 pictures and 300 features, and 1e-5 between equal sets, here 0.
+The last trace is computed as the sum of the singular values of R₁ R₂ᵀ, where Rᵢᵀ Rᵢ = Cᵢ. It is the same number, and
+exact up to rounding even with fewer pictures than features. In that case C₁ C₂ has hundreds of eigenvalues that should
+be zero and are computed as about 1e-16; each square root adds 1e-8. A square root of the product (scipy's sqrtm,
+torchmetrics) therefore has a relative error of 5e-8 with 60 pictures and 300 features. Between equal sets it gives
+1e-5; equation (1) as computed here gives 0.
 
-Numbers of pictures matter: of N pictures the distance comes out too large, by about a share of 1 / N. Values compare at
-the same N only; ``floor`` is what pictures of the reference itself would get.
+The distance of N pictures is too large by a bias that falls about as 1 / N, so values are comparable at the same N
+only. ``floor`` gives the distance that pictures of the reference itself would get.
 """
 
 from __future__ import annotations
@@ -26,19 +28,26 @@ RESAMPLES = 50
 
 
 class Moments(NamedTuple):
-    """mean float64 [D], covariance float64 [D, D] (unbiased, over N − 1)."""
+    """The mean and the covariance of features.
+
+    Attributes:
+        mean: float64 [D].
+        covariance: float64 [D, D], unbiased (over N − 1).
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
 
 
 class Spread(NamedTuple):
-    """How far the distance would move with other pictures.
+    """The interval of a distance over the choice of pictures.
 
-    low, high  of the interval
-    bias       by how much resamples lie above the value on average, which the interval leaves out
-    drawn      the distance of every resample. Sets of as many rows are resampled alike: row i of one counts as often as
-               row i of the other
+    Attributes:
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        bias: Mean of the resamples less the value. It is subtracted from the ends of the interval.
+        drawn: The distance of every resample. Sets with the same number of rows and the same seed are resampled alike:
+            row i of one is drawn as often as row i of the other.
     """
 
     low: float
@@ -48,7 +57,13 @@ class Spread(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """The distance between two parts of the reference, of ``samples`` and ``against`` pictures."""
+    """The distance between two parts of the reference.
+
+    Attributes:
+        value: The distance.
+        samples: Number of pictures in the first part.
+        against: Number of pictures in the second part.
+    """
 
     value: float
     samples: int
@@ -56,7 +71,11 @@ class Floor(NamedTuple):
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Of ``features`` [N, D]. Raises PicturesError for fewer than 2 rows."""
+    """Return the mean and the covariance of ``features`` [N, D].
+
+    Raises:
+        PicturesError: If there are fewer than 2 rows.
+    """
     if len(features) < 2:
         raise PicturesError(f"{len(features)} picture was given. Allowed: 2 or more, a covariance needs them.")
     mean = features.mean(axis=0)
@@ -65,7 +84,7 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def distance(a: Moments, b: Moments) -> float:
-    """Equation (1), in float64; 0 or more."""
+    """Return the distance of equation (1), computed in float64. It is 0 or more."""
     cross = np.linalg.svd(_root(a.covariance) @ _root(b.covariance).T, compute_uv=False).sum()
     return _sum(a.mean - b.mean, np.trace(a.covariance) + np.trace(b.covariance), cross)
 
@@ -73,18 +92,29 @@ def distance(a: Moments, b: Moments) -> float:
 def spread(
     features: np.ndarray, reference: Moments, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Spread:
-    """The interval of the distance of ``features`` [N, D] from ``reference``: the bootstrap over pictures.
+    """Return the bootstrap interval over pictures of the distance of ``features`` from ``reference``.
 
-    N rows are drawn with replacement, ``resamples`` times. A resample repeats rows, so it lies too far away, by about
-    as much again as N pictures do; the percentiles are moved by the mean difference. What is left is the scatter at
-    this N, not the distance at endless N. The reference stays as it is. Raises BadOption.
+    N rows are drawn with replacement, ``resamples`` times. A resample repeats rows, so its distance is too large, by
+    about as much again as that of N pictures. The percentiles are therefore shifted by the mean difference. The
+    interval shows the scatter at this N, not the distance in the limit of many pictures. The reference is not
+    resampled.
+
+    Args:
+        features: float64 [N, D].
+        reference: Moments of the reference.
+        resamples: Number of resamples, 2 or more.
+        level: Share of the resamples inside the interval, between 0 and 1.
+        seed: Seed of the draws.
+
+    Raises:
+        BadOption: If ``resamples`` or ``level`` is not valid.
     """
     if resamples < 2:
         raise BadOption("resamples", resamples, "2 or more")
     if not 0 < level < 1:
         raise BadOption("level", level, "a number between 0 and 1, such as 0.95")
     random = np.random.default_rng(seed)
-    centred = features - features.mean(axis=0)  # moves nothing but rounding
+    centred = features - features.mean(axis=0)  # changes the result by rounding only
     offset = features.mean(axis=0) - reference.mean
     projected = centred @ _root(reference.covariance).T
     total = float(np.trace(reference.covariance))
@@ -108,10 +138,17 @@ def spread(
 
 
 def floor(features: np.ndarray, samples: int, *, seed: int = 0) -> Floor | None:
-    """What pictures of the reference itself would get: the distance between two parts of it, ``features`` [M, D].
+    """Return the distance that pictures of the reference itself would get: that between two parts of the reference.
 
-    One part is as large as the set that is measured, or half the reference where that is less; the other is the rest.
-    None where there are fewer than 4 rows.
+    One part is as large as the measured set, or half of the reference if that is smaller. The other part is the rest.
+
+    Args:
+        features: Features of the reference, float64 [M, D].
+        samples: Number of pictures in the measured set.
+        seed: Seed of the division into parts.
+
+    Returns:
+        The floor; None if there are fewer than 4 rows.
     """
     if len(features) < 4:
         return None
@@ -126,13 +163,16 @@ def _sum(difference: np.ndarray, traces: float, cross: float) -> float:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """R [r, D] with Rᵀ R = covariance, r its rank."""
+    """Return R [r, D] with Rᵀ R = ``covariance``, where r is its rank."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
     return np.asarray(np.sqrt(values[kept])[:, None] * vectors[:, kept].T)
 
 
 def _nuclear(matrix: np.ndarray) -> float:
-    """Sum of the singular values, by the smaller Gram matrix: quicker, and as good as an interval needs."""
+    """Return the sum of the singular values, computed from the smaller Gram matrix.
+
+    This is faster than a singular value decomposition, and precise enough for an interval.
+    """
     gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
     return float(np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None)).sum())

@@ -1,6 +1,8 @@
-"""The kernel distance (KID, Bińkowski et al. 2018, arXiv 1801.01401), by torchmetrics: the squared maximum mean
-discrepancy under the kernel (x·y / D + 1)³, a mean over random subsets. Unbiased: it compares across N, and may come
-out below 0."""
+"""Compute the kernel distance (KID, Bińkowski et al. 2018, arXiv 1801.01401) with torchmetrics.
+
+It is the squared maximum mean discrepancy under the kernel (x·y / D + 1)³, as a mean over random subsets. It is
+unbiased: values for different numbers of pictures are comparable, and values below 0 are possible.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,18 @@ from diffcache.errors import BadOption
 from diffcache.eval.extractors import PicturesError
 from diffcache.eval.requirements import package
 
-SUBSETS, SUBSET_SIZE = 100, 1000  # of the paper's code
+SUBSETS, SUBSET_SIZE = 100, 1000  # the values in the paper's code
 
 
 class KernelDistance(NamedTuple):
-    """mean over ``subsets`` of ``subset_size`` pictures each; std over them, None of a single one."""
+    """A kernel distance.
+
+    Attributes:
+        mean: Mean over the subsets.
+        std: Standard deviation over the subsets. None if there is one subset.
+        subsets: Number of subsets.
+        subset_size: Number of pictures in a subset.
+    """
 
     mean: float
     std: float | None
@@ -34,11 +43,19 @@ def kernel_distance(
     subset_size: int | None = None,
     seed: int = 0,
 ) -> KernelDistance:
-    """Between float64 [N, D] and [M, D].
+    """Return the kernel distance between two sets of features.
 
-    ``subset_size``: None takes 1000, or all pictures of the smaller set where there are fewer; one subset is drawn, not
-    ``subsets``, where it holds all pictures of both. Raises BadOption for a size beyond either set, PicturesError for
-    sets of fewer than 2, MissingPackageError without torchmetrics.
+    Args:
+        features: float64 [N, D].
+        reference: float64 [M, D].
+        subsets: Number of subsets. One subset is used if it contains all pictures of both sets.
+        subset_size: Number of pictures in a subset. None: 1000, or the size of the smaller set if that is less.
+        seed: Seed of the draws.
+
+    Raises:
+        BadOption: If a subset is larger than either set, or ``subsets`` is below 1.
+        PicturesError: If a set has fewer than 2 pictures.
+        MissingPackageError: If torchmetrics is not installed.
     """
     least = min(len(features), len(reference))
     if least < 2:
@@ -52,7 +69,7 @@ def kernel_distance(
         subsets = 1  # every subset would be the same
     kid = package("torchmetrics.image.kid", purpose="the kernel distance", install="'diffcache[eval]'")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps features in memory: they are there anyway
+        warnings.simplefilter("ignore", UserWarning)  # torchmetrics warns that it keeps features in memory
         metric = kid.KernelInceptionDistance(
             torch.nn.Identity(), subsets=subsets, subset_size=size, sync_on_compute=False
         )

@@ -1,4 +1,4 @@
-"""What is compared: a way of running a pipeline, and what it is to be called in the table."""
+"""Define the methods that an evaluation compares: how a pipeline is run, and the name of the method in the table."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ Kind = Literal["full", "ours", "fewer steps", "reuse", "peer"]
 
 FULL = "full run"
 STEPS = "num_inference_steps"
-LONGEST_NAME = 200  # characters, of a method
+LONGEST_NAME = 200  # characters in the name of a method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """One way of running a pipeline.
+    """A way to run a pipeline.
 
-    on      puts it on the pipeline for the length of a ``with`` block, and leaves no trace
-    change  arguments of the call that it replaces
-    source  the schedule or rule, where it is one of ours
-    detail  settings, for the reader. Where ``on`` captures what has no digest, results are kept under name and detail
+    Attributes:
+        name: Name in the table.
+        kind: Group of the method: the full run, a schedule or rule of this library, a run with fewer steps, uniform
+            reuse, or a method of another package ("peer").
+        on: Returns a context manager that applies the method to the pipeline, and removes it without a trace.
+        change: Arguments of the call that the method replaces.
+        source: The schedule or the rule of the method, if it has one.
+        detail: Settings, for readers. If ``on`` captures an object without a digest, results are stored under the name
+            and this text.
+
+    Raises:
+        BadOption: If the name is not Unicode text of 1 to LONGEST_NAME characters.
     """
 
     name: str
@@ -51,9 +59,12 @@ class Method:
 
     @property
     def digest(self) -> str:
-        """A digest of what decides how it runs; the code of ``on`` and the values that it captures are part of it.
+        """A digest of everything that decides how the method runs.
 
-        Raises BadOption if ``on`` has no digest and ``detail`` is empty, or if ``change`` has no digest.
+        It includes the code of ``on`` and the values that it captures.
+
+        Raises:
+            BadOption: If ``on`` has no digest and ``detail`` is empty, or if ``change`` has no digest.
         """
         change = host.digest_of_call(self.change, "change")
         told = [self.name, self.kind, change, self.detail]
@@ -71,17 +82,27 @@ class Method:
 
 
 def _function_of(source: CacheSchedule | Rule | None) -> Any:
-    """Return the function of a rule, which may be the user's."""
+    """Return the function of a rule, which may be the user's; None if ``source`` is not a rule."""
     return function(source.name, "rule", source.options) if isinstance(source, Rule) else None
 
 
 def full() -> Method:
-    """The pipeline as it is."""
+    """Return the method that runs the pipeline unchanged."""
     return Method(name=FULL, kind="full")
 
 
 def ours(name: str, source: CacheSchedule | Rule | str | Path, *, store: str | None = None) -> Method:
-    """Accelerated by a schedule or a rule. Raises what :func:`diffcache.accelerate` raises for what cannot be one."""
+    """Return the method that accelerates the pipeline by a schedule or a rule.
+
+    Args:
+        name: Name in the table.
+        source: A schedule, a rule, a path or a Hub id.
+        store: Format in which outputs are kept. None: as the schedule states.
+
+    Raises:
+        BadOption: If ``store`` is not the name of a format.
+        DiffCacheError: If ``source`` is not valid; see :func:`diffcache.accelerate`.
+    """
     found = resolve(source)
     if store is not None:
         check_store(store)
@@ -96,8 +117,14 @@ def ours(name: str, source: CacheSchedule | Rule | str | Path, *, store: str | N
 
 
 def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[str, Any] | None = None) -> Method:
-    """So many steps and no cache: with the pipeline's own noise scheduler, with a ``better`` one for few steps, or with
-    ``solver``, a name and a noise scheduler."""
+    """Return the method that takes ``steps`` steps without a cache.
+
+    Args:
+        pipe: The pipeline or the policy.
+        steps: Number of steps.
+        better: Whether to use a noise scheduler that is better at few steps, if there is one.
+        solver: A name and a noise scheduler to use instead. None: the pipeline's own, or the better one.
+    """
     own, known = noise_scheduler_name(pipe), solver or (better_noise_scheduler(pipe) if better else None)
     if host.traits(pipe).has_step_setting:
         name, put = known or (own, None)
@@ -121,7 +148,7 @@ def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[st
 
 
 def _of_policy(steps: int, solver: Any) -> Callable[[Any], AbstractContextManager[Any]]:
-    """Return what makes a policy take so many steps, in calls by this library and by a task."""
+    """Return a context manager that makes a policy take ``steps`` steps, in calls by this library and by a task."""
 
     @contextlib.contextmanager
     def on(loop: Any) -> Iterator[None]:
@@ -139,7 +166,7 @@ def _of_policy(steps: int, solver: Any) -> Callable[[Any], AbstractContextManage
 
 
 def uniform_reuse(pipe: Any, steps: int, computed: int) -> Method:
-    """The newest output of the denoiser, reused between ``computed`` evenly spread steps."""
+    """Return the method that computes ``computed`` evenly spaced steps and reuses the newest output of the denoiser."""
     schedule = evenly_reused(tuple(host.denoisers(pipe)), steps, computed)
     return Method(
         name=f"uniform reuse, {computed} computed",
@@ -156,8 +183,14 @@ def evenly_reused(denoisers: Sequence[str], steps: int, computed: int) -> CacheS
 
 
 def baselines(pipe: Any, steps: int, budgets: Sequence[int], *, fewer: bool = True) -> list[Method]:
-    """What every budget of computed steps has to stand beside. ``fewer``: than it has, if it can be told; of a loop of
-    one's own with the solver that is written into it."""
+    """Return the methods that every budget of computed steps is compared with.
+
+    Args:
+        pipe: The pipeline, the policy or the loop.
+        steps: Number of steps of the full run.
+        budgets: Numbers of computed steps.
+        fewer: Whether the pipeline can be run with fewer steps. If so, its own noise scheduler is compared too.
+    """
     found = []
     solvers = [noise_free_scheduler(pipe), better_noise_scheduler(pipe)] if host.traits(pipe).swaps_scheduler else []
     for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):

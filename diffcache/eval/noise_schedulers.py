@@ -1,4 +1,4 @@
-"""The noise scheduler that a pipeline has, and a better one for few steps."""
+"""Find noise schedulers that make a pipeline better at few steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diffcache.documents.schedule import NO_NOISE_SCHEDULER
 
 
 def noise_scheduler_name(pipe: Any) -> str:
-    """The noise scheduler's everyday name: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
+    """Return the usual name of the pipeline's noise scheduler: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
     name = type(pipe.scheduler).__name__
     if name == NO_NOISE_SCHEDULER:
         return "its own solver"
@@ -18,8 +18,13 @@ def noise_scheduler_name(pipe: Any) -> str:
 
 
 def noise_free_scheduler(pipe: Any) -> tuple[str, Any] | None:
-    """(name, noise scheduler): DDIM, for a pipeline or a policy that draws noise at every step as DDPM does. Its steps
-    begin at pure noise, where DDPM's own spacing of few steps would begin below it."""
+    """Return DDIM for a pipeline or a policy that uses DDPM, which draws noise at every step.
+
+    Its steps begin at pure noise. With DDPM's own spacing, few steps would begin at a lower noise level.
+
+    Returns:
+        The name and the noise scheduler; None if the pipeline does not use DDPM.
+    """
     import diffusers
 
     if type(pipe.scheduler).__name__ != "DDPMScheduler":
@@ -28,8 +33,12 @@ def noise_free_scheduler(pipe: Any) -> tuple[str, Any] | None:
 
 
 def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
-    """(name, noise scheduler): a multistep solver for the same model, the strongest common choice at few steps. None
-    where the pipeline has it already, or where none takes its configuration."""
+    """Return a multistep solver for the same model: UniPC for flow matching, DPM-Solver++ for other models.
+
+    Returns:
+        The name and the noise scheduler; None if the pipeline already has such a solver, or no solver supports its
+        configuration.
+    """
     import diffusers
 
     kind = type(pipe.scheduler).__name__
@@ -37,7 +46,7 @@ def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
         return None
     try:
         if kind.startswith("FlowMatch"):
-            if pipe.scheduler.config.get("shift_terminal"):  # which UniPC lacks: it would stop at another noise level
+            if pipe.scheduler.config.get("shift_terminal"):  # UniPC has no such option and would end at another level
                 return None
             return "UniPC", diffusers.UniPCMultistepScheduler(
                 prediction_type="flow_prediction",
@@ -45,10 +54,10 @@ def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
                 flow_shift=pipe.scheduler.config.shift,
                 use_dynamic_shifting=pipe.scheduler.config.get("use_dynamic_shifting", False),
             )
-        # The cosine noise schedule ends at a signal of nearly nothing; the clip is the solver's documented remedy.
+        # The cosine noise schedule ends with almost no signal; the solver's documentation recommends this clip.
         spacing = {"timestep_spacing": "trailing"} if kind == "DDPMScheduler" else {}
         return "DPM-Solver++", diffusers.DPMSolverMultistepScheduler.from_config(
             pipe.scheduler.config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1, **spacing
         )
-    except (TypeError, ValueError, AttributeError, KeyError):  # a configuration that this solver does not know
+    except (TypeError, ValueError, AttributeError, KeyError):  # the solver does not support the configuration
         return None

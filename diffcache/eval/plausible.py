@@ -1,4 +1,4 @@
-"""What a part of an evaluation must say to be taken for one: anybody may have written the file."""
+"""Check that a saved part of an evaluation is valid and belongs to a run, because its file may come from anywhere."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """The part that is asked for.
+    """The part that a run requires.
 
-    key, method, call  digest of all that it depends on, name of the method, place of the call
-    prompts, seeds     one for every sample
-    scores             metric -> least and greatest value that it can have
-    optional           metrics that not every method has
-    scheduled          whether the method may tell the schedule that ran
-    pictures           how many there are
+    Attributes:
+        key: Digest of everything that the part depends on.
+        method: Name of the method.
+        call: Index of the call.
+        prompts: One prompt for every sample.
+        seeds: One seed for every sample; None if it is not known.
+        scores: Metric -> its least and its greatest value.
+        optional: Metrics that a part may lack.
+        scheduled: Whether the part may contain the schedule that ran.
+        pictures: Number of pictures.
     """
 
     key: str
@@ -44,7 +48,7 @@ class Due:
 
 
 def demand_sound(where: str, part: Part, due: Due) -> None:
-    """Raise DocumentError, naming ``where`` and the field, unless the part is ``due`` and can be true."""
+    """Raise DocumentError, naming ``where`` and the field, unless the part matches ``due`` and is possible."""
     for name in sorted(part.keys() ^ set(FIELDS)):
         refuse(where, name, "the field is missing" if name in FIELDS else "the field is unknown", ", ".join(FIELDS))
     for name in ("key", "method", "call", "prompts", "seeds"):
@@ -134,7 +138,7 @@ def _list(where: str, field: str, value: object) -> list[Any]:
 
 
 def _alike(found: object, wanted: object) -> bool:
-    """Equal, and of one type: True is no 1, and 0.0 no 0."""
+    """Return whether two values are equal and of one type: True differs from 1, and 0.0 from 0."""
     if isinstance(found, list) and isinstance(wanted, list):
         return len(found) == len(wanted) and all(map(_alike, found, wanted))
     return type(found) is type(wanted) and found == wanted

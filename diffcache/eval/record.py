@@ -1,4 +1,4 @@
-"""The record of an evaluation: one JSON object with everything that tables and reports are made of."""
+"""Assemble and read the record of an evaluation: a JSON object that tables and reports are made from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diffcache.eval.methods import FULL, Method
 from diffcache.eval.plausible import Part
 from diffcache.eval.statistics import FEW, Interval, Verdict, interval, verdict, verdict_of_sets
 
-WHOLE = 0.02  # of a step: so little above a whole number is what small layers and counting make of it
+WHOLE = 0.02  # of a step: smaller excesses over a whole number come from small layers and from counting
 FORMAT = "diffcache.evaluation"
 VERSION = 2
 
@@ -43,14 +43,17 @@ def assembled(
     foreseen: Mapping[str, np.ndarray],
     played: Mapping[str, Sequence[float]],
 ) -> JsonObject:
-    """The record of these parts.
+    """Return the record of an evaluation.
 
-    metrics    name -> title, unit, better, about, floor
-    steps      of the full run
-    about      title, circumstances, pipeline
-    distances  method -> metric of sets -> what was found
-    played     method -> of each episode of a task, 1 for success
-    foreseen   method -> mean squared error of the state after each step, float64 [T], as a profile foretells it
+    Args:
+        methods: The methods, with the full run among them.
+        parts: The parts of all methods and calls.
+        metrics: Metric -> title, unit, better, about, floor.
+        steps: Number of steps of the full run.
+        about: Title, circumstances and pipeline.
+        distances: Method -> metric of sets -> its distance.
+        foreseen: Method -> mean squared error of the state after each step that a profile predicts, float64 [T].
+        played: Method -> 1 for success or 0, for each episode of a task.
     """
     by_method = {m.name: sorted((p for p in parts if p["method"] == m.name), key=lambda p: p["call"]) for m in methods}
     full = by_method[FULL]
@@ -120,26 +123,26 @@ def _method(
 
 
 def _promised(method: Method) -> JsonObject | None:
-    """Return the fidelity that a schedule promises, which the metric "state" measures."""
+    """Return the fidelity that a schedule states, in the quantity that the metric "state" measures."""
     expected = getattr(method.source, "expected", None)
     return None if expected is None else dataclasses.asdict(expected)
 
 
 def _relative(foreseen: np.ndarray | None, sizes: Sequence[float]) -> list[float] | None:
-    """Errors in proportion to the full run's states, as the measured ones are."""
+    """Return the predicted errors relative to the full run's states, as the measured errors are."""
     if foreseen is None or len(foreseen) != len(sizes):
         return None
     return [float(np.sqrt(square) / max(size, 1e-30)) for square, size in zip(foreseen, sizes, strict=True)]
 
 
 def _spread(seconds: Sequence[float]) -> JsonObject:
-    """Median and quartiles over the calls."""
+    """Return the median and the quartiles over the calls."""
     low, high = np.quantile(seconds, [0.25, 0.75])
     return {"median": stats.median(seconds), "low": float(low), "high": float(high), "runs": len(seconds)}
 
 
 def _speedup(parts: Sequence[Part], full: Sequence[Part], what: str) -> float:
-    """Median over the calls of the full run's seconds over this method's, run right after it."""
+    """Return the median over the calls of the full run's seconds divided by those of this method in the same call."""
     ratios = [f["seconds"][what] / max(p["seconds"][what], 1e-9) for p, f in zip(parts, full, strict=True)]
     return float(stats.median(ratios))
 
@@ -167,8 +170,12 @@ def _judged(
     metrics: Mapping[str, Mapping[str, Any]],
     distances: Mapping[str, Mapping[str, Distance]],
 ) -> list[JsonObject]:
-    """Verdicts, from FEW samples on. All but the full run against it, for metrics that are not of pairs with it; ours
-    also against the best of the others that computes no more, fractions of a step rounded up."""
+    """Add verdicts to the methods if there are at least FEW samples, and return the methods.
+
+    For metrics that do not compare with the full run, every other method is judged against the full run. A method of
+    kind "ours" is also judged against the best of the other methods that compute no more than it does, with its
+    fraction of a step rounded up.
+    """
     (full,) = [m for m in methods if m["kind"] == "full"]
     others = [m for m in methods if m["kind"] not in ("full", "ours")]
 
@@ -196,7 +203,7 @@ def _judged(
 
 
 def circumstances(pipe: Any) -> JsonObject:
-    """When, with what, and on what."""
+    """Return the time, the versions, the device and the commit."""
     parameter = next(next(iter(host.denoisers(pipe).values())).parameters())
     device = parameter.device
     return {
@@ -211,7 +218,11 @@ def circumstances(pipe: Any) -> JsonObject:
 
 
 def read(path: str | Path) -> JsonObject:
-    """Return the record in a file. Raises DocumentError for what is none, is of another version or has other fields."""
+    """Return the record in a file. A record of version 1 is converted to the current version.
+
+    Raises:
+        DocumentError: If the file is not a record, or has another version or other fields.
+    """
     where = str(path)
     found = files.read_json(Path(path))
     if found.get("format") != FORMAT:
@@ -219,14 +230,14 @@ def read(path: str | Path) -> JsonObject:
     if type(found.get("version")) is not int or found["version"] not in (1, VERSION):
         refuse(where, "version", f"found {found.get('version')!r:.80}", f"1, {VERSION}")
     demand_fields(where, found)
-    if found["version"] == 1:  # without promises
+    if found["version"] == 1:  # it has no field "promised"
         methods = [{"promised": None, **method} for method in found.get("methods", [])]
         found |= {"version": VERSION, "methods": methods}
     return found
 
 
 def _commit() -> str:
-    """Of the checkout that runs, if it is one."""
+    """Return the commit of the checkout that contains this package; "unknown" if it is not in a checkout."""
     try:
         here = Path(__file__).parent
         found = subprocess.run(

@@ -1,4 +1,4 @@
-"""Statistics of a set of pictures in a file: what the Fréchet distance needs of a reference, without its pictures."""
+"""Read and write the statistics of a set of pictures, which the Fréchet distance uses as a reference."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from diffcache.errors import DiffCacheError
 from diffcache.eval import frechet
 from diffcache.eval.extractors import INCEPTION, Extractor
 
-SYMMETRY = 1e-6  # relative to the largest variance: other programs sum in float32
+SYMMETRY = 1e-6  # relative to the largest variance, because other programs sum in float32
 SUFFIXES = (".safetensors", ".npz")
 
 
 class MixedExtractorsError(DiffCacheError):
-    """Features of two networks, or of one with two settings, lie in different spaces: no distance is between them."""
+    """Features of two networks, or of one network with two settings, which have no distance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ReferenceStatistics(Document):
-    """Mean and covariance of the features of a set of pictures.
+    """The mean and the covariance of the features of a set of pictures.
 
-    mean           float64 [D]
-    covariance     float64 [D, D], symmetric, over N − 1
-    samples        N, None if whoever wrote the file did not say
-    extractor      name of the network
-    settings       sha256 of the extractor's name and settings
-    floor          distance between two halves of these pictures, None if not known
-    floor_samples  pictures in a half
+    Attributes:
+        mean: float64 [D].
+        covariance: float64 [D, D], symmetric, over N − 1.
+        samples: The number N of pictures. None if the file does not state it.
+        extractor: Name of the network.
+        settings: sha256 of the extractor's name and settings.
+        floor: Distance between two halves of these pictures. None if it is not known.
+        floor_samples: Number of pictures in the first half. None if there is no floor.
+
+    Raises:
+        DocumentError: If a field is not valid.
     """
 
     FORMAT: ClassVar[str] = "diffcache.reference"
@@ -73,11 +77,21 @@ class ReferenceStatistics(Document):
 
     @property
     def moments(self) -> frechet.Moments:
+        """The mean and the covariance."""
         return frechet.Moments(self.mean, self.covariance)
 
     @classmethod
     def of(cls, features: np.ndarray, extractor: Extractor, *, seed: int = 0) -> ReferenceStatistics:
-        """Of ``features`` float64 [N, D] that ``extractor`` made. Raises PicturesError for fewer than 2."""
+        """Return the statistics of features.
+
+        Args:
+            features: float64 [N, D].
+            extractor: The extractor that computed the features.
+            seed: Seed of the division into halves.
+
+        Raises:
+            PicturesError: If there are fewer than 2 pictures.
+        """
         mean, covariance = frechet.moments(features)
         floor = frechet.floor(features, len(features), seed=seed)
         return cls(
@@ -91,7 +105,7 @@ class ReferenceStatistics(Document):
         )
 
     def demand(self, extractor: Extractor) -> None:
-        """Raise MixedExtractorsError unless ``extractor`` is what made these."""
+        """Raise MixedExtractorsError unless the statistics were made with ``extractor``, with the same settings."""
         if (self.extractor, self.settings) == (extractor.name, extractor.digest):
             return
         if self.extractor != extractor.name:
@@ -105,9 +119,11 @@ class ReferenceStatistics(Document):
 
 
 def read(path: Path, extractor: Extractor) -> ReferenceStatistics:
-    """A file that ``save`` wrote, or a ``.npz`` of pytorch-fid's, if it fits ``extractor``.
+    """Return the statistics in a file that ``save`` or pytorch-fid (``.npz``) wrote.
 
-    Raises DocumentError for other files, MixedExtractorsError.
+    Raises:
+        DocumentError: If the file is not valid.
+        MixedExtractorsError: If the statistics were made with another extractor.
     """
     found = _pytorch_fid(path, extractor) if path.suffix == ".npz" else ReferenceStatistics.load(path)
     found.demand(extractor)
@@ -115,10 +131,10 @@ def read(path: Path, extractor: Extractor) -> ReferenceStatistics:
 
 
 def _pytorch_fid(path: Path, extractor: Extractor) -> ReferenceStatistics:
-    """``mu`` [2048] and ``sigma`` [2048, 2048] of the same network.
+    """Return the statistics in a file of pytorch-fid: ``mu`` [2048] and ``sigma`` [2048, 2048] of the same network.
 
-    pytorch-fid resizes with PyTorch's bilinear filter; TensorFlow's, in use here, is off by a fraction of a pixel. The
-    values differ a little for it, more where pictures are far from 299 pixels.
+    pytorch-fid resizes with PyTorch's bilinear filter. The filter of TensorFlow, which is used here, is shifted by a
+    fraction of a pixel. The values therefore differ slightly, and more for pictures whose size is far from 299 pixels.
     """
     where = str(path)
     if extractor.name != INCEPTION:

@@ -1,4 +1,4 @@
-"""What measuring needs from outside: packages of the extra, weights that come with no package, a device."""
+"""Find the optional packages, the weights and the device that an evaluation needs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,20 @@ class MissingPackageError(DiffCacheError, ImportError):
 
 
 class WeightsError(DiffCacheError):
-    """Weights of a network that measures are not there, or are not what they were asked for as."""
+    """The weights of a network are missing, or belong to another network."""
 
 
 def package(module: str, *, purpose: str, install: str) -> Any:
-    """The module. Raises MissingPackageError where it is not installed."""
+    """Return the module called ``module``.
+
+    Args:
+        module: Name of the module.
+        purpose: The feature that needs the module, for errors.
+        install: Arguments of ``pip install``, for errors.
+
+    Raises:
+        MissingPackageError: If the package is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -34,7 +43,11 @@ def package(module: str, *, purpose: str, install: str) -> Any:
 
 
 def device_named(name: Any) -> torch.device:
-    """Return the device called ``name``. Raises BadOption where torch has no such device, or this machine has none."""
+    """Return the device called ``name``.
+
+    Raises:
+        BadOption: If torch has no such device, this machine has none, or it holds no numbers (``meta``).
+    """
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""Run every method on every call, and put down what came of it, file by file: a run that is stopped goes on there."""
+"""Run every method on every call and save each result to a file, so that a stopped run can continue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from diffcache.eval.timed_run import TimedRun, watched
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.profiling.recording import with_copied_generators
 
-CLOSE = ("flops", "errors", "sizes")  # of a part: what the method did on the first call
+CLOSE = ("flops", "errors", "sizes")  # fields of a part that are measured on the first call
 
 Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (found, reference) -> a number for every sample
 Rate = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # (pictures, prompts) -> a number for every sample
@@ -38,11 +38,12 @@ Rate = Callable[[np.ndarray, Sequence[str]], np.ndarray]  # (pictures, prompts) 
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """What is said of every sample.
+    """The functions that score every sample.
 
-    pairs    of outputs with the full run's
-    latents  of last states with the full run's
-    rates    of outputs and what was asked for
+    Attributes:
+        pairs: Compare outputs with those of the full run.
+        latents: Compare final states with those of the full run.
+        rates: Score outputs by themselves and their prompts.
     """
 
     pairs: Mapping[str, Compare]
@@ -51,10 +52,10 @@ class Judges:
 
     @property
     def digest(self) -> str:
-        """Return a digest of all judges: code, options, weights, and the content of files that options name.
+        """A digest of all judges: code, options, weights, and the content of files that options name.
 
         Raises:
-            BadOption: A judge cannot be recognised in a later run.
+            BadOption: If a judge cannot be recognised in a later run.
         """
         judges = {**self.pairs, **self.latents, **self.rates}
         try:
@@ -86,12 +87,23 @@ def run_share(
     *,
     progress: bool,
 ) -> list[Part]:
-    """Parts of all methods and of these calls (with their places among all), from the folder or made now.
+    """Return the parts of all methods for these calls, from the folder or from new runs.
 
-    Call by call, all methods one after the other, so that a machine that grows slower does so for all. A method runs
-    once in this process before it is timed; then its operations and states are looked at, on the first call.
+    For each call, all methods run one after the other, so that a machine that becomes slower affects all of them. Each
+    method runs once on the first call before it is timed. In that run its operations and states are measured.
 
-    ``known`` is the :func:`identity` of the pipeline.
+    Args:
+        pipe: The pipeline, without a cache.
+        methods: The methods, with the full run first.
+        calls: The calls of this process, with their indices among all calls.
+        steps: Number of steps of the full run.
+        judges: The metrics and scorers.
+        folder: The folder of the evaluation.
+        known: The :func:`identity` of the pipeline.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        DiffCacheError: If a method returns outputs of another shape than the full run.
     """
     found: list[Part] = []
     close = _Close(pipe, calls[0][1]) if calls else None
@@ -112,7 +124,7 @@ def run_share(
                 if part is not None:
                     close.known[method.name] = {name: part[name] for name in CLOSE}
                 else:
-                    folder.forget(where, name)  # a part never stands beside the pictures of another run
+                    folder.forget(where, name)  # a part must not remain with the pictures of another run
                     seen = close.of(method)
                     with _on(pipe, method):
                         run = watched(pipe, {**asked, **method.change})
@@ -143,7 +155,7 @@ def run_share(
 
 
 def _due(key: str, method: Method, index: int, call: Mapping[str, Any], output: np.ndarray, judges: Judges) -> Due:
-    """What a part of this method and call must say, given the ``output`` of the full run."""
+    """Return the required content of a part of this method and call, given the ``output`` of the full run."""
     samples = len(output)
     return Due(
         key=key,
@@ -163,14 +175,17 @@ def _due(key: str, method: Method, index: int, call: Mapping[str, Any], output: 
 
 @contextlib.contextmanager
 def _on(pipe: Any, method: Method) -> Iterator[None]:
-    """Put a method on, after a look at whether the one before came off: else it would act on all that follow."""
+    """Apply a method, after checking that no other method is still applied to the pipeline."""
     host.demand_full_run(pipe)
     with method.on(pipe):
         yield
 
 
 def numeric(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    """The call with pictures given back as arrays, where the pipeline can be told; latents stay latents."""
+    """Return the call with an ``output_type`` that returns pictures as arrays, if the pipeline has such an argument.
+
+    Calls that return latents are unchanged.
+    """
     known = inspect.signature(type(pipe).__call__).parameters
     if "output_type" not in known or call.get("output_type") == "latent":
         return dict(call)
@@ -178,7 +193,7 @@ def numeric(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompts_of(call: Mapping[str, Any], samples: int) -> list[str]:
-    """What every sample was asked for, as text; "" where it cannot be told."""
+    """Return the prompt or the class of every sample as text; "" if it is not known."""
     asked = call.get("prompt", call.get("class_labels", ""))
     each = [asked] if isinstance(asked, str) or not isinstance(asked, Sequence) else list(asked)
     per = max(1, samples // max(1, len(each)))
@@ -187,6 +202,7 @@ def prompts_of(call: Mapping[str, Any], samples: int) -> list[str]:
 
 
 def seeds_of(call: Mapping[str, Any], samples: int) -> list[int | None]:
+    """Return the seed of every sample; None if it is not known."""
     given = call.get("generator")
     each = list(given) if isinstance(given, (list, tuple)) else [given]
     seeds = [g.initial_seed() if isinstance(g, torch.Generator) else None for g in each]
@@ -194,7 +210,11 @@ def seeds_of(call: Mapping[str, Any], samples: int) -> list[int | None]:
 
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
-    """Steps that a call asks for. BadOption where it does not say."""
+    """Return the number of steps that a call takes. If calls of the loop do not state it, the loop runs once.
+
+    Raises:
+        BadOption: If the call of a pipeline does not state its steps.
+    """
     if not host.traits(pipe).asks_for_steps:
         return _counted(pipe, call)
     steps = host.steps_asked(pipe, call)
@@ -204,7 +224,11 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
 
 
 def _counted(loop: Any, call: Mapping[str, Any]) -> int:
-    """Return the steps of a loop whose calls do not say them. This runs the loop once."""
+    """Return the steps of a loop whose calls do not state them. This runs the loop once.
+
+    Raises:
+        BadOption: If the call does not run the loop exactly once.
+    """
     steps: list[int] = []
 
     class Observer(host.LoopObserver):
@@ -226,9 +250,9 @@ def _counted(loop: Any, call: Mapping[str, Any]) -> int:
 
 
 def identity(pipe: Any) -> dict[str, str]:
-    """Return what a pipeline is recognised by, as :func:`host.identity` does.
+    """Return the parts that identify a pipeline, as :func:`host.identity` does.
 
-    A part that has no digest is warned of and stands for itself alone: nothing of it is found again.
+    A part without a digest causes a warning and gets a random value. Results of such a pipeline are not found again.
     """
     return host.identity(pipe, _alone)
 
@@ -244,7 +268,7 @@ def _alone(name: str, reason: NoDigestError) -> str:
 
 
 class _Close:
-    """What each method does on one call, looked at closely, once; its run also warms up."""
+    """The operations and states of each method on one call, measured once. The measured run is also the warm-up."""
 
     def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
         self.pipe = pipe
@@ -254,8 +278,12 @@ class _Close:
         self._warm: set[str] = set()
 
     def of(self, method: Method) -> Part:
-        """Operations, how far each state lies from the full run's, relative L2, and of the full run's states the root
-        mean squares. Where a run before this one has looked already, the method is warmed up all the same."""
+        """Return the operations and the state errors of a method.
+
+        ``errors`` holds the relative L2 distance of each state from the full run's, and ``sizes`` the root mean square
+        of each state of the full run. If an earlier process has measured the method, this process only runs it once as
+        a warm-up.
+        """
         if method.name in self.known and method.name not in self._warm:
             with _on(self.pipe, method):
                 watched(self.pipe, {**self.call, **method.change})
@@ -296,7 +324,7 @@ def _scores(method: Method, run: TimedRun, exact: Exact, prompts: list[str], jud
 
 
 def _of_our_own(pipe: Any, method: Method) -> tuple[int | None, Any]:
-    """Bytes that our store held at most, and the schedule that ran, where it was one of ours; peers do not say."""
+    """Return the most bytes that the cache held, and the schedule that ran. Each is None if it is not known."""
     if method.source is None:
         return (0 if method.kind in ("full", "fewer steps") else None), None
     ran = report(pipe)
@@ -307,7 +335,10 @@ def _of_our_own(pipe: Any, method: Method) -> tuple[int | None, Any]:
 
 
 def _told(schedule: CacheSchedule, strips: Mapping[tuple[str, str], str]) -> Any:
-    """Masks as they were carried out, and formats. A site that runs several times in a step has its planned mask."""
+    """Return the masks as they were executed, and the formats.
+
+    A site that runs several times in a step has its planned mask.
+    """
 
     def mask(denoiser: str, site: str, planned: np.ndarray) -> list[int]:
         strip = strips.get((denoiser, site), "")

@@ -1,12 +1,12 @@
-"""What is on disk of an evaluation while it runs: a small file for each method and call, pictures, the full run exact.
+"""Save and find the parts of an evaluation while it runs.
 
-    pipeline.json               the pipeline that the folder is for
+    pipeline.json               the pipeline of the evaluation
     parts/METHOD/0003.json      numbers of the fourth call: seconds, scores, bytes
-    pictures/METHOD/0003-00.png its first picture, for eyes, distributions and scorers
-    exact/0003.npz              what the full run gave, bit for bit, which pairs are compared with
+    pictures/METHOD/0003-00.png the first picture of that call, for readers and distances of sets
+    exact/0003.npz              the output of the full run, bit for bit, for metrics of pairs
 
-Files appear whole or not at all, and no link inside the folder is followed. What is damaged, belongs to another run, or
-cannot be true is made again.
+Files are written whole or not at all, and links inside the folder are not followed. A file that is damaged, belongs to
+another run or has impossible values is made again.
 """
 
 from __future__ import annotations
@@ -36,26 +36,34 @@ EXACT_BYTES = 64 * 2**30  # videos of a whole batch
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """What a full run gave: ``output`` [N, …], and the last state or None."""
+    """The result of a full run.
+
+    Attributes:
+        output: The output, [N, …].
+        latent: The final state; None if there is none.
+    """
 
     output: np.ndarray
     latent: np.ndarray | None
 
     @property
     def samples(self) -> int:
+        """The number of samples."""
         return len(self.output)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFolder:
-    """Of one evaluation."""
+    """The folder of one evaluation."""
 
     path: Path
 
     def prepare(self, methods: Iterable[str]) -> None:
         """Make the folders of these methods, named by ``slug``, before anything runs.
 
-        Raises DocumentError where a link or something else is in the place of a folder or a file, NotWritten.
+        Raises:
+            DocumentError: If a link or another object is in the place of a folder or a file.
+            NotWritten: If a folder cannot be made.
         """
         files.make_folder(self.path)
         of_methods = [f"{kind}/{method}" for kind in (PARTS, PICTURES) for method in methods]
@@ -67,7 +75,7 @@ class EvaluationFolder:
             files.demand_place(self.path / name)
 
     def find(self, method: str, call: str, due: Due) -> Part | None:
-        """Return the part and None where it has to be made: there is none, or it is not ``due``."""
+        """Return the part of a method and a call; None if there is none, or it does not match ``due``."""
         path = self._part(method, call)
         try:
             part = files.read_json(path, most=PART_BYTES, inside=self.path)
@@ -82,7 +90,7 @@ class EvaluationFolder:
         return part
 
     def find_exact(self, call: str, key: str) -> Exact | None:
-        """Return what the full run gave, and None where there is nothing whole that was made under this key."""
+        """Return the result of the full run; None if there is no valid result with this key."""
         try:
             found = files.read_arrays(self._exact(call), most=EXACT_BYTES, inside=self.path)
         except DocumentError:
@@ -94,19 +102,19 @@ class EvaluationFolder:
         return Exact(found["output"], found.get("latent"))
 
     def claim(self, pipeline: Mapping[str, str], known: str) -> None:
-        """Make the folder that of one pipeline.
+        """Record that the folder belongs to one pipeline.
 
         Args:
-            pipeline: What names the pipeline: its class, where it was loaded from, its denoisers.
+            pipeline: The class of the pipeline, where it was loaded from, and its denoisers.
             known: A digest of everything that its results depend on.
 
         Raises:
-            BadOption: The folder holds the evaluation of another pipeline.
+            BadOption: If the folder holds the evaluation of another pipeline.
         """
         file = self.path / "pipeline.json"
         try:
             found = files.read_json(file, inside=self.path)
-        except DocumentError:  # none, or a damaged one; parts are known by their own keys
+        except DocumentError:  # missing or damaged; parts have keys that identify them
             found = {}
         other, was = found.get("pipeline"), found.get("known")
         if other is not None and known != was and dict(pipeline) != other:
@@ -124,9 +132,12 @@ class EvaluationFolder:
         self._part(method, call).unlink(missing_ok=True)
 
     def keep(self, method: str, call: str, part: Part) -> None:
+        """Save a part."""
         files.write(self._part(method, call), json.dumps(part, allow_nan=False), inside=self.path)
 
     def keep_exact(self, call: str, exact: Exact, key: str) -> None:
+        """Save the result of the full run."""
+
         def fill(file: BinaryIO) -> None:
             if exact.latent is None:
                 np.savez(file, key=np.array(key), output=exact.output)
@@ -136,9 +147,10 @@ class EvaluationFolder:
         files.write(self._exact(call), fill, inside=self.path)
 
     def keep_pictures(self, method: str, call: str, output: np.ndarray) -> dict[str, str]:
-        """Write a file for each sample, of a video its middle frame; none for what is no picture.
+        """Write a picture of each sample, or the middle frame of each video. Other outputs have no pictures.
 
-        Returns the sha256 of each file, by its path from the folder.
+        Returns:
+            Path of each file relative to the folder -> its sha256.
         """
         found = {}
         for n in range(pictures_in(output)):
@@ -161,12 +173,12 @@ class EvaluationFolder:
 
 
 def pictures_in(output: np.ndarray) -> int:
-    """How many samples of an output have a picture."""
+    """Return the number of samples of an output that have a picture."""
     return len(output) if output.ndim in (4, 5) and output.shape[-1] == 3 else 0
 
 
 def slug(name: str) -> str:
-    """A method's name as part of a path; two names never share one."""
+    """Return a method's name as part of a path. Different names have different results."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"{plain[:48]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 

@@ -1,6 +1,6 @@
-"""Distances of every method's pictures, as a set, from a reference: real ones, or those of the full run.
+"""Measure the distance of every method's pictures, as a set, from real pictures or from those of the full run.
 
-Resamples are drawn alike for all methods, so that the difference of two of them has an interval too.
+All methods have the same resamples, so that the difference of two methods also has an interval.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from diffcache.eval.methods import Method
 from diffcache.eval.plausible import Part
 from diffcache.eval.saved_parts import EvaluationFolder
 
-AT_ONCE = 64  # pictures
+AT_ONCE = 64  # pictures that are read at once
 
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """What sets of pictures are compared by.
+    """An extractor and a reference, by which sets of pictures are compared.
 
-    extractor  of features
-    real       folder of pictures, or file of statistics; None: the full run's pictures, which then stand at the floor
+    Attributes:
+        extractor: The network that computes the features.
+        real: A folder of pictures, or a file of statistics. None: the reference is the full run's pictures.
     """
 
     extractor: Extractor
     real: Path | None = None
 
     def check(self) -> None:
-        """Raise what reading the reference raises, before there is anything to compare with it."""
+        """Raise the errors of reading the reference, before there is anything to compare with it."""
         if self.real is None:
             return
         if self._of_statistics(self.real):
@@ -49,7 +50,14 @@ class Sets:
     def measured(
         self, methods: Sequence[Method], parts: Sequence[Part], folder: EvaluationFolder
     ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Distance]]]:
-        """(metric -> what is to be known of it, method -> metric -> its distance), from the pictures on disk."""
+        """Return the distances of all methods, measured from the pictures in the folder.
+
+        Returns:
+            Metric -> its description, and method -> metric -> distance.
+
+        Raises:
+            BadOption: If a method has no pictures.
+        """
         (full,) = [m for m in methods if m.kind == "full"]
         found: dict[str, Distance] = {}
         pictures = {
@@ -94,8 +102,12 @@ class Sets:
 
 
 def sets_of(extractor: Extractor | str | None, real: str | Path | None) -> Sets | None:
-    """None where no sets are to be compared. Raises BadOption for real pictures without an extractor, and what loading
-    an extractor raises."""
+    """Return the extractor and the reference of sets, after checking them; None if sets are not compared.
+
+    Raises:
+        BadOption: If real pictures are given without an extractor.
+        DiffCacheError: If the extractor or the reference cannot be loaded.
+    """
     if extractor is None:
         if real is not None:
             raise BadOption("real", str(real), "nothing, unless an extractor says what sets are compared by")

@@ -1,18 +1,19 @@
-"""Intervals of means over samples, and what may be said of two methods.
+"""Compute intervals of means over samples, and verdicts on two methods.
 
-Samples here are prompts and seeds: the only thing that varies, for a run is exact. The interval is the percentile
-bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3): the mean of N values drawn with
-replacement, many times; 2.5 % of these means lie below it and 2.5 % above. Two methods are compared sample by
-sample, on the differences: prompts differ more among each other than methods do on the same prompt.
+The samples are prompts and seeds. Nothing else varies, because runs are deterministic. The interval is the percentile
+bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3): N values are drawn with
+replacement, many times; 2.5 % of their means lie below the interval and 2.5 % above. Two methods are compared by their
+differences on each sample, because prompts differ more from each other than methods do on one prompt.
 
-Few samples make it too narrow. Meant to hold the true mean in 95 of 100 cases, it held it in so many of 1,500 simulated
-sets, in percent (give or take 1):
+With few samples the interval is too narrow. In 1,500 simulated sets, the interval at level 95 % contained the true mean
+in this percentage of cases (± 1):
 
     samples                  4    8   16   32   64  256
     normal values           82   88   93   94   94   94
     log-normal values       67   79   85   87   90   94     far from symmetric: exp of the normal ones
 
-Hence FEW and ENOUGH: below 16 samples an interval is a guess and no verdict is drawn from it; below 64 a warning.
+Hence FEW and ENOUGH: below 16 samples the interval is not reliable, and there is no verdict. Below 64 samples there is
+a warning.
 """
 
 from __future__ import annotations
@@ -28,32 +29,42 @@ from diffcache.eval.metrics import Better
 Verdict = Literal["better", "worse", "no difference"]
 
 LEVEL = 0.95
-MOST, LEAST = 10_000, 2000  # resamples: the ends of an interval wander by 1 or 2 % of its width from seed to seed
+MOST, LEAST = 10_000, 2000  # resamples: the ends of an interval vary by 1 or 2 % of its width between seeds
 DRAWS = 20_000_000  # beyond 2000 samples there are fewer resamples, for this many numbers drawn altogether
-FEW, ENOUGH = 16, 64  # samples: below the first no verdict is given, below the second it comes with a warning
-AT_ONCE = 1 << 22  # numbers drawn in one go: a bound on memory, 48 MiB
-ROUNDING = 1e-12  # differences smaller than this share of the values are those of float64 sums, not of methods
+FEW, ENOUGH = 16, 64  # samples: below FEW there is no verdict, below ENOUGH a warning
+AT_ONCE = 1 << 22  # numbers that are drawn at once; this bounds memory to 48 MiB
+ROUNDING = 1e-12  # smaller relative differences come from float64 sums, not from methods
 
 
 class ValuesError(DiffCacheError, ValueError):
-    """Values that no statistics can be made of."""
+    """Values for which no statistics can be computed."""
 
 
 class Interval(NamedTuple):
+    """A mean and its interval."""
+
     mean: float
     low: float
     high: float
 
 
 def interval(values: ArrayLike, *, level: float = LEVEL, resamples: int | None = None, seed: int = 0) -> Interval:
-    """The mean of ``values`` [N], and between which two numbers the mean over all possible samples lies.
+    """Return the mean of values, and an interval for the mean over all possible samples.
 
-    The same values give the same interval, in whatever order they come. One value, or N equal ones, give an interval of
-    no width: see ``enough``. ``resamples``: 10,000, fewer where there are more than 2000 values.
+    The result does not depend on the order of the values. One value, or N equal values, give an interval of width 0;
+    see ``enough``.
 
-    Raises ValuesError for none, NaN, Inf or another shape; BadOption for a level not within 0..1, or no resamples.
+    Args:
+        values: Finite numbers [N], N ≥ 1.
+        level: Level of the interval, between 0 and 1.
+        resamples: Number of resamples. None: 10,000, or fewer for more than 2000 values.
+        seed: Seed of the draws.
+
+    Raises:
+        ValuesError: If there are no values, a value is NaN or infinite, or the shape is not [N].
+        BadOption: If ``level`` is not between 0 and 1, or ``resamples`` is below 1.
     """
-    array = np.sort(_checked("values", values))  # sorted: the order must not choose what is drawn
+    array = np.sort(_checked("values", values))  # sorted, so that the draws do not depend on the order
     if not 0 < level < 1:
         raise BadOption("level", level, "a number between 0 and 1, such as 0.95")
     if resamples is None:
@@ -62,7 +73,7 @@ def interval(values: ArrayLike, *, level: float = LEVEL, resamples: int | None =
         raise BadOption("resamples", resamples, "1 or more")
     tail = (1 - level) / 2
     low, high = np.quantile(_means(array, resamples, seed), (tail, 1 - tail))
-    least, most = array[0], array[-1]  # rounding must not carry a mean beyond the values
+    least, most = array[0], array[-1]  # rounding must not move a mean outside the values
     return Interval(*(float(np.clip(x, least, most)) for x in (array.mean(), low, high)))
 
 
@@ -74,9 +85,11 @@ def paired(
     resamples: int | None = None,
     seed: int = 0,
 ) -> Interval:
-    """The ``interval`` of values − reference_values, sample by sample.
+    """Return the ``interval`` of values − reference_values, sample by sample.
 
-    Raises what ``interval`` raises, and ValuesError where there are not as many of one as of the other.
+    Raises:
+        ValuesError: If ``interval`` raises it, or the numbers of values differ.
+        BadOption: If ``interval`` raises it.
     """
     a, b = _checked("values", values), _checked("reference_values", reference_values)
     if len(a) != len(b):
@@ -98,13 +111,23 @@ def verdict(
     resamples: int | None = None,
     seed: int = 0,
 ) -> Verdict:
-    """Is a method better or worse than the reference, by values of the same prompts and seeds?
+    """Return whether a method is better or worse than the reference, by values of the same prompts and seeds.
 
-    Only where the paired interval excludes 0, and from FEW samples on: fewer cannot show a difference. "no difference"
-    means that none was shown, not that there is none. Each verdict by itself is wrong in about (1 − level) of the cases
-    where there is no difference; of twenty such verdicts one is.
+    The verdict is "better" or "worse" only if the paired interval excludes 0 and there are at least FEW samples. "no
+    difference" means that none was shown, not that there is none. If there is no difference, a verdict is wrong with a
+    probability of about 1 − level: at 95 %, one of twenty.
 
-    Raises what ``paired`` raises, and BadOption for another ``better``.
+    Args:
+        values: Values of the method, [N].
+        reference_values: Values of the reference, [N].
+        better: Whether "higher" or "lower" values are better.
+        level: Level of the interval.
+        resamples: Number of resamples; see ``interval``.
+        seed: Seed of the draws.
+
+    Raises:
+        ValuesError: If ``paired`` raises it.
+        BadOption: If ``better``, ``level`` or ``resamples`` is not valid.
     """
     if better not in get_args(Better):
         raise BadOption("better", better, " or ".join(get_args(Better)))
@@ -117,13 +140,22 @@ def verdict(
 def verdict_of_sets(
     value: float, reference: float, drawn: ArrayLike, reference_drawn: ArrayLike, better: Better
 ) -> Verdict:
-    """Is a set of pictures better or worse than another of the same prompts and seeds, by a distance of whole sets?
+    """Return whether a set of pictures is better or worse than another of the same prompts and seeds.
 
-    ``drawn`` and ``reference_drawn`` [R]: their distances in the same R resamples. The interval of the difference is
-    ±1.96 standard deviations of it over the resamples (Efron and Tibshirani 1993, section 13.2): ends of percentiles
-    would need more resamples than distances of sets can be taken in.
+    The value is a distance of whole sets. The interval of the difference is ±1.96 standard deviations over the
+    resamples (Efron and Tibshirani 1993, section 13.2). Percentiles would need more resamples than is practical for
+    distances of sets.
 
-    Raises ValuesError for other numbers of resamples, BadOption for another ``better``.
+    Args:
+        value: Distance of the set.
+        reference: Distance of the other set.
+        drawn: Distances of the set in R resamples, [R].
+        reference_drawn: Distances of the other set in the same resamples, [R].
+        better: Whether "higher" or "lower" values are better.
+
+    Raises:
+        ValuesError: If the numbers of resamples differ, or are below 2.
+        BadOption: If ``better`` is not "higher" or "lower".
     """
     if better not in get_args(Better):
         raise BadOption("better", better, " or ".join(get_args(Better)))
@@ -137,7 +169,11 @@ def verdict_of_sets(
 
 
 def enough(n: int) -> str:
-    """A warning where ``n`` samples are too few, or "" from ENOUGH on."""
+    """Return a warning if ``n`` samples are too few; "" from ENOUGH on.
+
+    Raises:
+        BadOption: If ``n`` is below 1.
+    """
     if n < 1:
         raise BadOption("n", n, "1 sample or more")
     if n >= ENOUGH:
@@ -170,7 +206,7 @@ def _checked(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """float64 [resamples]: means of as many values, drawn with replacement."""
+    """Return the means of ``resamples`` draws with replacement, of as many values as there are: float64 [resamples]."""
     generator = np.random.default_rng(seed)
     rows = max(1, AT_ONCE // len(values))
     parts = []

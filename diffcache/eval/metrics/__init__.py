@@ -1,18 +1,18 @@
-"""Metrics of pairs: one file, one metric; how far each sample lies from the same sample of the full run.
+"""Metrics that compare each sample with the same sample of the full run. Each file of this folder is a metric.
 
-A file holds ``ABOUT`` and ``score(found, reference, *, option=…) -> float64 [N]``, one number per sample. It may hold
-``check(*, option=…)`` with the same options, which raises what ``score`` would raise for want of a package, of weights
-or of a device: it is called before anything runs. A metric takes one kind of sample:
+A file defines ``ABOUT`` and ``score(found, reference, *, option=…) -> float64 [N]``, with one number per sample. It may
+define ``check(*, option=…)`` with the same options. ``check`` runs before anything else and raises the errors of
+``score`` for missing packages, weights or devices. A metric takes one kind of sample:
 
     pictures  float [N, H, W, 3] in 0..1; or videos [N, F, H, W, 3], scored frame by frame, mean over the frames
     audio     float [N, channels, samples], -1..1 is full scale
     latents   float [N, ...]
 
-It may hold ``RANGE``, the least and the greatest number that ``score`` returns. Scores out of it that are read from a
-file are not believed.
+A file may define ``RANGE``, the least and the greatest number that ``score`` returns. Saved scores outside this range
+are rejected.
 
-The name of the file is the name that users type. Your own is reached as ``"package.module:attribute"``: what stands
-there has the same two. What looks at one set of samples only, and at its prompts, is a ``Scorer``.
+The name of the file is the name that users type. A custom metric is given as ``"package.module:attribute"``; the
+attribute has the same members. A function of one set of samples and its prompts is a ``Scorer``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class Metric(Protocol):
-    """What a file of this folder is, and what the address of a foreign metric must lead to."""
+    """The members of a file of this folder, and of the object at the address of a custom metric."""
 
     ABOUT: About
 
@@ -55,14 +55,15 @@ class Metric(Protocol):
 
 
 def available() -> tuple[str, ...]:
-    """The names of the metrics, sorted."""
+    """Return the names of the metrics, sorted."""
     return registry.names(__name__)
 
 
 def load(name: str) -> Metric:
-    """The metric called ``name``, or the one at ``"package.module:attribute"``.
+    """Return the metric called ``name``, or the one at ``"package.module:attribute"``.
 
-    Raises UnknownName where nothing has that name, or what has it is no metric.
+    Raises:
+        UnknownName: If there is nothing of that name, or it is not a metric.
     """
     metric: Any = registry.load(__name__, name)
     if not isinstance(getattr(metric, "ABOUT", None), About) or not callable(getattr(metric, "score", None)):
@@ -74,10 +75,12 @@ def load(name: str) -> Metric:
 
 
 def check(name: str, **options: Any) -> Metric:
-    """Return the metric called ``name`` if it can score with these options, before there is anything to score.
+    """Return the metric called ``name`` if it can score with these options, before there are samples.
 
-    Raises UnknownName for a metric or an option that does not exist, and what ``check`` in the metric's file raises for
-    values that it cannot take, packages that are not installed and weights that are missing.
+    Raises:
+        UnknownName: If there is no such metric or option.
+        DiffCacheError: If the metric's own ``check`` raises it, for a wrong value, a missing package or missing
+            weights.
     """
     metric = load(name)
     _check_names(name, metric, options)
@@ -87,16 +90,31 @@ def check(name: str, **options: Any) -> Metric:
 
 
 def span(name: str) -> tuple[float, float]:
-    """Return the least and the greatest value of the metric called ``name``. Raises UnknownName."""
+    """Return the least and the greatest value of the metric called ``name``.
+
+    Raises:
+        UnknownName: If there is no such metric.
+    """
     low, high = getattr(load(name), "RANGE", (-math.inf, math.inf))
     return float(low), float(high)
 
 
 def score(name: str, found: np.ndarray, reference: np.ndarray, **options: Any) -> np.ndarray:
-    """float64 [N] of the metric called ``name``.
+    """Return the scores of the metric called ``name``.
 
-    Raises UnknownName for a metric or an option that is not there; SamplesError for arrays that the metric cannot take,
-    and for values of a foreign metric that are not one finite number per sample; and what the metric itself raises.
+    Args:
+        name: Name or address of a metric.
+        found: The samples of a method, of the kind that the metric takes.
+        reference: The samples of the full run, of the same shape.
+        **options: Options of the metric.
+
+    Returns:
+        float64 [N], one number per sample.
+
+    Raises:
+        UnknownName: If there is no such metric or option.
+        SamplesError: If the metric cannot compare the arrays, or does not return one finite number per sample.
+        DiffCacheError: If the metric itself raises it.
     """
     metric = load(name)
     _check_names(name, metric, options)

@@ -1,4 +1,4 @@
-"""What a reader of a table must know about a column of it."""
+"""Describe a metric for the readers of a table."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Describe a metric.
+    """The description of a metric.
 
-    title      heads a column
-    unit       "" where there is none
-    better     which way is good
-    about      a sentence or two in plain words: what is measured, on which scale
-    on_states  whether the metric compares final states rather than what the pipeline returns
+    Attributes:
+        title: Title of the column.
+        unit: Unit of the values; "" if there is none.
+        better: Whether "higher" or "lower" values are better.
+        about: One or two plain sentences that state the measured quantity and its scale.
+        on_states: Whether the metric compares final states and not the outputs of the pipeline.
 
-    Raises BadOption for another ``better``, or no title.
+    Raises:
+        BadOption: If ``better`` is not "higher" or "lower", or the title is empty.
     """
 
     title: str
@@ -31,7 +33,7 @@ class About:
 
     @property
     def in_record(self) -> dict[str, str]:
-        """Return what a record says of the metric."""
+        """The fields of the description that a record contains."""
         return {"title": self.title, "unit": self.unit, "better": self.better, "about": self.about}
 
     def __post_init__(self) -> None:

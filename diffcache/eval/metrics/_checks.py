@@ -1,4 +1,4 @@
-"""What metrics demand of arrays, and videos taken apart into frames."""
+"""Check the arrays of metrics, and score videos frame by frame."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from diffcache.errors import DiffCacheError
 
 Fits = Callable[[tuple[int, ...]], bool]
 
-ROUNDING = 1e-6  # beyond 0..1, as resizing and filters leave it
-AT_ONCE = 1 << 21  # numbers of one array that are scored together: a bound on memory, 16 MiB in float64
+ROUNDING = 1e-6  # tolerance beyond 0..1, for rounding in resizing and filters
+AT_ONCE = 1 << 21  # numbers of one array that are scored together; this bounds memory to 16 MiB in float64
 
 
 class SamplesError(DiffCacheError, ValueError):
@@ -26,7 +26,15 @@ class SamplesError(DiffCacheError, ValueError):
 def demand_pair(
     metric: str, found: np.ndarray, reference: np.ndarray, axes: str, fits: Fits = lambda shape: True
 ) -> None:
-    """Demand two finite float arrays of one shape, nothing empty, which ``fits``; ``axes`` says in words what does."""
+    """Raise SamplesError unless ``found`` and ``reference`` are finite, non-empty float arrays of one shape.
+
+    Args:
+        metric: Name of the metric, for errors.
+        found: The samples of a method.
+        reference: The samples of the full run.
+        axes: Description of the allowed shapes, for errors.
+        fits: Returns whether a shape is allowed.
+    """
     for name, array in (("found", found), ("reference", reference)):
         what = f"{metric}: {name}"
         if not isinstance(array, np.ndarray):
@@ -59,10 +67,18 @@ def frame_by_frame(
     least: int = 1,
     at_once: int | None = None,
 ) -> np.ndarray:
-    """Pictures [N, H, W, 3] or videos [N, F, H, W, 3], in 0..1 -> float64 [N]: ``scores`` of frames, mean over frames.
+    """Return the scores of pictures, or the mean scores over the frames of videos, as float64 [N].
 
-    ``scores`` takes two arrays [M, H, W, 3] and returns [M]. ``least`` is the shortest side in pixels; ``at_once``
-    the most frames in one call.
+    Args:
+        metric: Name of the metric, for errors.
+        found: Pictures [N, H, W, 3] or videos [N, F, H, W, 3] of a method, in 0..1.
+        reference: The pictures or videos of the full run, of the same shape.
+        scores: Maps two arrays [M, H, W, 3] to scores [M].
+        least: Least height and width in pixels.
+        at_once: Largest number of frames in one call of ``scores``. None: as many as AT_ONCE allows.
+
+    Raises:
+        SamplesError: If the arrays are not valid pictures or videos.
     """
     axes = f"[N, H, W, 3] or [N, F, H, W, 3], sides of {least} pixels or more"
     demand_pair(metric, found, reference, axes, lambda s: len(s) in (4, 5) and s[-1] == 3 and min(s[-3:-1]) >= least)
@@ -77,15 +93,26 @@ def frame_by_frame(
 
 
 def numbers(values: Any) -> np.ndarray:
-    """A list, an array or a tensor (on any device, with or without a graph) as a numpy array, integers and bfloat16
-    included."""
+    """Return a list, an array or a tensor as a numpy array.
+
+    A tensor may be on any device, have a graph, and have any dtype. It becomes float64.
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values)
 
 
 def one_per_sample(what: str, values: Any, count: int) -> np.ndarray:
-    """float64 [count], or SamplesError."""
+    """Return ``values`` as float64 [count].
+
+    Args:
+        what: The source of the values, for errors.
+        values: A list, an array or a tensor.
+        count: Number of samples.
+
+    Raises:
+        SamplesError: If there is not one finite number per sample.
+    """
     array = numbers(values)
     if array.dtype.kind not in "fiub" or array.shape != (count,):
         raise SamplesError(

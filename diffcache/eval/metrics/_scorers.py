@@ -1,9 +1,9 @@
-"""Scorers: whatever looks at samples and at what was asked for, and gives each a number.
+"""Scorers: functions that score each sample by itself and the prompt that it was made for.
 
-Alignment and taste are judged by networks that users bring along: ImageReward, HPS, PickScore, a classifier. To this
-library they are a callable ``(pictures, prompts) -> scores``:
+Alignment with the prompt and aesthetics are scored by networks that users provide: ImageReward, HPS, PickScore, a
+classifier. A scorer wraps a callable ``(pictures, prompts) -> scores``:
 
-    pictures  float [N, H, W, 3] in 0..1 (whatever the pipeline makes: for a video pipeline [N, F, H, W, 3])
+    pictures  float [N, H, W, 3] in 0..1, or the other output of the pipeline: videos are [N, F, H, W, 3]
     prompts   list of N texts
     scores    N numbers: a list, an array or a tensor
 
@@ -34,15 +34,25 @@ ALLOWED = "a callable (pictures, prompts) -> scores, or its address as text, 'pa
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A judge under a name, whose answers are looked at before anyone counts with them."""
+    """A named callable that scores pictures, whose results are checked.
+
+    Attributes:
+        name: Name of the scorer.
+        about: Description for the readers of a table.
+        judge: The callable ``(pictures, prompts) -> scores``.
+    """
 
     name: str
     about: About
     judge: Judge
 
     def __call__(self, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """float64 [N]. Raises SamplesError for other than one prompt per picture, and where the judge returns other
-        than one finite number per picture."""
+        """Return the scores of pictures, float64 [N].
+
+        Raises:
+            SamplesError: If there is not one prompt per picture, or the callable does not return one finite number per
+                picture.
+        """
         if isinstance(prompts, str) or len(prompts) != len(pictures):
             found = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
             raise SamplesError(f"scorer {self.name!r}", f"{found} for {len(pictures)} pictures", "a prompt per picture")
@@ -58,11 +68,23 @@ def scorer(
     better: Better = "higher",
     about: str = "",
 ) -> Scorer:
-    """``judge``, an object or ``"package.module:function"``, under a name: its own unless one is given.
+    """Return a scorer that wraps a callable.
 
-    A Scorer is returned as it is, under ``name`` if there is one. An address imports the module it names.
+    Args:
+        judge: A callable ``(pictures, prompts) -> scores``, a Scorer, or the address ``"package.module:function"``,
+            whose module is imported.
+        name: Name of the scorer. The default is the name of the callable.
+        title: Title of the column. The default is the name.
+        unit: Unit of the scores.
+        better: Whether "higher" or "lower" scores are better.
+        about: Description for the readers of a table.
 
-    Raises BadOption for what cannot be called, UnknownName for an address where nothing is.
+    Returns:
+        The scorer. A Scorer keeps its description, and its name if ``name`` is empty.
+
+    Raises:
+        BadOption: If ``judge`` is not callable, or not an address.
+        UnknownName: If there is nothing at the address.
     """
     if isinstance(judge, str):
         if ":" not in judge:
@@ -83,13 +105,18 @@ def scorer(
 def class_accuracy(
     classifier: Classifier, names: Sequence[str] | None = None, *, name: str = "class accuracy"
 ) -> Scorer:
-    """The share of pictures that a classifier takes for what was asked for: 1 or 0 per picture.
+    """Return a scorer that gives 1 if a classifier finds the requested class in a picture, else 0.
 
-    ``classifier``: pictures [N, H, W, 3] -> a number per class, [N, classes]; the largest wins. ``names`` of the
-    classes, in that order, as they stand in the prompts; without them, prompts are the classes' numbers.
+    The scorer raises SamplesError if the classifier returns another shape or NaN, and UnknownName for a prompt that is
+    not a class.
 
-    The scorer raises SamplesError where the classifier returns another shape or NaN, UnknownName for a prompt that is
-    no class.
+    Args:
+        classifier: Maps pictures [N, H, W, 3] to [N, classes]. The class with the largest number is the result.
+        names: Names of the classes in that order, as in the prompts. None: prompts are the numbers of the classes.
+        name: Name of the scorer.
+
+    Raises:
+        BadOption: If two classes have the same name.
     """
     known = None if names is None else {label: i for i, label in enumerate(names)}
     if known is not None and len(known) != len(names or ()):

@@ -1,5 +1,4 @@
-"""Mean absolute difference of actions, as BAC's tables have it: over a sample's steps and joints, in the unit that the
-robot is given."""
+"""Mean absolute difference of actions over a sample's steps and joints, in the robot's units, as in BAC's tables."""
 
 from __future__ import annotations
 
@@ -21,7 +20,11 @@ ABOUT = About(
 
 
 def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """[N, steps, joints] -> float64 [N]."""
+    """Return the action error, float64 [N], of two arrays [N, steps, joints].
+
+    Raises:
+        SamplesError: If the arrays are not valid.
+    """
     demand_pair("action", found, reference, "[N, steps, joints]")
     difference = np.abs(np.asarray(found, np.float64) - np.asarray(reference, np.float64))
     return np.asarray(difference.reshape(len(found), -1).mean(axis=1))

@@ -1,4 +1,4 @@
-"""Relative error of latents, or of any other arrays: |found − reference| / |reference|, L2 over a sample."""
+"""Relative L2 error of latents or other arrays: |found − reference| / |reference| for each sample."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ ABOUT = About(
 
 
 def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """[N, ...] of any float dtype -> float64 [N]. Raises SamplesError where a sample of the reference is all zeros."""
+    """Return the relative error, float64 [N], of two arrays [N, ...] of any float dtype.
+
+    Raises:
+        SamplesError: If the arrays are not valid, or a sample of the reference is all zeros.
+    """
     demand_pair("latent", found, reference, "[N, ...]")
     error, length = (np.empty(len(found)) for _ in range(2))
-    for i, (a, b) in enumerate(zip(found, reference, strict=True)):  # one by one: the float64 copies stay small
+    for i, (a, b) in enumerate(zip(found, reference, strict=True)):  # one by one, so that the float64 copies stay small
         wide = np.asarray(b, np.float64)
         error[i], length[i] = np.linalg.norm((a - wide).ravel()), np.linalg.norm(wide.ravel())
     if not length.all():

@@ -1,7 +1,7 @@
 """Learned perceptual image patch similarity (Zhang, Isola, Efros, Shechtman and Wang 2018, arXiv 1801.03924).
 
-torchmetrics has the measure and its linear heads (version 0.1); the backbone's ImageNet weights are files of
-torchvision. They are never downloaded here: they come from ``weights``, or lie in torch.hub's folder already.
+The measure and its linear heads (version 0.1) are those of torchmetrics. The ImageNet weights of the backbone are files
+of torchvision. They are never downloaded: they are read from ``weights`` or from torch.hub's folder.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ ABOUT = About(
 
 
 class Backbone(NamedTuple):
+    """A network whose features LPIPS compares.
+
+    Attributes:
+        network: Name of the network in torchvision.
+        file: Name of its weights in torchvision. The last eight characters are the beginning of its digest.
+    """
+
     network: str
-    file: str  # as torchvision names it; the last eight characters are of its digest
+    file: str  # the last eight characters are from its digest
 
 
 BACKBONES = {
@@ -43,7 +50,7 @@ LEAST = 32  # pixels; below that AlexNet's last feature map is empty
 
 
 class MissingWeightsError(WeightsError, FileNotFoundError):
-    """The backbone's weights are not where they were looked for."""
+    """There is no file of the backbone's weights."""
 
 
 def score(
@@ -55,12 +62,24 @@ def score(
     device: str = "cpu",
     at_once: int = 16,
 ) -> np.ndarray:
-    """Pictures or videos, sides of 32 pixels or more -> float64 [N]; of a video the mean of its frames.
+    """Return the LPIPS distance, float64 [N], of pictures, or its mean over the frames of videos.
 
-    ``net``: alex (the authors' choice for comparing), vgg or squeeze. ``weights``: torchvision's file of that backbone;
-    without it, torch.hub's folder of checkpoints. ``at_once`` frames go through the network together, in float32.
+    The network runs in float32.
 
-    Raises BadOption for another net, MissingWeightsError and WeightsError.
+    Args:
+        found: Pictures [N, H, W, 3] or videos [N, F, H, W, 3] of a method, in 0..1, with sides of 32 pixels or more.
+        reference: The pictures or videos of the full run, of the same shape.
+        net: The backbone: alex (which the authors recommend for comparisons), vgg or squeeze.
+        weights: torchvision's file of that backbone's weights. None: the file in torch.hub's folder of checkpoints.
+        device: The device on which the network runs.
+        at_once: Number of frames that the network takes at once.
+
+    Raises:
+        BadOption: If an option is not valid.
+        MissingPackageError: If torchvision or torchmetrics is not installed.
+        MissingWeightsError: If there is no file of weights.
+        WeightsError: If the file does not contain the weights of this backbone.
+        SamplesError: If the arrays are not valid.
     """
     path = check(net=net, weights=weights, device=device, at_once=at_once)
     network = _network(net, path, path.stat().st_mtime_ns).to(device)
@@ -76,7 +95,13 @@ def score(
 
 
 def check(*, net: str = "alex", weights: str | Path | None = None, device: str = "cpu", at_once: int = 16) -> Path:
-    """Return the file of the backbone's weights. Raises what ``score`` raises, apart from the samples."""
+    """Return the file of the backbone's weights.
+
+    Raises:
+        BadOption: If an option is not valid.
+        MissingPackageError: If torchvision or torchmetrics is not installed.
+        MissingWeightsError: If there is no file of weights.
+    """
     if net not in BACKBONES:
         raise BadOption("net", net, f"one of {', '.join(BACKBONES)}")
     if not isinstance(at_once, int) or at_once < 1:
@@ -105,24 +130,30 @@ def _find(net: str, weights: str | Path | None) -> Path:
 
 @functools.lru_cache(maxsize=len(BACKBONES))
 def _network(net: str, path: Path, _changed: int) -> Any:
-    """LPIPS with the backbone's weights from ``path``. ``_changed``: a file that was written anew is read anew."""
+    """Return LPIPS with the backbone's weights from ``path``.
+
+    Args:
+        net: The backbone.
+        path: File of its weights.
+        _changed: Time of the file's last change, so that the cache does not return an older file.
+    """
     import torch
 
     measure = package("torchmetrics.functional.image.lpips", purpose="lpips", install=INSTALL)
-    # torchmetrics' public class can only fetch the backbone by itself. Its network can be made with a random one
-    # (pnet_rand), which is then filled; the random numbers are not taken from the user's generator.
+    # The public class of torchmetrics always downloads the backbone. Its network can be made with a random backbone
+    # (pnet_rand), which is then filled. The random numbers are not taken from the user's generator.
     with torch.random.fork_rng(devices=[]):
         network = measure._NoTrainLpips(net=net, pnet_rand=True)
     backbone = network.net
     own = _read(net, path)
-    # Parts are called slice1.0.weight or slices.0.0.weight here, features.0.weight there; the numbers are the same.
+    # torchmetrics: slice1.0.weight or slices.0.0.weight; torchvision: features.0.weight, with the same numbers.
     named = {key: "features." + key.split(".", 2 if net == "squeeze" else 1)[-1] for key in backbone.state_dict()}
     try:
         absent = [name for name in named.values() if name not in own]
         if absent:
             raise _wrong(net, path, f"it has no {absent[0]!r}")
         backbone.load_state_dict({key: own[name] for key, name in named.items()})
-    except (TypeError, RuntimeError) as error:  # no mapping of names to tensors; tensors of other shapes
+    except (TypeError, RuntimeError) as error:  # not a mapping of names to tensors, or tensors of other shapes
         raise _wrong(net, path, str(error).splitlines()[-1].strip()) from error
     return network
 
@@ -132,7 +163,7 @@ def _read(net: str, path: Path) -> Any:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever foreign bytes bring about, the reason is the same
+    except Exception as error:  # a file of another format can raise any class
         raise _wrong(net, path, f"it cannot be read as tensors ({type(error).__name__})") from error
 
 

@@ -1,7 +1,7 @@
 """Peak signal-to-noise ratio: 10·log10(1 / mean squared difference), peak 1.
 
-Below a mean squared difference of 1e-12 it stays at 120 dB: identical samples would be infinitely good, and no mean
-over samples would be left.
+Below a mean squared difference of 1e-12 it is 120 dB. Otherwise identical samples would have an infinite value, and so
+would the mean over samples.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ ABOUT = About(
 
 
 def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Pictures or videos -> dB, float64 [N]; of a video the mean of its frames' dB."""
+    """Return the PSNR in dB, float64 [N], of pictures, or its mean over the frames of videos.
+
+    Args:
+        found: Pictures [N, H, W, 3] or videos [N, F, H, W, 3] of a method, in 0..1.
+        reference: The pictures or videos of the full run, of the same shape.
+
+    Raises:
+        SamplesError: If the arrays are not valid.
+    """
     return frame_by_frame("psnr", found, reference, _psnr)
 
 

@@ -1,15 +1,16 @@
-"""Log-spectral distance of audio, in dB: the root mean square difference of two log power spectra, frame by frame.
+"""Log-spectral distance of audio in dB: the root mean square difference of two log power spectra, frame by frame.
 
-Gray and Markel 1976, "Distance measures for speech processing", doi:10.1109/TASSP.1976.1162849 (the rms log spectral
-measure, there of LPC spectra), here of short-time Fourier transforms and averaged over frames:
+This is the rms log spectral measure of Gray and Markel 1976, "Distance measures for speech processing",
+doi:10.1109/TASSP.1976.1162849. They apply it to LPC spectra. Here it is applied to short-time Fourier transforms and
+averaged over frames:
 
     d = mean over channels and frames t of  sqrt( mean over frequencies f of  (L(t, f) − L̂(t, f))² )
     L(t, f) = 10·log10( max( |X(t, f)|² / (½ Σ window)², 10^(floor_db / 10) ) )
 
-X: periodic Hann window of ``window`` samples, every ``hop`` samples, zeros beyond both ends, the first window centred
-on the first sample; frequencies 0 to half the sampling rate, all with the same weight. A sine of full scale stands near
-0 dB in L, and what lies below the floor counts as the floor: without one, digital silence would be infinitely far from
-anything. Phases do not count, and the sampling rate is not needed.
+X is the transform with a periodic Hann window of ``window`` samples, every ``hop`` samples. The audio is padded with
+zeros, and the first window is centred on the first sample. Frequencies from 0 to half the sampling rate have the same
+weight. A sine of full scale has an L near 0 dB. Levels below the floor are set to the floor; otherwise digital silence
+would be infinitely far from any other signal. Phases are ignored, and the sampling rate is not needed.
 """
 
 from __future__ import annotations
@@ -35,8 +36,20 @@ ABOUT = About(
 def score(
     found: np.ndarray, reference: np.ndarray, *, window: int = 2048, hop: int = 512, floor_db: float = -100.0
 ) -> np.ndarray:
-    """Audio [N, channels, samples] -> dB, float64 [N]. Raises BadOption for a window below 2 samples, a hop that would
-    leave samples out (more than half a window), or a floor that is no number."""
+    """Return the log-spectral distance in dB, float64 [N].
+
+    Args:
+        found: Audio of a method, [N, channels, samples].
+        reference: Audio of the full run, of the same shape.
+        window: Length of the window in samples.
+        hop: Distance between windows in samples, at most half of a window.
+        floor_db: Level in dB below which levels are set to it.
+
+    Raises:
+        BadOption: If the window is shorter than 2 samples, the hop is longer than half a window, or the floor is not a
+            finite number.
+        SamplesError: If the arrays are not valid.
+    """
     demand_pair("spectral", found, reference, "[N, channels, samples]", lambda shape: len(shape) == 3)
     check(window=window, hop=hop, floor_db=floor_db)
     distances = np.empty(len(found))
@@ -47,7 +60,7 @@ def score(
 
 
 def check(*, window: int = 2048, hop: int = 512, floor_db: float = -100.0) -> None:
-    """Raise what ``score`` raises, apart from the samples."""
+    """Raise BadOption if an option of ``score`` is not valid."""
     if not isinstance(window, int) or window < 2:
         raise BadOption("window", window, "2 samples or more")
     if not isinstance(hop, int) or not 1 <= hop <= window // 2:
@@ -57,7 +70,7 @@ def check(*, window: int = 2048, hop: int = 512, floor_db: float = -100.0) -> No
 
 
 def _levels(audio: np.ndarray, window: int, hop: int, floor_db: float) -> np.ndarray:
-    """[channels, samples] -> dB, float64 [channels, frequencies, frames]."""
+    """Return the levels in dB of audio [channels, samples], float64 [channels, frequencies, frames]."""
     import torch
 
     weights = torch.hann_window(window, dtype=torch.float64)

@@ -1,10 +1,11 @@
 """Structural similarity (Wang, Bovik, Sheikh and Simoncelli 2004, doi:10.1109/TIP.2003.819861), through torchmetrics.
 
-Gaussian window of 11×11 pixels, σ = 1.5, K = (0.01, 0.03), range 1, population covariance; each colour channel by
-itself, then their mean.
+The window is a Gaussian of 11 × 11 pixels with σ = 1.5; K = (0.01, 0.03), range 1, population covariance. Each colour
+channel is scored by itself, and the result is their mean.
 
-torchmetrics' map is averaged over the pixels whose window lies within the picture, as in the paper and in scikit-image.
-torchmetrics by itself also counts a rim of five pixels, where the picture is mirrored: ``rim=True`` gives its number.
+The map of torchmetrics is averaged over the pixels whose window lies inside the picture, as in the paper and in
+scikit-image. torchmetrics itself also includes a border of five pixels, at which the picture is mirrored. ``rim=True``
+gives its result.
 """
 
 from __future__ import annotations
@@ -31,17 +32,25 @@ ABOUT = About(
 
 
 def score(found: np.ndarray, reference: np.ndarray, *, rim: bool = False, device: str = "cpu") -> np.ndarray:
-    """Pictures or videos, sides of 11 pixels or more -> float64 [N]; of a video the mean of its frames.
+    """Return the SSIM, float64 [N], of pictures, or its mean over the frames of videos.
 
-    ``rim`` counts the five pixels along the edges as well. Reckoned in float64: in float32, the variances of even parts
-    (white backgrounds) cancel, which moves the fifth digit. That is slow for many large pictures on few cores;
-    ``device`` takes it elsewhere.
+    It is computed in float64. In float32 the variances of uniform areas (white backgrounds) cancel, which changes the
+    fifth digit. With many large pictures and few cores this is slow; ``device`` can be a GPU.
+
+    Args:
+        found: Pictures [N, H, W, 3] or videos [N, F, H, W, 3] of a method, in 0..1, with sides of 11 pixels or more.
+        reference: The pictures or videos of the full run, of the same shape.
+        rim: Whether the five pixels along the edges are included.
+        device: The device on which it is computed.
+
+    Raises:
+        SamplesError: If the arrays are not valid.
     """
     return frame_by_frame("ssim", found, reference, functools.partial(_ssim, rim=rim, device=device), least=WINDOW)
 
 
 def check(*, rim: bool = False, device: str = "cpu") -> None:
-    """Raise what ``score`` raises, apart from the samples."""
+    """Raise BadOption if there is no such device, MissingPackageError if torchmetrics is not installed."""
     device_named(device)
     package(IMAGES, purpose="ssim", install=INSTALL)
 

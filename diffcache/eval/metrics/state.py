@@ -1,4 +1,4 @@
-"""PSNR of the final state, the quantity that a schedule promises as ``expected``.
+"""PSNR of the final state, the quantity in which a schedule states its ``expected`` fidelity.
 
 The peak is the range of the full run's final state, sample by sample.
 """
@@ -21,14 +21,18 @@ ABOUT = About(
     on_states=True,
 )
 RANGE = (-math.inf, 980.0)  # the range of float32 over LEAST
-LEAST = 1e-20  # mean squared error: states that are equal count as this far apart
+LEAST = 1e-20  # least mean squared error, also for equal states
 
 
 def score(found: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return one number per sample, float64 [N], of two arrays [N, ...] of any float dtype."""
+    """Return the PSNR in dB, float64 [N], of two arrays [N, ...] of any float dtype.
+
+    Raises:
+        SamplesError: If the arrays are not valid.
+    """
     demand_pair("state", found, reference, "[N, ...]")
     psnr = np.empty(len(found))
-    for i, (a, b) in enumerate(zip(found, reference, strict=True)):  # one by one: the float64 copies stay small
+    for i, (a, b) in enumerate(zip(found, reference, strict=True)):  # one by one, so that the float64 copies stay small
         wide = np.asarray(b, np.float64)
         error = max(float(np.square(np.asarray(a, np.float64) - wide).mean()), LEAST)
         psnr[i] = 10 * np.log10(max(float(np.ptp(wide)), LEAST) ** 2 / error)

@@ -1,7 +1,7 @@
-"""The record of an evaluation as one HTML file that needs nothing else: no network, no fonts, no folder beside it.
+"""Write the record of an evaluation as one HTML file that needs no network, no fonts and no other file.
 
-Everything that the page shows lies in it as JSON, and its script writes text as text. Its content policy allows only
-this very script and style, so that foreign text could not run even where it became markup.
+The page contains all data as JSON, and its script inserts text as text only. The content policy allows only this script
+and this style, so that text from a record cannot run even if it were inserted as markup.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ from diffcache.eval.report import findings
 from diffcache.eval.table import with_itself
 from diffcache.text import printable
 
-SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "table", "main")  # in this order
+SCRIPTS = ("base", "charts", "quality", "schedules", "trajectory", "pictures", "table", "main")  # in page order
 
 
 def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -> Path:
-    """Write the page of ``record`` (format "diffcache.evaluation", version 1 or 2) to ``out``, and return it.
+    """Write the page of a record to ``out``, and return ``out``.
 
-    Pictures are looked for under ``folder_of_pictures``, at the relative paths that the record gives. What the record
-    lacks is left out of the page, which says so.
+    Args:
+        record: A record of the format "diffcache.evaluation", version 1 or 2. The page leaves out the parts that it
+            lacks.
+        folder_of_pictures: The folder to which the paths of pictures in the record are relative.
+        out: The file.
 
-    Raises DocumentError for a document of another kind, BadOption for pictures outside the folder or an ``out`` whose
-    folder is not there.
+    Raises:
+        DocumentError: If the record has another format.
+        BadOption: If a picture is outside the folder, or the folder of ``out`` does not exist.
     """
-    from diffcache.eval.report import pictures  # brings pillow, which a run without a report does not need
+    from diffcache.eval.report import pictures  # imports pillow, which a run without a report does not need
 
     if record.get("format") != "diffcache.evaluation" or record.get("version") not in (1, 2):
         found = f"{record.get('format')!r}, version {record.get('version')!r}"
@@ -71,7 +75,7 @@ def _page(title: str, data: Mapping[str, Any]) -> str:
         "record": _json(data),
         "script": script,
     }
-    # Cut, not replaced one after another: what is filled in may itself look like a place.
+    # The page is split and not replaced field by field, because inserted text may contain the name of a field.
     head, *rest = _part("report.html").split("{{")
     places = (part.split("}}", 1) for part in rest)
     return head + "".join(filled[name] + after for name, after in places)
@@ -86,13 +90,16 @@ def _digest(text: str) -> str:
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end the element it lies in, nor open another."""
+    """Return JSON that can neither end the HTML element that contains it nor open another."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _slim(record: Mapping[str, Any], samples: Mapping[str, str]) -> dict[str, Any]:
-    """Prompts and values of those samples only whose pictures are shown: thousands of others would double the page."""
+    """Return the record with the prompts and values of only those samples whose pictures are shown.
+
+    Thousands of other samples would double the size of the page.
+    """
     every = list(record.get("samples") or [])
     places = {s.get("id"): n for n, s in enumerate(every)}
     slim = dict(record)
@@ -110,7 +117,7 @@ def _slim(record: Mapping[str, Any], samples: Mapping[str, str]) -> dict[str, An
 
 
 def _shown(value: Any) -> Any:
-    """Return ``value`` as JSON can hold it and a page can show it.
+    """Return ``value`` in a form that JSON can hold and a page can show.
 
     NaN and infinity become null, which the page shows as a dash. Text becomes printable.
     """

@@ -1,4 +1,4 @@
-"""The result that matters: at each budget, our best method against the best other one of no more time."""
+"""Find the main result: for each budget, our best method and the best other method that takes no more time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ OTHERS = ("fewer steps", "reuse", "peer")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One budget. ``gain`` is in the metric's unit and positive where ours is better, whichever way that is.
+    """The result for one budget.
 
-    clear: the interval of the difference, sample by sample, leaves out 0; or, where no samples are known, the two
-    intervals do not overlap. Without either there is nothing to be sure of.
+    Attributes:
+        ours: The best method of kind "ours" at this budget.
+        other: The best other method that takes no more time. None if there is none.
+        gain: Difference in the metric's unit, positive if ours is better. None if there is no other method.
+        clear: Whether the difference is clear: the interval of the differences over samples excludes 0, or, if there
+            are no values of samples, the two intervals do not overlap. False if there are neither.
     """
 
     ours: Mapping[str, Any]
@@ -27,7 +31,11 @@ class Finding:
 
 
 def main_metric(record: Mapping[str, Any]) -> str | None:
-    """The first metric of the record that scores most methods of ours and of others."""
+    """Return the first of the metrics that score most methods, counting those that score both ours and others first.
+
+    Returns:
+        The name of the metric; None if no metric scores a method.
+    """
     ours, others = _kind(record, ("ours",)), _kind(record, OTHERS)
     counted = {
         name: (min(_scored(ours, name), 1) + min(_scored(others, name), 1), _scored(ours, name) + _scored(others, name))
@@ -38,10 +46,10 @@ def main_metric(record: Mapping[str, Any]) -> str | None:
 
 
 def findings(record: Mapping[str, Any], metric: str) -> list[Finding]:
-    """One for each whole number of steps' work that methods of ours take, cheapest last.
+    """Return one finding for each whole number of computed steps that methods of kind "ours" take, in falling order.
 
-    The time is that of the sampling loop. Another method counts as no slower while its median lies within the spread
-    of ours: what the clock cannot tell apart is told apart in the other's favour.
+    The time is that of the sampling loop. Another method counts as no slower if its median is at most the upper end of
+    the spread of ours. Methods with indistinguishable times are thus compared in favour of the other method.
     """
     better = record["metrics"][metric].get("better")
     budgets: dict[int, list[Mapping[str, Any]]] = {}
@@ -60,7 +68,7 @@ def findings(record: Mapping[str, Any], metric: str) -> list[Finding]:
 
 
 def sentence(record: Mapping[str, Any], metric: str | None) -> str:
-    """Plain text, losses included."""
+    """Return the findings as one sentence of plain text, including the budgets at which ours is worse."""
     if metric is None:
         return "No method of ours was measured here, so there is nothing to compare."
     about = record["metrics"][metric]
@@ -87,7 +95,7 @@ def sentence(record: Mapping[str, Any], metric: str | None) -> str:
 
 
 def _count(some: int, every: int, first: bool) -> str:
-    """ " at 2 of 3 budgets", and " at 1" once the budgets have been spoken of."""
+    """Return " at 2 of 3 budgets", or " at 1" if the number of budgets was stated before."""
     if every == 1:
         return ""
     return f" at {'all' if some == every else f'{some} of'} {every} budgets" if first else f" at {some}"

@@ -1,4 +1,4 @@
-"""Pictures of the report: the full run's, a method's and their difference, small enough to travel inside the page."""
+"""Embed pictures of the full run, of each method, and of their differences in the report, within a limit of size."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from PIL import Image, features
 from diffcache.documents import files as document_files
 from diffcache.errors import BadOption
 
-MOST = 24  # triplets
-LONGEST = 512  # px of the longest side
-BYTES = 6_500_000  # of all pictures together; base64 makes four of three
+MOST = 24  # triplets on the page
+LONGEST = 512  # longest side of a picture in pixels
+BYTES = 6_500_000  # of all pictures together, before base64, which adds a third
 FACTORS = (32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Triplet:
-    """uint8 [h, w, 3] each; ``difference`` is |method − full|, not amplified, averaged down with the pictures."""
+    """A picture of the full run, of a method, and their difference.
+
+    Attributes:
+        method: Name of the method.
+        sample: Id of the sample.
+        full: The picture of the full run, uint8 [h, w, 3].
+        found: The picture of the method, uint8 [h, w, 3].
+        difference: |found − full|, uint8 [h, w, 3], not amplified, computed at full size and then reduced.
+    """
 
     method: str
     sample: str
@@ -33,11 +41,20 @@ class Triplet:
 
 
 def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What the page needs of the pictures in ``folder``, as plain data; only ``{"note": why}`` where none can be.
+    """Return the pictures that the page shows, as data for JSON.
 
-    The first samples that every method has a picture of are taken, as many as make MOST triplets with all methods.
+    The first samples for which every method has a picture are chosen. Their number is as large as MOST triplets with
+    all methods allow.
 
-    Raises BadOption for a path that leads out of the folder.
+    Args:
+        record: The record.
+        folder: The folder to which the paths of pictures are relative.
+
+    Returns:
+        The pictures as data URIs, with their numbers and notes; ``{"note": reason}`` if there are none.
+
+    Raises:
+        BadOption: If a path leads out of the folder.
     """
     methods = [m for m in record.get("methods") or [] if m.get("pictures")]
     full = next((m for m in methods if m.get("kind") == "full"), None)
@@ -69,7 +86,7 @@ def _samples(record: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
 
 
 def _chosen(pairs: list[tuple[str, Any]], methods: int) -> list[tuple[str, Any]]:
-    """All methods at the first samples; of more than MOST methods ours first, at one sample."""
+    """Return all methods at the first samples. With more than MOST methods: MOST of them at one sample, ours first."""
     if methods > MOST:
         pairs = [pair for pair in pairs if pair[0] == pairs[0][0]]
         return sorted(pairs, key=lambda pair: pair[1].get("kind") != "ours")[:MOST]
@@ -78,19 +95,23 @@ def _chosen(pairs: list[tuple[str, Any]], methods: int) -> list[tuple[str, Any]]
 
 
 def _read(folder: Path, name: str) -> Image.Image | None:
-    """None for what pillow cannot read as one still picture."""
+    """Return a picture; None if pillow cannot read the file as one still picture."""
     parts = PurePosixPath(str(name).replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or Path(name).is_absolute():
         raise BadOption("pictures", name, "a path inside the folder of pictures, relative to it")
     try:
         with document_files.opened(folder / name, inside=folder) as data, Image.open(data) as file:
             return None if getattr(file, "n_frames", 1) > 1 else file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # ValueError: DocumentError as well
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # DocumentError is a ValueError
         return None
 
 
 def _triplet(method: str, sample: str, full: Image.Image, found: Image.Image) -> Triplet:
-    """The difference is taken before the pictures shrink, or it would lose what is finer than the page shows."""
+    """Return the reduced pictures and their difference.
+
+    The difference is taken before the pictures are reduced. Otherwise details finer than the pixels of the page would
+    be lost.
+    """
     apart = np.abs(np.asarray(full, np.int16) - np.asarray(found, np.int16)).astype(np.uint8)
     a, b, c = (_smaller(x) for x in (full, found, Image.fromarray(apart)))
     return Triplet(method, sample, a, b, c)
@@ -103,7 +124,10 @@ def _smaller(picture: Image.Image) -> np.ndarray:
 
 
 def _factor(triplets: list[Triplet]) -> int:
-    """One for all methods, so that they compare: as large as leaves 99.5 % of all values unclipped."""
+    """Return the largest factor that leaves 99.5 % of all differences unclipped.
+
+    All methods have the same factor, so that their differences can be compared.
+    """
     top = max(1.0, float(np.quantile(np.concatenate([t.difference.ravel() for t in triplets]), 0.995)))
     return next((f for f in FACTORS if f * top <= 255), 1)
 
@@ -130,11 +154,14 @@ def _encoded(triplets: list[Triplet]) -> dict[str, Any]:
 
 
 def _written(pictures: Mapping[Any, np.ndarray]) -> tuple[dict[Any, str], bool]:
-    """Data URIs; exact while all of them fit into BYTES, then coarser until they do."""
+    """Return the pictures as data URIs, and whether they are lossless.
+
+    They are lossless if they fit into BYTES together. Otherwise the quality is reduced until they fit.
+    """
     webp = features.check("webp")
     lossy = [("WEBP" if webp else "JPEG", {"quality": q}) for q in (90, 75, 50, 25)]
     exact: tuple[str, dict[str, Any]] = ("WEBP", {"lossless": True}) if webp else ("PNG", {"optimize": True})
-    small = sum(p.size for p in pictures.values()) <= 3 * BYTES  # else trying would take half a minute for nothing
+    small = sum(p.size for p in pictures.values()) <= 3 * BYTES  # larger ones never fit without loss
     for name, options in [*([exact] if small else []), *lossy]:
         files = {key: _file(p, name, options) for key, p in pictures.items()}
         if sum(map(len, files.values())) <= BYTES:
