@@ -15,7 +15,7 @@ from diffcache.host.call_values import brings_noise, check_values
 from diffcache.host.forwards import demand_not_compiling
 from diffcache.host.inspection import class_name
 from diffcache.host.kinds._kind import Kind, LoopWatch, unsupported
-from diffcache.host.own_loops import Clock, Loop, loop_of
+from diffcache.host.own_loops import Clock, Loop, registered_loop
 from diffcache.host.traits import Traits
 from diffcache.host.watcher import NO_LOOP
 from diffcache.patch import Undo, layer, spot
@@ -52,7 +52,7 @@ calls = [{"seed": seed, **arguments}
         """Return the loop. A network itself is a host only where none that keeps it alive is asked for."""
         if isinstance(value, Loop):
             return value.registered if bare else value
-        return loop_of(value) if bare else value
+        return registered_loop(value) if bare else value
 
     def denoisers(self, host: Any) -> dict[str, nn.Module]:
         """Return the network of the loop."""
