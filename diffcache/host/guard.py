@@ -30,8 +30,8 @@ FORKS = re.compile(
     re.IGNORECASE,
 )
 SWITCH = "enable_teacache"  # attribute by which TeaCache is turned off; its forward stays
-# Modules whose functions are caches under any name. Those of cache-dit stay when it is off; an attribute shows whether it
-# is on.
+# Modules whose functions are caches under any name. Those of cache-dit stay when it is off; an attribute shows whether
+# it is on.
 PACKAGES = re.compile(r"(?:DeepCache|tgate|para_attn|nunchaku\.caching|xfuser\.model_executor\.cache)\b")
 
 
