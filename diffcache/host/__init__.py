@@ -1,10 +1,10 @@
-"""Hosts: the objects that run a sampling loop around a network, and where their loops begin and end.
+"""Hosts: the objects that run a sampling loop around a network.
 
-No other package knows the habits of pipelines, policies and loops. ``kinds`` has one file for each kind of host. A
-``LoopWatcher`` passes the events of a loop to a ``LoopObserver``: the loop begins, goes back, ends. Nothing here needs
-a ``cache_context``: most pipelines open none. All wrappers lie on objects, never on classes.
+No other package depends on how pipelines, policies and loops behave. ``kinds`` has one file for each kind of host. A
+``LoopWatcher`` passes the events of a loop to a ``LoopObserver``: the loop begins, goes back, ends. No
+``cache_context`` is needed, because most pipelines open none. All wrappers lie on objects, never on classes.
 
-A pipeline that shares its denoiser with another is told apart by its loop, which is open or not.
+If two pipelines share a denoiser, a forward belongs to the pipeline whose loop is open.
 """
 
 from diffcache.host.arguments import GRIDS, is_count, planned

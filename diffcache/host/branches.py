@@ -1,9 +1,9 @@
-"""Which branch of guidance a forward serves: its name, where it has one, or else its place within the step.
+"""Assign each forward to a branch of guidance, by its name or else by its place within the step.
 
 A name comes from ``cache_context`` (most diffusers pipelines open one around each call of the denoiser), from a guider
-(modular pipelines), or from :func:`branch` in a loop of your own. Where a forward has no name, its place within the
-step stands for it, and its conditioning checks the place: prompt embeddings and the like are the same objects at all
-steps.
+(modular pipelines), or from :func:`branch` in a loop of your own. A forward without a name is identified by its place
+within the step. Its conditioning checks the place, because prompt embeddings and similar arguments are the same objects
+at all steps.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from diffcache.errors import BadOption
 
-FEW = 64  # elements up to which a tensor on the CPU is compared by its values
+FEW = 64  # tensors on the CPU with at most this number of elements are compared by value
 
-Conditions = Mapping[str, Any]  # name of an argument -> what it is recognised by
+Conditions = Mapping[str, Any]  # name of an argument -> its ``recognised`` form
 _entered = threading.local()
 
 
 @contextlib.contextmanager
 def branch(name: str) -> Iterator[None]:
-    """Name the branch of guidance that the forwards within the ``with`` block serve.
+    """Name the branch of guidance of the forwards within the ``with`` block.
 
         with diffcache.trajectory(network, timesteps):
             for t in timesteps:
@@ -37,14 +37,15 @@ def branch(name: str) -> Iterator[None]:
                     with diffcache.branch("uncond"):
                         uncond = network(x, t, empty)
 
-    Each branch is predicted from its own outputs, in any order, and may be left out at some steps. A name that comes
-    again begins the next step of a trajectory; give tiles or chunks of one step names that differ.
+    Each branch is predicted from outputs of the same branch. Branches may come in any order, and may be left out at
+    some steps. A name that comes again begins the next step of a trajectory, so tiles or chunks of one step need
+    different names.
 
     Args:
-        name: any text that is the same at all steps, for example "cond" or "uncond".
+        name: Any text that is the same at all steps, for example "cond" or "uncond".
 
     Raises:
-        BadOption: ``name`` is no text, or empty.
+        BadOption: ``name`` is not a text, or is empty.
     """
     if not isinstance(name, str) or not name:
         raise BadOption("name", name, 'a text that is not empty, for example branch("cond")')
@@ -63,6 +64,7 @@ def named() -> str:
 
 
 def _names() -> list[str]:
+    """Return the names of the branches that this thread is in, from the outermost to the innermost."""
     if not hasattr(_entered, "names"):
         _entered.names = []
     found: list[str] = _entered.names
@@ -73,15 +75,16 @@ def _names() -> list[str]:
 class Forward:
     """The place of one forward in its run.
 
-    step     counted from 0
-    branch   its number, in the order in which the run met the branches
-    unsure   neither a name, which comes once in a step, nor the conditioning shows whether the forward serves the same
-             branch as the one at this place a step before
-    moved    the branch has no name, and its place belongs to another branch than before: what was kept for its number
-             before this step is another branch's
-    changed  the step, already over, that had another number of forwards than the one before it; None: no step had
-    apart    the numbers of the branches that nothing but their place identifies, where ``changed`` is a step
-    like     the steps so far had as many forwards without a name as the first one
+    Attributes:
+        step: The step, counted from 0.
+        branch: The number of the branch, in the order in which the run met the branches.
+        unsure: Whether it is not certain that the forward belongs to the same branch as the one at this place a step
+            before. It is certain if a name that comes once in a step shows it, or the conditioning.
+        moved: Whether the branch has no name and its place belongs to another branch than before. The outputs that were
+            kept for its number before this step then belong to another branch.
+        changed: A finished step whose number of forwards differs from that of the step before it. None: there was none.
+        apart: The numbers of the branches that only their place identifies, if ``changed`` is a step.
+        like: Whether all steps so far had as many forwards without a name as the first one.
     """
 
     step: int
@@ -97,11 +100,13 @@ class Forward:
 class _Seen:
     """The conditioning of the forwards at one place.
 
-    now      at the last step that had one, ``before`` at the step before
-    held     arguments that were the same at both
-    unsure   the last one may have served another branch than the one before
-    settled  all arguments were the same at both, and one of them is no other branch's: as long as they stay the same,
-             nothing more needs to be compared
+    Attributes:
+        now: The conditioning at the last step that had a forward here.
+        before: The conditioning at the step before.
+        held: The arguments that were the same at both.
+        unsure: Whether the last forward may belong to another branch than the one before.
+        settled: Whether all arguments were the same at both, and one of them is that of no other branch. As long as
+            they stay the same, nothing more is compared.
     """
 
     now: Conditions
@@ -113,11 +118,14 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Group:
-    """Forwards of one denoiser with one name, or without a name.
+    """The forwards of one denoiser with one name, or without a name.
 
-    step    at which the last one came, ``count`` of them so far
-    before  how many the step before had, ``first`` how many the first had; 0: not known
-    seen    by place within the step
+    Attributes:
+        step: The step of the last forward.
+        count: The number of forwards in this step so far.
+        before: The number of forwards in the step before; 0 if it is not known.
+        first: The number of forwards in the first step; 0 if it is not known.
+        seen: The conditioning at each place within the step.
     """
 
     step: int = -1
@@ -131,7 +139,7 @@ class Branches:
     """Assigns the forwards of a run to branches.
 
     Args:
-        said: forwards without a name that the loop makes at each step, where it says so; else 0.
+        said: The number of forwards without a name in each step, if the loop states it; else 0.
     """
 
     def __init__(self, said: int = 0) -> None:
@@ -140,7 +148,7 @@ class Branches:
         self._groups: dict[tuple[str, str], _Group] = {}
 
     def expect(self, names: Sequence[str]) -> None:
-        """Number these branches first, in this order, whichever comes first in the run."""
+        """Give these branches the first numbers, in this order, regardless of their order in the run."""
         for name in names:
             self._number(name, 0)
 
@@ -153,10 +161,10 @@ class Branches:
         """Return the place of the forward that is beginning.
 
         Args:
-            denoiser: name of the network.
-            step: the step that it belongs to.
-            name: of its branch, or "".
-            given: returns its conditioning; called only where it has no name.
+            denoiser: The name of the network.
+            step: The step that the forward belongs to.
+            name: The name of its branch, or "".
+            given: Returns its conditioning. It is called only if there is no name.
         """
         group = self._groups.get((denoiser, name))
         if group is None:
@@ -174,24 +182,27 @@ class Branches:
         place = group.count
         group.count += 1
         number = self._number(name, place)
-        if name:  # of a name that comes several times in a step, places show which is which
+        if name:  # if a name comes several times in a step, the places distinguish its forwards
             return Forward(step, number, unsure=place > 0 or group.before > 1, changed=changed, apart=apart)
         unsure, moved = self._compare(group, place, given())
         like = group.before == group.first
         return Forward(step, number, unsure, moved, changed, apart, like)
 
     def uneven(self) -> Iterator[tuple[str, int]]:
-        """Yield the denoisers, and the last step of each, where that step has another number of forwards than the one
-        before and nothing but their place identifies one of them."""
+        """Yield the denoisers whose last step has an uneven number of forwards, with that step.
+
+        The number differs from that of the step before, and only the place identifies one of the forwards.
+        """
         for (denoiser, name), group in self._groups.items():
             if group.before not in (0, group.count) and self._apart(name, group):
                 yield denoiser, group.step
 
     def _number(self, name: str, place: int) -> int:
+        """Return the number of a branch. A new branch gets the next number."""
         return self._numbers.setdefault((name, place), len(self._numbers))
 
     def _apart(self, name: str, group: _Group) -> tuple[int, ...]:
-        """Return the branches of this name, or without one, that nothing but their place identifies."""
+        """Return the numbers of the branches with this name, or without one, that only their place identifies."""
         places: Sequence[int] = range(max(group.count, group.before))
         if not name:
             unsure = [place for place, seen in enumerate(group.seen) if seen.unsure]
@@ -199,8 +210,17 @@ class Branches:
         return tuple(self._number(name, place) for place in places)
 
     def _compare(self, group: _Group, place: int, now: Conditions) -> tuple[bool, bool]:
-        """Return whether the forward at this place may serve another branch than the one a step before, and whether it
-        certainly does."""
+        """Compare the conditioning of a forward with those before.
+
+        Args:
+            group: The forwards of the same denoiser without a name.
+            place: The place of the forward within the step.
+            now: The conditioning.
+
+        Returns:
+            Whether the forward may belong to another branch than the one at this place a step before, and whether it
+            certainly does.
+        """
         if place >= len(group.seen):
             group.seen.append(_Seen(now))
             return False, False
@@ -210,7 +230,7 @@ class Branches:
         if whole and own.settled:
             own.before = own.now
             return False, False
-        # A step before, as ``own`` still is: those at earlier places have been replaced in this step.
+        # Take the conditioning of the step before: entries at earlier places already hold that of this step.
         others = [seen.before if n < place else seen.now for n, seen in enumerate(group.seen) if n != place]
         others = [other for other in others if other]
         moved = bool((own.held & now.keys()) - same) or any(_same(now, other) - same for other in others)
@@ -234,8 +254,10 @@ _BY_VALUE = (bool, int, float, str, list)
 
 
 def recognised(value: Any) -> Any:
-    """Return what an argument is recognised by at the next step, without keeping it alive: numbers, texts and small
-    tensors on the CPU by their values, other objects by their identity."""
+    """Return the form in which an argument is compared with the next step, without keeping the argument alive.
+
+    Numbers, texts and small tensors on the CPU are compared by value, other objects by identity.
+    """
     if value is None or type(value) in _BY_VALUE[:-1]:
         return value
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""Values of the arguments that diffusers pipelines take, checked before a pipeline runs."""
+"""Check the values of arguments that diffusers pipelines take, before a pipeline runs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ BATCHES = ("class_labels", "generator", "image", "latents")  # arguments with an
 
 
 def check_values(call: Mapping[str, Any], where: str, *, steps_optional: bool = False) -> None:
-    """Raise BadOption for a value in ``call`` that no pipeline can do with.
+    """Raise BadOption for a value in ``call`` that no pipeline accepts.
 
     Args:
-        steps_optional: Whether the pipeline knows its number of steps by itself, so that None is no mistake.
+        call: The arguments by name.
+        where: The name of the call in errors.
+        steps_optional: Whether the number of steps may be None, because the pipeline has a number of its own.
     """
     steps = call.get(STEPS)
     known = steps_optional or any(call.get(name) is not None for name in GRIDS)
@@ -36,6 +38,7 @@ def check_values(call: Mapping[str, Any], where: str, *, steps_optional: bool = 
 
 
 def _check_value(where: str, key: str, value: object) -> None:
+    """Raise BadOption if the value of the argument ``key`` is out of range. Errors call it ``where``."""
     if isinstance(value, float) and not math.isfinite(value):
         raise BadOption(where, value, "a finite number")
     if key in TEXTS and not isinstance(value, (str, list, tuple, Mapping, type(None))):
@@ -60,7 +63,7 @@ def _check_value(where: str, key: str, value: object) -> None:
 
 
 def _check_noise(call: Mapping[str, Any], where: str) -> None:
-    """Raise BadOption unless a list of generators has one for every sample."""
+    """Raise BadOption if a list of generators has not one for every sample."""
     drawn, asked = call.get("generator"), call.get("prompt", call.get("class_labels"))
     if not isinstance(drawn, (list, tuple)) or not isinstance(asked, (list, tuple)):
         return
@@ -71,6 +74,7 @@ def _check_noise(call: Mapping[str, Any], where: str) -> None:
 
 
 def _is_batch(key: str, value: object) -> bool:
+    """Return whether the argument ``key`` has an entry for every sample."""
     if isinstance(value, Tensor):
         return value.ndim > 0
     named = key in BATCHES or key.startswith("prompt") or key.endswith("_embeds")
@@ -78,7 +82,7 @@ def _is_batch(key: str, value: object) -> bool:
 
 
 def generators(call: Mapping[str, Any]) -> list[torch.Generator]:
-    """Return the random generators among the arguments of a call, or in lists there."""
+    """Return the random generators among the arguments of a call, including those in lists."""
     return [
         member
         for value in call.values()
@@ -93,7 +97,7 @@ def brings_noise(call: Mapping[str, Any]) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return how an error shows a value."""
+    """Return the text that errors show for a value."""
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, Mapping):

@@ -19,11 +19,11 @@ ALLOWED = "a list of at least one dictionary of arguments for pipe(**call)"
 
 
 def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bool = False) -> None:
-    """Raise unless every one of ``calls`` can be the arguments of ``pipe(**call)``.
+    """Raise an error unless each of ``calls`` can be the arguments of ``pipe(**call)``.
 
     Args:
-        pipe: A pipeline, or the ``Loop`` that stands for a policy or a network.
-        calls: What the user passed.
+        pipe: A pipeline, or the ``Loop`` of a policy or a network.
+        calls: The calls that the user passed.
         name: The name of the argument, for errors.
         repeatable: Whether each call runs several times and must begin with the same noise every time.
 
@@ -54,11 +54,17 @@ def check_call(pipe: Any, call: Mapping[Any, Any], where: str = "call") -> None:
 def check_names(
     parameters: Mapping[str, inspect.Parameter] | None, title: str, call: Mapping[Any, Any], where: str
 ) -> None:
-    """Raise unless the names in ``call`` are among ``parameters``, and none that is required is missing.
+    """Raise an error unless the names in ``call`` are among ``parameters`` and no required name is missing.
 
     Args:
-        parameters: The arguments of the pipeline (see ``arguments_of``); None: any.
-        title: What the pipeline is called in errors.
+        parameters: The arguments of the pipeline (see ``arguments_of``). None allows any.
+        title: The name of the pipeline in errors.
+        call: The arguments by name.
+        where: The name of the call in errors.
+
+    Raises:
+        BadOption: A name is not a text, or a required argument is missing.
+        UnknownName: The pipeline has no argument of that name.
     """
     for key in call:
         if not isinstance(key, str):
@@ -91,8 +97,8 @@ def steps_asked(pipe: Any, call: Mapping[str, Any]) -> int | None:
 def iterations(pipe: Any, call: Mapping[str, Any]) -> int | None:
     """Return the iterations that the noise scheduler plans for a call, or None if only a run shows them.
 
-    A solver of second order has more of them than steps are asked for. Those that a late start (image to image) leaves
-    out count too, as they do in a schedule.
+    A second-order solver has more iterations than steps are asked for. Iterations that a late start (image to image)
+    leaves out count too, as they do in a schedule.
     """
     return kind_of(pipe).iterations(pipe, call)
 
@@ -105,4 +111,5 @@ def check_same_steps(pipe: Any, calls: Sequence[Mapping[str, Any]], name: str = 
 
 
 def _title(pipe: Any) -> str:
+    """Return the name of a pipeline in errors."""
     return type(pipe).__name__

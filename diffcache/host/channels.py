@@ -1,8 +1,8 @@
-"""Where the noise scheduler's sample lies in the denoiser's input, and what of the input goes with the output.
+"""Find the noise scheduler's sample in the denoiser's input, and the part of the input that belongs to the output.
 
 Pipelines put conditions around the sample: a picture before it (Marigold), masks and pictures behind it (inpainting,
-image to video), along the channels, which lie at dimension 1, 2 or last. Shapes and one comparison with the sample
-show where; nothing is assumed about the order.
+image to video). They lie along the channels, at dimension 1, 2 or last. The place is found from shapes and one
+comparison with the sample, without assumptions about the order.
 """
 
 from __future__ import annotations
@@ -16,25 +16,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_PLACES = 512  # that are tried
-EXPLAINED = 1e-3  # share of a part of the input that may be left where it is said to be the sample, times a factor
+MOST_PLACES = 512  # the most places that are tried
+EXPLAINED = 1e-3  # root of the share of a part's energy that may remain when the scaled sample is subtracted
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """``length`` entries along the dimension ``dim``, from ``start`` on."""
+    """``length`` entries along the dimension ``dim``, beginning at ``start``."""
 
     dim: int
     start: int
     length: int
 
 
-Place = tuple[Span, ...]  # of a sample in an input: one span for each dimension in which the sample is shorter
+Place = tuple[Span, ...]  # where a sample lies in an input: a span for each dimension in which the sample is shorter
 
 
 def apart(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Return the only dimension in which two shapes differ, the batch (dimension 0) left aside; 0 where they are equal,
-    None where they differ in another way."""
+    """Return the only dimension in which two shapes differ. The batch (dimension 0) must be equal.
+
+    Returns:
+        The dimension; 0 if the shapes are equal; None if they differ in another way.
+    """
     if len(one) != len(other) or not len(one) or one[0] != other[0]:
         return None
     found = [d for d in range(1, len(one)) if one[d] != other[d]]
@@ -42,15 +45,16 @@ def apart(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def find_sample(x: Tensor, sample: Tensor) -> Place | None:
-    """Return where ``sample``, times a number, lies in the denoiser's input ``x``. Reads the device once, where the
-    shapes differ; where they are equal nothing is compared.
+    """Return the place where a multiple of ``sample`` lies in the denoiser's input ``x``.
+
+    If the shapes differ, this reads the device once. If they are equal, nothing is compared.
 
     Args:
-        x: [B, …], or [nB, …] where guidance repeats the batch.
+        x: [B, …], or [nB, …] if guidance repeats the batch.
         sample: [B, …], shorter than ``x`` in some of the other dimensions.
 
     Returns:
-        None where it is in no place, or in several.
+        The place, empty for equal shapes. None if the sample is in no place, or in several.
     """
     if x.ndim != sample.ndim or x.ndim < 2 or not len(sample) or len(x) % len(sample):
         return None
@@ -77,7 +81,7 @@ def find_sample(x: Tensor, sample: Tensor) -> Place | None:
 
 
 def put(sample: Tensor, x: Tensor, place: Place) -> Tensor:
-    """Return ``x`` with ``sample`` in its place."""
+    """Return a copy of ``x`` with ``sample`` at this place."""
     changed = x.clone()
     within(changed, place).copy_(sample)
     return changed
@@ -91,12 +95,12 @@ def within(x: Tensor, place: Place) -> Tensor:
 
 
 def channel_dim(shape: Sequence[int]) -> int:
-    """Where channels usually lie: pictures and videos carry them at 1, token sequences at the end."""
+    """Return the dimension that usually holds the channels: 1 for pictures and videos, the last for token sequences."""
     return 1 if len(shape) >= 4 else len(shape) - 1
 
 
 def carries(x: Sequence[int], output: Sequence[int], place: Place | None) -> bool:
-    """Return whether ``counterpart`` can be made of an input of shape ``x`` for an output of this shape."""
+    """Return whether ``counterpart`` can turn an input of shape ``x`` into the shape of the output."""
     own = list(x)
     for span in _cuts(x, output, place):
         own[span.dim] = span.length
@@ -105,8 +109,10 @@ def carries(x: Sequence[int], output: Sequence[int], place: Place | None) -> boo
 
 
 def counterpart(x: Tensor, output: Sequence[int], place: Place | None) -> Tensor:
-    """Return the part of the input that the output of this shape carries on, in that shape: conditions cut off, and
-    zeros for what only the output has (a learned variance)."""
+    """Return the part of the input that corresponds to the output, in the output's shape.
+
+    Conditions are cut off. Channels that only the output has (a learned variance) are zeros.
+    """
     x = within(x, _cuts(x.shape, output, place))
     d = apart(x.shape, output)
     return F.pad(x, [0, 0] * (x.ndim - 1 - d) + [0, output[d] - x.shape[d]]) if d else x
@@ -118,13 +124,16 @@ def is_cut(x: Sequence[int], output: Sequence[int], place: Place | None) -> bool
 
 
 def _cuts(x: Sequence[int], output: Sequence[int], place: Place | None) -> Place:
-    """Return the dimensions in which conditions are cut off. Tokens and frames beside the sample's own stay where the
-    output has as many, for each goes with its own. Channels of pictures do not."""
+    """Return the spans at which ``counterpart`` cuts conditions off.
+
+    Tokens and frames that are not the sample's are kept if the output has as many, because each belongs to one of the
+    output. Channels of pictures are always cut.
+    """
     if len(x) != len(output):
         return ()
     return tuple(span for span in place or () if x[span.dim] != output[span.dim] or (len(x) == 4 and span.dim == 1))
 
 
 def _may_be_filled(x: Sequence[int], output: Sequence[int], d: int) -> bool:
-    """Return whether what the output has more along this dimension may be channels that the input lacks."""
+    """Return whether additional entries of the output along this dimension may be channels that the input lacks."""
     return d == channel_dim(output) or (len(output) > 3 and output[d] == 2 * x[d])

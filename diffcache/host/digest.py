@@ -1,9 +1,9 @@
-"""Digests of values: equal in every process for what gives equal results, by which earlier work is found again.
+"""Compute digests of values, equal in every process for values that give equal results. They identify earlier work.
 
-A digest covers what a value does, not only what it is called: the elements of a tensor; the code of a function, its
+A digest covers the behaviour of a value as well as its name: the elements of a tensor; the code of a function, its
 defaults, the variables that it captures and the globals that it reads; the attributes of an object, and the code of its
-class. The code of an installed package is represented by the version of that package. What cannot be read in this way
-has no digest, and :class:`NoDigestError` says where it was found.
+class. The code of an installed package is represented by the version of that package. A value that cannot be read in
+this way has no digest, and :class:`NoDigestError` states where it was found.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class NoDigestError(DiffCacheError, TypeError):
     """A value has no digest.
 
     Attributes:
-        where: Path from the value that was asked for to the part that has no digest; empty for the value itself.
-        what: What was found there.
+        where: The path from the value to the part that has no digest. It is empty for the value itself.
+        what: A description of that part.
     """
 
     def __init__(self, where: str, what: str) -> None:
@@ -54,14 +54,17 @@ class NoDigestError(DiffCacheError, TypeError):
 def digest_of(value: object, parts: Parts = lambda value: None, *, plain: bool = False) -> str:
     """Return the SHA-256 of a value.
 
-    An object that carries a text attribute ``digest`` is represented by its class and that text.
+    An object that has a text attribute ``digest`` is represented by its class and that text.
 
     Args:
         value: Tensors, arrays, pictures, generators (by their state), functions, classes and other objects, and
             containers of them.
         parts: Maps an object to the attributes that its results depend on, or to None for all of its state.
-        plain: Accept the arguments of a call only: closures, lambdas, partial functions, bound methods, and objects
-            of classes of the user's then have no digest unless they declare one.
+        plain: Accept only values that are usual as arguments of a call. Closures, lambdas, partial functions, bound
+            methods, and objects of classes in the user's code then have no digest unless they declare one.
+
+    Returns:
+        The digest in hexadecimal.
 
     Raises:
         NoDigestError: A part of the value cannot be read.
@@ -75,7 +78,12 @@ def digest_of(value: object, parts: Parts = lambda value: None, *, plain: bool =
 
 
 class _Walk:
-    """One pass over a value. What is met again, by a second reference, is represented by its first path."""
+    """One pass over a value. An object that is referenced again is represented by the path at which it was first found.
+
+    Args:
+        parts: See ``digest_of``.
+        plain: See ``digest_of``.
+    """
 
     def __init__(self, parts: Parts, plain: bool) -> None:
         self.hash = hashlib.sha256()
@@ -110,7 +118,7 @@ class _Walk:
             self._referenced(value, path)
 
     def _referenced(self, value: Any, path: str) -> None:
-        """Add what may be referenced from several places."""
+        """Add a value of a type that several references may share."""
         declared = None if isinstance(value, type) else getattr(value, "digest", None)
         if isinstance(declared, str):
             self._put(f"{type(value).__module__}.{type(value).__qualname__} declares {declared!r}")
@@ -133,9 +141,11 @@ class _Walk:
             self._object(value, path)
 
     def _put(self, text: str) -> None:
+        """Add a text, preceded by its length."""
         self.hash.update(f"{len(text)}:{text};".encode(errors="surrogatepass"))
 
     def _again(self, value: object, path: str) -> bool:
+        """Return whether the value was met before. If so, add its first path."""
         known = self._met.get(id(value))
         if known is None:
             self._met[id(value)] = path, value
@@ -145,7 +155,10 @@ class _Walk:
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
-        """Accept every function: the limits of ``plain`` are for what the value itself is."""
+        """Accept every function within the ``with`` block.
+
+        The limits of ``plain`` apply to the value itself, not to its parts.
+        """
         was, self._plain = self._plain, False
         try:
             yield
@@ -153,12 +166,14 @@ class _Walk:
             self._plain = was
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> None:
+        """Add the entries of a mapping, sorted by key."""
         self._put(f"{len(value)} entries")
         for key in sorted(value, key=lambda key: (type(key).__name__, str(key))):
             self.feed(key if isinstance(key, PLAIN) else str(key), path)
             self.feed(value[key], f"{path}.{key}" if path else str(key))
 
     def _array(self, value: np.ndarray, path: str) -> None:
+        """Add dtype, shape and all elements of an array."""
         if value.dtype.hasobject:
             self.feed((value.shape, value.ravel().tolist()), path)
         else:
@@ -166,10 +181,13 @@ class _Walk:
             self.hash.update(np.ascontiguousarray(value).tobytes())
 
     def _tensor(self, value: Tensor, path: str) -> None:
-        """Add dtype, shape and all elements, and what a quantised tensor keeps with them; not the device."""
+        """Add dtype, shape and all elements, and the attributes of a quantised tensor.
+
+        The device is not part of the digest.
+        """
         self._put(f"tensor {value.dtype} {tuple(value.shape)}")
         self.feed({name: held for name, held in vars(value).items() if not name.startswith("_")}, path)
-        if hasattr(value, "__tensor_flatten__"):  # a tensor that is made of others
+        if hasattr(value, "__tensor_flatten__"):  # a tensor subclass that consists of other tensors
             names, context = value.__tensor_flatten__()
             self._class(type(value), path)
             self.feed((context, {name: getattr(value, name) for name in names}), path)
@@ -180,6 +198,10 @@ class _Walk:
         self.hash.update(tensor_hash(value.as_subclass(Tensor)))
 
     def _class(self, value: type, path: str) -> None:
+        """Add the name and version of a class.
+
+        For a class in the user's code, also add its bases, its methods and its public attributes.
+        """
         self._put(f"class {value.__module__}.{value.__qualname__} {_version(value.__module__)}")
         if not _own_code(value.__module__):
             return
@@ -191,6 +213,7 @@ class _Walk:
                 self.feed(item, f"{path}.{name}")
 
     def _function(self, value: FunctionType, path: str) -> None:
+        """Add a function. Raise NoDigestError for lambdas and nested functions if the walk is ``plain``."""
         if self._plain and ("<" in value.__qualname__ or value.__closure__):
             kind = "a lambda" if value.__name__ == "<lambda>" else "a function that is defined inside of another"
             raise NoDigestError(path, f"{kind} ({value.__qualname__})")
@@ -199,6 +222,10 @@ class _Walk:
             self._function_parts(value, path)
 
     def _function_parts(self, value: FunctionType, path: str) -> None:
+        """Add the defaults and the captured variables of a function.
+
+        For a function in the user's code, also add the code and the globals that it reads.
+        """
         self.feed((value.__defaults__, value.__kwdefaults__), path)
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             try:
@@ -218,6 +245,7 @@ class _Walk:
                     self.feed(vars(held)[attribute], f"{where}.{attribute}")
 
     def _code(self, code: CodeType) -> None:
+        """Add a code object and the constants and code objects in it."""
         self._put(f"code {code.co_argcount} {code.co_kwonlyargcount} {code.co_flags} {code.co_names}")
         self.hash.update(code.co_code)
         for constant in code.co_consts:
@@ -227,6 +255,7 @@ class _Walk:
                 self.feed(constant, "")
 
     def _bound(self, value: Any, path: str) -> None:
+        """Add a bound method or a ``functools.partial``. Raise NoDigestError if the walk is ``plain``."""
         if self._plain:
             kind = "a bound method" if isinstance(value, MethodType) else "a functools.partial"
             raise NoDigestError(path, f"{kind} ({getattr(value, '__qualname__', type(value).__name__)})")
@@ -236,6 +265,7 @@ class _Walk:
             self.feed((value.func, value.args, value.keywords), path)
 
     def _builtin(self, value: Any, path: str) -> None:
+        """Add a builtin function by name, and the object that it is bound to."""
         owner = getattr(value, "__self__", None)
         name = getattr(value, "__qualname__", getattr(value, "__name__", ""))
         if not name:
@@ -247,7 +277,10 @@ class _Walk:
             self.feed(owner, path)
 
     def _object(self, value: Any, path: str) -> None:
-        """Add the class and the state of any other object, as ``parts`` gives it, or as a pickle would hold it."""
+        """Add the class and the state of any other object.
+
+        The state comes from ``parts`` or from the pickle protocol.
+        """
         if self._plain and (type(value) is object or _own_code(type(value).__module__)):
             raise NoDigestError(path, f"an argument of type {type(value).__qualname__}")
         with self._inside():
@@ -259,6 +292,7 @@ class _Walk:
                 self._reduced(value, path)
 
     def _reduced(self, value: Any, path: str) -> None:
+        """Add the state that the pickle protocol returns. Raise NoDigestError if the object cannot be pickled."""
         try:
             reduced = value.__reduce_ex__(4)
         except RecursionError:
@@ -275,6 +309,7 @@ class _Walk:
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and all code objects nested in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -282,6 +317,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _globals_read(code: CodeType) -> Iterator[str]:
+    """Yield the names of the globals that a code object and those nested in it read."""
     for part in _nested(code):
         for instruction in dis.get_instructions(part):
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -290,7 +326,7 @@ def _globals_read(code: CodeType) -> Iterator[str]:
 
 @functools.cache
 def _installed() -> tuple[str, ...]:
-    """Folders of installed packages, and of this one."""
+    """Return the folders of installed packages and of this package, each with a trailing separator."""
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     paths += [site.getusersitepackages(), str(Path(__file__).parents[1])]
     return tuple(f"{Path(path).resolve()}{os.sep}" for path in paths)
@@ -298,11 +334,12 @@ def _installed() -> tuple[str, ...]:
 
 @functools.cache
 def _folder(file: str) -> str:
+    """Return the resolved path of a file."""
     return str(Path(file).resolve())
 
 
 def _own_code(module: str | None) -> bool:
-    """Return whether the code of a module is the user's, which may change while its version stays."""
+    """Return whether a module belongs to the user's code, which may change without a new version."""
     if module in sys.builtin_module_names:
         return False
     file = getattr(sys.modules.get(module or ""), "__file__", None)
@@ -310,4 +347,5 @@ def _own_code(module: str | None) -> bool:
 
 
 def _version(module: str | None) -> str:
+    """Return the version of the top-level package of a module, or "" if it has none."""
     return str(getattr(sys.modules.get((module or "").partition(".")[0]), "__version__", ""))

@@ -37,7 +37,7 @@ def denoisers(host: Any) -> dict[str, nn.Module]:
 
 
 def traits(host: Any) -> Traits:
-    """Return what evaluation and recording need to know about the kind of a host.
+    """Return the traits of a host's kind, which evaluation and recording use.
 
     Raises:
         UnsupportedModel: If ``host`` is of no known kind.
@@ -73,8 +73,8 @@ def guidance_scales(host: Any) -> dict[str, float]:
 def in_parts(host: Any) -> list[str]:
     """Return the names of the denoisers that several processes run together (diffusers' ``enable_parallelism``).
 
-    Each process runs its part of the tokens or of the weights, and waits for the others inside a forward. None of them
-    may skip what the others compute.
+    Each process runs its part of the tokens or of the weights, and waits for the others inside a forward. No process
+    may skip a forward that the others compute.
     """
     return [n for n, m in denoisers(host).items() if getattr(unwrapped(m), "_parallel_config", None) is not None]
 
@@ -82,7 +82,7 @@ def in_parts(host: Any) -> list[str]:
 def demand_one_process(host: Any) -> None:
     """Raise UnsupportedModel if several processes run a denoiser together.
 
-    Each of them would see a part of it, and end its search at another moment than the others.
+    Each process would see a part of the denoiser, and would end its search at another moment than the others.
     """
     for name in in_parts(host):
         raise UnsupportedModel(

@@ -1,4 +1,7 @@
-"""What stands around the ``forward`` of a module: wrappers, replacements, compiled functions. None of it is called."""
+"""Inspect what replaces the ``forward`` of a module: wrappers, other functions, compiled functions.
+
+None of it is called.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from torch import nn
 from diffcache.errors import ScheduleMismatch
 from diffcache.patch import Layers, entry_point
 
-COMPILED = "_torchdynamo_orig_callable"  # what torch.compile makes of a function has this attribute
-HOOKS = ("accelerate.hooks", "diffusers.hooks.hooks")  # modules whose wrappers always call on
+COMPILED = "_torchdynamo_orig_callable"  # attribute of functions that torch.compile has compiled
+HOOKS = ("accelerate.hooks", "diffusers.hooks.hooks")  # modules whose wrappers always call the forward below
 DEPTH, FOLLOWED = 8, 400  # limits of a search: references in a row, functions in all
 
 
 def outermost(part: nn.Module) -> Any:
-    """Return what lies in the ``__dict__`` of ``part`` as its ``forward``, below diffcache's layers; else None."""
+    """Return the ``forward`` in the ``__dict__`` of ``part``, below diffcache's layers; None if there is none."""
     found = part.__dict__.get("forward")
     while isinstance(found, Layers):
         found = found.below
@@ -29,7 +32,7 @@ def outermost(part: nn.Module) -> Any:
 
 
 def own(part: nn.Module, function: Any) -> bool:
-    """Return whether ``function`` is the forward that the class of ``part`` has, bound to ``part`` or not."""
+    """Return whether ``function`` is the forward of the class of ``part``, bound to ``part`` or not."""
     return getattr(function, "__func__", function) is type(part).forward
 
 
@@ -41,14 +44,14 @@ def on_class(kind: type[nn.Module]) -> Any:
 
 
 def chain(function: Any) -> Iterator[Any]:
-    """Yield ``function`` and what it declares that it wraps, from the outside in."""
+    """Yield ``function`` and the functions that it declares to wrap, from the outermost to the innermost."""
     for _ in range(DEPTH):
         if function is None:
             return
         yield function
         if isinstance(function, Layers):
             function = function.below
-        elif isinstance(function, functools.partial):  # update_wrapper gives it the name of what it wraps
+        elif isinstance(function, functools.partial):  # update_wrapper gives it the name of the function below
             yield function.func
             function = getattr(function, "__wrapped__", None)
         else:
@@ -83,10 +86,10 @@ def compiled_with_layers(part: nn.Module) -> bool:
 
 
 def calls_on(part: nn.Module) -> bool:
-    """Return whether the forward that was put on ``part`` can call the one that was there: through wrappers, closures,
-    defaults, ``functools.partial``, global variables, and attributes of ``part`` that its code names.
+    """Return whether the forward that was put on ``part`` can call the forward below it.
 
-    This tells a wrapper from a function that takes the place of the forward.
+    The search follows wrappers, closures, defaults, ``functools.partial``, global variables, and attributes of ``part``
+    that the code names. It distinguishes a wrapper from a function that replaces the forward.
     """
     return _found(
         outermost(part),
@@ -96,7 +99,10 @@ def calls_on(part: nn.Module) -> bool:
 
 
 def _found(function: Any, part: nn.Module, wanted: Callable[[Any], bool]) -> bool:
-    """Whether ``function`` refers, over others, to something ``wanted``. Breadth first."""
+    """Return whether ``function`` refers, directly or through others, to a function that is ``wanted``.
+
+    Search breadth first.
+    """
     seen: set[int] = set()
     left = deque([(function, 0)])
     while left and len(seen) < FOLLOWED:
@@ -112,7 +118,7 @@ def _found(function: Any, part: nn.Module, wanted: Callable[[Any], bool]) -> boo
 
 
 def _referred(function: Any, part: nn.Module) -> Iterator[Any]:
-    """Yield what a function can call on."""
+    """Yield the objects that a function can call."""
     if isinstance(function, Layers):
         yield function.below
         return
@@ -136,6 +142,7 @@ def _referred(function: Any, part: nn.Module) -> Iterator[Any]:
 
 
 def _filled(cell: types.CellType) -> bool:
+    """Return whether a captured variable has a value."""
     try:
         cell.cell_contents  # noqa: B018 - reading raises for a variable that has no value yet
     except ValueError:

@@ -1,7 +1,7 @@
-"""Calls in progress, read from the stack: which pipeline is running, and with which arguments.
+"""Read calls in progress from the stack: which pipeline is running, and with which arguments.
 
-A pipeline keeps few of its arguments, and ``__call__`` cannot be layered without touching the class. The frames of the
-calls hold all of them, defaults included, before the first step.
+A pipeline keeps few of its arguments, and layering ``__call__`` would change the class. The frames of the calls hold
+all arguments, including defaults, before the first step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 def variables_of(pipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments and the local variables, as they are now, of the call of ``pipe`` that is running.
 
-    Both are empty if none is. Where the call of a subclass runs that of its base, the inner one's values count.
+    Both are empty if no call is running. If the call of a subclass runs that of its base, the values of the inner call
+    count.
     """
     arguments: dict[str, Any] = {}
     others: dict[str, Any] = {}
@@ -30,7 +31,7 @@ def variables_of(pipe: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def calling_pipeline() -> Any:
-    """Return the host, a pipeline or a loop, whose call is the innermost that is running; else None."""
+    """Return the pipeline or loop of the innermost call that is running, or None."""
     for frame in _calls():
         first = frame.f_code.co_varnames[0]
         owner = _locals(frame, (first,)).get(first)
@@ -40,7 +41,7 @@ def calling_pipeline() -> Any:
 
 
 def _parameters(code: CodeType) -> tuple[str, ...]:
-    """Return the names of a function's parameters, that of ``**kwargs`` last."""
+    """Return the names of a function's parameters. The name of ``**kwargs`` comes last."""
     count = code.co_argcount + code.co_kwonlyargcount
     starred = bool(code.co_flags & inspect.CO_VARARGS)
     keywords = code.co_varnames[count + starred :][: bool(code.co_flags & inspect.CO_VARKEYWORDS)]
@@ -57,7 +58,7 @@ def _calls() -> Iterator[FrameType]:
 
 
 def _locals(frame: FrameType, names: tuple[str, ...]) -> dict[str, Any]:
-    """The values of these variables of a function."""
+    """Return the values of these variables of a function, by name."""
     found = frame.f_locals
     values = {name: found[name] for name in names if name in found}
     # Before Python 3.13 the dictionary is a copy that the frame keeps, and with it every tensor in it.

@@ -1,9 +1,9 @@
-"""What a pipeline must be free of before a run: other caches, and our own where a full run is taken.
+"""Check a pipeline before a run: refuse other caches, and refuse diffcache itself if a full run is needed.
 
-Every entry point asks here, and every run asks again when it begins. A check walks the modules of a denoiser once and
-reads their ``__dict__``. It calls nothing and reads no device. On a transformer of FLUX.1's structure (57 blocks, 1,275
-modules) ``demand_ready`` takes about 2 ms on one CPU core, as long as ``list(network.modules())``. What it finds is not
-kept for the next run: any module may have changed in between.
+Every entry point makes these checks, and every run makes them again when it begins. A check walks the modules of a
+denoiser once and reads their ``__dict__``. It calls nothing and reads no device. On a transformer of FLUX.1's structure
+(57 blocks, 1,275 modules) ``demand_ready`` takes about 2 ms on one CPU core, as long as ``list(network.modules())``.
+Results are not kept for the next run, because any module may have changed in between.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ FORKS = re.compile(
     re.IGNORECASE,
 )
 SWITCH = "enable_teacache"  # attribute by which TeaCache is turned off; its forward stays
-# Modules whose functions are caches, by any name. Those of cache-dit stay when it is off: an attribute says it is on.
+# Modules whose functions are caches under any name. Those of cache-dit stay when it is off; an attribute shows whether
+# it is on.
 PACKAGES = re.compile(r"(?:DeepCache|tgate|para_attn|nunchaku\.caching|xfuser\.model_executor\.cache)\b")
 
 
@@ -38,19 +39,19 @@ def demand_no_other_cache(pipe: Any) -> None:
     """Raise AlreadyAccelerated if another cache acts on a denoiser of ``pipe``, or on a part of one.
 
     Recognised are diffusers' caches (``enable_cache``, ``diffusers.hooks.apply_*``), cache-dit and its relatives, and
-    functions that replace a forward, on the object or on the class, if their name or what they keep says "cache". Hooks
+    functions that replace a forward, on the object or on the class, if their names or attributes contain "cache". Hooks
     for offloading, casting, adapters and parallelism are no caches.
     """
     _look(pipe, running=False)
 
 
 def demand_ready(pipe: Any) -> None:
-    """Raise if a run that is about to begin cannot be accelerated.
+    """Raise an error if a run that is about to begin cannot be accelerated.
 
     Raises:
         AlreadyAccelerated: Another cache is on (see ``demand_no_other_cache``).
-        UnsupportedModel: Attention processors keep what they see for the pipeline (self-attention guidance, LEdits++,
-            Attend-and-Excite). At a skipped step the pipeline would read what an earlier step left.
+        UnsupportedModel: Attention processors keep attention maps for the pipeline (self-attention guidance, LEdits++,
+            Attend-and-Excite). At a skipped step the pipeline would read those of an earlier step.
     """
     _look(pipe, running=True)
 
@@ -84,7 +85,12 @@ def parts(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _look(pipe: Any, *, running: bool) -> None:
-    """Raise at the first sign of another cache; if ``running``, of attention maps that are kept as well."""
+    """Raise AlreadyAccelerated at the first sign of another cache.
+
+    Args:
+        pipe: The pipeline.
+        running: Whether a run is about to begin. If so, raise UnsupportedModel for attention maps that are kept.
+    """
     for name, network in networks(pipe):
         kinds: set[type[nn.Module]] = set()
         _refuse(pipe, name, _switched_on(name, network))
@@ -98,12 +104,13 @@ def _look(pipe: Any, *, running: bool) -> None:
             if kind not in kinds:
                 kinds.add(kind)
                 _refuse(pipe, name, _replaced(name, network, part, on_class(kind)))
-            # getattr would take more time than all the rest: most parts answer with an error.
+            # getattr would take more time than all the rest, because most parts have no such attribute.
             if running and ("processor" in state or "processor" in part._modules):
                 _demand_nothing_kept(pipe, name, state.get("processor", part._modules.get("processor")))
 
 
 def _demand_nothing_kept(pipe: Any, name: str, processor: Any) -> None:
+    """Raise UnsupportedModel if an attention processor keeps attention maps for the pipeline."""
     if any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
         raise UnsupportedModel(
             f"{type(pipe).__name__} reads the attention maps of {name!r} at every step ({type(processor).__name__}); "
@@ -113,6 +120,13 @@ def _demand_nothing_kept(pipe: Any, name: str, processor: Any) -> None:
 
 
 def _refuse(pipe: Any, name: str, found: tuple[str, str] | None) -> None:
+    """Raise AlreadyAccelerated if a cache was found.
+
+    Args:
+        pipe: The pipeline.
+        name: The name of the denoiser.
+        found: The cache and the way to turn it off, or None.
+    """
     if found is not None:
         cache, way_out = found
         raise AlreadyAccelerated(
@@ -122,7 +136,7 @@ def _refuse(pipe: Any, name: str, found: tuple[str, str] | None) -> None:
 
 
 def _switched_on(name: str, network: nn.Module) -> tuple[str, str] | None:
-    """What the attributes of a network say: (cache, what turns it off)."""
+    """Return the cache that the attributes of a network show, and the way to turn it off; None if there is none."""
     if getattr(network, "is_cache_enabled", False) is True:
         config = type(getattr(network, "_cache_config", None)).__name__
         return f"a cache of diffusers' own ({config})", f"Call pipe.{name}.disable_cache()"
@@ -137,12 +151,15 @@ def _switched_on(name: str, network: nn.Module) -> tuple[str, str] | None:
 
 
 def _on(value: Any) -> bool:
-    """Whether a setting is neither off nor empty. Tensors are not read."""
+    """Return whether a setting is neither None nor False. Tensors are not read."""
     return value is not None and value is not False
 
 
 def _hooked(name: str, hooks: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What the hooks of diffusers' registry say. A stateful hook keeps something from one forward for another."""
+    """Return the cache among the hooks of diffusers' registry, and the way to turn it off; None if there is none.
+
+    A stateful hook keeps values from one forward for another.
+    """
     for key, hook in hooks.items():
         if getattr(hook, "_is_stateful", False) is True or CACHE.search(f"{key} {type(hook).__name__}"):
             registry = f"diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.{name})"
@@ -151,7 +168,14 @@ def _hooked(name: str, hooks: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _replaced(name: str, network: nn.Module, part: nn.Module, function: Any) -> tuple[str, str] | None:
-    """What the names of functions say that stand in for a forward."""
+    """Return the cache among the functions that replace a forward, and the way to turn it off; None if there is none.
+
+    Args:
+        name: The name of the denoiser.
+        network: The denoiser.
+        part: The module whose forward was replaced.
+        function: The function that replaced it.
+    """
     for wrapper in chain(function):
         if own(part, wrapper) and function is not on_class(type(part)):
             return None
@@ -163,7 +187,7 @@ def _replaced(name: str, network: nn.Module, part: nn.Module, function: Any) -> 
 
 
 def _names(function: Any) -> tuple[str, str]:
-    """The module and the name of a function, or of an object's class, without the functions it was defined in."""
+    """Return the module and the name of a function, or of an object's class, without enclosing functions."""
     named = getattr(function, "__qualname__", type(function).__qualname__)
     return str(getattr(function, "__module__", "")), str(named).rpartition("<locals>.")[2]
 

@@ -1,4 +1,4 @@
-"""Which guidance a run has: every number of it, from the arguments of the call, the pipeline and its guiders."""
+"""Read the guidance of a run: numbers from the arguments of the call, the pipeline and its guiders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from diffcache.host.frames import variables_of
 from diffcache.host.inspection import guiders
 
-# Names of arguments and attributes. ControlNet's window (``control_guidance_start``) is no guidance of the denoiser.
+# Names of arguments and attributes. ControlNet's window (``control_guidance_start``) does not guide the denoiser.
 NAMES = re.compile(r"^(?!control)(?:.*guid|.*cfg|pag_|sag_|stg_|sld_|modality_|audio_stg_|audio_modality_)")
 SWITCHES = re.compile(r"^do_(?:.*guid|.*cfg)")  # local variables and properties: whether a form of guidance is on
 PROPERTIES = (
@@ -21,11 +21,16 @@ PROPERTIES = (
     "do_spatio_temporal_guidance",
     "do_modality_isolation_guidance",
 )
-OF_GUIDERS = ("_start", "_stop", "_enabled", "use_original_formulation")  # what guiders call by general names
+OF_GUIDERS = ("_start", "_stop", "_enabled", "use_original_formulation")  # attributes of guiders that NAMES misses
 
 
 def values_of_pipeline(pipe: Any) -> dict[str, float | None]:
-    """Return the guidance of a pipeline's run in progress: numbers of the call, of the pipeline and of its guiders."""
+    """Return the guidance of a pipeline's run in progress.
+
+    Returns:
+        The name of an argument, attribute or switch -> its number, from the call, the pipeline and its guiders.
+        Switches count as 0.0 and 1.0. None stands for an argument or an attribute of a guider that is None.
+    """
     found: dict[str, float | None] = {}
     for guider in guiders(pipe):
         for name, value in vars(guider).items():
@@ -45,7 +50,13 @@ def values_of_pipeline(pipe: Any) -> dict[str, float | None]:
 
 
 def _of_call(variables: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Arguments, ``**kwargs`` and a modular pipeline's state included, and switches among the local variables."""
+    """Yield the guidance arguments of a call and the switches among its local variables, as (name, value).
+
+    Entries of ``**kwargs`` and of the state of a modular pipeline are included.
+
+    Args:
+        variables: The arguments and the other local variables of the call, by name (see ``variables_of``).
+    """
     arguments, others = variables
     for name, value in arguments.items():
         inner = getattr(value, "values", None) if name == "state" else value
@@ -57,7 +68,11 @@ def _of_call(variables: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator
 
 
 def _numbers(name: str, value: Any, known: Mapping[str, Any]) -> dict[str, float | None]:
-    """The number, or numbers, that an argument has; nothing if its name is known. Tensors on a device are not read."""
+    """Return the numbers of one argument by name: one per entry of a list (``name[0]``), else one.
+
+    The result is empty if the name is in ``known`` or the value is no number. Tensors count if they have one element
+    and lie on the CPU; reading another device would wait for it.
+    """
     if isinstance(value, (list, tuple)):
         each = [_numbers(f"{name}[{i}]", one, known) for i, one in enumerate(value)]
         return {n: number for one in each for n, number in one.items()}

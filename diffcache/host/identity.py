@@ -1,4 +1,4 @@
-"""What a pipeline, a policy or a loop is recognised by: digests of everything that its results depend on."""
+"""Identify a pipeline, a policy or a loop by digests of everything that its results depend on."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PACKAGES = ("diffcache", "torch", "diffusers", "transformers", "peft", "accelera
 
 # Attributes that follow from a run, or that no result depends on.
 OF_RUNS = frozenset(
-    # of models of diffusers and transformers: where they come from, what they have said, caches of one call
+    # of models of diffusers and transformers: their origin, warnings that were issued, caches of one call
     "_name_or_path name_or_path _commit_hash transformers_version _diffusers_version "
     "_use_default_values warnings_issued deprecation_warnings RopeEmbedder.freqs_cis _feat_map _conv_num _conv_idx "
     "_enc_feat_map _enc_conv_num _enc_conv_idx "
-    # of policies: observations and actions that wait
+    # of policies: queued observations and actions
     "_queues _action_queue "
     # of guiders
     "_step _num_inference_steps _timestep _count_prepared momentum_buffer".split()
 )
-OF_STEPS = frozenset(  # of noise schedulers: set when a run begins, or by its steps
+OF_STEPS = frozenset(  # attributes of noise schedulers that are set when a run begins, or by its steps
     "timesteps sigmas num_inference_steps _step_index _begin_index _timesteps prk_timesteps plms_timesteps "
     "custom_timesteps timestep_list is_scale_input_called model_outputs lower_order_nums this_order order_list "
     "this_predictor_order this_corrector_order last_sample last_noise sample noise_sampler prev_derivative derivatives "
@@ -38,7 +38,8 @@ OF_STEPS = frozenset(  # of noise schedulers: set when a run begins, or by its s
     "discrete_sigmas _times _noise _committed _piflow_raw_timesteps _transfer_schedule temperatures init_noise_sigma "
     "tree trees start_sigmas end_sigmas ori_start_sigmas timesteps_per_stage sigmas_per_stage timestep_ratios".split()
 )
-# Attributes of every module that its forward does not read. Hooks are listed apart: their keys count up in a process.
+# Attributes of every module that its forward does not read. Hooks are read separately, because their keys differ from
+# process to process.
 OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Hooks of accelerate and diffusers that move weights to the device where they are needed, and change no value.
@@ -49,7 +50,7 @@ MOVERS = frozenset(
 
 
 def digest_of(value: object) -> str:
-    """Return the digest of any value, modules and pipelines among them. Raise NoDigestError where there is none."""
+    """Return the digest of any value, including modules and pipelines. Raise NoDigestError if it has none."""
     return digest.digest_of(value, parts_of)
 
 
@@ -58,11 +59,11 @@ def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str 
 
     Args:
         call: Arguments of the pipeline by name.
-        name: What the error calls them.
-        otherwise: What else the error allows.
+        name: The name of the call in errors.
+        otherwise: A further allowed value, for the error.
 
     Raises:
-        BadOption: An argument cannot be recognised in a later run: a closure, say, whose captured values may differ.
+        BadOption: An argument cannot be recognised in a later run, such as a closure, whose captured values may differ.
     """
     try:
         return digest.digest_of(dict(call), parts_of, plain=True)
@@ -77,12 +78,12 @@ def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str 
 
 
 def identity(pipe: Any, unknown: Callable[[str, NoDigestError], str]) -> dict[str, str]:
-    """Return digests of all that the results of a pipeline depend on, beside the call.
+    """Return digests of everything that the results of a pipeline depend on, except the call.
 
     Args:
-        pipe: A pipeline, or a :class:`Loop`, of a policy too.
-        unknown: Called with the name of a part and the reason where a part has no digest. It returns what stands for
-            the part, or raises.
+        pipe: A pipeline, or a :class:`Loop`, including that of a policy.
+        unknown: Called with the name of a part and the reason if a part has no digest. It returns a replacement for the
+            digest, or raises.
 
     Returns:
         Name of a part -> digest or text: "pipeline", each component, "versions" and "torch settings".
@@ -123,6 +124,11 @@ def parts_of(value: Any) -> Mapping[str, Any] | None:
 
 
 def _kept(value: Any, left_out: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of an object except those in ``left_out``, without diffcache's layers.
+
+    Entries of ``left_out`` are names of attributes, or "Class.name". Private entries of configurations are left out
+    too.
+    """
     for name, held in unlayered(value).items():
         if name in ("config", "_internal_dict") and isinstance(held, Mapping):
             yield name, {key: item for key, item in held.items() if not str(key).startswith("_")}
@@ -131,8 +137,11 @@ def _kept(value: Any, left_out: frozenset[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Weights, buffers, parts, forward hooks and all other attributes: a layered forward, an attention processor, the
-    scale of an adapter."""
+    """Yield the parts of a module that its results depend on.
+
+    These are weights, buffers, submodules, forward hooks and all other attributes: a layered forward, an attention
+    processor, the scale of an adapter.
+    """
     wrapped = module._modules.get("_orig_mod")
     if wrapped is not None:  # of torch.compile
         yield "_orig_mod", wrapped
@@ -152,7 +161,10 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _beside_components(pipe: Any) -> Iterator[tuple[str, Any]]:
-    """Public attributes of a pipeline, and methods that were replaced. Private attributes are of the last run."""
+    """Yield the public attributes of a pipeline other than its components, and the methods that were replaced.
+
+    Private attributes belong to the last run.
+    """
     try:
         settings = kind_of(pipe).settings(pipe)
     except UnsupportedModel:  # an object with components that is no host
@@ -168,7 +180,11 @@ def _beside_components(pipe: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _offloaded(module: nn.Module) -> dict[str, str]:
-    """Return digests of parameters and buffers that lie elsewhere while the module does not run."""
+    """Return digests of parameters and buffers that are stored elsewhere while the module does not run.
+
+    Raises:
+        NoDigestError: diffusers has offloaded the weights to disk.
+    """
     found: dict[str, str] = {}
     hook = getattr(module, "_hf_hook", None)
     for one in getattr(hook, "hooks", (hook,)):  # accelerate
@@ -178,13 +194,13 @@ def _offloaded(module: nn.Module) -> dict[str, str]:
                 found[name] = digest_of(kept[name])
     registry = getattr(module, "_diffusers_hook", None)
     group = getattr(getattr(registry, "hooks", {}).get("group_offloading"), "group", None)
-    if getattr(group, "_is_offloaded_to_disk", False):  # diffusers leaves empty memory where the weights were
+    if getattr(group, "_is_offloaded_to_disk", False):  # diffusers leaves empty tensors in place of the weights
         raise NoDigestError("", "weights that diffusers has offloaded to disk")
     return found
 
 
 def _devices(module: nn.Module) -> list[str]:
-    """Return the kinds of devices where a module computes."""
+    """Return the types of the devices on which a module computes."""
     hook = getattr(module, "_hf_hook", None)
     on = getattr(hook, "execution_device", None)
     if on is not None:
@@ -193,7 +209,7 @@ def _devices(module: nn.Module) -> list[str]:
 
 
 def torch_settings() -> dict[str, Any]:
-    """Return what torch and diffusers are set to, as far as results depend on it."""
+    """Return the settings of torch and diffusers that results depend on."""
     cuda: Any = torch.backends.cuda
     cudnn: Any = torch.backends.cudnn
     return {
@@ -235,6 +251,7 @@ def _attention_backend() -> str:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    """Yield the names and versions of the installed packages among PACKAGES."""
     for name in PACKAGES:
         try:
             yield name, metadata.version(name)

@@ -1,4 +1,4 @@
-"""What a pipeline is made of: its denoisers, its guiders, what they are called and set to."""
+"""Inspect a pipeline and its networks: denoisers, guiders, arguments of forwards and configurations."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from diffcache.host.branches import Conditions, recognised
 from diffcache.patch import BoundMethod
 
-STATES = ("x_t",)  # parameters that are a network's main input, wherever they stand
-TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # parameters
+STATES = ("x_t",)  # names of parameters that are a network's main input at any position
+TIMES = ("timestep", "timesteps", "t", "time", "sigma", "noise_level")  # names of parameters that are the time
 DENOISER_NAMES = ("transformer", "unet", "prior", "decoder")
-CONFIG = "config/"  # how the keys of configurations in a provenance begin
+CONFIG = "config/"  # prefix of the keys of configurations in a provenance
 LONGEST_CONFIG = 16_384  # characters
 GUIDER_METHODS = ("prepare_inputs", "prepare_inputs_from_block_state")
 
 
 def looping_blocks(pipe: Any) -> list[Any]:
-    """Of a modular pipeline: its blocks whose ``progress_bar`` is the sampling loop, and ``loop_step`` an iteration."""
+    """Return the blocks of a modular pipeline that hold a sampling loop.
+
+    Their ``progress_bar`` counts the loop, and their ``loop_step`` is an iteration.
+    """
     found, left = [], [getattr(pipe, "_blocks", None)]
     while left:
         block = left.pop()
@@ -33,29 +36,40 @@ def looping_blocks(pipe: Any) -> list[Any]:
 
 
 def guiders(pipe: Any) -> list[Any]:
-    """What says anew at every step which branches there are: most modular pipelines have one, or two."""
+    """Return the guiders of a pipeline, which set the branches of every step.
+
+    Most modular pipelines have one or two.
+    """
     return [part for part in pipe.components.values() if hasattr(part, GUIDER_METHODS[-1])]
 
 
 def has_components(value: Any) -> bool:
-    """Return whether ``value`` has components, as pipelines do. The property of a pipeline is not read: it is slow."""
+    """Return whether ``value`` has components, as pipelines do.
+
+    The property of a pipeline is not read, because it is slow.
+    """
     return hasattr(type(value), "components") or "components" in getattr(value, "__dict__", {})
 
 
 def is_denoiser_name(name: str) -> bool:
-    """Return whether a component is a denoiser by its name: ``transformer_2``, ``unconditional_transformer``; not
-    ``prior_text_encoder``."""
+    """Return whether the component with this name is a denoiser.
+
+    ``transformer_2`` and ``unconditional_transformer`` are; ``prior_text_encoder`` is not.
+    """
     begins = any(name == n or name.startswith(n + "_") for n in DENOISER_NAMES)
     return (begins or name.endswith(("_transformer", "_unet"))) and "encoder" not in name
 
 
 def unwrapped(module: Any) -> Any:
-    """What ``torch.compile`` wrapped, or the module itself."""
+    """Return the module that ``torch.compile`` wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
 def parameters(module: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters of the class's forward: what lies on the object may be anybody's wrapper."""
+    """Return the names of the parameters of the class's forward.
+
+    A forward on the object may be a wrapper of another library.
+    """
     kind, name = (
         (type(module.of()), module.name) if isinstance(module, BoundMethod) else (type(unwrapped(module)), "forward")
     )
@@ -63,13 +77,13 @@ def parameters(module: nn.Module) -> tuple[str, ...]:
 
 
 def main_input(module: nn.Module) -> str:
-    """The one that is what the network works on: the first, where none is called so."""
+    """Return the name of the parameter that is the state: the first one in STATES, else the first of all."""
     names = parameters(module)
     return next((name for name in names if name in STATES), names[0] if names else "")
 
 
 def main_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
-    """The function that finds it among a call's arguments."""
+    """Return the function that picks the main input from the arguments of a call."""
     names, name = parameters(module), main_input(module)
     place = names.index(name) if name else 0
 
@@ -80,8 +94,10 @@ def main_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], A
 
 
 def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
-    """The function that finds, among a denoiser's arguments, what it is given as time; None where that has no name
-    that is known."""
+    """Return the function that picks the time from the arguments of a denoiser's call.
+
+    It returns None if no parameter is in TIMES.
+    """
     names = parameters(module)
     name = next((known for known in TIMES if known in names), "")
     place = names.index(name) if name else 0
@@ -93,8 +109,10 @@ def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], A
 
 
 def conditions_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Conditions]:
-    """The function that finds, among a denoiser's arguments, what it is conditioned on: all but its main input and its
-    time, entries of dicts and lists one by one."""
+    """Return the function that picks the conditioning from the arguments of a denoiser's call.
+
+    The conditioning is all arguments except the main input and the time. Entries of dicts and lists are separate.
+    """
     names = parameters(module)
     left_out = {main_input(module), next((known for known in TIMES if known in names), "")}
 
@@ -115,15 +133,20 @@ def conditions_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, An
 
 
 def class_name(module: Any) -> str:
-    """The network's class; a compiled module answers for what it wraps, a method for its owner."""
+    """Return the name of a network's class.
+
+    For a compiled module it is that of the module inside, for a method its owner's.
+    """
     return type(module.of() if isinstance(module, BoundMethod) else unwrapped(module)).__name__
 
 
 def config_text(module: Any) -> str:
-    """Return a diffusers object's configuration as JSON, private entries left out; of other networks, the names and
-    shapes of their parameters."""
+    """Return the configuration of a diffusers object as JSON, without private entries.
+
+    For other networks return the names and shapes of their parameters.
+    """
     config = getattr(unwrapped(module), "config", None)
-    if not isinstance(config, Mapping):  # no diffusers object: what a network is made of tells as much
+    if not isinstance(config, Mapping):  # no diffusers object: parameters identify the network as well
         shapes: Any = getattr(unwrapped(module), "named_parameters", dict)()
         config = {name: list(parameter.shape) for name, parameter in dict(shapes).items()}
     public = {str(k): v for k, v in config.items() if not str(k).startswith("_")}
@@ -131,12 +154,12 @@ def config_text(module: Any) -> str:
 
 
 def config_digest(module: Any) -> str:
-    """Return the sha256 of ``config_text``."""
+    """Return the SHA-256 of ``config_text``, in hexadecimal."""
     return hashlib.sha256(config_text(module).encode()).hexdigest()
 
 
 def configurations(**parts: Any) -> dict[str, str]:
-    """Return entries for the provenance of a document: the ``config_text`` of each part under ``config/`` and its name.
+    """Return entries for the provenance of a document: "config/" and the name of each part -> its ``config_text``.
 
     Configurations of more than LONGEST_CONFIG characters are left out: the shapes of a large network of another library
     would be longer than the rest of the document.
@@ -146,10 +169,12 @@ def configurations(**parts: Any) -> dict[str, str]:
 
 
 def other_settings(found: Any, text: str | None, digest: str) -> str:
-    """Return in words which settings of ``found`` are not those of a configuration, for an error message.
+    """Return a text for errors: which settings of ``found`` differ from those of a configuration.
 
-    text    the configuration as JSON, where a document holds it; it counts only if ``digest`` is its sha256
-    digest  sha256 of the configuration
+    Args:
+        found: The object to compare.
+        text: The configuration as JSON, if a document holds it. It counts only if ``digest`` is its SHA-256.
+        digest: The SHA-256 of the configuration.
     """
     here = config_text(found)
     known = text is not None and hashlib.sha256(text.encode()).hexdigest() == digest
@@ -166,11 +191,12 @@ def other_settings(found: Any, text: str | None, digest: str) -> str:
 
 
 def prediction_type(scheduler: Any) -> str | None:
+    """Return the ``prediction_type`` in the configuration of a noise scheduler, or None."""
     value = dict(scheduler.config).get("prediction_type")
     return None if value is None else str(value)
 
 
 def batches_guidance(pipe: Any) -> bool:
-    """Whether the pipeline says that the run in progress is guided; False where it does not tell."""
+    """Return whether the pipeline's ``do_classifier_free_guidance`` states that the run is guided, else False."""
     said = getattr(pipe, "do_classifier_free_guidance", False)
     return isinstance(said, (bool, Tensor)) and bool(said)  # a tensor where each frame has a scale

@@ -1,8 +1,8 @@
-"""Noise levels of a loop that are not its noise scheduler's own: their timesteps, and who could not follow them.
+"""Compute timesteps for noise levels that are not the noise scheduler's own, and check that a loop can run over them.
 
 A loop reads its noise levels from two tensors of the noise scheduler, ``sigmas`` [T + 1] and ``timesteps`` [T]. Noise
-schedulers have no public function from a level to its timestep: the ways that diffusers knows are tried on the grid as
-it is, and the one that explains it is used.
+schedulers have no public function from a level to its timestep. The functions that diffusers uses are tried on the
+noise scheduler's grid, and the one that reproduces its timesteps is used.
 """
 
 from __future__ import annotations
@@ -17,23 +17,30 @@ from torch import Tensor
 
 from diffcache.errors import DiffCacheError
 
-SAME_LEVEL = 1e-4  # of the first level, up to which two levels are one
-SAME_TIME = 1e-3  # of the largest timestep, up to which a way explains a grid: one training step of a thousand
-HISTORY = ("model_outputs", "derivatives", "ets")  # where noise schedulers keep earlier outputs, to extrapolate from
+SAME_LEVEL = 1e-4  # two levels are equal if they differ by at most this share of the first level
+SAME_TIME = 1e-3  # allowed error of reproduced timesteps, relative to the largest: one training step of a thousand
+HISTORY = ("model_outputs", "derivatives", "ets")  # attributes with earlier outputs, of schedulers that extrapolate
 
 
-class CannotFollow(DiffCacheError):  # noqa: N818  says what is the matter, as the public errors do
-    """The noise scheduler or the pipeline cannot run over levels that are not its own; the message says why."""
+class CannotFollow(DiffCacheError):  # noqa: N818 - named after the problem, like the public errors
+    """The noise scheduler or the pipeline cannot run over other noise levels. The message states why."""
 
 
 def timesteps_for(pipe: Any, scheduler: Any, times: Tensor, start: int, levels: np.ndarray) -> np.ndarray:
-    """float64 [T]: the timesteps of the noise ``levels`` [T + 1], rounded as the noise scheduler rounds its own.
+    """Return the timesteps of noise levels, rounded as the noise scheduler rounds its own.
 
-    scheduler  with its grid set
-    times      its timesteps [T]
-    start      the step that the loop begins at
+    Args:
+        pipe: The pipeline.
+        scheduler: The noise scheduler, with its grid set.
+        times: Its timesteps [T].
+        start: The step that the loop begins at.
+        levels: float64 [T + 1], the noise levels.
 
-    Raises CannotFollow.
+    Returns:
+        float64 [T].
+
+    Raises:
+        CannotFollow: The loop cannot run over these levels.
     """
     if obstacle := _obstacle(pipe, scheduler, len(times), start, levels):
         raise CannotFollow(obstacle)
@@ -49,12 +56,12 @@ def timesteps_for(pipe: Any, scheduler: Any, times: Tensor, start: int, levels: 
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """float64, on the CPU."""
+    """Return a tensor as a float64 array."""
     return np.asarray(tensor.detach().cpu().double().numpy())
 
 
 def _obstacle(pipe: Any, scheduler: Any, steps: int, start: int, levels: np.ndarray) -> str | None:
-    """Why a run cannot go over these levels; None if it can."""
+    """Return the reason why a run cannot go over these levels, or None if it can."""
     sigmas = getattr(scheduler, "sigmas", None)
     if not isinstance(sigmas, Tensor) or sigmas.shape != (steps + 1,):
         return "it has no noise levels, one per step and one to end at"
@@ -76,7 +83,7 @@ def _obstacle(pipe: Any, scheduler: Any, steps: int, start: int, levels: np.ndar
 
 
 def _per_step(scheduler: Any, steps: int) -> list[str]:
-    """What else the noise scheduler knows for every step, made from the levels it had."""
+    """Return the names of the noise scheduler's other attributes with one entry per step, computed from its levels."""
     training = scheduler.config.get("num_train_timesteps")
     return [
         name
@@ -90,8 +97,10 @@ def _per_step(scheduler: Any, steps: int) -> list[str]:
 
 
 def _copies_scheduler(pipe: Any) -> bool:
-    """Sound beside video, chunks apart: copies have the levels that were. Nothing but the source tells before it is
-    too late."""
+    """Return whether the pipeline steps copies of its noise scheduler, as its source code shows.
+
+    Pipelines with sound and video, or with chunks, make such copies before the loop. The copies keep the old levels.
+    """
     try:
         return "deepcopy(self.scheduler" in inspect.getsource(type(pipe).__call__)
     except (OSError, TypeError):  # no source
@@ -99,7 +108,13 @@ def _copies_scheduler(pipe: Any) -> bool:
 
 
 def _way(scheduler: Any, here: np.ndarray, times: Tensor) -> Callable[[Any, np.ndarray], np.ndarray] | None:
-    """The way that makes the run's own timesteps of its own levels ``here`` [T]."""
+    """Return the function that maps the run's levels to its timesteps, or None if none of the known ones does.
+
+    Args:
+        scheduler: The noise scheduler.
+        here: float64 [T], its levels.
+        times: [T], its timesteps.
+    """
     now = array(times)
     tolerance = SAME_TIME * np.abs(now).max() + (not times.is_floating_point())
     for way in (_scaled, _preconditioned, _quarter_log, _looked_up):
@@ -109,35 +124,43 @@ def _way(scheduler: Any, here: np.ndarray, times: Tensor) -> Callable[[Any, np.n
 
 
 def _rounded(wanted: np.ndarray, own: np.ndarray, times: Tensor) -> np.ndarray:
-    """``wanted`` as the noise scheduler rounds timesteps: some round, some cut off; ``times`` are its own, ``own`` the
-    same unrounded, up to what a float32 lost."""
+    """Round timesteps as the noise scheduler does: to nearest, or towards zero.
+
+    Args:
+        wanted: float64 [T], the timesteps to round.
+        own: float64 [T], the noise scheduler's timesteps before rounding, up to float32 precision.
+        times: [T], the noise scheduler's timesteps. Nothing is rounded if they are floating-point.
+    """
     if times.is_floating_point():
         return wanted
     cuts = np.sum(np.trunc(own + 1e-3) == array(times)) > np.sum(np.round(own) == array(times))
     return np.asarray(np.trunc(wanted + 1e-3) if cuts else np.round(wanted))
 
 
-# Each [levels] -> [timesteps], NaN where the noise scheduler is not of that kind.
+# Each function maps levels [T] to timesteps [T]; NaN if the noise scheduler is of another kind.
 
 
 def _scaled(scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
-    """Flow matching: the level is the time."""
+    """Return timesteps of flow matching: levels times the number of training steps."""
     return np.asarray(sigmas * scheduler.config.get("num_train_timesteps", np.nan))
 
 
 def _preconditioned(scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
-    """EDM and its kin say it themselves."""
+    """Return timesteps of EDM (arXiv 2206.00364), computed by the noise scheduler's ``precondition_noise``."""
     own = getattr(scheduler, "precondition_noise", None)
     return np.full(len(sigmas), np.nan) if own is None else array(own(torch.from_numpy(sigmas.copy())))
 
 
 def _quarter_log(_scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
-    """Times of EDM in noise schedulers that do not say it."""
+    """Return timesteps of EDM for noise schedulers without ``precondition_noise``: ln(level) / 4."""
     return np.asarray(0.25 * np.log(np.maximum(sigmas, 1e-10)))
 
 
 def _looked_up(scheduler: Any, sigmas: np.ndarray) -> np.ndarray:
-    """Variance preserving: between the levels of the training steps, on a logarithmic scale."""
+    """Return timesteps of variance-preserving diffusion.
+
+    They are interpolated over ln(level) between the levels of the training steps.
+    """
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(alphas, Tensor):
         return np.full(len(sigmas), np.nan)

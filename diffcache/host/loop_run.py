@@ -1,4 +1,4 @@
-"""One pass of a sampling loop: which step it is in, and which branch a forward serves."""
+"""Count the steps of one pass of a sampling loop, and assign each forward to a step and a branch."""
 
 from __future__ import annotations
 
@@ -18,28 +18,37 @@ from diffcache.patch import Undo
 class LoopRun:
     """One pass of the sampling loop.
 
-    steps      iterations the noise scheduler planned (length of its timesteps)
-    start      first iteration this run enters: above 0 for image-to-image and its kin
-    index      the iteration now
-    timesteps  the noise scheduler's own tensor [steps]
-    calls      (iteration, denoiser) -> forwards so far
-    saved      an equal tensor that the noise scheduler holds instead, put there by a pipeline that keeps its state
-    first      what the first forward was given as time
-    stepped    the noise scheduler has stepped since the progress bar moved
-    forwards   in each step, where forwards are counted, for nobody steps a noise scheduler; else 0
-    by_bar     whether the progress bar shows where a step ends; None: not asked yet
-    branches   what a guider calls the branches of this step, in the order of their forwards
-    assigned   assigns forwards to branches
-    opened     where forwards are counted: the step that the time of this step's first forward is the time of, and that
-               time as a number; None where it is not known
-    named      some forward had the name of its branch
-    cut        steps that had fewer forwards than were said, as the time given to the network shows
-    lost       forwards of one step were given times of which none is the next step's: their steps are not known
-    waiting    called once with the sample that the noise scheduler is about to step
-    unread     times on a device, with the step and the place in it of their forwards: read when the run is over
-    result     the last state, where the loop told it
-    short      forwards are counted, and the loop ended before there were enough
-    went_back  called when the loop goes back: a pipeline may run it several times over, chunk by chunk
+    Forwards are counted in loops of your own, which step no noise scheduler. In other loops the noise scheduler's
+    ``step`` ends a step.
+
+    Attributes:
+        scheduler: The noise scheduler, or a ``Clock`` if forwards are counted.
+        timesteps: The noise scheduler's tensor [T], one entry per iteration that it planned.
+        start: The first iteration that this run enters. It is above 0 for image-to-image and similar pipelines.
+        index: The current iteration.
+        calls: (iteration, denoiser) -> the number of forwards so far.
+        saved: An equal tensor that replaced ``timesteps`` in the noise scheduler, put there by a pipeline that saves
+            and restores the scheduler's state.
+        first: The time that the first forward was given.
+        stepped: Whether the noise scheduler has stepped since the progress bar moved.
+        forwards: The number of forwards in each step if forwards are counted, else 0.
+        result: The last state, if the loop reported it.
+        short: Whether forwards are counted and the loop ended before there were enough of them.
+        by_bar: Whether the progress bar shows where a step ends. None: not determined yet.
+        branches: The names that a guider gave the branches of this step, in the order of their forwards.
+        assigned: Assigns forwards to branches.
+        opened: If forwards are counted: the step whose time the first forward of this step was given, and that time as
+            a number. Each is None if it is not known.
+        named: Whether some forward had a branch name.
+        cut: The number of steps that had fewer forwards than ``forwards``, as the times given to the network show.
+        lost: Whether forwards of one step were given different times, none of them the next step's. The steps of these
+            forwards are not known.
+        waiting: Functions that are called once, with the sample that the noise scheduler is about to step.
+        unread: Times on a device, as (step, place of the forward in the step, time [1]). They are read when the run is
+            over.
+        state: The observer's data for this run.
+        undo: Takes off the wrappers that were put on for this run.
+        went_back: Called when the loop goes back to an earlier step. Some pipelines run the loop once for each chunk.
     """
 
     scheduler: Any
@@ -63,12 +72,13 @@ class LoopRun:
     waiting: list[Callable[[Tensor], None]] = field(default_factory=list)
     unread: list[tuple[int, int, Tensor]] = field(default_factory=list)
     _values: list[float] = field(default_factory=list)
-    state: Any = None  # set by the observer
+    state: Any = None
     undo: Undo = lambda: None
     went_back: Callable[[LoopRun], None] = lambda run: None
 
     @property
     def steps(self) -> int:
+        """Return the number of iterations that the noise scheduler planned."""
         return len(self.timesteps)
 
     def forward(
@@ -78,18 +88,18 @@ class LoopRun:
         name: str = "",
         given: Callable[[], Conditions] = dict,
     ) -> Forward:
-        """Return the step and the branch that the forward of ``denoiser`` that is beginning serves.
+        """Return the step and the branch of the forward of ``denoiser`` that is beginning.
 
         Args:
-            denoiser: name of the component.
-            timestep: what the denoiser is given as time. Where it is a view of the noise scheduler's timesteps, it
-                shows that a step is not over though the noise scheduler has stepped (parts of a large picture, one
-                after another), or that the loop has gone back.
-            name: of the branch, or "".
-            given: returns the conditioning of the forward, by which a branch without a name is recognised.
+            denoiser: The name of the component.
+            timestep: The time that the denoiser is given. If it is a view of the noise scheduler's timesteps, its
+                address shows that a step is not over although the noise scheduler has stepped (parts of a large
+                picture, one after another), or that the loop has gone back.
+            name: The name of the branch, or "".
+            given: Returns the conditioning of the forward, which identifies a branch without a name.
 
         Raises:
-            UnsupportedModel: forwards are counted, and there are more of them than were said.
+            UnsupportedModel: Forwards are counted, and there are more of them than ``forwards`` in each step.
         """
         if not self.calls and self.index == self.start:
             self.first = timestep
@@ -107,14 +117,20 @@ class LoopRun:
         if not name and ordinal < len(self.branches):
             name = self.branches[ordinal]
         forward = self.assigned.forward(denoiser, step, name, given)
-        # Another branch came first in a step that was said to have several, and no time shows where the step ends.
+        # Another branch came first in a step with several forwards, and no time shows where the step ends.
         self.lost |= forward.moved and self.forwards > 1 and self.opened[0] is None
         return forward
 
     def _count(self, denoiser: str, timestep: Any, name: str) -> None:
-        """Forwards are counted: go on to the next step where this one is over."""
+        """Go on to the next step if the step in progress is over. Forwards are counted.
+
+        Args:
+            denoiser: The name of the component whose forward is beginning.
+            timestep: The time that it is given.
+            name: The name of its branch, or "".
+        """
         made = self.calls.get((self.index, denoiser), 0)
-        if self.forwards == 1 and not name:  # nothing but one forward a step: the time need not be looked at
+        if self.forwards == 1 and not name:  # each forward is a step, so the time is not needed
             if made:
                 self._go_on()
             return
@@ -142,8 +158,11 @@ class LoopRun:
         self.opened = shown, value
 
     def _step_of(self, timestep: Any, value: float | None) -> int | None:
-        """Return the step whose time this is, by address; or by value, of the step in progress and its neighbours. None
-        where neither shows it."""
+        """Return the step that has this time, or None if it is not known.
+
+        The address of ``timestep`` shows the step. If it does not, ``value`` is compared with the times of the step in
+        progress and its neighbours.
+        """
         here = position(timestep, self.timesteps)
         if here is not None or value is None:
             return here
@@ -154,17 +173,22 @@ class LoopRun:
         return nearest if 4 * apart[nearest] < min([gap for gap in gaps if gap], default=0.0) else None
 
     def _moves_on(self) -> bool:
-        """Whether the next step has another time than this one."""
+        """Return whether the next step has a different time."""
         values = self._values or [float(t) for t in self.timesteps.tolist()]
         return self.index + 1 < self.steps and values[self.index] != values[self.index + 1]
 
     def _go_on(self) -> None:
-        """Forwards are counted, and this step is over."""
+        """Go on to the next step. Forwards are counted.
+
+        Raises:
+            UnsupportedModel: The step in progress was the last one.
+        """
         self.step_done()
         if self.index >= self.steps:
             self._too_many()
 
     def _too_many(self) -> None:
+        """Raise UnsupportedModel, because there are more forwards than steps times ``forwards``."""
         raise UnsupportedModel(
             f"the loop was said to call its network {self.forwards} time(s) at each of {self.steps} timesteps, and "
             "calls it once more: steps were taken for others. Give trajectory one timestep for every evaluation, "
@@ -173,7 +197,11 @@ class LoopRun:
         )
 
     def step_done(self, timestep: Any = None) -> None:
-        """The noise scheduler has stepped from ``timestep``."""
+        """End a step: the noise scheduler has stepped from ``timestep``.
+
+        Raises:
+            UnsupportedModel: The step is repeated after a forward was counted in the next one.
+        """
         # Iterating a tensor yields views, so the address of ``timestep`` is its index without reading the device.
         here = position(timestep, self.timesteps)
         if here is not None and here + 1 < self.index:
@@ -191,8 +219,11 @@ class LoopRun:
         self.stepped = True
 
     def bar_moved(self) -> None:
-        """An iteration is over: a step too, though the pipeline steps noise schedulers of its own making, if the loop
-        began where this one does. An inversion begins elsewhere."""
+        """End an iteration of the progress bar.
+
+        If the noise scheduler has not stepped since the bar last moved, the pipeline may step copies of it. The
+        iteration is then a step if the loop began at the first time of this run. An inversion begins at another time.
+        """
         if not self.stepped and any(step == self.index for step, _ in self.calls):
             if self.by_bar is None:
                 self.by_bar = self._began_at_the_start()
@@ -201,7 +232,10 @@ class LoopRun:
         self.stepped = False
 
     def times_disagree(self) -> bool:
-        """Return whether times on a device show that forwards were counted in other steps. Reads the device."""
+        """Return whether times on a device show that forwards belong to other steps than those they were counted in.
+
+        This reads the device.
+        """
         if not self.unread:
             return False
         values = torch.cat([time.double() for *_, time in self.unread]).tolist()
@@ -210,7 +244,7 @@ class LoopRun:
             self.index = step
             shown = self._step_of(None, value)
             if place == 0:
-                if first == step - 1 == shown:  # the step before went on
+                if first == step - 1 == shown:  # the forward belongs to the step before
                     return True
                 first = shown
             elif first == step and shown == step + 1:
@@ -219,17 +253,22 @@ class LoopRun:
 
     @property
     def whole(self) -> bool:
-        """Where forwards are counted: there were as many as were said."""
+        """Return whether the last step had all of its forwards. It is True if forwards are not counted."""
         here = [times for (step, _), times in self.calls.items() if step == self.index == self.steps - 1]
         return not self.forwards or (bool(here) and (self.named or here == [self.forwards] or self.cut > 0))
 
     @property
     def idle(self) -> bool:
-        """Iterations went by, and none of them was a step of the noise scheduler."""
+        """Return whether the progress bar moved and no step of the noise scheduler was seen."""
         return self.by_bar is False and self.index == self.start
 
     def begin_anew(self, timesteps: Tensor, start: int) -> None:
-        """The noise scheduler was given another grid."""
+        """Restart on another grid that the noise scheduler was given.
+
+        Args:
+            timesteps: The new grid [T].
+            start: The first iteration of the new loop.
+        """
         self.timesteps, self.start, self.index, self.stepped = timesteps, start, start, False
         self.saved = self.by_bar = None
         self.calls.clear()
@@ -237,31 +276,39 @@ class LoopRun:
         self.assigned = Branches()
 
     def _began_at_the_start(self) -> bool:
-        """Reads the device: once in a run, and in such loops alone."""
+        """Return whether the first forward was given the time of the first iteration.
+
+        This reads the device, once in a run, in loops whose noise scheduler does not step.
+        """
         if not isinstance(self.first, (Tensor, int, float)) or self.start >= self.steps:
             return False
         here, wanted = float(torch.as_tensor(self.first).max()), float(self.timesteps[self.start])
         return abs(here - wanted) <= 1e-4 * abs(wanted)
 
     def _go_back(self, here: int) -> None:
+        """Return to iteration ``here``."""
         self.went_back(self)
         self.calls.clear()
         self.index = here
 
 
 def _around(index: int, steps: int) -> range:
+    """Return the indices of a step and its neighbours."""
     return range(max(index - 1, 0), min(index + 2, steps))
 
 
 def number(time: Any) -> float | None:
-    """Return a time as a number, of a tensor on the CPU its first element; None for anything else."""
+    """Return a time as a float: a number, or the first element of a tensor on the CPU.
+
+    Return None for any other value.
+    """
     if isinstance(time, Tensor):
         return float(time.flatten()[0]) if time.device.type == "cpu" and time.numel() else None
     return float(time) if isinstance(time, (int, float)) else None
 
 
 def position(timestep: Any, timesteps: Tensor) -> int | None:
-    """Index of a view in the tensor it was taken from, by address; None for anything else."""
+    """Return the index of a view in the tensor it was taken from, found by address; None for any other value."""
     if not isinstance(timestep, Tensor) or (timestep.dtype, timestep.device) != (timesteps.dtype, timesteps.device):
         return None
     offset, rest = divmod(timestep.data_ptr() - timesteps.data_ptr(), timesteps.element_size())
@@ -269,7 +316,10 @@ def position(timestep: Any, timesteps: Tensor) -> int | None:
 
 
 def start_of(scheduler: Any, total: int | None) -> int:
-    """Return the first iteration of a loop: what the pipeline told the noise scheduler, else what its bar leaves out.
+    """Return the first iteration of a loop.
+
+    It is the noise scheduler's ``begin_index`` if the pipeline has set it. Otherwise it is the number of steps that the
+    progress bar leaves out.
 
     Args:
         scheduler: The noise scheduler.

@@ -1,8 +1,8 @@
-"""Sampling loops that are no diffusers pipeline's: a policy's, or anybody's own.
+"""Sampling loops that are not a diffusers pipeline: the loop of a policy, or one written by the user.
 
-A :class:`Loop` is such a loop in a pipeline's clothes: it has components, a noise scheduler and can be called. What
-a pipeline's progress bar says, ``begin`` and ``end`` do: they are called around the loop, and whoever watches it layers
-them.
+A :class:`Loop` has the parts of a pipeline that the rest of the package uses: it has components and a noise scheduler,
+and it can be called. ``begin`` and ``end`` are called around the loop. A ``LoopWatcher`` layers them, as it layers the
+progress bar of a pipeline.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ MARK = "_diffcache"  # attribute of an accelerated pipeline, or loop
 
 
 class Clock:
-    """Stands where a noise scheduler would in a loop that steps by itself: forwards of the network are counted.
+    """Takes the place of a noise scheduler in a loop that steps none, so that forwards of the network are counted.
 
-    timesteps  [T], names of the steps
-    branches   forwards in each of them
-    config     what a schedule is compared by, as of a noise scheduler
-    moves      [T, 2], what the loop does at each of them as far as a recording told: x becomes a · x + b · F
+    Attributes:
+        timesteps: The names of the steps, [T].
+        branches: The number of forwards in each step.
+        config: The settings that a schedule is compared with, like the configuration of a noise scheduler.
+        moves: float64 [T, 2], the update of each step as a recording measured it: x becomes a · x + b · F. None without
+            a recording.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Clock:
     counts_forwards = True  # no noise scheduler ends the steps of the loop
 
     def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        """The state after step number ``timestep``, as the recorded loop would have made it. Loops never call it."""
+        """Return the state after step number ``timestep``, by the recorded ``moves``. Loops never call it."""
         if self.moves is None:
             raise RuntimeError("this loop has not been recorded")
         a, b = self.moves[timestep].tolist()
@@ -58,17 +60,21 @@ class Clock:
 class Loop:
     """The loop that calls ``network`` at every step.
 
-    network    the denoiser: ``diffcache.accelerate`` layers it
-    sample     runs the loop: what calibration and evaluation call, ``loop(seed=…, **arguments)``; None: it is only
-               accelerated
-    scheduler  the diffusers noise scheduler that the loop steps; None: forwards are counted
+    The loop has to show where it begins and ends: ``with diffcache.trajectory(network, timesteps)``.
 
-    The loop itself has to say where it begins and ends: ``with diffcache.trajectory(network, timesteps)``.
+    Args:
+        network: The denoiser, which ``diffcache.accelerate`` layers.
+        sample: Runs the loop. Calibration and evaluation call it as ``loop(seed=…, **arguments)``. None if the loop is
+            only to be accelerated.
+        scheduler: The diffusers noise scheduler that the loop steps. None: forwards are counted.
+
+    Raises:
+        BadOption: ``network`` is no ``nn.Module``, or ``sample`` is not callable.
     """
 
     name = "network"
-    _clock: Clock
-    _thread: threading.local
+    _shared_clock: Clock
+    _thread_state: threading.local
 
     def __init__(self, network: Part, sample: Callable[..., Any] | None = None, *, scheduler: Any = None) -> None:
         if sample is not None and not callable(sample):
@@ -77,48 +83,71 @@ class Loop:
             raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
         self._network: Callable[[], Any] = lambda: network
         self._sample, self._scheduler = sample, scheduler
-        standing = loop_of(network)
-        self._clock, self._thread = standing._clock, standing._thread
+        registered = registered_loop(network)
+        self._shared_clock, self._thread_state = registered._shared_clock, registered._thread_state
         if scheduler is not None:
-            standing._scheduler = scheduler
+            registered._scheduler = scheduler
 
     @property
     def network(self) -> Any:
+        """Return the denoiser."""
         return self._network()
 
     @property
     def scheduler(self) -> Any:
-        return self._clock if self._scheduler is None else self._scheduler
+        """Return the noise scheduler that the loop steps, or a ``Clock`` if forwards are counted."""
+        return self._shared_clock if self._scheduler is None else self._scheduler
 
     @property
     def sampler(self) -> Callable[..., Any] | None:
-        """The function that runs the loop, None if there is none."""
+        """Return the function that runs the loop, or None if there is none."""
         return self._sample
 
     @property
     def registered(self) -> Loop:
-        """Where begin and end are told: several loops may be written around a network, ``trajectory`` knows one."""
-        return loop_of(self.network)
+        """Return the loop that is registered for the network. ``trajectory`` calls its ``begin`` and ``end``.
+
+        Several ``Loop`` objects may be made for one network; one loop is registered for all of them.
+        """
+        return registered_loop(self.network)
 
     @property
     def components(self) -> dict[str, Any]:
+        """Return the network and the noise scheduler by name, like the components of a pipeline."""
         return {self.name: self.network, "scheduler": self.scheduler}
 
     @property
     def inside(self) -> bool:
-        """Whether this thread is between begin and end."""
-        return getattr(self._thread, "inside", False)
+        """Return whether this thread is between ``begin`` and ``end``."""
+        return getattr(self._thread_state, "inside", False)
 
     def begin(self, timesteps: Tensor | None = None, branches: int = 1) -> None:
-        """The loop begins. Its noise scheduler may get its timesteps after this, but before the first forward."""
-        self._thread.inside = True
+        """Begin the loop.
+
+        The noise scheduler may get its timesteps after this call, but before the first forward.
+
+        Args:
+            timesteps: The names of the steps, [T], if forwards are counted.
+            branches: The number of forwards in each step.
+        """
+        self._thread_state.inside = True
 
     def end(self, result: Any = None, broken: bool = False) -> None:
-        """The loop is over. ``result``: the last state, where it is known; ``broken``: an exception ended it."""
-        self._thread.inside = False
+        """End the loop.
+
+        Args:
+            result: The last state, if it is known.
+            broken: Whether an exception ended the loop.
+        """
+        self._thread_state.inside = False
 
     def __call__(self, *, seed: int | None = None, **arguments: Any) -> Any:
-        """Run the loop. ``seed``: of torch's own generators, which then stand where they stood before."""
+        """Run the loop.
+
+        Args:
+            seed: Seeds torch's global generators for this call. Their states are restored afterwards.
+            arguments: Arguments of ``sample``.
+        """
         if seed is None:
             return self.sample(**arguments)
         with torch.random.fork_rng():
@@ -126,52 +155,65 @@ class Loop:
             return self.sample(**arguments)
 
     def sample(self, **arguments: Any) -> Any:
+        """Run the loop with the function that it was made with.
+
+        Raises:
+            BadOption: The loop was made without that function.
+        """
         if self._sample is None:
             raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
         return self._sample(**arguments)
 
     def __getattr__(self, name: str) -> Any:
+        """Return the network under its component name."""
         if name == self.name:
             return self.network
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
 
-class Standing(Loop):
-    """The loop that stands for all around a network, which it does not keep alive."""
+class RegisteredLoop(Loop):
+    """The one loop that is registered for a network. It does not keep the network alive."""
 
     def __init__(self, network: Part) -> None:
         self._network = weak(network)
         self._sample = self._scheduler = None
-        self._clock, self._thread = Clock(), threading.local()
+        self._shared_clock, self._thread_state = Clock(), threading.local()
 
 
-# A network, or a policy -> the loop that stands for all around it. It goes with the network.
+# A network or a policy -> its registered loop. The entry disappears with the network.
 LOOPS: weakref.WeakKeyDictionary[Any, Loop] = weakref.WeakKeyDictionary()
 
 
-def loop_of(network: Part) -> Loop:
-    """The loop that stands for all around this network."""
+def registered_loop(network: Part) -> Loop:
+    """Return the loop that is registered for a network. Register one if there is none."""
     if network not in LOOPS:
-        LOOPS[network] = Standing(network)
+        LOOPS[network] = RegisteredLoop(network)
     return LOOPS[network]
 
 
 @contextlib.contextmanager
 def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branches: int = 1) -> Iterator[None]:
-    """One run of a sampling loop of one's own: within it, forwards of ``network`` are counted.
+    """Mark one run of a sampling loop of your own: forwards of ``network`` within the block are counted.
 
         diffcache.accelerate(network, "taylorseer:every=3,order=1")
         with diffcache.trajectory(network, timesteps):
             for t in timesteps:
                 x = step(x, network(x, t), t)
 
-    timesteps  [T], one for every evaluation of the model, in order: a two-stage solver has two for each of its steps
-    branches   forwards without a name for each of them: 2 where guidance runs the network with the prompt and without,
-               one after the other. With both in one batch, or with names (:func:`branch`), it is 1
+    Without ``accelerate`` it changes nothing.
 
-    Without ``accelerate`` it changes nothing. Raises BadOption; what the schedule raises for another loop than its own;
-    UnsupportedModel where the network is called more often than was said, or where forwards without a name may have
-    been taken for those of another branch.
+    Args:
+        network: The denoiser, an ``nn.Module``.
+        timesteps: [T], one for every evaluation of the model, in order. A two-stage solver has two for each of its
+            steps.
+        branches: The number of forwards without a name for each of them: 2 if guidance runs the network with the prompt
+            and without, one after the other. It is 1 with both in one batch, or with names (:func:`branch`).
+
+    Raises:
+        BadOption: An argument is out of range.
+        ScheduleMismatch: The schedule was made for another loop, or the network was accelerated before it was compiled.
+        UnsupportedModel: The network is called more often than ``timesteps`` and ``branches`` allow, forwards without a
+            name may have been taken for those of another branch, or another trajectory of the network is in progress.
     """
     if not isinstance(network, nn.Module):
         raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")
@@ -185,7 +227,7 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
         raise BadOption("timesteps", f"{timesteps!r:.80}", "finite numbers")
     if not isinstance(branches, Integral) or isinstance(branches, bool) or branches < 1:
         raise BadOption("branches", branches, "a whole number, 1 or more")
-    loop = loop_of(network)
+    loop = registered_loop(network)
     compiled = LOOPS.get(network._orig_mod) if hasattr(network, "_orig_mod") else None
     if compiled is not None and MARK in compiled.__dict__ and MARK not in loop.__dict__:
         raise ScheduleMismatch(

@@ -1,6 +1,6 @@
-"""Diffusion policies, known by how they are built: where the network is, which method is the loop, who steps.
+"""Recognise diffusion policies by their structure: the network, the method that is the loop, and what steps it.
 
-No class of theirs is imported. A family is a few paths from the policy; one that has them all belongs to it.
+No policy class is imported. A family is a set of attribute paths; a policy that has all of them belongs to it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ from torch.utils import _pytree as pytree
 from diffcache.host.own_loops import LOOPS, Clock, Loop
 from diffcache.patch import BoundMethod
 
-COMPILED = "_torchdynamo_orig_callable"  # what torch.compile makes of a method has this
+COMPILED = "_torchdynamo_orig_callable"  # attribute of methods that torch.compile has compiled
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Paths from the policy.
+    """A kind of policy, described by attribute paths that begin at the policy.
 
-    network      the denoiser; after a colon, the method of it that is called at every step, where that is not forward
-    loop         the method whose call is one run of the loop
-    call         the method that a robot calls
-    steps        the number of steps that a run takes
-    scheduler    the noise scheduler that the loop steps, from diffusers; "": forwards are counted
-    evaluations  how many forwards a step has then
-    blocks       where a network that is a method has the list of its blocks, from the method's owner on; "": right
-                 under it, or they are called in parts, so that none can be skipped
+    Attributes:
+        network: The denoiser. After a colon follows the method of it that is called at every step, if that is not
+            ``forward``.
+        loop: The method whose call is one run of the loop.
+        call: The method that a robot calls.
+        steps: The number of steps that a run takes.
+        scheduler: The diffusers noise scheduler that the loop steps; "" if forwards are counted.
+        evaluations: Returns the number of forwards in each step of a policy, if forwards are counted.
+        blocks: The path from the owner of the method ``network`` to the list of its blocks. "" if the list is directly
+            under the owner, or if the blocks are called in parts, so that none can be skipped.
     """
 
     network: str
@@ -93,7 +95,7 @@ FAMILIES = {
 
 
 class Expert(BoundMethod):
-    """A method whose owner has its blocks deeper down than structure is looked for, among those of other networks."""
+    """A method that has its blocks deeper in its owner than ``find_sites`` searches, among those of other networks."""
 
     __slots__ = ("blocks",)
 
@@ -102,16 +104,26 @@ class Expert(BoundMethod):
         self.blocks = blocks
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """What is looked at for sites, by its path: nothing inside of what is compiled as one graph."""
+        """Yield the list of blocks with its path, for ``find_sites``.
+
+        Yield nothing if the method is compiled as one graph.
+        """
         method = getattr(self.of(), self.name)
-        while not hasattr(method, COMPILED) and hasattr(method, "__wrapped__"):  # layers of ours
+        while not hasattr(method, COMPILED) and hasattr(method, "__wrapped__"):  # diffcache's layers
             method = method.__wrapped__
         if not hasattr(method, COMPILED):
             yield self.blocks, _at(self.of(), self.blocks)
 
 
 class PolicyLoop(Loop):
-    """The loop inside of a policy. The one that stands for it does not keep it alive; ``kept`` ones do."""
+    """The loop inside of a policy.
+
+    The registered loop does not keep the policy alive; the copies that ``kept`` returns do.
+
+    Args:
+        policy: The policy.
+        family: The family that it belongs to.
+    """
 
     name = "model"
 
@@ -120,14 +132,16 @@ class PolicyLoop(Loop):
         self.family = family
         self._path, _, self._name = family.network.partition(":")
         self._method: BoundMethod | None = None
-        self._clock, self._thread = Clock(), threading.local()
+        self._shared_clock, self._thread_state = Clock(), threading.local()
 
     @property
     def policy(self) -> Any:
+        """Return the policy, or None once it is gone."""
         return self._policy()
 
     @property
     def network(self) -> Any:
+        """Return the denoiser: a module, or the method that is called at every step."""
         owner = _at(self.policy, self._path)
         if not self._name:
             return owner
@@ -139,10 +153,11 @@ class PolicyLoop(Loop):
 
     @property
     def scheduler(self) -> Any:
+        """Return the noise scheduler of the policy, or a ``Clock`` if forwards are counted."""
         if self.family.scheduler:
             return _at(self.policy, self.family.scheduler)
-        self._clock.config = {"evaluations of a step": self.evaluations}
-        return self._clock
+        self._shared_clock.config = {"evaluations of a step": self.evaluations}
+        return self._shared_clock
 
     @scheduler.setter
     def scheduler(self, value: Any) -> None:
@@ -150,17 +165,17 @@ class PolicyLoop(Loop):
 
     @property
     def evaluations(self) -> int:
-        """Of the network, in each of the policy's steps."""
+        """Return the number of evaluations of the network in each of the policy's steps."""
         return self.family.evaluations(self.policy)
 
     @property
     def steps(self) -> int:
-        """Of a run, as schedules count them: evaluations of the network."""
+        """Return the number of steps of a run as schedules count them, which are evaluations of the network."""
         return int(_at(self.policy, self.family.steps)) * self.evaluations
 
     @contextlib.contextmanager
     def of_steps(self, steps: int) -> Iterator[None]:
-        """Make the policy take ``steps`` evaluations, rounded up to whole steps, while the block lasts."""
+        """Make the policy take ``steps`` evaluations, rounded up to whole steps, within the ``with`` block."""
         before = _at(self.policy, self.family.steps)
         _set(self.policy, self.family.steps, math.ceil(steps / self.evaluations))
         try:
@@ -169,25 +184,29 @@ class PolicyLoop(Loop):
             _set(self.policy, self.family.steps, before)
 
     def kept(self) -> PolicyLoop:
-        """The same, for as long as somebody works with it and the policy may be nobody else's."""
+        """Return a copy of this loop that keeps the policy alive."""
         policy, twin = self.policy, copy.copy(self)
         twin._policy = lambda: policy
-        for layered in ("begin", "end"):  # what is layered on this one
+        for layered in ("begin", "end"):  # the layers on this loop
             twin.__dict__.pop(layered, None)
         return twin
 
     @property
     def registered(self) -> Loop:
+        """Return the loop that is registered for the policy."""
         return LOOPS[self.policy]
 
     @property
     def runs(self) -> tuple[Any, str]:
-        """The object and the name of the method whose call is the loop."""
+        """Return the object and the name of the method whose call is the loop."""
         path, _, name = self.family.loop.rpartition(".")
         return (_at(self.policy, path) if path else self.policy), name
 
     def run(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """To be layered on that method. Of several that watch, the outermost tells all."""
+        """Wrap the method whose call is the loop, and call ``begin`` and ``end`` around it.
+
+        If several watchers layer the method, only the outermost layer calls them.
+        """
         registered = self.registered
         if registered.inside:
             return inner(*args, **kwargs)
@@ -197,26 +216,33 @@ class PolicyLoop(Loop):
             result = inner(*args, **kwargs)
             broken = False
         finally:
-            # A copy: SmolVLA turns joints around in the very tensor that the loop returned.
+            # A copy, because SmolVLA changes joints in place in the tensor that the loop returned.
             registered.end(pytree.tree_map_only(Tensor, torch.clone, result), broken)
         return result
 
     def _grid(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Names of the steps of a run with these arguments: what is passed as time may differ."""
+        """Return the names of the steps of a run with these arguments, [T]. The network may be given other times."""
         asked = inspect.signature(getattr(*self.runs)).bind_partial(*args, **kwargs).arguments.get("num_steps")
         steps = self.steps if asked is None else int(asked) * self.evaluations
         return torch.linspace(1.0, 0.0, steps + 1)[:-1]
 
     def sample(self, *, num_inference_steps: int | None = None, **arguments: Any) -> Any:
-        """Ask the policy; ``num_inference_steps``: for this once. It is given copies, into which it may write."""
+        """Ask the policy for actions.
+
+        Args:
+            num_inference_steps: The number of evaluations in this call. None: as many as the policy is set to.
+            arguments: Arguments of the policy's method. The policy gets copies of tensors, which it may change.
+        """
         given = pytree.tree_map_only(Tensor, torch.clone, arguments)
         with self.of_steps(self.steps if num_inference_steps is None else num_inference_steps), self._observed(given):
             return getattr(self.policy, self.family.call)(**given)
 
     @contextlib.contextmanager
     def _observed(self, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Policies of lerobot look at queues of their own, which ``select_action`` fills step by step: here they hold
-        the observations that are asked about."""
+        """Fill the observation queues of a policy of lerobot from ``arguments`` within the ``with`` block.
+
+        Such policies read queues that ``select_action`` fills step by step. Other policies are left as they are.
+        """
         queues, batch = getattr(self.policy, "_queues", None), arguments.get("batch")
         if not isinstance(queues, dict) or not isinstance(batch, Mapping):
             yield
@@ -232,8 +258,8 @@ class PolicyLoop(Loop):
 
 
 def policy_loop(policy: Any) -> PolicyLoop | None:
-    """The loop that stands for what is built like a policy of a known family, else None."""
-    policy = getattr(policy, "_orig_mod", policy)  # what torch.compile wrapped
+    """Return the loop that is registered for a policy; None for an object of no known family."""
+    policy = getattr(policy, "_orig_mod", policy)  # the module that torch.compile wrapped
     if isinstance(policy, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         policy = policy.module
     if not isinstance(policy, nn.Module):
@@ -243,7 +269,7 @@ def policy_loop(policy: Any) -> PolicyLoop | None:
         return known
     for family in FAMILIES.values():
         if all(_there(policy, path) for path in _paths(family)):
-            # Errors name the class of what was given, so the loop carries that name.
+            # Errors show the class of the host, so the class of the loop has the name of the policy's class.
             kind = type(type(policy).__name__, (PolicyLoop,), {})
             loop: PolicyLoop = kind(policy, family)
             LOOPS[policy] = loop
@@ -252,20 +278,24 @@ def policy_loop(policy: Any) -> PolicyLoop | None:
 
 
 def _paths(family: Family) -> list[str]:
+    """Return the attribute paths that a policy of a family must have."""
     paths = family.network.replace(":", "."), family.loop, family.call, family.steps, family.scheduler
     return [path for path in paths if path]
 
 
 def _at(policy: Any, path: str) -> Any:
+    """Return the attribute of a policy at a dotted path."""
     return functools.reduce(getattr, path.split("."), policy)
 
 
 def _set(policy: Any, path: str, value: Any) -> None:
+    """Set the attribute of a policy at a dotted path."""
     owner, _, name = path.rpartition(".")
     setattr(_at(policy, owner) if owner else policy, name, value)
 
 
 def _there(policy: Any, path: str) -> bool:
+    """Return whether a policy has an attribute other than None at a dotted path."""
     try:
         return _at(policy, path) is not None
     except AttributeError:

@@ -1,4 +1,4 @@
-"""Hash every byte of a tensor where it lies, at the speed of its memory."""
+"""Hash every byte of a tensor on its device, at the speed of its memory."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 15  # words of 32 bits under one pair of sums; another number gives other hashes
+BLOCK = 1 << 15  # words of 32 bits that share a pair of sums; the hashes depend on it
 AT_ONCE = 512  # blocks that are hashed together on a GPU
 ON_CPU = (
-    1  # of 32,768 words: PyTorch divides larger operations among threads, which wait for each other on a busy machine
+    1  # blocks on a CPU: PyTorch splits larger operations among threads, which wait for each other on a busy machine
 )
 
 
 def tensor_hash(tensor: Tensor) -> bytes:
     """Return a hash of the bytes of a dense tensor that changes if an element changes or moves.
 
-    Two sums stand for each block of 128 KiB, in the order of the blocks. They are sums of integers modulo 2**64, so
-    they do not depend on the device or on the order of addition. The first multiplies each word of 32 bits by a fixed
-    random number of 64 bits: an accidental change leaves it the same with a probability of about 2**-32. The second
-    folds the upper half of each product into the lower half first, so that it fails where the first does not.
-    The hash does not resist an attacker.
+    Each block of 128 KiB has two sums, in the order of the blocks. They are sums of integers modulo 2**64, so they do
+    not depend on the device or on the order of addition. The first sum multiplies each word of 32 bits by a fixed
+    random number of 64 bits. An accidental change leaves it the same with a probability of about 2**-32. The second sum
+    first combines the upper half of each product with the lower half by exclusive or, so that it detects changes that
+    the first does not. The hash does not resist an attacker.
 
     Args:
         tensor: Any dtype, shape, strides and device. Shape and dtype are not part of the hash.
@@ -49,7 +49,15 @@ def tensor_hash(tensor: Tensor) -> bytes:
 
 
 def _sums(rows: Tensor, keys: Tensor) -> Tensor:
-    """int32 [R, W] -> int64 [R, 2]."""
+    """Return the two sums of each block.
+
+    Args:
+        rows: int32 [R, W], the words.
+        keys: int64 [W], the multipliers.
+
+    Returns:
+        int64 [R, 2].
+    """
     mixed = rows.to(torch.int64).mul_(keys)
     plain = mixed.sum(dim=1)
     folded = mixed.bitwise_xor_(mixed >> 32).sum(dim=1)
@@ -58,7 +66,10 @@ def _sums(rows: Tensor, keys: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _keys(device: torch.device) -> Tensor:
-    """int64 [BLOCK], odd: the output of SplitMix64 (Steele, Lea and Flood 2014), the same on every machine."""
+    """Return the multipliers, odd int64 [BLOCK], on ``device``.
+
+    They are the output of SplitMix64 (Steele, Lea and Flood 2014), equal on every machine.
+    """
     with np.errstate(over="ignore"):
         z = np.arange(1, BLOCK + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

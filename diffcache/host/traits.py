@@ -1,4 +1,4 @@
-"""What evaluation and recording need to know about a kind of host: what a call returns, asks for and may change."""
+"""Describe a kind of host for evaluation and recording: the result of a call, its arguments, and what it may change."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class Traits:
     """Facts that hold for every host of a kind.
 
     Attributes:
-        returns: What a call returns: decoded pictures, video or audio ("pictures"), the final state of the loop
+        returns: The result of a call: decoded pictures, video or audio ("pictures"), the final state of the loop
             ("state"), or actions ("actions").
         metrics: The metrics that an evaluation uses unless the user names others.
         plays_episodes: Whether the host acts in a task, so that an evaluation can count successful episodes.
-        asks_for_steps: Whether the call says how many steps the loop takes (``num_inference_steps``). A loop without
-            it has to run to show its number of steps.
+        asks_for_steps: Whether the call has an argument for the number of steps (``num_inference_steps``). A loop
+            without it has to run to show its number of steps.
         has_step_setting: Whether the number of steps is also a setting of the host, which ``host.of_steps(steps)``
-            changes for the length of a ``with`` block. Tasks that call the host get that number too.
+            changes within a ``with`` block. Tasks that call the host get that number too.
         swaps_scheduler: Whether the loop can step another noise scheduler than the one it was built with.
         writes_arguments: Whether the loop may write into the tensors that it has passed to the denoiser, so that a
             recording has to copy them.

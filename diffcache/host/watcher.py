@@ -1,4 +1,4 @@
-"""Where the sampling loop of a host begins and ends, and when it goes on."""
+"""Watch the sampling loop of a host: where it begins, goes on and ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffcache.host.loop_run import LoopRun, position, start_of
 from diffcache.host.own_loops import MARK, Clock
 from diffcache.patch import Wrapper, layer
 
-NO_LOOP, OVERLAP = "no-loop", "calls-overlap"  # kinds
+NO_LOOP, OVERLAP = "no-loop", "calls-overlap"  # kinds of ``missed`` events
 ONE_CALL = (
     "this {} is called from several threads at once. The calls step one noise scheduler: their results are suspect, "
     "and steps may have been computed in full. Make one call at a time, with a lock around the pipeline, or give each "
@@ -36,19 +36,19 @@ class LoopObserver:
     """
 
     def loop_awaited(self) -> None:
-        """A loop was announced; ``loop_began`` comes with its first forward. Only loops that are no pipeline's."""
+        """A loop was announced; ``loop_began`` comes with its first forward. Loops of pipelines are not announced."""
 
     def loop_began(self, run: LoopRun) -> None:
         """A loop begins. No forward of it has run."""
 
     def loop_went_back(self, run: LoopRun) -> None:
-        """The loop enters an earlier step: some pipelines run it several times over, chunk by chunk."""
+        """The loop enters an earlier step. Some pipelines run it once for each chunk."""
 
     def loop_ended(self, run: LoopRun) -> None:
-        """The loop is over, by an exception too."""
+        """The loop is over. An exception may have ended it."""
 
     def missed(self, kind: str, why: str) -> None:
-        """A call of the host or of a denoiser is served by no loop, or two calls overlap."""
+        """A call of the host or of a denoiser belongs to no loop, or two calls overlap."""
 
 
 class LoopWatcher:
@@ -60,7 +60,7 @@ class LoopWatcher:
     """
 
     def __init__(self, pipe: Any, observer: LoopObserver) -> None:
-        # Weak: what hangs on a pipeline must not keep it alive once its last user drops it.
+        # Weak, because wrappers on a pipeline must not keep it alive once its last user drops it.
         self._pipe = weakref.ref(pipe)
         self.observer = observer
         self._watch = kind_of(pipe).watch(self)
@@ -82,7 +82,7 @@ class LoopWatcher:
         return getattr(self._local, "run", None)
 
     def attach(self) -> None:
-        """Wrap what shows the loop."""
+        """Wrap the methods that show the loop."""
         for name, module in denoisers(self.pipe).items():
             if hasattr(module, "cache_context"):
                 self._undo.callback(layer(unwrapped(module), "cache_context", self._context(name), copies=True))
@@ -100,12 +100,12 @@ class LoopWatcher:
     ) -> tuple[LoopRun, Forward] | None:
         """Return the loop, and the place in it, of a forward that is beginning; None outside the host's loop.
 
-        If the noise scheduler was given another grid for a stage of its own, one loop ends here and the next begins.
+        If the noise scheduler was given another grid for a separate stage, one loop ends here and the next begins.
 
         Args:
             denoiser: The name of the component.
-            time: What it is given as time.
-            given: Returns its conditioning. It is called only if the branch has no name.
+            time: The time that the component is given.
+            given: Returns the conditioning. It is called only if the branch has no name.
         """
         run = self.entered()
         if run is None:
@@ -118,7 +118,7 @@ class LoopWatcher:
         return run, run.forward(denoiser, time, self.branch(denoiser), given)
 
     def branch(self, denoiser: str) -> str:
-        """Return the name of the branch that this thread's forwards of ``denoiser`` serve, or ""."""
+        """Return the name of the branch that this thread's forwards of ``denoiser`` belong to, or ""."""
         contexts = getattr(self._local, "contexts", {}).get(denoiser)
         return contexts[-1] if contexts else branches.named()
 
@@ -129,7 +129,7 @@ class LoopWatcher:
         return self.run
 
     def open(self, scheduler: Any, start: int) -> LoopRun:
-        """Begin a loop, and end one that nothing has closed.
+        """Begin a loop, and end the previous one if it is still open.
 
         Args:
             scheduler: The noise scheduler that the loop steps, or a ``Clock``.
@@ -185,7 +185,7 @@ class LoopWatcher:
         return result
 
     def missed(self, kind: str, why: str) -> None:
-        """Report a call that no loop serves.
+        """Report a call that belongs to no loop.
 
         Args:
             kind: ``NO_LOOP`` or ``OVERLAP``.
@@ -206,7 +206,7 @@ class LoopWatcher:
         )
 
     def called_by(self, other: Any) -> None:
-        """Report once that another pipeline shares a denoiser of this one and has no schedule of its own."""
+        """Report once that another pipeline shares a denoiser of this one and has no schedule."""
         if other is None or other is self.pipe or MARK in other.__dict__ or other in self._others:
             return
         self._others.add(other)
@@ -218,7 +218,7 @@ class LoopWatcher:
         )
 
     def _set_up_anew(self, run: LoopRun, time: Any) -> bool:
-        """Return whether the noise scheduler was given another grid within the loop, for a stage of its own."""
+        """Return whether the noise scheduler was given another grid within the loop, for a separate stage."""
         grid = run.scheduler.timesteps
         if grid is run.timesteps or grid is run.saved:
             return False
@@ -238,6 +238,7 @@ class LoopWatcher:
                 self.missed(OVERLAP, ONE_CALL.format(type(self.pipe).__name__))
 
     def _forget(self, thread: threading.Thread) -> None:
+        """Remove the loop of a thread from ``_running``."""
         with self._lock:
             self._running.pop(thread, None)
 
@@ -259,7 +260,7 @@ class LoopWatcher:
 
 
 def _sample(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a call of ``scheduler.step`` is given as ``sample``; None if it is not known."""
+    """Return the argument ``sample`` of a call of ``scheduler.step``; None if it is not known."""
     try:
         return inspect.signature(scheduler.step).bind(*args, **kwargs).arguments.get("sample")  # through all layers
     except TypeError:

@@ -1,4 +1,4 @@
-"""How the denoisers of a pipeline were built and wrapped when it was accelerated, and whether that has changed."""
+"""Record how the denoisers of a pipeline are built and wrapped at ``accelerate``, and check that it has not changed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ AGAIN = "Call diffcache.restore(pipe), then accelerate it as it is: compile firs
 
 
 class Wrapping:
-    """What the sites of a pipeline's denoisers are, and what stands around their forwards.
+    """The sites of a pipeline's denoisers, and the wrappers around their forwards, at the time of ``accelerate``.
 
     It holds the classes of modules and weak references to the modules.
 
     On a transformer of FLUX.1's structure (57 blocks, 1,275 modules) ``demand_unchanged`` takes about 0.1 ms on one CPU
     core.
+
+    Args:
+        pipe: The pipeline.
+        sites: Denoiser -> site -> the modules of the site.
+
+    Raises:
+        ScheduleMismatch: ``torch.compile`` compiled the forward of a site while diffcache's layers were on it.
     """
 
     def __init__(self, pipe: Any, sites: Sites) -> None:
@@ -46,14 +53,14 @@ class Wrapping:
 
     @property
     def denoisers(self) -> dict[str, Any]:
-        """The denoisers as they were accelerated, as long as they exist."""
+        """Return the denoisers that were accelerated and still exist, by name."""
         return {name: part for name, root in self._roots.items() if (part := root()) is not None}
 
     def demand_unchanged(self, pipe: Any) -> None:
         """Raise ScheduleMismatch if a denoiser, a block or a forward was replaced since ``accelerate``.
 
-        Wrappers that call what they found are accepted: hooks for offloading and casting, a user's own. So are
-        adapters, which replace layers inside the blocks.
+        Wrappers that call the forward that they replace are accepted: hooks for offloading and casting, and wrappers of
+        the user. Adapters, which replace layers inside the blocks, are accepted too.
         """
         for name, root in self._roots.items():
             here = getattr(pipe, name, None)
@@ -81,6 +88,7 @@ class Wrapping:
                 self._demand_forward(pipe, name, reference())
 
     def _demand_forward(self, pipe: Any, name: str, module: nn.Module | None) -> None:
+        """Raise ScheduleMismatch if the forward of one module was replaced by a function that does not call it."""
         if module is None or "forward" not in module.__dict__:
             return
         top = outermost(module)
@@ -95,6 +103,7 @@ class Wrapping:
         self._accept(top)
 
     def _demand_not_compiled(self, pipe: Any, name: str, module: nn.Module) -> None:
+        """Raise ScheduleMismatch if ``torch.compile`` compiled a module's forward with diffcache's layers on it."""
         if compiled_with_layers(module):
             raise ScheduleMismatch(
                 f"the forward of a {type(module).__name__} in {name!r} of this {type(pipe).__name__} was compiled "
@@ -103,15 +112,21 @@ class Wrapping:
             )
 
     def _accept(self, function: Any) -> None:
+        """Remember a function that may stand in a module's ``forward``."""
         if function is not None:
             try:
                 self._known.append(weakref.ref(function))
-            except TypeError:  # an object without weak references is looked at again at every run
+            except TypeError:  # an object without weak references is checked again at every run
                 return
 
 
 def _edges(root: nn.Module, wanted: set[int]) -> Iterator[Edge]:
-    """Yield where the ``wanted`` modules hang, and the lists that they hang in."""
+    """Yield the edges (module, name of a child, child) to wanted modules and to the lists that hold them.
+
+    Args:
+        root: The denoiser.
+        wanted: The ids of the modules of its sites.
+    """
     for owner in parts(root):
         for key, child in owner._modules.items():
             listed = isinstance(child, nn.ModuleList) and any(id(m) in wanted for m in child._modules.values())
@@ -120,5 +135,6 @@ def _edges(root: nn.Module, wanted: set[int]) -> Iterator[Edge]:
 
 
 def _name(function: Any) -> str:
+    """Return the qualified name of a function, or of the class of a callable object."""
     function = getattr(function, "func", function)
     return str(getattr(function, "__qualname__", type(function).__qualname__))

@@ -2,9 +2,9 @@
 
 A file has one or both of these functions:
 
-* ``rule(grid, **options) -> SitePlan`` needs no measurement. Users reach it as a short spec, ``"uniform:every=3"``. It
-  may also return what is decided in the run, ``-> (SitePlan, Online)``. ``GRANULARITY`` sets the sites where a rule
-  applies unless a spec sets others; the default is "model".
+* ``rule(grid, **options) -> SitePlan`` needs no measurement. Users name it by a short spec, ``"uniform:every=3"``. A
+  rule that leaves decisions to the run returns ``(SitePlan, Online)``. ``GRANULARITY`` sets the sites of a rule unless
+  a spec sets others; the default is "model".
 * ``plan(profile, computed_steps, **options) -> Planned`` works from a profile, and ``diffcache.plan`` calls it.
   ``computed_steps`` is the work to do, in full steps of the loop: a whole number for methods that decide about whole
   steps. Sites and steps are those of the profile.
@@ -12,9 +12,9 @@ A file has one or both of these functions:
 A file with ``plan`` also has these constants:
 
 * ``SOURCE``: the paper, and the repository and commit that it was compared with;
-* ``NEEDS``: what the profile must hold beyond the tables of the model's outputs; "" for nothing;
+* ``NEEDS``: the tables that the profile must hold beyond those of the model's outputs; "" for none;
 * ``GROUP``: one of ``GROUPS``. The default is "published methods";
-* ``ALIASES``: specs under which earlier versions knew the method -> the options that they stand for.
+* ``ALIASES``: names of the method in earlier versions, as specs -> the options that each of them implies.
 """
 
 from __future__ import annotations
@@ -35,27 +35,37 @@ from diffcache.errors import BadOption, UnknownName
 
 Aliases = Mapping[str, Mapping[str, Any]]
 GROUPS = ("start here", "published methods", "inside the network")
-_TITLE = {"rule": "rule", "plan": "scheduler"}  # what errors call a file with such a function
+_TITLE = {"rule": "rule", "plan": "scheduler"}  # the names of files with such a function in errors
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The loop a rule plans for: ``timesteps`` float64 [T] of the noise scheduler, and the iteration it starts at."""
+    """The loop that a rule plans for.
+
+    Attributes:
+        timesteps: float64 [T], the timesteps of the noise scheduler.
+        start: The iteration at which the loop begins.
+    """
 
     timesteps: np.ndarray
     start: int = 0
 
     @property
     def steps(self) -> int:
+        """Return the number of steps."""
         return len(self.timesteps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
-    """What a scheduler decides for the one denoiser of a profile; the fields are those of the schedule made of it.
+    """The decisions of a scheduler for the one denoiser of a profile.
 
-    expected  where the scheduler knows better than the simulation of its plan
-    notes     for the schedule's provenance
+    Attributes:
+        sites: Site -> its plan.
+        online: The decision that is left to the run, or None.
+        sigmas: float64 [T + 1], moved noise levels, or None.
+        expected: The expected fidelity, if the scheduler knows it better than a simulation of its plan.
+        notes: Entries of the schedule's provenance.
     """
 
     sites: Mapping[str, SitePlan]
@@ -67,9 +77,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A schedule by formula, made when the loop is known: for a first try without calibration.
+    """A schedule by formula, which is made when the loop is known. It needs no calibration.
 
-    ``granularity`` says at which sites it applies; every other option belongs to the scheduler called ``name``.
+    Attributes:
+        name: The name of the scheduler's file.
+        granularity: The granularity of the sites that the rule applies to.
+        options: The options of the scheduler.
     """
 
     name: str
@@ -113,14 +126,16 @@ def having(kind: str) -> tuple[str, ...]:
 
 
 def rules() -> tuple[str, ...]:
-    """Names that a rule's spec may begin with."""
+    """Return the names of all rules."""
     return having("rule")
 
 
 def _aliases(old: str, kind: str) -> list[tuple[dict[str, Any], str, Mapping[str, Any]]]:
-    """Return what an old name may stand for: options that are part of it, a name, and that name's options.
+    """Return the methods that an old name may mean, those with the most options first.
 
-    What has most options comes first.
+    Returns:
+        Tuples of the options that are part of the old name, the name of the method, and the options that the old name
+        implies.
     """
     found = []
     for name, module in registry.modules(__name__).items():
@@ -155,12 +170,17 @@ def is_rule(spec: str) -> bool:
 
 
 def parse_rule(spec: str) -> Rule:
-    """``"name:key=value,key=value"`` -> Rule. ``sites=block`` picks the granularity."""
+    """Return the rule of a spec, ``"name:key=value,key=value"``. ``sites=block`` sets the granularity.
+
+    Raises:
+        UnknownName: There is no such rule or option.
+        BadOption: The text is not a spec, or an option is out of range.
+    """
     name, options = parse_spec(spec, "rule")
     granularity = options.pop("sites", getattr(registry.load(__name__, name), "GRANULARITY", "model"))
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
-    # A value it cannot take is refused here, not in the run.
+    # The call raises for a value out of range here, before the run.
     function(name, "rule", options)(Grid(np.linspace(1.0, 0.1, 10)), **options)
     return Rule(name, granularity, options)
 
@@ -169,9 +189,9 @@ def parse_spec(spec: str, kind: str, more: Mapping[str, Any] = MappingProxyType(
     """Return the name of a file that has ``kind``, and the options, of ``"name:key=value,key=value"``.
 
     Args:
-        spec: The name, and options behind a colon.
+        spec: The name, followed by a colon and the options.
         kind: "rule" or "plan".
-        more: Options that are given apart from the spec, and override it.
+        more: Further options, which override those of the spec.
 
     Raises:
         UnknownName: If no file of this name has ``kind``.
@@ -201,7 +221,11 @@ def _options(spec: str, rest: str) -> dict[str, Any]:
 
 
 def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]:
-    """The function ``kind`` of the file ``name``, once it is known to have these options."""
+    """Return the function ``kind`` of the file ``name``.
+
+    Raises:
+        UnknownName: If there is no such function, or it has not one of ``options``.
+    """
     found: Callable[..., Any] | None = getattr(registry.load(__name__, name), kind, None)
     if found is None:
         raise UnknownName(_TITLE[kind], name, having(kind), next_step="It has no function of that kind.")
@@ -213,6 +237,7 @@ def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]
 
 
 def _value(text: str) -> float | int | str:
+    """Return a text as an int or a float if it reads as one, else as it is."""
     for number in (int, float):
         try:
             return number(text)

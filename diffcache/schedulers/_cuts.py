@@ -1,4 +1,4 @@
-"""Cut the loop into runs, a computed step and the predicted steps after it, by exact dynamic programs.
+"""Cut the loop into runs, a computed step and the predicted steps after it, with exact dynamic programs.
 
 A table of costs is float64 [T, T + 1]. At [a, b] is the cost of predicting the steps between the computed steps a and
 b. b = T if no step after a is computed. A cost of inf is not allowed.
@@ -20,9 +20,16 @@ def following(steps: int, least: int = 1, most: int | None = None) -> np.ndarray
 
 
 def anchored(error: np.ndarray) -> np.ndarray:
-    """Return costs [..., T, T + 1] that add up ``error`` [..., T, T], at [a, i]: of step i predicted from step a."""
+    """Return the costs of runs as sums of errors.
+
+    Args:
+        error: float64 [..., T, T]. At [a, i] is the error of step i if it is predicted from step a.
+
+    Returns:
+        float64 [..., T, T + 1].
+    """
     steps = error.shape[-1]
-    sums = np.cumsum(np.triu(error, 1), axis=-1)  # at [a, i]: of the steps after a, i included
+    sums = np.cumsum(np.triu(error, 1), axis=-1)  # at [a, i]: the sum over the steps after a, including i
     cost = np.concatenate([np.zeros((*error.shape[:-1], 1)), sums], axis=-1)
     return np.where(following(steps), cost, np.inf)
 
@@ -37,7 +44,7 @@ class Cheapest:
 
     def __init__(self, cost: np.ndarray, most: int) -> None:
         *problems, self.steps, _ = cost.shape
-        total = np.full((*problems, self.steps + 1), np.inf)  # of cutting the steps before n
+        total = np.full((*problems, self.steps + 1), np.inf)  # at [..., n]: the cost of cutting the steps before n
         total[..., 0] = 0
         self._totals, self._begins = [total], [np.zeros(total.shape, int)]
         for _ in range(most):
@@ -74,8 +81,8 @@ def mildest(cost: np.ndarray, runs: int) -> np.ndarray:
         bool [T], the computed steps.
     """
     steps = len(cost)
-    sorted_costs = np.full((steps + 1, 1), np.inf)  # of the best cut of the steps before n
-    sorted_costs[0] = -np.inf  # stands for no run at all, and sinks to the end
+    sorted_costs = np.full((steps + 1, 1), np.inf)  # at [n]: the costs in the best cut of the steps before n
+    sorted_costs[0] = -np.inf  # no run at all; sorted to the end
     begins = []
     for _ in range(runs):
         begin = np.zeros(steps + 1, int)
@@ -91,18 +98,20 @@ def mildest(cost: np.ndarray, runs: int) -> np.ndarray:
 
 
 def cheapest_pairs(first: np.ndarray, cost: np.ndarray, runs: int) -> np.ndarray:
-    """Return the cut of least total cost, where a run's cost also depends on the run before.
+    """Return the cut of least total cost, if a run's cost also depends on the run before.
 
     Args:
-        first: float64 [T + 1], at [b]: the cost of the run that begins at step 0.
-        cost: float64 [T, T, T + 1], at [p, a, b]: the cost of the run of a if the run before begins at p.
+        first: float64 [T + 1]. At [b] is the cost of the run from step 0 to the step before b.
+        cost: float64 [T, T, T + 1]. At [p, a, b] is the cost of the run of a if the run before begins at p.
         runs: The number of runs.
 
     Returns:
         bool [T], the computed steps.
     """
     steps = len(cost)
-    total = np.full((steps, steps + 1), np.inf)  # at [a, b]: of cutting the steps before b, the last run beginning at a
+    total = np.full(
+        (steps, steps + 1), np.inf
+    )  # at [a, b]: the cost of cutting the steps before b, with a last run of a
     total[0] = first
     befores = []
     for _ in range(runs - 1):
@@ -128,7 +137,12 @@ def demand_room(steps: int, runs: int, least: int = 1, most: int | None = None) 
 
 
 def _walked_back(begins: list[np.ndarray], end: int) -> np.ndarray:
-    """Return the computed steps bool [T] from the best first step of the last run, for each number of runs and end."""
+    """Return the computed steps of a cut, bool [T].
+
+    Args:
+        begins: For each number of runs int [T + 1], the best first step of the last run, by the end of that run.
+        end: The number of steps T.
+    """
     mask = np.zeros(end, bool)
     for begin in begins[::-1]:
         end = int(begin[end])

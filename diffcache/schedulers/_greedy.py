@@ -1,6 +1,6 @@
-"""Shared by schedulers of online rules: the rule is simulated on a profile to find the threshold for a budget.
+"""Simulate online rules on a profile, to find the threshold for a budget.
 
-A profile holds means over its samples, so a run of one sample computes about as many steps, not exactly as many.
+A profile holds means over its samples. A run of one sample therefore computes about as many steps, not exactly as many.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffcache.schedulers._threshold import residual_reuse
 def per_decision(profile: Profile, table: np.ndarray) -> np.ndarray:
     """Return the rows of a table [B, …] that each decision uses.
 
-    Branches of separate calls decide separately. Branches of one batch decide together, on their mean.
+    Branches of separate calls decide separately. Branches of one batch decide together, from their mean.
     """
     apart = profile.guidance is not None and profile.guidance.mode == "separate"
     return table if apart else table.mean(0, keepdims=True)

@@ -1,9 +1,8 @@
-"""The loop cut into exactly K runs of similar outputs, the first of each reused for the rest: what CacheQuant and BAC
-share.
+"""Cut the loop into exactly K runs of similar outputs, for CacheQuant and BAC. The first output of each run is reused.
 
-These costs do not see that errors of a run add up, because they point the same way. ``norm="coherent"`` does: it is the
-square of the weighed sum of a run's differences, from the Gram table. It is exact for the final state if no step
-answers to errors.
+The costs do not show that errors of a run add up because they point the same way. ``norm="coherent"`` accounts for
+that. It is the squared norm of the weighted sum of a run's differences, from the Gram table. It is exact for the final
+state if no step responds to errors.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def planned(
     demand_room(profile.steps, runs, least, most)
     measured = at(profile, sites)
     weights = step_weights(profile) if weighted else np.ones(profile.steps)
-    counted = list(measured)[:1] if unified else list(measured)  # sites whose errors count; the first runs first
+    counted = list(measured)[:1] if unified else list(measured)  # sites whose errors count, in the order of execution
     cost = np.stack([costs(profile, name, measured[name], norm, weights) for name in counted])
     cost = np.where(following(profile.steps, least, most), cost, np.inf)
     if per_site and not unified:
@@ -70,15 +69,23 @@ def planned(
 
 
 def bounds(steps: int, runs: int) -> tuple[int, int]:
-    """Shortest and longest run that CacheQuant allows. There is always room: T/K lies above N - 1 and not above N."""
+    """Return the lengths of the shortest and the longest run that CacheQuant allows, in steps.
+
+    Such runs always exist, because T/K is above N − 1 and not above N.
+    """
     usual = math.ceil(steps / runs)
     return math.ceil(usual / 2), 2 * usual
 
 
 def costs(profile: Profile, name: str, site: SiteProfile, norm: str, weights: np.ndarray) -> np.ndarray:
-    """float64 [T, T + 1], at [a, b]: of reusing the site's output of step a up to the step before b.
+    """Return the costs of reusing the site's output of step a up to the step before b, float64 [T, T + 1] at [a, b].
 
-    weights  float64 [T], of the steps
+    Args:
+        profile: The measured tables.
+        name: The name of the site.
+        site: The profile of the site.
+        norm: As in ``planned``.
+        weights: float64 [T], the weights of the steps.
     """
     if norm == "l1":
         return anchored(site.output.l1.mean(0) * np.abs(weights))
@@ -86,5 +93,5 @@ def costs(profile: Profile, name: str, site: SiteProfile, norm: str, weights: np
         return anchored(site.output.squared.mean(0) * weights**2)
     if norm == "cosine":
         return anchored((1 - site.output.cosine.mean(0)) * weights**2)
-    guided = name == "model" and profile.dynamics is not None  # then the products of what the loop is handed are known
+    guided = name == "model" and profile.dynamics is not None  # then products of the loop's guided outputs are known
     return reused(profile.dynamics.gram if guided else site.output.gram.mean(0), constant(weights))  # type: ignore[union-attr]

@@ -1,10 +1,10 @@
-"""Paths over exactly K computed steps, where an edge predicts all steps between two of them: what LeMiCa, MeanCache and
-DPCache share.
+"""Find paths over exactly K computed steps, for LeMiCa, MeanCache and DPCache.
 
-``edge`` sets what an edge costs. "state" is the root mean square error of the final state if only this edge is
-predicted. That is LeMiCa's measure, with the loop's dynamics in place of runs of the network: exact to first order for
-steps that answer to errors as the profile says. "local" adds up the relative errors of the edge's outputs: L1 for
-reuse, L2 from the Gram table for predictions from several outputs.
+An edge of a path predicts all steps between two computed steps. ``edge`` sets the cost of an edge. "state" is the root
+mean square error of the final state if only this edge is predicted. This is the measure of LeMiCa, computed from the
+loop's dynamics in place of runs of the network. It is exact to first order, for steps whose response to errors is that
+of the profile. "local" is the sum of the relative errors of the edge's outputs: L1 for reuse, L2 from the Gram table
+for predictions from several outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ EDGES = ("state", "local")
 
 
 def allowed_runs(profile: Profile, computed_steps: float, edge: str, most: int | None) -> tuple[int, np.ndarray]:
-    """Return the number of runs, and bool [T, T + 1]: whether a run may begin at step a and end before step b.
+    """Check the options of a path.
+
+    Args:
+        profile: The measured tables.
+        computed_steps: The number of computed steps.
+        edge: "state" or "local".
+        most: Steps in a row that may be predicted. None allows any number.
+
+    Returns:
+        The number of runs, and bool [T, T + 1]: whether a run may begin at step a and end before step b.
 
     Raises:
         BadOption: For an option out of range, or a budget without room.
@@ -69,14 +78,25 @@ def reuse_costs(profile: Profile, edge: str) -> np.ndarray:
 
 
 def newest(weights: np.ndarray, anchors: int) -> np.ndarray:
-    """Return weights [B, T, K] of at most ``anchors`` outputs: the oldest of these takes the weights of older ones."""
+    """Limit weights to the newest outputs.
+
+    Args:
+        weights: [B, T, K], of the outputs at the newest computed steps, the newest first.
+        anchors: The number of outputs to keep.
+
+    Returns:
+        [B, T, anchors]. The oldest output gets the sum of the weights of those that are left out.
+    """
     left = weights[:, :, :anchors].copy()
     left[:, :, -1] += weights[:, :, anchors:].sum(-1)
     return left
 
 
 def of_the_loop(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Gram matrix of what the loop is given, and how far each step moves the final state.
+    """Return the Gram matrix of the guided outputs, and how far each step moves the final state.
+
+    Returns:
+        float64 [T, T], and float64 [T + 1, T] (see ``step_influence``).
 
     Raises:
         BadOption: For a profile without dynamics.
@@ -93,6 +113,6 @@ def gram_of(profile: Profile) -> np.ndarray:
 
 
 def sizes(gram: np.ndarray) -> np.ndarray:
-    """Return the norms of outputs, float64 [T], kept from 0."""
+    """Return the norms of outputs, float64 [T]. Norms of almost 0 are replaced by a small positive number."""
     sizes = np.sqrt(np.diag(gram))
     return np.maximum(sizes, max(float(sizes.max()) * 1e-12, 1e-150))

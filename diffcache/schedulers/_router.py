@@ -1,8 +1,8 @@
-"""Trained tables of sites and steps: what Learning-to-Cache and HarmoniCa share.
+"""Plan from trained tables of sites and steps, for Learning-to-Cache and HarmoniCa.
 
-A router says for every attention and feed-forward of a DiT, at every step, whether it runs. It is trained for one
+A router states for every attention and feed-forward of a DiT, at every step, whether it runs. It is trained for one
 network, one number of steps, one sampler and one budget. Its file is a torch file.
-``diffcache.profiling.router_file`` reads it, and makes a schedule of it without a profile.
+``diffcache.profiling.router_file`` reads it, and makes a schedule from it without a profile.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Router:
 
     Attributes:
         compute: bool [T, 2 · depth], in the order in which steps and sites run. The first step is all True.
-        name: Its name in errors and notes.
+        name: The name of the router in errors and notes.
+
+    Raises:
+        BadOption: The table has another dtype or shape, or skips at the first step.
     """
 
     compute: np.ndarray
@@ -49,11 +52,12 @@ class Router:
 
     @property
     def steps(self) -> int:
+        """Return the number of steps."""
         return len(self.compute)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The names of the sites, one per column."""
+        """Return the names of the sites, one per column."""
         blocks = range(self.compute.shape[1] // len(PARTS))
         return tuple(f"sublayer:{STACK}.{i}.{part}" for i in blocks for part in PARTS)
 
@@ -77,12 +81,12 @@ class Router:
 
 
 def planned(profile: Profile, computed_steps: float, file: Router | str) -> Planned:
-    """Return the table as a plan.
+    """Return the plan of a router's table.
 
     Args:
         profile: The measured tables of the sublayers.
         computed_steps: The most work, in full steps.
-        file: What ``diffcache.profiling.router_file.read`` returned, or the path of a ``.npy`` file with such a table.
+        file: The result of ``diffcache.profiling.router_file.read``, or the path of a ``.npy`` file with such a table.
 
     Raises:
         BadOption: If the table's work is above ``computed_steps``, or the profile has another number of steps or other
@@ -104,6 +108,7 @@ def planned(profile: Profile, computed_steps: float, file: Router | str) -> Plan
 
 
 def _from_npy(path: str) -> Router:
+    """Read the table of a router from a ``.npy`` file. Raise BadOption if the file holds no such table."""
     allowed = (
         "diffcache.profiling.router_file.read(path), for a file of Learning-to-Cache or HarmoniCa; or the path of a "
         ".npy file with its table: numpy.save(path, router.compute)"

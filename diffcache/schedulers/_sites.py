@@ -1,4 +1,4 @@
-"""The sites of a profile as schedulers see them: of one granularity, in the order in which they run, with costs."""
+"""Select the sites of one granularity from a profile, and check options of schedulers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from diffcache.errors import BadOption
 
 
 def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[str, SiteProfile]:
-    """Return the sites of a granularity in the order in which they run. Raise BadOption if the profile has none."""
+    """Return the sites of a granularity in the order in which they run.
+
+    Args:
+        profile: The profile.
+        granularity: One of ``GRANULARITIES``.
+        stacks: Lists of blocks in the order in which they run. Empty orders them by name.
+
+    Raises:
+        BadOption: If the profile has no such sites, or there is no such granularity.
+    """
     one_of("sites", granularity, GRANULARITIES)
     ((_, denoiser),) = profile.denoisers.items()
     found = in_order((name for name in denoiser.sites if parse(name).granularity == granularity), stacks)
@@ -25,7 +34,7 @@ def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[s
 def shares(sites: Mapping[str, SiteProfile]) -> np.ndarray:
     """Return each site's share of one full step's work, float64 [S] with sum 1.
 
-    Work is time; operations if no time was measured; else the number of calls.
+    Work is measured in seconds; in operations if no time was measured; else in calls.
     """
     calls = np.array([site.calls for site in sites.values()], float)
     for cost in ([site.seconds for site in sites.values()], [float(site.flops) for site in sites.values()]):
@@ -56,7 +65,10 @@ def count(name: str, value: object, least: int = 0) -> int:
 
 
 def whole_steps(computed_steps: float, steps: int) -> int:
-    """Return the budget as an int, for methods that decide about whole steps. Raise BadOption if it is not one."""
+    """Return the budget as an int, for methods that decide about whole steps.
+
+    Raise BadOption if it is not a whole number.
+    """
     if computed_steps != int(computed_steps) or not 1 <= computed_steps <= steps:
         raise BadOption("computed_steps", computed_steps, f"a whole number, 1 to {steps}")
     return int(computed_steps)

@@ -1,9 +1,8 @@
-"""Reuse until the error since the newest computed step reaches a threshold: what SmoothCache, ERTACache and MagCache
-share.
+"""Reuse until the error since the newest computed step reaches a threshold, for SmoothCache, ERTACache and MagCache.
 
-The walk is greedy, and the errors are those of the full run: it does not see how earlier reuse bends the trajectory.
-A higher threshold does not always compute fewer steps, because anchors move. So all thresholds that make a difference
-are tried.
+The walk is greedy, and the errors are those of the full run: it does not account for the effect of earlier reuse on the
+trajectory. A higher threshold does not always compute fewer steps, because anchors move. So all thresholds that make a
+difference are tried.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def walks(error: np.ndarray, limits: np.ndarray, most: int, first: int) -> np.nd
     """Return the computed steps for each of N limits, bool [N, G, T]. A step with an error below the limit is reused.
 
     Args:
-        error: float64 [G, T, T], at [a, i]: of step i if step a is the newest computed step.
+        error: float64 [G, T, T]. At [a, i] is the error of step i if step a is the newest computed step.
         limits: [N].
         most: Steps in a row that may be reused.
         first: Steps at the beginning that are always computed.

@@ -1,15 +1,15 @@
 """Spread a compute budget over sites and steps by their effect on the final state (this project).
 
-The result is a table of sites and steps as HarmoniCa and Learning-to-Cache train one. Here nothing is trained: in the
-place of F_t, an output F_a kept from step a makes an error in the final state of
+The result is a table of sites and steps like the tables that HarmoniCa and Learning-to-Cache train. Here nothing is
+trained. If an output F_a, kept from step a, replaces F_t, the mean square error of the final state is estimated as
 
     e[t, a] = (reach of step t)² · influence of the site at t · mean square of F_a − F_t
 
-Influence turns the site's error into the denoiser's; the reach is how far the final state moves per unit of what step t
-is handed, with all later steps answering the state's error. Errors of different sites and steps are added up as if they
-were independent; sites that age together can make smaller ones, of which no table of single sites tells. Then sites do
-not know of each other, and a price on work decides for each of them alone, exactly, by a dynamic program over its
-steps; the price is raised until the budget is met.
+The influence converts the site's error into the denoiser's error. The reach is how far the final state moves per unit
+of error in the output of step t, if all later steps respond to the error of the state. Errors of different sites and
+steps are added up as if they were independent. Errors of sites that are reused together can partly cancel, which tables
+of single sites do not show. With this assumption a price on work separates the sites. For each site an exact dynamic
+program over its steps finds the best choice. The price is raised until the budget is met.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SOURCE = (
 )
 NEEDS = "the sites that it plans"
 GROUP = "inside the network"
-ROUNDING = 1e-9  # of the budget: sums of costs come in any order
+ROUNDING = 1e-9  # tolerance relative to the budget, because the sums of costs depend on the order of addition
 
 
 def plan(
@@ -43,15 +43,24 @@ def plan(
     cost: str = "measured",
     max_age: int | None = None,
 ) -> Planned:
-    """``computed_steps``: work of that many full steps, what lies outside the sites included. That part always runs.
+    """Plan to the work of ``computed_steps`` full steps.
 
-    sites    granularity
-    reuse    "output", or "residual": what the site adds to its input. None: the residual of blocks and stacks, for with
-             an old output they would hand on nothing of what ran before them; else the output
-    cost     of a site's call: "seconds", "flops", or "measured": seconds where the profile has them, else operations
-    max_age  most steps that one output may serve after its own
+    Work includes everything outside the sites, which always runs.
 
-    Raises BadOption; for a profile without influence, and for a budget that what always runs uses up.
+    Args:
+        profile: The measured tables of the sites, with influence.
+        computed_steps: The work to do, in full steps.
+        sites: The granularity.
+        reuse: "output" or "residual" (what the site adds to its input). None reuses the output of sublayers and the
+            residual of blocks and stacks, because an old output of these would discard the work of the sites before
+            them.
+        cost: The cost of a site's call: "seconds", "flops", or "measured" (seconds if the profile has them, else
+            operations).
+        max_age: The most steps that an output may be reused for. None allows any number.
+
+    Raises:
+        BadOption: For an option out of range, a profile without influence, or a budget that the work outside the sites
+            uses up.
     """
     reuse = reuse or ("output" if sites == "sublayer" else "residual")
     one_of("reuse", reuse, ("output", "residual"))
@@ -85,30 +94,41 @@ def plan(
 
 
 def errors(profile: Profile, sites: Mapping[str, SiteProfile], reuse: str = "output") -> np.ndarray:
-    """float64 [S, T, T], e at [site, a, t]; means over branches. Without dynamics every step reaches as far."""
+    """Return the errors e of the module's formula, float64 [S, T, T] at [site, a, t], averaged over the branches.
+
+    Without dynamics, the reach of every step is 1.
+
+    Args:
+        profile: The measured tables.
+        sites: Site -> its profile.
+        reuse: "output" or "residual".
+    """
     weight = np.ones(profile.steps)
-    if profile.dynamics is not None:  # of step t, when all steps from t + 1 on answer
+    if profile.dynamics is not None:  # of step t, if all steps from t + 1 on respond
         weight = np.diagonal(step_influence(profile.dynamics)[1:]) ** 2
     return np.stack([weight * _moved(name, site, reuse) for name, site in sites.items()])
 
 
 def counts_within(errors: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
-    """int [S]: how often each site is computed.
+    """Return how often each site is computed within a budget, int [S].
 
-    errors  float64 [S, T], of the best plan with exactly k computed steps, at [site, k - 1]; inf where there is none
-    costs   float64 [S], of one computed step
-    budget  of what they cost together; enough for the fewest steps that each site can do with
+    The lowest price that does not exceed the budget is found among the prices that change the choice. Then the steps
+    that reduce the error most per cost are added as long as they fit. The rest of the budget is less than the cheapest
+    further step, or no further step would help.
 
-    Of the prices that matter, the lowest that keeps to the budget; then, for what it leaves, the best steps that still
-    fit. What stays unspent buys nothing: it is less than the cheapest further step, or no step would help.
+    Args:
+        errors: float64 [S, T], the error of the best plan with exactly k computed steps, at [site, k − 1]. It is inf if
+            there is no such plan.
+        costs: float64 [S], the cost of one computed step of each site.
+        budget: The limit of the total cost. It is enough for the fewest steps that each site needs.
     """
     most = errors.shape[1]
     budget += ROUNDING * abs(budget)
     fewer, more = np.triu_indices(most, 1)
-    with np.errstate(invalid="ignore"):  # inf less inf
+    with np.errstate(invalid="ignore"):  # inf − inf
         slopes = (errors[:, fewer] - errors[:, more]) / ((more - fewer) * costs[:, None])
     prices = np.unique(np.append(slopes[np.isfinite(slopes) & (slopes > 0)], 0.0))
-    prices = np.append(prices, 2 * prices[-1])  # nothing is worth this, whatever the rounding
+    prices = np.append(prices, 2 * prices[-1])  # no step is worth this price, regardless of rounding
     low, high = 0, len(prices) - 1
     while low < high:
         middle = (low + high) // 2
@@ -129,13 +149,28 @@ def counts_within(errors: np.ndarray, costs: np.ndarray, budget: float) -> np.nd
 
 
 def at_price(errors: np.ndarray, costs: np.ndarray, price: float) -> np.ndarray:
-    """int [S]: how often each site is computed where work has this price; on a tie, less often."""
+    """Return how often each site is computed at a price of work, int [S].
+
+    Of equal choices, the one with fewer steps is taken.
+    """
     paid = price * costs[:, None] * np.arange(1, errors.shape[1] + 1)
     return np.asarray((errors + paid).argmin(-1) + 1)
 
 
 def _moved(name: str, site: SiteProfile, reuse: str) -> np.ndarray:
-    """float64 [T, T], at [a, t]: how far the denoiser's output moves, mean square, when step t gets what step a had."""
+    """Return the mean square change of the denoiser's output if a site's step t reuses the value of step a.
+
+    Args:
+        name: The name of the site.
+        site: The profile of the site.
+        reuse: "output" or "residual".
+
+    Returns:
+        float64 [T, T], at [a, t].
+
+    Raises:
+        BadOption: If the profile has no influence, or no residual, of the site.
+    """
     if site.influence is None:
         kind = name.partition(":")[0]
         allowed = f"a profile that measured it: diffcache.measure(pipe, calls, sites={kind!r})"
@@ -147,7 +182,16 @@ def _moved(name: str, site: SiteProfile, reuse: str) -> np.ndarray:
 
 
 def work(profile: Profile, sites: Mapping[str, SiteProfile], cost: str = "measured") -> tuple[np.ndarray, float]:
-    """What one step costs: float64 [S], of each site; and of what lies outside them all. ``cost`` as for plan."""
+    """Return the cost of one step: float64 [S] of the sites, and that of everything outside the sites.
+
+    Args:
+        profile: The measured tables.
+        sites: Site -> its profile.
+        cost: "seconds", "flops" or "measured", as in ``plan``.
+
+    Raises:
+        BadOption: If the profile did not measure the cost of every site.
+    """
     one_of("cost", cost, ("measured", "seconds", "flops"))
     everything = [at(profile, "model")["model"], *sites.values()]
     for unit in ("seconds", "flops") if cost == "measured" else (cost,):
@@ -158,6 +202,7 @@ def work(profile: Profile, sites: Mapping[str, SiteProfile], cost: str = "measur
 
 
 def _plan(mask: np.ndarray, reuse: str) -> SitePlan:
+    """Return the plan of one site: reuse of its output or residual where ``mask`` (bool [T]) is False."""
     found = uniform.reuse(mask)
     if reuse == "output":
         return found

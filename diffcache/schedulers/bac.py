@@ -4,14 +4,14 @@ The adaptive caching scheduler (ACS) cuts each sublayer's outputs into runs. Sim
 computed step whose output it reuses, as in the authors' code. A sum of similarities to the step before would only pick
 the K − 1 largest single changes, however close together.
 
-Bubbling updates (BUA) follow. A feed-forward that is computed on an input bent by stale sublayers before it can be
-farther off than one that is reused. So the ``n`` sublayers whose outputs differ most over the run are also computed
-whenever a feed-forward after them is. The plain masks have S updates each, and their unions more; S is the largest
-number that keeps to the budget.
+Bubbling updates (BUA) follow. If sublayers before a feed-forward are stale, their errors reach its input. An output
+computed from that input can have a larger error than a reused one. So the ``n`` sublayers whose outputs differ most
+over the run are also computed whenever a feed-forward after them is. The plain masks have S updates each, and their
+unions more. S is the largest number that does not exceed the budget.
 
-The position of a sublayer is read from its name (``_sites.in_order``). Which of several lists of blocks runs first is
-known for the usual names; ``stacks`` overrides it. A feed-forward is downstream of the blocks before its block, and of
-the attention in its block.
+The position of a sublayer is read from its name (``_sites.at``). For the usual names of lists of blocks it is known
+which list runs first; ``stacks`` overrides it. A feed-forward is downstream of the blocks before its block, and of the
+attention in its block.
 """
 
 from __future__ import annotations
@@ -77,6 +77,17 @@ def plan(
 
 
 def _with_bubbling(profile: Profile, computed_steps: float, n: int, stacks: str | None) -> Planned:
+    """Plan one mask per sublayer, joined with the masks of feed-forwards downstream.
+
+    Args:
+        profile: The measured tables of all sublayers.
+        computed_steps: The work to do, in full steps.
+        n: The number of sublayers whose updates bubble.
+        stacks: As in ``plan``.
+
+    Raises:
+        BadOption: For unknown stacks, or a budget below 1.
+    """
     order = stacks.split("+") if stacks is not None else []
     measured = at(profile, "sublayer", order)
     there = {location(name).stack for name in measured}
@@ -90,7 +101,7 @@ def _with_bubbling(profile: Profile, computed_steps: float, n: int, stacks: str 
         raise BadOption("computed_steps", computed_steps, f"1 to {profile.steps}")
     schedules = Cheapest(np.stack([anchored(1 - site.output.cosine.mean(0)) for site in measured.values()]), most)
     share = shares(measured)
-    for updates in range(most, 0, -1):  # one update each is at the first step, and has nothing to bubble
+    for updates in range(most, 0, -1):  # a single update is at the first step, at which all sublayers are computed
         masks = bubbled(dict(zip(names, schedules.compute(updates), strict=True)), worst)
         work = float(share @ [masks[name].sum() for name in names])
         if work <= computed_steps + 1e-9:
@@ -100,11 +111,14 @@ def _with_bubbling(profile: Profile, computed_steps: float, n: int, stacks: str 
 
 
 def bubbled(masks: dict[str, np.ndarray], chosen: Collection[str]) -> dict[str, np.ndarray]:
-    """``masks``, those of the chosen sublayers joined with the ones of the feed-forwards downstream.
+    """Return masks in which those of the chosen sublayers are joined with those of the feed-forwards downstream.
 
-    One pass is enough, in any order: what is downstream of those is downstream of the chosen one too.
+    One pass in any order is enough: feed-forwards downstream of a feed-forward are also downstream of the chosen
+    sublayer.
 
-    masks  sublayer -> bool [T], all sublayers in the order in which they run
+    Args:
+        masks: Sublayer -> bool [T], all sublayers in the order in which they run.
+        chosen: The names of the sublayers whose updates bubble.
     """
     names = list(masks)
     return {
@@ -114,7 +128,12 @@ def bubbled(masks: dict[str, np.ndarray], chosen: Collection[str]) -> dict[str, 
 
 
 def downstream(site: str, names: Sequence[str]) -> list[str]:
-    """The feed-forwards that read what ``site`` puts out. ``names``: all sublayers, in the order in which they run."""
+    """Return the feed-forwards whose input depends on the output of ``site``.
+
+    Args:
+        site: The name of a sublayer.
+        names: All sublayers, in the order in which they run.
+    """
     here = location(site)
     after = names[names.index(site) + 1 :]
     same_block = {name for name in after if location(name)[:2] == here[:2]}

@@ -1,8 +1,8 @@
 """Runs of similar outputs by L1 distance, with one mask for all sites (CacheQuant).
 
-This is the dynamic programming schedule (DPS) of the paper.
-Runs take ceil(N/2) to 2N steps, N = ceil(T/K). The distance of each step counts by how far the step moves the final
-state; the paper does without that (``weighted=0``).
+This is the dynamic programming schedule (DPS) of the paper. Runs take ceil(N/2) to 2N steps, N = ceil(T/K). The
+distance of each step is weighted by how far the step moves the final state. The paper does not weight it
+(``weighted=0``).
 """
 
 from __future__ import annotations

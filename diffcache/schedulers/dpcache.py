@@ -53,11 +53,15 @@ def plan(
 
 
 def local_forecast(gram: np.ndarray, timesteps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return costs of edges of the line through the two newest outputs: relative L2 errors, added up.
+    """Return costs of edges for predictions on the line through the two newest outputs: the sums of relative L2 errors.
+
+    Args:
+        gram: float64 [T, T], the Gram matrix of the model's outputs.
+        timesteps: float64 [T].
 
     Returns:
-        [T + 1], at [b]: of the first edge, which reuses an output; and [T, T, T + 1], at [p, a, b]: of the edge from a
-        to b after an edge that begins at p.
+        float64 [T + 1], at [b] the cost of the first edge, which reuses an output; and float64 [T, T, T + 1], at [p, a,
+        b] the cost of the edge from a to b after an edge that begins at p.
     """
     energy = np.diag(gram)
     between = np.maximum(energy[:, None] + energy - 2 * gram, 0)

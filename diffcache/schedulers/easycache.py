@@ -1,6 +1,6 @@
 """Recompute when the input's change predicts enough change of the output (EasyCache).
 
-Decided in the run, before the network begins; its residual F − x is reused.
+The decision is taken in the run, before the network begins. The network's residual F − x is reused.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ from diffcache.schedulers._sites import at, count
 
 SOURCE = "EasyCache, arXiv 2507.02860, H-EmbodVis/EasyCache @5127804; every branch called apart decides for itself"
 NEEDS = ""
-BISECTIONS = 50  # of the range between the least and the largest threshold: to float32's precision and beyond
-CLEAR = 1e-6  # relative
+BISECTIONS = 50  # of the range of thresholds, which is more than float32 resolves
+CLEAR = 1e-6  # relative margin between the found threshold and the edge at which the decision changes
 
 
 def rule(grid: Grid, *, threshold: float = 0.05, warmup: int = 10, most: int | None = None) -> tuple[SitePlan, Online]:
-    """``threshold``: of the expected change of the output since the newest computed step, relative L1. ``warmup``:
-    steps at the beginning that are always computed. ``most``: steps in a row that may be predicted."""
+    """Compute a step if the expected change of the output has added up to the threshold.
+
+    Args:
+        grid: The loop.
+        threshold: The expected change of the output since the newest computed step, relative L1.
+        warmup: Steps at the beginning that are always computed.
+        most: Steps in a row that may be predicted. None allows any number.
+
+    Raises:
+        BadOption: For an option out of range.
+    """
     first = grid.start + count("warmup", warmup)
     return asked(grid.steps, first), online("output_rate", grid.steps, threshold, most=most)
 
@@ -35,13 +44,19 @@ def plan(
     threshold: float | None = None,
     most: int | None = None,
 ) -> Planned:
-    """Work is to come as near to ``computed_steps`` as a threshold brings it, and not above.
+    """Plan to the largest work that is not above ``computed_steps``, as far as bisection finds it.
 
-    warmup     steps at the beginning that are always computed (EasyCache: 10 of 50); the rule needs 2
-    threshold  as in ``rule``; None: found by playing the rule on the profile. Given, it is used whatever the budget
-    most       steps in a row that may be predicted; None: any number
+    Args:
+        profile: The measured tables, with the residual of the model.
+        computed_steps: The work to do, in full steps.
+        warmup: Steps at the beginning that are always computed (EasyCache: 10 of 50). The rule needs 2.
+        threshold: As in ``rule``. None simulates the rule on the profile to find it. A given threshold is used at any
+            budget.
+        most: Steps in a row that may be predicted. None allows any number.
 
-    Raises BadOption, also for a profile of a model whose output has not the shape of its input.
+    Raises:
+        BadOption: For an option out of range, a budget that no threshold meets, or a profile of a model whose output
+            has another shape than its input.
     """
     first, row = count("warmup", warmup), in_a_row(most, profile.steps)
     site = at(profile, "model")["model"]
@@ -61,12 +76,18 @@ def plan(
 
 
 def played(change: np.ndarray, l1: np.ndarray, size: np.ndarray, limit: float, first: int, most: int) -> np.ndarray:
-    """bool [T], the steps that the rule computes.
+    """Simulate the rule and return the steps that it computes, bool [T].
 
-    change  float64 [T], relative L1 change of the input from the step before
-    l1      float64 [T, T], mean absolute difference of outputs; ``size`` [T], mean absolute value
+    A profile has no table of inputs. Between computed steps the input is assumed to move in a straight line and to keep
+    its size.
 
-    A profile has no table of inputs. Between computed steps the input is taken to move straight on and keep its size.
+    Args:
+        change: float64 [T], the relative L1 change of the input from the step before.
+        l1: float64 [T, T], the mean absolute difference of outputs.
+        size: float64 [T], the mean absolute value of outputs.
+        limit: The threshold.
+        first: Steps at the beginning that are always computed.
+        most: Steps in a row that may be predicted.
     """
     compute = np.ones(len(change), bool)
     newest, before, level, row = 0, -1, 0.0, 0
@@ -86,10 +107,23 @@ def played(change: np.ndarray, l1: np.ndarray, size: np.ndarray, limit: float, f
 def _threshold(
     profile: Profile, site: SiteProfile, computed_steps: float, first: int, most: int
 ) -> tuple[float, float]:
-    """The lowest threshold, as far as bisection finds it, that computes few enough steps; and how many those are."""
+    """Return the lowest threshold within the budget, as far as bisection finds it, and its number of computed steps.
+
+    Args:
+        profile: The measured tables.
+        site: The profile of the model.
+        computed_steps: The budget.
+        first: Steps at the beginning that are always computed.
+        most: Steps in a row that may be predicted.
+
+    Raises:
+        BadOption: If no threshold meets the budget.
+    """
     change, l1 = per_decision(profile, site.input_change), per_decision(profile, site.output.l1)
     relative = per_decision(profile, site.output.relative_l1).sum(1)
-    size = np.divide(l1.sum(1), relative, out=np.ones_like(relative), where=relative > 0)  # one that stays has any size
+    size = np.divide(
+        l1.sum(1), relative, out=np.ones_like(relative), where=relative > 0
+    )  # 1 if the output never changes
 
     def work(limit: float) -> float:
         runs = [played(*tables, limit, first, most) for tables in zip(change, l1, size, strict=True)]
@@ -106,6 +140,6 @@ def _threshold(
             high = middle
         else:
             low = middle
-    clear = high + CLEAR * high  # off the edge, where rounding would decide
+    clear = high + CLEAR * high  # away from the edge, at which rounding would decide
     limit = clear if work(clear) <= computed_steps + 1e-9 else high
     return limit, work(limit)

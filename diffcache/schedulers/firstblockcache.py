@@ -1,7 +1,7 @@
 """Run the first block, and the rest when its residual has changed enough (FirstBlockCache).
 
-Decided in the run. The residual of all that follows the first block is reused: over several stacks, each reusing its
-own, the sums telescope to the one residual that FirstBlockCache keeps.
+The decision is taken in the run. The residual of everything after the first block is reused. If several stacks each
+reuse their residual, the sums telescope to the one residual that FirstBlockCache keeps.
 """
 
 from __future__ import annotations
@@ -30,22 +30,35 @@ ALIASES: Aliases = {"first_block": {}, "first_block_cache": {}, "fbcache": {}}
 
 
 def rule(grid: Grid, *, threshold: float = 0.05, most: int | None = None) -> tuple[SitePlan, Online]:
-    """``threshold``: relative L1 change of the first block's residual since the newest computed step, as in diffusers.
-    ``most``: steps in a row that may be predicted."""
+    """Compute a step if the first block's residual has changed enough.
+
+    Args:
+        grid: The loop.
+        threshold: The relative L1 change of the residual since the newest computed step, as in diffusers.
+        most: Steps in a row that may be predicted. None allows any number.
+
+    Raises:
+        BadOption: For an option out of range.
+    """
     return asked(grid.steps, grid.start + 1), online("first_block", grid.steps, threshold, most=most)
 
 
 def plan(
     profile: Profile, computed_steps: float, *, threshold: float | None = None, most: int | None = None
 ) -> Planned:
-    """Work is to come as near to ``computed_steps`` as a threshold brings it, and not above.
+    """Plan to the largest work that is not above ``computed_steps``.
 
-    threshold  as in ``rule``; None: found by playing the rule on the residual tables of the first block. Given, it is
-               used whatever the budget
-    most       steps in a row that may be predicted; None: any number
+    Work includes the parts that run at predicted steps: the first block, and everything outside the stacks.
 
-    Work counts what runs at predicted steps too: the first block, and what lies outside the stacks. Raises BadOption,
-    also for a profile that lacks the stacks, or the first block where it is needed.
+    Args:
+        profile: The measured tables of the stacks, and of the first block if ``threshold`` is None.
+        computed_steps: The work to do, in full steps.
+        threshold: As in ``rule``. None simulates the rule on the residual tables of the first block to find it. A given
+            threshold is used at any budget.
+        most: Steps in a row that may be predicted. None allows any number.
+
+    Raises:
+        BadOption: For an option out of range, a budget that no threshold meets, or a profile without these tables.
     """
     stacks = moving_stacks(profile)
     notes = {}
@@ -60,6 +73,17 @@ def plan(
 
 
 def _threshold(profile: Profile, stacks: list[str], computed_steps: float, most: int) -> tuple[float, float]:
+    """Return the threshold for a budget, and its work in full steps.
+
+    Args:
+        profile: The measured tables.
+        stacks: The stacks that are predicted, the first one first.
+        computed_steps: The budget, in full steps.
+        most: Steps in a row that may be predicted.
+
+    Raises:
+        BadOption: If the profile has no residual of the first block, or no threshold meets the budget.
+    """
     ((_, denoiser),) = profile.denoisers.items()
     first = f"block:{location(stacks[0]).stack}.0"
     found = denoiser.sites.get(first)

@@ -14,11 +14,15 @@ GRANULARITY = "sublayer"
 
 
 def rule(grid: Grid, *, every: int = 2) -> SitePlan:
-    """Compute the loop's first step, and every ``every``-th from there."""
+    """Compute the loop's first step, and every ``every``-th step after it."""
     return uniform.rule(grid, every=every)
 
 
 def plan(profile: Profile, computed_steps: float) -> Planned:
-    """Spread ``computed_steps`` steps evenly over the loop, at every sublayer of the profile."""
+    """Spread ``computed_steps`` computed steps evenly over the loop, at every sublayer of the profile.
+
+    Raises:
+        BadOption: For a profile without sublayers, or a budget that is no whole number from 1 to the steps.
+    """
     compute = uniform.evenly(profile.steps, computed_steps)
     return Planned(sites=dict.fromkeys(at(profile, "sublayer"), uniform.reuse(compute)))

@@ -9,4 +9,5 @@ from diffcache.schedulers import Grid
 
 
 def rule(grid: Grid) -> SitePlan:
+    """Compute every step of the grid."""
     return SitePlan(compute=np.ones(grid.steps, bool), weights=np.zeros((1, grid.steps, 1)))

@@ -11,12 +11,12 @@ GROUP = "inside the network"
 
 
 def plan(profile: Profile, computed_steps: float, *, file: _router.Router | str = "") -> Planned:
-    """Use the router as it is: it decides which work is done.
+    """Use the router as it is. The router decides which work is done.
 
     Args:
         profile: The measured tables of the sublayers.
         computed_steps: The most work, in full steps.
-        file: What ``diffcache.profiling.router_file.read`` returned, or the path of a ``.npy`` file with such a table.
+        file: The result of ``diffcache.profiling.router_file.read``, or the path of a ``.npy`` file with such a table.
 
     Raises:
         BadOption: If the router's work is above ``computed_steps``, or the profile has another number of steps or other

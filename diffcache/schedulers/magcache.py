@@ -29,8 +29,8 @@ def plan(
         profile: The measured tables, with residuals.
         computed_steps: The work to do, in full steps.
         sites: The granularity.
-        most: Steps in a row that may be predicted (K of the paper: 3 to 6). None allows any number.
-        retention: The share of the steps that is always computed, from the first one on (the paper: 0.1 to 0.2).
+        most: Steps in a row that may be predicted (K of the paper, 3 to 6). None allows any number.
+        retention: The share of the steps that is always computed, beginning with the first (the paper uses 0.1 to 0.2).
 
     Raises:
         BadOption: For an option out of range, a budget that no threshold meets, or a profile without residuals.
@@ -47,7 +47,13 @@ def error(name: str, site: SiteProfile) -> np.ndarray:
 
 
 def drift(ratio: np.ndarray) -> np.ndarray:
-    """float64 [T, T], at [a, i]: sum over the steps j after a, up to i, of |1 − ratio_{a+1} ⋯ ratio_j|."""
+    """Return the drift of a residual's magnitude, float64 [T, T].
+
+    At [a, i] is the sum of |1 − ratio_{a+1} ⋯ ratio_j| over the steps j after a, up to i.
+
+    Args:
+        ratio: float64 [T], the ratio of the residual's magnitude to that of the step before.
+    """
     steps = len(ratio)
     after = np.triu(np.ones((steps, steps), bool), 1)
     products = np.cumprod(np.where(after, ratio, 1.0), axis=1)

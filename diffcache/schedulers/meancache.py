@@ -1,13 +1,14 @@
 """Path of least peak error, predicted with the mean velocity (MeanCache).
 
 MeanCache predicts v̂_i = v_{i-1} + (τ_{i+1} − τ_i) · J with J = (ū − v_j) / (τ_i − τ_j) and j = i − span. ū is the mean
-of what the sampler was given at the steps j … i − 1, weighed by their lengths. v_{i-1} and some of those may be
-predictions. (The paper writes ū as the mean velocity of the state; Euler steps make the two equal.) All of it is linear
-in the computed outputs, so it is unfolded into weights of the anchors, of which it may need many. The oldest of
-``anchors`` takes the weights of older ones: 6 in place of all moved the demo models' results by less than 0.1 dB.
+of the outputs that the sampler received at the steps j … i − 1, weighted by the lengths of the steps. v_{i-1} and some
+of those outputs may be predictions. (The paper defines ū as the mean velocity of the state; Euler steps make the two
+equal.) The prediction is linear in the computed outputs, so it is unfolded into weights of the anchors, of which it may
+need many. The oldest of ``anchors`` gets the weights of older ones: 6 instead of all moved the demo models' results by
+less than 0.1 dB.
 
-The span is chosen edge by edge, as in the paper. Where it reaches over steps that this path predicts, the edge's cost
-takes the outputs of the full run in their place, as in the paper.
+The span is chosen edge by edge, as in the paper. If it includes steps that this path predicts, the edge's cost uses the
+full run's outputs of these steps, as in the paper.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def plan(
         costs = np.stack([np.sqrt(missed(gram, weights, continued(rule))) for rule in rules])
     else:
         costs = np.stack([_local(gram_of(profile), continued(rule)) for rule in rules])
-    best = costs.argmin(0)  # of several spans that are as good, the shortest
+    best = costs.argmin(0)  # the shortest of several spans of equal cost
     cost = np.where(allowed, costs.min(0), np.inf)
     scale = cost[np.isfinite(cost)].max() or 1.0  # a power of small numbers would underflow
     compute = Cheapest((cost / scale) ** gamma, runs).compute(runs)
@@ -80,12 +81,13 @@ def plan(
 
 
 def mean_velocity(levels: np.ndarray, span: int) -> np.ndarray:
-    """Return float64 [T, T], at [i, j]: the weight, in MeanCache's prediction of step i > 0, of what step j was given.
+    """Return the weights of earlier outputs in MeanCache's prediction, float64 [T, T].
 
-    Rows sum to 1.
+    At [i, j] is the weight of the output at step j in the prediction of step i > 0. Rows sum to 1.
 
     Args:
-        levels: float64 [T + 1], where the steps begin and the last one ends.
+        levels: float64 [T + 1], the levels at which the steps begin and the last one ends.
+        span: The longest mean, in steps.
     """
     length = np.diff(levels)
     steps = len(length)
@@ -101,8 +103,13 @@ def mean_velocity(levels: np.ndarray, span: int) -> np.ndarray:
 
 
 def continued(rows: np.ndarray) -> np.ndarray:
-    """Return float64 [T, T, T], at [a, t]: what step t is given if all steps up to a are computed and none after it,
-    as coordinates in the outputs."""
+    """Return the outputs of runs as coordinates in the full run's outputs, float64 [T, T, T].
+
+    At [a, t] is the output of step t if all steps up to a are computed and none after it.
+
+    Args:
+        rows: float64 [T, T], the weights of earlier outputs in a prediction.
+    """
     steps = len(rows)
     handed = np.broadcast_to(np.eye(steps), (steps, steps, steps)).copy()
     for t in range(1, steps):
@@ -111,7 +118,15 @@ def continued(rows: np.ndarray) -> np.ndarray:
 
 
 def unfolded(rows: np.ndarray, compute: np.ndarray) -> np.ndarray:
-    """Return ``rows`` [T, T], weights of what was given, as weights [1, T, K] of what was computed (bool [T])."""
+    """Turn weights of earlier outputs, predicted ones included, into weights of computed outputs.
+
+    Args:
+        rows: float64 [T, T], the weights of earlier outputs in a prediction.
+        compute: bool [T], the computed steps.
+
+    Returns:
+        float64 [1, T, K], the weights of the newest computed steps, the newest first.
+    """
     steps = len(compute)
     handed = np.eye(steps)
     for i in np.flatnonzero(~compute):
@@ -124,7 +139,12 @@ def unfolded(rows: np.ndarray, compute: np.ndarray) -> np.ndarray:
 
 
 def _local(gram: np.ndarray, handed: np.ndarray) -> np.ndarray:
-    """Return costs of edges, float64 [T, T + 1]: relative L2 errors of what is given, added up."""
+    """Return costs of edges, float64 [T, T + 1]: the sums of the relative L2 errors of predictions.
+
+    Args:
+        gram: float64 [T, T], the Gram matrix of the model's outputs.
+        handed: float64 [T, T, T], the outputs of runs (see ``continued``).
+    """
     errors = handed - np.eye(len(gram))
     squared = np.einsum("atx,atx->at", errors @ gram, errors)
     return anchored(np.sqrt(np.maximum(squared, 0) / sizes(gram) ** 2))

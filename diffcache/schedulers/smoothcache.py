@@ -35,7 +35,7 @@ def plan(
         retention: The share of the steps that is always computed, from the first one on.
 
     Raises:
-        BadOption: For an option out of range, a budget that no threshold meets.
+        BadOption: For an option out of range, or a budget that no threshold meets.
     """
     return _threshold.planned(profile, computed_steps, error, reuse, sites=sites, most=most, retention=retention)
 

@@ -1,7 +1,7 @@
 """Recompute when the first block's modulated input has changed enough (TeaCache).
 
-Decided in the run, from what the first normalisation makes of the input; a polynomial fitted to the profile turns its
-change into the output's. The residual of every stack is reused.
+The decision is taken in the run, from the output of the first normalisation. A polynomial that was fitted to the
+profile converts its change into the change of the output. The residual of every stack is reused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diffcache.schedulers._threshold import candidates, walks
 
 SOURCE = "TeaCache, arXiv 2411.19108, ali-vilab/TeaCache @7c10efc; with coefficients that are not negative"
 NEEDS = "stacks"
-HIGHEST = 8  # of the polynomial's degrees: the fit tries every set of powers
+HIGHEST = 8  # the highest degree of the polynomial; the fit tries every set of powers
 
 
 def plan(
@@ -40,15 +40,21 @@ def plan(
     threshold: float | None = None,
     most: int | None = None,
 ) -> Planned:
-    """Work is to come as near to ``computed_steps`` as a threshold brings it, and not above.
+    """Plan to the largest work that is not above ``computed_steps``.
 
-    degree     of the polynomial, by least squares over all pairs of neighbouring steps; 0 to 8
-    warmup     steps at the beginning that are always computed (TeaCache's ret_steps: 1 or 5)
-    threshold  of the added changes, relative L1; None: found by playing the rule on the profile. Given, it is used
-               whatever the budget
-    most       steps in a row that may be predicted; None: any number
+    Args:
+        profile: The measured tables of the stacks.
+        computed_steps: The work to do, in full steps.
+        degree: The degree of the polynomial, 0 to 8. It is fitted by least squares over all pairs of neighbouring
+            steps.
+        warmup: Steps at the beginning that are always computed (TeaCache's ret_steps: 1 or 5).
+        threshold: The limit of the added changes, relative L1. None simulates the rule on the profile to find it. A
+            given threshold is used at any budget.
+        most: Steps in a row that may be predicted. None allows any number.
 
-    Raises BadOption, also for a profile without stacks, or without what their first normalisation made.
+    Raises:
+        BadOption: For an option out of range, a budget that no threshold meets, or a profile without stacks or without
+            the outputs of their first normalisation.
     """
     if count("degree", degree) > HIGHEST:
         raise BadOption("degree", degree, f"0 to {HIGHEST}")
@@ -64,7 +70,7 @@ def plan(
     if threshold is None:
         counted = np.polyval(polynomial, per_decision(profile, head.modulated_change))
         after = np.triu(np.ones((profile.steps, profile.steps), bool), 1)
-        error = np.cumsum(np.where(after, counted[:, None], 0.0), axis=2)  # at [a, i]: of the calls after a, up to i
+        error = np.cumsum(np.where(after, counted[:, None], 0.0), axis=2)  # at [a, i]: the sum after a, up to i
         limits = np.maximum(candidates(error), 0)
         work = work_of(walks(error, limits, row, first), always_done(profile, skipped=stacks))
         threshold, done = best(limits, work, computed_steps)
@@ -77,17 +83,24 @@ def plan(
 
 
 def fitted(change: np.ndarray, output_change: np.ndarray, degree: int) -> np.ndarray:
-    """float64 [degree + 1], highest power first, nearest to ``output_change`` at ``change``, both float64 [B, T]; step
-    0, before which there is none, left out.
+    """Fit the polynomial that maps changes of the modulated input to changes of the output.
 
-    No coefficient is below 0. Without that, the fit is steep beyond the changes it has seen: a run that comes there
-    falls below every threshold and computes no more, or computes always.
+    No coefficient is negative. Without this condition the fit is steep outside of the changes that it was made from: a
+    run with larger changes falls below every threshold and computes no more, or it always computes.
+
+    Args:
+        change: float64 [B, T], the relative L1 change of the modulated input from the step before. Step 0 is not used.
+        output_change: float64 [B, T], the relative L1 change of the output from the step before.
+        degree: The degree of the polynomial.
+
+    Returns:
+        float64 [degree + 1], highest power first.
     """
     x, y = change[:, 1:].ravel(), output_change[:, 1:].ravel()
     powers = np.vander(x, degree + 1)
     size = np.maximum(np.sqrt((powers**2).sum(0)), 1e-300)
     best, least = np.zeros(degree + 1), float(y @ y)
-    for used in product([False, True], repeat=degree + 1):  # few enough to try each
+    for used in product([False, True], repeat=degree + 1):  # at most 512 sets of powers
         chosen = np.array(used)
         coefficients = np.zeros(degree + 1)
         coefficients[chosen] = np.linalg.lstsq((powers / size)[:, chosen], y, rcond=None)[0] / size[chosen]
@@ -98,6 +111,6 @@ def fitted(change: np.ndarray, output_change: np.ndarray, degree: int) -> np.nda
 
 
 def _output_change(profile: Profile) -> np.ndarray:
-    """float64 [B, T], ‖F_i − F_{i-1}‖₁ / ‖F_{i-1}‖₁ of the denoiser's output; 0 at step 0."""
+    """Return ‖F_i − F_{i-1}‖₁ / ‖F_{i-1}‖₁ of the denoiser's output, float64 [B, T]. It is 0 at step 0."""
     relative = at(profile, "model")["model"].output.relative_l1
     return np.pad(np.diagonal(relative, offset=-1, axis1=1, axis2=2), ((0, 0), (1, 0)))

@@ -1,9 +1,9 @@
 """Another scheduler's mask, on noise levels that shorten predicted steps (ERTACache).
 
-ERTACache's second stage, with the two slips of the printed rule mended: the distance left is spread over the steps left
-(the print lacks the 1/T), and in proportion to the grid's own steps, so shifted grids keep their shape. How far a
-predicted step goes is decided from the profile, so all of it comes down to one fixed list of levels. The outputs were
-measured on the grid as it was: where levels move far, tables and fitted weights no longer describe them.
+This is ERTACache's second stage, with two corrections to the printed rule. The remaining distance is spread over the
+remaining steps (the print lacks the 1/T), in proportion to the steps of the grid, so that shifted grids keep their
+shape. The length of a predicted step is decided from the profile, so the result is one fixed list of levels. Outputs
+were measured on the original grid. If levels move far, tables and fitted weights no longer describe them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ ALIASES: Aliases = {"timesteps": {}}
 
 
 def plan(profile: Profile, computed_steps: float, *, mask: str = "ertacache", strength: float = 0.1) -> Planned:
-    """The plan of another scheduler, on moved levels.
+    """Plan with another scheduler, on moved noise levels.
 
-    mask      spec of that scheduler, ";" between its options; it must decide about whole steps
-    strength  how much of the shortening is applied; 1 is the paper's. At 1 a step does not move at all if its error is
-              as large as the change of the output over it, which plain reuse reaches at once: on the Flux-type demo
-              model (4 samples, latents; 10 and 25 of 50 steps; masks of ertacache, uniform, taylor, closed_loop) 1 lost
-              6 to 17 dB, 0.1 gained 0.6 in the mean
+    At ``strength=1`` a step does not move at all if its error is as large as the change of the output over it, which
+    plain reuse reaches after one step. On the Flux-type demo model (4 samples, latents; 10 and 25 of 50 steps; masks of
+    ertacache, uniform, taylor, closed_loop) 1 lost 6 to 17 dB, and 0.1 gained 0.6 dB on average.
 
-    Raises BadOption where the levels cannot be moved (none in the profile, a loop that starts late, levels that rise or
-    are visited twice), and for masks that plan other sites, decide in the run or move levels themselves.
+    Args:
+        profile: The measured tables, with noise levels.
+        computed_steps: The budget of the other scheduler.
+        mask: The spec of the other scheduler, with ";" between its options. It must decide about whole steps.
+        strength: The share of the shortening that is applied, 0 to 1. The paper uses 1.
+
+    Raises:
+        BadOption: If the levels cannot be moved (the profile has none, the loop starts late, levels rise or are visited
+            twice), or the mask plans other sites, decides in the run or moves levels itself.
     """
     levels = movable(profile)
     if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
@@ -43,7 +48,11 @@ def plan(profile: Profile, computed_steps: float, *, mask: str = "ertacache", st
 
 
 def movable(profile: Profile) -> np.ndarray:
-    """The profile's noise levels [T + 1], if the loop can run over others instead."""
+    """Return the profile's noise levels, float64 [T + 1].
+
+    Raises:
+        BadOption: If the loop cannot run over other levels.
+    """
     name = profile.noise_scheduler.class_name if profile.noise_scheduler else "an unknown noise scheduler"
     if profile.start:
         raise BadOption("profile", f"of a loop that starts at step {profile.start}", "a loop that starts at step 0")
@@ -63,40 +72,57 @@ def movable(profile: Profile) -> np.ndarray:
 
 
 def moved(sigmas: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """float64 [T + 1]: the levels when step i goes ``reach[i]`` of its way on what is left of the grid: the distance to
-    the last level shrinks by ``reach`` times the share that it shrinks by on the grid as it was.
+    """Return the noise levels if step i goes the share ``reach[i]`` of its way on the rest of the grid.
 
-    sigmas  float64 [T + 1], falling; the first and the last level are kept
-    reach   float64 [T], 0 to 1; the last step always goes all the way. All 1: the same levels, bit for bit.
+    The distance to the last level shrinks by ``reach`` times the share by which it shrinks on the original grid.
+
+    Args:
+        sigmas: float64 [T + 1], falling. The first and the last level are kept.
+        reach: float64 [T], 0 to 1. The last step always goes all the way. With all 1 the levels are the same, bit for
+            bit.
+
+    Returns:
+        float64 [T + 1].
     """
     last = sigmas[-1]
     left = sigmas - last
     share = np.divide(-np.diff(sigmas), left[:-1], out=np.ones(len(reach)), where=left[:-1] > 0)
-    behind = np.zeros(len(sigmas))  # a sum of what was left out: exactly 0 where nothing was
+    behind = np.zeros(len(sigmas))  # the sum of distances left out, exactly 0 if there are none
     for i in range(len(reach) - 1):
         behind[i + 1] = behind[i] * (1 - share[i]) + share[i] * (1 - reach[i]) * (left[i] + behind[i])
     return np.minimum.accumulate(sigmas + behind)  # rounding can rise
 
 
 def factors(site: SiteProfile, plan: SitePlan) -> np.ndarray:
-    """float64 [T]: how much of its step each step may go, φ of the paper: 1 at computed steps and at the last one, else
+    """Return the share of its length that each step may go, float64 [T].
+
+    It is φ of the paper: 1 at computed steps and at the last one, else
 
         φ_i = clip(1 − ‖F̂_i − F_i‖₁ / ‖F_i − F_{i+1}‖₁, 0, 1)
 
-    Norms are means over samples and branches. Where several anchors are combined, the tables know the 2-norm only, and
-    both norms are that. The plan's scale and bias are left out: the paper corrects after it has moved the levels.
+    Norms are means over samples and branches. For predictions from several anchors the tables hold the 2-norm only, and
+    both norms are then 2-norms. The plan's scale and bias are left out, because the paper applies corrections after it
+    has moved the levels.
+
+    Args:
+        site: The profile of the model.
+        plan: The plan whose predictions are measured.
     """
     steps = len(plan.compute)
     reach = np.ones(steps)
     for i in np.flatnonzero(~plan.compute[:-1]):
         missed, step = _missed(site, plan, int(i))
-        if step > 0:  # outputs that stand still say nothing about the step
+        if step > 0:  # outputs that do not change give no ratio
             reach[i] = np.clip(1 - missed / step, 0, 1)
     return reach
 
 
 def _missed(site: SiteProfile, plan: SitePlan, i: int) -> tuple[float, float]:
-    """Size of the prediction's error at step i, and of the output's change from there to the next step."""
+    """Return the size of the prediction's error at step i, and of the output's change from step i to the next step.
+
+    Raises:
+        BadOption: If the tables do not hold the error of such a prediction.
+    """
     if plan.inputs is not None and plan.inputs[:, i].any():
         raise BadOption("mask", "one with weights of inputs", "weights of outputs, or one reused residual")
     anchors = np.flatnonzero(plan.compute[:i])[::-1][: plan.weights.shape[2]]
@@ -120,6 +146,11 @@ def _missed(site: SiteProfile, plan: SitePlan, i: int) -> tuple[float, float]:
 
 
 def _planned(profile: Profile, computed_steps: float, mask: str) -> Planned:
+    """Return the plan of the other scheduler.
+
+    Raises:
+        BadOption: If it plans other sites, decides in the run or moves levels itself.
+    """
     name, options = schedulers.parse_spec(mask.replace(";", ","), "plan")
     make = schedulers.function(name, "plan", options)
     if make is plan:

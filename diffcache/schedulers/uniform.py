@@ -1,6 +1,6 @@
 """Compute every k-th step and reuse the newest output in between.
 
-FORA (arXiv 2407.01425) does so at every attention and feed-forward: ``fora``.
+FORA (arXiv 2407.01425) does the same at every attention and feed-forward: ``fora``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ GROUP = "start here"
 
 
 def rule(grid: Grid, *, every: int = 2) -> SitePlan:
+    """Compute the loop's first step and every ``every``-th step after it."""
     return reuse(every_kth(grid, every))
 
 
 def plan(profile: Profile, computed_steps: float) -> Planned:
+    """Spread ``computed_steps`` computed steps evenly over the loop.
+
+    Raises:
+        BadOption: If the budget is no whole number from 1 to the number of steps.
+    """
     return Planned(sites={"model": reuse(evenly(profile.steps, computed_steps))})
 
 
 def reuse(compute: np.ndarray) -> SitePlan:
-    """The newest output at every step that ``compute`` (bool [T]) leaves out."""
+    """Return the plan that reuses the newest output at every step where ``compute`` (bool [T]) is False."""
     return SitePlan(compute=compute, weights=np.where(compute, 0.0, 1.0)[None, :, None])
 
 
 def every_kth(grid: Grid, every: int) -> np.ndarray:
-    """bool [T]: the loop's first step and every ``every``-th from there; steps before it count as computed."""
+    """Return bool [T]: the loop's first step and every ``every``-th step after it. Steps before the first are True.
+
+    Raises:
+        BadOption: If ``every`` is no whole number, 1 or more.
+    """
     if not isinstance(every, int) or every < 1:
         raise BadOption("every", every, "a whole number, at least 1 (1 computes every step)")
     past_start = np.arange(grid.steps) - grid.start
@@ -41,9 +51,19 @@ def every_kth(grid: Grid, every: int) -> np.ndarray:
 
 
 def evenly(steps: int, computed: float, among: Iterable[int] = ()) -> np.ndarray:
-    """bool [T] with exactly ``computed`` steps, spread as evenly as whole numbers allow, the first among them.
+    """Return bool [T] with exactly ``computed`` steps, spread as evenly as whole numbers allow.
 
-    Where a step of ``among`` is not among them, the nearest moves there.
+    The first step is one of them.
+
+    If a step of ``among`` is not one of them, the nearest one is moved there.
+
+    Args:
+        steps: The number of steps T.
+        computed: The number of computed steps, a whole number.
+        among: Steps that must be computed.
+
+    Raises:
+        BadOption: If ``computed`` is out of range.
     """
     musts = sorted({0, *among})
     if not isinstance(computed, int) or not len(musts) <= computed <= steps:

@@ -25,7 +25,7 @@ from diffcache.eval import metrics
 from diffcache.host import kinds
 
 PACKAGE = Path(diffcache.__file__).parent
-HOSTS = {"Loop", "PolicyLoop", "Standing", "Clock"}
+HOSTS = {"Loop", "PolicyLoop", "RegisteredLoop", "Clock"}
 
 
 class Net(nn.Module):

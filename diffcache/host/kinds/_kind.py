@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a kind of host."""
+"""Define the interface of a kind of host, and of the watch on its loops."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class LoopWatch(ABC):
-    """Finds out where the sampling loop of one host begins and ends, and tells its ``LoopWatcher``.
+    """Finds out where the sampling loop of one host begins and ends, and reports it to a ``LoopWatcher``.
 
     A watch calls ``watcher.open(scheduler, start)`` when a loop begins and ``watcher.close()`` when it ends. Between
     the two, ``watcher.step`` is a wrapper for the method that ends each step. All state of a run belongs to the thread
     that runs the loop: keep yours in ``self.local``.
 
     Args:
-        watcher: The watcher that it serves.
+        watcher: The watcher that it reports to.
     """
 
     def __init__(self, watcher: LoopWatcher) -> None:
@@ -42,32 +42,35 @@ class LoopWatch(ABC):
 
     @abstractmethod
     def attach(self) -> Iterator[Undo]:
-        """Wrap what shows where the loop begins and ends. Yield the function that undoes each wrapper."""
+        """Wrap the methods that show where the loop begins and ends. Yield the function that undoes each wrapper."""
 
     def opened(self, run: LoopRun) -> Iterator[Undo]:
-        """Wrap what shows how ``run``, which has just begun, goes on. Yield the function that undoes each wrapper."""
+        """Wrap the methods that show the steps of ``run``, which has just begun.
+
+        Yield the function that undoes each wrapper.
+        """
         yield from ()
 
     def enter(self) -> None:  # noqa: B027 - most kinds know that a loop begins before its first forward
         """Open the loop whose first forward is beginning, if the watch waits for one."""
 
     def outside(self) -> None:  # noqa: B027 - not a fault in every kind
-        """Report a forward of a denoiser that no loop serves, if it is a mistake of the user."""
+        """Report a forward of a denoiser outside of every loop, if it is a mistake of the user."""
 
-    def detach(self) -> None:  # noqa: B027 - most kinds wrap nothing but what ``attach`` yields
-        """Undo what belongs to runs in progress."""
+    def detach(self) -> None:  # noqa: B027 - most kinds add no wrappers beyond those of ``attach``
+        """Undo the wrappers of runs in progress."""
 
 
 class Kind(ABC):
     """A kind of host: a diffusers pipeline, a diffusion policy, a loop written by the user, ….
 
-    A kind has no state. One instance answers for every host of its kind, and each method takes the host.
+    A kind has no state. One instance serves every host of its kind, and each method takes the host.
 
     Attributes:
-        traits: What evaluation and recording need to know.
-        allowed: What the error for an unsupported object says of this kind.
+        traits: The facts about the kind that evaluation and recording use.
+        allowed: The description of the kind in the error for an unsupported object.
         example: Code that makes ``calls``, for errors.
-        fallback: Whether the kind takes objects that other kinds may claim, and is asked last.
+        fallback: Whether the kind takes objects that other kinds may recognise, and is tried last.
     """
 
     traits: ClassVar[Traits]
@@ -111,8 +114,8 @@ class Kind(ABC):
         """Raise BadOption for a value in ``call`` that the host cannot use.
 
         Args:
-            call: Arguments of the host by name. The names are known to it.
-            where: What errors call the dictionary.
+            call: Arguments of the host by name. The host has arguments of these names.
+            where: The name of the dictionary in errors.
         """
 
     def repeats(self, call: Mapping[str, Any]) -> bool:

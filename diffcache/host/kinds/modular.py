@@ -32,7 +32,7 @@ class Modular(Pipeline):
 
 
 class ModularWatch(PipelineWatch):
-    """Takes the bar of a block for the sampling loop, as soon as a step shows that this pipeline runs the block."""
+    """Watches the bar of a block, which is the sampling loop if a step shows that this pipeline runs the block."""
 
     def attach(self) -> Iterator[Undo]:
         """Wrap the progress bar and the step of every looping block."""
@@ -41,16 +41,18 @@ class ModularWatch(PipelineWatch):
             yield layer(block, "loop_step", self._loop_step, copies=True)
 
     def entered(self, bar: Bar) -> None:
-        """Wait for a step: the bar does not know whose loop it is."""
+        """Wait for a step, because the bar does not show which pipeline runs the loop."""
         self.local.bar = bar
 
     def left(self) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         self.local.bar = None
 
     def _loop_step(self, inner: Callable[..., Any], components: Any, *args: Any, **kwargs: Any) -> Any:
-        """Open the loop at its first step. Steps that are given no time are chunks, with the sampling loop inside: it
-        may have no bar."""
+        """Open the loop at its first step.
+
+        A step without a time is a chunk that contains the sampling loop, which may have no bar.
+        """
         bar: Bar | None = getattr(self.local, "bar", None)
         own, chunk = components is self.host, "t" not in kwargs
         if bar is not None and own and not chunk:

@@ -15,7 +15,7 @@ from diffcache.host.call_values import brings_noise, check_values
 from diffcache.host.forwards import demand_not_compiling
 from diffcache.host.inspection import class_name
 from diffcache.host.kinds._kind import Kind, LoopWatch, unsupported
-from diffcache.host.own_loops import Clock, Loop, loop_of
+from diffcache.host.own_loops import Clock, Loop, registered_loop
 from diffcache.host.traits import Traits
 from diffcache.host.watcher import NO_LOOP
 from diffcache.patch import Undo, layer, spot
@@ -49,10 +49,10 @@ calls = [{"seed": seed, **arguments}
         )
 
     def adopt(self, value: Any, *, bare: bool = False) -> Any:
-        """Return the loop. A network itself is a host only where none that keeps it alive is asked for."""
+        """Return the loop. A network is a host only with ``bare``, as its registered loop."""
         if isinstance(value, Loop):
             return value.registered if bare else value
-        return loop_of(value) if bare else value
+        return registered_loop(value) if bare else value
 
     def denoisers(self, host: Any) -> dict[str, nn.Module]:
         """Return the network of the loop."""
@@ -140,6 +140,7 @@ class OwnLoopWatch(LoopWatch):
         )
 
     def _begun(self, inner: Callable[..., Any], timesteps: Tensor | None = None, branches: int = 1) -> None:
+        """Wrap ``Loop.begin``: wait for the first forward."""
         self.watcher.close()
         self._leave()
         inner(timesteps, branches)
@@ -147,7 +148,7 @@ class OwnLoopWatch(LoopWatch):
         early = contextlib.ExitStack()
         self.local.awaited, self.local.grid, self.local.early = True, (timesteps, branches), early
         self._early.append(early)
-        # An observer of the loop alone, a clock for example, has no wrapper of its own there.
+        # An observer that needs only the events of the loop has not wrapped the network.
         early.callback(layer(*spot(self.host.network), self._first, copies=True))
         scheduler = self.host.scheduler
         if not isinstance(scheduler, Clock):
@@ -155,6 +156,7 @@ class OwnLoopWatch(LoopWatch):
             early.callback(layer(scheduler, "step", self.watcher.step, copies=True))
 
     def _ended(self, inner: Callable[..., Any], result: Any = None, broken: bool = False) -> None:
+        """Wrap ``Loop.end``: close the loop, and report one without a forward."""
         unseen, self.local.awaited = getattr(self.local, "awaited", False), False
         run = self.watcher.run
         if run is not None:
@@ -178,6 +180,7 @@ class OwnLoopWatch(LoopWatch):
             early.close()
 
     def _first(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Wrap the network until its first forward, which opens the loop."""
         self.watcher.entered()
         return inner(*args, **kwargs)
 

@@ -82,7 +82,7 @@ calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Genera
         return None if given is None or not is_count(given, 1) else int(given)
 
     def iterations(self, host: Any, call: Mapping[str, Any]) -> int | None:
-        """Return what the noise scheduler plans; None if the call brings timesteps of its own."""
+        """Return the iterations that the noise scheduler plans; None if the call has its own timesteps or levels."""
         steps = self.steps_asked(host, call)
         if steps is None or any(call.get(name) is not None for name in GRIDS):
             return None
@@ -103,7 +103,7 @@ calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Genera
 
 
 class PipelineWatch(LoopWatch):
-    """Takes the progress bar for the sampling loop."""
+    """Watches the progress bar, which is the sampling loop."""
 
     def attach(self) -> Iterator[Undo]:
         """Wrap the progress bar, and the last method that the pipeline calls."""
@@ -136,8 +136,10 @@ class PipelineWatch(LoopWatch):
         """The ``with`` block of a progress bar ended."""
 
     def _prepare(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Take the names of the branches from a guider. It may leave a branch out at some steps, and those behind it
-        move up."""
+        """Read the names of the branches from a guider.
+
+        A guider may leave a branch out at some steps. The branches after it then come one place earlier.
+        """
         batches = inner(*args, **kwargs)
         run = self.watcher.run
         if run is not None:

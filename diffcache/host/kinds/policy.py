@@ -88,7 +88,7 @@ class Policy(OwnLoop):
 
 
 class PolicyWatch(OwnLoopWatch):
-    """Takes a call of the policy's loop method for the sampling loop."""
+    """Watches the policy's loop method: each of its calls is a sampling loop."""
 
     def attach(self) -> Iterator[Undo]:
         """Wrap the loop method, which then calls ``begin`` and ``end``."""
@@ -100,6 +100,7 @@ class PolicyWatch(OwnLoopWatch):
         """Report nothing: policies call their networks in training."""
 
     def _loop(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Wrap the loop method."""
         return self.host.run(inner, *args, **kwargs)
 
 
