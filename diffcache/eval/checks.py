@@ -10,9 +10,9 @@ from diffcache.documents.checks import is_unicode
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption
 from diffcache.eval.methods import Method
+from diffcache.eval.metrics import load
 from diffcache.executor.checks import check_call, check_steps
 
-OF_PICTURES = ("psnr", "ssim", "lpips")  # metrics of decoded pictures or videos
 LONGEST_TITLE = 1000
 
 Calls = Sequence[Mapping[str, Any]]
@@ -38,7 +38,7 @@ def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: ob
         if extractor is not None:
             raise BadOption("extractor", extractor, f"none: a {type(pipe).__name__} draws no pictures")
         return
-    pictures = [name for name in metrics if name in OF_PICTURES] if latents else []
+    pictures = [name for name in metrics if load(name).ABOUT.of_pictures] if latents else []
     if pictures:
         raise BadOption("metrics", ", ".join(pictures), "latent, because the calls have output_type='latent'")
     if latents and (extractor is not None or scorers):

@@ -153,7 +153,7 @@ def evaluate(
     check_counted(mine, steps)
     if compare is None:
         budgets = [_computed(pipe, m, calls[0], steps) for m in mine]
-        compare = baselines(pipe, steps, budgets, fewer=traits.asks_for_steps or calls[0].get(STEPS) == steps)
+        compare = baselines(pipe, steps, budgets, fewer=bool(traits.steps_argument) or calls[0].get(STEPS) == steps)
     methods = [full(), *mine, *compare, *extra]
     check_methods(pipe, methods, ())
     folder.prepare([slug(method.name) for method in methods])
@@ -307,7 +307,7 @@ def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
 
 
 def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
-    runs = not host.traits(pipe).asks_for_steps  # if so, steps_of runs the loop for each call
+    runs = host.traits(pipe).steps_argument is None  # if so, steps_of runs the loop for each call
     some = calls[:1] if runs and len({call.get(STEPS) for call in calls}) == 1 else calls
     steps = {steps_of(pipe, call) for call in some}
     if len(steps) > 1:

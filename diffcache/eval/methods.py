@@ -126,12 +126,13 @@ def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[st
         solver: A name and a noise scheduler to use instead. None: the pipeline's own, or the better one.
     """
     own, known = noise_scheduler_name(pipe), solver or (better_noise_scheduler(pipe) if better else None)
-    if host.traits(pipe).has_step_setting:
+    traits = host.traits(pipe)
+    change = {traits.steps_argument or STEPS: steps}
+    if traits.has_step_setting:
         name, put = known or (own, None)
-        change = {STEPS: steps}
         return Method(name=f"{steps} steps, {name}", kind="fewer steps", on=_of_policy(steps, put), change=change)
     if known is None:
-        return Method(name=f"{steps} steps, {own}", kind="fewer steps", change={STEPS: steps})
+        return Method(name=f"{steps} steps, {own}", kind="fewer steps", change=change)
     name, put = known
 
     @contextlib.contextmanager
@@ -143,7 +144,6 @@ def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[st
             pipe.scheduler = before
 
     detail = f"noise scheduler {type(put).__name__}"
-    change = {STEPS: steps}
     return Method(name=f"{steps} steps, {name}", kind="fewer steps", on=swapped, change=change, detail=detail)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffcache import host
 from diffcache.documents.schedule import NO_NOISE_SCHEDULER
 
 
 def noise_scheduler_name(pipe: Any) -> str:
     """Return the usual name of the pipeline's noise scheduler: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
-    name = type(pipe.scheduler).__name__
+    name = type(host.noise_scheduler(pipe)).__name__
     if name == NO_NOISE_SCHEDULER:
         return "its own solver"
     for part in ("Scheduler", "Discrete", "FlowMatch"):
@@ -27,9 +28,9 @@ def noise_free_scheduler(pipe: Any) -> tuple[str, Any] | None:
     """
     import diffusers
 
-    if type(pipe.scheduler).__name__ != "DDPMScheduler":
+    if type(host.noise_scheduler(pipe)).__name__ != "DDPMScheduler":
         return None
-    return "DDIM", diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    return "DDIM", diffusers.DDIMScheduler.from_config(host.noise_scheduler(pipe).config, timestep_spacing="trailing")
 
 
 def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
@@ -41,23 +42,25 @@ def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
     """
     import diffusers
 
-    kind = type(pipe.scheduler).__name__
+    kind = type(host.noise_scheduler(pipe)).__name__
     if kind.startswith(("UniPC", "DPMSolver", NO_NOISE_SCHEDULER)):
         return None
     try:
         if kind.startswith("FlowMatch"):
-            if pipe.scheduler.config.get("shift_terminal"):  # UniPC has no such option and would end at another level
+            if host.noise_scheduler(pipe).config.get(
+                "shift_terminal"
+            ):  # UniPC has no such option and would end at another level
                 return None
             return "UniPC", diffusers.UniPCMultistepScheduler(
                 prediction_type="flow_prediction",
                 use_flow_sigmas=True,
-                flow_shift=pipe.scheduler.config.shift,
-                use_dynamic_shifting=pipe.scheduler.config.get("use_dynamic_shifting", False),
+                flow_shift=host.noise_scheduler(pipe).config.shift,
+                use_dynamic_shifting=host.noise_scheduler(pipe).config.get("use_dynamic_shifting", False),
             )
         # The cosine noise schedule ends with almost no signal; the solver's documentation recommends this clip.
         spacing = {"timestep_spacing": "trailing"} if kind == "DDPMScheduler" else {}
         return "DPM-Solver++", diffusers.DPMSolverMultistepScheduler.from_config(
-            pipe.scheduler.config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1, **spacing
+            host.noise_scheduler(pipe).config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1, **spacing
         )
     except (TypeError, ValueError, AttributeError, KeyError):  # the solver does not support the configuration
         return None

@@ -215,7 +215,7 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
     Raises:
         BadOption: If the call of a pipeline does not state its steps.
     """
-    if not host.traits(pipe).asks_for_steps:
+    if host.traits(pipe).steps_argument is None:
         return _counted(pipe, call)
     steps = host.steps_asked(pipe, call)
     if steps is None:

@@ -42,8 +42,8 @@ def about_work(state: RunState, *, predicts: bool) -> Iterator[Notice]:
             "mostly-skipped",
             1,
             f"{name}: {share} were predicted, as the rule {plan.online.rule!r} decided in the run. So few computed "
-            "steps seldom give the full run's result. Choose a lower threshold, and compare both runs with "
-            "diffcache.evaluate.",
+            "steps seldom give the full run's result. Choose a lower limit (the threshold of a rule), and compare both "
+            "runs with diffcache.evaluate.",
         )
 
 
@@ -57,4 +57,5 @@ def _why_nothing(state: RunState) -> str:
     if failed := state.failures():
         return f"predictions were computed in full instead ({', '.join(sorted({n.kind for n in failed}))})"
     rules = sorted({plan.online.rule for plan in schedule.denoisers.values() if plan.online is not None})
-    return f"the rule {', '.join(map(repr, rules))} decided to compute every step. Choose a higher threshold"
+    names = ", ".join(map(repr, rules))
+    return f"the rule {names} decided to compute every step. Choose a higher limit (the threshold of a rule)"

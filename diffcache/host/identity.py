@@ -166,16 +166,17 @@ def _beside_components(pipe: Any) -> Iterator[tuple[str, Any]]:
     Private attributes belong to the last run.
     """
     try:
-        settings = kind_of(pipe).settings(pipe)
+        kind = kind_of(pipe)
+        settings, parts = kind.settings(pipe), kind.parts(pipe)
     except UnsupportedModel:  # an object with components that is no host
-        settings = None
+        settings, parts = None, pipe.components
     if settings is not None:
         yield from settings.items()
         return
     yield "_blocks", getattr(pipe, "_blocks", None)
     for name, held in _kept(pipe, OF_RUNS):
         public = not name.startswith("_") or name == "_internal_dict"
-        if name not in pipe.components and (public or callable(held)):
+        if name not in parts and (public or callable(held)):
             yield name, held
 
 

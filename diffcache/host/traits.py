@@ -15,8 +15,8 @@ class Traits:
             ("state"), or actions ("actions").
         metrics: The metrics that an evaluation uses unless the user names others.
         plays_episodes: Whether the host acts in a task, so that an evaluation can count successful episodes.
-        asks_for_steps: Whether the call has an argument for the number of steps (``num_inference_steps``). A loop
-            without it has to run to show its number of steps.
+        steps_argument: The argument of a call that states the number of steps. None: a call has none, and the loop has
+            to run to show its number of steps.
         has_step_setting: Whether the number of steps is also a setting of the host, which ``host.of_steps(steps)``
             changes within a ``with`` block. Tasks that call the host get that number too.
         swaps_scheduler: Whether the loop can step another noise scheduler than the one it was built with.
@@ -27,7 +27,7 @@ class Traits:
     returns: Literal["pictures", "state", "actions"]
     metrics: tuple[str, ...]
     plays_episodes: bool = False
-    asks_for_steps: bool = True
+    steps_argument: str | None = None
     has_step_setting: bool = False
-    swaps_scheduler: bool = True
+    swaps_scheduler: bool = False
     writes_arguments: bool = False

@@ -34,7 +34,7 @@ from diffcache.documents.sites import GRANULARITIES
 from diffcache.errors import BadOption, UnknownName
 
 Aliases = Mapping[str, Mapping[str, Any]]
-GROUPS = ("start here", "published methods", "inside the network")
+GROUPS = ("start here", "published methods", "other methods", "inside the network")
 _TITLE = {"rule": "rule", "plan": "scheduler"}  # the names of files with such a function in errors
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import diffcache
 from diffcache import host, registry
-from diffcache.errors import UnsupportedModel
+from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.eval import metrics
 from diffcache.host import kinds
 
@@ -243,11 +243,31 @@ def test_a_kind_of_another_package_is_measured_estimated_evaluated_and_optimized
     profile = diffcache.measure(decoder, calls[:2])
     assert profile.provenance["no_dynamics"].startswith("the state is no floating-point tensor")
     schedule = diffcache.optimize(decoder, calls, 4)
-    found = diffcache.evaluate(decoder, {"ours": schedule}, calls[:2], compare=(), out=tmp_path)
+    found = diffcache.evaluate(decoder, {"ours": schedule}, calls[:2], out=tmp_path)
     assert list(found.record["metrics"]) == ["state"]
+    kinds_compared = [method["kind"] for method in found.record["methods"]]
+    assert kinds_compared == ["full", "ours", "fewer steps", "reuse"]
+    assert [m["computed_steps"] for m in found.record["methods"]][2] in (4, 4.0)
     with diffcache.accelerated(decoder, schedule):
         decoder(**calls[0])
         assert "4 computed in full, 4 predicted" in str(diffcache.report(decoder))
+
+
+def test_a_kind_that_is_no_kind_is_refused_by_name() -> None:
+    class Wrong:
+        DIFFCACHE_KIND = "masked"
+
+    with pytest.raises(UnsupportedModel, match=r"Wrong.DIFFCACHE_KIND is a str. Allowed: an instance of a subclass"):
+        diffcache.accelerate(Wrong(), "full")
+
+
+def test_a_host_that_cannot_be_called_is_refused_before_it_runs() -> None:
+    class Silent(foreign.Decoder):
+        __call__ = None  # type: ignore[assignment]
+
+    decoder = Silent(foreign.LanguageModel().eval())
+    with pytest.raises(BadOption, match=r"define __call__"):
+        diffcache.measure(decoder, [masked().call(decoder)])
 
 
 def test_an_object_of_no_kind_is_refused_with_all_that_is_allowed() -> None:

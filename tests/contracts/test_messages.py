@@ -31,7 +31,7 @@ from diffcache.errors import (
     UnsupportedModel,
 )
 from diffcache.executor import FailedOpen
-from diffcache.schedulers import Rule
+from diffcache.schedulers import Rule, rules
 
 pytestmark = pytest.mark.fast
 
@@ -140,12 +140,14 @@ def test_an_accelerated_pipeline_is_refused_with_what_it_carries(pipe: Any) -> N
 
 # --- what it is accelerated with -------------------------------------------------------------------------------------
 
+KNOWN = ", ".join(rules())
+
 RULES = [
     ("unifrom:every=2", UnknownName, ["no rule called 'unifrom'", "Known: ", "Did you mean 'uniform'?", "reads like"]),
     (
         "",
         UnknownName,
-        ["no rule called ''", "Known: easycache, firstblockcache, fora, full", 'like "uniform:every=3".'],
+        ["no rule called ''", f"Known: {KNOWN}", 'like "uniform:every=3".'],
     ),
     ("uniform:evry=2", UnknownName, ["no option of 'uniform' called 'evry'", "every, sites", "Did you mean 'every'?"]),
     ("uniform:every=0", BadOption, ["every=0 was given", "Allowed: a whole number, at least 1"]),
@@ -156,12 +158,16 @@ RULES = [
     (
         Rule("closed_loop"),
         UnknownName,
-        ["no rule called 'closed_loop'", "Known: easycache, firstblockcache, fora, full, taylorseer"],
+        ["no rule called 'closed_loop'", f"Known: {KNOWN}"],
     ),
     (Rule("uniform", options={"evry": 2}), UnknownName, ["no option of 'uniform' called 'evry'", "mean 'every'?"]),
     (Rule("uniform", options={"every": 0}), BadOption, ["every=0 was given", "at least 1"]),
     (Rule("uniform", granularity="layers"), BadOption, ["sites='layers' was given", "model, stack, sublayer"]),
-    (None, BadOption, ["schedule=None was given", "a CacheSchedule, a path, a hub id, or a rule (easycache"]),
+    (
+        None,
+        BadOption,
+        ["schedule=None was given", f"a hub id, or a rule ({KNOWN}"],
+    ),
     (3, BadOption, ["schedule=3 was given"]),
     (b"uniform:every=2", BadOption, ["schedule=b'uniform:every=2' was given"]),
 ]

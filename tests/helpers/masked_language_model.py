@@ -51,7 +51,7 @@ class LanguageModel(nn.Module):
 class Masked(Kind):
     """Decoders of masked language models: each call of ``generate`` is a loop, each forward a step."""
 
-    traits = Traits(returns="state", metrics=("state",), swaps_scheduler=False)
+    traits = Traits(returns="state", metrics=("state",), steps_argument="steps")
     allowed = "a masked language model with a decoder"
     example = 'calls = [{"prompt": prompt, "steps": 8} for prompt in prompts]'
 
@@ -75,9 +75,6 @@ class Masked(Kind):
 
     def parts(self, host: Any) -> Mapping[str, Any]:
         return {"model": host.model}
-
-    def settings(self, host: Any) -> Mapping[str, Any] | None:
-        return {}
 
 
 class MaskedWatch(LoopWatch):

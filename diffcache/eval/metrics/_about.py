@@ -20,6 +20,7 @@ class About:
         better: Whether "higher" or "lower" values are better.
         about: One or two plain sentences that state the measured quantity and its scale.
         on_states: Whether the metric compares final states and not the outputs of the pipeline.
+        of_pictures: Whether the metric needs decoded pictures or videos, so that calls that return latents are refused.
 
     Raises:
         BadOption: If ``better`` is not "higher" or "lower", or the title is empty.
@@ -30,6 +31,7 @@ class About:
     better: Better
     about: str
     on_states: bool = False
+    of_pictures: bool = False
 
     @property
     def in_record(self) -> dict[str, str]:

@@ -25,6 +25,7 @@ ABOUT = About(
     "lower",
     "How different the pictures and the full run's look to a network trained on photographs, fitted to people's "
     "judgements: 0 is identical; above about 0.5 little is left in common.",
+    of_pictures=True,
 )
 
 

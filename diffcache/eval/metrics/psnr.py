@@ -20,6 +20,7 @@ ABOUT = About(
     "higher",
     "How near the pictures are to the full run's, pixel by pixel, on a logarithmic scale: 20 dB is an error of a tenth "
     "of the range, 40 dB of a hundredth. Identical pictures count as 120 dB.",
+    of_pictures=True,
 )
 
 

@@ -28,6 +28,7 @@ ABOUT = About(
     "higher",
     "How alike the pictures and the full run's are in brightness, contrast and structure, window by window: 1 is "
     "identical, 0 is unrelated.",
+    of_pictures=True,
 )
 
 

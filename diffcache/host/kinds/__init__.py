@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 from diffcache import registry
+from diffcache.errors import UnsupportedModel
 from diffcache.host.kinds._kind import Kind, LoopWatch, unsupported
 
 __all__ = ["Kind", "LoopWatch", "kind_of", "kinds", "unsupported"]
@@ -26,11 +27,16 @@ def kind_of(value: Any) -> Kind:
     """Return the kind of a host, or of an object that becomes one.
 
     Raises:
-        UnsupportedModel: If it is of no known kind.
+        UnsupportedModel: If it is of no known kind, or its ``DIFFCACHE_KIND`` is no instance of :class:`Kind`.
     """
     own = getattr(type(value), "DIFFCACHE_KIND", None)
     if isinstance(own, Kind):
         return own
+    if own is not None:
+        found = f"the class {own.__name__}" if isinstance(own, type) else f"a {type(own).__name__}"
+        raise UnsupportedModel(
+            f"{type(value).__name__}.DIFFCACHE_KIND is {found}. Allowed: an instance of a subclass of diffcache.host.Kind."
+        )
     for kind in kinds():
         if kind.recognises(value):
             return kind

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from diffcache.errors import UnsupportedModel
+from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.host.arguments import Parameters
 from diffcache.host.own_loops import Clock
 from diffcache.host.traits import Traits
@@ -24,7 +24,9 @@ class LoopWatch(ABC):
     """Finds out where the sampling loop of one host begins and ends, and reports it to a ``LoopWatcher``.
 
     A watch calls ``watcher.open(scheduler, start)`` when a loop begins and ``watcher.close()`` when it ends. Between
-    the two, ``watcher.step`` is a wrapper for the method that ends each step. All state of a run belongs to the thread
+    the two, ``watcher.step`` is a wrapper for the method that ends each step. If the loop steps no noise scheduler,
+    pass a ``Clock`` with one timestep for each forward; set ``watcher.run.result`` to the last state unless the call of
+    the host returns it. All state of a run belongs to the thread
     that runs the loop: keep yours in ``self.local``.
 
     Args:
@@ -64,7 +66,8 @@ class LoopWatch(ABC):
 class Kind(ABC):
     """A kind of host: a diffusers pipeline, a diffusion policy, a loop written by the user, ….
 
-    A kind has no state. One instance serves every host of its kind, and each method takes the host.
+    A kind has no state. One instance serves every host of its kind, and each method takes the host. A host is an object
+    that runs its loop when it is called with keyword arguments, ``host(**call)``, and that can be weakly referenced.
 
     Attributes:
         traits: The facts about the kind that evaluation and recording use.
@@ -107,8 +110,12 @@ class Kind(ABC):
     def arguments(self, host: Any) -> Parameters | None:
         """Return the arguments that a call of the host may have, by name; None if it takes any."""
 
-    def check_callable(self, host: Any) -> None:  # noqa: B027 - most hosts are callable
-        """Raise BadOption if the host cannot be called."""
+    def check_callable(self, host: Any) -> None:
+        """Raise BadOption if the host cannot be called as ``host(**call)``: all but ``accelerate`` and ``report`` do."""
+        if not callable(host):
+            raise BadOption(
+                "pipe", type(host).__name__, "an object that runs its loop as pipe(**call): define __call__"
+            )
 
     def check_values(self, call: Mapping[str, Any], where: str) -> None:  # noqa: B027 - the host knows its values
         """Raise BadOption for a value in ``call`` that the host cannot use.

@@ -29,13 +29,7 @@ ASKED = ("predict_action", "predict_action_chunk", "select_action")  # methods o
 class OwnLoop(Kind):
     """A sampling loop around an ``nn.Module``."""
 
-    traits = Traits(
-        returns="state",
-        metrics=("latent", "state"),
-        asks_for_steps=False,
-        swaps_scheduler=False,
-        writes_arguments=True,
-    )
+    traits = Traits(returns="state", metrics=("latent", "state"), writes_arguments=True)
     allowed = "the network of a loop of your own, an nn.Module, with diffcache.trajectory around the loop"
     example = """\
 calls = [{"seed": seed, **arguments}

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 class Pipeline(Kind):
     """A diffusers pipeline."""
 
-    traits = Traits(returns="pictures", metrics=("psnr", "ssim", "latent", "state"))
+    traits = Traits(
+        returns="pictures", metrics=("psnr", "ssim", "latent", "state"), steps_argument=STEPS, swaps_scheduler=True
+    )
     allowed = "a diffusers pipeline (an object with a scheduler, components and a progress_bar)"
     example = """\
 calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Generator().manual_seed(seed)}

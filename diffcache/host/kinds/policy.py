@@ -29,7 +29,9 @@ class Policy(OwnLoop):
         returns="actions",
         metrics=("action", "state"),
         plays_episodes=True,
+        steps_argument=STEPS,
         has_step_setting=True,
+        swaps_scheduler=True,
         writes_arguments=True,
     )
     allowed = f"a diffusion policy ({', '.join(FAMILIES)})"
