@@ -51,7 +51,7 @@ class LoopWatch(ABC):
         """
         yield from ()
 
-    def enter(self) -> None:  # noqa: B027 - most kinds know that a loop begins before its first forward
+    def enter(self) -> None:  # noqa: B027 - most kinds open the loop before its first forward
         """Open the loop whose first forward is beginning, if the watch waits for one."""
 
     def outside(self) -> None:  # noqa: B027 - not a fault in every kind
@@ -110,7 +110,7 @@ class Kind(ABC):
     def check_callable(self, host: Any) -> None:  # noqa: B027 - most hosts are callable
         """Raise BadOption if the host cannot be called."""
 
-    def check_values(self, call: Mapping[str, Any], where: str) -> None:  # noqa: B027 - the host knows its values
+    def check_values(self, call: Mapping[str, Any], where: str) -> None:  # noqa: B027 - by default all are allowed
         """Raise BadOption for a value in ``call`` that the host cannot use.
 
         Args:

@@ -148,6 +148,7 @@ class PipelineWatch(LoopWatch):
         return batches
 
     def _last_method(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Close the loop, and report a call in which no loop was seen."""
         self.watcher.close()
         if not getattr(self.local, "seen", False):
             self.watcher.no_loop()
