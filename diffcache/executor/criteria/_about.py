@@ -7,7 +7,7 @@ from enum import Enum
 
 from diffcache.errors import BadOption
 
-PARAMETERS = ("polynomial", "most")  # the fields of ``Online`` that a criterion may do without; all take ``limit``
+PARAMETERS = ("polynomial", "most")  # the fields of ``Online`` that are optional for a criterion; ``limit`` is not
 
 
 class Where(Enum):
