@@ -1,4 +1,4 @@
-"""The facts about a criterion that the executor and the estimate read."""
+"""Declare the facts about a criterion that the executor and the estimate read."""
 
 from __future__ import annotations
 

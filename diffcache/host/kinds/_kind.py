@@ -37,7 +37,7 @@ class LoopWatch(ABC):
 
     @property
     def host(self) -> Any:
-        """The host. It is held weakly."""
+        """Return the host, which is held weakly."""
         return self.watcher.pipe
 
     @abstractmethod
