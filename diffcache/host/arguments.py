@@ -44,12 +44,12 @@ def with_optional(parameters: Parameters | None, *names: str) -> Parameters | No
 
 
 def planned(scheduler: Any, steps: int) -> int | None:
-    """Return the iterations that a noise scheduler plans for ``steps``, or None if only its pipeline knows them."""
+    """Return the iterations that a noise scheduler plans for ``steps``, or None if they depend on its pipeline."""
     for options in ({}, {"mu": 1.0}):  # a shift that depends on the resolution; the number of iterations does not
         tried = copy.deepcopy(scheduler)
         try:
             tried.set_timesteps(steps, **options)
         except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, AssertionError):
-            continue  # a scheduler that needs what only its pipeline knows
+            continue  # the scheduler needs values that its pipeline computes
         return len(tried.timesteps)
     return None

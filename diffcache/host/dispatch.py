@@ -56,11 +56,11 @@ def parts(host: Any) -> Mapping[str, Any]:
 
 
 def guidance_values(host: Any) -> dict[str, float | None]:
-    """Return the guidance of the run in progress, by the name of the argument or setting; None for arguments that were
-    given as None.
+    """Return the guidance of the run in progress, by the name of the argument or setting.
 
-    Switches count as 0 and 1, and a list has a number for each entry (``guidance_scale[0]``). If the call of the
-    pipeline is not on the stack, only what the pipeline keeps is known.
+    Arguments that were given as None have the value None. Switches count as 0 and 1, and a list has a number for each
+    entry (``guidance_scale[0]``). If the call of the pipeline is not on the stack, only the values that the pipeline
+    keeps are returned.
     """
     return kind_of(host).guidance(host)
 

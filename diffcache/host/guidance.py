@@ -29,7 +29,7 @@ def values_of_pipeline(pipe: Any) -> dict[str, float | None]:
 
     Returns:
         The name of an argument, attribute or switch -> its number, from the call, the pipeline and its guiders.
-        Switches count as 0.0 and 1.0. None stands for an argument or an attribute of a guider that is None.
+        Switches count as 0.0 and 1.0. Arguments and attributes of guiders that are None have the value None.
     """
     found: dict[str, float | None] = {}
     for guider in guiders(pipe):

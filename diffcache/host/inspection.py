@@ -96,7 +96,7 @@ def main_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], A
 def time_of(module: nn.Module) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
     """Return the function that picks the time from the arguments of a denoiser's call.
 
-    It returns None if no parameter is in TIMES.
+    The function returns None if no parameter is in TIMES.
     """
     names = parameters(module)
     name = next((known for known in TIMES if known in names), "")

@@ -227,7 +227,7 @@ class PolicyLoop(Loop):
         return torch.linspace(1.0, 0.0, steps + 1)[:-1]
 
     def sample(self, *, num_inference_steps: int | None = None, **arguments: Any) -> Any:
-        """Ask the policy for actions.
+        """Call the policy for actions.
 
         Args:
             num_inference_steps: The number of evaluations in this call. None: as many as the policy is set to.

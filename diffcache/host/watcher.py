@@ -36,19 +36,22 @@ class LoopObserver:
     """
 
     def loop_awaited(self) -> None:
-        """A loop was announced; ``loop_began`` comes with its first forward. Loops of pipelines are not announced."""
+        """Note that a loop was announced.
+
+        ``loop_began`` comes with its first forward. Loops of pipelines are not announced.
+        """
 
     def loop_began(self, run: LoopRun) -> None:
-        """A loop begins. No forward of it has run."""
+        """Note that a loop begins. No forward of it has run."""
 
     def loop_went_back(self, run: LoopRun) -> None:
-        """The loop enters an earlier step. Some pipelines run it once for each chunk."""
+        """Note that the loop enters an earlier step. Some pipelines run the loop once for each chunk."""
 
     def loop_ended(self, run: LoopRun) -> None:
-        """The loop is over. An exception may have ended it."""
+        """Note that the loop is over. An exception may have ended it."""
 
     def missed(self, kind: str, why: str) -> None:
-        """A call of the host or of a denoiser belongs to no loop, or two calls overlap."""
+        """Note that a call of the host or of a denoiser belongs to no loop, or that two calls overlap."""
 
 
 class LoopWatcher:
@@ -73,12 +76,12 @@ class LoopWatcher:
 
     @property
     def pipe(self) -> Any:
-        """The host, or None once it is gone."""
+        """Return the host, or None once it is gone."""
         return self._pipe()
 
     @property
     def run(self) -> LoopRun | None:
-        """The loop that this thread is in, or None."""
+        """Return the loop that this thread is in, or None."""
         return getattr(self._local, "run", None)
 
     def attach(self) -> None:

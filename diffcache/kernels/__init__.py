@@ -1,6 +1,6 @@
 """Formats that keep tensors in fewer bytes, and the kernels that quantize, dequantize and predict.
 
-One folder is one operation: its contract, the plain-torch form that specifies it, and a Triton kernel.
+Each folder holds one operation: its contract, the plain-torch form that specifies it, and a Triton kernel.
 """
 
 from diffcache.kernels.formats import FORMATS, Format, format_of

@@ -1,14 +1,15 @@
-"""Codes of values and values of codes, row by row: the arithmetic that all operations share, and its specification.
+"""Encode and decode values row by row: the arithmetic that all operations share, and its specification.
 
-bf16   the values, rounded to bfloat16
-int8   code = round(x / scale), half away from zero; scale = max|x| / 127; |x − x̂| ≤ scale / 2
-fp8    code = x / scale as e4m3 (four significant bits); scale = max|x| / 448
-int4   code = floor(x / scale + 8.5), 1 to 15; scale = max|x| / 7; |x − x̂| ≤ scale / 2; the first half of a group lies
-       in the low four bits of its bytes, the second half in the high ones
+* bf16: the values, rounded to bfloat16.
+* int8: code = round(x / scale), half away from zero; scale = max|x| / 127; |x − x̂| ≤ scale / 2.
+* fp8: code = x / scale as e4m3 (four significant bits); scale = max|x| / 448.
+* int4: code = floor(x / scale + 8.5), 1 to 15; scale = max|x| / 7; |x − x̂| ≤ scale / 2. The first half of a group is
+  stored in the low four bits of its bytes, the second half in the high four bits.
 
-x / scale is x times the rounded reciprocal of scale, and max|x| / 127 the same. Groups as in SageAttention (arXiv
-2410.02367) and torchao's blockwise formats. What is not finite makes its group's scale NaN, and the whole group when it
-is decoded: it is seen, and does not spread further. (bf16 keeps what is not finite as it is.)
+x / scale is computed as x times the rounded reciprocal of scale, and max|x| / 127 in the same way. Groups are those of
+SageAttention (arXiv 2410.02367) and of torchao's blockwise formats. A value that is not finite makes its group's scale
+NaN, and with it the whole decoded group. The fault is visible and does not spread to other groups. (bf16 keeps values
+that are not finite.)
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from torch.nn import functional as F
 
 from diffcache.kernels.formats import Format
 
-SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: a group of zeros divides by it
+SMALLEST = torch.finfo(torch.float32).tiny  # the smallest scale, which a group of zeros is divided by
 
 
 def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
     """Encode float32 [R, L].
+
+    Args:
+        x: The values.
+        how: The format.
 
     Returns:
         Codes [R, how.codes(L)] of how.dtype, and scales, float32 [R, how.groups(L)].
@@ -34,7 +39,7 @@ def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
     size, groups = how.group_of(length), how.groups(length)
     padded = F.pad(x, (0, groups * size - length))
     largest = padded.view(count, groups, size).abs().amax(-1) if padded.numel() else x.new_zeros(count, groups)
-    scales = (largest * (1 / how.top)).clamp_min(SMALLEST)  # divided, it would have other bits on a GPU
+    scales = (largest * (1 / how.top)).clamp_min(SMALLEST)  # a division would give other bits on a GPU
     scales = torch.where(largest.isfinite(), scales, torch.nan)
     z = _times(padded if how.bits == 4 else x, scales.reciprocal(), size).nan_to_num(0.0)
     if how.bits == 4:
@@ -42,12 +47,22 @@ def encode(x: Tensor, how: Format) -> tuple[Tensor, Tensor]:
         low, high = biased.chunk(2, dim=-1) if biased.numel() else (biased, biased)
         return (low | high << 4).reshape(count, how.codes(length)), scales
     if how.dtype == torch.int8:
-        return (z + torch.where(z >= 0, 0.5, -0.5)).to(torch.int8), scales  # the cast cuts off
+        return (z + torch.where(z >= 0, 0.5, -0.5)).to(torch.int8), scales  # the cast rounds towards zero
     return z.clamp(-how.top, how.top).to(how.dtype), scales
 
 
 def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
-    """Return approximately the values that were encoded: float32 [R, length]."""
+    """Decode to approximately the encoded values.
+
+    Args:
+        codes: [R, how.codes(length)].
+        scales: float32 [R, how.groups(length)].
+        how: The format.
+        length: The length of a row.
+
+    Returns:
+        float32 [R, length].
+    """
     count = len(codes)
     if not how.group:
         return codes.float()
@@ -61,9 +76,15 @@ def decode(codes: Tensor, scales: Tensor, how: Format, length: int) -> Tensor:
 
 
 def _times(values: Tensor, of_groups: Tensor, size: int) -> Tensor:
-    """Multiply each value of [R, L] by the number of its group. All groups but the last have ``size`` values."""
+    """Multiply each value by the number of its group.
+
+    Args:
+        values: [R, L].
+        of_groups: [R, groups].
+        size: The number of values in every group but the last.
+    """
     (count, length), groups = values.shape, of_groups.shape[1]
     if length == groups * size:
         return (values.view(count, groups, size) * of_groups.unsqueeze(-1)).view(count, length)
-    # By index: expanded, torch 2.15 compiles it for CPUs so that a shorter last group reads numbers from elsewhere.
+    # By index: torch 2.15 compiles an expanded tensor for CPUs so that a shorter last group reads wrong numbers.
     return values * of_groups[:, torch.arange(length, device=of_groups.device) // size]

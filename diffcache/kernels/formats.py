@@ -1,4 +1,4 @@
-"""The formats in which a tensor can be kept, and their bytes."""
+"""Define the formats in which a tensor can be kept, and compute their bytes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Format:
         bits: The bits of a code.
         dtype: The dtype of the tensor of codes.
         top: The code of the largest magnitude of a group.
-        group: The least number of neighbours in a row (``rows``) that share a scale, in rows that are long enough. 0
-            means that codes are the values themselves, without scales.
+        group: The least number of neighbours in a row (``rows``) that share a scale, in rows that are long enough. If
+            it is 0, codes are the values themselves, without scales.
     """
 
     name: str
@@ -64,7 +64,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(name: str) -> Format:
-    """Return the format of a name.
+    """Return the format with this name.
 
     Raises:
         UnknownName: There is no such format.

@@ -1,4 +1,4 @@
-"""One object for the forms of an operation: plain torch, plain torch compiled, and a Triton kernel.
+"""Bundle the forms of an operation in one object: plain torch, plain torch compiled, and a Triton kernel.
 
 The plain form is the specification. It is registered with torch.library for every device, and the kernel for CUDA (also
 the name of ROCm in torch). So an operation has a schema, can be traced, and is one node for ``torch.compile``.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffcache.errors import BadOption
 
-KINDS = 256  # of arguments of one operation that are compiled
+KINDS = 256  # the most kinds of arguments for which an operation is compiled
 
 Backend = Literal["auto", "torch", "compiled", "triton"]
 
@@ -34,7 +34,7 @@ class Operation:
     * ``"triton"``: the kernel. BadOption is raised without Triton, and for tensors that are not on a GPU.
 
     Args:
-        name: The name of the operation, and of its folder.
+        name: The name of the operation and of its folder.
         schema: Its schema for torch.library.
         plain: Its plain form.
     """
@@ -43,10 +43,15 @@ class Operation:
         self.name = name
         self.plain = plain
         self._op = torch.library.custom_op(f"diffcache::{name}", plain, mutates_args=(), schema=schema)
-        self._op.register_fake(plain)  # tensors without values go through it as they are
+        self._op.register_fake(plain)  # plain torch also works on tensors without values
         self._op.register_kernel("cuda")(self._on_gpu)
 
     def __call__(self, *args: Any, backend: Backend = "auto", **kwargs: Any) -> Any:
+        """Run the operation with a backend.
+
+        Raises:
+            BadOption: ``backend`` is "triton", and the kernel cannot run on the tensors.
+        """
         if backend == "torch":
             return self.plain(*args, **kwargs)
         if backend == "compiled":
@@ -58,9 +63,11 @@ class Operation:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
+        """Return the compiled plain form."""
         return torch.compile(self.plain)
 
     def _on_gpu(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the kernel, or the plain form if Triton is not installed."""
         if not has_triton():
             return self.plain(*args, **kwargs)
         kernel = importlib.import_module(f"diffcache.kernels.{self.name}.kernel")
@@ -70,7 +77,8 @@ class Operation:
 def _many_kinds() -> contextlib.AbstractContextManager[Any]:
     """Return a context in which Dynamo compiles a function for ``KINDS`` kinds of arguments.
 
-    By default it stops compiling after eight kinds, without a warning. Formats, dtypes and options make more.
+    By default it stops compiling after eight kinds, without a warning. Combinations of formats, dtypes and options are
+    more.
     """
     from torch._dynamo import config
 
@@ -97,7 +105,7 @@ def demand_gpu(tensors: list[Tensor]) -> None:
 
 
 def in_use(backend: Backend, device: torch.device) -> Literal["torch", "compiled", "triton"]:
-    """Return what runs operations on tensors of ``device`` if ``backend`` was asked for."""
+    """Return the backend that runs operations on tensors of ``device`` if ``backend`` was asked for."""
     if backend != "auto":
         return backend
     return "triton" if device.type == "cuda" and has_triton() else "torch"

@@ -1,4 +1,4 @@
-"""Pack tensors of any shape into fewer bytes. The operations work on rows, callers have tensors."""
+"""Pack tensors of any shape into fewer bytes, with operations that work on rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffcache.kernels.predict import predict
 from diffcache.kernels.quantize import quantize
 
 PRESCALE: Final = torch.bfloat16  # dtype of centres and spreads that are kept with the codes
-PAYS = 8  # a tensor gets its own prescale if its codes take at least so many times the bytes
+PAYS = 8  # a tensor gets a separate prescale if its codes take at least this many times the bytes of the prescale
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,18 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of codes, scales and a prescale that is not shared."""
         own = 0 if self.prescale is None or self.shared else self.prescale.nbytes
         return self.codes.nbytes + self.scales.nbytes + own
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the codes."""
         return self.codes.device
 
     @property
     def ndim(self) -> int:
+        """Return the number of dimensions of the tensor."""
         return len(self.shape)
 
     @property
@@ -64,6 +67,7 @@ class Packed:
         return self.shape[0]
 
     def is_floating_point(self) -> bool:
+        """Return True, because only floating-point tensors are packed."""
         return True
 
     def chunk(self, parts: int) -> list[Packed]:
@@ -89,7 +93,7 @@ def pack(
         minus: A tensor of the same shape, or None.
         prescale: float32 [2, channels], centre and spread of each channel, for tensors whose rows are channels
             (``rows``). None measures it on the tensor if that is worth its bytes (``prescaled``).
-        backend: What runs the operation.
+        backend: The backend of the operation.
     """
     shape = rows(x.shape)
     flat = x.detach().reshape(shape)
@@ -102,9 +106,10 @@ def pack(
 
 
 def prescaled(shape: Sequence[int], how: Format) -> bool:
-    """Return whether a tensor of this shape is packed with the centre and spread of its own channels.
+    """Return whether a tensor of this shape is packed with the centre and spread of its channels.
 
-    It is if it holds tokens, and so many that two numbers per channel take few bytes compared with the codes.
+    This is so if the tensor holds tokens, and so many that two numbers per channel take few bytes compared with the
+    codes.
     """
     count, _ = rows(shape)
     return bool(how.group) and 2 <= len(shape) <= 3 and count * how.bits >= PAYS * 2 * PRESCALE.itemsize * 8
@@ -126,7 +131,7 @@ def channels(x: Tensor) -> Tensor:
     """Return the mean and the standard deviation of every column of [R, L]: [2, L].
 
     They are rounded to the dtype in which they are kept before anything is quantised with them, so the rounding adds no
-    error. A mean that is not finite is replaced by 0, a standard deviation that is 0 or not finite by 1.
+    error. A mean that is not finite is replaced by 0, and a standard deviation that is 0 or not finite by 1.
     """
     spread, centre = torch.std_mean(x, dim=0, correction=0)
     centre, spread = centre.to(PRESCALE), spread.to(PRESCALE)
@@ -147,7 +152,7 @@ def pack_again(x: Tensor, before: Packed, backend: Backend = "auto") -> tuple[Pa
 
 
 def unpack(packed: Packed, backend: Backend = "auto") -> Tensor:
-    """Return a new contiguous tensor of the shape and dtype that was packed."""
+    """Return a new contiguous tensor of the shape and dtype of the tensor that was packed."""
     affine = None if packed.prescale is None else packed.prescale.flip(0).float()
     args = packed.codes, packed.scales, packed.format.name, packed.length, packed.dtype, affine
     return dequantize(*args, backend=backend).reshape(packed.shape)  # type: ignore[no-any-return]
@@ -167,12 +172,12 @@ def from_kept(
 
     Args:
         anchors: Packed tensors of one shape and format.
-        weights: A weight for each anchor. One may be −κ, for an x_0 among the anchors.
+        weights: A weight for each anchor. It is −κ for an input x_0 among the anchors.
         x: A tensor of the same shape, or None.
         kappa: The weight of ``x``.
         scale: A number, or float32 [1, channels] or [channels, 1].
         bias: A number, or float32 [1, channels] or [channels, 1].
-        backend: What runs the operation.
+        backend: The backend of the operation.
 
     Returns:
         A new contiguous tensor.
@@ -199,6 +204,7 @@ def from_kept(
 
 
 def _as(packed: Packed) -> tuple[str, int, torch.dtype]:
+    """Return the name of the format, the length of a row and the dtype, as arguments of the operations."""
     return packed.format.name, packed.length, packed.dtype
 
 
@@ -214,7 +220,8 @@ def _folded(
     """Return a prediction from one anchor as an affine function of its codes, and the tensor that is added to it.
 
     Returns:
-        None if the input would have to be scaled.
+        float32 [2, length] (None for factor 1 and offset 0), and the tensor (or None). The result is None if the input
+        would have to be scaled.
     """
     if x is not None and (kappa != 1.0 or scale is not None):
         return None

@@ -1,16 +1,17 @@
-"""Tiles of rows in Triton: how an operation cuts its tensors, and ``coding`` for one tile.
+"""Cut tensors into tiles of rows for Triton kernels, and encode and decode one tile.
 
-A tile is [TILE, BLOCK]: that many groups, each with its values side by side. Four bits have two tiles of half a group
-("parts"), so that the two codes of a byte lie at one place of both. A program has the groups of one sample only: what
-belongs to a sample is then one row for it, and its sums are one sample's.
+A tile is [TILE, BLOCK]: TILE groups, each with its values in a row. Formats of four bits have two tiles of half a group
+("parts"), so that the two codes of a byte are at the same place of both. A program has groups of one sample only. It
+therefore reads one row of numbers that belong to samples, and its sums are those of one sample.
 
-What a masked lane holds is undefined: results must not depend on it. A value is stored under a mask, or passes
+The values of masked lanes are undefined, and results must not depend on them. A value is stored under a mask, or passes
 ``zero_outside`` before it enters a sum or a maximum.
 
-Every operation as torch has it: divisions and casts round to nearest even, nothing is contracted to a multiply-add.
+Every operation rounds as in torch: divisions and casts round to nearest even, and nothing is contracted to a
+multiply-add.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# (Triton reads the annotations of its functions itself: nothing but constexpr may stand there.)
+# (Triton interprets the annotations of its functions: only constexpr is allowed there.)
 
 from __future__ import annotations
 
@@ -32,18 +33,27 @@ Given = TypeVar("Given", Tensor, Tensor | None)
 
 TINY = tl.constexpr(SMALLEST)
 
-THREADS = 128  # of a program
-THREADS_OF_ROW = 512  # at most, where a program has a whole row
-PER_THREAD = 16  # values: as many codes of one byte as a thread can store at once
-FLAT = 128  # values that make a group where the format has none
+THREADS = 128  # the threads of a program
+THREADS_OF_ROW = 512  # the most threads of a program that has a whole row
+PER_THREAD = 16  # values of a thread: as many codes of one byte as a thread can store at once
+FLAT = 128  # the values of a group in formats without groups
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Compile-time constants of a kernel; ``GROUPS`` of ``GROUP`` values are a row of ``LENGTH``.
+    """Compile-time constants of a kernel.
 
-    WIDTH  values of a part; BLOCK, a power of two, has room for them
-    EVEN   groups fill rows and BLOCK: no column is masked
+    Attributes:
+        LENGTH: The length of a row.
+        FORMAT: The name of the format.
+        TOP: The code of the largest magnitude of a group.
+        GROUP: The number of values of a group.
+        GROUPS: The number of groups of a row.
+        WIDTH: The number of values of a part.
+        BLOCK: The least power of two that is not below WIDTH.
+        TILE: The number of groups of a program.
+        EVEN: Whether groups fill rows and parts fill BLOCK, so that no column is masked.
+        num_warps: The number of warps of a program.
     """
 
     LENGTH: int
@@ -59,22 +69,29 @@ class Tiling:
 
     @property
     def launch(self) -> dict[str, Any]:
-        """Keyword arguments of a launch. Without fusion ``a * b + c`` is two roundings, as in torch."""
+        """Return the keyword arguments of a launch. Without fusion, ``a * b + c`` is rounded twice, as in torch."""
         return asdict(self) | {"enable_fp_fusion": False}
 
     def programs(self, count: int) -> int:
-        """That these rows take."""
+        """Return the number of programs for ``count`` rows."""
         return math.ceil(count * self.GROUPS / self.TILE)
 
 
 def tiling(how: Format, count: int, length: int, *, whole_rows: bool = False) -> Tiling:
-    """For samples of ``count`` rows; ``whole_rows``: a program has one row, however long."""
+    """Return the tiling on this machine.
+
+    Args:
+        how: The format.
+        count: The number of rows of a sample.
+        length: The length of a row.
+        whole_rows: Whether a program has one row of any length.
+    """
     return tiling_for(32 if torch.version.hip is None else 64, how, count, length, whole_rows=whole_rows)
 
 
 @functools.cache
 def tiling_for(lanes: int, how: Format, count: int, length: int, *, whole_rows: bool) -> Tiling:
-    """Where a warp has so many threads."""
+    """Return the tiling for warps of ``lanes`` threads. The other arguments are those of ``tiling``."""
     group = how.group_of(length) if how.group else min(FLAT, above(length))
     groups = math.ceil(length / group)
     parts = 2 if how.bits == 4 else 1
@@ -89,42 +106,46 @@ def tiling_for(lanes: int, how: Format, count: int, length: int, *, whole_rows: 
 
 
 def above(number: int) -> int:
-    """The smallest power of two that is no smaller."""
+    """Return the smallest power of two that is not below ``number``."""
     return 1 << max(0, number - 1).bit_length()
 
 
 def compiles(how: Format, device: torch.device) -> bool:
-    """Whether Triton has the format's dtype on this device: e4m3 came with compute capability 8.9."""
+    """Return whether Triton supports the format's dtype on this device. CUDA has e4m3 since compute capability 8.9."""
     if how.dtype != torch.float8_e4m3fn or device.type != "cuda" or torch.version.hip is not None:
         return True
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def by_rows(x: Given) -> Given:
-    """With neighbours of a row side by side; rows may lie anywhere."""
+    """Return ``x`` with the values of a row next to each other in memory. Rows may have any stride."""
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def dense(x: Given) -> Given:
-    """With nothing between its elements."""
+    """Return ``x`` as a contiguous tensor."""
     return x if x is None else x.contiguous()
 
 
 def stride(x: Tensor | None) -> int:
-    """From row to row."""
+    """Return the distance between two rows in elements; 0 without a tensor."""
     return 0 if x is None else x.stride(0)
 
 
 def on(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Return a context with the tensor's device as the current one, on which Triton launches."""
     return torch.cuda.device_of(x)
 
 
 @triton.jit
 def groups_of_program(count, programs, GROUPS: tl.constexpr, TILE: tl.constexpr):
-    """(sample, row of the tensor [TILE], number of the group in its row [TILE], whether there is one [TILE]).
+    """Return the groups of this program.
 
-    Positions need 64 bits, and their division is dear: it is done once, for the first group.
+    Positions need 64 bits, and their division is slow, so it is done once, for the first group.
+
+    Returns:
+        The sample, the row of the tensor [TILE], the number of the group in its row [TILE], and whether the group
+        exists [TILE].
     """
     sample = (tl.program_id(0) // programs).to(tl.int64)
     first = (tl.program_id(0) % programs).to(tl.int64) * TILE
@@ -145,7 +166,7 @@ def columns_of(
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """(column [TILE, BLOCK], whether there is one) of the values of a part."""
+    """Return the columns of the values of a part, [TILE, BLOCK], and whether they exist."""
     i = tl.arange(0, BLOCK)[None, :]
     columns = number[:, None] * GROUP + (i + part * WIDTH)
     inside = there[:, None]
@@ -164,7 +185,10 @@ def columns_of_codes(
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """As ``columns_of``, for codes. A group of four bits is a whole one, though values end before it."""
+    """Return the columns of the codes, [TILE, BLOCK], and whether they exist.
+
+    The codes of the last group in formats of four bits are padded to a whole group.
+    """
     i = tl.arange(0, BLOCK)[None, :]
     columns = number[:, None] * WIDTH + i
     inside = there[:, None]
@@ -177,31 +201,32 @@ def columns_of_codes(
 
 @triton.jit
 def length_of_codes(LENGTH: tl.constexpr, FORMAT: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the number of codes of a row."""
     length: tl.constexpr = GROUPS * WIDTH if FORMAT == "int4" else LENGTH
     return length
 
 
 @triton.jit
 def load(x, rows, stride, columns, inside):
-    """Values of a tensor [R, L] as float32."""
+    """Load values of a tensor [R, L] as float32."""
     return tl.load(x + (rows * stride)[:, None] + columns, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store(x, rows, columns, inside, values, LENGTH: tl.constexpr):
-    """Into a contiguous tensor [R, LENGTH], in its dtype."""
+    """Store values in a contiguous tensor [R, LENGTH], in its dtype."""
     tl.store(x + (rows * LENGTH)[:, None] + columns, values.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def load_columns(pair, which: tl.constexpr, columns, inside, LENGTH: tl.constexpr):
-    """Values of one row of a tensor [2, LENGTH] as float32."""
+    """Load values of one row of a tensor [2, LENGTH] as float32."""
     return tl.load(pair + which * LENGTH + columns, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def zero_outside(values, inside):
-    """The values, and 0 in masked lanes, whatever arithmetic made of them."""
+    """Return the values, with 0 in masked lanes."""
     return tl.where(inside, values, 0.0)
 
 
@@ -219,10 +244,11 @@ def load_codes(
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Return (codes [TILE, BLOCK], scales [TILE]).
+    """Return the codes [TILE, BLOCK] and the scales [TILE].
 
-    ``other`` is 0, which four bits decode to -8 times the scale, and not 0x88, the code of zeros: Triton before
-    3.9 extends the sign of a constant before it repeats it, and fills the bytes of a masked vector with 0x88, 0xff, ….
+    ``other`` is 0, which decodes to -8 times the scale with four bits. It is not 0x88, the code of zeros, because
+    Triton before 3.9 extends the sign of a constant before it repeats it, and fills the bytes of a masked vector with
+    0x88, 0xff, ….
     """
     columns, inside = columns_of_codes(number, there, LENGTH, FORMAT, WIDTH, BLOCK, EVEN)
     places = codes + (rows * length_of_codes(LENGTH, FORMAT, GROUPS, WIDTH))[:, None] + columns
@@ -236,7 +262,7 @@ def load_codes(
 
 @triton.jit
 def decode(codes, scales, part: tl.constexpr, FORMAT: tl.constexpr):
-    """Values of a part, from what ``load_codes`` gave."""
+    """Return the values of a part, from the codes and scales of ``load_codes``."""
     if FORMAT == "bf16":
         values = codes.to(tl.float32)
     elif FORMAT == "int4":
@@ -248,28 +274,31 @@ def decode(codes, scales, part: tl.constexpr, FORMAT: tl.constexpr):
 
 @triton.jit
 def total(values):
-    """Of a tile."""
+    """Return the sum over a tile."""
     return tl.sum(tl.sum(values, axis=1), axis=0)
 
 
 @triton.jit
 def largest_of(x):
-    """[TILE]: infinite where anything is not finite, for a maximum does not see NaN."""
+    """Return the largest magnitude of each group, [TILE].
+
+    It is infinite if a value is not finite, because a maximum ignores NaN.
+    """
     size = tl.abs(x)
     return tl.max(tl.where(size < float("inf"), size, float("inf")), axis=1)
 
 
 @triton.jit
 def encode(x, inverse, FORMAT: tl.constexpr, TOP: tl.constexpr):
-    """Codes of a part's values, one in a byte."""
+    """Return the codes of a part's values, one per byte."""
     z = x * inverse[:, None]
     z = tl.where(z == z, z, 0.0)
     if FORMAT == "int4":
-        codes = (z + 8.5).to(tl.uint8)  # above zero: the cast is the floor
+        codes = (z + 8.5).to(tl.uint8)  # positive values, for which the cast is the floor
     elif FORMAT == "int8":
         codes = (z + tl.where(z >= 0, 0.5, -0.5)).to(tl.int8)
     else:
-        codes = tl.minimum(tl.maximum(z, -TOP), TOP).to(tl.float8e4nv)  # not all GPUs saturate
+        codes = tl.minimum(tl.maximum(z, -TOP), TOP).to(tl.float8e4nv)  # the cast does not saturate on every GPU
     return codes
 
 
@@ -290,7 +319,10 @@ def store_codes(
     BLOCK: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """``encode`` of ``coding``. ``low``, and ``high`` where the format has a second part, hold 0 outside of rows."""
+    """Encode a tile as ``coding.encode`` does, and store codes and scales.
+
+    ``low``, and ``high`` if the format has a second part, must be 0 outside of rows.
+    """
     columns, inside = columns_of_codes(number, there, LENGTH, FORMAT, WIDTH, BLOCK, EVEN)
     if FORMAT == "bf16":
         found = low

@@ -1,4 +1,4 @@
-"""Make schedules from profiles and budgets, compare them, draw them. No network is called."""
+"""Make schedules from profiles and budgets, and compare and draw them. No network is called."""
 
 from diffcache.planning.catalogue import DEMO_FILE, DEMO_STEPS, Scheduler, available
 from diffcache.planning.planner import (

@@ -1,4 +1,4 @@
-"""The catalogue of schedulers: what ``diffcache plan --list`` shows."""
+"""List the schedulers with their sources, options and demo results, for ``diffcache plan --list``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Scheduler:
     """One line of ``diffcache plan --list``.
 
     Attributes:
-        name: The name of its file, which is what users type.
+        name: The name of its file, by which users select it.
         summary: The first line of its file.
         source: The paper, and the repository that it was compared with.
         options: Name -> default.
-        needs: What a profile must hold beyond the tables of the model's outputs.
+        needs: The tables that a profile must hold beyond those of the model's outputs.
         group: One of ``schedulers.GROUPS``.
-        demo_db: Demo model -> PSNR of the decoded picture in dB, at ``DEMO_STEPS``; without models that the method was
-            not measured on.
+        demo_db: Demo model -> PSNR of the decoded picture in dB, at ``DEMO_STEPS``. Models that the method was not
+            measured on are left out.
     """
 
     name: str

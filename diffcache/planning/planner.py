@@ -37,7 +37,7 @@ def compare(profile: Profile, budget: Budget | float) -> list[Compared]:
     """Plan with every scheduler, each with its default options.
 
     Args:
-        profile: What to plan from.
+        profile: The profile to plan from.
         budget: A budget, or a number of computed steps.
 
     Returns:
@@ -70,18 +70,18 @@ def plan(
     """Plan a schedule from a profile within a budget. No network is called.
 
     Args:
-        profile: What to plan from.
+        profile: The profile to plan from.
         scheduler: A name of :func:`available`, or a spec with options, ``"meancache:gamma=4"``.
         budget: A budget, or a number of computed steps.
-        store: Format in which outputs are kept: "bf16", "int8", "fp8" or "int4". "auto": for each site the format with
-            which all fit into the budget's ``memory_bytes`` at the least error. None: as they are. A simulated fidelity
-            does not include the error of a format.
-        prescale: Take centre and spread of channels from the profile, not from each tensor that is kept.
+        store: The format in which outputs are kept: "bf16", "int8", "fp8" or "int4". "auto" chooses a format for each
+            site, so that all fit into the budget's ``memory_bytes`` with the least error. None keeps outputs as they
+            are. A simulated fidelity does not include the error of a format.
+        prescale: Use centre and spread of channels from the profile instead of those of each tensor that is kept.
         options: Options of the scheduler.
 
     Raises:
         UnknownName: There is no such scheduler or option.
-        BadOption: An option is out of range, or the budget is impossible. The error says what is possible.
+        BadOption: An option is out of range, or the budget is impossible. The error states what is possible.
     """
     budget = Budget.of(budget)
     name, options = schedulers.parse_spec(scheduler, "plan", options)
@@ -216,7 +216,7 @@ def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: f
         except BadOption as error:
             if error.name != "computed_steps" or (computed_steps == profile.steps and not best):
                 raise
-            continue  # fewer than this scheduler can do with
+            continue  # the scheduler needs more computed steps
         seen = found.expected or expected(profile, found)
         if seen is None:
             raise BadOption(
@@ -264,7 +264,7 @@ class _Keeping:
         return kept, self.most is None or cache_bytes(profile, kept) <= self.most
 
     def prescaled(self, profile: Profile, found: Planned) -> Planned:
-        """Return the plan with centre and spread of channels from the profile, if that is asked for."""
+        """Return the plan with centre and spread of channels from the profile if ``prescale`` is set."""
         if not self.prescale:
             return found
         _, denoiser = _only_denoiser(profile)

@@ -1,6 +1,6 @@
-"""Pictures of the two documents: how far outputs of two steps lie apart, and which steps a schedule computes.
+"""Draw profiles and schedules: the distances between outputs of two steps, and the steps that a schedule computes.
 
-matplotlib (the extra ``report``) is imported when a picture is asked for.
+matplotlib (the extra ``report``) is imported when a picture is drawn.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from diffcache.documents.sites import GRANULARITIES, in_order, parse
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.text import printable
 
-DISTANCE = "magma_r"  # perceptually uniform; near is light, as the paper is
+DISTANCE = "magma_r"  # perceptually uniform; small distances are light, like the background
 INK, MUTED, PALE, MARK = "#22223b", "#6b7080", "#e8e9ef", "#0072b2"
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by the colour-blind as well (Okabe and Ito)
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # distinguishable with colour blindness (Okabe and Ito)
 STYLE = {
     "font.size": 9,
     "text.color": INK,
@@ -42,16 +42,27 @@ STYLE = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
 }
-MOST_PANELS = 6  # of masks in one figure
-MOST_LABELS = 40  # of sites in one column
-WIDTH = 3.6  # inches of a panel
+MOST_PANELS = 6  # the most masks in one figure
+MOST_LABELS = 40  # the most labels of sites in one column
+WIDTH = 3.6  # width of a panel in inches
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def save(document: Profile | CacheSchedule, path: Path, beside: Profile | None = None) -> Path:
-    """Write the ``figure`` to ``path``, whose ending says the format, and return it.
+    """Write the ``figure`` of a document to a file.
 
-    Raises what ``figure`` raises; BadOption for a format that matplotlib cannot write, or a folder that is not there.
+    Args:
+        document: A profile or a schedule.
+        path: The file. Its suffix sets the format.
+        beside: See ``figure``.
+
+    Returns:
+        The path.
+
+    Raises:
+        BadOption: matplotlib cannot write the format, the folder does not exist, or ``beside`` does not fit the
+            schedule.
+        DiffCacheError: matplotlib is not installed.
     """
     picture = figure(document, beside)
     formats = sorted(picture.canvas.get_supported_filetypes())
@@ -63,13 +74,19 @@ def save(document: Profile | CacheSchedule, path: Path, beside: Profile | None =
 
 
 def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> Any:
-    """A matplotlib figure of a document, tied to no window.
+    """Return a matplotlib figure of a document, without a window.
 
-    A profile: how far the outputs of any two steps lie apart, a panel per granularity, mean over its sites and
-    branches; and what is known of the loop. A schedule: its masks, site by step; or, with the profile it was planned
-    from ``beside`` it, as squares over those distances.
+    The figure of a profile shows the distances between the outputs of any two steps, averaged over sites and branches,
+    with one panel per granularity, and the measured dynamics of the loop. The figure of a schedule shows its masks,
+    site by step. With ``beside`` it shows them as squares over the distances of that profile.
 
-    Raises DiffCacheError without matplotlib, BadOption for a profile of other steps or sites than the schedule's.
+    Args:
+        document: A profile or a schedule.
+        beside: The profile that the schedule was planned from, or None.
+
+    Raises:
+        BadOption: ``beside`` has other steps or sites than the schedule.
+        DiffCacheError: matplotlib is not installed.
     """
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
@@ -86,6 +103,7 @@ def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> 
 
 
 def _matplotlib() -> Any:
+    """Import matplotlib. Raise DiffCacheError if it is not installed."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -95,10 +113,11 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-# A profile.
+# --- profiles ---------------------------------------------------------------------------------------------------------
 
 
 def _draw_profile(figure: Any, profile: Profile) -> None:
+    """Draw the distances of each granularity at the left, and curves over the steps at the right."""
     groups = _granularities(profile)
     columns = min(len(groups), 2)
     rows = -(-len(groups) // columns)
@@ -119,6 +138,7 @@ def _draw_profile(figure: Any, profile: Profile) -> None:
 
 
 def _draw_change(axes: Any, profile: Profile) -> None:
+    """Draw the change of the outputs from step to step."""
     groups = _granularities(profile)
     for (name, sites), colour in zip(groups.items(), LINES, strict=False):
         change = np.diagonal(_mean_distance(sites), offset=-1)
@@ -130,7 +150,7 @@ def _draw_change(axes: Any, profile: Profile) -> None:
 
 
 def _draw_say(axes: Any, profile: Profile) -> None:
-    """By how much the final state would move were a step's output missing, before the network answers."""
+    """Draw how far the final state moves if a step's output is missing, without the response of the network."""
     assert profile.dynamics is not None
     moved = np.abs(profile.dynamics.reach[-1]) * np.sqrt(np.diagonal(profile.dynamics.gram))
     axes.bar(np.arange(len(moved)), moved, width=0.75, color=LINES[0])
@@ -138,6 +158,7 @@ def _draw_say(axes: Any, profile: Profile) -> None:
 
 
 def _draw_response(axes: Any, profile: Profile) -> None:
+    """Draw the response of the network to an error of the state, and the spread of the responses."""
     assert profile.dynamics is not None
     axes.axhline(0, color=MUTED, lw=0.6)
     part, rest = profile.dynamics.response, profile.dynamics.spread**0.5
@@ -147,10 +168,11 @@ def _draw_response(axes: Any, profile: Profile) -> None:
     axes.set_title("the network's answer to an error", fontsize=9)
 
 
-# A schedule.
+# --- schedules --------------------------------------------------------------------------------------------------------
 
 
 def _draw_masks(figure: Any, schedule: CacheSchedule) -> None:
+    """Draw the masks of a schedule, one row per site."""
     rows = [(name, site) for name, d in schedule.denoisers.items() for site in in_order(d.sites)]
     masks = np.array([_as_run(schedule.denoisers[name], site) for name, site in rows])
     several = len(schedule.denoisers) > 1
@@ -159,6 +181,7 @@ def _draw_masks(figure: Any, schedule: CacheSchedule) -> None:
 
 
 def _draw_masks_over(figure: Any, schedule: CacheSchedule, profile: Profile) -> None:
+    """Draw the masks of a schedule over the distances of a profile."""
     panels = _panels(schedule, profile)
     shown = panels[:MOST_PANELS]
     columns = min(len(shown), 3)
@@ -172,7 +195,13 @@ def _draw_masks_over(figure: Any, schedule: CacheSchedule, profile: Profile) -> 
 
 
 def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(title, distances, mask): sites of one granularity and mask together, the most numerous first."""
+    """Return the panels of a schedule over a profile: (title, distances, mask), those of most sites first.
+
+    Sites of one granularity with equal masks share a panel.
+
+    Raises:
+        BadOption: The profile has other steps or sites than the schedule.
+    """
     steps = profile.start + profile.steps
     if schedule.steps != steps:
         raise BadOption("profile", f"one of {steps} steps", f"one of {schedule.steps}, the steps of the schedule")
@@ -193,11 +222,15 @@ def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.nda
     return panels
 
 
-# Parts of pictures.
+# --- parts of figures -------------------------------------------------------------------------------------------------
 
 
 def _heat(figure: Any, axes: Any, table: np.ndarray, title: str) -> None:
-    """A table [T, T] of distances: used at the row's step in place of the own output, kept from the column's."""
+    """Draw a table of distances, float64 [T, T].
+
+    At [row, column] is the distance between the output of the row's step and the kept output of the column's step, used
+    in its place.
+    """
     from matplotlib.colors import PowerNorm
 
     norm = PowerNorm(0.5, vmin=0, vmax=max(float(np.quantile(table, 0.995)), 1e-12))
@@ -210,7 +243,10 @@ def _heat(figure: Any, axes: Any, table: np.ndarray, title: str) -> None:
 
 
 def _spans(axes: Any, compute: np.ndarray) -> None:
-    """Each computed step's square on the diagonal, as wide as its output lasts; its left edge holds the distances."""
+    """Draw a square on the diagonal for each computed step, as wide as its output is used.
+
+    Its left edge shows the distances.
+    """
     from matplotlib.patches import Rectangle
 
     starts = np.flatnonzero(compute)
@@ -220,13 +256,22 @@ def _spans(axes: Any, compute: np.ndarray) -> None:
 
 
 def _as_run(plan: DenoiserPlan, site: str) -> np.ndarray:
-    """float64 [T]: 1 where the site is computed, 0 where it is predicted, NaN where the denoiser is not called."""
+    """Return a site's mask as float64 [T].
+
+    It is 1 if the site is computed, 0 if it is predicted, and NaN if the denoiser is not called.
+    """
     compute = plan.sites[site].compute.astype(float)
     return compute if plan.called is None else np.where(plan.called, compute, np.nan)
 
 
 def _mask(axes: Any, masks: np.ndarray, names: list[str]) -> None:
-    """Draw ``masks`` float64 [sites, steps]: dark where computed, blank where NaN."""
+    """Draw masks with one row per site.
+
+    Args:
+        axes: The axes to draw on.
+        masks: float64 [sites, steps]: dark for 1, pale for 0, blank for NaN.
+        names: The labels of the rows.
+    """
     from matplotlib.colors import ListedColormap
 
     rows, steps = masks.shape
@@ -257,13 +302,14 @@ def _mask(axes: Any, masks: np.ndarray, names: list[str]) -> None:
 
 
 def _few_ticks() -> Any:
+    """Return a locator of at most four intervals."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(4)
 
 
 def _sized(figure: Any, document: Profile | CacheSchedule, width: float, height: float, more: str = "") -> None:
-    """Inches, beside room for a headline of what the document is."""
+    """Set the size of a figure in inches, add its title, and make the figure higher for the title's lines."""
     parts = [printable(part).replace(" ", NO_BREAK) for part in (*_headline(document), more) if part]
     lines = [line.removesuffix("·") for line in textwrap.wrap(f"{NO_BREAK}· ".join(parts), int(13 * width))]
     figure.set_size_inches(width, height + 0.25 * len(lines))
@@ -271,18 +317,19 @@ def _sized(figure: Any, document: Profile | CacheSchedule, width: float, height:
 
 
 def _granularities(profile: Profile) -> dict[str, list[SiteProfile]]:
-    """The sites by granularity, coarse before fine."""
+    """Return the sites of a profile by granularity, the coarsest first."""
     sites = [(parse(name).granularity, site) for d in profile.denoisers.values() for name, site in d.sites.items()]
     found = {granularity: [site for g, site in sites if g == granularity] for granularity in GRANULARITIES}
     return {granularity: members for granularity, members in found.items() if members}
 
 
 def _mean_distance(sites: Iterable[SiteProfile]) -> np.ndarray:
-    """float64 [T, T]: over sites and branches."""
+    """Return the relative L1 distances of outputs, float64 [T, T], averaged over sites and branches."""
     return np.asarray(np.mean([site.output.relative_l1.mean(axis=0) for site in sites], axis=0))
 
 
 def _headline(document: Profile | CacheSchedule) -> list[str]:
+    """Return the parts of a figure's title."""
     parts = [d.class_name for d in document.denoisers.values() if d.class_name]
     if document.noise_scheduler:
         parts.append(noise_scheduler_title(document.noise_scheduler.class_name))

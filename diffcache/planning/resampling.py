@@ -42,7 +42,7 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
     if any(denoiser.online is not None for denoiser in schedule.denoisers.values()):
         raise BadOption("schedule", "one that decides in the run", "one whose computed steps are known")
     if any(plan.inputs is not None and plan.inputs.any() for _, _, plan in schedule.plans()):
-        # They go with the noise levels of the anchors: in between, neither interpolated nor taken over are they right.
+        # Weights of inputs depend on the noise levels of the anchors. They can neither be interpolated nor copied.
         raise BadOption("schedule", "one with weights of inputs", "one that predicts from outputs alone")
     for name, grid in (("timesteps", new), ("schedule", schedule.timesteps)):
         if not len(grid) or not np.isfinite(grid).all() or (np.diff(grid) >= 0).any():
@@ -81,14 +81,14 @@ def _moved(plan: SitePlan, old: np.ndarray, new: np.ndarray) -> SitePlan:
     branches, _, most = plan.weights.shape
     forward = extrapolation(Grid(new), compute, order=1)[:, :, :2]
     weights = np.zeros((branches, len(new), max(most, 2)))
-    source = np.zeros(len(new), int)  # the old step whose kappa, scale and bias a new one takes over
+    source = np.zeros(len(new), int)  # for each new step, the old step that its kappa, scale and bias are copied from
     for a, b, begin, end in zip(before, [*before[1:], len(old)], after, [*after[1:], len(new)], strict=True):
-        known = np.arange(a, b)  # the anchor itself, where the newest output is exact, and what was predicted from it
+        known = np.arange(a, b)  # the anchor, where the newest output is exact, and the steps predicted after it
         nodes = np.where((known == a)[:, None], np.eye(most)[0], plan.weights[:, known])  # [B, nodes, K]
         times = _as_old(new[begin:end], new[begin], _end(new, end), old[a], _end(old, b))
         for j, time in zip(range(begin + 1, end), times[1:], strict=True):
             source[j] = known[1:][np.abs(old[known[1:]] - time).argmin()] if len(known) > 1 else a
-            if len(known) == 1:  # everything was computed here: nothing to interpolate
+            if len(known) == 1:  # all old steps here were computed, so there are no weights to interpolate
                 weights[:, j, :2] = forward[0, j]
                 continue
             for branch, k in np.ndindex(branches, most):
@@ -104,7 +104,11 @@ def _moved(plan: SitePlan, old: np.ndarray, new: np.ndarray) -> SitePlan:
 
 
 def _pairs(compute: np.ndarray, old: np.ndarray, new: np.ndarray) -> tuple[list[int], list[int]]:
-    """Return old computed steps and the new steps nearest in time. Of two on one step, the later moves on or drops."""
+    """Return the old computed steps and the new steps that are nearest in time.
+
+    If two old steps have the same nearest step, the later one takes the next step, or is left out at the end of the
+    grid.
+    """
     before, after = [0], [0]
     for a in map(int, np.flatnonzero(compute)[1:]):
         nearest = max(int(np.abs(new - old[a]).argmin()), after[-1] + 1)

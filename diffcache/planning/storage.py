@@ -1,12 +1,12 @@
 """Choose the format in which each site keeps its outputs: the least error that fits into memory.
 
-An output kept in a format is off by its measured error e, and what is predicted from such with weights w by Σ_k w_k² e.
-In the final state that makes, summed over the predicted steps t of a site,
+An output kept in a format has a measured error e. A prediction from such outputs with weights w has the error
+Σ_k w_k² e. In the final state this is, summed over the predicted steps t of a site,
 
     (reach of step t)² · influence of the site at t · Σ_k w_k² · e
 
-as if errors of sites and steps were independent. Formats of all sites together are a knapsack with one choice for each
-site; it is filled as its linear relaxation says, then what room is left is used.
+if errors of sites and steps are independent. Choosing the formats of all sites is a knapsack problem with one choice
+for each site. It is filled as its linear relaxation suggests. Then the remaining bytes are used.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from diffcache.simulation.runs import step_influence
 
 def fit_formats(profile: Profile, sites: Mapping[str, SiteProfile], planned: Planned, most: int) -> Planned | None:
     """Choose a format for every site, so that at most ``most`` bytes are kept at one time.
+
+    Args:
+        profile: The measured tables.
+        sites: Site -> its profile.
+        planned: The plan.
+        most: The most bytes at one time.
 
     Returns:
         The plan with the formats. None if no choice fits.
@@ -105,7 +111,13 @@ def held(plan: SitePlan, anchors: int | None = None) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Offer:
-    """One format for one site: its bytes at each step, int64 [T], and its error in the final state."""
+    """One format for one site.
+
+    Attributes:
+        store: The format; None keeps outputs as they are.
+        bytes: int64 [T], the bytes at each step.
+        error: The mean square error in the final state.
+    """
 
     store: StoreFormat | None
     bytes: np.ndarray
@@ -120,7 +132,7 @@ def _offers(profile: Profile, name: str, site: SiteProfile, plan: SitePlan) -> l
     if profile.dynamics is not None:
         squares = squares * np.diagonal(step_influence(profile.dynamics)[1:]) ** 2
     weight = float(squares.sum())
-    if plan.differences.any() and site.residual is not None:  # what is kept is smaller, and so is its error
+    if plan.differences.any() and site.residual is not None:  # residuals are smaller than outputs, and so is the error
         weight *= float(min(1.0, site.residual.energy.mean() / max(site.output.energy.mean(), 1e-300)))
     if not site.kept:
         _kept(site, "int8")
@@ -133,7 +145,7 @@ def _offers(profile: Profile, name: str, site: SiteProfile, plan: SitePlan) -> l
 
 
 def _kept(site: SiteProfile, store: str) -> KeptProfile:
-    """Return what the profile measured for a format. Raise BadOption if it did not measure it."""
+    """Return the measurement of a format. Raise BadOption if the profile has none."""
     if store not in site.kept:
         found = f"a profile that measured {', '.join(site.kept)}" if site.kept else "a profile that did not measure it"
         raise BadOption("store", store, f"what the profile knows the bytes of; here is {found}. Measure it anew")

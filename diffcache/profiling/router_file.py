@@ -1,10 +1,10 @@
-"""Router files of Learning-to-Cache and HarmoniCa: read without running anything in them, and made into schedules.
+"""Read router files of Learning-to-Cache and HarmoniCa, without running code in them, and make schedules from them.
 
     schedule = router_file.schedule("DDIM20_router.pt", pipe)     # pipe: a DiTPipeline
     diffcache.accelerate(pipe, schedule)
 
-The files are torch's: ``{"routers": {"0.prob": [2 · depth], …}, "args": …}``, row 0 the cleanest step. A site runs
-where sigmoid(prob) is above a threshold.
+The files are written by ``torch.save``: ``{"routers": {"0.prob": [2 · depth], …}, "args": …}``. Row 0 is the cleanest
+step. A site runs if sigmoid(prob) is above a threshold.
 """
 
 from __future__ import annotations
@@ -39,20 +39,25 @@ from diffcache.schedulers.learning_to_cache import Router
 KINDS = ("auto", "learning-to-cache", "harmonica")
 ZIP = b"PK\x03\x04"
 OLDER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6: pickles one after another, then tensors
-OLDER_PICKLES = 5  # this number, the version, sizes of the machine, the object, the names of its tensors
-LONGEST = 200  # letters in the name of a class
-FROZEN = 5.0  # HarmoniCa keeps the prob of the noisiest step there
+OLDER_PICKLES = 5  # the magic number, the version, sizes of C types, the object, the names of its tensors
+LONGEST = 200  # the most letters in the name of a class
+FROZEN = 5.0  # the prob of the noisiest step in files of HarmoniCa
 
 
 def read(path: str | Path, *, kind: str = "auto", threshold: float = 0.1) -> Router:
-    """The table in a router file, in the order in which steps run.
+    """Return the table in a router file, in the order in which steps run.
 
-    kind       "learning-to-cache" trains every second row, the others run in full; "harmonica" trains all rows but the
-               noisiest; "auto" tells by the training arguments, or by that row
-    threshold  of both papers' code
+    Only tensors, plain values and an ``argparse.Namespace`` are read. Other files are refused.
 
-    Only tensors, plain values and an ``argparse.Namespace`` are read; a file that asks for more is refused. Raises
-    DocumentError, BadOption.
+    Args:
+        path: The file.
+        kind: "learning-to-cache" trains every second row, and the other rows run in full. "harmonica" trains all rows
+            but the noisiest. "auto" decides by the training arguments, or by that row.
+        threshold: The threshold of the probabilities. Both papers' code uses 0.1.
+
+    Raises:
+        BadOption: ``kind`` or ``threshold`` is out of range.
+        DocumentError: The file is damaged or holds other content.
     """
     if kind not in KINDS:
         raise BadOption("kind", kind, ", ".join(KINDS))
@@ -73,11 +78,21 @@ def read(path: str | Path, *, kind: str = "auto", threshold: float = 0.1) -> Rou
 
 
 def schedule(path: str | Path, pipe: Any, *, kind: str = "auto", threshold: float = 0.1) -> CacheSchedule:
-    """The router in ``path`` for a pipeline around diffusers' DiT, and for as many steps as it was trained for.
+    """Return the schedule of a router file, for a pipeline around diffusers' DiT and the router's number of steps.
 
-    The sampler that it was trained with stands in no file: it is taken to be the pipeline's, with the pipeline's
-    spacing, and a run with another is refused. Raises DocumentError, BadOption; ScheduleMismatch where the noise
-    scheduler takes another number of steps than it is asked for.
+    The file does not name the sampler that the router was trained with. It is assumed to be the pipeline's, with the
+    pipeline's spacing, and a run with another sampler is refused.
+
+    Args:
+        path: The file.
+        pipe: The pipeline.
+        kind: As in ``read``.
+        threshold: As in ``read``.
+
+    Raises:
+        BadOption: ``kind`` or ``threshold`` is out of range, or the pipeline's network does not fit the router.
+        DocumentError: The file is damaged or holds other content.
+        ScheduleMismatch: The noise scheduler takes another number of steps than it is asked for.
     """
     router = read(path, kind=kind, threshold=threshold)
     ((name, denoiser), *others) = host.denoisers(pipe).items()
@@ -109,22 +124,24 @@ def schedule(path: str | Path, pipe: Any, *, kind: str = "auto", threshold: floa
 
 
 def _load(where: str, data: bytes) -> Any:
+    """Return the content of a router file. Raise DocumentError if it is damaged or needs other classes."""
     _demand_tensors(where, data)
     allowing: Any = getattr(torch.serialization, "safe_globals", None)  # from torch 2.5 on
     with allowing([argparse.Namespace]) if allowing else nullcontext():
         try:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # of any class, for damaged files
-            # Torch's own words end in the advice to run the file.
+        except Exception as error:  # damaged files raise errors of any class
+            # Torch's message advises to run the file, so it is not shown.
             asked = re.search(r"GLOBAL (\S+)", str(error))
             found = f"asks for {asked[1]}" if asked else f"damaged, or no file of torch.save ({type(error).__name__})"
             refuse(where, "file", found, "tensors, plain values and arguments", "Nothing in it was run.")
 
 
 def _demand_tensors(where: str, data: bytes) -> None:
-    """Raise DocumentError unless ``data`` begins as torch.save begins, is not compressed, and names short classes.
+    """Raise DocumentError unless ``data`` is like an uncompressed file of ``torch.save`` that names short classes.
 
-    Torch takes other bytes for pickles, and spends minutes on a message that holds a long name. Nothing is unpickled.
+    Torch reads other bytes as pickles, and needs minutes for a message that contains a long name. Nothing is unpickled
+    here.
     """
     allowed, nothing_ran = "a file of torch.save", "Nothing in it was run."
     try:
@@ -139,7 +156,7 @@ def _demand_tensors(where: str, data: bytes) -> None:
 
 
 def _pickles(where: str, data: bytes) -> Iterator[io.BytesIO]:
-    """Yield streams that stand at the beginning of a pickle."""
+    """Yield streams that are positioned at the beginning of a pickle."""
     if data.startswith(OLDER):
         stream = io.BytesIO(data)
         yield from itertools.repeat(stream, OLDER_PICKLES)
@@ -153,7 +170,11 @@ def _pickles(where: str, data: bytes) -> Iterator[io.BytesIO]:
 
 
 def _rows(where: str, routers: object) -> np.ndarray:
-    """float64 [T, 2 · depth], row 0 the cleanest."""
+    """Return the probabilities, float64 [T, 2 · depth]. Row 0 is the cleanest step.
+
+    Raises:
+        DocumentError: ``routers`` is no dictionary of such rows.
+    """
     if not isinstance(routers, Mapping) or not routers:
         refuse(where, "routers", f"found {type(routers).__name__}", "a dictionary of '0.prob', '1.prob', …")
     names = [f"{i}.prob" for i in range(len(routers))]

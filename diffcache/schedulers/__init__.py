@@ -64,7 +64,7 @@ class Planned:
         sites: Site -> its plan.
         online: The decision that is left to the run, or None.
         sigmas: float64 [T + 1], moved noise levels, or None.
-        expected: The expected fidelity, if the scheduler knows it better than a simulation of its plan.
+        expected: The expected fidelity. None: a simulation of the plan estimates it, if possible.
         notes: Entries of the schedule's provenance.
     """
 

@@ -109,9 +109,7 @@ def cheapest_pairs(first: np.ndarray, cost: np.ndarray, runs: int) -> np.ndarray
         bool [T], the computed steps.
     """
     steps = len(cost)
-    total = np.full(
-        (steps, steps + 1), np.inf
-    )  # at [a, b]: the cost of cutting the steps before b, with a last run of a
+    total = np.full((steps, steps + 1), np.inf)  # at [a, b]: of cutting the steps before b with last run a
     total[0] = first
     befores = []
     for _ in range(runs - 1):

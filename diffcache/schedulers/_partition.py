@@ -47,7 +47,7 @@ def planned(
         unified: Whether the best mask of the site that runs first serves all sites, as in BAC's ablation.
 
     Raises:
-        BadOption: For an option out of range, or where there is no such cut.
+        BadOption: For an option out of range, or if there is no such cut.
     """
     one_of("norm", norm, NORMS)
     weighted, bounded, per_site = flag("weighted", weighted), flag("bounded", bounded), flag("per_site", per_site)

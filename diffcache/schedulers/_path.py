@@ -37,7 +37,7 @@ def allowed_runs(profile: Profile, computed_steps: float, edge: str, most: int |
         The number of runs, and bool [T, T + 1]: whether a run may begin at step a and end before step b.
 
     Raises:
-        BadOption: For an option out of range, or a budget without room.
+        BadOption: For an option out of range, or a budget that cannot be met.
     """
     one_of("edge", edge, EDGES)
     runs = whole_steps(computed_steps, profile.steps)
@@ -63,7 +63,7 @@ def reused_along(
         best: (costs float64 [T, T + 1], number of runs) -> bool [T], the computed steps of the best path.
 
     Raises:
-        BadOption: For an option out of range, or a budget without room.
+        BadOption: For an option out of range, or a budget that cannot be met.
     """
     runs, allowed = allowed_runs(profile, computed_steps, edge, most)
     compute = best(np.where(allowed, reuse_costs(profile, edge), np.inf), runs)

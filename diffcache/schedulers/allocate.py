@@ -112,9 +112,9 @@ def errors(profile: Profile, sites: Mapping[str, SiteProfile], reuse: str = "out
 def counts_within(errors: np.ndarray, costs: np.ndarray, budget: float) -> np.ndarray:
     """Return how often each site is computed within a budget, int [S].
 
-    The lowest price that does not exceed the budget is found among the prices that change the choice. Then the steps
-    that reduce the error most per cost are added as long as they fit. The rest of the budget is less than the cheapest
-    further step, or no further step would help.
+    Of the prices that change the choice, take the lowest one whose choice costs at most the budget. Then add the steps
+    that reduce the error most per cost, as long as they fit. The rest of the budget is less than the cheapest further
+    step, or no further step would help.
 
     Args:
         errors: float64 [S, T], the error of the best plan with exactly k computed steps, at [site, k − 1]. It is inf if

@@ -65,7 +65,7 @@ def plan(
         per_site: Whether every sublayer has a mask. Otherwise one serves all, by the sum of their errors.
 
     Raises:
-        BadOption: For an option out of range, or a budget without room for one update.
+        BadOption: For an option out of range, or a budget below one update of each sublayer.
     """
     acs = {"sites": sites, "norm": norm, "weighted": weighted, "bounded": bounded, "per_site": per_site}
     if not count("n", n) or flag("unified", unified):

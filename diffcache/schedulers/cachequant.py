@@ -37,7 +37,7 @@ def plan(
         per_site: Whether every site has a mask.
 
     Raises:
-        BadOption: For an option out of range, or where there is no such cut.
+        BadOption: For an option out of range, or if there is no such cut.
     """
     return _partition.planned(
         profile, computed_steps, sites=sites, norm=norm, weighted=weighted, bounded=bounded, per_site=per_site

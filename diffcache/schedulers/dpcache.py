@@ -37,7 +37,7 @@ def plan(
         anchors: Computed steps that a prediction may use; 1 is plain reuse.
 
     Raises:
-        BadOption: For an option out of range, or a budget without room.
+        BadOption: For an option out of range, or a budget that cannot be met.
     """
     count("anchors", anchors, least=1)
     runs, allowed = allowed_runs(profile, computed_steps, edge, most)

@@ -121,9 +121,7 @@ def _threshold(
     """
     change, l1 = per_decision(profile, site.input_change), per_decision(profile, site.output.l1)
     relative = per_decision(profile, site.output.relative_l1).sum(1)
-    size = np.divide(
-        l1.sum(1), relative, out=np.ones_like(relative), where=relative > 0
-    )  # 1 if the output never changes
+    size = np.divide(l1.sum(1), relative, out=np.ones_like(relative), where=relative > 0)  # 1 if nothing changes
 
     def work(limit: float) -> float:
         runs = [played(*tables, limit, first, most) for tables in zip(change, l1, size, strict=True)]

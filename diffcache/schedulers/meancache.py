@@ -52,7 +52,7 @@ def plan(
         anchors: Computed steps that a prediction may use; 1 is plain reuse.
 
     Raises:
-        BadOption: For an option out of range, or a budget without room.
+        BadOption: For an option out of range, or a budget that cannot be met.
     """
     if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 1 <= gamma <= 64:
         raise BadOption("gamma", gamma, "a number, 1 (the sum) to 64 (nearly the worst)")

@@ -25,6 +25,6 @@ def plan(profile: Profile, computed_steps: float, *, edge: str = "state", most: 
         most: Steps in a row that may be predicted. None allows any number.
 
     Raises:
-        BadOption: For an option out of range, or a budget without room.
+        BadOption: For an option out of range, or a budget that cannot be met.
     """
     return reused_along(profile, computed_steps, edge, most, lambda cost, runs: Cheapest(cost, runs).compute(runs))

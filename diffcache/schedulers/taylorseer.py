@@ -20,7 +20,10 @@ ALIASES: Aliases = {"taylor": {}}
 
 
 def rule(grid: Grid, *, every: int = 4, order: int = 1) -> SitePlan:
-    """Compute the first step and every ``every``-th step after it, and extrapolate the others with degree ``order``."""
+    """Compute the loop's first step and every ``every``-th step after it.
+
+    Extrapolate the others with degree ``order``.
+    """
     return extrapolated(grid, every_kth(grid, every), order)
 
 

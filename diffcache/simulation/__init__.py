@@ -1,4 +1,4 @@
-"""The accelerated loop, simulated on a profile with numpy: no network is called."""
+"""Simulate the accelerated loop on a profile, with numpy. No network is called."""
 
 from diffcache.simulation.simulator import ANCHORS, RIDGE, Simulator
 

@@ -27,7 +27,7 @@ def step_influence(dynamics: Dynamics) -> np.ndarray:
     found = np.zeros((steps + 1, steps))
     found[steps] = dynamics.reach[-1]
     for b in range(steps - 1, 0, -1):
-        answer = found[b + 1, b] * dynamics.response[b]  # of step b, per unit of the error of the state before it
+        answer = found[b + 1, b] * dynamics.response[b]  # response of step b, per unit of error in the state before it
         found[b, :b] = found[b + 1, :b] + answer * dynamics.reach[b - 1, :b]
     return found
 
@@ -72,7 +72,7 @@ def forecast(gram: np.ndarray, weights: np.ndarray, at: np.ndarray) -> tuple[np.
     Args:
         gram: float64 [T, T].
         weights: float64 [T + 1, T], at [b, t].
-        at: float64 [T], τ.
+        at: float64 [T], the times τ.
 
     Returns:
         Costs [T + 1] of the run from step 0, which reuses, and costs [T, T, T + 1] at [p, a, b]. If τ_p = τ_a there is
@@ -80,7 +80,7 @@ def forecast(gram: np.ndarray, weights: np.ndarray, at: np.ndarray) -> tuple[np.
     """
     steps = len(gram)
     energy = np.diag(gram)
-    between = energy[:, None] + energy - 2 * gram  # of m_a − m_p
+    between = energy[:, None] + energy - 2 * gram  # squared norms of m_a − m_p
     gap = at[None, :] - at[:, None]  # at [p, a]
     slope = np.divide(1.0, gap, out=np.zeros_like(gap), where=gap != 0)
     first = np.full(steps + 1, np.inf)
@@ -119,7 +119,7 @@ def _reused(gram: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.nda
     """Yield for every b: the squared error [T] of the run of each a, and its products with m_x, [T, T] at [a, x]."""
     for b in range(1, len(gram) + 1):
         weight = weights[b]
-        total = _after(weight[:, None])  # at [a, 0]: of the steps after a
+        total = _after(weight[:, None])  # at [a, 0]: the sum over the steps after a
         inner = total * gram - _after(weight[:, None] * gram)
         squared = total[:, 0] * np.diag(inner) - np.triu(inner * weight, 1).sum(1)
         yield b, np.maximum(squared, 0), inner

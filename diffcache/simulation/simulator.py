@@ -22,7 +22,8 @@ import numpy as np
 from diffcache.documents.profile import Dynamics
 from diffcache.documents.schedule import MOST_DB, SitePlan
 
-# Of 3, 5 and 8: on the Flux-type demo model, 8 of 50 steps, held out, 52, 57 and 58 dB. An anchor is one small latent.
+# 3, 5 and 8 anchors gave 52, 57 and 58 dB on the Flux-type demo model (8 of 50 steps, held-out samples). An anchor is
+# one small latent.
 ANCHORS = 6
 RIDGE = 1e-9  # relative to the regressors' energy; differences of neighbouring outputs are nearly collinear
 
@@ -52,8 +53,8 @@ class Simulator:
 
     Args:
         dynamics: The measured dynamics.
-        first_steps: Steps at which another denoiser takes over. Earlier outputs cannot predict its outputs.
-        anchors: Most computed steps that a prediction may use.
+        first_steps: Steps at which another denoiser begins. Earlier outputs cannot predict its outputs.
+        anchors: The most computed steps that a prediction may use.
         doubt: The factor on the spread of the responses.
     """
 
@@ -120,6 +121,15 @@ class Simulator:
         weigh: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
         like: Simulation | None = None,
     ) -> Simulation:
+        """Simulate a mask.
+
+        Args:
+            compute: bool [T], the mask.
+            most: The most anchors of a prediction.
+            weigh: Returns the weights of a prediction [K], from the step, the anchors [K, 2T] and the wanted change of
+                the state [2T].
+            like: A run whose first steps are copied as long as the masks are equal.
+        """
         dynamics, steps = self.dynamics, self.steps
         missed, weights = np.zeros((steps, 2 * steps)), np.zeros((steps, most))
         first = 0
@@ -141,7 +151,7 @@ class Simulator:
                 kept = [output, *([] if i in self.first_steps else kept)][:most]
             elif i >= first:
                 stacked = np.stack(kept)
-                wanted = -(dynamics.reach[i, :i] @ missed[:i])  # brings the next state home when handed over beyond m_i
+                wanted = -(dynamics.reach[i, :i] @ missed[:i])  # cancels the error of the next state
                 wanted[i] += dynamics.reach[i, i]
                 w = weigh(i, stacked, wanted)
                 weights[i, : len(w)] = w
@@ -167,7 +177,7 @@ def _fitted(anchors: np.ndarray, target: np.ndarray, weighed_by: Callable[[np.nd
     weighed = weighed_by(basis)
     normal = weighed @ basis.T
     scale = np.sqrt(np.maximum(normal.diagonal(), 1e-300))
-    rest = weighed @ (target - anchors[0])  # the ridge draws towards plain reuse
+    rest = weighed @ (target - anchors[0])  # the ridge favours plain reuse
     found = np.linalg.solve(normal / np.outer(scale, scale) + ridge, rest / scale) / scale
     found[0] += 1
     return np.asarray(found @ change)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import command_of
-from test_schedulers_contract import NEEDS_MORE, measurement, only
+from measurements import NEEDS_MORE, measurement, only
 
 from diffcache import planning, registry, schedulers
 from diffcache.documents import CacheSchedule

@@ -1,21 +1,23 @@
-"""Criteria: one file, one criterion; it decides in the run whether a step that the plans predict is predicted.
+"""Criteria, one per file: each decides in the run whether a step that the plans predict is predicted.
 
 A file holds two names:
 
-    ABOUT                     an ``About``: where the decision is taken, and what the change is measured from
-    change(signal, memory)    the relative change of a ``Signal``, a tensor of one element
+* ``ABOUT``: an ``About``, which describes where the decision is taken and how the change is measured.
+* ``change(signal, memory)``: returns the relative change of a ``Signal``, a tensor of one element.
 
-It may hold five more. Each default is what the criterion does without the function:
+It may hold five more functions:
 
-    signal(tensors)           the tensors to compare, made from those at ``ABOUT.where``; default: these tensors
-    ready(memory)             whether the criterion can compare yet; default: always
-    observe(memory, x, output)
-                              called after the denoiser has computed ``output`` from ``x``; default: nothing
-    keeps(x, output)          the tensors that ``observe`` keeps, for the estimate of memory; default: none
-    check(online)             raises for values of ``online`` that the criterion cannot use; default: accepts all
+* ``signal(tensors)``: returns the tensors to compare, made from those at ``ABOUT.where``. By default it returns these
+  tensors.
+* ``ready(memory)``: returns whether the criterion can compare yet. The default is True.
+* ``observe(memory, x, output)``: is called after the denoiser has computed ``output`` from ``x``. By default it does
+  nothing.
+* ``keeps(x, output)``: returns the tensors that ``observe`` keeps, for the estimate of memory. By default there are
+  none.
+* ``check(online)``: raises for values of ``online`` that the criterion cannot use. By default it accepts all.
 
-``memory`` is a ``Memory``, one for each branch of guidance. The executor does the rest: it keeps the signal, puts the
-change through ``Online.polynomial``, adds changes up where ``ABOUT.accumulates`` says so, and compares the level with
+``memory`` is a ``Memory``, one for each branch of guidance. The executor keeps the signal, applies
+``Online.polynomial`` to the change, adds changes up if ``ABOUT.accumulates`` is set, and compares the result with
 ``Online.limit`` and the number of steps in a row with ``Online.most``.
 
 The name of the file is ``Online.rule``, in code and in schedule files. A criterion of another package is named
@@ -57,28 +59,44 @@ OPTIONAL = ("signal", "ready", "observe", "keeps", "check")
 
 
 def _same(tensors: Tensors) -> Tensors:
+    """Return the tensors: the default of ``signal``."""
     return tensors
 
 
 def _always(memory: Memory) -> bool:
+    """Return True: the default of ``ready``."""
     return True
 
 
 def _ignore(memory: Memory, x: Tensors, output: Tensors) -> None:
+    """Do nothing: the default of ``observe``."""
     pass
 
 
 def _nothing(x: Tensors, output: Tensors) -> Tensors:
+    """Return no tensors: the default of ``keeps``."""
     return ()
 
 
 def _accept(online: Online) -> None:
+    """Accept every value: the default of ``check``."""
     pass
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """A loaded criterion: what its file holds, and the defaults of what it leaves out."""
+    """A loaded criterion: the names in its file, and defaults for those that are missing.
+
+    Attributes:
+        name: The name of its file, or its address.
+        about: Where the decision is taken and how the change is measured.
+        change: Returns the relative change of a signal, a tensor of one element.
+        signal: Returns the tensors to compare.
+        ready: Returns whether the criterion can compare yet.
+        observe: Called after the denoiser has computed.
+        keeps: Returns the tensors that ``observe`` keeps.
+        check: Raises for values of ``Online`` that the criterion cannot use.
+    """
 
     name: str
     about: About
@@ -118,7 +136,7 @@ def load(name: str) -> Criterion:
 
 
 def of(plan: DenoiserPlan | None) -> Criterion | None:
-    """Return the criterion of a denoiser's plan, or None if the plan leaves nothing to the run.
+    """Return the criterion of a denoiser's plan, or None if the plan leaves no decision to the run.
 
     Raises:
         UnknownName: The plan names a criterion that does not exist.

@@ -1,4 +1,4 @@
-"""The facts about a criterion that the executor and the estimate read."""
+"""Declare the facts about a criterion that the executor and the estimate read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 from diffcache.errors import BadOption
 
-PARAMETERS = ("polynomial", "most")  # the fields of ``Online`` that a criterion may do without; all take ``limit``
+PARAMETERS = ("polynomial", "most")  # the fields of ``Online`` that are optional for a criterion; ``limit`` is not
 
 
 class Where(Enum):

@@ -1,4 +1,4 @@
-"""What a criterion compares and what it keeps between the calls of one branch."""
+"""Hold the tensors that a criterion compares, and those that it keeps between the calls of one branch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffcache.kernels import Packed, pack_again, unpack
 
 
 class Signal:
-    """The tensors of this call and those that the reference call left. Both have the same shapes, dtypes and devices.
+    """The tensors of this call and those of the reference call. Both have the same shapes, dtypes and devices.
 
     Args:
         step: The step of the sampling loop.
@@ -32,7 +32,7 @@ class Signal:
 
     @property
     def then(self) -> list[Tensor]:
-        """Return the tensors of the reference call, unpacked where they are kept in fewer bytes."""
+        """Return the tensors of the reference call, unpacked if they are kept in fewer bytes."""
         return [unpack(t) if isinstance(t, Packed) else t for t in self._kept]
 
     @property
@@ -47,16 +47,17 @@ class Signal:
 
     @property
     def packed(self) -> Sequence[Kept] | None:
-        """Return ``now`` in the format of the store where the comparison has made it, else None."""
+        """Return ``now`` in the format of the store if the comparison has made it, else None."""
         return None if self._compared is None else self._compared[2]
 
     def _compare(self) -> tuple[Tensor, Tensor, Sequence[Kept] | None]:
+        """Return the values of ``moved``, ``level`` and ``packed``. They are computed once."""
         if self._compared is None:
             self._compared = self._in_one_pass()
         return self._compared
 
     def _in_one_pass(self) -> tuple[Tensor, Tensor, Sequence[Kept] | None]:
-        """Compare. Where all of ``then`` is packed, one pass also packs ``now``."""
+        """Compare ``now`` with ``then``. If all of ``then`` is packed, the same pass packs ``now``."""
         if any(isinstance(t, Tensor) for t in self._kept):
             then = self.then
             return distance(self.now, then), size(then), None
@@ -70,10 +71,10 @@ class Signal:
 
 
 class Memory:
-    """What a criterion keeps between the calls of one branch. A new run begins with an empty one.
+    """The tensors that a criterion keeps between the calls of one branch. A new run begins with an empty memory.
 
-    Tensors that ``keep`` takes lie in the store of the run and count as its memory. ``numbers`` holds tensors of one
-    element, which do not count.
+    Tensors passed to ``keep`` are held by the store of the run and count as its memory. ``numbers`` holds tensors of
+    one element, which do not count.
 
     Args:
         store: The store of the run.
@@ -90,22 +91,29 @@ class Memory:
         self.put(name, tensors, [AS_IT_IS.keep(t) for t in tensors])
 
     def kept(self, name: str, like: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the tensors under ``name``, or None without any of the shapes, dtypes and devices of ``like``."""
+        """Return the tensors under ``name``; None if they have not the shapes, dtypes and devices of ``like``."""
         anchor = self.anchor(name)
         if anchor is None or anchor.signature != signature(like):
             return None
         return [t for t in anchor.kept if isinstance(t, Tensor)]
 
     def anchor(self, name: str) -> Anchor | None:
-        """Return what is kept under ``name``, in the form of the store."""
+        """Return the anchor under ``name``, in the form of the store; None if there is none."""
         return self._store.get(self._key(name), 0)
 
     def put(self, name: str, tensors: Sequence[Tensor], kept: Sequence[Kept]) -> None:
-        """Keep ``tensors`` under ``name``, which ``kept`` holds in the form of the store."""
+        """Keep ``tensors`` under ``name``.
+
+        Args:
+            name: The name.
+            tensors: The tensors, which give the form and the signature.
+            kept: The same tensors in the form of the store.
+        """
         anchor = Anchor(Output.of(tuple(tensors)).form(), tuple(kept), (), signature(tensors))
         self._store.put(self._key(name), 0, anchor)
 
     def _key(self, name: str) -> tuple[str, str, int]:
+        """Return the key of ``name`` in the store."""
         return self._denoiser, f"online: {name}", self._branch
 
 
@@ -121,8 +129,10 @@ def size(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _mean(sums: Sequence[Tensor], of: Sequence[Tensor]) -> Tensor:
+    """Return the sum of ``sums`` divided by the number of elements of ``of``, 0-d."""
     return torch.stack(list(sums)).sum() / sum(t.numel() for t in of)
 
 
 def _exact(t: Tensor) -> Tensor:
+    """Return a tensor in float32, or in float64 if it is float64."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

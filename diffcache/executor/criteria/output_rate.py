@@ -1,7 +1,7 @@
-"""Add up the changes of the input, times the rate at which the output answered to such changes (EasyCache).
+"""Add up the changes of the input, times the rate at which the output responds to such changes (EasyCache).
 
-The rate is taken between the two newest computed steps: the change of the output, relative to the output, per change of
-the input.
+The rate is measured between the two newest computed steps. It is the relative change of the output per change of the
+input.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ ANSWER, RATE = "answer", "rate"
 
 
 def ready(memory: Memory) -> bool:
-    """Return whether two computed steps have shown the rate."""
+    """Return whether two computed steps have been compared."""
     return RATE in memory.numbers
 
 
 def change(signal: Signal, memory: Memory) -> Tensor:
-    """Return the relative L1 change of the output that the change of the input suggests, 0-d."""
+    """Return the relative L1 change of the output, estimated from the change of the input, 0-d."""
     return signal.moved * memory.numbers[RATE]
 
 
 def observe(memory: Memory, x: Sequence[Tensor], output: Sequence[Tensor]) -> None:
-    """Take the rate from this computed step and the one before, and keep both ends of this one."""
+    """Measure the rate between this computed step and the one before, and keep this step's input and output."""
     now = keeps(x, output)
     then = memory.kept(ANSWER, like=now)
     memory.numbers.pop(RATE, None)

@@ -35,7 +35,8 @@ def kind_of(value: Any) -> Kind:
     if own is not None:
         found = f"the class {own.__name__}" if isinstance(own, type) else f"a {type(own).__name__}"
         raise UnsupportedModel(
-            f"{type(value).__name__}.DIFFCACHE_KIND is {found}. Allowed: an instance of a subclass of diffcache.host.Kind."
+            f"{type(value).__name__}.DIFFCACHE_KIND is {found}. Allowed: an instance of a subclass of "
+            "diffcache.host.Kind."
         )
     for kind in kinds():
         if kind.recognises(value):

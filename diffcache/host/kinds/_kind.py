@@ -39,7 +39,7 @@ class LoopWatch(ABC):
 
     @property
     def host(self) -> Any:
-        """The host. It is held weakly."""
+        """Return the host, which is held weakly."""
         return self.watcher.pipe
 
     @abstractmethod
@@ -53,7 +53,7 @@ class LoopWatch(ABC):
         """
         yield from ()
 
-    def enter(self) -> None:  # noqa: B027 - most kinds know that a loop begins before its first forward
+    def enter(self) -> None:  # noqa: B027 - most kinds open the loop before its first forward
         """Open the loop whose first forward is beginning, if the watch waits for one."""
 
     def outside(self) -> None:  # noqa: B027 - not a fault in every kind
@@ -111,13 +111,13 @@ class Kind(ABC):
         """Return the arguments that a call of the host may have, by name; None if it takes any."""
 
     def check_callable(self, host: Any) -> None:
-        """Raise BadOption if the host cannot be called as ``host(**call)``: all but ``accelerate`` and ``report`` do."""
+        """Raise BadOption if the host cannot be called as ``host(**call)``, as measuring and evaluating it do."""
         if not callable(host):
             raise BadOption(
                 "pipe", type(host).__name__, "an object that runs its loop as pipe(**call): define __call__"
             )
 
-    def check_values(self, call: Mapping[str, Any], where: str) -> None:  # noqa: B027 - the host knows its values
+    def check_values(self, call: Mapping[str, Any], where: str) -> None:  # noqa: B027 - by default all are allowed
         """Raise BadOption for a value in ``call`` that the host cannot use.
 
         Args:

@@ -68,7 +68,7 @@ calls = [{"seed": seed, **arguments}
             raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
 
     def check_values(self, call: Mapping[str, Any], where: str) -> None:
-        """Check the arguments whose names pipelines use. A loop knows its number of steps."""
+        """Check the arguments whose names pipelines use. The call needs no number of steps."""
         check_values(call, where, steps_optional=True)
 
     def repeats(self, call: Mapping[str, Any]) -> bool:

@@ -131,11 +131,11 @@ class PipelineWatch(LoopWatch):
         return Bar(self, inner(iterable=iterable, total=total, **more), iterable, total)
 
     def entered(self, bar: Bar) -> None:
-        """The ``with`` block of a progress bar began."""
+        """Open the loop when the ``with`` block of a progress bar begins."""
         bar.begin()
 
     def left(self) -> None:
-        """The ``with`` block of a progress bar ended."""
+        """Do nothing when the ``with`` block of a progress bar ends."""
 
     def _prepare(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Read the names of the branches from a guider.
@@ -150,6 +150,7 @@ class PipelineWatch(LoopWatch):
         return batches
 
     def _last_method(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Close the loop, and report a call in which no loop was seen."""
         self.watcher.close()
         if not getattr(self.local, "seen", False):
             self.watcher.no_loop()

@@ -1,15 +1,21 @@
-"""Load, dequantise, correct per channel and add, in one pass.
+"""Dequantise a tensor, correct it per column and add another, in one pass.
 
-dequantize(codes, scales, format, length, dtype, affine=None, add=None) -> out [R, length] of dtype
+    dequantize(codes, scales, format, length, dtype, affine=None, add=None) -> out
 
     out = affine[0] ⊙ decode(codes, scales) + affine[1] + add                    (kernels/coding.py)
 
-codes, scales    as ``quantize`` gave them, contiguous
-affine           float32 [2, length]: factor and offset of every column; None: 1 and 0. CacheQuant's correction
-                 (arXiv 2503.01323) folds into it with the prescale: factor a·spread, offset a·centre + b
-add              [R, length], floating-point, any strides: the residual stream that the kept difference belongs to
+Args:
+    codes: Codes from ``quantize``, contiguous.
+    scales: Scales from ``quantize``, contiguous.
+    format: A name of FORMATS.
+    length: The length of a row.
+    dtype: The dtype of the result.
+    affine: float32 [2, length], factor and offset of every column. None: 1 and 0. CacheQuant's correction (arXiv
+        2503.01323) can be combined with the prescale: factor a · spread, offset a · centre + b.
+    add: [R, length], floating-point, any strides: the residual stream to which a kept difference is added. None: 0.
 
-Sums run in float32. ``out`` is new and contiguous.
+Returns:
+    out: [R, length] of ``dtype``, new and contiguous. Sums are computed in float32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""``dequantize`` in Triton: one program a tile of groups."""
+"""``dequantize`` in Triton: one program per tile of groups."""
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# (Triton reads the annotations of its functions itself: nothing but constexpr may stand there.)
+# (Triton interprets the annotations of its functions: only constexpr is allowed there.)
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def launch(
     affine: Tensor | None = None,
     add: Tensor | None = None,
 ) -> Tensor:
+    """Launch the kernel. The arguments and results are those of the plain form."""
     how, count = format_of(format), len(codes)
     if not tiles.compiles(how, codes.device):
         return twin.dequantize(codes, scales, format, length, dtype, affine, add)
@@ -68,6 +69,7 @@ def _dequantize(
     TILE: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    """Dequantise a tile."""
     _, rows, number, there = groups_of_program(count, programs, GROUPS, TILE)
     found, of_groups = load_codes(codes, scales, rows, number, there, LENGTH, FORMAT, GROUPS, WIDTH, BLOCK, EVEN)
     for part in tl.static_range(2 if FORMAT == "int4" else 1):

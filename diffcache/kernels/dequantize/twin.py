@@ -1,4 +1,4 @@
-"""The specification of ``dequantize``, in plain torch."""
+"""Specify ``dequantize`` in plain torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def dequantize(
     affine: Tensor | None = None,
     add: Tensor | None = None,
 ) -> Tensor:
+    """Return the dequantised tensor (see ``diffcache.kernels.dequantize``)."""
     out = decode(codes, scales, format_of(format), length)
     if affine is not None:
         out = out * affine[0] + affine[1]

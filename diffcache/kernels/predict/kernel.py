@@ -1,6 +1,6 @@
-"""``predict`` in Triton: one program a tile of groups, from all anchors."""
+"""``predict`` in Triton: one program per tile of groups, which reads all anchors."""
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# (Triton reads the annotations of its functions itself: nothing but constexpr may stand there.)
+# (Triton interprets the annotations of its functions: only constexpr is allowed there.)
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffcache.kernels.formats import format_of
 from diffcache.kernels.predict import twin
 from diffcache.kernels.tiles import columns_of, decode, groups_of_program, load, load_codes, load_columns, store
 
-MOST = 8  # anchors, a pointer each
+MOST = 8  # the most anchors; the kernel has a pointer for each
 
 
 def launch(
@@ -33,6 +33,7 @@ def launch(
     scale: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
+    """Launch the kernel. The arguments and results are those of the plain form."""
     how, count = format_of(format), len(codes[0])
     coefficients = [c for c in (scale, bias) if c is not None]
     if (
@@ -44,7 +45,8 @@ def launch(
     out = codes[0].new_empty(count, length, dtype=dtype)
     if not out.numel():
         return out
-    # Rows with coefficients of their own are a sample's, so that a row's place in it is where they lie.
+    # With coefficients per row, a sample has as many rows as there are coefficients, and the row in the sample is the
+    # index of its coefficient.
     own = math.lcm(*map(len, coefficients))
     rows = own if own > 1 else count
     tiling = tiles.tiling(how, rows, length)
@@ -77,11 +79,12 @@ def launch(
 
 
 def _of_rows(coefficients: Tensor | None) -> bool:
+    """Return whether there is one coefficient per row."""
     return coefficients is not None and len(coefficients) > 1
 
 
 def _laid_out(coefficients: Tensor | None, own: int, length: int) -> Tensor | None:
-    """One for each row of a sample, or for each column."""
+    """Return coefficients as one for each row of a sample, or one for each column; None without coefficients."""
     if coefficients is None:
         return None
     if _of_rows(coefficients):
@@ -91,6 +94,7 @@ def _laid_out(coefficients: Tensor | None, own: int, length: int) -> Tensor | No
 
 @triton.jit
 def _coefficients(of, rows, columns, inside, there, OF_ROWS: tl.constexpr):
+    """Load the coefficients of a tile."""
     if OF_ROWS:
         values = tl.load(of + rows, mask=there, other=0.0)[:, None]
     else:
@@ -146,6 +150,7 @@ def _predict(
     TILE: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    """Predict a tile from all anchors."""
     sample, rows, number, there = groups_of_program(count, programs, GROUPS, TILE)
     low = tl.zeros([TILE, BLOCK], dtype=tl.float32)
     high = low

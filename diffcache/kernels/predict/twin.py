@@ -1,4 +1,4 @@
-"""The specification of ``predict``, in plain torch."""
+"""Specify ``predict`` in plain torch."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def predict(
     scale: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
+    """Return the prediction (see ``diffcache.kernels.predict``)."""
     how = format_of(format)
     out = torch.zeros((), device=codes[0].device)
     for k, (c, s, w) in enumerate(zip(codes, scales, weights, strict=True)):
@@ -42,6 +43,6 @@ def predict(
 
 
 def _apart(values: Tensor, coefficients: Tensor) -> Tensor:
-    """[R, L] as [R / C, C, L]: the rows that C rows of coefficients are for together."""
+    """Return values [R, L] as [R / C, C, L], for C rows of coefficients."""
     count, length = values.shape
     return values.view(count // len(coefficients), len(coefficients), length)

@@ -1,6 +1,6 @@
-"""``quantize`` in Triton: one program a tile of groups, and a second launch that adds up what the programs found."""
+"""``quantize`` in Triton: one program per tile of groups, and a second launch that adds up partial sums."""
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# (Triton reads the annotations of its functions itself: nothing but constexpr may stand there.)
+# (Triton interprets the annotations of its functions: only constexpr is allowed there.)
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diffcache.kernels.tiles import (
     zero_outside,
 )
 
-AT_ONCE = 4096  # partial sums that a program reads together
+AT_ONCE = 4096  # the most partial sums that a program reads at once
 
 
 def launch(
@@ -36,6 +36,7 @@ def launch(
     previous_scales: Tensor | None = None,
     samples: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the kernels. The arguments and results are those of the plain form."""
     how, (count, length) = format_of(format), x.shape
     if not tiles.compiles(how, x.device):
         return twin.quantize(x, format, minus, prescale, previous_codes, previous_scales, samples)
@@ -45,7 +46,7 @@ def launch(
     sums = x.new_zeros(samples if compared else 0, 6, dtype=torch.float32)
     if not x.numel():
         return codes, scales, sums
-    samples = samples if compared else 1  # nothing else belongs to one
+    samples = samples if compared else 1  # only the sums depend on the samples
     tiling = tiles.tiling(how, count // samples, length)
     programs = tiling.programs(count // samples)
     partial = x.new_empty(samples, 6, programs, dtype=torch.float32) if compared else None
@@ -75,6 +76,7 @@ def launch(
 
 @triton.jit
 def _difference(x, minus, rows, x_stride, minus_stride, columns, inside):
+    """Return ``x - minus`` as float32."""
     d = load(x, rows, x_stride, columns, inside)
     if minus is not None:
         d -= load(minus, rows, minus_stride, columns, inside)
@@ -83,6 +85,7 @@ def _difference(x, minus, rows, x_stride, minus_stride, columns, inside):
 
 @triton.jit
 def _scaled(d, prescale, columns, inside, LENGTH: tl.constexpr):
+    """Return the values after the prescale, with 0 outside of rows."""
     if prescale is not None:
         d -= load_columns(prescale, 0, columns, inside, LENGTH)
         d = tl.div_rn(d, load_columns(prescale, 1, columns, inside, LENGTH))
@@ -91,7 +94,7 @@ def _scaled(d, prescale, columns, inside, LENGTH: tl.constexpr):
 
 @triton.jit
 def _kept(codes, of_groups, part: tl.constexpr, prescale, columns, inside, LENGTH: tl.constexpr, FORMAT: tl.constexpr):
-    """What was kept before."""
+    """Return the previous values of a part, decoded."""
     p = decode(codes, of_groups, part, FORMAT)
     if prescale is not None:
         p = p * load_columns(prescale, 1, columns, inside, LENGTH) + load_columns(prescale, 0, columns, inside, LENGTH)
@@ -100,6 +103,7 @@ def _kept(codes, of_groups, part: tl.constexpr, prescale, columns, inside, LENGT
 
 @triton.jit
 def _sums(d, p, inside):
+    """Return the six sums over a tile."""
     d, p = zero_outside(d, inside), zero_outside(p, inside)
     e = d - p
     return total(tl.abs(e)), total(tl.abs(p)), total(e * e), total(p * p), total(d * p), total(d * d)
@@ -129,6 +133,7 @@ def _quantize(
     TILE: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    """Quantise a tile, and store the partial sums of the comparison."""
     sample, rows, number, there = groups_of_program(count, programs, GROUPS, TILE)
     columns, inside = columns_of(number, there, 0, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
     d = _difference(x, minus, rows, x_stride, minus_stride, columns, inside)
@@ -160,7 +165,7 @@ def _quantize(
 
 @triton.jit
 def _add_up(partial, sums, programs, BLOCK: tl.constexpr):
-    """[sums, programs] -> [sums], in an order that is always the same."""
+    """Add partial sums up, [sums, programs] -> [sums], in a fixed order."""
     here = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float32)

@@ -1,4 +1,4 @@
-"""The specification of ``quantize``, in plain torch."""
+"""Specify ``quantize`` in plain torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def quantize(
     previous_scales: Tensor | None = None,
     samples: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes, scales and sums (see ``diffcache.kernels.quantize``)."""
     how = format_of(format)
     d = x.float() if minus is None else x.float() - minus.float()
     codes, scales = encode(d if prescale is None else (d - prescale[0]) / prescale[1], how)

@@ -1,6 +1,6 @@
-"""``residual_modulate`` in Triton: one program a row."""
+"""``residual_modulate`` in Triton: one program per row."""
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# (Triton reads the annotations of its functions itself: nothing but constexpr may stand there.)
+# (Triton interprets the annotations of its functions: only constexpr is allowed there.)
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffcache.kernels.tiles import (
     zero_outside,
 )
 
-LONGEST = 16384  # row that a program holds in registers
+LONGEST = 16384  # the longest row that a program holds in registers
 
 
 def launch(
@@ -37,6 +37,7 @@ def launch(
     affine: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
+    """Launch the kernel. The arguments and results are those of the plain form."""
     how, (count, length) = format_of(format), x.shape
     if length > LONGEST or not tiles.compiles(how, x.device):
         return twin.residual_modulate(x, codes, scales, format, gate, shift, scale, affine, eps)
@@ -67,18 +68,19 @@ def launch(
 
 @triton.jit
 def _its_row(of, stride, rows_of_sample):
-    """Where the sample of this program's row has its numbers."""
+    """Return the pointer to the numbers of the sample of this program's row."""
     return of + (tl.program_id(0) // rows_of_sample).to(tl.int64) * stride
 
 
 @triton.jit
 def _of_sample(of, columns, inside):
+    """Load the numbers of a sample as float32."""
     return tl.load(of + columns, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _add(x, f, affine, gate, out, x_stride, rows, columns, inside, LENGTH: tl.constexpr):
-    """Stores the sum, and returns it as it was rounded."""
+    """Store the sum of the residual stream and the branch, and return it after rounding, with 0 outside of rows."""
     if affine is not None:
         f = f * load_columns(affine, 0, columns, inside, LENGTH) + load_columns(affine, 1, columns, inside, LENGTH)
     if gate is not None:
@@ -90,6 +92,7 @@ def _add(x, f, affine, gate, out, x_stride, rows, columns, inside, LENGTH: tl.co
 
 @triton.jit
 def _modulate(v, mean, inverse, shift, scale, y, rows, columns, inside, LENGTH: tl.constexpr):
+    """Store the modulated normalisation of a part."""
     v = (v - mean) * inverse
     if scale is not None:
         v *= 1.0 + _of_sample(scale, columns, inside)
@@ -100,6 +103,7 @@ def _modulate(v, mean, inverse, shift, scale, y, rows, columns, inside, LENGTH: 
 
 @triton.jit
 def _squares(v, mean, inside):
+    """Return the sum of squared deviations from the mean."""
     return total(zero_outside((v - mean) * (v - mean), inside))
 
 
@@ -132,6 +136,7 @@ def _residual_modulate(
     TILE: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    """Add the branch to one row of the residual stream, and normalise and modulate the row."""
     if gate is not None:
         gate = _its_row(gate, gate_stride, gate_rows)
     if shift is not None:

@@ -1,4 +1,4 @@
-"""The specification of ``residual_modulate``, in plain torch."""
+"""Specify ``residual_modulate`` in plain torch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def residual_modulate(
     affine: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
+    """Return the sum and its modulated normalisation (see ``diffcache.kernels.residual_modulate``)."""
     length = x.shape[1]
     f = decode(codes, scales, format_of(format), length)
     if affine is not None:
@@ -36,11 +37,11 @@ def residual_modulate(
 
 
 def _over_samples(values: Tensor, factors: Tensor) -> Tensor:
-    """[R, L] times [S, L], rows of a sample together."""
+    """Return values [R, L] times factors [S, L]. The rows of a sample are consecutive."""
     return (_apart(values, factors) * factors.float().unsqueeze(1)).view_as(values)
 
 
 def _apart(values: Tensor, factors: Tensor) -> Tensor:
-    """[R, L] as [S, R / S, L]."""
+    """Return values [R, L] as [S, R / S, L]."""
     samples, (count, length) = len(factors), values.shape
     return values.view(samples, count // samples, length)

@@ -1,18 +1,23 @@
-"""A residual branch's end, and its storing, in one pass: the branch's output is read once.
+"""Add a residual branch's output to the residual stream and quantise it, in one pass that reads the output once.
 
-residual_quantize(x, f, format, gate=None, prescale=None) -> out, codes, scales
+    residual_quantize(x, f, format, gate=None, prescale=None) -> out, codes, scales
 
-    out = x + gate ⊙ f;  codes, scales = encode((f − prescale[0]) / prescale[1])      (kernels/coding.py)
+    out = x + gate ⊙ f
+    codes, scales = encode((f − prescale[0]) / prescale[1])      (kernels/coding.py)
 
-x                [R, L], floating-point, any strides: the residual stream
-f                [R, L], floating-point, any strides: what attention or feed-forward returned
-gate             [S, L], floating-point, any strides; S divides R, rows of a sample lie together; None: 1
-prescale         floating-point [2, L]: centre and spread of every column; None: 0 and 1
+Args:
+    x: [R, L], floating-point, any strides: the residual stream.
+    f: [R, L], floating-point, any strides: the output of the attention or the feed-forward.
+    format: A name of FORMATS.
+    gate: [S, L], floating-point, any strides. S divides R, and the rows of a sample are consecutive. None: 1.
+    prescale: Floating-point [2, L], centre and spread of every column. None: 0 and 1.
 
-out              [R, L] of x's dtype, new and contiguous
-codes, scales    as of ``quantize``
+Returns:
+    out: [R, L] of x's dtype, new and contiguous.
+    codes: As from ``quantize``.
+    scales: As from ``quantize``.
 
-Sums run in float32.
+Sums are computed in float32.
 """
 
 from __future__ import annotations

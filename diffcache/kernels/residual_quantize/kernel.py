@@ -1,6 +1,6 @@
-"""``residual_quantize`` in Triton: one program a tile of groups."""
+"""``residual_quantize`` in Triton: one program per tile of groups."""
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# (Triton reads the annotations of its functions itself: nothing but constexpr may stand there.)
+# (Triton interprets the annotations of its functions: only constexpr is allowed there.)
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from diffcache.kernels.tiles import columns_of, groups_of_program, load, load_co
 def launch(
     x: Tensor, f: Tensor, format: str, gate: Tensor | None = None, prescale: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the kernel. The arguments and results are those of the plain form."""
     how, (count, length) = format_of(format), x.shape
     if not tiles.compiles(how, x.device):
         return twin.residual_quantize(x, f, format, gate, prescale)
@@ -65,7 +66,7 @@ def _add(
     inside,
     LENGTH: tl.constexpr,
 ):
-    """Store the sum, and return what is to be kept, 0 outside of rows."""
+    """Store the sum, and return the values to quantise, with 0 outside of rows."""
     step = load(f, rows, f_stride, columns, inside)
     kept = step
     if prescale is not None:
@@ -101,6 +102,7 @@ def _residual_quantize(
     TILE: tl.constexpr,
     EVEN: tl.constexpr,
 ):
+    """Add a tile of the branch to the residual stream, and quantise it."""
     sample, rows, number, there = groups_of_program(count, programs, GROUPS, TILE)
     columns, inside = columns_of(number, there, 0, LENGTH, GROUP, WIDTH, BLOCK, EVEN)
     low = _add(x, f, gate, prescale, out, x_stride, f_stride, gate_stride, sample, rows, columns, inside, LENGTH)

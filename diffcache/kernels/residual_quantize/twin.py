@@ -1,4 +1,4 @@
-"""The specification of ``residual_quantize``, in plain torch."""
+"""Specify ``residual_quantize`` in plain torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from diffcache.kernels.formats import format_of
 def residual_quantize(
     x: Tensor, f: Tensor, format: str, gate: Tensor | None = None, prescale: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum, and the codes and scales of ``f`` (see ``diffcache.kernels.residual_quantize``)."""
     step = f.float()
     kept = step if prescale is None else (step - prescale[0]) / prescale[1]
     codes, scales = encode(kept, format_of(format))
