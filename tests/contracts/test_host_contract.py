@@ -262,10 +262,12 @@ def test_a_kind_that_is_no_kind_is_refused_by_name() -> None:
 
 
 def test_a_host_that_cannot_be_called_is_refused_before_it_runs() -> None:
-    class Silent(foreign.Decoder):
-        __call__ = None  # type: ignore[assignment]
+    class Silent:
+        DIFFCACHE_KIND = foreign.Masked()
+        generate = foreign.Decoder.generate
+        model, length = foreign.LanguageModel().eval(), 8
 
-    decoder = Silent(foreign.LanguageModel().eval())
+    decoder = Silent()
     with pytest.raises(BadOption, match=r"define __call__"):
         diffcache.measure(decoder, [masked().call(decoder)])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffcache import CacheSchedule
 from diffcache.schedulers import parse_rule
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +43,11 @@ def test_every_rule_in_it_can_be_used(spec):
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
 def test_every_link_leads_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_the_example_in_contributing_makes_a_schedule() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    found: dict[str, object] = {}
+    exec(code, found)
+    assert isinstance(found["schedule"], CacheSchedule)

@@ -37,6 +37,11 @@ SPECS = [spec for spec in (*NAMES, *MORE) if spec.partition(":")[0] not in NEEDS
 every_spec = pytest.mark.parametrize("spec", SPECS)
 
 
+@pytest.fixture(scope="module")
+def found() -> Profile:
+    return measurement()
+
+
 def work(found: Profile, made: CacheSchedule) -> float:
     """In full steps, of the sites that are planned: by the time of what is computed."""
     measured = found.denoisers["transformer"].sites

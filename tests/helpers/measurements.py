@@ -80,11 +80,6 @@ def measurement(
     return Profile(**fields | changes)
 
 
-@pytest.fixture(scope="module")
-def found() -> Profile:
-    return measurement()
-
-
 def each_site(found: Profile, **changes: Any) -> Profile:
     """The profile with these fields changed at all of its sites."""
     denoiser = found.denoisers["transformer"]

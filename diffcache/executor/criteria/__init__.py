@@ -3,7 +3,8 @@
 A file holds two names:
 
 * ``ABOUT``: an ``About``, which describes where the decision is taken and how the change is measured.
-* ``change(signal, memory)``: returns the relative change of a ``Signal``, a tensor of one element.
+* ``change(signal, memory)``: returns the relative change of a ``Signal``, a 0-d tensor. It is 0 or more, and exactly 0
+  for equal tensors in every dtype.
 
 It may hold five more functions:
 
