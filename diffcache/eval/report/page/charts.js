@@ -76,7 +76,8 @@ function labels(box, taken) {
     taken.every((o) => b.r < o.l || b.l > o.r || b.b < o.t || b.t > o.b);
   return (text, x, y, className) => {
     const wide = text.length * 6.4;
-    const tries = [[10, 0, "start"], [-10, 0, "end"], [8, -13, "start"], [8, 14, "start"], [-8, -13, "end"], [-8, 14, "end"],
+    // Between the two intervals first, which run up and down and to both sides.
+    const tries = [[6, -16, "start"], [-6, -16, "end"], [6, 17, "start"], [-6, 17, "end"], [10, 0, "start"], [-10, 0, "end"],
       [0, -16, "middle"], [0, 18, "middle"]];
     for (const [dx, dy, anchor] of tries) {
       const l = x + dx - (anchor === "end" ? wide : anchor === "middle" ? wide / 2 : 0);
