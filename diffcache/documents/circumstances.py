@@ -12,7 +12,7 @@ from diffcache.documents.branches import BranchLayout, GuidanceMode
 from diffcache.documents.checks import put, refuse
 from diffcache.documents.document import Tree
 
-NO_NOISE_SCHEDULER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/loops.py)
+NO_NOISE_SCHEDULER = "Clock"  # the class that stands for the noise scheduler of a loop without one (host/own_loops.py)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

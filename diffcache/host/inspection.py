@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffcache.host.branches import Conditions, recognised
+from diffcache.host.own_loops import Loop
 from diffcache.patch import BoundMethod
 
 STATES = ("x_t",)  # names of parameters that are a network's main input at any position
@@ -48,7 +49,15 @@ def has_components(value: Any) -> bool:
 
     The property of a pipeline is not read, because it is slow.
     """
-    return hasattr(type(value), "components") or "components" in getattr(value, "__dict__", {})
+    if hasattr(type(value), "components") or "components" in getattr(value, "__dict__", {}):
+        return True
+    forwards = hasattr(type(value), "__getattr__") and not isinstance(value, nn.Module)
+    return forwards and hasattr(value, "components")  # a wrapper that forwards attributes
+
+
+def is_pipeline(value: Any) -> bool:
+    """Return whether ``value`` has components and a noise scheduler, and is no :class:`diffcache.Loop`."""
+    return not isinstance(value, Loop) and has_components(value) and hasattr(value, "scheduler")
 
 
 def is_denoiser_name(name: str) -> bool:

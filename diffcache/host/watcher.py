@@ -147,14 +147,18 @@ class LoopWatcher:
         thread = threading.current_thread()
         with self._lock:
             self._running[thread] = run  # before the check: of two threads that begin at once, one sees the other
+        undo, began = contextlib.ExitStack(), False
         try:
             self._check_overlap(scheduler)
             self.observer.loop_began(run)
-            undo = contextlib.ExitStack()
+            began = True
             for one in self._watch.opened(run):
                 undo.callback(one)
         except BaseException:
             self._forget(thread)
+            undo.close()
+            if began:
+                self.observer.loop_ended(run)
             raise
         run.undo = undo.close
         self._local.run = run

@@ -6,7 +6,7 @@ import ast
 import gc
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,6 +270,57 @@ def test_a_host_that_cannot_be_called_is_refused_before_it_runs() -> None:
     decoder = Silent()
     with pytest.raises(BadOption, match=r"define __call__"):
         diffcache.measure(decoder, [masked().call(decoder)])
+
+
+class Barred(diffcache.Loop):
+    """A loop with a method of the name that pipelines use."""
+
+    def progress_bar(self, iterable: Any) -> Any:
+        return iterable
+
+
+class Forwarded:
+    """A wrapper of a pipeline that forwards every attribute."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.wrapped = pipe
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+
+def test_a_loop_with_a_progress_bar_is_a_loop() -> None:
+    network = Net()
+    loop = Barred(network, lambda: integrated(network, 6))
+    with diffcache.accelerated(loop, "uniform:every=2"):
+        loop(seed=0)
+        assert "3 computed in full, 3 predicted" in str(diffcache.report(loop))
+
+
+def test_a_wrapper_that_forwards_attributes_is_a_pipeline() -> None:
+    assert host.kind_of(Forwarded(pipelines.shared("flux"))) is host.kind_of(pipelines.shared("flux"))
+
+
+class Failing(host.LoopWatch):
+    def attach(self) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    def opened(self, run: host.LoopRun) -> Iterator[Callable[[], None]]:
+        yield diffcache.patch.layer(run.scheduler, "step", self.watcher.step, copies=True)
+        raise RuntimeError("no second wrapper")
+
+
+def test_a_loop_that_cannot_be_watched_is_ended_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipelines.fresh("flux")
+    monkeypatch.setattr(type(host.kind_of(pipe)), "watch", lambda self, watcher: Failing(watcher))
+    events = Events()
+    watcher = host.LoopWatcher(pipe, events)
+    pipe.scheduler.set_timesteps(4, mu=1.0)
+    with pytest.raises(RuntimeError, match="no second wrapper"):
+        watcher.open(pipe.scheduler, 0)
+    assert events.seen == ["began", "ended"]
+    assert "step" not in vars(pipe.scheduler)
+    assert watcher.run is None
 
 
 def test_an_object_of_no_kind_is_refused_with_all_that_is_allowed() -> None:

@@ -368,3 +368,13 @@ def test_chunks_whose_loop_is_out_of_sight_are_left_alone_and_said() -> None:
         with pytest.warns(FailedOpen, match="no sampling loop"):
             assert torch.equal(chunks(), untouched)
         assert report(pipe).runs == 0
+
+
+def test_a_modular_pipeline_with_a_progress_bar_skips() -> None:
+    pipe = MODULAR["flux"].build()
+    pipe.progress_bar = lambda *args, **kwargs: None
+    pipe.maybe_free_model_hooks = lambda: None
+    call = MODULAR["flux"].call(pipe)
+    with accelerated(pipe, "uniform:every=2"):
+        run(pipe, call)
+        assert report(pipe).skipped == pytest.approx(0.5, abs=0.2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from diffcache.host.inspection import has_components, looping_blocks
+from diffcache.host.inspection import is_pipeline, looping_blocks
 from diffcache.host.kinds._kind import LoopWatch
 from diffcache.host.kinds.pipeline import Bar, Pipeline, PipelineWatch
 from diffcache.patch import Undo, layer
@@ -19,12 +19,7 @@ class Modular(Pipeline):
 
     def recognises(self, value: Any) -> bool:
         """Return whether ``value`` is a pipeline whose blocks have the sampling loop."""
-        return (
-            has_components(value)
-            and hasattr(value, "scheduler")
-            and not hasattr(value, "progress_bar")
-            and bool(looping_blocks(value))
-        )
+        return is_pipeline(value) and bool(looping_blocks(value))
 
     def watch(self, watcher: LoopWatcher) -> LoopWatch:
         """Return a watch on the bars and steps of the looping blocks."""
@@ -35,14 +30,19 @@ class ModularWatch(PipelineWatch):
     """Watches the bar of a block, which is the sampling loop if a step shows that this pipeline runs the block."""
 
     def attach(self) -> Iterator[Undo]:
-        """Wrap the progress bar and the step of every looping block."""
+        """Wrap the progress bar and the step of every looping block, and the pipeline's own bar if it has one."""
+        if hasattr(self.host, "progress_bar"):
+            yield from super().attach()
         for block in looping_blocks(self.host):
             yield layer(block, "progress_bar", self.progress_bar, copies=True)
             yield layer(block, "loop_step", self._loop_step, copies=True)
 
     def entered(self, bar: Bar) -> None:
-        """Wait for a step, because the bar does not show which pipeline runs the loop."""
-        self.local.bar = bar
+        """Open the loop if the pipeline has its own bar. Else wait for a step: another pipeline may run the block."""
+        if hasattr(self.host, "progress_bar"):
+            bar.begin()
+        else:
+            self.local.bar = bar
 
     def left(self) -> None:
         """Stop waiting."""

@@ -50,9 +50,8 @@ calls = [{"seed": seed, **arguments}
 
     def denoisers(self, host: Any) -> dict[str, nn.Module]:
         """Return the network of the loop."""
-        if not isinstance(host, Loop):
-            raise unsupported(host)
-        return {host.name: host.network}
+        loop = _loop(host)
+        return {loop.name: loop.network}
 
     def watch(self, watcher: LoopWatcher) -> LoopWatch:
         """Return a watch on ``trajectory``."""
@@ -60,11 +59,12 @@ calls = [{"seed": seed, **arguments}
 
     def arguments(self, host: Any) -> Parameters | None:
         """Return the parameters of the function that runs the loop, and ``seed``."""
-        return None if host.sampler is None else with_optional(parameters_of(host.sampler), "seed")
+        sampler = _loop(host).sampler
+        return None if sampler is None else with_optional(parameters_of(sampler), "seed")
 
     def check_callable(self, host: Any) -> None:
         """Raise BadOption if the loop was made without the function that runs it."""
-        if host.sampler is None:
+        if _loop(host).sampler is None:
             raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
 
     def check_values(self, call: Mapping[str, Any], where: str) -> None:
@@ -87,6 +87,13 @@ calls = [{"seed": seed, **arguments}
     def settings(self, host: Any) -> Mapping[str, Any] | None:
         """Return the function that runs the loop."""
         return {"sample": host.sampler}
+
+
+def _loop(host: Any) -> Loop:
+    """Return the host, or raise UnsupportedModel if it is a network without its loop."""
+    if not isinstance(host, Loop):
+        raise unsupported(host)
+    return host
 
 
 class OwnLoopWatch(LoopWatch):

@@ -18,7 +18,7 @@ from diffcache.host.arguments import GRIDS, STEPS, Parameters, is_count, paramet
 from diffcache.host.call_values import brings_noise, check_values
 from diffcache.host.frames import calling_pipeline
 from diffcache.host.guidance import values_of_pipeline
-from diffcache.host.inspection import DENOISER_NAMES, GUIDER_METHODS, guiders, has_components, is_denoiser_name
+from diffcache.host.inspection import DENOISER_NAMES, GUIDER_METHODS, guiders, is_denoiser_name, is_pipeline
 from diffcache.host.kinds._kind import Kind, LoopWatch, unsupported
 from diffcache.host.loop_run import position, start_of
 from diffcache.host.traits import Traits
@@ -42,7 +42,7 @@ calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Genera
 
     def recognises(self, value: Any) -> bool:
         """Return whether ``value`` has components, a noise scheduler and a progress bar."""
-        return has_components(value) and hasattr(value, "scheduler") and hasattr(value, "progress_bar")
+        return is_pipeline(value) and hasattr(value, "progress_bar")
 
     def denoisers(self, host: Any) -> dict[str, nn.Module]:
         """Return the components with the name of a denoiser."""
