@@ -249,13 +249,13 @@ def test_a_run_that_is_never_closed_would_be_noticed(monkeypatch: pytest.MonkeyP
 
 
 def test_a_step_count_carried_over_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, last = Executor._begin, []
+    begin, last = Executor.loop_began, []
 
     def resume(self: Executor, run: Any) -> None:
         begin(self, run)
         run.index = last[-1].index if last else run.index
         last.append(run)
 
-    monkeypatch.setattr(Executor, "_begin", resume)
+    monkeypatch.setattr(Executor, "loop_began", resume)
     with pytest.raises((AssertionError, FailedOpen)):
         test_a_run_after_one_that_a_callback_stopped_is_like_one_never_interrupted("flux", 1)

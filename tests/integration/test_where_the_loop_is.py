@@ -393,7 +393,9 @@ def test_a_late_start_taken_for_an_early_one_would_be_noticed(monkeypatch: pytes
 def test_a_run_seen_by_every_thread_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (hosting.watcher, wrappers):
         monkeypatch.setattr(
-            module, "threading", SimpleNamespace(local=SimpleNamespace, current_thread=threading.current_thread)
+            module,
+            "threading",
+            SimpleNamespace(local=SimpleNamespace, current_thread=threading.current_thread, Lock=threading.Lock),
         )
     with pytest.raises(AssertionError):
         test_two_threads_with_pipelines_that_share_a_denoiser_do_not_meet()

@@ -40,7 +40,7 @@ def network(outputs: np.ndarray, guidance: Guidance | None = None, **head: Any) 
             "stack:blocks": site(outputs, flops=9, **head),
             "block:blocks.0": site(outputs, flops=3),
         },
-        guidance,
+        guidance=guidance,
     )
 
 
