@@ -69,7 +69,8 @@ def read(path: str | Path, *, kind: str = "auto", threshold: float = 0.1) -> Rou
     if kind == "auto":
         trained_all = hasattr(content.get("args"), "lambda_c") or bool((prob[-1] == FROZEN).all())
         kind = "harmonica" if trained_all else "learning-to-cache"
-    runs = 1 / (1 + np.exp(-prob)) > threshold
+    with np.errstate(over="ignore"):  # the logistic function of a large negative number is 0
+        runs = 1 / (1 + np.exp(-prob)) > threshold
     if kind == "learning-to-cache":
         runs[1::2] = True
     compute = runs[::-1].copy()

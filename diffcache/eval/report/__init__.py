@@ -108,7 +108,7 @@ def _slim(record: Mapping[str, Any], samples: Mapping[str, str]) -> dict[str, An
     slim["methods"] = [{**m, "pictures": None, "scores": {}} for m in record.get("methods") or []]
     for method, kept in zip(record.get("methods") or [], slim["methods"], strict=True):
         for name, score in (method.get("scores") or {}).items():
-            if with_itself(method, (record.get("metrics") or {}).get(name) or {}):
+            if score is None or with_itself(method, (record.get("metrics") or {}).get(name) or {}):
                 continue
             values = score.get("values") or []
             at = {s: values[places[s]] for s in samples if places[s] < len(values)}
