@@ -25,7 +25,7 @@ def demo(
 
     found = run_demo(model, out, Size.quick() if quick else Size())
     typer.echo(f"\n{found}")
-    typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules lie beside it.")
+    typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules are in the same folder.")
     typer.echo(
         'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, 12))"

@@ -106,7 +106,7 @@ def check_circumstances(where: str, noise_scheduler: NoiseSchedulerId | None, gu
 def check_branches(where: str, name: str, branches: int, guidance: Guidance | None) -> None:
     """Raise DocumentError unless the number of branches is 1, or that of the guidance."""
     if guidance is None and branches != 1:
-        refuse(where, name, f"{branches} branches", "1 without guidance", "Pass guidance=Guidance(...) beside it.")
+        refuse(where, name, f"{branches} branches", "1 without guidance", "Pass guidance=Guidance(...) as well.")
     if guidance is not None and branches not in (1, guidance.branches):
         allowed = "1" if guidance.branches == 1 else f"1, or the {guidance.branches} of guidance"
         refuse(where, name, f"{branches} branches", allowed)

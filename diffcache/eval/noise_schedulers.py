@@ -28,9 +28,10 @@ def noise_free_scheduler(pipe: Any) -> tuple[str, Any] | None:
     """
     import diffusers
 
-    if type(host.noise_scheduler(pipe)).__name__ != "DDPMScheduler":
+    scheduler = host.noise_scheduler(pipe)
+    if type(scheduler).__name__ != "DDPMScheduler":
         return None
-    return "DDIM", diffusers.DDIMScheduler.from_config(host.noise_scheduler(pipe).config, timestep_spacing="trailing")
+    return "DDIM", diffusers.DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
 def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
@@ -42,25 +43,24 @@ def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
     """
     import diffusers
 
-    kind = type(host.noise_scheduler(pipe)).__name__
+    scheduler = host.noise_scheduler(pipe)
+    kind = type(scheduler).__name__
     if kind.startswith(("UniPC", "DPMSolver", NO_NOISE_SCHEDULER)):
         return None
     try:
         if kind.startswith("FlowMatch"):
-            if host.noise_scheduler(pipe).config.get(
-                "shift_terminal"
-            ):  # UniPC has no such option and would end at another level
+            if scheduler.config.get("shift_terminal"):  # UniPC has no such option and would end at another level
                 return None
             return "UniPC", diffusers.UniPCMultistepScheduler(
                 prediction_type="flow_prediction",
                 use_flow_sigmas=True,
-                flow_shift=host.noise_scheduler(pipe).config.shift,
-                use_dynamic_shifting=host.noise_scheduler(pipe).config.get("use_dynamic_shifting", False),
+                flow_shift=scheduler.config.shift,
+                use_dynamic_shifting=scheduler.config.get("use_dynamic_shifting", False),
             )
         # The cosine noise schedule ends with almost no signal; the solver's documentation recommends this clip.
         spacing = {"timestep_spacing": "trailing"} if kind == "DDPMScheduler" else {}
         return "DPM-Solver++", diffusers.DPMSolverMultistepScheduler.from_config(
-            host.noise_scheduler(pipe).config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1, **spacing
+            scheduler.config, algorithm_type="dpmsolver++", lambda_min_clipped=-5.1, **spacing
         )
     except (TypeError, ValueError, AttributeError, KeyError):  # the solver does not support the configuration
         return None

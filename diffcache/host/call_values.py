@@ -26,7 +26,7 @@ def check_values(call: Mapping[str, Any], where: str, *, steps_optional: bool = 
     Args:
         call: The arguments by name.
         where: The name of the call in errors.
-        steps_optional: Whether the number of steps may be None, because the pipeline has a number of its own.
+        steps_optional: Whether the number of steps may be None, because the pipeline has a default.
     """
     steps = call.get(STEPS)
     known = steps_optional or any(call.get(name) is not None for name in GRIDS)

@@ -88,11 +88,11 @@ def identity(pipe: Any, unknown: Callable[[str, NoDigestError], str]) -> dict[st
     Returns:
         Name of a part -> digest or text: "pipeline", each component, "versions" and "torch settings".
     """
-    told: dict[str, object] = {"pipeline": (type(pipe), dict(_beside_components(pipe)))}
-    told |= {name: part for name, part in kind_of(pipe).parts(pipe).items() if part is not None}
-    told["torch settings"] = torch_settings()
+    described: dict[str, object] = {"pipeline": (type(pipe), dict(_beside_components(pipe)))}
+    described |= {name: part for name, part in kind_of(pipe).parts(pipe).items() if part is not None}
+    described["torch settings"] = torch_settings()
     found: dict[str, str] = {}
-    for name, part in told.items():
+    for name, part in described.items():
         try:
             found[name] = digest_of((part, _devices(part)) if isinstance(part, nn.Module) else part)
         except NoDigestError as reason:

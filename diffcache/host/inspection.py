@@ -195,8 +195,10 @@ def other_settings(found: Any, text: str | None, digest: str) -> str:
         return "which setting differs is not known, for the schedule holds no more than the digest"
     missing = "not set"
     names = sorted(name for name in then.keys() | now.keys() if then.get(name, missing) != now.get(name, missing))
-    told = [f"{name:.40} was {then.get(name, missing)!r:.60}, is {now.get(name, missing)!r:.60}" for name in names[:4]]
-    return "; ".join(told) + (f"; and {len(names) - 4} more settings" if len(names) > 4 else "")
+    differences = [
+        f"{name:.40} was {then.get(name, missing)!r:.60}, is {now.get(name, missing)!r:.60}" for name in names[:4]
+    ]
+    return "; ".join(differences) + (f"; and {len(names) - 4} more settings" if len(names) > 4 else "")
 
 
 def prediction_type(scheduler: Any) -> str | None:

@@ -208,7 +208,7 @@ class LoopWatcher:
             return
         self.missed(
             NO_LOOP,
-            f"{name} was called and no sampling loop of its own was seen: nothing was skipped. Its loop does not use "
+            f"{name} was called and its sampling loop was not seen: nothing was skipped. Its loop does not use "
             "pipe.progress_bar or pipe.scheduler, or runs in another pipeline inside: accelerate that.",
         )
 

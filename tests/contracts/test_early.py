@@ -111,15 +111,15 @@ CALLS: dict[str, tuple[Callable[[], Any], type[DiffCacheError], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", CALLS)
-@pytest.mark.parametrize("verb", VERBS)
+# ``held_out=None`` is allowed: the verb then keeps every fourth of the calls apart.
+@pytest.mark.parametrize(
+    ("verb", "what"), [(v, w) for v in VERBS for w in CALLS if not ("held_out" in v and w == "nothing")]
+)
 def test_calls_that_cannot_be_are_refused_before_the_first_one(
     verb: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make, error, says = CALLS[what]
-    if "held_out" in verb and what == "nothing":
-        pytest.skip("None: every fourth of the calls")
     with pytest.raises(error) as refused:
         VERBS[verb](untouchable(), make())
     assert says in str(refused.value)

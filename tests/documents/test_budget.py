@@ -52,7 +52,7 @@ def test_no_goal_or_several_are_refused(fields: dict[str, Any], found: str) -> N
     with pytest.raises(BadOption) as refused:
         Budget(**fields)
     assert str(refused.value) == (
-        f"{found} was given. Allowed: exactly one of computed_steps, speedup, max_error_db; memory_bytes beside it."
+        f"{found} was given. Allowed: exactly one of computed_steps, speedup, max_error_db; memory_bytes in addition."
     )
 
 

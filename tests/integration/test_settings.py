@@ -148,4 +148,4 @@ def test_a_pipeline_whose_loop_is_not_seen_says_so_once(recwarn):
         for _ in range(2):
             pipe.maybe_free_model_hooks()  # what a call without a loop ends with
     (told,) = [w for w in recwarn if issubclass(w.category, FailedOpen)]
-    assert "FluxPipeline was called and no sampling loop of its own was seen" in str(told.message)
+    assert "FluxPipeline was called and its sampling loop was not seen" in str(told.message)
