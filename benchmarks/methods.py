@@ -81,6 +81,7 @@ def again(folder: Path) -> None:
     for path in sorted(folder.glob("methods-*.json")):
         record = json.loads(path.read_text())
         write([Result(**row) for row in record["rows"]], folder, record["model"])
+    write_front_page(folder)
     write_demo_psnr(folder)
 
 
@@ -167,7 +168,30 @@ class Table:
         record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.results]}
         files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
         write(self.results, folder, name)
+        write_front_page(folder)
         print(markdown(self.results))
+
+
+FRONT_PAGE = {"dit": "DiT, guided", "flux": "Flux"}  # the models of the README's table, in its order
+FRONT_PAGE_BUDGETS = (17, 12, 8)
+
+
+def write_front_page(folder: Path) -> None:
+    """Write the README's table: PSNR of the best of each kind at equal time, three budgets for each model."""
+    lines = [
+        "| demo model | computed steps | speed-up | " + " | ".join(KINDS) + " | **diffcache** |",
+        "|---|---:|---:|" + "---:|" * len(KINDS) + "---:|",
+    ]
+    for name, title in FRONT_PAGE.items():
+        path = folder / f"methods-{name}.json"
+        results = [Result(**row) for row in json.loads(path.read_text())["rows"]] if path.is_file() else []
+        for own in (r for r in results if r.method == OURS and r.budget in FRONT_PAGE_BUDGETS):
+            cells = ["–" if (best := best_of(kind, results, own)) is None else f"{best.psnr_db:.1f}" for kind in KINDS]
+            lines.append(
+                f"| {title} | {own.budget:g} of {STEPS} | {own.speedup:.1f}x | {' | '.join(cells)} "
+                f"| **{own.psnr_db:.1f}** |"
+            )
+    files.write(folder / "front-page.md", "\n".join(lines) + "\n")
 
 
 def write_demo_psnr(folder: Path) -> None:
@@ -341,27 +365,34 @@ def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8
     return "\n".join(lines)
 
 
+KINDS: dict[str, Callable[[Result], bool]] = {
+    "fewer steps": lambda r: r.method.startswith("fewer"),
+    "uniform reuse": lambda r: r.method == "uniform reuse",
+    "published methods": lambda r: r.method in PUBLISHED and "diffcache" not in r.method,
+    "cache-dit, diffusers": lambda r: ": " in r.method,
+}
+
+
+def best_of(kind: str, results: Sequence[Result], own: Result) -> Result | None:
+    """Return the result of a kind with the highest PSNR that takes at most 1.05 times as long as ``own``, if any."""
+    others = [r for r in results if KINDS[kind](r) and r.speedup >= own.speedup / 1.05]
+    return max(others, key=lambda r: r.psnr_db, default=None)
+
+
 def leads(results: Sequence[Result]) -> list[str]:
-    """What ours is ahead of the best of the others that take no more time than 1.05 of ours."""
-    kinds: dict[str, Callable[[Result], bool]] = {
-        "fewer steps": lambda r: r.method.startswith("fewer"),
-        "uniform reuse": lambda r: r.method == "uniform reuse",
-        "published rules": lambda r: r.method in PUBLISHED and "diffcache" not in r.method,
-        "peers' packages": lambda r: ": " in r.method,
-    }
+    """Return the lead of ``optimize`` over the best of each kind at equal time, as lines of a table."""
     budgets = sorted({r.budget for r in results if r.method == OURS}, reverse=True)
     lines = [
-        "Lead of `optimize` in dB at equal time over the best of each kind, whose own PSNR stands in brackets:",
+        "Lead of `optimize` in dB at equal time over the best of each kind, whose PSNR is in brackets:",
         "",
-        "| computed steps | " + " | ".join(kinds) + " |",
-        "|---:|" + "---:|" * len(kinds),
+        "| computed steps | " + " | ".join(KINDS) + " |",
+        "|---:|" + "---:|" * len(KINDS),
     ]
     for budget in budgets:
         (own,) = (r for r in results if r.method == OURS and r.budget == budget)
         cells = []
-        for is_kind in kinds.values():
-            others = [r for r in results if is_kind(r) and r.speedup >= own.speedup / 1.05]
-            best = max(others, key=lambda r: r.psnr_db, default=None)
+        for kind in KINDS:
+            best = best_of(kind, results, own)
             cells.append("–" if best is None else f"{own.psnr_db - best.psnr_db:+.1f} ({best.psnr_db:.1f})")
         lines.append(f"| {budget:g} | " + " | ".join(cells) + " |")
     return lines

@@ -20,7 +20,7 @@ from diffcache.executor.bound import Bound
 from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
 from diffcache.executor.criteria import Where
 from diffcache.executor.decider import signal_format
-from diffcache.executor.engine import ANY_GRID, Executor, scheduled
+from diffcache.executor.engine import ANY_GRID, Executor, grid_of, scheduled
 from diffcache.executor.pairing import Inputs, pair, reader
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.site import own_inputs
@@ -28,7 +28,7 @@ from diffcache.executor.store import Output, kept_bytes
 from diffcache.host.structure import first_norm
 from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
-from diffcache.schedulers import Grid, Rule
+from diffcache.schedulers import Rule
 
 FEW_STEPS = 8  # the usual number of steps of distilled models, or fewer
 LOOKED_AT = 4  # steps that run to see the decisions of an online rule, from the first that it decides about
@@ -210,8 +210,7 @@ def _first_step(
 
     def begin(run: host.LoopRun) -> None:
         if isinstance(source, Rule):
-            timesteps = run.timesteps.detach().double().cpu().numpy()
-            schedule = scheduled(source, Grid(timesteps, run.start), {d: tuple(s) for d, s in sites.items()}, store)
+            schedule = scheduled(source, grid_of(pipe, run), {d: tuple(s) for d, s in sites.items()}, store)
         else:
             schedule = source
             check_run(pipe, run, schedule, strict=True)

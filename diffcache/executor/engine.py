@@ -47,6 +47,16 @@ def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], stor
     return schedule if store is None else schedule.stored(store)
 
 
+def grid_of(pipe: Any, run: host.LoopRun) -> Grid:
+    """Return what a rule may know about a run that is beginning."""
+    return Grid(
+        run.timesteps.detach().cpu().double().numpy(),
+        run.start,
+        guided=host.is_guided(host.guidance_values(pipe)),
+        propagation=lambda: host.propagation(run.scheduler, run.timesteps, run.start),
+    )
+
+
 class Executor(host.LoopObserver):
     """Applies a schedule to one pipeline, between ``attach`` and ``detach``.
 
@@ -163,8 +173,7 @@ class Executor(host.LoopObserver):
             UnsupportedModel: The schedule cannot run on the pipeline in its present state.
         """
         if isinstance(self.source, Rule):
-            timesteps = run.timesteps.detach().cpu().double().numpy()
-            schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
+            schedule = scheduled(self.source, grid_of(self.host.pipe, run), self.sites, self.store)
             check_criteria(schedule)
             programs = compile_schedule(schedule)
         else:

@@ -33,6 +33,7 @@ from diffcache.host.dispatch import (
 )
 from diffcache.host.forwards import is_compiled
 from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
+from diffcache.host.guidance import is_guided
 from diffcache.host.identity import digest_of, digest_of_call, identity
 from diffcache.host.inspection import (
     batches_guidance,
@@ -54,6 +55,7 @@ from diffcache.host.kinds import Kind, LoopWatch, kind_of
 from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
+from diffcache.host.propagation import propagation
 from diffcache.host.structure import find_sites
 from diffcache.host.traits import Traits
 from diffcache.host.watcher import LoopObserver, LoopWatcher
@@ -104,6 +106,7 @@ __all__ = [
     "in_parts",
     "is_compiled",
     "is_count",
+    "is_guided",
     "iterations",
     "kind_of",
     "looping_blocks",
@@ -115,6 +118,7 @@ __all__ = [
     "parts",
     "planned",
     "prediction_type",
+    "propagation",
     "steps_asked",
     "time_of",
     "traits",

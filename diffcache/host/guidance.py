@@ -21,6 +21,7 @@ PROPERTIES = (
     "do_spatio_temporal_guidance",
     "do_modality_isolation_guidance",
 )
+SCALES = ("guidance_scale", "true_cfg_scale", "cfg_scale")  # they guide above 1, unless a switch says otherwise
 OF_GUIDERS = ("_start", "_stop", "_enabled", "use_original_formulation")  # attributes of guiders that NAMES misses
 
 
@@ -81,3 +82,19 @@ def _numbers(name: str, value: Any, known: Mapping[str, Any]) -> dict[str, float
     if name in known or not (value is None or isinstance(value, numbers.Real)):
         return {}
     return {name: None if value is None else float(value)}
+
+
+def is_guided(values: Mapping[str, float | None]) -> bool | None:
+    """Return whether a run uses classifier-free guidance, or a form of it that calls the network again.
+
+    Args:
+        values: See ``values_of_pipeline``.
+
+    Returns:
+        None if the values do not show it. A loop of your own has none.
+    """
+    switches = [value for name, value in values.items() if SWITCHES.match(name) and value is not None]
+    if switches:
+        return any(switches)
+    scales = [value for name, value in values.items() if name in SCALES and value is not None]
+    return any(value > 1 for value in scales) if scales else None

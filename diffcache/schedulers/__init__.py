@@ -45,10 +45,15 @@ class Grid:
     Attributes:
         timesteps: float64 [T], the timesteps of the noise scheduler.
         start: The iteration at which the loop begins.
+        guided: Whether the run uses classifier-free guidance. None if that is not known.
+        propagation: Returns what the output of each step adds to the later states through the noise scheduler, float64
+            [T, T] at [later step, step]; None if that is not known.
     """
 
     timesteps: np.ndarray
     start: int = 0
+    guided: bool | None = None
+    propagation: Callable[[], np.ndarray | None] = lambda: None
 
     @property
     def steps(self) -> int:
