@@ -21,7 +21,7 @@ import diffusers
 import numpy as np
 import tiny_models
 
-from diffcache import accelerated
+from diffcache import accelerated, report
 from diffcache.assets import load
 from diffcache.documents import files
 from diffcache.eval.noise_schedulers import better_noise_scheduler
@@ -122,6 +122,10 @@ def measure(case: Case) -> dict[str, dict[int, float]]:
         for title, rule in RULES.items():
             with accelerated(case.host, rule.format(speedup)):
                 found.setdefault(title, {})[speedup] = psnr(case.run(case.steps), reference)
+                if report(case.host).skipped < 1 - 1.3 / speedup:
+                    raise RuntimeError(
+                        f"{case.name}: {rule.format(speedup)} skipped {report(case.host).skipped:.2f} only"
+                    )
     return found
 
 

@@ -25,7 +25,7 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel, FlowMatchEulerDiscre
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from diffcache import Loop
+from diffcache import Loop, trajectory
 
 CLASSES = 10  # the label after the last class stands for no class
 NAMES = ("unet", "flow", "signal")
@@ -178,15 +178,18 @@ class Sampler:
         scheduler = self.scheduler
         scheduler.set_timesteps(steps)
         x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-        for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            if guidance == 1.0:
-                output = self.model(scaled, t, labels)
-            else:
-                both = self.model(torch.cat([scaled, scaled]), t, torch.cat([torch.full_like(labels, CLASSES), labels]))
-                without, given = both.chunk(2)
-                output = without + guidance * (given - without)
-            x = scheduler.step(output, t, x).prev_sample
+        with trajectory(self.model, scheduler.timesteps):
+            for t in scheduler.timesteps:
+                scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+                if guidance == 1.0:
+                    output = self.model(scaled, t, labels)
+                else:
+                    both = self.model(
+                        torch.cat([scaled, scaled]), t, torch.cat([torch.full_like(labels, CLASSES), labels])
+                    )
+                    without, given = both.chunk(2)
+                    output = without + guidance * (given - without)
+                x = scheduler.step(output, t, x).prev_sample
         return x
 
 
