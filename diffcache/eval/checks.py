@@ -50,12 +50,15 @@ def check_outputs(
         scorers: Scorers of pictures and prompts.
     """
     latents = any(call.get("output_type") == "latent" for call in calls)
+    pictures = [name for name in metrics if load(name).ABOUT.of_pictures]
     if traits.returns != "pictures":
         if extractor is not None:
             raise BadOption("extractor", extractor, f"none: a {title} draws no pictures")
+        if pictures:
+            allowed = f"{', '.join(traits.metrics)} or others that need no pictures: a {title} returns no pictures"
+            raise BadOption("metrics", ", ".join(pictures), allowed)
         return
-    pictures = [name for name in metrics if load(name).ABOUT.of_pictures] if latents else []
-    if pictures:
+    if latents and pictures:
         raise BadOption("metrics", ", ".join(pictures), "latent, because the calls have output_type='latent'")
     if latents and (extractor is not None or scorers):
         name = "extractor" if extractor is not None else "scorers"

@@ -136,8 +136,8 @@ def evaluate(
     mine = _methods(schedules)
     promising = any(getattr(method.source, "expected", None) is not None for method in mine)
     wanted = dict.fromkeys([*(metrics or traits.metrics), *([PROMISED_IN] if promising else [])])
-    judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=traits.returns == "state")
     check_outputs(subject.title, traits, calls, metrics or traits.metrics, extractor, scorers)
+    judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=traits.returns == "state")
     check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
     sets = sets_of(extractor, real)
     for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):

@@ -180,8 +180,10 @@ def prompts_of(call: Mapping[str, Any], samples: int) -> list[str]:
 
 
 def seeds_of(call: Mapping[str, Any], samples: int) -> list[int | None]:
-    """Return the seed of every sample; None if it is not known."""
+    """Return the seed of every sample: of its generator, or of the call; None if it is not known."""
     given = call.get("generator")
+    if given is None and host.is_count(call.get("seed"), 0):
+        return [int(call["seed"])] * samples
     each = list(given) if isinstance(given, (list, tuple)) else [given]
     seeds = [g.initial_seed() if isinstance(g, torch.Generator) else None for g in each]
     return (seeds * samples)[:samples] if len(seeds) == 1 else (seeds + [None] * samples)[:samples]
