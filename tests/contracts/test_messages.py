@@ -152,7 +152,7 @@ RULES = [
     (
         "output_rate",
         UnknownName,
-        ["no rule called 'output_rate'", f"Known: {KNOWN}", "is a criterion", 'X
+        ["no rule called 'output_rate'", f"Known: {KNOWN}", "is a criterion", 'Online(rule="output_rate", limit='],
     ),
     ("Modulated-Input:limit=0.1", UnknownName, ["is a criterion", 'Online(rule="modulated_input", limit=']),
     ("uniform:evry=2", UnknownName, ["no option of 'uniform' called 'evry'", "every, sites", "Did you mean 'every'?"]),
