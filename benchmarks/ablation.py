@@ -30,11 +30,11 @@ from diffcache.demo.run import STEPS, batches, circumstances, split
 from diffcache.documents import files
 from diffcache.host.levels import CannotFollow
 from diffcache.profiling import Calibration
-from diffcache.profiling.calibration.optimizing import final_states
 from diffcache.profiling.calibration.search import Search
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
 from diffcache.profiling.fitting.output_fit import fit_outputs
+from diffcache.profiling.recording import final_states
 from diffcache.profiling.replay.warp import Movable
 from diffcache.schedulers.uniform import evenly, reuse
 

@@ -223,12 +223,12 @@ def write(results: Sequence[Result], folder: Path, name: str) -> None:
 def few_steps(table: Table, budgets: Sequence[int]) -> None:
     """The same work without a cache: the model's own noise scheduler, and a better one."""
     pipe = table.model.pipe
-    own, better = pipe.scheduler, better_noise_scheduler(pipe)
+    own, better = pipe.scheduler, better_noise_scheduler(pipe.scheduler)
     assert better is not None
     name, solver = better
     for budget in budgets:
         run = lambda n=budget: trial(table.model, table.shown, n, table.repeats)  # noqa: E731
-        table.add(f"fewer steps ({noise_scheduler_name(pipe)})", budget, run, budget)
+        table.add(f"fewer steps ({noise_scheduler_name(own)})", budget, run, budget)
         pipe.scheduler = solver
         try:
             table.add(f"fewer steps ({name})", budget, run, budget)

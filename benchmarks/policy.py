@@ -126,7 +126,7 @@ def others(policy: Any, steps: int, budgets: list[int]) -> list[Method]:
     """Fewer steps and uniform reuse, of as many computed steps; for DDPM, DDIM's usual 16 too."""
     loop = host.adopted(policy)
     found = baselines(loop, steps, budgets)
-    ddim = noise_free_scheduler(loop)
+    ddim = noise_free_scheduler(loop.scheduler)
     return found if ddim is None or 16 in budgets else [*found, fewer_steps(loop, 16, solver=ddim)]
 
 

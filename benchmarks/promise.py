@@ -28,8 +28,8 @@ from diffcache.assets import DemoModel, load
 from diffcache.demo.run import STEPS
 from diffcache.documents import files
 from diffcache.profiling import Calibration
-from diffcache.profiling.calibration.optimizing import final_states
 from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.recording import final_states
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SEED, FRESH_SEED = 1000, 5000

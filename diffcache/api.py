@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import AlreadyAccelerated, BadOption
-from diffcache.executor import Executor, Misfit
+from diffcache.errors import AlreadyAccelerated, BadOption, UnknownName
+from diffcache.executor import Executor, Misfit, criteria
 from diffcache.executor.bound import Bound
 from diffcache.executor.cost import Estimate, estimate_for
 from diffcache.executor.report import Report, report_of
@@ -211,6 +211,16 @@ def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule
         return parse_rule(schedule)
     if "/" in schedule or os.path.isdir(schedule):  # noqa: PTH112
         return CacheSchedule.from_pretrained(schedule)
+    criterion = schedule.partition(":")[0].lower().replace("-", "_")
+    if criterion in criteria.available():
+        raise UnknownName(
+            "rule",
+            criterion,
+            rules(),
+            next_step=f"{criterion!r} is a criterion, which decides in the run. Put it in a schedule, as the online "
+            f'part of a denoiser\'s plan: DenoiserPlan(sites=…, online=Online(rule="{criterion}", '
+            "limit=np.full(steps, 0.1))).",
+        )
     return parse_rule(schedule)  # raises an error that lists the rules
 
 

@@ -26,16 +26,8 @@ from torch.nn import functional as F
 
 from diffcache.kernels import FORMATS
 from diffcache.kernels.coding import decode
-from diffcache.kernels.dequantize import dequantize
-from diffcache.kernels.library import has_triton
-from diffcache.kernels.predict import predict
-from diffcache.kernels.quantize import quantize
-from diffcache.kernels.residual_modulate import residual_modulate
-from diffcache.kernels.residual_quantize import residual_quantize
+from diffcache.kernels.library import has_triton, operations
 
-OPERATIONS: dict[str, Any] = {
-    op.name: op for op in (quantize, dequantize, predict, residual_quantize, residual_modulate)
-}
 RETURNED = {
     "quantize": ("codes", "scales", "sums"),
     "dequantize": ("out",),
@@ -43,6 +35,7 @@ RETURNED = {
     "residual_quantize": ("out", "codes", "scales"),
     "residual_modulate": ("out", "y"),
 }
+OPERATIONS: dict[str, Any] = {name: op for name, op in operations().items() if name in RETURNED}
 SIZES = {
     "14M": (4608, 3072),  # the tokens of FLUX.1 at 1024 pixels
     "10M": (8704, 1152),

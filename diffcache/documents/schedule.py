@@ -226,6 +226,9 @@ class Online(Record):
     def __post_init__(self) -> None:
         me = type(self).__name__
         put(self, rule=checks.plugin(me, "rule", self.rule))
+        if np.ndim(self.limit) == 0 and isinstance(self.limit, (int, float, np.number, np.ndarray)):
+            example = f"np.full(steps, {float(self.limit):g})"
+            refuse(me, "limit", f"found {self.limit!s}", f"one number per step, for example {example}")
         put(self, limit=checks.array(me, "limit", self.limit, np.float64, step=None))
         if index := first(self.limit < 0):
             refuse(me, "limit", f"step {index[0]} is {self.limit[index]:g}", "0 or more")

@@ -31,15 +31,34 @@ def check_names(metrics: object) -> None:
         raise BadOption("metrics", metrics, "a list of names, or None")
 
 
-def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: object, scorers: Sequence[Any]) -> None:
-    """Raise BadOption if a metric, the extractor or a scorer needs pictures, and the calls do not return any."""
+def check_outputs(
+    title: str,
+    traits: host.Traits,
+    calls: Calls,
+    metrics: Sequence[str],
+    extractor: object,
+    scorers: Sequence[Any],
+) -> None:
+    """Raise BadOption if a metric, the extractor or a scorer needs pictures, and the calls do not return any.
+
+    Args:
+        title: The name of the pipeline in errors.
+        traits: The facts about its kind.
+        calls: The calls.
+        metrics: Names of metrics.
+        extractor: The network for distances of sets; None if there is none.
+        scorers: Scorers of pictures and prompts.
+    """
     latents = any(call.get("output_type") == "latent" for call in calls)
-    if host.traits(pipe).returns != "pictures":
+    pictures = [name for name in metrics if load(name).ABOUT.of_pictures]
+    if traits.returns != "pictures":
         if extractor is not None:
-            raise BadOption("extractor", extractor, f"none: a {type(pipe).__name__} draws no pictures")
+            raise BadOption("extractor", extractor, f"none: a {title} draws no pictures")
+        if pictures:
+            allowed = f"{', '.join(traits.metrics)} or others that need no pictures: a {title} returns no pictures"
+            raise BadOption("metrics", ", ".join(pictures), allowed)
         return
-    pictures = [name for name in metrics if load(name).ABOUT.of_pictures] if latents else []
-    if pictures:
+    if latents and pictures:
         raise BadOption("metrics", ", ".join(pictures), "latent, because the calls have output_type='latent'")
     if latents and (extractor is not None or scorers):
         name = "extractor" if extractor is not None else "scorers"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from diffcache import host
-from diffcache.api import estimate
 from diffcache.documents import files
 from diffcache.documents.destinations import check_folder
 from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule, noise_scheduler_title
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import trials as tried
@@ -26,20 +24,19 @@ from diffcache.eval.extractors import Extractor
 from diffcache.eval.methods import STEPS, Method, baselines, full, ours
 from diffcache.eval.metrics import Scorer
 from diffcache.eval.plausible import Part
-from diffcache.eval.record import WHOLE, JsonObject, assembled, circumstances, read
+from diffcache.eval.record import JsonObject, assembled, circumstances, read
 from diffcache.eval.report import write_html
-from diffcache.eval.runner import Compare, Judges, identity, run_share, steps_of
+from diffcache.eval.runner import Compare, Judges, run_share
 from diffcache.eval.saved_parts import EvaluationFolder, slug
 from diffcache.eval.set_distances import sets_of
 from diffcache.eval.statistics import enough
+from diffcache.eval.subject import Subject
 from diffcache.eval.table import markdown
-from diffcache.eval.timed_run import watched
 from diffcache.eval.trials import Trials
 from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
 from diffcache.simulation.simulator import Simulator
 
-ASKED = ("prompt", "negative_prompt", "class_labels")  # arguments of a call that differ between samples
 PROMISED_IN = "state"  # the metric in which schedules state their expected fidelity
 
 Source = CacheSchedule | Rule | str | Path
@@ -125,54 +122,46 @@ def evaluate(
         UnknownName: If there is no metric, option or extractor of a name.
         DiffCacheError: If :func:`diffcache.accelerate` or a metric raises it.
     """
-    pipe = host.adopted(pipe)
-    host.demand_full_run(pipe)
-    host.denoisers(pipe)
+    subject = Subject.of(pipe)
+    pipe, traits = subject.pipe, subject.traits
     host.check_calls(pipe, calls, repeatable=True)
     for call in calls:
         host.digest_of_call(call)
     check_title(title)
     check_names(metrics)
     check_folder("out", out)
-    traits = host.traits(pipe)
     if trials is not None and not traits.plays_episodes:
-        raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
+        raise BadOption("trials", trials.name or "a task", f"none for a {subject.title}: policies play episodes")
     known = Profile.load(profile) if isinstance(profile, (str, Path)) else profile
     mine = _methods(schedules)
     promising = any(getattr(method.source, "expected", None) is not None for method in mine)
     wanted = dict.fromkeys([*(metrics or traits.metrics), *([PROMISED_IN] if promising else [])])
+    check_outputs(subject.title, traits, calls, metrics or traits.metrics, extractor, scorers)
     judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=traits.returns == "state")
-    check_outputs(pipe, calls, metrics or traits.metrics, extractor, scorers)
     check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
     sets = sets_of(extractor, real)
     for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):
         _ = one.digest  # raises if a later run could not recognise the results
-    me, folder = identity(pipe), EvaluationFolder(Path(out))
-    folder.claim(_named(pipe), host.digest_of(me))
-    steps = _one_number_of_steps(pipe, calls)
+    me, folder = subject.identity(), EvaluationFolder(Path(out))
+    folder.claim(subject.origin, host.digest_of(me))
+    steps = subject.steps(calls)
     check_counted(mine, steps)
     if compare is None:
-        budgets = [_computed(pipe, m, calls[0], steps) for m in mine]
+        budgets = [subject.work(m, calls[0], steps) for m in mine]
         compare = baselines(pipe, steps, budgets, fewer=bool(traits.steps_argument) or calls[0].get(STEPS) == steps)
     methods = [full(), *mine, *compare, *extra]
     check_methods(pipe, methods, ())
     folder.prepare([slug(method.name) for method in methods])
-    found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, me, progress)
-    played = _played(pipe, methods, trials, folder, me) if trials and rank == 0 else {}
+    found, rank, processes = _run(subject, methods, calls, steps, judges, folder, me, progress)
+    played: dict[str, list[float]] = {}
+    if trials and rank == 0:
+        played = {m.name: trials.outcomes(pipe, m, host.digest_of([m.digest, me]), folder) for m in methods}
     about |= {tried.NAME: tried.ABOUT} if played else {}
     more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})
     told = {
-        "title": title or f"{type(pipe).__name__}, {steps} steps",
-        "circumstances": circumstances(pipe) | {"processes": processes},
-        "pipeline": {
-            "class": type(pipe).__name__,
-            "denoiser": ", ".join(host.class_name(module) for module in host.denoisers(pipe).values()),
-            "noise_scheduler": noise_scheduler_title(type(host.noise_scheduler(pipe)).__name__),
-            "steps": steps,
-            "guidance": str(calls[0].get("guidance_scale", "the pipeline's own")),
-            "model": _loaded_from(pipe),
-            "arguments": _plain(calls[0]),
-        },
+        "title": title or f"{subject.title}, {steps} steps",
+        "circumstances": circumstances(next(iter(subject.networks.values()))) | {"processes": processes},
+        "pipeline": subject.in_record(calls[0], steps),
         "warning": enough(sum(len(p["prompts"]) for p in found if p["method"] == methods[0].name)),
     }
     foreseen = {} if known is None else _foreseen(known, mine)
@@ -207,7 +196,7 @@ def _methods(schedules: Mapping[str, Source] | Sequence[Method]) -> list[Method]
 
 
 def _run(
-    pipe: Any,
+    subject: Subject,
     methods: Sequence[Method],
     calls: Sequence[Mapping[str, Any]],
     steps: int,
@@ -226,26 +215,9 @@ def _run(
             demand_own_generators(calls)
         part = [(index, call) for index, call in enumerate(calls) if index % size == rank]
         shown = progress and rank == 0
-        return json.dumps(run_share(pipe, methods, part, steps, judges, folder, me, progress=shown)).encode()
+        return json.dumps(run_share(subject, methods, part, steps, judges, folder, me, progress=shown)).encode()
 
     return [part for data in all_shares(share) for part in json.loads(data)], here, many
-
-
-def _named(pipe: Any) -> dict[str, str]:
-    """Return the class, the origin and the networks of a pipeline, without its settings."""
-    networks = {name: f"{host.class_name(m)} {host.config_digest(m)}" for name, m in host.denoisers(pipe).items()}
-    return {"class": type(pipe).__name__, "model": _loaded_from(pipe)} | networks
-
-
-def _loaded_from(pipe: Any) -> str:
-    return str(getattr(pipe, "config", {}).get("_name_or_path") or "")
-
-
-def _played(
-    pipe: Any, methods: Sequence[Method], trials: Trials, folder: EvaluationFolder, me: Mapping[str, str]
-) -> dict[str, list[float]]:
-    """Return the outcome of every episode, by the name of the method."""
-    return {m.name: trials.outcomes(pipe, m, host.digest_of([m.digest, me]), folder) for m in methods}
 
 
 def judges_of(
@@ -299,31 +271,3 @@ def _foreseen(known: Profile, methods: Sequence[Method]) -> dict[str, np.ndarray
         if run is not None:
             found[method.name] = simulator.along(run)
     return found
-
-
-def _plain(call: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return the arguments that JSON can hold, without the arguments that differ between samples."""
-    return {k: v for k, v in call.items() if k not in ASKED and isinstance(v, (bool, int, float, str))}
-
-
-def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
-    runs = host.traits(pipe).steps_argument is None  # if so, steps_of runs the loop for each call
-    some = calls[:1] if runs and len({call.get(STEPS) for call in calls}) == 1 else calls
-    steps = {steps_of(pipe, call) for call in some}
-    if len(steps) > 1:
-        raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")
-    return steps.pop()
-
-
-def _computed(pipe: Any, method: Method, call: Mapping[str, Any], steps: int) -> int:
-    """Return the work of a method in whole steps, rounded up. The method is compared with methods of this cost."""
-    if method.source is None:
-        return steps
-    expected = estimate(pipe, method.source, **call)
-    fraction = expected.compute_fraction
-    if expected.online:  # the run itself decides, so its operations are counted
-        whole = watched(pipe, call, closely=True).flops
-        with method.on(pipe):
-            done = watched(pipe, {**call, **method.change}, closely=True).flops
-        fraction = done / whole if done is not None and whole else fraction
-    return max(1, math.ceil(fraction * steps - WHOLE))

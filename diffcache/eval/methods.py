@@ -125,8 +125,20 @@ def fewer_steps(pipe: Any, steps: int, *, better: bool = False, solver: tuple[st
         better: Whether to use a noise scheduler that is better at few steps, if there is one.
         solver: A name and a noise scheduler to use instead. None: the pipeline's own, or the better one.
     """
-    own, known = noise_scheduler_name(pipe), solver or (better_noise_scheduler(pipe) if better else None)
-    traits = host.traits(pipe)
+    scheduler = host.noise_scheduler(pipe)
+    known = solver or (better_noise_scheduler(scheduler) if better else None)
+    return _of_steps(host.traits(pipe), steps, noise_scheduler_name(scheduler), known)
+
+
+def _of_steps(traits: host.Traits, steps: int, own: str, known: tuple[str, Any] | None) -> Method:
+    """Return the method that takes ``steps`` steps without a cache.
+
+    Args:
+        traits: The facts about the kind of the pipeline.
+        steps: Number of steps.
+        own: The name of the pipeline's noise scheduler.
+        known: A name and a noise scheduler to use instead; None for the pipeline's own.
+    """
     change = {traits.steps_argument or STEPS: steps}
     if traits.has_step_setting:
         name, put = known or (own, None)
@@ -167,7 +179,12 @@ def _of_policy(steps: int, solver: Any) -> Callable[[Any], AbstractContextManage
 
 def uniform_reuse(pipe: Any, steps: int, computed: int) -> Method:
     """Return the method that computes ``computed`` evenly spaced steps and reuses the newest output of the denoiser."""
-    schedule = evenly_reused(tuple(host.denoisers(pipe)), steps, computed)
+    return _reusing(tuple(host.denoisers(pipe)), steps, computed)
+
+
+def _reusing(denoisers: Sequence[str], steps: int, computed: int) -> Method:
+    """Return the method of ``uniform_reuse`` for denoisers of these names."""
+    schedule = evenly_reused(denoisers, steps, computed)
     return Method(
         name=f"uniform reuse, {computed} computed",
         kind="reuse",
@@ -192,10 +209,12 @@ def baselines(pipe: Any, steps: int, budgets: Sequence[int], *, fewer: bool = Tr
         fewer: Whether the pipeline can be run with fewer steps. If so, its own noise scheduler is compared too.
     """
     found = []
-    solvers = [noise_free_scheduler(pipe), better_noise_scheduler(pipe)] if host.traits(pipe).swaps_scheduler else []
+    traits, scheduler, denoisers = host.traits(pipe), host.noise_scheduler(pipe), tuple(host.denoisers(pipe))
+    own = noise_scheduler_name(scheduler)
+    solvers = [noise_free_scheduler(scheduler), better_noise_scheduler(scheduler)] if traits.swaps_scheduler else []
     for computed in sorted({b for b in budgets if 0 < b < steps}, reverse=True):
         if fewer:
-            found.append(fewer_steps(pipe, computed))
-        found += [fewer_steps(pipe, computed, solver=solver) for solver in solvers if solver is not None]
-        found.append(uniform_reuse(pipe, steps, computed))
+            found.append(_of_steps(traits, computed, own, None))
+        found += [_of_steps(traits, computed, own, solver) for solver in solvers if solver is not None]
+        found.append(_reusing(denoisers, steps, computed))
     return found

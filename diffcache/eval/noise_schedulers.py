@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffcache import host
 from diffcache.documents.schedule import NO_NOISE_SCHEDULER
 
 
-def noise_scheduler_name(pipe: Any) -> str:
-    """Return the usual name of the pipeline's noise scheduler: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
-    name = type(host.noise_scheduler(pipe)).__name__
+def noise_scheduler_name(scheduler: Any) -> str:
+    """Return the usual name of a noise scheduler: ``FlowMatchEulerDiscreteScheduler`` is Euler."""
+    name = type(scheduler).__name__
     if name == NO_NOISE_SCHEDULER:
         return "its own solver"
     for part in ("Scheduler", "Discrete", "FlowMatch"):
@@ -18,32 +17,30 @@ def noise_scheduler_name(pipe: Any) -> str:
     return name
 
 
-def noise_free_scheduler(pipe: Any) -> tuple[str, Any] | None:
-    """Return DDIM for a pipeline or a policy that uses DDPM, which draws noise at every step.
+def noise_free_scheduler(scheduler: Any) -> tuple[str, Any] | None:
+    """Return DDIM in place of DDPM, which draws noise at every step.
 
     Its steps begin at pure noise. With DDPM's own spacing, few steps would begin at a lower noise level.
 
     Returns:
-        The name and the noise scheduler; None if the pipeline does not use DDPM.
+        The name and the noise scheduler; None if ``scheduler`` is not DDPM.
     """
     import diffusers
 
-    scheduler = host.noise_scheduler(pipe)
     if type(scheduler).__name__ != "DDPMScheduler":
         return None
     return "DDIM", diffusers.DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
-def better_noise_scheduler(pipe: Any) -> tuple[str, Any] | None:
+def better_noise_scheduler(scheduler: Any) -> tuple[str, Any] | None:
     """Return a multistep solver for the same model: UniPC for flow matching, DPM-Solver++ for other models.
 
     Returns:
-        The name and the noise scheduler; None if the pipeline already has such a solver, or no solver supports its
+        The name and the noise scheduler; None if ``scheduler`` is such a solver, or no solver supports its
         configuration.
     """
     import diffusers
 
-    scheduler = host.noise_scheduler(pipe)
     kind = type(scheduler).__name__
     if kind.startswith(("UniPC", "DPMSolver", NO_NOISE_SCHEDULER)):
         return None

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from diffcache import host
 from diffcache.documents import files
 from diffcache.documents.checks import refuse
 from diffcache.documents.document import version_of
@@ -202,9 +202,9 @@ def _judged(
     return methods
 
 
-def circumstances(pipe: Any) -> JsonObject:
-    """Return the time, the versions, the device and the commit."""
-    parameter = next(next(iter(host.denoisers(pipe).values())).parameters())
+def circumstances(network: nn.Module) -> JsonObject:
+    """Return the time, the versions, the device and the dtype of a network, and the commit."""
+    parameter = next(network.parameters())
     device = parameter.device
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
-import json
 import math
-import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +14,16 @@ import torch
 from tqdm import tqdm
 
 from diffcache import host
-from diffcache.api import report
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, DiffCacheError
 from diffcache.eval.methods import Method
 from diffcache.eval.metrics import span
 from diffcache.eval.plausible import Due, Part
 from diffcache.eval.saved_parts import EvaluationFolder, Exact, pictures_in, slug
+from diffcache.eval.subject import Subject
 from diffcache.eval.timed_run import TimedRun, watched
+from diffcache.executor.report import Report, report_of
 from diffcache.host.digest import TO_DIGEST, NoDigestError
-from diffcache.profiling.recording import with_copied_generators
 
 CLOSE = ("flops", "errors", "sizes")  # fields of a part that are measured on the first call
 
@@ -77,7 +72,7 @@ def _files(judge: Any) -> dict[str, str]:
 
 
 def run_share(
-    pipe: Any,
+    subject: Subject,
     methods: Sequence[Method],
     calls: Sequence[tuple[int, Mapping[str, Any]]],
     steps: int,
@@ -93,27 +88,27 @@ def run_share(
     method runs once on the first call before it is timed. In that run its operations and states are measured.
 
     Args:
-        pipe: The pipeline, without a cache.
+        subject: The pipeline, without a cache.
         methods: The methods, with the full run first.
         calls: The calls of this process, with their indices among all calls.
         steps: Number of steps of the full run.
         judges: The metrics and scorers.
         folder: The folder of the evaluation.
-        known: The :func:`identity` of the pipeline.
+        known: The identity of the pipeline.
         progress: Whether to show a progress bar.
 
     Raises:
         DiffCacheError: If a method returns outputs of another shape than the full run.
     """
     found: list[Part] = []
-    close = _Close(pipe, calls[0][1]) if calls else None
+    close = _Close(subject, calls[0][1]) if calls else None
     here = host.digest_of({"pipeline": known, "steps": steps, "judges": judges.digest})
     keys = {method.name: method.digest for method in methods}
-    digests = {index: host.digest_of_call(numeric(pipe, call)) for index, call in calls}
+    digests = {index: host.digest_of_call(subject.numeric(call)) for index, call in calls}
     with tqdm(total=len(calls) * len(methods), desc="evaluate", unit="run", disable=not progress) as bar:
         for index, call in calls:
             assert close is not None
-            asked = numeric(pipe, call)
+            asked = subject.numeric(call)
             name, told = f"{index:04d}", digests[index]
             reference = host.digest_of({"call": told, "here": here})
             exact = folder.find_exact(name, reference)
@@ -126,9 +121,11 @@ def run_share(
                 else:
                     folder.forget(where, name)  # a part must not remain with the pictures of another run
                     seen = close.of(method)
-                    with _on(pipe, method):
+                    with subject.on(method) as pipe:
                         run = watched(pipe, {**asked, **method.change})
-                        cache, schedule = _of_our_own(pipe, method)
+                        executor = subject.bound.executor
+                        ran = None if method.source is None or executor is None else report_of(executor)
+                    cache, schedule = _of_our_own(method, ran)
                     if method.kind == "full":
                         exact = Exact(run.output, run.latent)
                         folder.keep_exact(name, exact, reference)
@@ -173,25 +170,6 @@ def _due(key: str, method: Method, index: int, call: Mapping[str, Any], output: 
     )
 
 
-@contextlib.contextmanager
-def _on(pipe: Any, method: Method) -> Iterator[None]:
-    """Apply a method, after checking that no other method is still applied to the pipeline."""
-    host.demand_full_run(pipe)
-    with method.on(pipe):
-        yield
-
-
-def numeric(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the call with an ``output_type`` that returns pictures as arrays, if the pipeline has such an argument.
-
-    Calls that return latents are unchanged.
-    """
-    known = inspect.signature(type(pipe).__call__).parameters
-    if "output_type" not in known or call.get("output_type") == "latent":
-        return dict(call)
-    return {**call, "output_type": "np"}
-
-
 def prompts_of(call: Mapping[str, Any], samples: int) -> list[str]:
     """Return the prompt or the class of every sample as text; "" if it is not known."""
     asked = call.get("prompt", call.get("class_labels", ""))
@@ -202,77 +180,21 @@ def prompts_of(call: Mapping[str, Any], samples: int) -> list[str]:
 
 
 def seeds_of(call: Mapping[str, Any], samples: int) -> list[int | None]:
-    """Return the seed of every sample; None if it is not known."""
+    """Return the seed of every sample: of its generator, or of the call; None if it is not known."""
     given = call.get("generator")
+    if given is None and host.is_count(call.get("seed"), 0):
+        return [int(call["seed"])] * samples
     each = list(given) if isinstance(given, (list, tuple)) else [given]
     seeds = [g.initial_seed() if isinstance(g, torch.Generator) else None for g in each]
     return (seeds * samples)[:samples] if len(seeds) == 1 else (seeds + [None] * samples)[:samples]
 
 
-def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
-    """Return the number of steps that a call takes. If calls of the loop do not state it, the loop runs once.
-
-    Raises:
-        BadOption: If the call of a pipeline does not state its steps.
-    """
-    if host.traits(pipe).steps_argument is None:
-        return _counted(pipe, call)
-    steps = host.steps_asked(pipe, call)
-    if steps is None:
-        raise BadOption("calls", json.dumps(sorted(call)), "calls that say num_inference_steps")
-    return steps
-
-
-def _counted(loop: Any, call: Mapping[str, Any]) -> int:
-    """Return the steps of a loop whose calls do not state them. This runs the loop once.
-
-    Raises:
-        BadOption: If the call does not run the loop exactly once.
-    """
-    steps: list[int] = []
-
-    class Observer(host.LoopObserver):
-        def loop_began(self, run: host.LoopRun) -> None:
-            steps.append(run.steps)
-
-    watcher = host.LoopWatcher(loop, Observer())
-    watcher.attach()
-    try:
-        with torch.no_grad():
-            loop(**{name: with_copied_generators(value) for name, value in call.items()})
-    finally:
-        watcher.detach()
-    if len(set(steps)) != 1:
-        raise BadOption(
-            "sample", f"{len(steps)} trajectories", "one run of the loop: with diffcache.trajectory(…) in it"
-        )
-    return steps[0]
-
-
-def identity(pipe: Any) -> dict[str, str]:
-    """Return the parts that identify a pipeline, as :func:`host.identity` does.
-
-    A part without a digest causes a warning and gets a random value. Results of such a pipeline are not found again.
-    """
-    return host.identity(pipe, _alone)
-
-
-def _alone(name: str, reason: NoDigestError) -> str:
-    warnings.warn(
-        f"evaluate cannot recognise this pipeline in a later run: its {name} has {reason.what} at "
-        f"{reason.where or 'the top'}. All runs are made now, and made again next time. Give the object {TO_DIGEST} to "
-        "keep them.",
-        stacklevel=5,
-    )
-    return uuid.uuid4().hex
-
-
 class _Close:
     """The operations and states of each method on one call, measured once. The measured run is also the warm-up."""
 
-    def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
-        self.pipe = pipe
-        self.call = numeric(pipe, call)
+    def __init__(self, subject: Subject, call: Mapping[str, Any]) -> None:
+        self.subject = subject
+        self.call = subject.numeric(call)
         self.known: dict[str, Part] = {}
         self._full: TimedRun | None = None
         self._warm: set[str] = set()
@@ -285,14 +207,14 @@ class _Close:
         a warm-up.
         """
         if method.name in self.known and method.name not in self._warm:
-            with _on(self.pipe, method):
-                watched(self.pipe, {**self.call, **method.change})
+            with self.subject.on(method) as pipe:
+                watched(pipe, {**self.call, **method.change})
         self._warm.add(method.name)
         if method.name not in self.known:
             if self._full is None:
-                self._full = watched(self.pipe, self.call, closely=True)
-            with _on(self.pipe, method):
-                seen = watched(self.pipe, {**self.call, **method.change}, closely=True)
+                self._full = watched(self.subject.pipe, self.call, closely=True)
+            with self.subject.on(method) as pipe:
+                seen = watched(pipe, {**self.call, **method.change}, closely=True)
             errors = None
             if seen.states and [s.shape for s in seen.states] == [s.shape for s in self._full.states]:
                 pairs = zip(seen.states, self._full.states, strict=True)
@@ -323,11 +245,15 @@ def _scores(method: Method, run: TimedRun, exact: Exact, prompts: list[str], jud
     return {name: [float(v) for v in values] for name, values in found.items()}
 
 
-def _of_our_own(pipe: Any, method: Method) -> tuple[int | None, Any]:
-    """Return the most bytes that the cache held, and the schedule that ran. Each is None if it is not known."""
-    if method.source is None:
+def _of_our_own(method: Method, ran: Report | None) -> tuple[int | None, Any]:
+    """Return the most bytes that the cache held, and the schedule that ran. Each is None if it is not known.
+
+    Args:
+        method: The method.
+        ran: What its last run did. None if it has no schedule of this library.
+    """
+    if ran is None:
         return (0 if method.kind in ("full", "fewer steps") else None), None
-    ran = report(pipe)
     if ran.schedule is None:
         return 0, None
     strips = {(row.denoiser, row.site): row.strip for row in ran.rows if row.branch == 0}

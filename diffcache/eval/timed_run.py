@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from diffcache import host
-from diffcache.patch import layer
-from diffcache.profiling.recording import loop_clock, wait, with_copied_generators
+from diffcache.profiling.recording import loop_clock, step_states, wait, with_copied_generators
 
 ACTIONS = ("action_pred", "action")
 OUTPUTS = ("images", "frames", "videos", "audios", "audio", "sample", "latents")
@@ -53,9 +52,8 @@ def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> Tim
     """
     call = {name: with_copied_generators(value) for name, value in call.items()}
     on_gpu = torch.cuda.is_available()
-    states: list[Tensor] = []
     counter = _Counter(pipe) if closely else contextlib.nullcontext()
-    with loop_clock(pipe) as loops, _states(pipe, states, every=closely), counter as flops, torch.no_grad():
+    with loop_clock(pipe) as loops, step_states(pipe, every=closely) as states, counter as flops, torch.no_grad():
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         wait()
@@ -100,26 +98,6 @@ def _array(value: Any) -> np.ndarray:
 
 def _numpy(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().float().cpu().numpy())
-
-
-@contextlib.contextmanager
-def _states(pipe: Any, kept: list[Tensor], *, every: bool) -> Iterator[None]:
-    """Collect the states that the noise scheduler's steps return, or only the last one unless ``every`` is true."""
-
-    def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = inner(*args, **kwargs)
-        state = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
-        if isinstance(state, Tensor):
-            if not every:
-                kept.clear()
-            kept.append(state.detach().clone())
-        return result
-
-    off = layer(host.noise_scheduler(pipe), "step", around, copies=True)
-    try:
-        yield
-    finally:
-        off()
 
 
 class _Counter:

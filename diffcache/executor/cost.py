@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -159,8 +160,12 @@ def estimate_for(
     found = dict(pipe.__dict__)
     try:
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
-        looks = bound.executor is None
-        asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if looks else (0, 0)
+        asks, until = _early_decisions(schedule, start)
+        decided: list[bool] = []
+        if asks and bound.executor is None:
+            executor = Executor(pipe, source, sites, store=store, quiet=True)
+            with _random_state(call):
+                decided = _decided(executor, asks, until, sites, functools.partial(pipe, **call))
     finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
         pipe.__dict__.clear()
         pipe.__dict__.update(found)
@@ -179,7 +184,7 @@ def estimate_for(
     peak = _peak_bytes(programs, visits, start, schedule.steps) + _criteria_bytes(schedule, deciding_stacks, visits)
     online = any(plan.online for plan in schedule.denoisers.values())
     measured = schedule.expected is not None
-    return Estimate(schedule.steps - start, done / max(full, 1), peak, online, asked, predicted, measured)
+    return Estimate(schedule.steps - start, done / max(full, 1), peak, online, len(decided), sum(decided), measured)
 
 
 def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
@@ -275,43 +280,55 @@ def _may_predict(plan: DenoiserPlan, start: int) -> np.ndarray:
     return may
 
 
-def _decisions(
-    pipe: Any,
-    source: CacheSchedule | Rule,
-    schedule: CacheSchedule,
-    start: int,
-    sites: Sites,
-    call: Mapping[str, Any],
-    store: str | None,
-) -> tuple[int, int]:
-    """Run the first steps that an online rule decides about.
+def _early_decisions(schedule: CacheSchedule, start: int) -> tuple[dict[str, np.ndarray], int]:
+    """Return the first steps that online rules decide about.
+
+    Args:
+        schedule: The schedule of the run.
+        start: The first step of the run.
 
     Returns:
-        The number of forwards that it decided about, and of those that it predicted. Both are 0 if no rule decides, or
-        none does early.
+        Denoiser -> the steps that its rule may predict, bool [T]; and the step at which there is enough to see. There
+        is no denoiser if no rule decides, or none does early.
     """
     asks = {n: _may_predict(plan, start) for n, plan in schedule.denoisers.items() if plan.online is not None}
     first = min((int(may[start:].argmax()) for may in asks.values() if may[start:].any()), default=LOOKED_UNTIL)
     if first + LOOKED_AT > LOOKED_UNTIL:
-        return 0, 0
-    executor = Executor(pipe, source, sites, store=store, quiet=True)
+        return {}, 0
+    return asks, start + first + LOOKED_AT
 
-    def until(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        run = executor.host.run
-        if run is not None and run.index >= start + first + LOOKED_AT:
+
+def _decided(
+    executor: Executor, asks: Mapping[str, np.ndarray], until: int, sites: Sites, run: Callable[[], Any]
+) -> list[bool]:
+    """Run the first steps of an accelerated call.
+
+    Args:
+        executor: The executor, not attached.
+        asks: See ``_early_decisions``.
+        until: The step before which the run ends.
+        sites: The modules of every site of the denoisers.
+        run: Runs the call.
+
+    Returns:
+        For each forward that an online rule decided about, whether it predicted the forward.
+    """
+
+    def ended(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        loop = executor.host.run
+        if loop is not None and loop.index >= until:
             raise _EnoughError
         return inner(*args, **kwargs)
 
-    with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
+    with contextlib.ExitStack() as undo, torch.no_grad():
         undo.callback(executor.detach)
         executor.attach()
         for modules in sites.values():
-            undo.callback(layer(*spot(modules["model"][0]), until))
+            undo.callback(layer(*spot(modules["model"][0]), ended))
         with contextlib.suppress(_EnoughError):
-            pipe(**call)
+            run()
     forwards = [] if executor.last is None else executor.last.forwards
-    decided = [f.skipped > 0 for f in forwards if f.denoiser in asks and asks[f.denoiser][f.step]]
-    return len(decided), sum(decided)
+    return [f.skipped > 0 for f in forwards if f.denoiser in asks and asks[f.denoiser][f.step]]
 
 
 def _meter(

@@ -47,8 +47,9 @@ def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bo
 
 def check_call(pipe: Any, call: Mapping[Any, Any], where: str = "call") -> None:
     """Raise BadOption or UnknownName unless ``call`` can be the arguments of ``pipe(**call)``."""
-    check_names(arguments_of(pipe), _title(pipe), call, where)
-    kind_of(pipe).check_values(call, where)
+    kind = kind_of(pipe)
+    check_names(kind.arguments(pipe), type(pipe).__name__, call, where)
+    kind.check_values(call, where)
 
 
 def check_names(
@@ -108,8 +109,3 @@ def check_same_steps(pipe: Any, calls: Sequence[Mapping[str, Any]], name: str = 
     found = sorted({steps for call in calls if (steps := steps_asked(pipe, call)) is not None})
     if len(found) > 1:
         raise BadOption(name, f"calls of {found} steps", "calls that all take the same steps")
-
-
-def _title(pipe: Any) -> str:
-    """Return the name of a pipeline in errors."""
-    return type(pipe).__name__

@@ -42,7 +42,7 @@ def demand_no_other_cache(pipe: Any) -> None:
     functions that replace a forward, on the object or on the class, if their names or attributes contain "cache". Hooks
     for offloading, casting, adapters and parallelism are no caches.
     """
-    _look(pipe, running=False)
+    _look(type(pipe).__name__, denoisers(pipe), running=False)
 
 
 def demand_ready(pipe: Any) -> None:
@@ -53,7 +53,7 @@ def demand_ready(pipe: Any) -> None:
         UnsupportedModel: Attention processors keep attention maps for the pipeline (self-attention guidance, LEdits++,
             Attend-and-Excite). At a skipped step the pipeline would read those of an earlier step.
     """
-    _look(pipe, running=True)
+    _look(type(pipe).__name__, denoisers(pipe), running=True)
 
 
 def demand_full_run(pipe: Any) -> None:
@@ -64,12 +64,6 @@ def demand_full_run(pipe: Any) -> None:
             "Call diffcache.restore(pipe) first, and accelerate it anew afterwards."
         )
     demand_no_other_cache(pipe)
-
-
-def networks(pipe: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the denoisers of ``pipe`` by name, without the wrapper of ``torch.compile``; for a method, its owner."""
-    for name, part in denoisers(pipe).items():
-        yield name, part.of() if isinstance(part, BoundMethod) else unwrapped(part)
 
 
 def parts(network: nn.Module) -> Iterator[nn.Module]:
@@ -84,53 +78,56 @@ def parts(network: nn.Module) -> Iterator[nn.Module]:
                 left.append(child)
 
 
-def _look(pipe: Any, *, running: bool) -> None:
+def _look(title: str, networks: Mapping[str, Any], *, running: bool) -> None:
     """Raise AlreadyAccelerated at the first sign of another cache.
 
     Args:
-        pipe: The pipeline.
+        title: The name of the pipeline in errors.
+        networks: The denoisers by component name. They are looked at without the wrapper of ``torch.compile``; for a
+            method, its owner is.
         running: Whether a run is about to begin. If so, raise UnsupportedModel for attention maps that are kept.
     """
-    for name, network in networks(pipe):
+    for name, found in networks.items():
+        network = found.of() if isinstance(found, BoundMethod) else unwrapped(found)
         kinds: set[type[nn.Module]] = set()
-        _refuse(pipe, name, _switched_on(name, network))
+        _refuse(title, name, _switched_on(name, network))
         for part in parts(network):
             state = part.__dict__
             if "_diffusers_hook" in state:
-                _refuse(pipe, name, _hooked(name, state["_diffusers_hook"].hooks))
+                _refuse(title, name, _hooked(name, state["_diffusers_hook"].hooks))
             if "forward" in state:
-                _refuse(pipe, name, _replaced(name, network, part, outermost(part)))
+                _refuse(title, name, _replaced(name, network, part, outermost(part)))
             kind = type(part)
             if kind not in kinds:
                 kinds.add(kind)
-                _refuse(pipe, name, _replaced(name, network, part, on_class(kind)))
+                _refuse(title, name, _replaced(name, network, part, on_class(kind)))
             # getattr would take more time than all the rest, because most parts have no such attribute.
             if running and ("processor" in state or "processor" in part._modules):
-                _demand_nothing_kept(pipe, name, state.get("processor", part._modules.get("processor")))
+                _demand_nothing_kept(title, name, state.get("processor", part._modules.get("processor")))
 
 
-def _demand_nothing_kept(pipe: Any, name: str, processor: Any) -> None:
+def _demand_nothing_kept(title: str, name: str, processor: Any) -> None:
     """Raise UnsupportedModel if an attention processor keeps attention maps for the pipeline."""
     if any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
         raise UnsupportedModel(
-            f"{type(pipe).__name__} reads the attention maps of {name!r} at every step ({type(processor).__name__}); "
+            f"{title} reads the attention maps of {name!r} at every step ({type(processor).__name__}); "
             "where a step is skipped there are none. This pipeline cannot be accelerated; if it is no longer used, "
             "set_default_attn_processor() takes its processors off."
         )
 
 
-def _refuse(pipe: Any, name: str, found: tuple[str, str] | None) -> None:
+def _refuse(title: str, name: str, found: tuple[str, str] | None) -> None:
     """Raise AlreadyAccelerated if a cache was found.
 
     Args:
-        pipe: The pipeline.
+        title: The name of the pipeline in errors.
         name: The name of the denoiser.
         found: The cache and the way to turn it off, or None.
     """
     if found is not None:
         cache, way_out = found
         raise AlreadyAccelerated(
-            f"the {name} of this {type(pipe).__name__} has {cache} on. {way_out} first: two caches would skip work "
+            f"the {name} of this {title} has {cache} on. {way_out} first: two caches would skip work "
             "unaware of each other, and a run with another cache is no full run."
         )
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -72,6 +73,13 @@ class Operation:
             return self.plain(*args, **kwargs)
         kernel = importlib.import_module(f"diffcache.kernels.{self.name}.kernel")
         return kernel.launch(*args, **kwargs)
+
+
+def operations() -> dict[str, Operation]:
+    """Return the operation of every folder of ``diffcache/kernels``, by name, sorted."""
+    package = importlib.import_module("diffcache.kernels")
+    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg)
+    return {name: getattr(importlib.import_module(f"{package.__name__}.{name}"), name) for name in names}
 
 
 def _many_kinds() -> contextlib.AbstractContextManager[Any]:

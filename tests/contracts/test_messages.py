@@ -149,6 +149,12 @@ RULES = [
         UnknownName,
         ["no rule called ''", f"Known: {KNOWN}", 'like "uniform:every=3".'],
     ),
+    (
+        "output_rate",
+        UnknownName,
+        ["no rule called 'output_rate'", f"Known: {KNOWN}", "is a criterion", 'Online(rule="output_rate", limit='],
+    ),
+    ("Modulated-Input:limit=0.1", UnknownName, ["is a criterion", 'Online(rule="modulated_input", limit=']),
     ("uniform:evry=2", UnknownName, ["no option of 'uniform' called 'evry'", "every, sites", "Did you mean 'every'?"]),
     ("uniform:every=0", BadOption, ["every=0 was given", "Allowed: a whole number, at least 1"]),
     ("uniform:every=two", BadOption, ["every='two' was given", "Allowed: a whole number, at least 1"]),

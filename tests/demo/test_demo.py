@@ -77,7 +77,7 @@ def test_the_better_solver_draws_the_same_picture_when_it_has_many_steps():
         model = load(name)
         call = {"subjects": model.subjects[3:4], "seeds": [4]}
         full = model.pipe(**model.call(**call, steps=100)).images
-        _, model.pipe.scheduler = better_noise_scheduler(model.pipe)
+        _, model.pipe.scheduler = better_noise_scheduler(model.pipe.scheduler)
         assert psnr_db(model.pipe(**model.call(**call, steps=100)).images, full)[0] > 25
 
 

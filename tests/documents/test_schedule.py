@@ -56,6 +56,13 @@ def test_save_returns_the_path_and_load_reads_it(tmp_path: Path, path_type: Call
     assert CacheSchedule.load(path_type(path)) == schedule()
 
 
+@pytest.mark.parametrize("limit", [0.1, 1, np.float32(0.5), np.array(0.1), True])
+def test_one_limit_for_all_steps_is_refused_with_the_way_to_write_it(limit: Any) -> None:
+    with pytest.raises(DocumentError) as caught:
+        Online(rule="first_block", limit=limit)
+    assert f"'limit': found {limit!s}. Allowed: one number per step, for example np.full(steps, " in str(caught.value)
+
+
 def another(site: str, **changes: np.ndarray | None) -> dict[str, DenoiserPlan]:
     """The denoisers of ``schedule()`` with something changed at one site."""
     old = schedule().denoisers["transformer"]

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from policies import ACTION, HORIZON, STEPS, Transformer, randomised
+from policies import ACTION, CASES, HORIZON, STEPS, Transformer, diffusion_policy, randomised
 from probes import far
 from torch import Tensor, nn
 
 import diffcache
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
+from diffcache.eval import metrics
+from diffcache.eval.record import read
 from diffcache.executor import FailedOpen
 
 
@@ -247,6 +249,32 @@ def test_a_loop_of_ones_own_is_evaluated_by_its_last_states(tmp_path: Path) -> N
         quick = [loop(**call) for call in calls]
     errors = [((a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)) for a, b in zip(quick, plain, strict=True)]
     assert ours["scores"]["latent"]["mean"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
+
+
+def test_the_record_of_a_loop_holds_the_seeds_of_its_calls(tmp_path: Path) -> None:
+    loop, calls = own(Transformer().eval(), STEPS), [{"seed": 7}, {"seed": 8}]
+    found = diffcache.evaluate(loop, {"ours": "uniform:every=2"}, calls, out=tmp_path, progress=False)
+    assert [sample["seed"] for sample in found.record["samples"]] == [7] * 4 + [8] * 4
+    assert [sample["seed"] for sample in read(tmp_path / "record.json")["samples"]] == [7] * 4 + [8] * 4
+
+
+@pytest.mark.parametrize("metric", [name for name in metrics.available() if metrics.load(name).ABOUT.of_pictures])
+@pytest.mark.parametrize("kind", ["loop", "policy"])
+def test_a_metric_of_pictures_is_refused_before_a_host_without_pictures_runs(
+    metric: str, kind: str, tmp_path: Path
+) -> None:
+    ran: list[int] = []
+    net, policy = Transformer().eval(), diffusion_policy()
+    network = net if kind == "loop" else policy.model
+    network.register_forward_pre_hook(lambda *_: ran.append(1))
+    host = own(net, STEPS) if kind == "loop" else policy
+    call = {"seed": 0} | ({} if kind == "loop" else CASES["diffusion_policy"].call())
+    with pytest.raises(BadOption, match=f"metrics='{metric}' was given. Allowed: .*returns no pictures"):
+        diffcache.evaluate(
+            host, {"ours": "uniform:every=2"}, [call], metrics=["state", metric], out=tmp_path / "out", progress=False
+        )
+    assert not ran
+    assert not (tmp_path / "out").exists()
 
 
 def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp_path: Path) -> None:

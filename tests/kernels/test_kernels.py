@@ -16,7 +16,9 @@ import torch
 from interpreter import masked_lanes_full_of_garbage, recorded_writes, rounding
 from torch import Tensor
 
+from diffcache.kernels.examples import Tensors
 from diffcache.kernels.formats import FORMATS
+from diffcache.kernels.library import operations
 from diffcache.kernels.quantize import twin as quantize_twin
 
 pytest.importorskip("triton")
@@ -213,6 +215,19 @@ def test_sums_of_many_programs_are_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     x = normal(40, 256)
     found, expected = both("quantize", x, "int8", None, None, *kept("int8", 40, 256))
     torch.testing.assert_close(found[2], expected[2], rtol=1e-4, atol=1e-4)
+
+
+@without_a_gpu
+@pytest.mark.parametrize("operation", operations())
+@of_every_format
+def test_every_kernel_of_the_folder_gives_what_its_plain_form_gives(operation: str, format: str) -> None:
+    example = import_module(f"diffcache.kernels.{operation}.example")
+    torch.manual_seed(0)
+    args, options = example.arguments(Tensors.drawn(format))
+    relative, absolute = (max(1e-4, bound) for bound in example.CLOSE)
+    for given in ({}, options):
+        for found, expected in zip(*both(operation, *args, **given), strict=True):
+            torch.testing.assert_close(found.float(), expected.float(), rtol=relative, atol=absolute)
 
 
 @of_every_format

@@ -27,6 +27,7 @@ Figures = dict[str, Any]
 
 # Registers of a thread, at most: with 102, five programs fit on a multiprocessor of an NVIDIA GPU.
 REGISTERS = {"quantize": 102, "residual_quantize": 84, "dequantize": 56, "predict": 102, "residual_modulate": 64}
+MOST_REGISTERS = 102  # of an operation that has no lower limit above
 OF_EIGHT_ANCHORS = 168  # three programs, each with eight tensors on their way
 OF_UNEVEN_ROWS = 168  # three programs: every column has a mask, and every few values have an address
 AMD_REGISTERS, AMD_OF_EIGHT_ANCHORS = 168, 256  # of 512: three waves, and two
@@ -59,7 +60,7 @@ def greedy(figures: Figures) -> bool:
     elif figures["length"] % 128:
         most = OF_UNEVEN_ROWS
     else:
-        most = OF_EIGHT_ANCHORS if many else REGISTERS[figures["operation"]]
+        most = OF_EIGHT_ANCHORS if many else REGISTERS.get(figures["operation"], MOST_REGISTERS)
     return bool(figures["registers"] > most)
 
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import diffcache.kernels
 from diffcache.errors import BadOption
 from diffcache.kernels import library
 from diffcache.kernels.dequantize import dequantize
+from diffcache.kernels.examples import Tensors
 from diffcache.kernels.formats import FORMATS
-from diffcache.kernels.library import Operation, check_backend, in_use
-from diffcache.kernels.predict import predict
+from diffcache.kernels.library import check_backend, in_use, operations
 from diffcache.kernels.quantize import quantize
-from diffcache.kernels.residual_modulate import residual_modulate
-from diffcache.kernels.residual_quantize import residual_quantize
 
-OPERATIONS: dict[str, Operation] = {
-    operation.name: operation for operation in (quantize, residual_quantize, dequantize, predict, residual_modulate)
-}
-ROWS, LENGTH = 4, 261  # two groups of unequal length
+OPERATIONS = operations()
 
 every_one = pytest.mark.parametrize("name", OPERATIONS)
 of_every_format = pytest.mark.parametrize("format", FORMATS)
@@ -34,27 +32,12 @@ without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what 
 
 def arguments(name: str, format: str, *, full: bool, device: str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
     """For the operation of this name: as few as it takes, or all there are."""
-    x = torch.randn(ROWS, LENGTH, dtype=torch.bfloat16, device=device)
-    f, gate = torch.randn(ROWS, LENGTH, device=device), torch.randn(2, LENGTH, device=device)
-    pair = torch.stack([torch.randn(LENGTH), torch.rand(LENGTH) + 0.5]).to(device)
-    codes, scales, _ = quantize(f, format, backend="torch")
-    args, options = {
-        "quantize": (
-            (x, format),
-            {"minus": f, "prescale": pair, "previous_codes": codes, "previous_scales": scales, "samples": 2},
-        ),
-        "residual_quantize": ((x, f, format), {"gate": gate, "prescale": pair}),
-        "dequantize": ((codes, scales, format, LENGTH, torch.bfloat16), {"affine": pair, "add": x}),
-        "predict": (
-            ([codes, codes.clone()], [scales, scales.clone()], [1.5, -0.5], format, LENGTH, torch.float32),
-            {"prescale": torch.stack([pair, pair]), "x": x, "kappa": 0.3, "scale": gate[:1], "bias": f[:2, :1]},
-        ),
-        "residual_modulate": (
-            (x, codes, scales, format),
-            {"gate": gate, "shift": gate, "scale": gate, "affine": pair, "eps": 1e-5},
-        ),
-    }[name]
+    args, options = example(name).arguments(Tensors.drawn(format, device))
     return args, options if full else {}
+
+
+def example(name: str) -> Any:
+    return importlib.import_module(f"diffcache.kernels.{name}.example")
 
 
 def results(found: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -64,6 +47,16 @@ def results(found: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 def assert_equal(found: Any, expected: Any) -> None:
     torch.testing.assert_close(results(found), results(expected), rtol=0, atol=0)
+
+
+def test_a_new_folder_is_a_new_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"dequantize", "predict", "quantize", "residual_modulate", "residual_quantize"} <= OPERATIONS.keys()
+    assert OPERATIONS["dequantize"] is dequantize
+    assert "tiles" not in OPERATIONS  # a file is no operation
+    (tmp_path / "negate_of_tests").mkdir()
+    (tmp_path / "negate_of_tests" / "__init__.py").write_text("negate_of_tests = 'the operation'\n")
+    monkeypatch.setattr(diffcache.kernels, "__path__", [*diffcache.kernels.__path__, str(tmp_path)])
+    assert operations() == OPERATIONS | {"negate_of_tests": "the operation"}
 
 
 @every_one
@@ -109,9 +102,9 @@ def test_compiled_gives_what_torch_gives(name: str) -> None:
     args, kwargs = arguments(name, "int8", full=True)
     torch._dynamo.reset()
     found, expected = (results(OPERATIONS[name](*args, **kwargs, backend=b)) for b in ("compiled", "torch"))
-    rounded = name == "residual_modulate"  # sums in another order, then rounded to bfloat16
+    relative, absolute = example(name).CLOSE
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=2**-7 if rounded else 1e-6, atol=1e-3 if rounded else 1e-6)
+        torch.testing.assert_close(one, other, rtol=relative, atol=absolute)
 
 
 @pytest.mark.parametrize("length", [257, 258, 300])
@@ -209,4 +202,4 @@ def test_on_a_gpu_the_kernel_gives_what_torch_gives(name: str, format: str, full
     args, kwargs = arguments(name, format, full=full, device="cuda")
     found, expected = (results(OPERATIONS[name](*args, **kwargs, backend=b)) for b in ("triton", "torch"))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=2**-7 if name == "residual_modulate" else 1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=max(1e-4, example(name).CLOSE[0]), atol=1e-5)

@@ -20,8 +20,9 @@ from diffcache.executor import Output
 from diffcache.host import denoisers, find_sites
 from diffcache.patch import layer
 from diffcache.profiling.calibration.correction import PAYS, correct
-from diffcache.profiling.calibration.optimizing import final_states, optimize
+from diffcache.profiling.calibration.optimizing import optimize
 from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.recording import final_states
 
 MASK = "■■··■·"
 

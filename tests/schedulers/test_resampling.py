@@ -16,8 +16,8 @@ import diffcache
 from diffcache.documents import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
 from diffcache.planning.resampling import Resampled, resampled
-from diffcache.profiling.calibration.optimizing import final_states
 from diffcache.profiling.fitting import psnr_db
+from diffcache.profiling.recording import final_states
 
 pytestmark = pytest.mark.fast
 

@@ -20,7 +20,8 @@ class About:
         better: Whether "higher" or "lower" values are better.
         about: One or two plain sentences that state the measured quantity and its scale.
         on_states: Whether the metric compares final states and not the outputs of the pipeline.
-        of_pictures: Whether the metric needs decoded pictures or videos, so that calls that return latents are refused.
+        of_pictures: Whether the metric needs decoded pictures or videos, so that calls that return latents, loops and
+            policies are refused.
 
     Raises:
         BadOption: If ``better`` is not "higher" or "lower", or the title is empty.

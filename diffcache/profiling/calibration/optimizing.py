@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
-from diffcache.documents.schedule import CacheSchedule, Expected, Origin, decibels
+from diffcache.documents.schedule import CacheSchedule, Expected, decibels
 from diffcache.errors import BadOption
-from diffcache.executor.store import Output
-from diffcache.patch import layer
 from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.calibration.correction import correct
 from diffcache.profiling.calibration.requests import check_request
@@ -26,7 +22,7 @@ from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.fitting.fit import Fit
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.measuring.measure import measure
-from diffcache.profiling.recording.generators import with_copied_generators
+from diffcache.profiling.recording.states import final_states
 
 Calls = Sequence[Mapping[str, Any]]
 
@@ -100,7 +96,11 @@ def optimize(
         schedule = calibration.schedule(
             budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=tried
         )
-    return schedule if store is None else _stored(pipe, schedule, store, [*calls, *(held_out or ())])
+    kept = schedule if store is None else schedule.stored(store)
+    if schedule.expected is None or kept == schedule:
+        return kept
+    exact, coarse = _psnr_db(pipe, (schedule, kept), [*calls, *(held_out or ())])
+    return dataclasses.replace(kept, expected=_lowered(schedule.expected, float(exact.mean() - coarse.mean())))
 
 
 def _at_inner_sites(
@@ -119,55 +119,31 @@ def _at_inner_sites(
     name = "allocate" if scheduler == "search" else scheduler
     planned = planning.plan(profile, name, budget, store=store, sites=sites)
     schedule = correct(pipe, planned, fitting)
-    expected = _judged(pipe, schedule, judging, "calibration" if judging is calls else "held-out")
+    (found,) = _psnr_db(pipe, (schedule,), judging)
+    expected = Expected.over(found, "calibration" if judging is calls else "held-out")
     if apart:
         schedule = correct(pipe, planned, calls)
     return dataclasses.replace(schedule, expected=expected)
 
 
-def _judged(pipe: Any, schedule: CacheSchedule, calls: Calls, origin: Origin) -> Expected:
-    """Return the fidelity that a schedule shows on ``calls``."""
-    return Expected.over(_psnr_db(final_states(pipe, calls), _ends(pipe, schedule, calls)), origin)
+def _lowered(expected: Expected, cost_db: float) -> Expected:
+    """Return the promise, less ``cost_db``: what a format is seen to cost."""
+    ends = {name: getattr(expected, name) - cost_db for name in ("mean_db", "low_db", "high_db")}
+    return dataclasses.replace(expected, **ends)
 
 
-def _stored(pipe: Any, schedule: CacheSchedule, store: str, calls: Calls) -> CacheSchedule:
-    """Return the schedule with outputs kept in ``store``. Its promise is less by what the format is seen to cost."""
-    kept = schedule.stored(store)
-    if schedule.expected is None or kept == schedule:
-        return kept
-    full = final_states(pipe, calls)
-    exact, coarse = (_psnr_db(full, _ends(pipe, one, calls)).mean() for one in (schedule, kept))
-    cost = float(exact - coarse)
-    ends = {name: getattr(schedule.expected, name) - cost for name in ("mean_db", "low_db", "high_db")}
-    return dataclasses.replace(kept, expected=dataclasses.replace(schedule.expected, **ends))
+def _psnr_db(pipe: Any, schedules: Sequence[CacheSchedule], calls: Calls) -> list[np.ndarray]:
+    """Return the fidelity that each schedule shows on ``calls``.
 
-
-def _ends(pipe: Any, schedule: CacheSchedule, calls: Calls) -> list[Tensor]:
-    with accelerated(pipe, schedule):
-        return final_states(pipe, calls)
-
-
-def _psnr_db(full: Sequence[Tensor], ends: Sequence[Tensor]) -> np.ndarray:
-    """Return one PSNR in dB per sample, float64 [N]; where the state holds every sample once for each branch, [2N]."""
-    return torch.cat([psnr_db(end, reference) for end, reference in zip(ends, full, strict=True)]).numpy()
-
-
-def final_states(pipe: Any, calls: Calls) -> list[Tensor]:
-    """Run each call, and return the result of its last ``scheduler.step``.
-
-    For a loop without a noise scheduler, return the result of the call. The state of generators is unchanged.
+    Returns:
+        One PSNR in dB per sample for each schedule, float64 [N]; where the state holds every sample once for each
+        branch, [2N].
     """
-    ends = []
-    for call in calls:
-        states: list[Tensor] = []
-
-        def step(inner: Callable[..., Any], *args: Any, states: list[Tensor] = states, **kwargs: Any) -> Any:
-            value = inner(*args, **kwargs)
-            states[:] = [Output.of(value).tensors[0]]
-            return value
-
-        with ExitStack() as undo, torch.no_grad():
-            undo.callback(layer(host.noise_scheduler(pipe), "step", step, copies=True))
-            result = pipe(**{name: with_copied_generators(value) for name, value in call.items()})
-        ends.append(states[0] if states else Output.of(result).tensors[0])
-    return ends
+    full = final_states(pipe, calls)
+    found = []
+    for schedule in schedules:
+        with accelerated(pipe, schedule):
+            ends = final_states(pipe, calls)
+        pairs = zip(ends, full, strict=True)
+        found.append(torch.cat([psnr_db(end, reference) for end, reference in pairs]).numpy())
+    return found
