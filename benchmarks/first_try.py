@@ -114,7 +114,7 @@ def measure(case: Case) -> dict[str, dict[int, float]]:
     for speedup in SPEEDUPS:
         fewer = round(case.steps / speedup)
         found.setdefault("fewer steps", {})[speedup] = psnr(case.run(fewer), reference)
-        better = better_noise_scheduler(case.host)
+        better = better_noise_scheduler(case.host.scheduler)
         if better is not None:
             case.set_noise_scheduler(better[1])
             found.setdefault("fewer steps, better solver", {})[speedup] = psnr(case.run(fewer), reference)
