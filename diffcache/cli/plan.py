@@ -10,7 +10,7 @@ import typer
 from diffcache import planning, registry, schedulers
 from diffcache.cli._goal import goal
 from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either, flag
-from diffcache.cli._printing import on_terminal, table
+from diffcache.cli._printing import remark, table
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption
@@ -102,12 +102,11 @@ def _list(scheduler: str | None) -> None:
     decibels = [f"{model} dB" for model in models]
     groups = {group: [_row(one, models) for one in found.values() if one.group == group] for group in schedulers.GROUPS}
     rules = [[name, WITHOUT, *(NOTHING for _ in models), _summary(name)] for name in schedulers.rules()]
-    if on_terminal():
-        typer.echo(
-            f"PSNR on the demo models in dB, {planning.DEMO_STEPS}. Start with {DEFAULT}. With the pipeline at hand, "
-            "diffcache optimize fits the plan to full runs and reaches more. Options and source of one: "
-            "diffcache plan --list --scheduler NAME"
-        )
+    remark(
+        f"PSNR on the demo models in dB, {planning.DEMO_STEPS}. Start with {DEFAULT}. With the pipeline at hand, "
+        "diffcache optimize fits the plan to full runs and reaches more. Options and source of one: "
+        "diffcache plan --list --scheduler NAME"
+    )
     table(
         ["scheduler", "needs", *decibels, "summary"],
         groups | {'rules, without a profile: accelerate(pipe, "uniform:every=2")': rules},
