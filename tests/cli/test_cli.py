@@ -58,10 +58,7 @@ def test_every_file_of_the_folder_is_a_subcommand_with_a_line_of_help(command: C
 
 
 BARE = """
-import sys, types
-package = types.ModuleType("diffcache")  # the command alone, without what the package imports for others
-package.__path__ = ["diffcache"]
-sys.modules["diffcache"] = package
+import sys
 sys.argv = ["diffcache", *sys.argv[1:]]
 from diffcache.cli import main
 try:
@@ -71,9 +68,11 @@ finally:
 """
 
 
-def test_planning_and_showing_bring_in_nothing_heavy(measured: Path, tmp_path: Path) -> None:
+def test_help_planning_and_showing_bring_in_nothing_heavy(measured: Path, tmp_path: Path) -> None:
     out = tmp_path / "schedule.safetensors"
-    for words in (["plan", measured, "--steps", "5", "--out", out], ["show", out], ["plan", "--list"]):
+    plans = (["plan", measured, "--computed", "5", "--out", out], ["plan", measured, "--computed", "5", "--compare"])
+    pages = (["--help"], ["--version"], ["optimize", "--help"], ["eval", "run", "--help"])
+    for words in (*plans, ["show", out], ["plan", "--list"], *pages):
         run = subprocess.run(
             [sys.executable, "-c", BARE, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=True
         )
