@@ -136,15 +136,17 @@ def optimize(
     found = dataclasses.replace(found, provenance={**found.provenance, **notes})
     typer.echo(found.describe())
     typer.echo(f"written to {found.save(out)}")
-    typer.echo(_next_steps(model, out, steps))
+    given = {"--steps": steps, "--guidance": guidance, "--height": height, "--width": width}
+    same = [word for name, value in given.items() if value is not None for word in (name, f"{value:g}")]
+    same += [word for text in call or () for word in ("--call", text)]
+    others = [] if prompts is None else ["--prompts", f"other-prompts{prompts.suffix}"]
+    typer.echo(_next_steps(model, out, [*others, *same]))
 
 
-def _next_steps(model: str, out: Path, steps: int | None) -> str:
-    """Return what to do with the schedule: use it, look at it, measure it."""
-    name, file = shlex.quote(model), shlex.quote(str(out))
-    measure = f"diffcache eval run {name} {file}"
-    if steps is not None:
-        measure += f" --prompts other-prompts.txt --steps {steps}"
+def _next_steps(model: str, out: Path, options: list[str]) -> str:
+    """Return what to do with the schedule: use it, look at it, measure it with these options."""
+    file = shlex.quote(str(out))
+    measure = shlex.join(["diffcache", "eval", "run", model, str(out), *options])
     return (
         "\nUse it with the same steps, size and guidance:\n"
         f"  pipe = diffcache.accelerate(pipe, {str(out)!r})\n"

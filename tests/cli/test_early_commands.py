@@ -180,6 +180,10 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     ((*RUN, "--title", "a \udcff"), "title="),
     ((*POLICY, "--episodes", 0), "episodes=0"),
     ((*POLICY, "--play", "mine:none"), "has no 'none'"),
+    ((*POLICY, "--metrics", "actoin"), "no metric called 'actoin'"),
+    ((*POLICY, "--store", "int7"), "store='int7'"),
+    ((*POLICY, "--profile", "none.safetensors"), "no such file"),
+    ((*POLICY, "--dtype", "int8"), "dtype='int8'"),
     ((*POLICY, "--play", "mine:text"), "a function; 'text' of 'mine' is a str"),
     ((*POLICY, "--play", "nobody:play"), "there is no module 'nobody'"),
     ((*POLICY, "--device", "gpu"), "device='gpu'"),
@@ -328,6 +332,52 @@ def test_nothing_is_printed_on_the_line_of_a_bar(
     said = lines(capsys.readouterr().err)
     assert "warning: a step was computed" in said
     assert "error: the run failed" in said
+
+
+def test_an_error_begins_a_line_though_a_bar_was_left_open(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = []
+
+    def command(*_: Any, **__: Any) -> None:
+        bars.append(tqdm(total=3, desc="load", file=sys.stderr))  # as in a generator that an error does not close
+        raise DiffCacheError("the run failed")
+
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = lines(capsys.readouterr().err)
+    assert any(line.startswith("load:") for line in said)
+    assert "error: the run failed" in said
+    assert bars[0].disable  # closed
+
+
+def test_options_of_eval_policy_reach_the_evaluation(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def evaluate(pipe: Any, methods: Any, calls: Any, **options: Any) -> None:
+        (method,) = methods
+        seen.append((pipe, method.name, method.detail, calls, options))
+        raise DiffCacheError("seen")
+
+    monkeypatch.setattr("diffcache.eval.evaluation.evaluate", evaluate)
+    loaded = _models.Loaded("the policy", calls=[{"seed": 0}])
+    monkeypatch.setattr(_models.Named, "load", lambda self: (kinds.append(self.dtype), loaded)[1])
+    kinds: list[Any] = []
+    words = ("--metrics", "action, state", "--store", "int8", "--profile", "profile.safetensors", "--dtype", "fp16")
+    assert command_of(monkeypatch, capsys)(*POLICY, *words)[2] == "error: seen\n"
+    assert command_of(monkeypatch, capsys)(*POLICY)[2] == "error: seen\n"
+    (pipe, name, detail, calls, options), plain = seen
+    assert (pipe, name, calls) == ("the policy", "uniform:every=2", [{"seed": 0}])
+    assert "int8" in detail
+    assert "int8" not in plain[2]
+    assert options["metrics"] == ("action", "state")
+    assert options["profile"] == Profile.load("profile.safetensors")
+    assert options["title"] == "mine:policy"
+    assert (plain[4]["metrics"], plain[4]["profile"]) == (None, None)
+    assert kinds == [torch.float16, None]
 
 
 @pytest.mark.parametrize("verb", ["measure", "evaluate"])

@@ -73,7 +73,7 @@ def test_it_writes_what_the_library_finds_and_says_what_comes_next(command: Comm
     assert out.startswith(f"{found.describe()}\nwritten to x.safetensors\n")
     assert "pipe = diffcache.accelerate(pipe, 'x.safetensors')" in out
     assert "  diffcache show x.safetensors\n" in out
-    assert "  diffcache eval run 'my dit' x.safetensors --prompts other-prompts.txt --steps 6\n" in out
+    assert "  diffcache eval run 'my dit' x.safetensors --prompts other-prompts.csv --steps 6 --guidance 4\n" in out
     assert "note: 4 samples. With 16 or more" in complaint
 
 
