@@ -2,24 +2,53 @@
 
 from diffcache import accelerate
 pipe = accelerate(pipe, "schedule.safetensors")
+
+The names of the package are imported when they are first used, so that the command line starts without torch.
 """
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
 
 from diffcache import moved
-from diffcache.api import accelerate, accelerated, estimate, report, restore
-from diffcache.documents.budget import Budget
-from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import DiffCacheError
-from diffcache.eval.evaluation import Evaluation, evaluate
-from diffcache.executor import FailedOpen
-from diffcache.host import Loop, branch, trajectory
-from diffcache.planning import plan
-from diffcache.planning.resampling import resampled
-from diffcache.profiling import measure
-from diffcache.profiling.calibration.optimizing import optimize
-from diffcache.profiling.fitting.output_fit import WeakerFit
+
+if TYPE_CHECKING:
+    from diffcache.api import accelerate, accelerated, estimate, report, restore
+    from diffcache.documents.budget import Budget
+    from diffcache.documents.profile import Profile
+    from diffcache.documents.schedule import CacheSchedule
+    from diffcache.errors import DiffCacheError
+    from diffcache.eval.evaluation import Evaluation, evaluate
+    from diffcache.executor import FailedOpen
+    from diffcache.host import Loop, branch, trajectory
+    from diffcache.planning import plan
+    from diffcache.planning.resampling import resampled
+    from diffcache.profiling import measure
+    from diffcache.profiling.calibration.optimizing import optimize
+    from diffcache.profiling.fitting.output_fit import WeakerFit
+
+_HOMES = {  # public name -> its module below ``diffcache``; the same as the imports above
+    "Budget": "documents.budget",
+    "CacheSchedule": "documents.schedule",
+    "DiffCacheError": "errors",
+    "Evaluation": "eval.evaluation",
+    "FailedOpen": "executor",
+    "Loop": "host",
+    "Profile": "documents.profile",
+    "WeakerFit": "profiling.fitting.output_fit",
+    "accelerate": "api",
+    "accelerated": "api",
+    "branch": "host",
+    "estimate": "api",
+    "evaluate": "eval.evaluation",
+    "measure": "profiling",
+    "optimize": "profiling.calibration.optimizing",
+    "plan": "planning",
+    "report": "api",
+    "resampled": "planning.resampling",
+    "restore": "api",
+    "trajectory": "host",
+}
 
 __all__ = [
     "Budget",
@@ -43,6 +72,28 @@ __all__ = [
     "restore",
     "trajectory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module of this package, when it is first used."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name not in (None, f"{__name__}.{name}"):
+                raise  # the module is there, but a module that it imports is not
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}. {error}") from None
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names, with those that are not imported yet."""
+    return sorted({*globals(), *__all__})
+
 
 moved.install()
 logging.getLogger("diffcache").addHandler(logging.NullHandler())

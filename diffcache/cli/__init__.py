@@ -13,25 +13,45 @@ from typing import Annotated, Any
 import typer
 
 from diffcache import registry, settings
-from diffcache.errors import DiffCacheError
+from diffcache.cli._options import flag
+from diffcache.documents.document import version_of
+from diffcache.errors import BadOption, DiffCacheError, UnknownName
 from diffcache.text import printable
 
 DEBUG = "--debug"
 LONGEST = 600  # characters of an error that another library raised
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Training-free feature caching for diffusion models.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    """Print the versions of this package and of those that decide what it can do, and exit."""
+    if wanted:
+        others = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "diffusers"))
+        typer.echo(f"diffcache {version_of('diffcache')} ({others})")
+        raise typer.Exit
 
 
 @app.callback()
 def command(
-    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error; also DIFFCACHE_DEBUG=1.")] = False,
+    debug: Annotated[bool, flag(DEBUG, help="Show the traceback of an error; also DIFFCACHE_DEBUG=1.")] = False,
+    version: Annotated[
+        bool, flag("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
-    """Training-free feature caching for diffusion models."""
+    """Training-free feature caching for diffusion models.
+
+    Example:
+        diffcache demo --quick
+        diffcache optimize my-flux --prompts prompts.txt --steps 28 --computed 10
+        diffcache eval run my-flux schedule.safetensors \\
+            --prompts others.txt --steps 28
+
+    Exit status: 0; 1 where loading or running failed; 2 where an option is wrong.
+    """
 
 
 for _name in registry.names(__name__):
@@ -43,7 +63,7 @@ for _name in registry.names(__name__):
 
 
 def main() -> None:
-    """Run the command. An error is printed on one line, with exit status 2.
+    """Run the command. An error is printed on one line. The exit status is 2 for a wrong option, 1 for other errors.
 
     With ``--debug`` at any position, the traceback is printed too.
     """
@@ -54,10 +74,18 @@ def main() -> None:
         try:
             app(words)
         except Exception as error:
+            _end_bars()
             if debug:
                 traceback.print_exc()
             typer.echo(f"error: {printable(_line(error))}", err=True)
-            raise SystemExit(2) from None
+            raise SystemExit(2 if isinstance(error, (BadOption, UnknownName)) else 1) from None
+
+
+def _end_bars() -> None:
+    """End the line of each progress bar that an error left open, so that the error begins a line."""
+    bars = sys.modules.get("tqdm")
+    for bar in [] if bars is None else list(getattr(bars.tqdm, "_instances", ())):
+        bar.close()
 
 
 def _line(error: Exception) -> str:

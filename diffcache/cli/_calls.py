@@ -12,11 +12,12 @@ import torch
 
 from diffcache import host
 from diffcache.cli._models import Call, Loaded, Named
-from diffcache.cli._samples import READERS, Row
+from diffcache.cli._samples import READERS, Row, per_sample
 from diffcache.errors import BadOption, UnknownName
 
 STEPS = "num_inference_steps"
-OWN = ("class_labels", "seed")  # arguments per sample, in addition to prompts, their embeddings and masks
+ENCODERS = ("text_encoder", "tokenizer")  # the beginnings of names of components that encode text
+TEXTS = {f"{sign}prompt{number}" for sign in ("", "negative_") for number in ("", "_2", "_3", "_4")}
 
 
 def seeds_of(text: str | None, row: int) -> list[int]:
@@ -64,8 +65,12 @@ class Asked:
         """The arguments that all calls share and that were given."""
         return {name: value for name, value in self.options.items() if value is not None}
 
-    def check(self, model: Named) -> None:
+    def check(self, model: Named, *, decoded: bool = False) -> None:
         """Check everything that can be checked before ``model`` is loaded.
+
+        Args:
+            model: The model.
+            decoded: Whether the outputs are used, so that they must be decoded.
 
         Raises:
             BadOption: If an argument has a wrong value, or the prompts are missing.
@@ -73,6 +78,8 @@ class Asked:
         """
         if model.kind == "pretrained" and not self.rows:
             raise BadOption("prompts", None, f"a file that ends in {READERS}")
+        if decoded and "vae" in model.absent:
+            raise BadOption("model", model.name, "a pipeline with its vae: pictures are compared. This one has none")
         rows = self.rows or [{}]
         if model.kind != "function" or self.rows or self.shared.get(STEPS) is not None:
             self._check_steps(rows)
@@ -81,6 +88,7 @@ class Asked:
         if model.pipeline is not None:
             for row in rows:
                 self._check_names(model.pipeline, row)
+                self._check_encoders(model, model.pipeline, row)
 
     def calls(self, loaded: Loaded, *, decoded: bool = False) -> list[Call]:
         """Return the calls that came with the pipeline, or the calls for the rows.
@@ -110,6 +118,25 @@ class Asked:
         steps = self.options.get(STEPS)
         if (steps is None and not all(STEPS in row for row in rows)) or (steps is not None and steps < 1):
             raise BadOption("steps", steps, "1 or more")
+
+    def _check_encoders(self, model: Named, pipeline: type, row: Row) -> None:
+        """Raise BadOption if a row has text, or no embeddings, for a pipeline that is saved without text encoders."""
+        absent = [name for name in model.absent if name.startswith(ENCODERS)]
+        encoders = [name for name in {*model.classes, *model.absent} if name.startswith(ENCODERS[0])]
+        known = host.arguments_of_class(pipeline) or {}
+        needed = [name for name in known if name.endswith("_embeds") and "prompt" in name]
+        if not needed or not encoders or not set(encoders) <= set(absent):
+            return
+        given = {**self.shared, **row}
+        texts = [name for name in given if name in TEXTS]
+        if texts or not set(needed) & given.keys():
+            plain = [name for name in needed if not name.startswith("negative")]
+            guided = [name for name in needed if name.startswith("negative")]
+            allowed = f"a .safetensors file with {', '.join(plain)}, one row for each prompt"
+            if guided:
+                allowed += f"; where negative prompts guide, with {', '.join(guided)} too"
+            found = f"{texts[0]} as text" if texts else "no embeddings"
+            raise BadOption("prompts", f"{found}, for a pipeline that is saved without {', '.join(absent)}", allowed)
 
     def _check_names(self, pipeline: type, row: Row) -> None:
         known = host.arguments_of_class(pipeline)
@@ -156,6 +183,12 @@ def calls_of(
     return [_checked(loaded.pipe, call, decoded) for call in calls]
 
 
+def samples_in(call: Mapping[str, Any]) -> int:
+    """Return the number of samples of a call."""
+    many = [value for name, value in call.items() if per_sample(name) or name == "generator"]
+    return max((len(value) for value in many if isinstance(value, (list, tuple, torch.Tensor))), default=1)
+
+
 def _drawn(rows: Sequence[Row], seeds: str | None, batch: int, shared: Mapping[str, Any]) -> list[Call]:
     """Return the calls in the form that needs no pipeline."""
     if batch < 1:
@@ -184,21 +217,17 @@ def _common(sample: Row) -> tuple[set[str], Row]:
 
     The samples of one call agree in both.
     """
-    return set(sample), {name: value for name, value in sample.items() if not _own(name)}
-
-
-def _own(name: str) -> bool:
-    return name in OWN or name.startswith(("prompt", "negative_prompt")) or name.endswith(("_embeds", "_mask"))
+    return set(sample), {name: value for name, value in sample.items() if not per_sample(name)}
 
 
 def _call(group: Sequence[Row]) -> Call:
-    call = {name: value for name, value in group[0].items() if not _own(name)}
-    for name in (name for name in group[0] if _own(name)):
+    call = {name: value for name, value in group[0].items() if not per_sample(name)}
+    for name in (name for name in group[0] if per_sample(name)):
         values = [sample[name] for sample in group]
         if name == "seed":
             call["generator"] = [_generator(seed) for seed in values]
         else:
-            call[name] = _tensor(name, values) if any(isinstance(v, list) for v in values) else values
+            call[name] = _tensor(name, values) if any(isinstance(v, (list, torch.Tensor)) for v in values) else values
     return call
 
 
@@ -211,6 +240,8 @@ def _generator(seed: object) -> torch.Generator:
 def _tensor(name: str, values: Sequence[object]) -> torch.Tensor:
     """Return the embeddings or masks of several samples as one tensor."""
     try:
+        if all(isinstance(value, torch.Tensor) for value in values):
+            return torch.stack([value for value in values if isinstance(value, torch.Tensor)])
         return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadOption(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import operator
 import os
 import sys
@@ -29,6 +30,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 INDEX = "model_index.json"
+NETWORKS = ("transformer", "unet", "prior", "decoder", "scheduler")  # the beginnings of names of what a loop needs
 CLASSES = 2  # the entries of a component in the index of a pipeline are its library and its class
 
 Call = dict[str, Any]
@@ -61,6 +63,7 @@ class Named:
         dtype: None: the model's own, or the default for the device.
         device: None: the first GPU for a pipeline in a folder or on the Hub, if there is one.
         classes: For a saved pipeline, name of a component -> its class, and "" -> the class of the pipeline.
+        absent: For a saved pipeline, components that it is saved without. They are None in the loaded pipeline.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Named:
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     classes: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
     @property
     def pipeline(self) -> type | None:
@@ -110,8 +114,10 @@ class Named:
 
         where = self.device or _own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         kind = self.dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
+        known = () if self.pipeline is None else inspect.signature(self.pipeline).parameters
+        absent: dict[str, Any] = {name: None for name in self.absent if name in known}
         try:
-            pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, torch_dtype=kind)
+            pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, dtype=kind, **absent)
         except Exception as error:  # missing files or packages, wrong names and damaged weights raise many classes
             raise UnsupportedModel(
                 f"{self.name!r} could not be loaded as a diffusers pipeline: {_short(error)}"
@@ -148,7 +154,8 @@ def named(name: str, dtype: str | None, device: str | None) -> Named:
     if ":" in name and not os.path.exists(name):  # noqa: PTH110 (Path.exists raises for a name that is too long)
         _demand_address("model", name, "a folder, an id on the Hub, demo:flux, or package.module:function")
         return Named(name, "function", kind, where)
-    return Named(name, "pretrained", kind, where, _classes(name))
+    index = _index(name)
+    return Named(name, "pretrained", kind, where, _classes(index), _absent(name, index))
 
 
 def load(name: str, dtype: str | None, device: str | None) -> Loaded:
@@ -156,8 +163,8 @@ def load(name: str, dtype: str | None, device: str | None) -> Loaded:
     return named(name, dtype, device).load()
 
 
-def _classes(name: str) -> dict[str, str]:
-    """Return the classes that the index of a saved pipeline lists.
+def _index(name: str) -> dict[str, Any]:
+    """Return the index of a saved pipeline.
 
     Raises:
         UnsupportedModel: If there is no index.
@@ -167,14 +174,36 @@ def _classes(name: str) -> dict[str, str]:
     if os.path.isdir(name) and not (Path(name) / INDEX).is_file():  # noqa: PTH112
         raise UnsupportedModel(f"the folder {name!r} holds no diffusers pipeline: there is no {INDEX} in it.")
     try:
-        index = files.read_json(hub.fetch(name, INDEX, revision=None, token=None))
+        return files.read_json(hub.fetch(name, INDEX, revision=None, token=None))
     except HubUnavailable as error:
         raise UnsupportedModel(
-            f"there is no folder {name!r:.200} here; as an id on the Hub it could not be reached: {_cut(error.cause)}"
+            f"no folder {name!r:.200} here; as a Hub id it could not be reached: {_cut(error.cause)}"
         ) from error
+
+
+def _classes(index: Mapping[str, Any]) -> dict[str, str]:
+    """Return the class of each component that an index lists, and the class of the pipeline under ""."""
     own = index.get("_class_name")
     parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == CLASSES}
     return {k: v for k, v in ({"": own} | parts).items() if isinstance(v, str)}
+
+
+def _absent(name: str, index: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the components that a pipeline is saved without: null in its index, or without a folder.
+
+    Raises:
+        UnsupportedModel: If a network or a noise scheduler has no folder.
+    """
+    parts = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == CLASSES}
+    null = {key for key, value in parts.items() if value[0] is None}
+    folder = Path(name)
+    lost = {key for key in parts.keys() - null if folder.is_dir() and not (folder / key).is_dir()}
+    for key in sorted(lost):
+        if key.startswith(NETWORKS):
+            raise UnsupportedModel(
+                f"the folder {name!r} lacks the folder {key!r} that its {INDEX} names. Copy the whole pipeline."
+            )
+    return tuple(sorted(null | lost))
 
 
 def _short(error: BaseException) -> str:

@@ -1,9 +1,10 @@
-"""Read the arguments of samples, one row each, from a text, CSV or JSON Lines file."""
+"""Read the arguments of samples, one row each, from a text, CSV, JSON Lines or safetensors file."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,60 @@ from diffcache.errors import BadOption, DocumentError
 
 Row = dict[str, Any]  # arguments of the pipeline for one sample
 
-READERS = ".txt, .csv, .jsonl"
+READERS = ".txt, .csv, .jsonl, .safetensors"
+OWN = ("class_labels", "latents", "seed")  # arguments per sample, in addition to prompts, their embeddings and masks
+
+
+def per_sample(name: str) -> bool:
+    """Return whether an argument has a value for each sample. All samples of a call agree in the other arguments."""
+    return name in OWN or name.startswith(("prompt", "negative_prompt")) or name.endswith(("_embeds", "_mask"))
+
+
+def options(
+    more: Sequence[str] | None,
+    *,
+    steps: int | None,
+    guidance: float | None,
+    height: int | None,
+    width: int | None,
+) -> dict[str, Any]:
+    """Return the arguments that all calls share. None: not given.
+
+    Args:
+        more: Further arguments as NAME=VALUE; a value that is JSON is parsed.
+        steps: Value of num_inference_steps.
+        guidance: Value of guidance_scale.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
+
+    Raises:
+        BadOption: If a text of ``more`` is not NAME=VALUE, or an argument is given twice.
+    """
+    found = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
+    for text in more or ():
+        name, mark, value = text.partition("=")
+        name = name.strip()
+        if not mark or not name.isidentifier():
+            raise BadOption("call", text, "NAME=VALUE with an argument of the pipeline: true_cfg_scale=4")
+        if found.get(name) is not None:
+            raise BadOption("call", text, f"one value for each argument; {name} is given twice")
+        found[name] = _value(name, value)
+    return found
 
 
 def read(file: Path) -> list[Row]:
     """Return the rows of a file of samples.
 
     A ``.txt`` file has a prompt on each line, a ``.csv`` file a column for each argument, a ``.jsonl`` file an object
-    on each line. Empty lines and empty fields of a CSV file are ignored.
+    on each line. A ``.safetensors`` file has a tensor for each argument, with one row for each sample. Empty lines and
+    empty fields of a CSV file are ignored.
 
     Raises:
         BadOption: If the file cannot be read or has no rows, or a line is not valid. The message names a line that is
             not valid.
     """
+    if file.suffix.lower() == ".safetensors":
+        return _tensors(file)
     try:
         text = files.read_text(file)
     except DocumentError as error:
@@ -72,6 +114,28 @@ def _objects(file: Path, text: str) -> list[Row]:
             raise BadOption("prompts", f"{file}, line {number}", "one JSON object a line, with arguments in it")
         rows.append(row)
     return rows
+
+
+def _tensors(file: Path) -> list[Row]:
+    """Return the rows of a safetensors file: the first dimension of every tensor counts the samples."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        found = load(files.read_bytes(file))
+    except DocumentError as error:
+        raise BadOption("prompts", str(file), f"a file that can be read ({error.problem})") from None
+    except SafetensorError as error:
+        raise BadOption("prompts", str(file), f"a safetensors file of embeddings ({error})") from None
+    counts = {name: len(tensor) if tensor.ndim else 0 for name, tensor in found.items()}
+    for name in found:
+        if not per_sample(name) or name in ("seed", "prompt", "negative_prompt"):
+            allowed = "embeddings, masks, class_labels or latents: prompt_embeds, pooled_prompt_embeds, …"
+            raise BadOption("prompts", f"{file}, with a tensor {name!r:.80}", allowed)
+    if not counts or 0 in counts.values() or len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing"
+        raise BadOption("prompts", f"{file}, with rows: {shown}", "one row for each prompt in every tensor")
+    return [{name: tensor[row] for name, tensor in found.items()} for row in range(max(counts.values()))]
 
 
 def _value(name: str, field: str) -> Any:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from diffcache.cli._options import flag
+from diffcache.cli._printing import markdown
 from diffcache.documents.destinations import check_folder
 
 
@@ -17,14 +19,19 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(
         "diffcache-demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search.")] = False,
+    quick: Annotated[bool, flag("--quick", help="Fewer pictures and a short search.")] = False,
 ) -> None:
-    """Calibrate, plan and accelerate a small trained model that comes with the package, and show the results."""
+    """Calibrate, plan and accelerate a small trained model that comes with the package, and show the results.
+
+    Example:
+        diffcache demo --model dit --quick
+    """
     check_folder("out", out)
     from diffcache.demo import Size, run_demo  # imports torch and diffusers
 
     found = run_demo(model, out, Size.quick() if quick else Size())
-    typer.echo(f"\n{found}")
+    typer.echo()
+    markdown(str(found))
     typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules are in the same folder.")
     typer.echo(
         'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")\n'

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffcache.cli import _samples
-from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
+from diffcache.cli._options import Batch, Device, Dtype, Extra, Guidance, Model, Pixels, Prompts, Seeds, Steps, flag
+from diffcache.cli._printing import markdown, note
 from diffcache.documents.destinations import check_file, check_folder
 from diffcache.errors import BadOption
 
@@ -22,32 +23,43 @@ if TYPE_CHECKING:
     import torch
 
 eval = typer.Typer(
-    no_args_is_help=True, help="Prove what a schedule costs; measure pictures: distances between sets, fit to prompts."
+    no_args_is_help=True,
+    help="Measure what a schedule costs, and folders of pictures: distances between sets, fit to prompts.\n\n"
+    "Example:\n    diffcache eval run my-flux ten.safetensors --prompts others.txt --steps 28",
 )
 
 BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a time.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, flag("--json", help="Print JSON.")]
+Schedules = Annotated[
+    list[str],
+    typer.Argument(help="Schedules: files, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE names one."),
+]
+Store = Annotated[
+    str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")
+]
+Measured = Annotated[
+    Path | None,
+    typer.Option("--profile", help="A profile of this loop: draws the error it predicts with the measured one."),
+]
+Title = Annotated[str, typer.Option(help="Of the report. The model if not given.")]
+Out = Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")]
 
 
 @eval.command("run")
 def run(
     model: Model,
-    schedules: Annotated[
-        list[str],
-        typer.Argument(help="Schedules: files, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE names one."),
-    ],
+    schedules: Schedules,
     prompts: Prompts = None,
     steps: Steps = None,
     guidance: Guidance = None,
     height: Pixels = None,
     width: Pixels = None,
+    call: Extra = None,
     seeds: Seeds = None,
     batch: Batch = 1,
-    store: Annotated[
-        str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")
-    ] = None,
+    store: Store = None,
     metrics: Annotated[str, typer.Option(help="Of pairs with the full run, with commas.")] = "psnr,ssim,latent",
-    alone: Annotated[bool, typer.Option("--alone", help="No fewer steps and no uniform reuse beside them.")] = False,
+    alone: Annotated[bool, flag("--alone", help="Do not compare with fewer steps and uniform reuse.")] = False,
     extractor: Annotated[
         str | None, typer.Option(help="For distances of sets: inception, efflite0, package.module:function.")
     ] = None,
@@ -57,16 +69,21 @@ def run(
     scorer: Annotated[
         list[str] | None, typer.Option(help="package.module:function, (pictures, prompts) -> scores. May be repeated.")
     ] = None,
-    profile: Annotated[
-        Path | None, typer.Option(help="A profile of this loop: draws the error it foretells beside the measured one.")
-    ] = None,
+    profile: Measured = None,
     dtype: Dtype = None,
     device: Device = None,
-    title: Annotated[str, typer.Option(help="Of the report.")] = "",
-    out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
+    title: Title = "",
+    out: Out = Path("evaluation"),
 ) -> None:
-    """Compare schedules with the full run and with other methods of the same cost; write a table and a report."""
-    options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
+    """Compare schedules with the full run and with other methods of the same cost; write a table and a report.
+
+    Use prompts that were not used for the calibration.
+
+    Example:
+        diffcache eval run my-flux ours=schedule.safetensors taylorseer:every=3 \\
+            --prompts others.txt --steps 28 --out evaluation
+    """
+    options = _samples.options(call, steps=steps, guidance=guidance, height=height, width=width)
     rows = _samples.read(prompts) if prompts else None
     named = _by_name(schedules)
     check_folder("out", out)
@@ -83,11 +100,11 @@ def run(
     methods = [ours(name, source, store=store) for name, source in named.items()]
     _own_code(extractor, *(scorer or ()))
     judges = [judge(address) for address in scorer or ()]
-    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    names = _metric_names(metrics)
     judges_of(names, judges, {})
     asked = _calls.Asked(rows, prompts, seeds, batch, options)
     found_model = _models.named(model, dtype, device)
-    asked.check(found_model)
+    asked.check(found_model, decoded=True)
     _matching.check(found_model, asked, methods)
     measured = None if profile is None else Profile.load(profile)
     sets = sets_of(extractor, real)
@@ -106,7 +123,12 @@ def run(
         title=title or model,
     )
     if _models.is_first_process():
-        typer.echo(f"{found}\n\nreport: {found.report.resolve()}")
+        markdown(str(found))
+        typer.echo(f"\nreport: {found.report.resolve()}")
+
+
+def _metric_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _own_code(*addresses: str | None) -> None:
@@ -134,20 +156,29 @@ def policy(
     model: Annotated[
         str, typer.Argument(help="package.module:function of yours, which returns a policy, and calls: observations.")
     ],
-    schedules: Annotated[
-        list[str],
-        typer.Argument(help="Schedules: files, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE names one."),
-    ],
+    schedules: Schedules,
     play: Annotated[
         str | None, typer.Option(help="package.module:function, (policy, episodes) -> whether each succeeded.")
     ] = None,
     episodes: Annotated[int, typer.Option(help="Of the task, for every method.")] = 300,
-    alone: Annotated[bool, typer.Option("--alone", help="No other samplers and no uniform reuse beside them.")] = False,
+    store: Store = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Of pairs with the full run, with commas: action,state. Those of policies if not given."),
+    ] = None,
+    profile: Measured = None,
+    dtype: Dtype = None,
+    alone: Annotated[bool, flag("--alone", help="Do not compare with other samplers and uniform reuse.")] = False,
     device: Device = None,
-    title: Annotated[str, typer.Option(help="Of the report.")] = "",
-    out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
+    title: Title = "",
+    out: Out = Path("evaluation"),
 ) -> None:
-    """Compare schedules of a policy with the full run and other samplers; write a table and a report."""
+    """Compare schedules of a policy with the full run and other samplers; write a table and a report.
+
+    Example:
+        diffcache eval policy robot.models:policy ours=schedule.safetensors \\
+            --play robot.task:play --episodes 300
+    """
     named = _by_name(schedules)
     if episodes < 1:
         raise BadOption("episodes", episodes, "1 or more")
@@ -155,15 +186,19 @@ def policy(
     check_folder("out", out)
 
     from diffcache.cli import _models
+    from diffcache.documents.profile import Profile
     from diffcache.eval.checks import check_title
-    from diffcache.eval.evaluation import evaluate
+    from diffcache.eval.evaluation import evaluate, judges_of
     from diffcache.eval.methods import ours
     from diffcache.eval.trials import Trials
 
     check_title(title)
-    methods = [ours(name, source) for name, source in named.items()]
+    methods = [ours(name, source, store=store) for name, source in named.items()]
+    names = None if metrics is None else _metric_names(metrics)
+    judges_of(names or (), (), {})
+    measured = None if profile is None else Profile.load(profile)
     wanted = "a function that returns a policy and calls, each with a seed"
-    found_model = _models.named(model, None, device)
+    found_model = _models.named(model, dtype, device)
     if found_model.kind != "function":
         raise BadOption("model", model, f"package.module:function, {wanted}")
     trials = None if play is None else Trials(_models.function_at("play", play), episodes, play)
@@ -171,10 +206,19 @@ def policy(
     if not loaded.calls:
         raise BadOption("model", model, wanted)
     found = evaluate(
-        loaded.pipe, methods, loaded.calls, compare=() if alone else None, trials=trials, title=title, out=out
+        loaded.pipe,
+        methods,
+        loaded.calls,
+        metrics=names,
+        compare=() if alone else None,
+        profile=measured,
+        trials=trials,
+        title=title or model,
+        out=out,
     )
     if _models.is_first_process():
-        typer.echo(f"{found}\n\nreport: {found.report}")
+        markdown(str(found))
+        typer.echo(f"\nreport: {found.report.resolve()}")
 
 
 @eval.command("fid")
@@ -183,7 +227,7 @@ def fid(
         Path, typer.Argument(help="Real pictures: a folder; or statistics: .safetensors, or pytorch-fid's .npz.")
     ],
     folder: Annotated[
-        Path | None, typer.Argument(help="Pictures to be measured. May be left out beside --save-statistics.")
+        Path | None, typer.Argument(help="Pictures to be measured. May be left out with --save-statistics.")
     ] = None,
     extractor: Annotated[
         str, typer.Option(help="inception (FID, KID), efflite0 (FD-EffLite0, KD-EffLite0), package.module:function.")
@@ -199,7 +243,11 @@ def fid(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the Fréchet and kernel distance of a folder of pictures from a reference, and the reference's floor."""
+    """Print the Fréchet and kernel distance of a folder of pictures from a reference, and the reference's floor.
+
+    Example:
+        diffcache eval fid real-pictures evaluation/pictures --extractor efflite0
+    """
     if folder is None and save_statistics is None:
         raise BadOption("folder", None, "a folder of pictures to be measured, or --save-statistics FILE")
     if save_statistics is not None:
@@ -229,10 +277,9 @@ def fid(
     distance = found.compute()
     typer.echo(json.dumps(distance.tree()) if as_json else distance.line())
     if not as_json and distance.samples <= distance.features:
-        typer.echo(
-            f"note: {distance.samples} pictures are few for {distance.features} features. The value depends on their "
-            "number; read it beside the floor.",
-            err=True,
+        note(
+            f"{distance.samples} pictures are few for {distance.features} features. The value depends on their number; "
+            "compare it with the floor."
         )
 
 
@@ -248,7 +295,11 @@ def clip(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the CLIP score, 100 · max(cos, 0), which measures how well the pictures of a folder fit their prompts."""
+    """Print the CLIP score, 100 · max(cos, 0), which measures how well the pictures of a folder fit their prompts.
+
+    Example:
+        diffcache eval clip pictures prompts.txt --model ViT-B-32
+    """
     _check_least(batch_size=(batch_size, 1))
     from diffcache.eval import folders
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from diffcache import planning, registry, schedulers
-from diffcache.documents.budget import Budget
+from diffcache.cli._goal import goal
+from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either, flag
+from diffcache.cli._printing import remark, table
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption
 
 DEFAULT = "closed_loop"
-LEAST_ROOM = 45  # columns that the summary needs to share a line with the table
+ANY, WITHOUT, NOTHING = "any profile", "no profile", "–"
 
 
 def plan(
@@ -25,46 +25,54 @@ def plan(
     scheduler: Annotated[
         str | None, typer.Option(help="Name of a scheduler, options behind a colon: meancache:gamma=4. See --list.")
     ] = None,
-    steps: Annotated[float | None, typer.Option("--steps", "--computed", help="Goal: as many computed steps.")] = None,
-    speedup: Annotated[
-        float | None, typer.Option(help="Goal: the sampling loop so many times faster, by the profile's clock.")
-    ] = None,
-    max_error_db: Annotated[
-        float | None, typer.Option(help="Goal: as few computed steps as keep this expected PSNR of the final state.")
-    ] = None,
-    memory_bytes: Annotated[
-        int | None, typer.Option(help="Most bytes of kept outputs, for the batch that was profiled.")
-    ] = None,
+    computed: Computed = None,
+    steps: Annotated[float | None, typer.Option("--steps", hidden=True)] = None,  # the old name of --computed
+    speedup: Speedup = None,
+    min_psnr_db: MinPsnr = None,
+    max_error_db: MaxErrorDb = None,
+    memory: Memory = None,
+    memory_bytes: MemoryBytes = None,
     store: Annotated[
         str | None,
         typer.Option(
             help="Format of kept outputs: bf16, int8, fp8, int4; auto: for each site the one with which all fit into "
-            "--memory-bytes at the least error. Without it, as they are."
+            "--memory at the least error. Without it, as they are."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="File of the schedule.")] = Path("schedule.safetensors"),
     list_: Annotated[
-        bool, typer.Option("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
+        bool, flag("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
     ] = False,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Plan with every scheduler and sort by expected PSNR. Writes nothing."),
+        flag("--compare", help="Plan with every scheduler and sort by expected PSNR. Writes nothing."),
     ] = False,
 ) -> None:
-    """Plan a schedule from a profile: which steps are computed, and how the others are predicted."""
+    """Plan a schedule from a profile: which steps are computed, and how the others are predicted.
+
+    No network is called. With the pipeline at hand, diffcache optimize fits the plan to full runs and reaches more.
+
+    Example:
+        diffcache plan profile.safetensors --computed 10 --out ten.safetensors
+        diffcache plan profile.safetensors --computed 10 --compare
+        diffcache plan --list
+    """
     if list_:
-        typer.echo(listing(scheduler, shutil.get_terminal_size().columns))
+        _list(scheduler)
         return
     if profile is None:
         raise BadOption("profile", None, "the file of a profile, or --list")
-    goals = {"--steps": steps, "--speedup": speedup, "--max-error-db": max_error_db}
-    given = [name for name, value in goals.items() if value is not None]
-    if len(given) != 1:
-        raise BadOption("budget", " and ".join(given) or "no goal", f"exactly one of {', '.join(goals)}")
-    budget = Budget(computed_steps=steps, speedup=speedup, max_error_db=max_error_db, memory_bytes=memory_bytes)
+    budget = goal(
+        computed=either("--computed", computed, "--steps", steps),
+        speedup=speedup,
+        min_psnr_db=min_psnr_db,
+        max_error_db=max_error_db,
+        memory=memory,
+        memory_bytes=memory_bytes,
+    )
     if compare:
         _demand_comparable(context)
-        typer.echo(comparison(planning.compare(Profile.load(profile), budget)))
+        _print_comparison(planning.compare(Profile.load(profile), budget))
         return
     scheduler = scheduler or DEFAULT
     check_file("out", out)
@@ -79,67 +87,60 @@ def _demand_comparable(context: typer.Context) -> None:
     sources = {name: context.get_parameter_source(name) for name in ("scheduler", "store", "out")}
     given = [f"--{name}" for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if given:
-        allowed = "a profile, one goal and --memory-bytes: it plans with every scheduler and writes nothing"
+        allowed = "a profile, one goal and --memory: it plans with every scheduler and writes nothing"
         raise BadOption("compare", f"with {' and '.join(given)}", allowed)
 
 
-def listing(scheduler: str | None, width: int) -> str:
-    """Return all schedulers by group, or the options and the source of one scheduler."""
+def _list(scheduler: str | None) -> None:
+    """Print all schedulers by group, or the options and the source of one scheduler."""
     found = {one.name: one for one in planning.available()}
-    if scheduler is None:
-        return table(tuple(found.values()), width)
-    name, _ = schedulers.parse_spec(scheduler, "plan")
-    one = found[name]
-    options = ", ".join(f"{option}={default}" for option, default in one.options.items())
-    lines = [one.summary, f"needs: {one.needs or 'any profile'}", f"options: {options or 'none'}"]
-    return "\n".join([name, *(f"  {line}" for line in [*lines, f"source: {one.source}"])])
-
-
-def table(found: tuple[planning.Scheduler, ...], width: int) -> str:
-    """Return the schedulers by group, with the measurements that they need and their PSNR on the demo models."""
-    models = sorted({model for one in found for model in one.demo_db})
-    rules = schedulers.rules()
-    rows = [("", "needs", " / ".join(models), ""), *(_row(one, models) for one in found)]
-    columns = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]]
-    columns[0] = max(columns[0], *map(len, rules))
-
-    def line(row: tuple[str, str, str, str]) -> str:
-        head = "  ".join(["", *(text.ljust(length) for text, length in zip(row[:3], columns, strict=True))])
-        indent = len(head) + 2 if width - len(head) - 2 >= LEAST_ROOM else 6  # in a narrow window, on the next line
-        text = textwrap.wrap(row[3], width - indent, break_on_hyphens=False)
-        first = [f"{head}  {text.pop(0)}"] if text and indent > 6 else [head.rstrip()]
-        return "\n".join([*first, *(" " * indent + part for part in text)])
-
-    about = (
+    if scheduler is not None:
+        name, _ = schedulers.parse_spec(scheduler, "plan")
+        typer.echo(_described(found[name]))
+        return
+    models = sorted({model for one in found.values() for model in one.demo_db})
+    decibels = [f"{model} dB" for model in models]
+    groups = {group: [_row(one, models) for one in found.values() if one.group == group] for group in schedulers.GROUPS}
+    rules = [[name, WITHOUT, *(NOTHING for _ in models), _summary(name)] for name in schedulers.rules()]
+    remark(
         f"PSNR on the demo models in dB, {planning.DEMO_STEPS}. Start with {DEFAULT}. With the pipeline at hand, "
-        "diffcache.optimize fits the plan to full runs and reaches more. Options and source of one: "
+        "diffcache optimize fits the plan to full runs and reaches more. Options and source of one: "
         "diffcache plan --list --scheduler NAME"
     )
-    lines = [*textwrap.wrap(about, width, break_on_hyphens=False), "", line(rows[0])]
-    for group in schedulers.GROUPS:
-        lines += ["", group, *(line(_row(one, models)) for one in found if one.group == group)]
-    lines += ["", 'without a profile: accelerate(pipe, "uniform:every=2")']
-    return "\n".join([*lines, *(line((name, "", "", _summary(name))) for name in rules)])
+    table(
+        ["scheduler", "needs", *decibels, "summary"],
+        groups | {'rules, without a profile: accelerate(pipe, "uniform:every=2")': rules},
+        right=decibels,
+    )
 
 
-def comparison(found: list[planning.Compared]) -> str:
-    """Return the results of all schedulers for one profile, best first."""
-    column = max(len(one.name) for one in found)
-    lines = []
+def _described(one: planning.Scheduler) -> str:
+    """Return the options and the source of a scheduler."""
+    options = ", ".join(f"{option}={default}" for option, default in one.options.items())
+    lines = [one.summary, f"needs: {one.needs or ANY}", f"options: {options or 'none'}", f"source: {one.source}"]
+    return "\n".join([one.name, *(f"  {line}" for line in lines)])
+
+
+def _print_comparison(found: list[planning.Compared]) -> None:
+    """Print the results of all schedulers for one profile, best first."""
+    rows = []
     for one in found:
-        if one.schedule is None:
-            text = f"cannot plan: {one.reason}"
-        elif one.schedule.expected is None:
-            text = "planned; the final state of such a schedule is not simulated"
+        schedule = one.schedule
+        if schedule is None:
+            rows.append([one.name, NOTHING, NOTHING, f"cannot plan: {one.reason}"])
+            continue
+        computed = f"{schedule.computed_steps:g}"
+        expected = schedule.expected
+        if expected is None:
+            rows.append([one.name, computed, NOTHING, "the final state of such a schedule is not simulated"])
         else:
-            text = str(one.schedule.expected)
-        lines.append(f"{one.name.ljust(column)}  {text}")
-    return "\n".join(lines)
+            rows.append([one.name, computed, f"{expected.mean_db:.1f}", str(expected)])
+    table(["scheduler", "computed steps", "expected dB", "note"], {"": rows}, right=["computed steps", "expected dB"])
 
 
-def _row(one: planning.Scheduler, models: list[str]) -> tuple[str, str, str, str]:
-    decibels = (f"{one.demo_db[model]:.1f}" if model in one.demo_db else "–" for model in models)
-    return one.name, one.needs or "any profile", " / ".join(decibels), one.summary
+def _row(one: planning.Scheduler, models: list[str]) -> list[str]:
+    decibels = (f"{one.demo_db[model]:.1f}" if model in one.demo_db else NOTHING for model in models)
+    return [one.name, one.needs or ANY, *decibels, one.summary]
 
 
 def _summary(name: str) -> str:

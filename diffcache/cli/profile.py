@@ -10,18 +10,31 @@ from typing import Annotated
 import typer
 
 from diffcache.cli import _samples
-from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
+from diffcache.cli._options import (
+    Batch,
+    Calibrating,
+    Device,
+    Dtype,
+    Extra,
+    Guidance,
+    LaterSteps,
+    Model,
+    Pixels,
+    Seeds,
+    flag,
+)
 from diffcache.documents.destinations import check_file, check_folder
 from diffcache.errors import BadOption
 
 
 def profile(
     model: Model,
-    prompts: Prompts = None,
-    steps: Steps = None,
+    prompts: Calibrating = None,
+    steps: LaterSteps = None,
     guidance: Guidance = None,
     height: Pixels = None,
     width: Pixels = None,
+    call: Extra = None,
     seeds: Seeds = None,
     batch: Batch = 1,
     sites: Annotated[str, typer.Option(help="What is measured: model, stack, block, sublayer, with commas.")] = "model",
@@ -33,11 +46,19 @@ def profile(
     out: Annotated[Path, typer.Option(help="File of the profile.")] = Path("profile.safetensors"),
     resume: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps every measured call. Default: one beside --out, removed at the end."),
+        typer.Option(help="Folder that keeps every measured call. Default: one next to --out, removed at the end."),
     ] = None,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep nothing on the way.")] = False,
+    no_resume: Annotated[bool, flag("--no-resume", help="Keep no measured calls on the way.")] = False,
 ) -> None:
-    """Measure a pipeline in full runs. A stopped measurement can be continued; under torchrun, processes share it."""
+    """Measure a pipeline in full runs, for diffcache plan. A stopped measurement goes on; torchrun shares it.
+
+    Give 16 prompts or more. Steps, size and guidance must equal those of later use.
+    With the pipeline at hand, diffcache optimize reaches more.
+
+    Example:
+        diffcache profile my-flux --prompts prompts.txt --steps 28
+        diffcache plan profile.safetensors --computed 10
+    """
     check_file("out", out)
     if resume and no_resume:
         raise BadOption("resume", str(resume), "either --resume or --no-resume")
@@ -45,10 +66,10 @@ def profile(
         check_folder("resume", resume)
     folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
     if folder and not resume and folder.is_symlink():
-        raise BadOption("out", str(out), f"a file beside which {folder.name} is a folder or nothing; it is a link")
+        raise BadOption("out", str(out), f"a file next to which {folder.name} is a folder or nothing; it is a link")
     if influence_steps < 0:
         raise BadOption("influence_steps", influence_steps, "0 or more")
-    options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
+    options = _samples.options(call, steps=steps, guidance=guidance, height=height, width=width)
     rows = _samples.read(prompts) if prompts else None
 
     from diffcache.cli import _calls, _models  # imports torch and diffusers

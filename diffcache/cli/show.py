@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from diffcache.cli._options import flag
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, SitePlan
@@ -17,14 +18,19 @@ from diffcache.errors import BadOption, DocumentError
 def show(
     file: Annotated[Path, typer.Argument(help="A schedule or a profile.")],
     coefficients: Annotated[
-        bool, typer.Option("--coefficients", help="Also the coefficients of every predicted step.")
+        bool, flag("--coefficients", help="Also the coefficients of every predicted step.")
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw it into this picture: .png, .svg, .pdf.")] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Draw a schedule's masks over the distances that this profile measured.")
     ] = None,
 ) -> None:
-    """Print a schedule (masks, coefficients, expected fidelity) or a profile, and draw it."""
+    """Print a schedule (masks, coefficients, expected fidelity) or a profile, and draw it.
+
+    Example:
+        diffcache show schedule.safetensors
+        diffcache show schedule.safetensors --profile profile.safetensors --plot schedule.png
+    """
     if (file / "model_index.json").is_file():
         raise BadOption("file", str(file), "a schedule or a profile; this folder holds a diffusers pipeline")
     if plot is not None:
@@ -33,7 +39,7 @@ def show(
     if isinstance(document, Profile) and (coefficients or profile):
         raise BadOption("file", str(file), "a schedule, where --coefficients or --profile is asked for")
     if profile is not None and plot is None:
-        raise BadOption("profile", str(profile), "beside --plot, which draws the masks over it")
+        raise BadOption("profile", str(profile), "with --plot, which draws the masks over it")
     typer.echo(document.describe())
     if coefficients and isinstance(document, CacheSchedule):
         for denoiser, site, plan in document.plans():

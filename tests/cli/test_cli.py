@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from commands import Command, command_of
+import typer
+from commands import Command, command_of, status_of
 from documents import hold, profile, schedule
 
 from diffcache import cli, planning
-from diffcache.cli import _samples, show
+from diffcache.cli import _printing, _samples, show
 from diffcache.documents import Budget, CacheSchedule, Profile, SitePlan
 from diffcache.errors import BadOption
+from diffcache.schedulers import GROUPS
 
 pytestmark = pytest.mark.fast
 
@@ -35,7 +41,7 @@ def measured(tmp_path: Path) -> Path:
 def refused(command: Command, *words: object) -> str:
     """The one line of the error, without its head."""
     code, out, complaint = command(*words)
-    assert (code, out) == (2, "")
+    assert (code, out) == (status_of(complaint), "")
     assert complaint.startswith("error: ")
     assert complaint.count("\n") == 1
     return complaint.removeprefix("error: ").strip()
@@ -44,7 +50,7 @@ def refused(command: Command, *words: object) -> str:
 def test_every_file_of_the_folder_is_a_subcommand_with_a_line_of_help(command: Command) -> None:
     files = {path.stem for path in (ROOT / "diffcache" / "cli").glob("[a-z]*.py")}
     named = {found.name for found in (*cli.app.registered_commands, *cli.app.registered_groups)}
-    assert named == files >= {"demo", "plan", "show", "eval"}
+    assert named == files >= {"demo", "optimize", "plan", "show", "eval"}
     code, out, _ = command("--help")
     assert code == 0
     for name in files:
@@ -52,10 +58,7 @@ def test_every_file_of_the_folder_is_a_subcommand_with_a_line_of_help(command: C
 
 
 BARE = """
-import sys, types
-package = types.ModuleType("diffcache")  # the command alone, without what the package imports for others
-package.__path__ = ["diffcache"]
-sys.modules["diffcache"] = package
+import sys
 sys.argv = ["diffcache", *sys.argv[1:]]
 from diffcache.cli import main
 try:
@@ -65,9 +68,11 @@ finally:
 """
 
 
-def test_planning_and_showing_bring_in_nothing_heavy(measured: Path, tmp_path: Path) -> None:
+def test_help_planning_and_showing_bring_in_nothing_heavy(measured: Path, tmp_path: Path) -> None:
     out = tmp_path / "schedule.safetensors"
-    for words in (["plan", measured, "--steps", "5", "--out", out], ["show", out], ["plan", "--list"]):
+    plans = (["plan", measured, "--computed", "5", "--out", out], ["plan", measured, "--computed", "5", "--compare"])
+    pages = (["--help"], ["--version"], ["optimize", "--help"], ["eval", "run", "--help"])
+    for words in (*plans, ["show", out], ["plan", "--list"], *pages):
         run = subprocess.run(
             [sys.executable, "-c", BARE, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -80,10 +85,14 @@ def test_planning_and_showing_bring_in_nothing_heavy(measured: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "budget"),
     [
+        (["--computed", 5], Budget(computed_steps=5)),
         (["--steps", 5], Budget(computed_steps=5)),
         (["--speedup", 1.6], Budget(speedup=1.6)),
+        (["--min-psnr-db", 20], Budget(max_error_db=20)),
         (["--max-error-db", 20], Budget(max_error_db=20)),
-        (["--steps", 5, "--memory-bytes", 9000], Budget(computed_steps=5, memory_bytes=9000)),
+        (["--computed", 5, "--memory", "9kB"], Budget(computed_steps=5, memory_bytes=9000)),
+        (["--computed", 5, "--memory", "9 KiB"], Budget(computed_steps=5, memory_bytes=9216)),
+        (["--computed", 5, "--memory-bytes", 9000], Budget(computed_steps=5, memory_bytes=9000)),
     ],
 )
 def test_plan_writes_and_prints_what_the_library_plans(
@@ -106,16 +115,21 @@ def test_plan_without_a_scheduler_takes_this_projects_own(command: Command, meas
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "budget='no goal' was given. Allowed: exactly one of --steps, --speedup, --max-error-db."),
+        ([], "budget='no goal' was given. Allowed: exactly one of --computed, --speedup, --min-psnr-db."),
         (["--memory-bytes", 9], "budget='no goal' was given."),
-        (["--steps", 4, "--speedup", 2], "budget='--steps and --speedup' was given. Allowed: exactly one of"),
-        (["--steps", 0], "computed_steps=0.0 was given. Allowed: 1 or more."),
-        (["--steps", 13], "computed_steps=13.0 was given. Allowed: 1 to 12, the steps of the profile."),
+        (["--computed", 4, "--speedup", 2], "budget='--computed and --speedup' was given. Allowed: exactly one of"),
+        (["--steps", 4, "--speedup", 2], "budget='--computed and --speedup' was given. Allowed: exactly one of"),
+        (["--computed", 4, "--steps", 5], "computed='4.0 and --steps 5.0' was given. Allowed: --computed alone"),
+        (["--min-psnr-db", 4, "--max-error-db", 4], "--max-error-db is its old name"),
+        (["--computed", 4, "--memory", "9 apples"], "memory='9 apples' was given. Allowed: a size such as 500MB"),
+        (["--computed", 4, "--memory", "-9MB"], "memory_bytes=-9000000 was given."),
+        (["--computed", 0], "computed_steps=0 was given. Allowed: 1 or more."),
+        (["--computed", 13], "computed_steps=13 was given. Allowed: 1 to 12, the steps of the profile."),
         (["--speedup", 0.5], "speedup=0.5 was given."),
-        (["--steps", 4, "--memory-bytes", 9], "memory_bytes=9 was given. Allowed: 4096 or more, which"),
-        (["--steps", 4, "--scheduler", "unifrom"], "Did you mean 'uniform'?"),
-        (["--steps", 4, "--scheduler", "taylorseer:order=9"], "order=9 was given. Allowed: 0 to 4."),
-        (["--steps", 4, "--out", "nowhere/file.safetensors"], "a file in a folder that exists"),
+        (["--computed", 4, "--memory-bytes", 9], "memory_bytes=9 was given. Allowed: 4096 or more, which"),
+        (["--computed", 4, "--scheduler", "unifrom"], "Did you mean 'uniform'?"),
+        (["--computed", 4, "--scheduler", "taylorseer:order=9"], "order=9 was given. Allowed: 0 to 4."),
+        (["--computed", 4, "--out", "nowhere/file.safetensors"], "a file in a folder that exists"),
     ],
 )
 def test_plan_refuses_in_one_line_and_writes_nothing(
@@ -137,7 +151,7 @@ def test_plan_refuses_in_one_line_and_writes_nothing(
 @pytest.mark.parametrize("words", [["--scheduler", "uniform"], ["--store", "int8"], ["--out", "schedule.safetensors"]])
 def test_compare_refuses_options_that_it_would_ignore(command: Command, measured: Path, words: list[str]) -> None:
     complaint = refused(command, "plan", measured, "--steps", 4, "--compare", *words)
-    assert f"compare='with {words[0]}' was given. Allowed: a profile, one goal and --memory-bytes" in complaint
+    assert f"compare='with {words[0]}' was given. Allowed: a profile, one goal and --memory" in complaint
     code, out, _ = command("plan", measured, "--steps", 4, "--compare", "--memory-bytes", 10**9)
     assert code == 0
     assert "uniform" in out
@@ -152,16 +166,147 @@ def test_plan_wants_a_profile(command: Command, measured: Path, tmp_path: Path) 
     assert "damaged" in refused(command, "plan", measured, "--steps", 4)
 
 
-@pytest.mark.parametrize("columns", [80, 100, 160])
-def test_the_list_names_every_scheduler(command: Command, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("columns", [20, 160])
+def test_the_list_in_a_pipe_is_tab_separated_whatever_the_window(
+    command: Command, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     code, out, _ = command("plan", "--list")
     assert code == 0
-    assert max(map(len, out.splitlines())) <= columns
+    heads, *rows = (line.split("\t") for line in out.splitlines())
+    assert heads == ["scheduler", "needs", "dit dB", "flux dB", "summary"]
+    assert {len(row) for row in rows} == {len(heads)}
+    found = {row[0]: row for row in rows if row[1] != "no profile"}
+    for scheduler in planning.available():
+        row = found.pop(scheduler.name)
+        assert row[1] == (scheduler.needs or "any profile")
+        assert row[2:4] == [f"{scheduler.demo_db[m]:.1f}" if m in scheduler.demo_db else "–" for m in ("dit", "flux")]
+        assert row[4] == scheduler.summary
+    assert not found
+    assert "uniform" in [row[0] for row in rows if row[1] == "no profile"]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output goes to a terminal of 100 columns."""
+    monkeypatch.setattr(_printing, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("columns", [70, 100, 160])
+def test_the_list_on_a_terminal_is_a_table_with_groups(
+    command: Command, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = command("plan", "--list")
+    assert code == 0
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    filled = {one.group for one in planning.available()}
+    assert [line for line in lines if line in GROUPS] == [group for group in GROUPS if group in filled]
     text = " ".join(out.split())
     for scheduler in planning.available():
-        assert f"\n  {scheduler.name} " in out
+        (row,) = [line for line in lines if line.startswith(f"{scheduler.name} ") and "no profile" not in line]
+        decibels = [f"{value:.1f}" for _, value in sorted(scheduler.demo_db.items())]
+        assert [word for word in row.split() if re.fullmatch(r"\d+\.\d", word)] == decibels
         assert scheduler.summary in text
+    assert "\t" not in out
+
+
+def test_the_comparison_in_a_pipe_is_tab_separated_and_on_a_terminal_a_table(
+    command: Command, measured: Path, request: pytest.FixtureRequest
+) -> None:
+    words = ("plan", measured, "--computed", 4, "--compare")
+    code, out, _ = command(*words)
+    assert code == 0
+    found = planning.compare(Profile.load(measured), Budget(computed_steps=4))
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert rows[0] == ["scheduler", "computed steps", "expected dB", "note"]
+    assert [row[0] for row in rows[1:]] == [one.name for one in found]
+    for one, row in zip(found, rows[1:], strict=True):
+        if one.schedule is None:
+            assert row[1:] == ["–", "–", f"cannot plan: {one.reason}"]
+        else:
+            assert row[1] == f"{one.schedule.computed_steps:g}"
+            assert row[2] == ("–" if one.schedule.expected is None else f"{one.schedule.expected.mean_db:.1f}")
+    request.getfixturevalue("terminal")
+    _, drawn, _ = command(*words)
+    assert "\t" not in drawn
+    assert max(map(len, drawn.splitlines())) <= 100
+    lines = [line.split() for line in drawn.splitlines()]
+    assert [line[0] for line in lines if line and line[0] in {one.name for one in found}] == [one.name for one in found]
+
+
+def test_markdown_is_drawn_on_a_terminal_and_left_alone_elsewhere(
+    capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    text = "| method | PSNR |\n|---|---:|\n| uniform\\|2 | 41.0 |\n\nFloors: 3."
+    _printing.markdown(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    request.getfixturevalue("terminal")
+    _printing.markdown(text)
+    drawn = capsys.readouterr().out
+    assert "|---" not in drawn
+    assert "uniform|2" in drawn
+    assert "Floors: 3." in drawn
+
+
+# help
+
+
+def pages(command: typer.core.TyperCommand | Any, *words: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command and every group."""
+    yield words
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from pages(inner, *words, name)
+
+
+def test_every_help_page_has_an_example_and_flags_without_a_type(command: Command) -> None:
+    found = list(pages(typer.main.get_command(cli.app)))
+    assert {(), ("optimize",), ("plan",), ("eval",), ("eval", "run"), ("eval", "policy")} <= set(found)
+    for words in found:
+        code, out, _ = command(*words, "--help")
+        assert code == 0
+        example = re.search(rf"Example:\s+diffcache {' '.join(words)}\b", out)
+        assert example, words
+        wrong = [line for line in out.splitlines() if "<bool>" in line and not re.search("--(help|.*completion)", line)]
+        assert wrong == [], words
+
+
+def test_old_spellings_are_not_on_the_help_pages(command: Command) -> None:
+    _, out, _ = command("plan", "--help")
+    options = set(re.findall(r"--[\w-]+", out))
+    assert {"--computed", "--min-psnr-db", "--memory"} <= options
+    assert not {"--steps", "--max-error-db", "--memory-bytes"} & options
+
+
+def test_the_page_of_profile_says_how_many_prompts_and_what_must_stay_equal(command: Command) -> None:
+    for name in ("profile", "optimize"):
+        text = " ".join(re.sub("[│╭╮╰╯─]", " ", command(name, "--help")[1]).split())
+        assert "16 prompts or more" in text
+        assert "Steps, size and guidance must equal those of later use." in text
+
+
+def test_the_version_is_one_line(command: Command) -> None:
+    code, out, _ = command("--version")
+    assert code == 0
+    assert re.fullmatch(r"diffcache \S+ \(torch \S+, diffusers \S+\)\n", out)
+    assert f" {metadata.version('diffcache')} " in out
+
+
+def test_the_shell_completes_commands() -> None:
+    environment = os.environ | {"_DIFFCACHE_COMPLETE": "complete_bash", "COMP_WORDS": "diffcache p", "COMP_CWORD": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", BARE.replace("finally", "except SystemExit"), "p"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert {"plan", "profile"} <= set(run.stdout.split())
+    assert "show" not in run.stdout.split()
 
 
 def test_the_list_describes_one_scheduler(command: Command) -> None:
@@ -232,7 +377,7 @@ def test_show_refuses_what_does_not_go_together(command: Command, tmp_path: Path
     plan, found = schedule().save(tmp_path / "s.safetensors"), profile().save(tmp_path / "p.safetensors")
     assert "Allowed: a schedule, where --coefficients" in refused(command, "show", found, "--coefficients")
     assert "Allowed: a schedule, where" in refused(command, "show", found, "--profile", found, "--plot", "x.png")
-    assert "Allowed: beside --plot" in refused(command, "show", plan, "--profile", found)
+    assert "Allowed: with --plot" in refused(command, "show", plan, "--profile", found)
 
 
 def test_a_plot_without_matplotlib_is_one_error_that_names_the_extra(
@@ -241,7 +386,7 @@ def test_a_plot_without_matplotlib_is_one_error_that_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = profile().save(tmp_path / "p.safetensors")
     code, _, complaint = command("show", path, "--plot", tmp_path / "x.png")
-    assert code == 2
+    assert code == 1
     assert complaint == "error: plots need matplotlib, which is not installed: pip install 'diffcache[report]'\n"
     assert list(tmp_path.iterdir()) == [path]
 

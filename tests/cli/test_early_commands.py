@@ -14,7 +14,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from commands import command_of
+from commands import command_of, status_of
 from documents import profile
 from pipelines import TINY, fresh, shared
 from policies import ACTION, HORIZON, Transformer
@@ -148,9 +148,9 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     (("profile", "demo:flx", "--steps", 6), "no demo model called 'flx'"),
     (("profile", "mine:pipe", "--steps", 0), "steps=0"),
     (("profile", "mine:no-name", "--steps", 6), "package.module:function"),
-    (("profile", "no-such-folder", *PROFILE[2:]), "there is no folder 'no-such-folder' here; as an id on the Hub"),
-    (("profile", "no/such/folder", *PROFILE[2:]), "there is no folder 'no/such/folder' here"),
-    (("profile", "x" * 8000, *PROFILE[2:]), "there is no folder"),
+    (("profile", "no-such-folder", *PROFILE[2:]), "error: no folder 'no-such-folder' here; as a Hub id it"),
+    (("profile", "no/such/folder", *PROFILE[2:]), "no folder 'no/such/folder' here"),
+    (("profile", "x" * 8000, *PROFILE[2:]), "no folder"),
     (("profile", "empty", *PROFILE[2:]), "holds no diffusers pipeline"),
     (("profile", "six.safetensors", *PROFILE[2:]), "is a file"),
     ((*PROFILE, "--sites", "layers"), "sites='layers'"),
@@ -180,6 +180,10 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     ((*RUN, "--title", "a \udcff"), "title="),
     ((*POLICY, "--episodes", 0), "episodes=0"),
     ((*POLICY, "--play", "mine:none"), "has no 'none'"),
+    ((*POLICY, "--metrics", "actoin"), "no metric called 'actoin'"),
+    ((*POLICY, "--store", "int7"), "store='int7'"),
+    ((*POLICY, "--profile", "none.safetensors"), "no such file"),
+    ((*POLICY, "--dtype", "int8"), "dtype='int8'"),
     ((*POLICY, "--play", "mine:text"), "a function; 'text' of 'mine' is a str"),
     ((*POLICY, "--play", "nobody:play"), "there is no module 'nobody'"),
     ((*POLICY, "--device", "gpu"), "device='gpu'"),
@@ -223,7 +227,7 @@ def test_what_is_wrong_is_one_line_before_a_model_is_loaded(
 ) -> None:
     before = sorted(here.iterdir())
     code, out, complaint = command_of(monkeypatch, capsys)(*words)
-    assert (code, out) == (2, "")
+    assert (code, out) == (status_of(complaint), "")
     assert complaint.startswith("error: ")
     assert complaint.count("\n") == 1
     assert any(part in complaint for part in says.split("|"))
@@ -238,7 +242,7 @@ def test_what_is_right_gets_as_far_as_loading(
     words: tuple[object, ...], here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, complaint = command_of(monkeypatch, capsys)(*words)
-    assert code == 2
+    assert code == 1
     assert "HasLoaded" in complaint or "the model is loaded" in complaint
     assert complaint.count("\n") == 1
 
@@ -287,12 +291,12 @@ def test_errors_of_others_are_one_line_with_the_traceback_on_demand(
     words = ("plan", "profile.safetensors", "--steps", 4)
     command = command_of(monkeypatch, capsys)
     code, _, complaint = command(*words)
-    assert code == 2
+    assert code == 1
     assert complaint.startswith(f"error: {line}")
     assert complaint.count("\n") == 1
     assert len(complaint) < 1000
     code, _, complaint = command(*words, "--debug")
-    assert code == 2
+    assert code == 1
     assert complaint.startswith("Traceback")
     assert f"error: {line}" in complaint
     monkeypatch.setenv("DIFFCACHE_DEBUG", "1")
@@ -305,7 +309,7 @@ def test_an_error_in_the_users_own_function_is_one_line_too(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, complaint = command_of(monkeypatch, capsys)("profile", "mine:pipe", "--steps", 3, "--prompts", "p.txt")
-    assert (code, complaint) == (2, "error: LookupError: the model is loaded (--debug shows where)\n")
+    assert (code, complaint) == (1, "error: LookupError: the model is loaded (--debug shows where)\n")
 
 
 def lines(text: str) -> list[str]:
@@ -328,6 +332,52 @@ def test_nothing_is_printed_on_the_line_of_a_bar(
     said = lines(capsys.readouterr().err)
     assert "warning: a step was computed" in said
     assert "error: the run failed" in said
+
+
+def test_an_error_begins_a_line_though_a_bar_was_left_open(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = []
+
+    def command(*_: Any, **__: Any) -> None:
+        bars.append(tqdm(total=3, desc="load", file=sys.stderr))  # as in a generator that an error does not close
+        raise DiffCacheError("the run failed")
+
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = lines(capsys.readouterr().err)
+    assert any(line.startswith("load:") for line in said)
+    assert "error: the run failed" in said
+    assert bars[0].disable  # closed
+
+
+def test_options_of_eval_policy_reach_the_evaluation(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def evaluate(pipe: Any, methods: Any, calls: Any, **options: Any) -> None:
+        (method,) = methods
+        seen.append((pipe, method.name, method.detail, calls, options))
+        raise DiffCacheError("seen")
+
+    monkeypatch.setattr("diffcache.eval.evaluation.evaluate", evaluate)
+    loaded = _models.Loaded("the policy", calls=[{"seed": 0}])
+    monkeypatch.setattr(_models.Named, "load", lambda self: (kinds.append(self.dtype), loaded)[1])
+    kinds: list[Any] = []
+    words = ("--metrics", "action, state", "--store", "int8", "--profile", "profile.safetensors", "--dtype", "fp16")
+    assert command_of(monkeypatch, capsys)(*POLICY, *words)[2] == "error: seen\n"
+    assert command_of(monkeypatch, capsys)(*POLICY)[2] == "error: seen\n"
+    (pipe, name, detail, calls, options), plain = seen
+    assert (pipe, name, calls) == ("the policy", "uniform:every=2", [{"seed": 0}])
+    assert "int8" in detail
+    assert "int8" not in plain[2]
+    assert options["metrics"] == ("action", "state")
+    assert options["profile"] == Profile.load("profile.safetensors")
+    assert options["title"] == "mine:policy"
+    assert (plain[4]["metrics"], plain[4]["profile"]) == (None, None)
+    assert kinds == [torch.float16, None]
 
 
 @pytest.mark.parametrize("verb", ["measure", "evaluate"])

@@ -1,4 +1,4 @@
-"""``import diffcache`` costs torch and numpy, nothing else that is heavy, and asks nothing of the GPU.
+"""``from diffcache import *`` costs torch and numpy, nothing else that is heavy, and asks nothing of the GPU.
 
 Measured in a fresh interpreter, against what torch and numpy bring by themselves. The twins spoil a copy of the package
 and expect to hear of it.
@@ -32,6 +32,7 @@ for name in ("is_available", "device_count", "current_device", "get_device_prope
     setattr(torch.cuda, name, watched(name, getattr(torch.cuda, name)))
 
 before = set(sys.modules)
+from diffcache import *  # every public name: the package imports them when they are first used
 import diffcache
 top = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 print(json.dumps({"from": list(diffcache.__path__), "new": top, "asked": asked, "cuda": torch.cuda.is_initialized()}))

@@ -1,0 +1,110 @@
+"""Print tables: drawn on a terminal, plain text elsewhere, so that pipes do not depend on the width of a window."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from diffcache.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Rows = Sequence[Sequence[str]]
+
+GAP = 2  # columns between cells
+INDENT = 4  # of the last cell, if it is on a line below
+LEAST_ROOM = 40  # columns that the last cell needs to share a line with the others
+
+
+def on_terminal() -> bool:
+    """Return whether the output goes to a terminal."""
+    return sys.stdout.isatty()
+
+
+def table(heads: Sequence[str], groups: Mapping[str, Rows], *, right: Sequence[str] = ()) -> None:
+    """Print a table. On a terminal, rows are grouped under headings; elsewhere, it is tab-separated, with a first line.
+
+    Args:
+        heads: Names of the columns.
+        groups: Heading -> its rows. "" prints no heading.
+        right: Names of the columns of numbers, aligned at the right on a terminal.
+    """
+    if not on_terminal():
+        lines = [heads, *(row for rows in groups.values() for row in rows)]
+        typer.echo("\n".join("\t".join(map(printable, line)) for line in lines))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout)
+    every = [list(heads), *(list(row) for rows in groups.values() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)][:-1]
+    console.print(_drawn([heads], heads, right, widths, console.width, style="bold"))
+    for group, rows in groups.items():
+        if group and rows:
+            console.print(Text(f"\n{group}", style="bold"))
+        console.print(_drawn(rows, heads, right, widths, console.width))
+
+
+def _drawn(
+    rows: Rows, heads: Sequence[str], right: Sequence[str], widths: Sequence[int], width: int, *, style: str = ""
+) -> RenderableType:
+    """Return the rows as columns of these widths. The last column takes the rest, or the next line in a narrow window.
+
+    Args:
+        rows: The cells.
+        heads: Names of the columns.
+        right: Names of the columns that are aligned at the right.
+        widths: Width of each column but the last, in characters.
+        width: Width of the window, in characters.
+        style: Style of all cells.
+    """
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    below = width - sum(widths) - GAP * len(widths) < LEAST_ROOM
+    parts: list[RenderableType] = []
+    for row in rows:
+        line = Table.grid(padding=(0, GAP, 0, 0), expand=not below)
+        for head, size in zip(heads, widths, strict=False):
+            line.add_column(justify="right" if head in right else "left", width=size, no_wrap=True)
+        cells = [Text(cell, style=style) for cell in row]
+        if below:
+            line.add_row(*cells[:-1])
+            parts += [line, Padding(cells[-1], (0, 0, 0, INDENT))]
+        else:
+            line.add_column(ratio=1)
+            line.add_row(*cells)
+            parts.append(line)
+    return Group(*parts)
+
+
+def remark(text: str) -> None:
+    """Print a paragraph above a table on a terminal, and nothing elsewhere."""
+    if on_terminal():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(file=sys.stdout).print(Text(text))
+
+
+def markdown(text: str) -> None:
+    """Print text with Markdown tables. On a terminal the tables are drawn; elsewhere the text is printed as it is."""
+    if not on_terminal():
+        typer.echo(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console(file=sys.stdout).print(Markdown(text))
+
+
+def note(text: str) -> None:
+    """Print a remark to the error stream, so that it is not part of the result."""
+    typer.echo(f"note: {printable(text)}", err=True)
