@@ -93,7 +93,7 @@ def restore(pipe: P) -> P:
         ``pipe``.
 
     Raises:
-        UnsupportedModel: ``pipe`` is no object that can be accelerated.
+        UnsupportedModel: ``pipe`` cannot be accelerated.
 
     Example:
         >>> pipe = diffcache.restore(pipe)

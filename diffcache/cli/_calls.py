@@ -13,7 +13,7 @@ import torch
 from diffcache import host
 from diffcache.cli._models import Call, Loaded, Named
 from diffcache.cli._samples import READERS, Row
-from diffcache.errors import BadOption, UnknownName
+from diffcache.errors import BadOption, UnknownName, Unusable
 
 STEPS = "num_inference_steps"
 OWN = ("class_labels", "seed")  # arguments per sample, in addition to prompts, their embeddings and masks
@@ -97,7 +97,11 @@ class Asked:
         """
         if loaded.calls is not None:
             if self.rows or self.shared or self.seeds is not None:
-                raise BadOption("model", "a function", "no --prompts, --seeds and the like: it brings calls of its own")
+                raise Unusable(
+                    "model",
+                    "it is a function that returns its own calls, and arguments of calls were given too",
+                    "Leave out the prompts, --seeds and the other arguments of calls",
+                )
             host.check_calls(host.adopted(loaded.pipe), loaded.calls)
             return [dict(call) for call in loaded.calls]
         rows = self.rows or [dict(sample) for sample in loaded.samples]
@@ -213,8 +217,10 @@ def _tensor(name: str, values: Sequence[object]) -> torch.Tensor:
     try:
         return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadOption(
-            name, "of several shapes or kinds", f"lists of numbers, alike in all samples ({error})"
+        raise Unusable(
+            name,
+            f"the values of the samples have different shapes or types ({error})",
+            "Pass lists of numbers of the same shape for all samples",
         ) from None
 
 

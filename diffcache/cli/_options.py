@@ -25,7 +25,7 @@ Steps = Annotated[int | None, typer.Option(help="Steps of the sampling loop.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
 Pixels = Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")]
 Seeds = Annotated[
-    str | None, typer.Option(help="For every prompt: these (0,1,2), or so many of its own (4). One if not given.")
+    str | None, typer.Option(help="Seeds of every prompt (0,1,2), or the number of different seeds (4). Default: one.")
 ]
 Batch = Annotated[int, typer.Option(help="Samples that run together.")]
 Dtype = Annotated[

@@ -47,7 +47,9 @@ def run(
         str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")
     ] = None,
     metrics: Annotated[str, typer.Option(help="Of pairs with the full run, with commas.")] = "psnr,ssim,latent",
-    alone: Annotated[bool, typer.Option("--alone", help="No fewer steps and no uniform reuse beside them.")] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Leave out the baselines: fewer steps and uniform reuse.")
+    ] = False,
     extractor: Annotated[
         str | None, typer.Option(help="For distances of sets: inception, efflite0, package.module:function.")
     ] = None,
@@ -58,7 +60,7 @@ def run(
         list[str] | None, typer.Option(help="package.module:function, (pictures, prompts) -> scores. May be repeated.")
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="A profile of this loop: draws the error it foretells beside the measured one.")
+        Path | None, typer.Option(help="A profile of this loop: draws its simulated errors next to the measured ones.")
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -119,7 +121,7 @@ def _own_code(*addresses: str | None) -> None:
 def _by_name(schedules: list[str]) -> dict[str, str]:
     named = dict(_named(schedule) for schedule in schedules)
     if len(named) < len(schedules):
-        raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
+        raise BadOption("schedules", " ".join(schedules), "a different name for each, as NAME=SCHEDULE")
     return named
 
 
@@ -142,7 +144,9 @@ def policy(
         str | None, typer.Option(help="package.module:function, (policy, episodes) -> whether each succeeded.")
     ] = None,
     episodes: Annotated[int, typer.Option(help="Of the task, for every method.")] = 300,
-    alone: Annotated[bool, typer.Option("--alone", help="No other samplers and no uniform reuse beside them.")] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Leave out the baselines: other samplers and uniform reuse.")
+    ] = False,
     device: Device = None,
     title: Annotated[str, typer.Option(help="Of the report.")] = "",
     out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
@@ -183,7 +187,7 @@ def fid(
         Path, typer.Argument(help="Real pictures: a folder; or statistics: .safetensors, or pytorch-fid's .npz.")
     ],
     folder: Annotated[
-        Path | None, typer.Argument(help="Pictures to be measured. May be left out beside --save-statistics.")
+        Path | None, typer.Argument(help="Pictures to be measured. Optional with --save-statistics.")
     ] = None,
     extractor: Annotated[
         str, typer.Option(help="inception (FID, KID), efflite0 (FD-EffLite0, KD-EffLite0), package.module:function.")
@@ -231,7 +235,7 @@ def fid(
     if not as_json and distance.samples <= distance.features:
         typer.echo(
             f"note: {distance.samples} pictures are few for {distance.features} features. The value depends on their "
-            "number; read it beside the floor.",
+            "number; compare it with the floor.",
             err=True,
         )
 

@@ -13,7 +13,7 @@ from diffcache import planning, registry, schedulers
 from diffcache.documents.budget import Budget
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 
 DEFAULT = "closed_loop"
 LEAST_ROOM = 45  # columns that the summary needs to share a line with the table
@@ -60,7 +60,8 @@ def plan(
     goals = {"--steps": steps, "--speedup": speedup, "--max-error-db": max_error_db}
     given = [name for name, value in goals.items() if value is not None]
     if len(given) != 1:
-        raise BadOption("budget", " and ".join(given) or "no goal", f"exactly one of {', '.join(goals)}")
+        found = f"{' and '.join(given)} were given" if given else "no goal was given"
+        raise Unusable("budget", found, f"Pass exactly one of {', '.join(goals)}")
     budget = Budget(computed_steps=steps, speedup=speedup, max_error_db=max_error_db, memory_bytes=memory_bytes)
     if compare:
         _demand_comparable(context)
@@ -79,8 +80,11 @@ def _demand_comparable(context: typer.Context) -> None:
     sources = {name: context.get_parameter_source(name) for name in ("scheduler", "store", "out")}
     given = [f"--{name}" for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if given:
-        allowed = "a profile, one goal and --memory-bytes: it plans with every scheduler and writes nothing"
-        raise BadOption("compare", f"with {' and '.join(given)}", allowed)
+        raise Unusable(
+            "--compare",
+            f"it plans with every scheduler and writes no file, and {' and '.join(given)} was given too",
+            "Use --compare with a profile, one goal and --memory-bytes only",
+        )
 
 
 def listing(scheduler: str | None, width: int) -> str:

@@ -12,7 +12,7 @@ import typer
 from diffcache.cli import _samples
 from diffcache.cli._options import Batch, Device, Dtype, Guidance, Model, Pixels, Prompts, Seeds, Steps
 from diffcache.documents.destinations import check_file, check_folder
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 
 
 def profile(
@@ -33,7 +33,7 @@ def profile(
     out: Annotated[Path, typer.Option(help="File of the profile.")] = Path("profile.safetensors"),
     resume: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps every measured call. Default: one beside --out, removed at the end."),
+        typer.Option(help="Folder that keeps every measured call. Default: one next to --out, removed at the end."),
     ] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep nothing on the way.")] = False,
 ) -> None:
@@ -45,7 +45,11 @@ def profile(
         check_folder("resume", resume)
     folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
     if folder and not resume and folder.is_symlink():
-        raise BadOption("out", str(out), f"a file beside which {folder.name} is a folder or nothing; it is a link")
+        raise Unusable(
+            "out",
+            f"{folder}, the folder for measured calls, is a symbolic link",
+            "Remove the link, choose another file for --out, or pass --no-resume",
+        )
     if influence_steps < 0:
         raise BadOption("influence_steps", influence_steps, "0 or more")
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}

@@ -151,7 +151,7 @@ def _weights(clip: Any, model: str, pretrained: str) -> dict[str, Any]:
         near = get_close_matches(model, names, n=3, cutoff=0.4)
         raise BadOption("model", model, f"one of open_clip's {len(names)} models, such as {', '.join(near or [MODEL])}")
     if not pretrained:
-        raise BadOption("pretrained", pretrained, "a tag or a file: without weights a score means nothing")
+        raise BadOption("pretrained", pretrained, "a tag or a file of weights")
     tags = clip.list_pretrained_tags_by_model(model)
     if pretrained not in tags:
         if Path(pretrained).is_file():

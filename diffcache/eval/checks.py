@@ -8,7 +8,7 @@ from typing import Any
 from diffcache import host
 from diffcache.documents.checks import is_unicode
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.eval.methods import Method
 from diffcache.eval.metrics import load
 from diffcache.executor.checks import check_call, check_steps
@@ -36,14 +36,22 @@ def check_outputs(pipe: Any, calls: Calls, metrics: Sequence[str], extractor: ob
     latents = any(call.get("output_type") == "latent" for call in calls)
     if host.traits(pipe).returns != "pictures":
         if extractor is not None:
-            raise BadOption("extractor", extractor, f"none: a {type(pipe).__name__} draws no pictures")
+            raise Unusable("extractor", f"a {type(pipe).__name__} returns no pictures", "Leave out the extractor")
         return
     pictures = [name for name in metrics if load(name).ABOUT.of_pictures] if latents else []
     if pictures:
-        raise BadOption("metrics", ", ".join(pictures), "latent, because the calls have output_type='latent'")
+        raise Unusable(
+            "metrics",
+            f"{', '.join(pictures)} compare pictures, and the calls have output_type='latent'",
+            "Use the metric latent, or calls that return pictures",
+        )
     if latents and (extractor is not None or scorers):
         name = "extractor" if extractor is not None else "scorers"
-        raise BadOption(name, "given", "none, because the calls have output_type='latent': nothing draws pictures")
+        raise Unusable(
+            name,
+            "the calls have output_type='latent' and return no pictures",
+            f"Use calls that return pictures, or leave out {name}",
+        )
 
 
 def check_methods(pipe: Any, methods: Sequence[Method], calls: Calls) -> None:

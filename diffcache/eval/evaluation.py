@@ -18,7 +18,7 @@ from diffcache.documents import files
 from diffcache.documents.destinations import check_folder
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, noise_scheduler_title
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import trials as tried
 from diffcache.eval.checks import check_counted, check_methods, check_names, check_outputs, check_title
@@ -136,7 +136,7 @@ def evaluate(
     check_folder("out", out)
     traits = host.traits(pipe)
     if trials is not None and not traits.plays_episodes:
-        raise BadOption("trials", trials.name or "a task", f"none for a {type(pipe).__name__}: policies play episodes")
+        raise Unusable("trials", f"a {type(pipe).__name__} plays no episodes", "Leave out trials, or pass a policy")
     known = Profile.load(profile) if isinstance(profile, (str, Path)) else profile
     mine = _methods(schedules)
     promising = any(getattr(method.source, "expected", None) is not None for method in mine)
@@ -202,7 +202,11 @@ def _methods(schedules: Mapping[str, Source] | Sequence[Method]) -> list[Method]
     if isinstance(schedules, Mapping):
         return [ours(name, source) for name, source in schedules.items()]
     if isinstance(schedules, (str, Path, CacheSchedule, Rule)) or not isinstance(schedules, Sequence):
-        raise BadOption("schedules", f"a {type(schedules).__name__}", "a dictionary, name -> schedule; or methods")
+        raise Unusable(
+            "schedules",
+            f"it is a {type(schedules).__name__}",
+            "Pass a dictionary of names and schedules, or a list of methods",
+        )
     return list(schedules)
 
 
@@ -311,7 +315,9 @@ def _one_number_of_steps(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> int:
     some = calls[:1] if runs and len({call.get(STEPS) for call in calls}) == 1 else calls
     steps = {steps_of(pipe, call) for call in some}
     if len(steps) > 1:
-        raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")
+        raise Unusable(
+            "calls", f"they ask for different numbers of steps, {sorted(steps)}", "Pass calls with one number of steps"
+        )
     return steps.pop()
 
 

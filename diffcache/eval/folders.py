@@ -89,7 +89,7 @@ def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
         if missing:
             raise PromptsError(
                 f"{source} has no prompt for {len(missing)} of {len(paths)} pictures, first for {missing[0]}. Allowed: "
-                f"a file {Path(missing[0]).stem}.txt beside the others."
+                f"a file {Path(missing[0]).stem}.txt in the same folder."
             )
         found = [" ".join(_text(source / f"{path.stem}.txt").split()) for path in paths]
         names = [f"{source / path.stem}.txt" for path in paths]

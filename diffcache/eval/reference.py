@@ -65,7 +65,7 @@ class ReferenceStatistics(Document):
         if self.samples is not None:
             put(self, samples=checks.count(me, "samples", self.samples, least=2))
         if (self.floor is None) != (self.floor_samples is None):
-            refuse(me, "floor_samples", f"found {self.floor_samples!r}", "a number beside a floor, and none without")
+            refuse(me, "floor_samples", f"found {self.floor_samples!r}", "a number if there is a floor, else None")
         if self.floor is not None:
             put(self, floor=checks.real(me, "floor", self.floor, least=0))
             put(self, floor_samples=checks.count(me, "floor_samples", self.floor_samples, least=2))

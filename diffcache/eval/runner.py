@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import json
 import math
 import uuid
 import warnings
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from diffcache import host
 from diffcache.api import report
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache.errors import DiffCacheError, Unusable
 from diffcache.eval.methods import Method
 from diffcache.eval.metrics import span
 from diffcache.eval.plausible import Due, Part
@@ -62,10 +61,10 @@ class Judges:
             return host.digest_of({name: (judge, _files(judge)) for name, judge in judges.items()})
         except NoDigestError as error:
             name, _, where = error.where.partition("[")
-            raise BadOption(
+            raise Unusable(
                 "scorers",
-                f"{name} with {error.what} at [{where}",
-                f"judges that can be recognised in a later run. Give the object {TO_DIGEST}",
+                f"a later run cannot recognise {name}, which has {error.what} at [{where}",
+                f"Give the object {TO_DIGEST}",
             ) from None
 
 
@@ -219,7 +218,11 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
         return _counted(pipe, call)
     steps = host.steps_asked(pipe, call)
     if steps is None:
-        raise BadOption("calls", json.dumps(sorted(call)), "calls that say num_inference_steps")
+        raise Unusable(
+            "calls",
+            f"a call has {', '.join(sorted(call)) or 'no arguments'}, without num_inference_steps",
+            "Pass num_inference_steps in each call",
+        )
     return steps
 
 
@@ -243,8 +246,10 @@ def _counted(loop: Any, call: Mapping[str, Any]) -> int:
     finally:
         watcher.detach()
     if len(set(steps)) != 1:
-        raise BadOption(
-            "sample", f"{len(steps)} trajectories", "one run of the loop: with diffcache.trajectory(…) in it"
+        raise Unusable(
+            "sample",
+            f"it ran {len(steps)} trajectories",
+            "Run the loop exactly once in it, inside `with diffcache.trajectory(…)`",
         )
     return steps[0]
 

@@ -95,7 +95,7 @@ def check_criteria(schedule: CacheSchedule) -> None:
         for site, planned in plan.sites.items():
             if planned.anchors > 1 and not criterion.about.keeps_anchors:
                 found = f"{planned.anchors} anchors under the online rule {criterion.name!r}"
-                allowed = "1: which steps are computed is not known before the run"
+                allowed = "1, because the computed steps are not known before the run"
                 refuse("schedule", f"{name}/{site}/weights", found, allowed)
 
 

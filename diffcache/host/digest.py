@@ -35,7 +35,7 @@ Parts = Callable[[Any], "Mapping[str, Any] | None"]
 
 PLAIN = (bool, int, float, complex, str, bytes, np.generic, Path, range, torch.dtype, torch.device, type(...))
 DESCRIPTORS = (staticmethod, classmethod, property, functools.cached_property)
-TO_DIGEST = "a text attribute `digest`, which changes whenever what the object does changes"
+TO_DIGEST = "a text attribute `digest` that changes whenever the object's behaviour changes"
 
 
 class NoDigestError(DiffCacheError, TypeError):

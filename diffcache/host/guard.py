@@ -114,8 +114,8 @@ def _demand_nothing_kept(pipe: Any, name: str, processor: Any) -> None:
     if any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
         raise UnsupportedModel(
             f"{type(pipe).__name__} reads the attention maps of {name!r} at every step ({type(processor).__name__}); "
-            "where a step is skipped there are none. This pipeline cannot be accelerated; if it is no longer used, "
-            "set_default_attn_processor() takes its processors off."
+            "a skipped step has none. This pipeline cannot be accelerated. If you want the processors removed, call "
+            "set_default_attn_processor()."
         )
 
 
@@ -131,7 +131,7 @@ def _refuse(pipe: Any, name: str, found: tuple[str, str] | None) -> None:
         cache, way_out = found
         raise AlreadyAccelerated(
             f"the {name} of this {type(pipe).__name__} has {cache} on. {way_out} first: two caches would skip work "
-            "unaware of each other, and a run with another cache is no full run."
+            "unaware of each other, and a run with another cache is not a full run."
         )
 
 

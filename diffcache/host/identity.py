@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.errors import UnsupportedModel, Unusable
 from diffcache.host import digest
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.host.kinds import kind_of
@@ -68,12 +68,12 @@ def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str 
     try:
         return digest.digest_of(dict(call), parts_of, plain=True)
     except NoDigestError as error:
-        raise BadOption(
+        raise Unusable(
             name,
-            f"with {error.what} at {error.where or 'the top'}",
-            "arguments by which a run can be recognised later: tensors, arrays, pictures, numbers, texts, generators, "
-            "and functions at the top level of a module. Move the function there, with its settings as constants, or "
-            f"give it {TO_DIGEST}{otherwise}",
+            f"a later run cannot recognise {error.what} at {error.where or 'the top'}. Allowed: tensors, arrays, "
+            "pictures, numbers, texts, generators, and functions at the top level of a module",
+            "Move a function to the top level of a module, with its settings as constants, or give the object "
+            f"{TO_DIGEST}{otherwise}",
         ) from None
 
 
@@ -168,7 +168,7 @@ def _beside_components(pipe: Any) -> Iterator[tuple[str, Any]]:
     try:
         kind = kind_of(pipe)
         settings, parts = kind.settings(pipe), kind.parts(pipe)
-    except UnsupportedModel:  # an object with components that is no host
+    except UnsupportedModel:  # an object with components, but not a host
         settings, parts = None, pipe.components
     if settings is not None:
         yield from settings.items()

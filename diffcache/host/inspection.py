@@ -56,7 +56,7 @@ def has_components(value: Any) -> bool:
 
 
 def is_pipeline(value: Any) -> bool:
-    """Return whether ``value`` has components and a noise scheduler, and is no :class:`diffcache.Loop`."""
+    """Return whether ``value`` has components and a noise scheduler, and is not a :class:`diffcache.Loop`."""
     return not isinstance(value, Loop) and has_components(value) and hasattr(value, "scheduler")
 
 

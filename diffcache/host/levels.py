@@ -64,9 +64,9 @@ def _obstacle(pipe: Any, scheduler: Any, steps: int, start: int, levels: np.ndar
     """Return the reason why a run cannot go over these levels, or None if it can."""
     sigmas = getattr(scheduler, "sigmas", None)
     if not isinstance(sigmas, Tensor) or sigmas.shape != (steps + 1,):
-        return "it has no noise levels, one per step and one to end at"
+        return "it does not have one noise level per step and a final one"
     if start:
-        return f"the loop starts at step {start}, on a state made for a level of its own"
+        return f"the loop starts at step {start}, from a state that was made for the unmoved level"
     if getattr(scheduler, "order", 1) != 1:
         return "it visits levels more than once"
     if others := _per_step(scheduler, steps):

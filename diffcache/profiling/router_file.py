@@ -174,7 +174,7 @@ def _rows(where: str, routers: object) -> np.ndarray:
     """Return the probabilities, float64 [T, 2 · depth]. Row 0 is the cleanest step.
 
     Raises:
-        DocumentError: ``routers`` is no dictionary of such rows.
+        DocumentError: ``routers`` is not a dictionary of such rows.
     """
     if not isinstance(routers, Mapping) or not routers:
         refuse(where, "routers", f"found {type(routers).__name__}", "a dictionary of '0.prob', '1.prob', …")

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import Online, SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers._sites import at, count
 from diffcache.schedulers._threshold import residual_reuse
 
@@ -52,7 +52,11 @@ def moving_stacks(profile: Profile) -> dict[str, SiteProfile]:
     """
     found = {name: site for name, site in at(profile, "stack").items() if site.input_change.any()}
     if not found:
-        raise BadOption("profile", "one of stacks whose input never changes", "one with a stack that sees the sample")
+        raise Unusable(
+            "profile",
+            "the input of every measured stack is the same at all steps",
+            "Measure a stack that takes the sample as input",
+        )
     return found
 
 

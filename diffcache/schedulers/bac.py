@@ -72,7 +72,7 @@ def plan(
         return _partition.planned(profile, computed_steps, unified=unified, **acs)  # type: ignore[arg-type]
     if acs != ACS:
         changed = ", ".join(f"{name}={value}" for name, value in acs.items() if value != ACS[name])
-        raise BadOption("n", n, f"0 where {changed} is given: updates bubble between sublayers with masks of the paper")
+        raise BadOption("n", n, f"0 with {changed}: updates bubble only between sublayers with the masks of the paper")
     return _with_bubbling(profile, computed_steps, n, stacks)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import Online, SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Grid, Planned
 from diffcache.schedulers._greedy import asked, in_a_row, online, per_decision
 from diffcache.schedulers._sites import at, count
@@ -61,8 +61,10 @@ def plan(
     first, row = count("warmup", warmup), in_a_row(most, profile.steps)
     site = at(profile, "model")["model"]
     if site.residual is None:
-        raise BadOption(
-            "profile", "one without a residual of 'model'", "one of a model whose input has its output's shape"
+        raise Unusable(
+            "profile",
+            "it has no residual of 'model'",
+            "Pass a profile of a model with an input and an output of the same shape",
         )
     notes = {}
     if threshold is None:

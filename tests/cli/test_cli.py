@@ -106,13 +106,16 @@ def test_plan_without_a_scheduler_takes_this_projects_own(command: Command, meas
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "budget='no goal' was given. Allowed: exactly one of --steps, --speedup, --max-error-db."),
-        (["--memory-bytes", 9], "budget='no goal' was given."),
-        (["--steps", 4, "--speedup", 2], "budget='--steps and --speedup' was given. Allowed: exactly one of"),
+        ([], "budget cannot be used: no goal was given. Pass exactly one of --steps, --speedup, --max-error-db."),
+        (["--memory-bytes", 9], "no goal was given."),
+        (
+            ["--steps", 4, "--speedup", 2],
+            "budget cannot be used: --steps and --speedup were given. Pass exactly one of",
+        ),
         (["--steps", 0], "computed_steps=0.0 was given. Allowed: 1 or more."),
         (["--steps", 13], "computed_steps=13.0 was given. Allowed: 1 to 12, the steps of the profile."),
         (["--speedup", 0.5], "speedup=0.5 was given."),
-        (["--steps", 4, "--memory-bytes", 9], "memory_bytes=9 was given. Allowed: 4096 or more, which"),
+        (["--steps", 4, "--memory-bytes", 9], "memory_bytes=9 was given. Allowed: 4096 or more, the bytes that"),
         (["--steps", 4, "--scheduler", "unifrom"], "Did you mean 'uniform'?"),
         (["--steps", 4, "--scheduler", "taylorseer:order=9"], "order=9 was given. Allowed: 0 to 4."),
         (["--steps", 4, "--out", "nowhere/file.safetensors"], "a file in a folder that exists"),
@@ -230,9 +233,13 @@ def test_coefficients_of_anchors_that_do_not_exist_yet_are_left_out() -> None:
 
 def test_show_refuses_what_does_not_go_together(command: Command, tmp_path: Path) -> None:
     plan, found = schedule().save(tmp_path / "s.safetensors"), profile().save(tmp_path / "p.safetensors")
-    assert "Allowed: a schedule, where --coefficients" in refused(command, "show", found, "--coefficients")
-    assert "Allowed: a schedule, where" in refused(command, "show", found, "--profile", found, "--plot", "x.png")
-    assert "Allowed: beside --plot" in refused(command, "show", plan, "--profile", found)
+    assert "is a profile, and --coefficients and --profile need a schedule" in refused(
+        command, "show", found, "--coefficients"
+    )
+    assert "is a profile, and --coefficients and --profile need a schedule" in refused(
+        command, "show", found, "--profile", found, "--plot", "x.png"
+    )
+    assert "it has an effect only with --plot" in refused(command, "show", plan, "--profile", found)
 
 
 def test_a_plot_without_matplotlib_is_one_error_that_names_the_extra(
@@ -264,7 +271,7 @@ def test_a_plot_is_written_where_it_is_wanted(command: Command, tmp_path: Path) 
 @pytest.mark.parametrize(("name", "text"), [("a.jsonl", "[" * 200_000), ("a.jsonl", "{" * 9), ("a.jsonl", "[1]")])
 def test_rows_that_are_no_objects_are_one_error(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(BadOption, match="one JSON object a line"):
+    with pytest.raises(BadOption, match="one JSON object on each line"):
         _samples.read(tmp_path / name)
 
 

@@ -161,7 +161,9 @@ def test_embeddings_become_tensors_of_the_network() -> None:
     assert call["prompt_embeds"].dtype == torch.bfloat16
     assert call["output_type"] == "latent"
     rows[1]["prompt_embeds"] = [[1.0]]
-    with pytest.raises(BadOption, match="prompt_embeds='of several shapes"):
+    with pytest.raises(
+        BadOption, match="prompt_embeds cannot be used: the values of the samples have different shapes"
+    ):
         calls_of(Loaded(pipe), rows, None, 2, {})
 
 
@@ -254,7 +256,7 @@ def test_a_function_brings_a_pipeline(command: Command, module: Path) -> None:
 def test_a_function_brings_calls_too(command: Command, module: Path) -> None:
     assert command("mine:with_calls", "--out", "p.safetensors")[0] == 0
     assert Profile.load("p.safetensors").samples == 2
-    assert "brings calls of its own" in refused(command, "mine:with_calls", "--steps", 3)
+    assert "returns its own calls" in refused(command, "mine:with_calls", "--steps", 3)
 
 
 def test_a_saved_pipeline_is_loaded_from_its_folder(command: Command, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[DiffCacheError], str]] = {
     "a generator": (lambda: (good() for _ in range(2)), BadOption, "at least one dictionary"),
     "a number": (lambda: 3, BadOption, "at least one dictionary"),
     "nothing": (lambda: None, BadOption, "at least one dictionary"),
-    "a key that is no text": (lambda: [good() | {1: 2}], BadOption, "names of arguments, as text"),
+    "a key that is no text": (lambda: [good() | {1: 2}], BadOption, "Use the names of arguments as keys"),
     "an unknown argument": (lambda: [good(), good(steps=20)], UnknownName, "of FluxPipeline called 'steps'"),
     "no steps": (lambda: [good(num_inference_steps=0)], BadOption, "num_inference_steps=0"),
     "half a step": (lambda: [good(num_inference_steps=2.5)], BadOption, "num_inference_steps=2.5"),
@@ -98,9 +98,9 @@ CALLS: dict[str, tuple[Callable[[], Any], type[DiffCacheError], str]] = {
     "steps as text": (lambda: [good(num_inference_steps="6")], BadOption, "num_inference_steps='6'"),
     "NaN": (lambda: [good(guidance_scale=math.nan)], BadOption, "a finite number"),
     "no height": (lambda: [good(height=0)], BadOption, "'height'"),
-    "an empty batch": (lambda: [good(prompt_embeds=torch.zeros(0, 4, 8))], BadOption, "an empty batch"),
-    "no prompts": (lambda: [good(prompt=[], prompt_embeds=...)], BadOption, "an empty batch"),
-    "no generators": (lambda: [good(generator=[])], BadOption, "an empty batch"),
+    "an empty batch": (lambda: [good(prompt_embeds=torch.zeros(0, 4, 8))], BadOption, "the batch is empty"),
+    "no prompts": (lambda: [good(prompt=[], prompt_embeds=...)], BadOption, "the batch is empty"),
+    "no generators": (lambda: [good(generator=[])], BadOption, "the batch is empty"),
     "a seed for a generator": (lambda: [good(generator=3)], BadOption, "torch.Generator"),
     "too few generators": (
         lambda: [good(prompt=["a", "b", "c"], prompt_embeds=..., generator=[torch.Generator()] * 2)],
@@ -175,7 +175,7 @@ def test_calls_that_run_twice_need_noise_that_repeats(verb: str, options: dict[s
         "evaluate": lambda: evaluate(untouchable(), {}, calls, out=tmp_path),
         "optimize": lambda: optimize(untouchable(), calls, 2, **options),
     }
-    with pytest.raises(BadOption, match="call 1 without generator"):
+    with pytest.raises(BadOption, match="call 1 has no generator"):
         ask[verb]()
 
 
@@ -195,7 +195,7 @@ def test_a_required_argument_that_is_missing_is_named() -> None:
         (math.inf, {}, "computed_steps=inf"),
         ("2", {}, "computed_steps='2'"),
         (True, {}, "computed_steps=True"),
-        (None, {}, "exactly one of"),
+        (None, {}, "Set exactly one of"),
         (STEPS + 0.5, {"sites": "block"}, f"1 to {STEPS}"),
         (STEPS + 1, {"scheduler": "path"}, f"1 to {STEPS}"),
         (Budget(speedup=STEPS + 1), {}, f"up to {STEPS}"),
@@ -413,7 +413,7 @@ def test_calls_of_a_loop_of_ones_own_are_checked_too() -> None:
                 verb(loop, calls)
     with pytest.raises(BadOption, match="sample=None"):
         measure(Loop(Transformer().eval()), [{"seed": 1}])
-    with pytest.raises(BadOption, match="call 0 without generator"):
+    with pytest.raises(BadOption, match="call 0 has no generator"):
         evaluate(loop, {}, [{"start": 1.0}])
 
 

@@ -241,7 +241,7 @@ def test_a_kind_of_another_package_is_measured_estimated_evaluated_and_optimized
     calls = [example.call(decoder)] * 4
     assert diffcache.estimate(decoder, "uniform:every=2", **calls[0]).compute_fraction == pytest.approx(0.5)
     profile = diffcache.measure(decoder, calls[:2])
-    assert profile.provenance["no_dynamics"].startswith("the state is no floating-point tensor")
+    assert profile.provenance["no_dynamics"].startswith("the state is not a floating-point tensor")
     schedule = diffcache.optimize(decoder, calls, 4)
     found = diffcache.evaluate(decoder, {"ours": schedule}, calls[:2], out=tmp_path)
     assert list(found.record["metrics"]) == ["state"]

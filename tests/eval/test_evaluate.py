@@ -304,7 +304,7 @@ def test_processes_share_an_evaluation(tmp_path: Path, made: evaluation.Evaluati
 def test_calls_without_noise_of_their_own_are_refused(tmp_path: Path) -> None:
     call = calls(1)[0]
     del call["generator"]
-    with pytest.raises(BadOption, match="call 0 without generator"):
+    with pytest.raises(BadOption, match="call 0 has no generator"):
         evaluate(model().pipe, {}, [call], out=tmp_path)
 
 
@@ -328,7 +328,7 @@ def test_what_cannot_be_is_said_before_anything_runs(
 
 
 def test_calls_have_one_number_of_steps(tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match=r"calls of \[6, 8\] steps"):
+    with pytest.raises(BadOption, match=r"different numbers of steps, \[6, 8\]"):
         evaluate(model().pipe, {}, [calls(1)[0], calls(1)[0] | {"num_inference_steps": 6}], out=tmp_path)
     with pytest.raises(BadOption, match="at least one"):
         evaluate(model().pipe, {}, [], out=tmp_path)

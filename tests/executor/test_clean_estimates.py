@@ -219,7 +219,7 @@ def test_a_schedule_of_estimates_is_tied_to_its_steps() -> None:
     plan = SitePlan(compute=compute, weights=weights, inputs=-0.5 * weights)
     denoisers = {"transformer": DenoiserPlan(sites={"model": plan})}
     schedule = CacheSchedule(steps=4, denoisers=denoisers, timesteps=np.array([4.0, 3.0, 2.0, 1.0]))
-    with pytest.raises(BadOption, match="predicts from outputs alone"):
+    with pytest.raises(BadOption, match="predicts from outputs only"):
         resampled(schedule, [4.0, 2.0, 1.0])
     assert show.table(plan).splitlines()[:2] == ["  step  newest  w0    v0", "     1       0   1  -0.5"]
 

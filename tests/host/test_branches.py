@@ -172,7 +172,7 @@ def test_numbers_of_forwards_that_only_add_up_are_refused() -> None:
     net = Net()
     with accelerated(net, "uniform:every=2"):
         for time in (ADDRESS, VALUE, NUMBER):
-            with pytest.raises(UnsupportedModel, match=r"2 time\(s\) at each of 12 timesteps"):
+            with pytest.raises(UnsupportedModel, match=r"2 call\(s\) of the network at each of 12 timesteps"):
                 loop(net, lambda i: "ccc"[: numbers[i]], time=time)
         with pytest.warns(FailedOpen, match="different times"):
             assert worst(loop(net, lambda i: "ccc"[: numbers[i]], time=SCALED)) < NEAR

@@ -88,7 +88,7 @@ def test_stages_of_a_solver_are_not_taken_for_affine_steps_however_little_they_m
 def test_more_forwards_than_were_told_are_an_error_and_forwards_outside_a_warning() -> None:
     net = Transformer().eval()
     diffcache.accelerate(net, "uniform:every=2")
-    with pytest.raises(UnsupportedModel, match=r"1 time\(s\) at each of 10 timesteps.*branches=2"):
+    with pytest.raises(UnsupportedModel, match=r"1 call\(s\) of the network at each of 10 timesteps.*branches=2"):
         sampled(net, branches=2, told=1)
     with pytest.warns(FailedOpen, match=r"outside of diffcache\.trajectory"):
         net(torch.zeros(2, HORIZON, ACTION), torch.ones(2), torch.zeros(1))
@@ -264,7 +264,7 @@ def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp
 
 def test_a_function_that_tells_of_no_loop_is_refused(tmp_path: Path) -> None:
     loop = diffcache.Loop(Transformer().eval(), lambda: torch.zeros(4, HORIZON, ACTION))
-    with pytest.raises(BadOption, match=r"0 trajectories.*one run of the loop"):
+    with pytest.raises(BadOption, match=r"0 trajectories.*Run the loop exactly once"):
         diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [{"seed": 0}], out=tmp_path, progress=False)
 
 

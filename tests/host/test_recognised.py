@@ -330,7 +330,7 @@ def test_functions_that_cannot_be_recognised_are_refused_before_anything_runs(
     monkeypatch.setattr(pipe.transformer, "forward", None)  # no run would survive
     call = TINY["flux"].call(pipe) | {"generator": torch.Generator(), "callback_on_step_end": UNSTABLE[says]}
     run_it = functools.partial(evaluate, pipe, {}, [call], metrics=("latent",), out=tmp_path, progress=False)
-    with pytest.raises(BadOption, match=rf"{says}.*callback_on_step_end.*Move the function there"):
+    with pytest.raises(BadOption, match=rf"{says}.*callback_on_step_end.*Move a function to the top level"):
         run_it() if verb == "evaluate" else measure(pipe, [call], resume=tmp_path)
 
 
@@ -497,7 +497,9 @@ def test_a_folder_belongs_to_one_pipeline(tmp_path: Path, monkeypatch: pytest.Mo
     calls = {name: [TINY[name].call(pipe) | {"generator": torch.Generator()}] for name, pipe in pipes.items()}
     record = evaluate(pipes["flux"], {}, calls["flux"], **options).folder / "record.json"
     before = record.read_bytes()
-    with pytest.raises(BadOption, match=r"out='evaluation'.*holds the evaluation of another pipeline.*FluxPipeline"):
+    with pytest.raises(
+        BadOption, match=r"out cannot be used: .*evaluation holds the evaluation of another pipeline.*FluxPipeline"
+    ):
         evaluate(pipes["dit"], {}, calls["dit"], **options)
     assert record.read_bytes() == before
 

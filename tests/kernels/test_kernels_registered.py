@@ -141,9 +141,9 @@ def test_triton_without_a_gpu_is_refused(name: str) -> None:
     if not importlib.util.find_spec("triton"):
         pytest.skip("needs triton")
     args, kwargs = arguments(name, "int8", full=True)
-    with pytest.raises(BadOption, match=r"'triton'.*torch sees no GPU here"):
+    with pytest.raises(BadOption, match=r"'triton'.*torch finds no GPU on this machine"):
         OPERATIONS[name](*args, **kwargs, backend="triton")
-    with pytest.raises(BadOption, match="torch sees no GPU here"):
+    with pytest.raises(BadOption, match="torch finds no GPU on this machine"):
         check_backend("triton")
 
 

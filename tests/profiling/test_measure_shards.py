@@ -275,8 +275,8 @@ def test_calls_that_share_a_generator_are_refused_where_processes_share_the_call
     pipe, one = shared("flux"), torch.Generator().manual_seed(0)
     made = [TINY["flux"].call(pipe) | {"generator": one} for _ in range(2)]
     for told in in_processes(2, lambda _: measure(pipe, made), tmp_path):
-        assert "with one generator in calls 0 and 1" in told
-        assert "a generator of its own for every call" in told
+        assert "calls 0 and 1 share a generator" in told
+        assert "Give each call a different generator" in told
 
 
 SHARE = """

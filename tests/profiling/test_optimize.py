@@ -199,7 +199,7 @@ def test_a_limit_of_time_is_written_down_and_bounds_the_call(monkeypatch: pytest
 
 def test_a_limit_of_time_at_inner_sites_is_refused() -> None:
     pipe = shared("flux")
-    with pytest.raises(BadOption, match=r"time_limit_s=5 was given\. Allowed: None at sites='block'"):
+    with pytest.raises(BadOption, match=r"time_limit_s cannot be used: sites='block' needs no search"):
         optimize(pipe, calls("flux", pipe), 3, sites="block", time_limit_s=5)
 
 
@@ -366,7 +366,7 @@ def test_calls_that_no_one_schedule_could_serve_are_refused() -> None:
     call = TINY["flux_true_cfg"].call(pipe)
     with pytest.raises(BadOption, match="calls that all take the same steps"):
         Calibration.record(pipe, [call, call | {"num_inference_steps": 4}])
-    with pytest.raises(BadOption, match="calls that all use guidance, or none that does"):
+    with pytest.raises(BadOption, match="they use several kinds of guidance"):
         Calibration.record(pipe, [call, call | {"true_cfg_scale": 1.0}])
 
 

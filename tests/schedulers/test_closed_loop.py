@@ -417,9 +417,9 @@ def test_a_plan_keeps_no_more_anchors_than_it_is_given(anchors: int) -> None:
 
 def test_what_cannot_be_planned_is_refused() -> None:
     loop = Loop(8, 1)
-    with pytest.raises(BadOption, match="one without dynamics \\(none were measured\\)"):
+    with pytest.raises(BadOption, match="it has no dynamics \\(none were measured\\)"):
         plan(of(loop, dynamics=None), 3)
-    with pytest.raises(BadOption, match="one without dynamics \\(it clips\\)"):
+    with pytest.raises(BadOption, match="it has no dynamics \\(it clips\\)"):
         plan(of(loop, dynamics=None, provenance={"no_dynamics": "it clips"}), 3)
     for computed in (0, 9, 2.5):
         with pytest.raises(BadOption, match=r"computed_steps=.* Allowed: 1 to 8"):

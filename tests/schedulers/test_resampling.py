@@ -115,5 +115,5 @@ def test_what_cannot_be_resampled_is_refused() -> None:
         resampled(own, [1.0, 2.0])
     with pytest.raises(BadOption, match="a grid that falls"):
         resampled(own, [])
-    with pytest.raises(BadOption, match="on a grid it names"):
+    with pytest.raises(BadOption, match="it has no timesteps"):
         resampled(dataclasses.replace(own, timesteps=None), [3.0, 2.0])

@@ -273,7 +273,9 @@ def test_operations_count_where_no_time_was_measured_or_where_they_are_asked_for
         plan(measured(timeless, dynamics=None), 4, sites="block").notes["work"]
         == plan(found, 4, sites="block", cost="flops").notes["work"]
     )
-    with pytest.raises(BadOption, match=r"cost='seconds' was given.*neither seconds nor flops of every site"):
+    with pytest.raises(
+        BadOption, match=r"cost='seconds' cannot be used: the profile did not measure it for every site"
+    ):
         plan(measured(timeless), 4, sites="block", cost="seconds")
 
 
@@ -302,7 +304,7 @@ def test_a_greatest_age_is_kept_to() -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "words"),
     [
-        ({"influence": None}, {}, "without the influence of 'block:b.0'.*sites='block'"),
+        ({"influence": None}, {}, "it has no influence of 'block:b.0'.*sites='block'"),
         ({}, {"sites": "stack"}, "sites='stack'.*model, block"),
         ({}, {"reuse": "input"}, "reuse='input'.*output, residual"),
         ({}, {"cost": "money"}, "cost='money'.*measured, seconds, flops"),

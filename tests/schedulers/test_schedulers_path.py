@@ -401,6 +401,6 @@ def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, An
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_dynamics_edges_are_local(kind: str) -> None:
     found = measured(9, dynamics=None, provenance={"no_dynamics": "it clips"})
-    with pytest.raises(BadOption, match=r"without dynamics \(it clips\)'.* with dynamics, or edge='local'"):
+    with pytest.raises(BadOption, match=r"it has no dynamics \(it clips\).* with dynamics, or edge='local'"):
         plan(found, 4, kind=kind)
     assert plan(found, 4, kind=kind, edge="local").sites["model"].steps_computed == 4

@@ -165,9 +165,14 @@ def test_a_prescale_comes_from_the_profile() -> None:
     ("found", "store", "memory", "words"),
     [
         (root, "int3", None, r"store='int3' was given. Allowed: None, 'auto', 'bf16', 'int8', 'fp8', 'int4'"),
-        (root, "auto", None, r"store='auto' was given. Allowed: a format, or 'auto' with a budget that says memory"),
-        (lambda: root(kept={}), "int8", 10**6, r"a profile that did not measure it. Measure it anew"),
-        (lambda: root(kept={}), "auto", 10, r"a profile that did not measure it"),
+        (root, "auto", None, "store cannot be used: 'auto' needs a memory limit"),
+        (
+            lambda: root(kept={}),
+            "int8",
+            10**6,
+            "store='int8' cannot be used: the profile measured the bytes of no format",
+        ),
+        (lambda: root(kept={}), "auto", 10, "the profile measured the bytes of no format"),
         (root, "auto", 10, r"memory_bytes=10 was given. Allowed: 532 or more"),
     ],
 )

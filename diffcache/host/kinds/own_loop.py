@@ -37,7 +37,7 @@ calls = [{"seed": seed, **arguments}
     fallback = True
 
     def recognises(self, value: Any) -> bool:
-        """Return whether ``value`` is a :class:`diffcache.Loop`, or a network that is no policy."""
+        """Return whether ``value`` is a :class:`diffcache.Loop`, or a network that is not a policy."""
         return isinstance(value, Loop) or (
             isinstance(value, nn.Module) and not any(hasattr(value, name) for name in (*ASKED, "components"))
         )

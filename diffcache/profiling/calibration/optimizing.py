@@ -16,7 +16,7 @@ from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
 from diffcache.documents.schedule import CacheSchedule, Expected, Origin, decibels
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.executor.store import Output
 from diffcache.patch import layer
 from diffcache.profiling.calibration.calibration import Calibration
@@ -86,7 +86,7 @@ def optimize(
     )
     if sites != "model":
         if time_limit_s is not None:
-            raise BadOption("time_limit_s", time_limit_s, f"None at sites={sites!r}: nothing is searched there")
+            raise Unusable("time_limit_s", f"sites={sites!r} needs no search", "Leave out time_limit_s")
         return _at_inner_sites(pipe, calls, budget, scheduler, held_out, sites, store, progress)
     total = len(calls) + len(held_out or ())
     with tqdm(total=total, desc="record", unit="call", disable=not progress) as bar:

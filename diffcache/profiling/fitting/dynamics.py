@@ -94,7 +94,7 @@ def measure_reach(replay: Replay) -> np.ndarray:
     """
     steps = len(replay.steps)
     like = replay.reference(0)
-    none = torch.zeros([len(like)] + [1] * (like.ndim - 1), device=like.device)  # in float32, whatever the loop's dtype
+    none = torch.zeros([len(like)] + [1] * (like.ndim - 1), device=like.device)  # in float32 for every dtype
     quiet = [Position(none, replay.start.scheduler)]
     for i, step in enumerate(replay.steps):
         quiet.append(quiet[-1].moved(step, replay.whole(i, none, quiet[-1])))

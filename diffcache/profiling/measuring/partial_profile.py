@@ -115,7 +115,7 @@ class PartialProfile:
         demand_agreement([calls[index].facts for index in sorted(calls)])
         for site, theirs in other.sites.items():
             mine = self.sites.get(site, [Sums() for _ in theirs])
-            if len(mine) != len(theirs):  # one of the two could not tell branches apart
+            if len(mine) != len(theirs):  # one of the two could not distinguish branches
                 mine, theirs = _together(mine), _together(theirs)
             for a, b in zip(mine, theirs, strict=True):
                 a.merge(b)

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffcache import host
 from diffcache.documents import files
 from diffcache.documents.checks import refuse
-from diffcache.errors import BadOption, DocumentError
+from diffcache.errors import BadOption, DocumentError, Unusable
 from diffcache.host.digest import TO_DIGEST, NoDigestError, digest_of
 from diffcache.profiling.measuring.partial_profile import Arrays, PartialProfile
 from diffcache.profiling.measuring.plausible import demand_sound
@@ -94,8 +94,12 @@ class MeasurementFolder:
             raise DocumentError(error.where, error.field, problem) from None
         for key in [*about, *found]:
             if about.get(key) != found.get(key):
-                was = f"{self.path} with {key} {found.get(key, 'unknown')}"
-                raise BadOption("resume", was, f"a folder of this measurement, with {key} {about.get(key, 'unknown')}")
+                raise Unusable(
+                    "resume",
+                    f"{self.path} holds a measurement with {key} {found.get(key, 'unknown')}, and this one has {key} "
+                    f"{about.get(key, 'unknown')}",
+                    "Choose another folder",
+                )
 
 
 def _about(pipe: Any) -> dict[str, str]:
@@ -110,10 +114,10 @@ def _about(pipe: Any) -> dict[str, str]:
 
 
 def _refused(name: str, reason: NoDigestError) -> str:
-    raise BadOption(
+    raise Unusable(
         "resume",
-        f"a folder for a pipeline whose {name} has {reason.what} at {reason.where or 'the top'}",
-        f"parts that can be recognised in a later run. Measure without resume, or give the object {TO_DIGEST}",
+        f"{name} of the pipeline has {reason.what} at {reason.where or 'the top'}, which a later run cannot recognise",
+        f"Measure without resume, or give the object {TO_DIGEST}",
     )
 
 

@@ -93,7 +93,7 @@ class _Forward:
 
     def look(self, tensor: Tensor) -> Tensor | None:
         """Return a copy of a few tokens. A tensor that one site passes to the next unchanged is copied once."""
-        version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
+        version = -1 if tensor.is_inference() else tensor._version  # rises when the tensor is written to
         if self.latest and self.latest[0] is tensor and self.latest[1] == version >= 0:
             return self.latest[2]
         seen = few(tensor, self.batch)

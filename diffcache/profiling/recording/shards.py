@@ -31,7 +31,7 @@ def all_shares(share: Share) -> list[bytes]:
         found, failure = b"", None
         try:
             found = share(rank, size)
-        except Exception as error:  # the others wait for this process; it has to tell them first
+        except Exception as error:  # the other processes wait for this one, which has to report the error first
             failure = error
         trouble = "" if failure is None else f"{type(failure).__name__}: {failure}"
         troubles = [text.decode() for text in _exchanged(trouble.encode(), size)]

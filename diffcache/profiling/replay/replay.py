@@ -97,7 +97,7 @@ class Replay:
             raise NotReplayable("several denoisers are called in one step.")
         _demand_batches(self.steps)
         if not (isinstance(first.state, Tensor) and first.state.is_floating_point()):
-            raise NotReplayable("the state is no floating-point tensor: tokens, for example.")
+            raise NotReplayable("the state is not a floating-point tensor. It may hold tokens, for example.")
         self.first_steps = trajectory.first_steps
         self.batch_copies = _batch_copies(self.steps[-1])
         per_forward = max(1, len(first.calls[0].output) * self.batch_copies // len(first.model_output))
@@ -367,7 +367,7 @@ class Replay:
                 self.guidance = [both] * len(self.steps)
                 if all(self._close(self.guided(i, self.recorded(i)), self._handed(i)) for i in range(len(self.steps))):
                     return self.guidance
-        raise NotReplayable(f"the guided output is no linear combination of the branches (error {worst:.1e}).")
+        raise NotReplayable(f"the guided output is not a linear combination of the branches (error {worst:.1e}).")
 
     def _rescaled_weights(self) -> list[float]:
         """Find the weights of two branches, which add up to 1 or −1, in vectors that were rescaled afterwards.

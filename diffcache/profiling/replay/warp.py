@@ -117,7 +117,7 @@ class Movable:
                 raise CannotFollow("a number that the denoiser is given changes with the steps, not with the timestep")
             found[index] = float(slope), float(offset)
         if not found:
-            raise CannotFollow("how the denoiser is told the timestep is not known")
+            raise CannotFollow("the argument that passes the timestep to the denoiser is not known")
         return found
 
 
