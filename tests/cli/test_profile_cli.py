@@ -88,7 +88,7 @@ def test_an_object_is_a_sample(tmp_path: Path) -> None:
         ("p.txt", b"\xff\xfe\x00", "can be read"),
     ],
 )
-def test_a_file_that_cannot_be_is_told_by_its_line(name: str, text: str | bytes, told: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_the_line(name: str, text: str | bytes, told: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadOption, match=told):
@@ -148,7 +148,7 @@ def test_seeds_of_a_row_are_its_own() -> None:
         calls_of(Loaded(Pipe()), [{"prompt": "a"}], None, 0, {})
 
 
-def test_an_argument_that_the_pipeline_does_not_take_is_told() -> None:
+def test_an_argument_that_the_pipeline_does_not_take_is_reported() -> None:
     with pytest.raises(UnknownName, match=r"no argument of Pipe called 'guidance'.*Did you mean 'guidance_scale'"):
         calls_of(Loaded(Pipe()), [{"prompt": "a", "guidance": 2}], None, 1, {})
 
@@ -232,7 +232,7 @@ def test_a_demo_model_from_prompts_to_profile(command: Command, tmp_path: Path) 
     assert diffcache.plan(profile, "closed_loop", 2).computed_steps == 2
 
 
-def test_a_demo_model_has_prompts_of_its_own(command: Command, tmp_path: Path) -> None:
+def test_a_demo_model_has_default_prompts(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "dit.safetensors"
     assert command("demo:dit", "--steps", 2, "--batch", 16, "--out", out)[0] == 0
     profile = Profile.load(out)

@@ -270,7 +270,7 @@ def test_pre_commit_and_the_dev_extra_name_the_same_versions() -> None:
     }
 
 
-def test_two_versions_of_one_tool_are_told_apart() -> None:
+def test_two_versions_of_one_tool_are_distinguished() -> None:
     assert pins('["ruff==0.1.0"]') != pins('["ruff==0.1.1"]')
     assert pins('["ruff==0.1.0", "ruff==0.1.1"]') == {"ruff": {"0.1.0", "0.1.1"}}
 

@@ -253,7 +253,7 @@ def test_a_kind_of_another_package_is_measured_estimated_evaluated_and_optimized
         assert "4 computed in full, 4 predicted" in str(diffcache.report(decoder))
 
 
-def test_a_kind_that_is_no_kind_is_refused_by_name() -> None:
+def test_an_object_that_is_not_a_kind_is_refused_by_name() -> None:
     class Wrong:
         DIFFCACHE_KIND = "masked"
 

@@ -69,7 +69,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "here" / "diffcache"
 
 
-def test_every_heavy_import_and_every_question_to_cuda_is_heard_of(copy: Path) -> None:
+def test_every_heavy_import_and_every_question_to_cuda_is_reported(copy: Path) -> None:
     lines = [f"import {name}" for name in HEAVY]
     (copy / "_planted.py").write_text(
         "\n".join([*lines, "import torch", "torch.cuda.is_available()"]), encoding="utf-8"

@@ -85,7 +85,7 @@ NOT_A_PIPELINE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("kind", NOT_A_PIPELINE)
-def test_something_that_is_no_pipeline_is_refused_by_its_type(kind: str, pipe: Any) -> None:
+def test_something_that_is_not_a_pipeline_is_refused_by_its_type(kind: str, pipe: Any) -> None:
     before = dicts(pipe)
     with pytest.raises(UnsupportedModel) as refused:
         accelerate(NOT_A_PIPELINE[kind](pipe), "uniform:every=2")
@@ -99,7 +99,7 @@ def test_something_that_is_no_pipeline_is_refused_by_its_type(kind: str, pipe: A
     assert dicts(pipe) == before
 
 
-def test_the_network_of_a_pipeline_alone_is_no_pipeline_and_the_first_call_says_so() -> None:
+def test_the_network_of_a_pipeline_alone_is_not_a_pipeline_and_the_first_call_warns() -> None:
     pipe = fresh("flux")
     with (
         accelerated(pipe.transformer, "uniform:every=2"),

@@ -370,7 +370,7 @@ def demonstrations_env(demonstrations: ModuleType) -> Any:
     return env
 
 
-def test_rollouts_tell_success_from_failure_however_many_run_at_once(rollouts: ModuleType) -> None:
+def test_rollouts_distinguish_success_from_failure_for_any_batch_size(rollouts: ModuleType) -> None:
     two, three = Scripted(TASK), Scripted(TASK)
     found = rollouts.rollout(two, TASK, 3, seed=5, at_once=2, timed_alone=1)
     assert found.success.all()

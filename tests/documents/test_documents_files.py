@@ -81,14 +81,14 @@ HUGE = '{"__metadata__": {"diffcache": "{}"}, "a": {"dtype": "F64", "shape": [99
         ),
     ],
 )
-def test_a_file_that_is_no_document(tmp_path: Path, data: bytes, field: str, words: str) -> None:
+def test_a_file_that_is_not_a_document_is_refused(tmp_path: Path, data: bytes, field: str, words: str) -> None:
     path = tmp_path / "schedule.safetensors"
     path.write_bytes(data)
     refused(CacheSchedule, path, field, words)
     refused(Profile, path, field, words)
 
 
-def test_a_zip_archive_is_told_from_a_document(tmp_path: Path) -> None:
+def test_a_zip_archive_is_distinguished_from_a_document(tmp_path: Path) -> None:
     path = tmp_path / "schedule.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data.pkl", b"")

@@ -283,7 +283,7 @@ class Forgetful(Posterior):
         return super().forward(x, timestep) * (1 + 0.1 * self.calls)
 
 
-def test_what_a_network_does_not_do_twice_is_no_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_does_not_repeat_its_outputs_cannot_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "Posterior", Forgetful)
     schedule = diffcache.optimize(looped(diffusers.DDIMScheduler), CALLS[:2], 6)
     assert schedule.provenance["fit_target"] == "output"

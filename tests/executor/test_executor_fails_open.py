@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
-def test_an_output_that_is_not_finite_is_no_anchor(bad: float) -> None:
+def test_an_output_that_is_not_finite_does_not_become_an_anchor(bad: float) -> None:
     """Step 3 gives NaN: step 4, which would refer to it, is computed; steps 6 and 7 refer to step 5 and are not."""
     pipe = loop(odd=lambda call, output: (output, torch.full((2,), bad if call == 2 else 1.0)))
     with accelerated(pipe, bound(pipe, hold(MASK))):  # computed: 0, 2, 3, 5

@@ -74,7 +74,7 @@ def test_nan_in_the_state_computes(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["first_block", "output_rate", "drift"])
-def test_another_resolution_in_mid_run_is_computed_and_told(rule: str) -> None:
+def test_another_resolution_in_mid_run_is_computed_and_reported(rule: str) -> None:
     """And what was computed serves from there on: the newest output is the anchor. A guard changes no anchors."""
     pipe = loop()
     pipe.before = lambda i, x: torch.cat([x, x], dim=1) if i == 4 else x

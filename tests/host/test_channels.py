@@ -106,7 +106,7 @@ def test_easycache_predicts_where_conditions_surround_the_sample(name: str) -> N
     assert all(row.predicted > 0 for row in rows)
 
 
-def test_a_sample_that_is_not_found_is_said_and_everything_is_computed() -> None:
+def test_a_sample_that_is_not_found_is_reported_and_everything_is_computed() -> None:
     pipe = small_loop()
     pipe.behind = lambda x: [torch.rand_like(x)]
     pipe.before = lambda i, x: x
@@ -164,7 +164,7 @@ def test_guided_stable_video_is_known_to_be_guided() -> None:
             run(pipe, call)
 
 
-def test_a_condition_that_samples_share_is_no_guidance() -> None:
+def test_a_condition_that_samples_share_does_not_count_as_guidance() -> None:
     pipe = small_loop()
     pipe.behind = lambda x: [torch.ones_like(x[:, :1])]
     x = noise(2, 3, 4, 5)

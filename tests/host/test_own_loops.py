@@ -85,7 +85,7 @@ def test_stages_of_a_solver_are_not_taken_for_affine_steps_however_little_they_m
     assert "evaluates the network in stages" in schedule.provenance["fit_target_reason"]
 
 
-def test_more_forwards_than_were_told_are_an_error_and_forwards_outside_a_warning() -> None:
+def test_more_forwards_than_expected_are_an_error_and_forwards_outside_a_warning() -> None:
     net = Transformer().eval()
     diffcache.accelerate(net, "uniform:every=2")
     with pytest.raises(UnsupportedModel, match=r"1 call\(s\) of the network at each of 10 timesteps.*branches=2"):
@@ -145,7 +145,7 @@ def test_trajectories_within_another_are_refused_and_leave_nothing() -> None:
     assert set(vars(net)) == before
 
 
-def test_too_few_forwards_are_told() -> None:
+def test_too_few_forwards_are_reported() -> None:
     net = randomised(Transformer())
     with diffcache.accelerated(net, "uniform:every=2"), pytest.warns(FailedOpen, match="called less often"):
         sampled(net, branches=1, told=2)
@@ -199,7 +199,7 @@ def test_a_time_that_is_written_into_is_recorded_as_it_was() -> None:
         assert fitted < far(loop(seed=7), full)
 
 
-def test_threads_have_loops_of_their_own() -> None:
+def test_threads_have_separate_loops() -> None:
     net = randomised(Transformer())
     turn = threading.Barrier(2)
 
@@ -249,7 +249,7 @@ def test_a_loop_of_ones_own_is_evaluated_by_its_last_states(tmp_path: Path) -> N
     assert ours["scores"]["latent"]["mean"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-4)
 
 
-def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp_path: Path) -> None:
+def test_a_loop_that_takes_its_number_of_steps_is_compared_with_fewer_steps(tmp_path: Path) -> None:
     loop = own(Transformer().eval(), None)
     call = {"seed": 0, "num_inference_steps": 2 * STEPS}
     found = diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [call], out=tmp_path, progress=False)
@@ -262,7 +262,7 @@ def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp
     ]
 
 
-def test_a_function_that_tells_of_no_loop_is_refused(tmp_path: Path) -> None:
+def test_a_function_that_runs_no_trajectory_is_refused(tmp_path: Path) -> None:
     loop = diffcache.Loop(Transformer().eval(), lambda: torch.zeros(4, HORIZON, ACTION))
     with pytest.raises(BadOption, match=r"0 trajectories.*Run the loop exactly once"):
         diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [{"seed": 0}], out=tmp_path, progress=False)

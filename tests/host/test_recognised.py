@@ -71,7 +71,7 @@ def test_every_element_of_a_tensor_counts_and_so_does_its_place(dtype: torch.dty
         assert tensor_hash(one.roll(1)) != was
 
 
-def test_the_hash_is_of_elements_whatever_memory_they_lie_in() -> None:
+def test_the_hash_depends_on_elements_and_not_on_memory_layout() -> None:
     one = torch.randn(37, 2 * BLOCK + 3)
     assert tensor_hash(one.t().contiguous().t()) == tensor_hash(one)
     shifted = torch.randn(2 * BLOCK + 1).to(torch.bfloat16)[1:]

@@ -300,7 +300,7 @@ def left_by(wrap: Callable[[nn.Module], Tally], found: list[str]) -> dict[str, l
 @at_model_and_block
 @pytest.mark.parametrize("stranger", ["below", "above"])
 @pytest.mark.parametrize("first_off", ["ours", "theirs"])
-def test_a_stranger_on_the_same_modules_works_on_and_leaves_in_any_order(
+def test_a_foreign_wrapper_on_the_same_modules_keeps_working_and_leaves_in_any_order(
     wrap: Callable[[nn.Module], Tally], spec: str, stranger: str, first_off: str
 ) -> None:
     pipe = warm("flux")
@@ -342,7 +342,7 @@ def test_a_stranger_on_the_same_modules_works_on_and_leaves_in_any_order(
 
 
 @STRANGERS
-def test_a_stranger_that_stays_above_us_loses_nothing_when_we_leave_and_come_back(
+def test_a_foreign_wrapper_above_a_layer_keeps_working_when_the_layer_leaves_and_returns(
     wrap: Callable[[nn.Module], Tally],
 ) -> None:
     pipe = warm("flux")
@@ -470,7 +470,7 @@ def test_the_noise_scheduler_may_be_copied_in_mid_run_and_the_copy_is_plain() ->
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_what_stays_inert_below_a_stranger_neither_refuses_copies_nor_ties_them_to_the_original(
+def test_an_inert_layer_below_a_foreign_wrapper_neither_refuses_copies_nor_ties_them_to_the_original(
     copied: Callable[[Any], Any],
 ) -> None:
     module = nn.Linear(2, 2)

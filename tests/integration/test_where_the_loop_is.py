@@ -92,7 +92,7 @@ def test_a_late_start_begins_with_a_computed_step(name: str, strength: float) ->
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS["sdxl_img2img"])
-def test_a_late_start_is_seen_with_noise_schedulers_that_are_not_told_of_it(scheduler: str) -> None:
+def test_a_late_start_is_seen_with_noise_schedulers_that_do_not_record_it(scheduler: str) -> None:
     pipe = with_scheduler(fresh("sdxl_img2img"), scheduler)
     started = []
 
@@ -143,7 +143,7 @@ def test_a_loop_that_ends_early_is_right_at_every_step(scheduler: str, predicted
 
 
 @pytest.mark.parametrize("name", ["flux_true_cfg", "chroma", "qwen_image", "lumina2", "wan", "hunyuan_video_true_cfg"])
-def test_branches_in_calls_of_their_own_have_anchors_of_their_own(name: str) -> None:
+def test_branches_in_separate_calls_have_separate_anchors(name: str) -> None:
     pipe = shared(name)
     with accelerated(pipe, "uniform:every=2"):
         run(pipe, TINY[name].call(pipe))

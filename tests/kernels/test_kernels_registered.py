@@ -115,7 +115,7 @@ def test_compiled_gives_what_torch_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize("length", [257, 258, 300])
-def test_compiled_tells_groups_of_every_length_apart(length: int) -> None:
+def test_the_compiled_form_distinguishes_groups_of_every_length(length: int) -> None:
     """Groups of unequal lengths, and of lengths that no vector of a CPU has."""
     if not shutil.which("g++"):
         pytest.skip("needs g++")

@@ -173,7 +173,7 @@ REACHED = [("flux", ""), ("dit", ""), ("wan", ""), ("stable_audio", ""), *(("sd1
 
 
 @pytest.mark.parametrize(("name", "noise_scheduler"), REACHED)
-def test_reach_tells_where_the_noise_scheduler_takes_an_error(name: str, noise_scheduler: str) -> None:
+def test_reach_states_where_the_noise_scheduler_takes_an_error(name: str, noise_scheduler: str) -> None:
     """Any errors, handed to any steps of the real loop."""
     one = calibration(name, noise_scheduler).replays[0]
     reach = measure_dynamics([one]).reach

@@ -172,7 +172,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         measure(pipe, calls("flux", 1), resume=tmp_path / "one")
 
 
-def test_other_calls_are_measured_and_damaged_files_told(tmp_path: Path) -> None:
+def test_other_calls_are_measured_and_damaged_files_reported(tmp_path: Path) -> None:
     pipe = shared("flux")
     measure(pipe, calls("flux", 2), resume=tmp_path)
     measure(pipe, calls("flux", 3), resume=tmp_path)

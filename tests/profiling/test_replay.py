@@ -120,7 +120,7 @@ def test_the_full_run_replayed_is_the_full_run(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "noise_scheduler"), [("pixart_sigma", "pndm"), ("sd15", "euler_ancestral")])
-def test_a_position_stays_valid_whatever_is_done_from_it(name: str, noise_scheduler: str) -> None:
+def test_a_position_stays_valid_after_any_continuation(name: str, noise_scheduler: str) -> None:
     one = calibration(name, noise_scheduler).replays[0]
     position = one.start
     for i in range(len(one.steps)):
@@ -215,7 +215,7 @@ def test_guidance_that_stretches_vectors_is_recognised(name: str, weights: list[
     assert calibration("chroma").replays[0].rescaled_branch is None
 
 
-def test_guidance_is_told_where_one_step_could_not_tell() -> None:
+def test_guidance_is_recognised_from_several_steps_if_one_is_ambiguous() -> None:
     one = record(shared("chroma"), TINY["chroma"].call(shared("chroma")))
     for call in one.steps[2].calls:  # as at first steps of many models: both branches answer the same
         call.outputs = (one.steps[2].calls[0].output,)

@@ -221,7 +221,7 @@ def test_the_fitted_weights_played_are_the_fitted_run(compute: np.ndarray, seed:
     assert again.error == fitted.error
 
 
-def test_samples_are_told_apart() -> None:
+def test_samples_are_distinguished() -> None:
     """One mean Gram table would give both the same decibels but for their peaks."""
     loop = Loop(10, 2)
     simulator = Simulator(loop.dynamics())

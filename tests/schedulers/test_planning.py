@@ -258,7 +258,7 @@ def test_fidelity_out_of_reach_says_what_is_possible(monkeypatch: pytest.MonkeyP
         plan(measurement(), "uniform", Budget(max_error_db=48))
 
 
-def test_fidelity_of_what_cannot_be_simulated_is_no_goal() -> None:
+def test_a_goal_of_fidelity_is_refused_if_the_plan_cannot_be_simulated() -> None:
     with pytest.raises(BadOption, match=r"max_error_db cannot be used: the final state of this plan"):
         plan(measurement(dynamics=None), "uniform", Budget(max_error_db=40))
 
@@ -328,7 +328,7 @@ def test_what_fits_is_left_as_it_is() -> None:
     assert plan(measurement(), "closed_loop", everything).computed_steps == 12
 
 
-def test_memory_beside_a_goal_of_fidelity() -> None:
+def test_a_memory_limit_combines_with_a_goal_of_fidelity() -> None:
     """What needs more anchors than there is room for takes more steps."""
     found = measurement()
     roomy = plan(found, "closed_loop", Budget(max_error_db=39))

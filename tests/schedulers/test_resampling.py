@@ -102,7 +102,7 @@ def test_a_resampled_schedule_runs_and_beats_reuse() -> None:
     assert scores[0] > scores[1]
 
 
-def test_levels_of_its_own_are_dropped() -> None:
+def test_moved_levels_are_dropped() -> None:
     own = made("■··■")
     moved = dataclasses.replace(own, sigmas=np.array([1.0, 0.8, 0.4, 0.3, 0.0]))
     with pytest.warns(Resampled):

@@ -197,7 +197,7 @@ def test_the_budget_is_kept_and_spent_as_long_as_that_helps(seed: int, share: fl
     assert here.sum() >= best - 1e-9
 
 
-def test_the_least_budget_is_kept_whatever_the_rounding() -> None:
+def test_the_least_budget_is_kept_for_every_rounding() -> None:
     for seed in range(300):
         draw = np.random.default_rng(seed)
         table, costs = -np.sort(-draw.uniform(0, 1, (2, 3)), axis=1), draw.uniform(0.1, 1, 2)
@@ -285,7 +285,7 @@ def test_parts_that_add_up_to_more_than_the_whole_leave_nothing_outside() -> Non
     assert made.notes["always runs"].startswith("0.0%")
 
 
-def test_memory_is_told() -> None:
+def test_memory_is_reported() -> None:
     sites = blocks(3, output_bytes=1000, calls=2)
     assert plan(measured(sites), STEPS, sites="block").notes["memory"] == "0 bytes kept"
     kept = [p for p in plan(measured(sites), 3, sites="block").sites.values() if not p.compute.all()]

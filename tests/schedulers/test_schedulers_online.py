@@ -299,7 +299,7 @@ def test_a_run_does_about_as_much_as_was_planned(name: str, scheduler: str) -> N
 
 
 @pytest.mark.parametrize("scheduler", ["firstblockcache", "teacache", "easycache"])
-def test_a_threshold_that_is_given_is_used_whatever_the_budget(scheduler: str) -> None:
+def test_a_threshold_that_is_given_is_used_for_every_budget(scheduler: str) -> None:
     schedule = planned(measured("flux"), scheduler, 3, threshold=0.125, most=2)
     rule = schedule.denoisers["transformer"].online
     assert rule is not None

@@ -75,7 +75,7 @@ def test_problems_side_by_side_do_not_mix(steps: int, problems: int, seed: int) 
         assert (together == np.stack([Cheapest(c, runs).compute(runs) for c in cost])).all()
 
 
-def test_what_there_is_room_for_is_said() -> None:
+def test_the_possible_numbers_of_runs_are_reported() -> None:
     with pytest.raises(BadOption, match=r"computed_steps=2 was given\. Allowed: 4 to 5 in runs of 2 to 3 steps"):
         demand_room(10, 2, least=2, most=3)
     demand_room(10, 4, least=2, most=3)
@@ -92,7 +92,7 @@ def test_errors_add_up_from_the_step_after_the_computed_one() -> None:
 
 
 @given(st.integers(1, 300), st.data())
-def test_bounds_leave_room_for_every_number_of_runs(steps: int, data: st.DataObject) -> None:
+def test_bounds_allow_every_number_of_runs(steps: int, data: st.DataObject) -> None:
     demand_room(steps, runs := data.draw(st.integers(1, steps)), *bounds(steps, runs))
 
 

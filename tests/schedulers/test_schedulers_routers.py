@@ -95,7 +95,7 @@ def test_with_an_odd_number_of_steps_the_first_one_runs_in_full_all_the_same(tmp
     assert router.compute[1].all()
 
 
-def test_what_kind_it_is_shows_in_the_arguments_or_in_the_frozen_row_or_is_said(tmp_path: Path) -> None:
+def test_the_kind_of_a_router_comes_from_the_arguments_the_frozen_row_or_the_user(tmp_path: Path) -> None:
     rows = probs()
     by_args = saved(tmp_path / "a.pt", content(rows, lambda_c=500))
     assert "harmonica" in str(router_file.read(by_args))
@@ -169,12 +169,12 @@ ROWS = content(probs())["routers"]
         ({"routers": ROWS | {"2.prob": torch.full((10,), float("nan"))}}, "found NaN, Inf or nothing"),
     ],
 )
-def test_what_is_no_router_is_refused(tmp_path: Path, value: Any, words: str) -> None:
+def test_something_other_than_a_router_is_refused(tmp_path: Path, value: Any, words: str) -> None:
     with pytest.raises(DocumentError, match=words):
         router_file.read(saved(tmp_path / "none.pt", value))
 
 
-def test_what_is_no_file_of_torch_is_refused(tmp_path: Path) -> None:
+def test_something_other_than_a_file_of_torch_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("routers")
     with pytest.raises(DocumentError, match="damaged, or no file of torch"):
         router_file.read(tmp_path / "text.pt")

@@ -145,7 +145,7 @@ def test_where_the_budget_cannot_be_met_it_stays_below() -> None:
     assert strips(of_sites({"model": moving(1, 1, 1, 1, 1)}), 5) == {"model": "■■■■■"}
 
 
-def test_what_must_be_computed_is_said_if_the_budget_is_too_small() -> None:
+def test_the_least_budget_is_reported_if_the_budget_is_too_small() -> None:
     found = of_sites({"model": moving(*range(1, 11))})
     with pytest.raises(
         BadOption, match=r"computed_steps=4 was given. Allowed: 6 or more with retention=0.4 and most=2"

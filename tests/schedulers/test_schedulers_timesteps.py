@@ -157,7 +157,7 @@ def test_outputs_that_stand_still_let_a_step_go_all_the_way() -> None:
         ({"inputs": reuse(evenly(6, 2)).weights}, "Use weights of outputs, or one reused"),
     ],
 )
-def test_predictions_the_tables_cannot_tell_are_refused(change: dict[str, np.ndarray], words: str) -> None:
+def test_predictions_that_the_tables_do_not_cover_are_refused(change: dict[str, np.ndarray], words: str) -> None:
     bare = dataclasses.replace(site(outputs()), residual=None, residual_ratio=None)
     with pytest.raises(BadOption, match=words):
         factors(bare, dataclasses.replace(reuse(evenly(6, 2)), **change))
@@ -200,7 +200,7 @@ def test_the_schedule_says_so_and_expects_nothing() -> None:
     assert "noise levels moved" in schedule.describe()
 
 
-def test_a_mask_may_have_several_options_of_its_own() -> None:
+def test_a_mask_may_have_several_options() -> None:
     plan(flat(), 4, mask="closed_loop:anchors=2;anchors=2".partition(";")[0])
     with pytest.raises(BadOption, match="one value, in the spec"):
         plan(flat(), 4, mask="closed_loop:anchors=2;anchors=2")
@@ -224,7 +224,7 @@ def test_levels_that_cannot_be_moved_are_refused(changes: dict[str, object], wor
         plan(profile(**{"start": 0} | changes), 3, mask="uniform")
 
 
-def test_a_last_level_that_is_kept_is_no_second_visit() -> None:
+def test_a_last_level_that_is_kept_does_not_count_as_a_second_visit() -> None:
     """UniPC with final_sigmas_type "sigma_min"."""
     assert plan(flat(sigmas=np.array([1, 0.8, 0.6, 0.4, 0.2, 0.1, 0.1])), 3, mask="uniform").sigmas is not None
 

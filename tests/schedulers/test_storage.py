@@ -101,7 +101,7 @@ def test_the_choice_fits_and_is_near_the_best_there_is(problem: tuple[Profile, P
             assert cache_bytes(found, other) > most or error_of(found, other) >= error_of(found, made) * (1 - 1e-9)
 
 
-def test_with_room_for_everything_everything_stays_exact() -> None:
+def test_with_memory_for_everything_all_outputs_stay_exact() -> None:
     sites = {f"block:b.{n}": site(np.ones((1, STEPS, 2)), output_bytes=100, kept=kept(100, 1.0)) for n in range(3)}
     planned = Planned(sites=dict.fromkeys(sites, hold("■·■·■·■·")))
     found = of_sites(sites)
@@ -196,7 +196,7 @@ def test_the_command_plans_formats(
 # Measured, and run.
 
 
-def test_a_profile_tells_the_error_of_each_format() -> None:
+def test_a_profile_states_the_error_of_each_format() -> None:
     pipe = shared("flux")
     call = TINY["flux"].call(pipe, batch=2)
     seen: list[torch.Tensor] = []
