@@ -130,7 +130,7 @@ def test_samples_that_agree_run_together() -> None:
     assert [(c["prompt"], c["guidance_scale"], seeds(c)) for c in calls] == [
         (["a", "b"], 5.0, [0, 1]),
         (["c"], 5.0, [2]),
-        (["d"], 2, [3]),  # a row's own goes before what is said for all
+        (["d"], 2, [3]),  # a value in a row overrides the value for all rows
         (["e"], 5.0, [4]),
     ]
     (call,) = calls_of(Loaded(Pipe()), [{"prompt": "a", "num_images_per_prompt": 2}], None, 2, {})

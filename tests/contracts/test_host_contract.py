@@ -153,7 +153,7 @@ def test_a_kind_answers_for_its_host(made: Callable[[], Example]) -> None:
 def test_a_watcher_sees_one_loop_for_each_call_and_leaves_no_trace(made: Callable[[], Example]) -> None:
     example = made()
     pipe = example.build()
-    pipe(**example.call(pipe))  # a first run may leave attributes of its own
+    pipe(**example.call(pipe))  # a first run may leave attributes
     before = attributes(pipe)
     events = Events()
     watcher = host.LoopWatcher(pipe, events)

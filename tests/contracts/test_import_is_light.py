@@ -58,7 +58,7 @@ def test_import_is_light() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The package's Python files, to be spoiled, and beside them stand-ins for everything heavy, installed or not."""
+    """Return a copy of the package's Python files that tests may change, with stand-ins for all heavy packages."""
     for path in PACKAGE.rglob("*.py"):
         target = tmp_path / "here" / "diffcache" / path.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)

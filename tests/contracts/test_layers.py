@@ -148,7 +148,7 @@ def inner_violations(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
 
 
 def reachable(start: str, inside: dict[str, set[str]]) -> dict[str, tuple[str, ...]]:
-    """Room -> a shortest chain of imports that leads to it from ``start``."""
+    """Package -> a shortest chain of imports that leads to it from ``start``."""
     chains = {start: (start,)}
     todo = [start]
     while todo:

@@ -1,4 +1,4 @@
-"""A room's names are its files; asking for one imports that one."""
+"""The names of a registry are its files; loading a name imports only its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOM = "house_of_tests.schedulers"
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package ``house_of_tests`` with a room of three names, and a stranger's package."""
+    """A package ``house_of_tests`` with a registry of three names, and a package of another author."""
     room = tmp_path / "house_of_tests" / "schedulers"
     room.mkdir(parents=True)
     (room.parent / "__init__.py").touch()

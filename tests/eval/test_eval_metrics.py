@@ -64,7 +64,7 @@ def shuffled(pictures: np.ndarray, amount: float, seed: int = 1) -> np.ndarray:
 DAMAGES = {"noise": noisy, "blur": blurred, "shift": shifted, "shuffle": shuffled}
 
 
-# --- the room -----------------------------------------------------------------------------------------------------
+# --- the registry of metrics --------------------------------------------------------------------------------------
 
 
 def test_every_metric_is_listed_and_says_what_it_is() -> None:

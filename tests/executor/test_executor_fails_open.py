@@ -1,4 +1,4 @@
-"""Where the executor cannot predict it computes in full, counts and tells."""
+"""The executor computes what it cannot predict in full, counts it and reports it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_another_output_for_the_same_input_is_computed() -> None:
 
 def test_outputs_whose_tensors_cannot_be_reached_are_computed() -> None:
     class Opaque(list):  # type: ignore[type-arg]
-        """A type that nobody has told torch how to take apart."""
+        """A type that is not registered with torch's pytree."""
 
     plain = loop(odd=lambda call, output: Opaque([output]))(noise())
     pipe = loop(odd=lambda call, output: Opaque([output]))
@@ -108,7 +108,7 @@ def test_a_step_beyond_the_schedule_is_computed() -> None:
 def ask_six_times_under_a_bar_of_four(pipe: Loop, timesteps: Tensor) -> None:
     with pipe.progress_bar(total=4):
         for i in range(6):
-            pipe.ask(noise(), timesteps[min(i, 3)] * 1, torch.tensor(0.0))  # a number: a view would tell its step
+            pipe.ask(noise(), timesteps[min(i, 3)] * 1, torch.tensor(0.0))  # a number: a view would show its step
             if i < 4:
                 pipe.scheduler.step(noise(), timesteps[i], noise())
 

@@ -414,7 +414,7 @@ def test_a_run_over_moved_noise_levels_is_refused_once_it_has_begun() -> None:
 
 
 def test_a_network_that_was_replaced_is_refused_all_the_same() -> None:
-    """Every later run would be in full as well: that is no request that does not fit, but a pipeline to accelerate."""
+    """Every later run would be in full as well, so the error is about the pipeline and not about the request."""
     pipe = loop()
     with accelerated(pipe, bound(pipe, hold(MASK)), mismatch="full"):
         pipe.transformer = Net().requires_grad_(False)

@@ -24,7 +24,7 @@ from diffcache.executor.decider import Decider
 @pytest.mark.parametrize("name", ["flux", "flux_true_cfg", "flux2", "dit", "sd3", "wan", "z_image", "lumina2", "ltx2"])
 def test_with_a_limit_of_nothing_the_bits_are_those_of_the_untouched_pipeline(name: str, rule: str) -> None:
     pipe = shared(name)
-    expected = plain(name)  # a first run leaves names of its own on the parts
+    expected = plain(name)  # a first run leaves attributes on the parts
     before = names(pipe)
     with accelerated(pipe, decided(pipe, rule, 0.0)):
         output = run(pipe, TINY[name].call(pipe), num_inference_steps=STEPS)

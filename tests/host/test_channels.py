@@ -122,7 +122,7 @@ def test_a_sample_that_is_not_found_is_reported_and_everything_is_computed() -> 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 6, 5)], ids=["tokens", "pictures"])
 @pytest.mark.parametrize("before", [True, False])
 def test_conditions_that_move_take_no_part(shape: tuple[int, ...], before: bool) -> None:
-    """The condition beside the sample is drawn anew at each step."""
+    """The condition in the sample's extra channels is drawn anew at each step."""
     pipe = small_loop()
     dim = 1 if len(shape) == 4 else -1
     inner = pipe.transformer.forward
@@ -221,9 +221,11 @@ def test_no_sample_is_found_where_there_is_none_or_several() -> None:
 def test_what_goes_with_an_output() -> None:
     x = torch.randn(2, 8, 6, 6)
     assert torch.equal(counterpart(x, (2, 4, 6, 6), (Span(1, 4, 4),)), x[:, 4:])
-    filled = counterpart(x, (2, 8, 6, 6), (Span(1, 4, 4),))  # a learned variance beside as many conditions
+    filled = counterpart(
+        x, (2, 8, 6, 6), (Span(1, 4, 4),)
+    )  # a learned variance, and a condition with the same number of channels
     assert torch.equal(filled, torch.cat([x[:, 4:], torch.zeros(2, 4, 6, 6)], 1))
-    tokens = torch.randn(2, 12, 3)  # those of a picture beside the sample's: each goes with its own
+    tokens = torch.randn(2, 12, 3)  # tokens of a picture follow those of the sample: each pairs with its counterpart
     assert counterpart(tokens, (2, 12, 3), (Span(1, 0, 8),)) is tokens
 
 

@@ -156,7 +156,7 @@ def test_an_inversion_is_reported_as_not_a_sampling_loop() -> None:
 
 
 def test_each_part_of_a_step_is_predicted_from_its_own() -> None:
-    """Both parts have the same shape: only their order tells them apart."""
+    """Both parts have the same shape: only their order distinguishes them."""
     pipe = toy()
     kept: list[Tensor] = []
 

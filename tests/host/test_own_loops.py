@@ -292,7 +292,7 @@ def test_a_loop_that_draws_noise_gets_the_weaker_fit_and_a_warning_that_says_so(
 
 @pytest.mark.parametrize(("drawn", "reason"), [(True, "draws noise"), (False, "depends on more than")])
 def test_a_noise_scheduler_whose_steps_cannot_be_repeated_says_why(drawn: bool, reason: str) -> None:
-    """One that draws from a generator of its own, and one that looks at what lies outside of it."""
+    """One noise scheduler draws from a private generator, and one reads a variable outside of it."""
     net = randomised(Transformer())
     outside = [0.0]
 

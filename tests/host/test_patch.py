@@ -1,4 +1,4 @@
-"""Layers on one method of one object: order, removal in any order, strangers, copies."""
+"""Layers on one method of one object: order, removal in any order, wrappers of other packages, copies."""
 
 from __future__ import annotations
 

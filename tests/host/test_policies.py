@@ -280,7 +280,7 @@ def test_episodes_that_were_played_are_not_played_again(proof: Any) -> None:
 
 
 def mine() -> tuple[Any, list[dict[str, Any]]]:
-    """What the command is told of."""
+    """The function that the command is given."""
     return diffusion_policy(), [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(2)]
 
 

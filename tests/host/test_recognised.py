@@ -292,7 +292,7 @@ def test_the_normaliser_of_a_policy_counts() -> None:
     from policies import diffusion_policy
 
     policy = diffusion_policy()
-    policy.statistics = SimpleNamespace(scale=np.ones(3))  # one that is no module
+    policy.statistics = SimpleNamespace(scale=np.ones(3))  # one that is not a module
     assert changed(policy, lambda p: setattr(p.statistics, "scale", np.full(3, 2.0))) == {"policy"}
     assert changed(policy, lambda p: next(p.normalizer.buffers()).add_(1)) == {"policy"}
 

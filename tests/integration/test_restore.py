@@ -1,4 +1,4 @@
-"""Acceleration comes off without a trace: in any order, beside strangers, after exceptions, with the pipeline."""
+"""Acceleration leaves no trace: in any order, with foreign wrappers, after exceptions, when the pipeline goes."""
 
 from __future__ import annotations
 
@@ -221,11 +221,11 @@ def test_a_denoiser_called_outside_the_loop_is_as_if_untouched() -> None:
             assert torch.equal(pipe.unet(x, 5).sample, plain)
 
 
-# --- strangers on the same method ------------------------------------------------------------------------------------
+# --- foreign wrappers on the same method -----------------------------------------------------------------------------
 
 
 class Tally:
-    """What a stranger's wrapper saw, and how to take it off again."""
+    """What a foreign wrapper saw, and how to remove it."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -285,7 +285,7 @@ def places(pipe: Any) -> list[nn.Module]:
 
 
 def left_by(wrap: Callable[[nn.Module], Tally], found: list[str]) -> dict[str, list[str]]:
-    """Names in every ``__dict__`` of a pipeline that the stranger alone came to and left.
+    """Names in every ``__dict__`` of a pipeline after only the foreign wrapper was added and removed.
 
     Some leave the bound method they found in the ``__dict__``. Where they ``found`` ours, that leaves later.
     """
@@ -329,7 +329,9 @@ def test_a_foreign_wrapper_on_the_same_modules_keeps_working_and_leaves_in_any_o
         for tally in tallies:
             tally.off()
         counts = [tally.calls for tally in tallies]
-        assert torch.equal(run(pipe, CALL), fast)  # still accelerated, though the stranger put back what it had found
+        assert torch.equal(
+            run(pipe, CALL), fast
+        )  # still accelerated, although the foreign wrapper restored what it had found
         assert report(pipe).runs == 2
         assert sum(row.predicted for row in report(pipe).rows) > 0
         assert [tally.calls for tally in tallies] == counts
@@ -482,7 +484,7 @@ def test_an_inert_layer_below_a_foreign_wrapper_neither_refuses_copies_nor_ties_
     held = module.forward
     module.__dict__["forward"] = lambda x: held(x)
     off()
-    module.__dict__["forward"] = held  # the stranger gives back what it found: an empty shell of ours
+    module.__dict__["forward"] = held  # the foreign wrapper restores what it found: an empty shell
     twin = copied(module)
     twin.weight.data.zero_()
     twin.bias.data.zero_()

@@ -32,7 +32,7 @@ from diffcache.simulation import Simulator
 
 
 def seen_by_a_hook(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and outputs [B, samples, T, tokens, channels] of the calibration's calls, on runs of their own."""
+    """Inputs and outputs [B, samples, T, tokens, channels] of the calibration's calls, on separate runs."""
     tiny, pipe = TINY[name], calibration(name).pipe
     branches = 1 if tiny.guidance == "none" else 2
     found = []
@@ -57,7 +57,7 @@ def seen_by_a_hook(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def vectors(tensor: torch.Tensor) -> np.ndarray:
-    """[batch, tokens, channels], whatever the layout."""
+    """Return [batch, tokens, channels] for every layout."""
     plain = tensor.detach().double().numpy()
     if plain.ndim > 3:
         plain = np.moveaxis(plain, 1, -1)
@@ -74,7 +74,7 @@ def test_tables_are_what_they_are_defined_to_be(name: str) -> None:
     if name == "dit":
         assert inputs.shape != outputs.shape  # a learned variance
     if len(outputs) > 1:
-        assert not np.allclose(site.output.gram[0], site.output.gram[1], rtol=0.01)  # branches are told apart
+        assert not np.allclose(site.output.gram[0], site.output.gram[1], rtol=0.01)  # branches are distinguished
 
 
 def test_costs_are_those_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ def test_several_processes_come_to_the_profile_of_one(name: str, count: int, pro
 
 
 def test_processes_go_on_in_one_folder(tmp_path: Path) -> None:
-    """Whatever their number was."""
+    """This holds for every number of processes."""
     pipe = shared("flux")
     whole = measure(pipe, calls("flux", 4), resume=tmp_path / "part")
     (tmp_path / "part" / sorted(p.name for p in (tmp_path / "part").glob("call-*"))[1]).unlink()

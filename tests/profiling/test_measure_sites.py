@@ -1,4 +1,4 @@
-"""Inner sites are measured as they are defined: every table and cost against plain hooks on runs of their own."""
+"""Inner sites are measured as they are defined: every table and cost against plain hooks on separate runs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def vectors(tensor: Tensor) -> np.ndarray:
 
 
 def by_branch(name: str, runs: list[list[np.ndarray]]) -> np.ndarray:
-    """[branches, samples, T, tokens, channels] of what was heard in each run."""
+    """[branches, samples, T, tokens, channels] of what was recorded in each run."""
     branches = 1 if TINY[name].guidance == "none" else 2
     found = []
     for heard in runs:
@@ -272,7 +272,7 @@ def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.Mon
     assert tokens.tolist() == sorted(set(tokens.tolist()))
     assert torch.equal(kept, tokens[None, :, None].expand(2, 3, 10))  # all channels, the same of both samples
     assert torch.equal(few(tensor + 100, 2), kept + 100)  # type: ignore[arg-type]
-    measured_sites._chosen.cache_clear()  # as in another process, whatever has been drawn there
+    measured_sites._chosen.cache_clear()  # as in another process with another random state
     torch.randn(3)
     assert torch.equal(few(tensor, 2), kept)  # type: ignore[arg-type]
     picture = few(tensor.movedim(2, 1).reshape(2, 10, 8, 5), 2)

@@ -21,7 +21,7 @@ from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
 from diffcache.profiling.replay.warp import Movable, warped
 from diffcache.schedulers.uniform import evenly
 
-# Euler, second-order multistep, on tables of training steps and without; a ControlNet, which is told the time as well
+# Euler, second-order multistep, on tables of training steps and without; a ControlNet, which also receives the time
 # as the denoiser; true guidance; a time that runs the other way.
 MOVED = [
     *(("flux", ""), ("flux", "dpmpp_2m"), ("flux", "unipc"), ("sd3", ""), ("flux_controlnet", ""), ("chroma", "")),

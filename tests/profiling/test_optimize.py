@@ -333,7 +333,7 @@ def test_two_denoisers_have_a_plan_each() -> None:
     assert second.compute[begin]
     assert not second.compute[1:begin].any()
     assert first.compute[:begin].sum() + second.compute[begin:].sum() == schedule.computed_steps == 4
-    assert not second.weights[:, begin + 1, 1:].any()  # what the other one computed is no anchor
+    assert not second.weights[:, begin + 1, 1:].any()  # an output of the other denoiser is not an anchor
 
 
 def test_a_mask_of_ones_own_is_fitted() -> None:
@@ -389,7 +389,7 @@ def test_what_differs_from_call_to_call_is_not_in_the_schedule() -> None:
 
 
 def test_branches_that_differ_in_their_input_share_coefficients() -> None:
-    """The executor could not tell such a batch from one without guidance."""
+    """The executor could not distinguish such a batch from one without guidance."""
     pipe = shared("sd3")
     call = TINY["sd3"].call(pipe) | {"generator": torch.Generator().manual_seed(0)}
     calibrated = Calibration.record(pipe, [call])

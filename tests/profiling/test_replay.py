@@ -30,7 +30,7 @@ OUTPUT_ONLY = {
 }
 
 # Every form of guidance, every kind of noise scheduler: one step, second order, multistep, with memory written in place
-# (PNDM's first steps), with noise of its own, with clipping; a late start, condition channels and tokens, a ControlNet,
+# (PNDM's first steps), with added noise, with clipping; a late start, condition channels and tokens, a ControlNet,
 # states that carry samples twice, two denoisers, guidance that gives vectors another length.
 REPLAYED = [
     ("flux", ""),
@@ -64,7 +64,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def guess(calibrated: Calibration, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A mask, and coefficients that nobody fitted: each branch, step and anchor has its own."""
+    """Return a mask and coefficients that were not fitted; they differ by branch, step and anchor."""
     replays = calibrated.replays
     draw = np.random.default_rng(seed)
     steps, branches = len(replays[0].steps), replays[0].branches

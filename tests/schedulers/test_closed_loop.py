@@ -174,7 +174,7 @@ def test_fewer_anchors_are_newer_anchors() -> None:
     assert Simulator(loop.dynamics()).error(compute) < two.error < Simulator(loop.dynamics(), anchors=1).error(compute)
 
 
-# Plans with weights of their own.
+# Plans with various weights.
 
 
 @st.composite

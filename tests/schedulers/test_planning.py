@@ -329,7 +329,7 @@ def test_what_fits_is_left_as_it_is() -> None:
 
 
 def test_a_memory_limit_combines_with_a_goal_of_fidelity() -> None:
-    """What needs more anchors than there is room for takes more steps."""
+    """A plan that needs more anchors than memory allows takes more steps."""
     found = measurement()
     roomy = plan(found, "closed_loop", Budget(max_error_db=39))
     tight = plan(found, "closed_loop", Budget(max_error_db=39, memory_bytes=BYTES))
@@ -348,7 +348,7 @@ def test_memory_that_no_plan_could_do_with_says_how_much_is_needed() -> None:
     assert plan(measurement(), "taylorseer", Budget(computed_steps=6, memory_bytes=2 * BYTES)).computed_steps == 6
 
 
-# What is refused whatever the budget.
+# What is refused for every budget.
 
 
 def test_names_and_options_that_are_not_there() -> None:

@@ -21,7 +21,7 @@ BLOCKS = [f"block:blocks.{n}" for n in range(11)]
 
 
 def measured(steps: int = STEPS, *names: str, start: int = 0) -> Profile:
-    """Sites with tables of their own, two branches each."""
+    """Return sites with different tables, two branches each."""
     outputs = np.random.default_rng(0).normal(size=(len(names), 2, steps, 8)).cumsum(axis=2)
     sites = {name: site(found) for name, found in zip(names, outputs, strict=True)}
     return profile(steps=steps, start=start, denoisers={"unet": DenoiserProfile(class_name="Net", sites=sites)})

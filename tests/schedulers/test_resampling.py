@@ -62,7 +62,7 @@ def test_computed_steps_keep_their_times(computed: list[bool], steps: int) -> No
     assert found.steps == steps
     assert plan.compute[0]
     assert plan.compute.sum() <= old.compute.sum()
-    if steps >= 2 * len(text):  # room for each
+    if steps >= 2 * len(text):  # enough steps for each
         assert plan.compute.sum() == old.compute.sum()
         apart = np.abs(grid(steps)[plan.compute] - grid(len(text))[old.compute])
         assert apart.max() <= 1000 / steps + 1e-9

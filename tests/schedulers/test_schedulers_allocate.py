@@ -186,7 +186,7 @@ def test_the_budget_is_kept_and_spent_as_long_as_that_helps(seed: int, share: fl
     assert left >= -1e-6
     assert counts[0] >= 3
     here = table[np.arange(4), counts - 1]
-    for j in range(4):  # whatever still fits would not help
+    for j in range(4):  # no change that still fits would help
         for k in range(counts[j] + 1, 8):
             assert (k - counts[j]) * costs[j] > left - 1e-6 or table[j, k - 1] >= here[j]
     best = min(

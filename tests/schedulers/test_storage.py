@@ -57,7 +57,7 @@ def problems(draw: st.DrawFn) -> tuple[Profile, Planned, int]:
 
 
 def error_of(found: Profile, planned: Planned) -> float:
-    """Of the final state, as the room's text says it; without dynamics every step reaches as far."""
+    """Return the error of the final state, as the module defines it; without dynamics all steps count equally."""
     ((_, denoiser),) = found.denoisers.items()
     total = 0.0
     for name, made in planned.sites.items():
