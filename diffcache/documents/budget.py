@@ -17,8 +17,8 @@ class Budget:
     """One goal, and optionally a limit on memory.
 
     Attributes:
-        computed_steps: Work of a plan in full steps of the loop. Fractions are for tables of sites, whose work may not
-            be a whole number of steps.
+        computed_steps: Work of a plan in full steps of the loop. Fractions are for tables of sites: their work may be
+            a fraction of a step.
         speedup: Speed-up of the sampling loop over the full run, 1 or more, by the seconds that the profile measured.
         max_error_db: Least expected fidelity to the full run, PSNR of the final state in dB. The plan is the cheapest
             one that reaches it.

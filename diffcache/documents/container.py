@@ -1,7 +1,7 @@
 """Convert a document to bytes and back.
 
-The bytes are a safetensors file whose only metadata key, ``diffcache``, holds canonical JSON. Files whose structure is
-not valid are rejected here, before their fields are interpreted. See docs/formats.md.
+The bytes are a safetensors file. Its only metadata key, ``diffcache``, holds canonical JSON. Files with an invalid
+structure are rejected here, before their fields are interpreted. See docs/formats.md.
 """
 
 from __future__ import annotations

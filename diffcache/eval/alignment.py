@@ -126,7 +126,7 @@ def score(image: np.ndarray, text: np.ndarray) -> np.ndarray:
 def by_chance(image: np.ndarray, text: np.ndarray, prompts: Sequence[str]) -> float | None:
     """Return the mean score of pictures with the prompts of other pictures: the floor for the score.
 
-    Prompts are shifted by 1 to 8 positions. Pairs whose prompts are equal are left out.
+    Prompts are shifted by 1 to 8 positions. Pairs with equal prompts are left out.
 
     Args:
         image: Embeddings of the pictures, float64 [N, D], with rows of length 1.

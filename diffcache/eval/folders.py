@@ -76,7 +76,7 @@ def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
     """Return one prompt for each of the pictures ``paths``.
 
     Args:
-        source: A text file whose lines are in the order of the pictures' names, or a folder that holds a .txt file of
+        source: A text file with lines in the order of the pictures' names, or a folder that holds a .txt file of
             the same stem for each picture.
         paths: The pictures, sorted by name.
 

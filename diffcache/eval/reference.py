@@ -134,7 +134,7 @@ def _pytorch_fid(path: Path, extractor: Extractor) -> ReferenceStatistics:
     """Return the statistics in a file of pytorch-fid: ``mu`` [2048] and ``sigma`` [2048, 2048] of the same network.
 
     pytorch-fid resizes with PyTorch's bilinear filter. The filter of TensorFlow, which is used here, is shifted by a
-    fraction of a pixel. The values therefore differ slightly, and more for pictures whose size is far from 299 pixels.
+    fraction of a pixel. The values therefore differ slightly, and more for pictures of a size far from 299 pixels.
     """
     where = str(path)
     if extractor.name != INCEPTION:

@@ -19,7 +19,7 @@ from diffcache.executor.state import Call
 from diffcache.host.structure import find_sites
 from diffcache.schedulers import Rule
 
-SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
+SAME_GRID = 1e-4  # relative to the largest timestep; equal integer grids agree exactly, others up to rounding
 
 Sites = Mapping[str, Mapping[str, tuple[nn.Module, ...]]]  # denoiser -> site -> modules
 

@@ -17,7 +17,7 @@ ADVICE = (
 
 
 def check_forward(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Reason | None:
-    """Drop what is kept for branches whose numbers may have changed, and check whether the forward may be predicted.
+    """Drop the kept outputs of branches that may have new numbers, and check whether the forward may be predicted.
 
     Args:
         run: The run.

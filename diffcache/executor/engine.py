@@ -212,7 +212,7 @@ class Executor(host.LoopObserver):
         self.last = run.state = state
 
     def loop_went_back(self, run: host.LoopRun) -> None:
-        """Drop what a run that enters an earlier step has kept."""
+        """Drop the kept outputs of a run that enters an earlier step."""
         run.state.go_back()
 
     def loop_ended(self, run: host.LoopRun) -> None:

@@ -1,4 +1,4 @@
-"""Report what a run does otherwise than its schedule says: kinds of notices, counts, log records and warnings.
+"""Report how a run differs from its schedule: kinds of notices, counts, log records and warnings.
 
 A kind is a name that a program can compare, and does not change. docs/serving.md lists all kinds. The text of a notice
 is for people and may change.

@@ -203,7 +203,7 @@ class _Walk:
         For a class in the user's code, also add its bases, its methods and its public attributes.
         """
         package = value.__module__.partition(".")[0]
-        # Where a class of this package lies does not count: its modules may move.
+        # The module of a class of this package does not count, because it may move.
         module = package if package == "diffcache" else value.__module__
         self._put(f"class {module}.{value.__qualname__} {_version(value.__module__)}")
         if not _own_code(value.__module__):

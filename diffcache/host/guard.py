@@ -22,7 +22,9 @@ from diffcache.host.own_loops import MARK
 from diffcache.patch import BoundMethod
 
 KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
-CACHE = re.compile(r"cach(?:e|ing)|taylor_?seer", re.IGNORECASE)  # in the name of a function that replaces a forward
+CACHE = re.compile(
+    r"cach(?:e|ing)|taylor_?seer", re.IGNORECASE
+)  # matches the names of functions that replace a forward
 # Attributes that forks leave on a network or its class. Networks have caches of other kinds ("kv_cache").
 FORKS = re.compile(
     r"(?:^|_)(?:tea|mag|easy|deep|ada|sea|first_?block|taylor|fora|toca|speca|faster|delta)_?cache|taylor_?seer|rel_l1"
@@ -30,8 +32,7 @@ FORKS = re.compile(
     re.IGNORECASE,
 )
 SWITCH = "enable_teacache"  # attribute by which TeaCache is turned off; its forward stays
-# Modules whose functions are caches under any name. Those of cache-dit stay when it is off; an attribute shows whether
-# it is on.
+# Modules in which all functions are caches. Those of cache-dit stay when it is off; an attribute shows its state.
 PACKAGES = re.compile(r"(?:DeepCache|tgate|para_attn|nunchaku\.caching|xfuser\.model_executor\.cache)\b")
 
 

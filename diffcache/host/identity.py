@@ -21,13 +21,13 @@ PACKAGES = ("diffcache", "torch", "diffusers", "transformers", "peft", "accelera
 
 # Attributes that follow from a run, or that no result depends on.
 OF_RUNS = frozenset(
-    # of models of diffusers and transformers: their origin, warnings that were issued, caches of one call
+    # attributes of models of diffusers and transformers: their origin, issued warnings, caches of one call
     "_name_or_path name_or_path _commit_hash transformers_version _diffusers_version "
     "_use_default_values warnings_issued deprecation_warnings RopeEmbedder.freqs_cis _feat_map _conv_num _conv_idx "
     "_enc_feat_map _enc_conv_num _enc_conv_idx "
-    # of policies: queued observations and actions
+    # attributes of policies: queued observations and actions
     "_queues _action_queue "
-    # of guiders
+    # attributes of guiders
     "_step _num_inference_steps _timestep _count_prepared momentum_buffer".split()
 )
 OF_STEPS = frozenset(  # attributes of noise schedulers that are set when a run begins, or by its steps
@@ -63,7 +63,7 @@ def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str 
         otherwise: A further allowed value, for the error.
 
     Raises:
-        BadOption: An argument cannot be recognised in a later run, such as a closure, whose captured values may differ.
+        BadOption: An argument cannot be recognised in a later run, such as a closure: its captured values may differ.
     """
     try:
         return digest.digest_of(dict(call), parts_of, plain=True)
@@ -113,7 +113,9 @@ def parts_of(value: Any) -> Mapping[str, Any] | None:
         return {}
     if type(value).__module__ == "tokenizers" and hasattr(value, "to_str"):
         file = json.loads(value.to_str())
-        return {name: part for name, part in file.items() if name not in ("padding", "truncation")}  # of its last call
+        return {
+            name: part for name, part in file.items() if name not in ("padding", "truncation")
+        }  # these two belong to the last call
     if not hasattr(value, "__dict__"):
         return None
     if isinstance(getattr(value, "components", None), Mapping):
@@ -143,7 +145,7 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
     processor, the scale of an adapter.
     """
     wrapped = module._modules.get("_orig_mod")
-    if wrapped is not None:  # of torch.compile
+    if wrapped is not None:  # a module that torch.compile wrapped
         yield "_orig_mod", wrapped
         return
     yield "compiled", getattr(module, "_compiled_call_impl", None) is not None

@@ -155,7 +155,7 @@ def config_text(module: Any) -> str:
     For other networks return the names and shapes of their parameters.
     """
     config = getattr(unwrapped(module), "config", None)
-    if not isinstance(config, Mapping):  # no diffusers object: parameters identify the network as well
+    if not isinstance(config, Mapping):  # not a diffusers object; parameters identify the network too
         shapes: Any = getattr(unwrapped(module), "named_parameters", dict)()
         config = {name: list(parameter.shape) for name, parameter in dict(shapes).items()}
     public = {str(k): v for k, v in config.items() if not str(k).startswith("_")}

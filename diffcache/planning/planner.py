@@ -42,7 +42,7 @@ def compare(profile: Profile, budget: Budget | float) -> list[Compared]:
 
     Returns:
         One entry per scheduler. Schedules that expect a fidelity come first, the highest PSNR at the top; then
-        schedules whose final state is not simulated; then schedulers that cannot plan from this profile.
+        schedules without a simulated final state; then schedulers that cannot plan from this profile.
     """
     found = []
     for name in schedulers.having("plan"):

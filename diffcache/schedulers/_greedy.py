@@ -43,7 +43,7 @@ def always_done(profile: Profile, *, skipped: Iterable[str], kept: Iterable[str]
 
 
 def moving_stacks(profile: Profile) -> dict[str, SiteProfile]:
-    """Return the stacks whose input changes, in the order in which they run.
+    """Return the stacks with an input that changes, in the order in which they run.
 
     Stacks that prepare the text (Lumina 2, Z-Image) have a constant input, and nothing to decide.
 
@@ -85,7 +85,7 @@ def in_a_row(most: int | None, steps: int) -> int:
 
 
 def asked(steps: int, first: int) -> SitePlan:
-    """Return the plan that reuses the residual from step ``first`` on, where the run allows it."""
+    """Return the plan that reuses the residual from step ``first`` on, if the run allows it."""
     return residual_reuse(np.arange(steps) < max(first, 1))
 
 

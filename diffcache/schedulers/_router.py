@@ -25,7 +25,7 @@ from diffcache.schedulers.uniform import reuse
 
 LEARNING_TO_CACHE = "Learning-to-Cache, arXiv 2406.01733, horseee/learning-to-cache @23d8045"
 HARMONICA = "HarmoniCa, arXiv 2410.01723, ModelTC/HarmoniCa @5d7f78d"
-STACK, PARTS = "transformer_blocks", ("attn1", "ff")  # of diffusers' DiT: the routers' entries 2i and 2i + 1
+STACK, PARTS = "transformer_blocks", ("attn1", "ff")  # names in diffusers' DiT, for the routers' entries 2i and 2i + 1
 
 
 @dataclass(frozen=True, eq=False)

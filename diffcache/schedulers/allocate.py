@@ -104,7 +104,7 @@ def errors(profile: Profile, sites: Mapping[str, SiteProfile], reuse: str = "out
         reuse: "output" or "residual".
     """
     weight = np.ones(profile.steps)
-    if profile.dynamics is not None:  # of step t, if all steps from t + 1 on respond
+    if profile.dynamics is not None:  # influence of step t, if all steps from t + 1 on respond
         weight = np.diagonal(step_influence(profile.dynamics)[1:]) ** 2
     return np.stack([weight * _moved(name, site, reuse) for name, site in sites.items()])
 

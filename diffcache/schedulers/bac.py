@@ -82,7 +82,7 @@ def _with_bubbling(profile: Profile, computed_steps: float, n: int, stacks: str 
     Args:
         profile: The measured tables of all sublayers.
         computed_steps: The work to do, in full steps.
-        n: The number of sublayers whose updates bubble.
+        n: The number of sublayers with updates that bubble.
         stacks: As in ``plan``.
 
     Raises:
@@ -118,7 +118,7 @@ def bubbled(masks: dict[str, np.ndarray], chosen: Collection[str]) -> dict[str, 
 
     Args:
         masks: Sublayer -> bool [T], all sublayers in the order in which they run.
-        chosen: The names of the sublayers whose updates bubble.
+        chosen: The names of the sublayers with updates that bubble.
     """
     names = list(masks)
     return {

@@ -16,7 +16,7 @@ from diffcache.schedulers._sites import at, count
 
 SOURCE = "EasyCache, arXiv 2507.02860, H-EmbodVis/EasyCache @5127804; every branch called apart decides for itself"
 NEEDS = ""
-BISECTIONS = 50  # of the range of thresholds, which is more than float32 resolves
+BISECTIONS = 50  # halvings of the range of thresholds, more than float32 resolves
 CLEAR = 1e-6  # relative margin between the found threshold and the edge at which the decision changes
 
 
@@ -55,8 +55,8 @@ def plan(
         most: Steps in a row that may be predicted. None allows any number.
 
     Raises:
-        BadOption: For an option out of range, a budget that no threshold meets, or a profile of a model whose output
-            has another shape than its input.
+        BadOption: For an option out of range, a budget that no threshold meets, or a profile of a model with an input
+            and an output of different shapes.
     """
     first, row = count("warmup", warmup), in_a_row(most, profile.steps)
     site = at(profile, "model")["model"]

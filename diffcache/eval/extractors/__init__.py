@@ -112,7 +112,7 @@ def load(name: str, *, weights: str | Path | None = None, device: str | torch.de
 
     Args:
         name: Name of a file of this folder, or an address. The attribute of an address becomes the extractor's name.
-        weights: File of the network's weights, for an extractor whose weights are not installed as a package.
+        weights: File of the network's weights, for an extractor with weights that are not installed as a package.
         device: The device on which the network runs.
 
     Raises:

@@ -133,8 +133,7 @@ class Calibration:
 
         Args:
             budget: Computed steps, speed-up or fidelity.
-            scheduler: "search", or a scheduler whose mask is taken as it is (``diffcache plan --list``); the fit is the
-                same.
+            scheduler: "search", or a scheduler that supplies the mask (``diffcache plan --list``). The fit is the same.
             time_limit_s: Seconds that this call may take. Fits of the evenly spread and of the simulated mask, and the
                 fits that the promise and the final coefficients need, are made in any case. None: the search ends
                 after ``fits``, which yields the same schedule every time.

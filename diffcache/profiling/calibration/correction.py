@@ -2,7 +2,7 @@
 
 Per channel, this is the correction of CacheQuant (arXiv 2503.01323: "decoupled error correction") for the part of the
 error that caching makes; one number for all channels is ERTACache's linear error model (arXiv 2508.21091), without the
-sigmoid, which was measured to be worse than none. Both are fitted on what the store really gives back, at any sites.
+sigmoid, which was measured to be worse than none. Both are fitted on the outputs that the store returns, at any sites.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def optimize(
         calls: Arguments for ``pipe(**call)``, 16 prompts or more in all.
         budget: A :class:`diffcache.Budget`, or a number of computed steps.
         scheduler: "search": at the whole denoiser, moves of computed steps, each fitted and scored on the final state;
-            at inner sites, "allocate". Or a scheduler by name or spec, whose decisions are fitted as they are.
+            at inner sites, "allocate". Or a scheduler by name or spec. Its decisions are fitted as they are.
         held_out: Calls that no coefficient is fitted to: one half of their samples accepts candidates, the other half
             gives ``expected``. None: the samples of ``calls`` are split.
         time_limit_s: Seconds for everything that follows the recording of the calls. The fits of the evenly spread mask
@@ -131,7 +131,10 @@ def _judged(pipe: Any, schedule: CacheSchedule, calls: Calls, origin: Origin) ->
 
 
 def _stored(pipe: Any, schedule: CacheSchedule, store: str, calls: Calls) -> CacheSchedule:
-    """Return the schedule with outputs kept in ``store``. Its promise is less by what the format is seen to cost."""
+    """Return the schedule with outputs kept in ``store``.
+
+    The measured loss of the format is subtracted from the expected quality.
+    """
     kept = schedule.stored(store)
     if schedule.expected is None or kept == schedule:
         return kept

@@ -23,7 +23,7 @@ from diffcache.simulation.simulator import ANCHORS, Simulator
 REPLANNED = 6  # rounds of masks taken from the simulation, at most, before single moves begin
 FITS = 40  # without a time limit: on the demo models more of them were worth less than 0.2 dB
 DOUBTS = (0.1, 0.3, 1.0)  # the masks that simulations end at lie apart; which is best differs by model and budget
-NUDGE = 0.5  # of a step
+NUDGE = 0.5  # in steps
 NUDGES = 24  # fits, without a time limit
 NEIGHBOURS = (-2, -1, 1, 2)  # budgets around the one asked for that a front is made of
 

@@ -90,7 +90,7 @@ def measure_reach(replay: Replay) -> np.ndarray:
     the same in both runs and cancels.
 
     Returns:
-        float64 [T, T], at [i, j]: what the output of step j adds to the state after step i.
+        float64 [T, T], at [i, j]: the contribution of the output of step j to the state after step i.
     """
     steps = len(replay.steps)
     like = replay.reference(0)

@@ -20,7 +20,7 @@ from diffcache.profiling.measuring.partial_profile import Arrays, PartialProfile
 from diffcache.profiling.measuring.plausible import demand_sound
 
 ABOUT = "measurement.json"
-BEHIND = "weights, hooks and settings"  # of a part: what its digest covers
+BEHIND = "weights, hooks and settings"  # what the digest of a part covers
 WITHOUT = "; or a measurement without resume"
 
 
@@ -30,7 +30,7 @@ class MeasurementFolder:
     Args:
         path: The folder.
         pipe: The pipeline that is measured.
-        settings: What the measurements depend on besides pipeline and call.
+        settings: Settings that the measurements depend on, in addition to pipeline and call.
 
     Raises:
         BadOption: The folder holds other files, or another measurement.
@@ -103,7 +103,7 @@ class MeasurementFolder:
 
 
 def _about(pipe: Any) -> dict[str, str]:
-    """Return what the measurements depend on besides the call: names, and digests of the pipeline's parts."""
+    """Return names and digests of the pipeline's parts, on which the measurements depend in addition to the call."""
     about = {"format": "diffcache.measurement", "pipeline": type(pipe).__name__}
     scheduler = host.noise_scheduler(pipe)
     about["noise scheduler"] = f"{type(scheduler).__name__} {host.config_digest(scheduler)}"

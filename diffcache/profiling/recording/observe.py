@@ -79,7 +79,7 @@ class _Forward:
         step: The step.
         batch: Number of samples.
         memory: Memory for copies.
-        whole: Whether to measure what it costs to keep its outputs.
+        whole: Whether to measure the cost of keeping its outputs.
         visits: Site -> its call.
         latest: The tensor of the latest ``look``, its version, and the copy.
     """
@@ -110,7 +110,7 @@ class Observer:
         output_bytes: Site -> size of one call's output, all tensors together.
         main: Site -> index of the tensor in its output that corresponds to its input.
         device: Device of the observed tensors.
-        kept: Site -> what it costs to keep its outputs in fewer bytes, measured in the first loop.
+        kept: Site -> the cost of keeping its outputs in fewer bytes, measured in the first loop.
     """
 
     def __init__(self, places: Places) -> None:

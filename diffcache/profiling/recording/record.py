@@ -239,7 +239,7 @@ class _Recorder(host.LoopObserver):
         self.writes_arguments = host.traits(pipe).writes_arguments
         self.host = host.LoopWatcher(pipe, self)
         self.trajectories: list[Trajectory] = []
-        self.result: Any = None  # of a loop that passes its result
+        self.result: Any = None  # result of a loop that passes it
         self._step_layer = contextlib.ExitStack()
         self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._clock = 0.0  # when the loop, or what of it is the pipeline's own, went on
@@ -270,7 +270,7 @@ class _Recorder(host.LoopObserver):
         self.result = run.result
 
     def _pause(self) -> None:
-        """Stop the clock of what the pipeline itself does in the loop, outside the denoiser."""
+        """Stop the clock for the work of the pipeline in the loop, outside the denoiser."""
         wait()
         self.trajectories[-1].rest_s += time.perf_counter() - self._clock
 
@@ -360,7 +360,9 @@ class _Recorder(host.LoopObserver):
         }
         drawing = given["sample"].device.type in ("cpu", "cuda") and "generator" in signature.parameters
         if drawing and extra.get("generator") is None:
-            extra["generator"] = copy_of_global_generator(given["sample"].device)  # what noise is drawn from then
+            extra["generator"] = copy_of_global_generator(
+                given["sample"].device
+            )  # the noise scheduler then draws noise from it
         self._go_on()
         value = inner(*args, **kwargs)
         self._pause()

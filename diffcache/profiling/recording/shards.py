@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from diffcache.errors import DiffCacheError
 
-_groups_made = itertools.count()  # as many in every process
+_groups_made = itertools.count()  # the same number in every process
 
 Share = Callable[[int, int], bytes]  # (rank, number of processes) -> what this process found
 
@@ -54,7 +54,7 @@ def _group() -> Iterator[tuple[int, int]]:
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        # What the group before this one left in the store that torchrun keeps would be taken for this one's.
+        # torchrun keeps one store, so entries of an earlier group could be read as entries of this one.
         store, rank, size = next(rendezvous("env://"))
         own = PrefixStore(f"diffcache/{next(_groups_made)}", store)
         dist.init_process_group("gloo", store=own, rank=rank, world_size=size)

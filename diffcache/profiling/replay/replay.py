@@ -398,7 +398,7 @@ class Replay:
         x = torch.cat([x] * (len(recorded) // len(x))).to(recorded.dtype)
         if x.shape == recorded.shape:
             return x
-        place = self.place  # of other networks that see the state, where it lies in the denoiser's input if it can
+        place = self.place  # for other networks that take the state: its place in the denoiser's input, if it fits
         if not place or any(recorded.shape[s.dim] < s.start + s.length for s in place) or x.ndim != recorded.ndim:
             place = None
         differing = [d for d in range(1, x.ndim) if x.ndim == recorded.ndim and x.shape[d] != recorded.shape[d]]
