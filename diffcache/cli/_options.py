@@ -17,19 +17,21 @@ Model = Annotated[
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        help="What to ask for: .txt, a prompt a line; .csv, a column for each argument of the pipeline; .jsonl, an "
-        "object with arguments a line. An argument `seed` is the sample's own."
+        help="Samples: .txt, one prompt per line; .csv, one column per argument of the pipeline; .jsonl, one object "
+        "with arguments per line. The argument `seed` is the seed of the sample."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampling loop.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
-Pixels = Annotated[int | None, typer.Option(help="Of the pictures, in pixels.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale. Default: the pipeline's default.")]
+Pixels = Annotated[int | None, typer.Option(help="Height or width of the pictures in pixels.")]
 Seeds = Annotated[
     str | None, typer.Option(help="Seeds of every prompt (0,1,2), or the number of different seeds (4). Default: one.")
 ]
-Batch = Annotated[int, typer.Option(help="Samples that run together.")]
+Batch = Annotated[int, typer.Option(help="Samples per batch.")]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="float32, float16 (fp16) or bfloat16 (bf16). Of a folder: bfloat16, on the CPU float32."),
+    typer.Option(
+        help="float32, float16 (fp16) or bfloat16 (bf16). Default for a folder: bfloat16; on the CPU, float32."
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, … Of a folder: cuda where there is one.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, … Default for a folder: cuda if available.")]

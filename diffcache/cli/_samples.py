@@ -46,7 +46,7 @@ def _table(file: Path, text: str) -> list[Row]:
     reader = csv.DictReader(text.splitlines(keepends=True))
     names = reader.fieldnames or []
     if not names or not all(name and name.strip() for name in names) or len(set(names)) < len(names):
-        raise BadOption("prompts", str(file), "a first line that names every column once")
+        raise BadOption("prompts", str(file), "a first line that names each column once")
     for name in names:
         if not name.strip().isidentifier():
             raise Unusable(

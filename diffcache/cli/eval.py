@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     import torch
 
 eval = typer.Typer(
-    no_args_is_help=True, help="Prove what a schedule costs; measure pictures: distances between sets, fit to prompts."
+    no_args_is_help=True,
+    help="Compare schedules with the full run; measure pictures: distances between sets, fit to prompts.",
 )
 
-BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a time.")]
+BatchSize = Annotated[int, typer.Option(help="Pictures per batch of a network.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -44,9 +45,12 @@ def run(
     seeds: Seeds = None,
     batch: Batch = 1,
     store: Annotated[
-        str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")
+        str | None,
+        typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4. Default: the format in each schedule."),
     ] = None,
-    metrics: Annotated[str, typer.Option(help="Of pairs with the full run, with commas.")] = "psnr,ssim,latent",
+    metrics: Annotated[
+        str, typer.Option(help="Metrics of pairs with the full run, separated by commas.")
+    ] = "psnr,ssim,latent",
     alone: Annotated[
         bool, typer.Option("--alone", help="Leave out the baselines: fewer steps and uniform reuse.")
     ] = False,
@@ -65,7 +69,7 @@ def run(
     dtype: Dtype = None,
     device: Device = None,
     title: Annotated[str, typer.Option(help="Of the report.")] = "",
-    out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
+    out: Annotated[Path, typer.Option(help="Output folder. A stopped run continues there.")] = Path("evaluation"),
 ) -> None:
     """Compare schedules with the full run and with other methods of the same cost; write a table and a report."""
     options = {"num_inference_steps": steps, "guidance_scale": guidance, "height": height, "width": width}
@@ -143,13 +147,13 @@ def policy(
     play: Annotated[
         str | None, typer.Option(help="package.module:function, (policy, episodes) -> whether each succeeded.")
     ] = None,
-    episodes: Annotated[int, typer.Option(help="Of the task, for every method.")] = 300,
+    episodes: Annotated[int, typer.Option(help="Episodes of the task for each method.")] = 300,
     alone: Annotated[
         bool, typer.Option("--alone", help="Leave out the baselines: other samplers and uniform reuse.")
     ] = False,
     device: Device = None,
     title: Annotated[str, typer.Option(help="Of the report.")] = "",
-    out: Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")] = Path("evaluation"),
+    out: Annotated[Path, typer.Option(help="Output folder. A stopped run continues there.")] = Path("evaluation"),
 ) -> None:
     """Compare schedules of a policy with the full run and other samplers; write a table and a report."""
     named = _by_name(schedules)
@@ -193,13 +197,13 @@ def fid(
         str, typer.Option(help="inception (FID, KID), efflite0 (FD-EffLite0, KD-EffLite0), package.module:function.")
     ] = "inception",
     weights: Annotated[
-        Path | None, typer.Option(help="File of the Inception weights; without it, where torch.hub keeps files.")
+        Path | None, typer.Option(help="File of the Inception weights. Default: the folder of torch.hub.")
     ] = None,
     save_statistics: Annotated[
         Path | None, typer.Option(help="Also write the statistics of REFERENCE, a .safetensors file.")
     ] = None,
     batch_size: BatchSize = 32,
-    resamples: Annotated[int, typer.Option(help="Resamples for the interval; 0 for none.")] = 50,
+    resamples: Annotated[int, typer.Option(help="Resamples for the interval; 0 for no interval.")] = 50,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -244,9 +248,12 @@ def fid(
 def clip(
     folder: Annotated[Path, typer.Argument(help="Pictures.")],
     prompts: Annotated[
-        Path, typer.Argument(help="A text file, a line per picture in the order of names; or a folder with NAME.txt.")
+        Path,
+        typer.Argument(
+            help="A text file with one line per picture, in the order of the names; or a folder with NAME.txt files."
+        ),
     ],
-    model: Annotated[str, typer.Option(help="A model of open_clip's.")] = "ViT-B-32",
+    model: Annotated[str, typer.Option(help="Name of a model in open_clip.")] = "ViT-B-32",
     pretrained: Annotated[str, typer.Option(help="A tag of its weights, or the file of a checkpoint.")] = "openai",
     batch_size: BatchSize = 32,
     device: Device = None,

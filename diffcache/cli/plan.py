@@ -25,15 +25,18 @@ def plan(
     scheduler: Annotated[
         str | None, typer.Option(help="Name of a scheduler, options behind a colon: meancache:gamma=4. See --list.")
     ] = None,
-    steps: Annotated[float | None, typer.Option("--steps", "--computed", help="Goal: as many computed steps.")] = None,
+    steps: Annotated[
+        float | None, typer.Option("--steps", "--computed", help="Goal: number of computed steps.")
+    ] = None,
     speedup: Annotated[
-        float | None, typer.Option(help="Goal: the sampling loop so many times faster, by the profile's clock.")
+        float | None, typer.Option(help="Goal: speed-up of the sampling loop, by the seconds in the profile.")
     ] = None,
     max_error_db: Annotated[
-        float | None, typer.Option(help="Goal: as few computed steps as keep this expected PSNR of the final state.")
+        float | None,
+        typer.Option(help="Goal: fewest computed steps with at least this expected PSNR of the final state."),
     ] = None,
     memory_bytes: Annotated[
-        int | None, typer.Option(help="Most bytes of kept outputs, for the batch that was profiled.")
+        int | None, typer.Option(help="Most bytes of kept outputs, for the profiled batch.")
     ] = None,
     store: Annotated[
         str | None,
@@ -42,7 +45,7 @@ def plan(
             "--memory-bytes at the least error. Without it, as they are."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="File of the schedule.")] = Path("schedule.safetensors"),
+    out: Annotated[Path, typer.Option(help="Output file of the schedule.")] = Path("schedule.safetensors"),
     list_: Annotated[
         bool, typer.Option("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
     ] = False,

@@ -24,18 +24,20 @@ def profile(
     width: Pixels = None,
     seeds: Seeds = None,
     batch: Batch = 1,
-    sites: Annotated[str, typer.Option(help="What is measured: model, stack, block, sublayer, with commas.")] = "model",
+    sites: Annotated[
+        str, typer.Option(help="Sites to measure: model, stack, block, sublayer, separated by commas.")
+    ] = "model",
     influence_steps: Annotated[
-        int, typer.Option(help="At how many steps the influence of inner sites is measured; 0: not at all.")
+        int, typer.Option(help="Number of steps at which the influence of inner sites is measured; 0 for none.")
     ] = 4,
     dtype: Dtype = None,
     device: Device = None,
-    out: Annotated[Path, typer.Option(help="File of the profile.")] = Path("profile.safetensors"),
+    out: Annotated[Path, typer.Option(help="Output file of the profile.")] = Path("profile.safetensors"),
     resume: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps every measured call. Default: one next to --out, removed at the end."),
     ] = None,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep nothing on the way.")] = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep no measured calls.")] = False,
 ) -> None:
     """Measure a pipeline in full runs. A stopped measurement can be continued; under torchrun, processes share it."""
     check_file("out", out)

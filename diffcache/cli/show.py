@@ -17,9 +17,9 @@ from diffcache.errors import DocumentError, Unusable
 def show(
     file: Annotated[Path, typer.Argument(help="A schedule or a profile.")],
     coefficients: Annotated[
-        bool, typer.Option("--coefficients", help="Also the coefficients of every predicted step.")
+        bool, typer.Option("--coefficients", help="Also print the coefficients of every predicted step.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw it into this picture: .png, .svg, .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it and write this picture: .png, .svg, .pdf.")] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Draw a schedule's masks over the distances that this profile measured.")
     ] = None,

@@ -45,9 +45,7 @@ def read(path: Path) -> np.ndarray:
             return np.asarray(file.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
-        raise PicturesError(
-            f"{path} cannot be read as a picture: {reason:.200}. Make it again, or take it away."
-        ) from None
+        raise PicturesError(f"{path} cannot be read as a picture: {reason:.200}. Replace or remove the file.") from None
 
 
 def batches(paths: Sequence[Path], size: int) -> Iterator[np.ndarray]:

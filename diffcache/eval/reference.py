@@ -114,7 +114,7 @@ class ReferenceStatistics(Document):
             found = f"of {self.extractor} with other weights or another size than are in use now"
         raise MixedExtractorsError(
             f"the statistics are {found}. Allowed: one extractor, with one set of settings, for both. Choose it with "
-            "--extractor, or make the statistics anew from their pictures."
+            "--extractor, or compute the statistics again from the pictures."
         )
 
 

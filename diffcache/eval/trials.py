@@ -88,7 +88,7 @@ class Trials:
             found = [float(bool(one)) for one in self.play(pipe.policy, self.episodes)]
         if len(found) != self.episodes:
             raise DiffCacheError(
-                f"the task was to play {self.episodes} episodes with {method.name!r} and returned {len(found)} "
+                f"the task was asked to play {self.episodes} episodes with {method.name!r} and returned {len(found)} "
                 "outcomes. Allowed: one for every episode."
             )
         files.write(path, json.dumps({"key": key, "outcomes": found}), inside=folder.path)

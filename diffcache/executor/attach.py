@@ -91,8 +91,8 @@ def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) ->
     root, block = sites[denoiser]["model"][0], sites[denoiser][site][0]
     others = ", ".join(map(repr, criteria.deciding_at(Where.MODEL)))
     return UnsupportedModel(
-        f"the online rule {criterion.name if criterion else ''!r} looks at the first normalisation in {site!r} of "
-        f"{host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: {others}."
+        f"the online rule {criterion.name if criterion else ''!r} compares the output of the first normalisation in "
+        f"{site!r} of {host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: {others}."
     )
 
 

@@ -359,8 +359,8 @@ def _demand(guidance: Guidance, guided: bool) -> None:
     if guidance.layout.batched and not guided:
         raise ScheduleMismatch(
             f"the schedule was fitted with guidance: {guidance.branches} branches in one batch. This run's "
-            "batch does not repeat its samples so; guidance is off or has another form. Turn guidance on as it "
-            "was, or fit a schedule for this setting."
+            "batch does not repeat its samples in this way: guidance is off or has another form. Turn guidance "
+            "on as it was, or fit a schedule for this setting."
         )
     if guidance.mode == "none" and guided:
         raise ScheduleMismatch(

@@ -192,7 +192,7 @@ def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
             shapes = [[list(t.shape) for t in tensors] for tensors in (v.inputs.main, v.outputs)]
             raise UnsupportedModel(
                 f"the online rule {plan.online.rule!r} reuses what {v.denoiser!r} adds to its input. Here the input "
-                f"has the shape {shapes[0]}, the output {shapes[1]}, and nothing would ever be predicted. Allowed: "
+                f"has the shape {shapes[0]}, the output {shapes[1]}, so no step could be predicted. Allowed: "
                 "rules that reuse or extrapolate outputs, such as 'uniform:every=2'."
             )
 

@@ -61,8 +61,8 @@ def demand_full_run(pipe: Any) -> None:
     """Raise AlreadyAccelerated if a run of ``pipe`` would not be a full run: diffcache or another cache is on."""
     if MARK in getattr(adopted(pipe, bare=True), "__dict__", {}):
         raise AlreadyAccelerated(
-            f"this {type(pipe).__name__} is accelerated; a measurement would take predictions for the full run. "
-            "Call diffcache.restore(pipe) first, and accelerate it anew afterwards."
+            f"this {type(pipe).__name__} is accelerated; a measurement would record predictions as outputs of the "
+            "full run. Call diffcache.restore(pipe) first, and accelerate it again afterwards."
         )
     demand_no_other_cache(pipe)
 

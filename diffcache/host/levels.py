@@ -47,7 +47,7 @@ def timesteps_for(pipe: Any, scheduler: Any, times: Tensor, start: int, levels: 
     own = array(scheduler.sigmas)[:-1]
     way = _way(scheduler, own, times)
     if way is None:
-        raise CannotFollow("how it makes timesteps from noise levels is not known")
+        raise CannotFollow("its rule for timesteps of noise levels is not known")
     wanted = _rounded(way(scheduler, levels[:-1]), way(scheduler, own), times)
     if (wanted[1:] == wanted[0]).any() and getattr(scheduler, "begin_index", None) is None:
         why = f"rounded, the timestep {wanted[0]:g} of its first step comes again, and it would begin there"

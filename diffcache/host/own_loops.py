@@ -235,8 +235,8 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
     compiled = LOOPS.get(network._orig_mod) if hasattr(network, "_orig_mod") else None
     if compiled is not None and MARK in compiled.__dict__ and MARK not in loop.__dict__:
         raise ScheduleMismatch(
-            f"this {type(network._orig_mod).__name__} was accelerated, and trajectory was given what torch.compile "
-            "made of it: nothing would be skipped. Compile first, accelerate last: accelerate what torch.compile "
+            f"this {type(network._orig_mod).__name__} was accelerated, and trajectory was given its compiled "
+            "form, in which no step would be skipped. Compile first, accelerate last: accelerate what torch.compile "
             "returned."
         )
     if loop.inside:

@@ -53,7 +53,7 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
             raise BadOption(name, grid.tolist()[:4], "a grid that falls from step to step")
     warnings.warn(
         f"a schedule fitted for {schedule.steps} steps is resampled to {len(new)}: its coefficients are interpolated, "
-        "not fitted, and its expected fidelity is void. Make a schedule for these steps where quality counts.",
+        "not fitted, and it has no expected fidelity. If quality matters, make a schedule for these steps.",
         Resampled,
         stacklevel=2,
     )

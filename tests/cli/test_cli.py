@@ -140,7 +140,7 @@ def test_plan_refuses_in_one_line_and_writes_nothing(
 @pytest.mark.parametrize("words", [["--scheduler", "uniform"], ["--store", "int8"], ["--out", "schedule.safetensors"]])
 def test_compare_refuses_options_that_it_would_ignore(command: Command, measured: Path, words: list[str]) -> None:
     complaint = refused(command, "plan", measured, "--steps", 4, "--compare", *words)
-    assert f"compare='with {words[0]}' was given. Allowed: a profile, one goal and --memory-bytes" in complaint
+    assert f"and {words[0]} was given too. Use --compare with a profile, one goal and --memory-bytes" in complaint
     code, out, _ = command("plan", measured, "--steps", 4, "--compare", "--memory-bytes", 10**9)
     assert code == 0
     assert "uniform" in out

@@ -355,7 +355,7 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "metrics of pictures for latents": ({"metrics": ("psnr",)}, BadOption, "output_type='latent'"),
     "an extractor for latents": ({"extractor": "efflite0"}, BadOption, "output_type='latent'"),
     "an unknown extractor": ({"call": {"output_type": "np"}, "extractor": "effnet"}, UnknownName, "extractor"),
-    "real pictures without an extractor": ({"real": "."}, BadOption, "real="),
+    "real pictures without an extractor": ({"real": "."}, BadOption, "real cannot be used"),
     "a profile that is none": ({"profile": __file__}, DiffCacheError, "test_early.py"),
     "a missing profile": ({"profile": "none.safetensors"}, DiffCacheError, "no such file"),
     "two scorers of one name": ({"call": {"output_type": "np"}, "metrics": ("psnr",),
@@ -365,7 +365,7 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
                                       "colour"),
     "a method of no steps": ({"extra": [Method(name="b", kind="peer", change={"num_inference_steps": 0})]}, BadOption,
                              "num_inference_steps=0"),
-    "trials of a pipeline": ({"trials": Trials(lambda policy, n: [True] * n, 3)}, BadOption, "trials="),
+    "trials of a pipeline": ({"trials": Trials(lambda policy, n: [True] * n, 3)}, BadOption, "trials cannot be used"),
 }  # fmt: skip
 
 
@@ -484,7 +484,7 @@ def test_a_rule_that_decides_in_a_block_is_refused_for_a_network_without_one(rul
 def test_an_estimate_refuses_a_rule_that_the_shapes_of_the_network_rule_out() -> None:
     pipe, x = loop(), noise(1, 4, 3)
     pipe.transformer.odd = lambda call, output: torch.cat([output, output], dim=1)  # twice as many tokens
-    with pytest.raises(UnsupportedModel, match="nothing would ever be predicted"):
+    with pytest.raises(UnsupportedModel, match="no step could be predicted"):
         estimate(pipe, "easycache:warmup=2", x=x)
     assert estimate(pipe, "uniform:every=2", x=x).gain > 1
 

@@ -141,7 +141,7 @@ SCHEDULE_LIES = [
     lie(
         f"{ONLINE}/rule",
         put("os:system"),
-        "found 'os:system'. Allowed: the name of a criterion of diffcache; a file names no code to import",
+        "found 'os:system'. Allowed: the name of a criterion of diffcache; a file cannot name code to import",
     ),
     lie(f"{ONLINE}/rule", put(["drift"]), "found ['drift']"),
     lie(f"{ONLINE}/limit", put(0.1), "found 0.1. Allowed: 'tensor'"),

@@ -146,7 +146,7 @@ def test_an_unknown_model_or_tag_is_refused(tmp_path: Path) -> None:
         ClipScore("ViT-B-32", tmp_path / "nowhere.pt")
     with pytest.raises(BadOption, match="it has none"):
         ClipScore(NAME, "openai")
-    with pytest.raises(BadOption, match="without weights"):
+    with pytest.raises(BadOption, match="a tag or a file of weights"):
         ClipScore(NAME, "")
     with pytest.raises(BadOption, match="batch_size"):
         ClipScore(NAME, batch_size=0)

@@ -279,7 +279,7 @@ def test_a_loop_without_dynamics_says_why_and_keeps_its_tables(name: str, why: s
     site = measured.denoisers[TINY[name].denoisers[0]].sites["model"]
     assert site.output.l1.any()
     assert Profile.from_bytes(measured.to_bytes()) == measured
-    with pytest.raises(BadOption, match=f"without dynamics .*{why}"):
+    with pytest.raises(BadOption, match=f"it has no dynamics .*{why}"):
         plan(measured, "closed_loop", 3)
 
 

@@ -158,14 +158,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="a folder, or a path where one can be made"):
         measure(pipe, calls("flux", 1), resume=tmp_path / "pictures" / "cat.png")
     measure(pipe, calls("flux", 1), resume=tmp_path / "one")
-    with pytest.raises(BadOption, match=r"with sites model.*with sites model, block"):
+    with pytest.raises(BadOption, match=r"with sites model.*has sites model, block"):
         measure(pipe, calls("flux", 1), sites="block", resume=tmp_path / "one")
     other = fresh("flux")
     with torch.no_grad():
         other.transformer.proj_out.weight.mul_(1.01)
     with pytest.raises(BadOption, match="with transformer weights"):
         measure(other, calls("flux", 1), resume=tmp_path / "one")
-    with pytest.raises(BadOption, match=r"with pipeline FluxPipeline.*with pipeline DiTPipeline"):
+    with pytest.raises(BadOption, match=r"with pipeline FluxPipeline.*has pipeline DiTPipeline"):
         measure(shared("dit"), calls("dit", 1), resume=tmp_path / "one")
     (tmp_path / "one" / ABOUT).write_text("{")
     with pytest.raises(DocumentError, match=r"cannot be read.*begin anew"):

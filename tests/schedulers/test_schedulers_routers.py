@@ -176,7 +176,7 @@ def test_something_other_than_a_router_is_refused(tmp_path: Path, value: Any, wo
 
 def test_something_other_than_a_file_of_torch_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("routers")
-    with pytest.raises(DocumentError, match="damaged, or no file of torch"):
+    with pytest.raises(DocumentError, match="damaged, or not a file of torch"):
         router_file.read(tmp_path / "text.pt")
     with pytest.raises(DocumentError, match="no such file"):
         router_file.read(tmp_path / "nothing.pt")

@@ -214,7 +214,9 @@ def _samples(call: DenoiserCall, place: Place | None) -> tuple[list[Tensor], lis
     given, made = found
     if not given or not made:
         shapes = ", ".join(str(list(t.shape)) for t in call.outputs)
-        raise UnsupportedModel(f"{type(call.module).__name__} returns {shapes}: no batch of samples like its input.")
+        raise UnsupportedModel(
+            f"{type(call.module).__name__} returns {shapes}, which is not a batch of samples like its input."
+        )
     return given, made
 
 

@@ -49,7 +49,9 @@ class MeasurementFolder:
             self._demand_same(file, about)
         elif strange:
             raise BadOption(
-                "resume", str(path), f"a new or an empty folder, or one of a measurement; this has no {ABOUT}"
+                "resume",
+                str(path),
+                f"a new or an empty folder, or a folder with a measurement; this one has no {ABOUT}",
             )
         else:
             files.write(file, json.dumps(about, indent=2), inside=path)
@@ -133,7 +135,7 @@ def _random_states(call: Mapping[str, Any]) -> Arrays:
 def _demand_states(where: str, found: Arrays, now: Arrays) -> None:
     """Raise DocumentError unless ``found`` can be states of the generators whose states are ``now``."""
     for name in (found.keys() ^ now.keys()) - {"cuda"}:  # a run may go on where there is no GPU
-        refuse(where, f"more/{name}", "missing, or of no generator of this call", "the state of every generator")
+        refuse(where, f"more/{name}", "missing, or not of a generator of this call", "the state of every generator")
     for name in found.keys() & now.keys():
         state = found[name]
         if state.shape != now[name].shape or not np.isin(state, np.arange(256)).all():

@@ -115,7 +115,7 @@ class Replay:
             position = self._check(i, position)
         again = zip(self.compute(0, self.start), self.recorded(0), strict=True)
         if not all(self._close(new, old) for new, old in again):
-            raise NotReplayable("the network, called once more with what it was given, returns something else.")
+            raise NotReplayable("the network returns another output if it is called again with the same arguments.")
 
     @property
     def branches(self) -> int:
@@ -416,7 +416,7 @@ class Replay:
         assert step.result is not None
         for call in step.calls:
             if not self._is_input(i, call.input, position):
-                raise NotReplayable("the denoiser's input is not the state, scaled, repeated or with more around it.")
+                raise NotReplayable("the denoiser's input is not the state after scaling, repetition or concatenation.")
         self._feeds.append([f for f in step.feeds if self._is_fed_by_the_state(i, f, position)])
         guided = self.guided(i, self.recorded(i))
         after = self.move(i, position, guided)
@@ -462,7 +462,7 @@ class Replay:
 def _demand_batches(steps: Sequence[LoopStep]) -> None:
     tensors = [t for s in steps for t in (s.state, s.model_output, *(c.output for c in s.calls))]
     if any(t is None or t.ndim < 2 or len(t) == 0 for t in tensors):
-        raise NotReplayable("states or outputs are no batches of samples.")
+        raise NotReplayable("states or outputs are not batches of samples.")
     if any(len(c.outputs) != 1 for s in steps for c in s.calls):
         raise NotReplayable("the denoiser returns several tensors.")
     if any(isinstance(v, Tensor) and v.ndim for s in steps for v in s.extra.values()):
