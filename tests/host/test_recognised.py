@@ -246,7 +246,7 @@ def test_offloaded_weights_are_hashed_where_they_lie() -> None:
 def test_weights_that_are_nowhere_to_be_read_are_refused_with_the_reason(tmp_path: Path) -> None:
     pipe = fresh("dit")
     pipe.transformer.proj_out_2.to("meta")
-    with pytest.raises(BadOption, match=r"transformer of the pipeline has a tensor that holds no elements \(device meta\).*proj_out_2"):
+    with pytest.raises(BadOption, match=r"transformer of the pipeline has a tensor .* \(device meta\).*proj_out_2"):
         measure(pipe, [TINY["dit"].call(pipe)], resume=tmp_path)
 
 
