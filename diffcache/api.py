@@ -74,7 +74,7 @@ def accelerate(
     if bound.executor is not None:
         raise AlreadyAccelerated(
             f"this {type(bound.pipe).__name__} is accelerated already, by {_title(bound.executor.source)}. "
-            "Call diffcache.restore(pipe) first, then accelerate it anew."
+            "Call diffcache.restore(pipe) first, then accelerate it again."
         )
     host.demand_no_other_cache(bound.pipe)
     source = resolve(schedule)
@@ -93,7 +93,7 @@ def restore(pipe: P) -> P:
         ``pipe``.
 
     Raises:
-        UnsupportedModel: ``pipe`` is no object that can be accelerated.
+        UnsupportedModel: ``pipe`` cannot be accelerated.
 
     Example:
         >>> pipe = diffcache.restore(pipe)

@@ -37,6 +37,23 @@ class BadOption(DiffCacheError, ValueError):
         return f"{super().__str__()}\n{self.example}" if self.example else super().__str__()
 
 
+class Unusable(BadOption):
+    """A value is of the right type, but cannot be used here.
+
+    The message names the reason and the next step. ``BadOption`` states the value and the allowed values instead.
+
+    Args:
+        what: The option, as the message writes it: ``profile``, ``backend='triton'`` or ``--compare``.
+        why: What was found in the value, as a clause: "it has no dynamics".
+        next_step: What the user does next, as a sentence without the full stop: "Pass a profile with dynamics".
+    """
+
+    def __init__(self, what: str, why: str, next_step: str) -> None:
+        DiffCacheError.__init__(self, f"{what} cannot be used: {why}. {next_step}.")
+        self.what, self.why, self.next_step = what, why, next_step
+        self.name, self.value, self.allowed, self.example = what.partition("=")[0].lstrip("-"), why, next_step, ""
+
+
 class UnknownName(DiffCacheError, LookupError):
     """A name is not in the list of known names.
 

@@ -34,7 +34,7 @@ class PromptEncoder:
 
     @classmethod
     def load(cls, path: str | Path) -> PromptEncoder:
-        """Return the encoder whose words and table are in a safetensors file."""
+        """Return the encoder with the words and the table in a safetensors file."""
         with safe_open(path, framework="pt") as file:
             return cls(json.loads(file.metadata()["words"]), file.get_tensor("table"))
 

@@ -13,7 +13,7 @@ import torch
 from diffcache import host
 from diffcache.cli._models import Call, Loaded, Named
 from diffcache.cli._samples import READERS, Row, per_sample
-from diffcache.errors import BadOption, UnknownName
+from diffcache.errors import BadOption, UnknownName, Unusable
 
 STEPS = "num_inference_steps"
 ENCODERS = ("text_encoder", "tokenizer")  # the beginnings of names of components that encode text
@@ -105,7 +105,11 @@ class Asked:
         """
         if loaded.calls is not None:
             if self.rows or self.shared or self.seeds is not None:
-                raise BadOption("model", "a function", "no --prompts, --seeds and the like: it brings calls of its own")
+                raise Unusable(
+                    "model",
+                    "it is a function that returns its own calls, and arguments of calls were given too",
+                    "Leave out the prompts, --seeds and the other arguments of calls",
+                )
             host.check_calls(host.adopted(loaded.pipe), loaded.calls)
             return [dict(call) for call in loaded.calls]
         rows = self.rows or [dict(sample) for sample in loaded.samples]
@@ -244,8 +248,10 @@ def _tensor(name: str, values: Sequence[object]) -> torch.Tensor:
             return torch.stack([value for value in values if isinstance(value, torch.Tensor)])
         return torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadOption(
-            name, "of several shapes or kinds", f"lists of numbers, alike in all samples ({error})"
+        raise Unusable(
+            name,
+            f"the values of the samples have different shapes or types ({error})",
+            "Pass lists of numbers of the same shape for all samples",
         ) from None
 
 

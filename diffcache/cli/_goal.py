@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffcache.cli._options import either, size_in_bytes
 from diffcache.documents.budget import Budget
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 
 
 def goal(
@@ -33,7 +33,8 @@ def goal(
     goals = {"--computed": computed, "--speedup": speedup, "--min-psnr-db": least}
     given = [name for name, value in goals.items() if value is not None]
     if len(given) != 1:
-        raise BadOption("budget", " and ".join(given) or "no goal", f"exactly one of {', '.join(goals)}")
+        found = f"{' and '.join(given)} were given" if given else "no goal was given"
+        raise Unusable("budget", found, f"Pass exactly one of {', '.join(goals)}")
     size = either("--memory", memory, "--memory-bytes", memory_bytes)
     return Budget(
         computed_steps=int(computed) if computed is not None and computed.is_integer() else computed,

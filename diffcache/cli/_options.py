@@ -67,9 +67,9 @@ Extra = Annotated[
     ),
 ]
 Seeds = Annotated[
-    str | None, typer.Option(help="For every prompt: these (0,1,2), or so many of its own (4). One if not given.")
+    str | None, typer.Option(help="Seeds of every prompt (0,1,2), or the number of different seeds (4). Default: one.")
 ]
-Batch = Annotated[int, typer.Option(help="Samples that run together.")]
+Batch = Annotated[int, typer.Option(help="Samples per batch.")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="fp32, fp16 or bf16 (or float32, float16, bfloat16). Of a folder: bf16, on the CPU fp32."),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcache.documents import files
-from diffcache.errors import BadOption, DocumentError
+from diffcache.errors import BadOption, DocumentError, Unusable
 
 Row = dict[str, Any]  # arguments of the pipeline for one sample
 
@@ -88,15 +88,22 @@ def _table(file: Path, text: str) -> list[Row]:
     reader = csv.DictReader(text.splitlines(keepends=True))
     names = reader.fieldnames or []
     if not names or not all(name and name.strip() for name in names) or len(set(names)) < len(names):
-        raise BadOption("prompts", str(file), "a first line that names every column once")
+        raise BadOption("prompts", str(file), "a first line that names each column once")
     for name in names:
         if not name.strip().isidentifier():
-            allowed = "a first line with names of arguments of the pipeline, such as prompt or class_labels"
-            raise BadOption("prompts", f"{file}, with {name.strip()!r:.40} in its first line", allowed)
+            raise Unusable(
+                "prompts",
+                f"the first line of {file} has {name.strip()!r:.40}, which is not the name of an argument",
+                "Name arguments of the pipeline in the first line, such as prompt or class_labels",
+            )
     rows = []
     for row in reader:
         if None in row or None in row.values():
-            raise BadOption("prompts", f"{file}, line {reader.line_num}", f"{len(names)} fields, as in the first line")
+            raise Unusable(
+                "prompts",
+                f"line {reader.line_num} of {file} has another number of fields than the first line",
+                f"Write {len(names)} fields in each line",
+            )
         rows.append({name.strip(): _value(name.strip(), field) for name, field in row.items() if field.strip()})
     return [row for row in rows if row]
 
@@ -109,9 +116,17 @@ def _objects(file: Path, text: str) -> list[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadOption("prompts", f"{file}, line {number}", f"one JSON object a line ({error})") from None
+            raise Unusable(
+                "prompts",
+                f"line {number} of {file} is not valid JSON ({error})",
+                "Write one JSON object on each line",
+            ) from None
         if not isinstance(row, dict) or not row:
-            raise BadOption("prompts", f"{file}, line {number}", "one JSON object a line, with arguments in it")
+            raise Unusable(
+                "prompts",
+                f"line {number} of {file} is not a JSON object with arguments",
+                'Write one JSON object on each line, such as {"prompt": "a cat"}',
+            )
         rows.append(row)
     return rows
 

@@ -141,7 +141,7 @@ def _own_code(*addresses: str | None) -> None:
 def _by_name(schedules: list[str]) -> dict[str, str]:
     named = dict(_named(schedule) for schedule in schedules)
     if len(named) < len(schedules):
-        raise BadOption("schedules", " ".join(schedules), "a name of its own for each: NAME=SCHEDULE")
+        raise BadOption("schedules", " ".join(schedules), "a different name for each, as NAME=SCHEDULE")
     return named
 
 
@@ -233,13 +233,13 @@ def fid(
         str, typer.Option(help="inception (FID, KID), efflite0 (FD-EffLite0, KD-EffLite0), package.module:function.")
     ] = "inception",
     weights: Annotated[
-        Path | None, typer.Option(help="File of the Inception weights; without it, where torch.hub keeps files.")
+        Path | None, typer.Option(help="File of the Inception weights. Default: the folder of torch.hub.")
     ] = None,
     save_statistics: Annotated[
         Path | None, typer.Option(help="Also write the statistics of REFERENCE, a .safetensors file.")
     ] = None,
     batch_size: BatchSize = 32,
-    resamples: Annotated[int, typer.Option(help="Resamples for the interval; 0 for none.")] = 50,
+    resamples: Annotated[int, typer.Option(help="Resamples for the interval; 0 for no interval.")] = 50,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -287,9 +287,12 @@ def fid(
 def clip(
     folder: Annotated[Path, typer.Argument(help="Pictures.")],
     prompts: Annotated[
-        Path, typer.Argument(help="A text file, a line per picture in the order of names; or a folder with NAME.txt.")
+        Path,
+        typer.Argument(
+            help="A text file with one line per picture, in the order of the names; or a folder with NAME.txt files."
+        ),
     ],
-    model: Annotated[str, typer.Option(help="A model of open_clip's.")] = "ViT-B-32",
+    model: Annotated[str, typer.Option(help="Name of a model in open_clip.")] = "ViT-B-32",
     pretrained: Annotated[str, typer.Option(help="A tag of its weights, or the file of a checkpoint.")] = "openai",
     batch_size: BatchSize = 32,
     device: Device = None,

@@ -13,7 +13,7 @@ from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, Mi
 from diffcache.cli._printing import remark, table
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 
 DEFAULT = "closed_loop"
 ANY, WITHOUT, NOTHING = "any profile", "no profile", "–"
@@ -39,7 +39,7 @@ def plan(
             "--memory at the least error. Without it, as they are."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="File of the schedule.")] = Path("schedule.safetensors"),
+    out: Annotated[Path, typer.Option(help="Output file of the schedule.")] = Path("schedule.safetensors"),
     list_: Annotated[
         bool, flag("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
     ] = False,
@@ -87,8 +87,11 @@ def _demand_comparable(context: typer.Context) -> None:
     sources = {name: context.get_parameter_source(name) for name in ("scheduler", "store", "out")}
     given = [f"--{name}" for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if given:
-        allowed = "a profile, one goal and --memory: it plans with every scheduler and writes nothing"
-        raise BadOption("compare", f"with {' and '.join(given)}", allowed)
+        raise Unusable(
+            "--compare",
+            f"it plans with every scheduler and writes no file, and {' and '.join(given)} was given too",
+            "Use --compare with a profile, one goal and --memory only",
+        )
 
 
 def _list(scheduler: str | None) -> None:

@@ -24,7 +24,7 @@ from diffcache.cli._options import (
     flag,
 )
 from diffcache.documents.destinations import check_file, check_folder
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 
 
 def profile(
@@ -37,13 +37,15 @@ def profile(
     call: Extra = None,
     seeds: Seeds = None,
     batch: Batch = 1,
-    sites: Annotated[str, typer.Option(help="What is measured: model, stack, block, sublayer, with commas.")] = "model",
+    sites: Annotated[
+        str, typer.Option(help="Sites to measure: model, stack, block, sublayer, separated by commas.")
+    ] = "model",
     influence_steps: Annotated[
-        int, typer.Option(help="At how many steps the influence of inner sites is measured; 0: not at all.")
+        int, typer.Option(help="Number of steps at which the influence of inner sites is measured; 0 for none.")
     ] = 4,
     dtype: Dtype = None,
     device: Device = None,
-    out: Annotated[Path, typer.Option(help="File of the profile.")] = Path("profile.safetensors"),
+    out: Annotated[Path, typer.Option(help="Output file of the profile.")] = Path("profile.safetensors"),
     resume: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps every measured call. Default: one next to --out, removed at the end."),
@@ -66,7 +68,11 @@ def profile(
         check_folder("resume", resume)
     folder = None if no_resume else resume or out.with_name(f"{out.name}.parts")
     if folder and not resume and folder.is_symlink():
-        raise BadOption("out", str(out), f"a file next to which {folder.name} is a folder or nothing; it is a link")
+        raise Unusable(
+            "out",
+            f"{folder}, the folder for measured calls, is a symbolic link",
+            "Remove the link, choose another file for --out, or pass --no-resume",
+        )
     if influence_steps < 0:
         raise BadOption("influence_steps", influence_steps, "0 or more")
     options = _samples.options(call, steps=steps, guidance=guidance, height=height, width=width)

@@ -12,7 +12,7 @@ from diffcache.cli._options import flag
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, SitePlan
-from diffcache.errors import BadOption, DocumentError
+from diffcache.errors import DocumentError, Unusable
 
 
 def show(
@@ -20,7 +20,7 @@ def show(
     coefficients: Annotated[
         bool, flag("--coefficients", help="Also the coefficients of every predicted step.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw it into this picture: .png, .svg, .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it and write this picture: .png, .svg, .pdf.")] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Draw a schedule's masks over the distances that this profile measured.")
     ] = None,
@@ -32,14 +32,16 @@ def show(
         diffcache show schedule.safetensors --profile profile.safetensors --plot schedule.png
     """
     if (file / "model_index.json").is_file():
-        raise BadOption("file", str(file), "a schedule or a profile; this folder holds a diffusers pipeline")
+        raise Unusable("file", f"the folder {file} holds a diffusers pipeline", "Pass a schedule or a profile")
     if plot is not None:
         check_file("plot", plot)
     document = load(file)
     if isinstance(document, Profile) and (coefficients or profile):
-        raise BadOption("file", str(file), "a schedule, where --coefficients or --profile is asked for")
+        raise Unusable(
+            "file", f"{file} is a profile, and --coefficients and --profile need a schedule", "Pass a schedule"
+        )
     if profile is not None and plot is None:
-        raise BadOption("profile", str(profile), "with --plot, which draws the masks over it")
+        raise Unusable("--profile", "it has an effect only with --plot", "Add --plot FILE, or leave out --profile")
     typer.echo(document.describe())
     if coefficients and isinstance(document, CacheSchedule):
         for denoiser, site, plan in document.plans():

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 GuidanceMode = Literal["none", "separate", "batched"]
-BRANCH_NAMES = "branch names"  # in a schedule's provenance: a JSON list, in the order of the coefficients
+BRANCH_NAMES = (
+    "branch names"  # key in a schedule's provenance; its value is a JSON list in the order of the coefficients
+)
 
 
 @dataclass(frozen=True, slots=True)

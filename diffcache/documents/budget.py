@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 
 _GOALS = ("computed_steps", "speedup", "max_error_db")
 
@@ -17,8 +17,8 @@ class Budget:
     """One goal, and optionally a limit on memory.
 
     Attributes:
-        computed_steps: Work of a plan in full steps of the loop. Fractions are for tables of sites, whose work may not
-            be a whole number of steps.
+        computed_steps: Work of a plan in full steps of the loop. Fractions are for tables of sites: their work may be
+            a fraction of a step.
         speedup: Speed-up of the sampling loop over the full run, 1 or more, by the seconds that the profile measured.
         max_error_db: Least expected fidelity to the full run, PSNR of the final state in dB. The plan is the cheapest
             one that reaches it.
@@ -36,7 +36,11 @@ class Budget:
     def __post_init__(self) -> None:
         given = [name for name in _GOALS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise BadOption("budget", str(self), f"exactly one of {', '.join(_GOALS)}; memory_bytes in addition")
+            raise Unusable(
+                "budget",
+                f"it sets {self}",
+                f"Set exactly one of {', '.join(_GOALS)}. You may add memory_bytes",
+            )
         _demand("computed_steps", self.computed_steps, least=1, allowed="1 or more")
         _demand("speedup", self.speedup, least=1, allowed="1 or more; 1 is the full run")
         _demand("max_error_db", self.max_error_db, least=-math.inf, allowed="a number of dB, such as 40")

@@ -114,7 +114,7 @@ def mapping(where: str, field: str, value: object, kind: type[V] | tuple[type[V]
 
 
 def notes(where: str, field: str, value: object) -> Mapping[str, str]:
-    """Return a ``mapping`` to text, whose values may be empty."""
+    """Return a ``mapping`` to text. Its values may be empty."""
     entries = mapping(where, field, value, str)
     for key, item in entries.items():
         if not is_unicode(item):
@@ -125,7 +125,7 @@ def notes(where: str, field: str, value: object) -> Mapping[str, str]:
 def named(
     where: str, field: str, value: object, kind: type[V], check_name: Callable[[str, str, str], None]
 ) -> Mapping[str, V]:
-    """Return a ``mapping`` with at least one entry, whose keys ``check_name`` accepts."""
+    """Return a ``mapping`` with at least one entry and keys that ``check_name`` accepts."""
     entries = mapping(where, field, value, kind)
     if not entries:
         refuse(where, field, "found none", "at least one")

@@ -1,7 +1,7 @@
 """Convert a document to bytes and back.
 
-The bytes are a safetensors file whose only metadata key, ``diffcache``, holds canonical JSON. Files whose structure is
-not valid are rejected here, before their fields are interpreted. See docs/formats.md.
+The bytes are a safetensors file. Its only metadata key, ``diffcache``, holds canonical JSON. Files with an invalid
+structure are rejected here, before their fields are interpreted. See docs/formats.md.
 """
 
 from __future__ import annotations
@@ -82,10 +82,22 @@ def _check_size(where: str, data: bytes) -> int:
         DocumentError: If the file or the header is too long.
     """
     if len(data) > MAX_BYTES:
-        refuse(where, "file", f"found {len(data)} bytes", f"at most {MAX_BYTES}", "Is it a document at all?")
+        refuse(
+            where,
+            "file",
+            f"found {len(data)} bytes",
+            f"at most {MAX_BYTES}",
+            "Check that the file is a diffcache document.",
+        )
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
-        refuse(where, "file", f"a header of {length} bytes", f"at most {MAX_HEADER_BYTES}", "Is it a safetensors file?")
+        refuse(
+            where,
+            "file",
+            f"a header of {length} bytes",
+            f"at most {MAX_HEADER_BYTES}",
+            "Check that the file is a safetensors file.",
+        )
     return length
 
 

@@ -238,7 +238,7 @@ class _Reader:
             raise DocumentError(self.where, f"{prefix + error.field:.200}", error.problem) from None
 
     def value(self, hint: Any, value: Any, prefix: str, name: str) -> Any:
-        """Return the value of one field, whose annotation is ``hint``."""
+        """Return the value of one field with the annotation ``hint``."""
         if get_origin(hint) is UnionType:  # the only union in a document is X | None
             if value is None:
                 return None

@@ -193,7 +193,7 @@ class DenoiserProfile(Record):
 
     def __post_init__(self) -> None:
         me = type(self).__name__
-        checks.text(me, "class_name", self.class_name)  # it must not be None, as it may be in a schedule
+        checks.text(me, "class_name", self.class_name)  # a schedule allows None here, a profile does not
         check_network(me, self.class_name, self.config_digest)
         put(self, sites=checks.named(me, "sites", self.sites, SiteProfile, checks.site))
 

@@ -365,7 +365,7 @@ class CacheSchedule(Document):
                     where,
                     f"{name}/online/rule",
                     f"found {denoiser.online.rule!r:.80}",
-                    "the name of a criterion of diffcache; a file names no code to import",
+                    "the name of a criterion of diffcache; a file cannot name code to import",
                     "Make the schedule in code where it runs.",
                 )
 
@@ -476,7 +476,7 @@ def _check_anchors(where: str, field: str, compute: np.ndarray, weights: np.ndar
     """Raise DocumentError unless every prediction refers only to steps that are computed before it."""
     axes = ("branch", "step", "anchor")
     if not compute[0]:
-        refuse(where, "compute", "step 0 is predicted", "step 0 computed: nothing is kept before it to predict from")
+        refuse(where, "compute", "step 0 is predicted", "step 0 computed, because no output is kept before it")
     if index := first(compute[:, None] & (weights != 0)):
         found = f"{index_text(axes, index)} is {weights[index]:g} at a computed step"
         refuse(where, field, found, "0, for equation (1) is not used there")
@@ -492,7 +492,12 @@ def _check_nesting(where: str, denoiser: str, plans: Mapping[str, SitePlan]) -> 
         for outer in filter(plans.__contains__, _around(inner)):
             if index := first(plan.compute & ~plans[outer].compute):
                 found = f"step {index[0]} is computed, but {outer!r} around it is predicted there"
-                refuse(where, f"{denoiser}/{inner}/compute", found, "predicted wherever a site around it is")
+                refuse(
+                    where,
+                    f"{denoiser}/{inner}/compute",
+                    found,
+                    "predicted at all steps at which a site around it is predicted",
+                )
 
 
 def _around(name: str) -> Iterator[str]:

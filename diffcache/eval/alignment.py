@@ -126,7 +126,7 @@ def score(image: np.ndarray, text: np.ndarray) -> np.ndarray:
 def by_chance(image: np.ndarray, text: np.ndarray, prompts: Sequence[str]) -> float | None:
     """Return the mean score of pictures with the prompts of other pictures: the floor for the score.
 
-    Prompts are shifted by 1 to 8 positions. Pairs whose prompts are equal are left out.
+    Prompts are shifted by 1 to 8 positions. Pairs with equal prompts are left out.
 
     Args:
         image: Embeddings of the pictures, float64 [N, D], with rows of length 1.
@@ -151,7 +151,7 @@ def _weights(clip: Any, model: str, pretrained: str) -> dict[str, Any]:
         near = get_close_matches(model, names, n=3, cutoff=0.4)
         raise BadOption("model", model, f"one of open_clip's {len(names)} models, such as {', '.join(near or [MODEL])}")
     if not pretrained:
-        raise BadOption("pretrained", pretrained, "a tag or a file: without weights a score means nothing")
+        raise BadOption("pretrained", pretrained, "a tag or a file of weights")
     tags = clip.list_pretrained_tags_by_model(model)
     if pretrained not in tags:
         if Path(pretrained).is_file():

@@ -8,7 +8,7 @@ from typing import Any
 from diffcache import host
 from diffcache.documents.checks import is_unicode
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.eval.methods import Method
 from diffcache.eval.metrics import load
 from diffcache.executor.checks import check_call, check_steps
@@ -53,16 +53,25 @@ def check_outputs(
     pictures = [name for name in metrics if load(name).ABOUT.of_pictures]
     if traits.returns != "pictures":
         if extractor is not None:
-            raise BadOption("extractor", extractor, f"none: a {title} draws no pictures")
+            raise Unusable("extractor", f"a {title} returns no pictures", "Leave out the extractor")
         if pictures:
-            allowed = f"{', '.join(traits.metrics)} or others that need no pictures: a {title} returns no pictures"
-            raise BadOption("metrics", ", ".join(pictures), allowed)
+            names = ", ".join(pictures)
+            allowed = f"Use {', '.join(traits.metrics)} or another metric that needs no pictures"
+            raise Unusable("metrics", f"{names} needs pictures, and a {title} returns no pictures", allowed)
         return
     if latents and pictures:
-        raise BadOption("metrics", ", ".join(pictures), "latent, because the calls have output_type='latent'")
+        raise Unusable(
+            "metrics",
+            f"{', '.join(pictures)} compare pictures, and the calls have output_type='latent'",
+            "Use the metric latent, or calls that return pictures",
+        )
     if latents and (extractor is not None or scorers):
         name = "extractor" if extractor is not None else "scorers"
-        raise BadOption(name, "given", "none, because the calls have output_type='latent': nothing draws pictures")
+        raise Unusable(
+            name,
+            "the calls have output_type='latent' and return no pictures",
+            f"Use calls that return pictures, or leave out {name}",
+        )
 
 
 def check_methods(pipe: Any, methods: Sequence[Method], calls: Calls) -> None:

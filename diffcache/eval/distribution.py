@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.eval import frechet
 from diffcache.eval.extractors import Extractor, PicturesError
 from diffcache.eval.features import BATCH, FeatureSet
@@ -140,7 +140,9 @@ class Distribution:
             BadOption: If ``real`` is true and the reference was given as statistics.
         """
         if real and self.reference is not None:
-            raise BadOption("real", True, "False: the reference was given as statistics")
+            raise Unusable(
+                "real=True", "the reference was given as statistics", "Add generated pictures only, with real=False"
+            )
         (self._real if real else self._found).add(pictures)
 
     def reset(self, *, real: bool = False) -> None:

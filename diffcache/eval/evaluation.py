@@ -16,7 +16,7 @@ from diffcache.documents import files
 from diffcache.documents.destinations import check_folder
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import trials as tried
 from diffcache.eval.checks import check_counted, check_methods, check_names, check_outputs, check_title
@@ -131,7 +131,7 @@ def evaluate(
     check_names(metrics)
     check_folder("out", out)
     if trials is not None and not traits.plays_episodes:
-        raise BadOption("trials", trials.name or "a task", f"none for a {subject.title}: policies play episodes")
+        raise Unusable("trials", f"a {subject.title} plays no episodes", "Leave out trials, or pass a policy")
     known = Profile.load(profile) if isinstance(profile, (str, Path)) else profile
     mine = _methods(schedules)
     promising = any(getattr(method.source, "expected", None) is not None for method in mine)
@@ -191,7 +191,11 @@ def _methods(schedules: Mapping[str, Source] | Sequence[Method]) -> list[Method]
     if isinstance(schedules, Mapping):
         return [ours(name, source) for name, source in schedules.items()]
     if isinstance(schedules, (str, Path, CacheSchedule, Rule)) or not isinstance(schedules, Sequence):
-        raise BadOption("schedules", f"a {type(schedules).__name__}", "a dictionary, name -> schedule; or methods")
+        raise Unusable(
+            "schedules",
+            f"it is a {type(schedules).__name__}",
+            "Pass a dictionary of names and schedules, or a list of methods",
+        )
     return list(schedules)
 
 

@@ -45,9 +45,7 @@ def read(path: Path) -> np.ndarray:
             return np.asarray(file.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
-        raise PicturesError(
-            f"{path} cannot be read as a picture: {reason:.200}. Make it again, or take it away."
-        ) from None
+        raise PicturesError(f"{path} cannot be read as a picture: {reason:.200}. Replace or remove the file.") from None
 
 
 def batches(paths: Sequence[Path], size: int) -> Iterator[np.ndarray]:
@@ -76,7 +74,7 @@ def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
     """Return one prompt for each of the pictures ``paths``.
 
     Args:
-        source: A text file whose lines are in the order of the pictures' names, or a folder that holds a .txt file of
+        source: A text file with lines in the order of the pictures' names, or a folder that holds a .txt file of
             the same stem for each picture.
         paths: The pictures, sorted by name.
 
@@ -89,7 +87,7 @@ def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
         if missing:
             raise PromptsError(
                 f"{source} has no prompt for {len(missing)} of {len(paths)} pictures, first for {missing[0]}. Allowed: "
-                f"a file {Path(missing[0]).stem}.txt beside the others."
+                f"a file {Path(missing[0]).stem}.txt in the same folder."
             )
         found = [" ".join(_text(source / f"{path.stem}.txt").split()) for path in paths]
         names = [f"{source / path.stem}.txt" for path in paths]

@@ -14,7 +14,7 @@ from diffcache.api import accelerated, resolve
 from diffcache.documents.checks import is_unicode
 from diffcache.documents.context import ScheduleContext
 from diffcache.documents.schedule import CacheSchedule, check_store
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.eval.noise_schedulers import better_noise_scheduler, noise_free_scheduler, noise_scheduler_name
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.schedulers import Rule, function
@@ -73,11 +73,11 @@ class Method:
         except NoDigestError as error:
             if self.detail and self.source is None:
                 return host.digest_of(told)
-            raise BadOption(
-                "detail",
-                self.detail,
-                f"a text that names all settings of the method {self.name!r}, for its `on` has {error.what} at "
-                f"{error.where or 'the top'}. Or give the object {TO_DIGEST}",
+            raise Unusable(
+                f"detail={self.detail!r}",
+                f"`on` of the method {self.name!r} has {error.what} at {error.where or 'the top'}, which a later run "
+                "cannot recognise",
+                f"Pass a text that names all settings of the method, or give the object {TO_DIGEST}",
             ) from None
 
 

@@ -26,7 +26,7 @@ from diffcache.eval.methods import FULL, Method
 from diffcache.eval.plausible import Part
 from diffcache.eval.statistics import FEW, Interval, Verdict, interval, verdict, verdict_of_sets
 
-WHOLE = 0.02  # of a step: smaller excesses over a whole number come from small layers and from counting
+WHOLE = 0.02  # in steps; smaller excesses over a whole number come from small layers and from counting
 FORMAT = "diffcache.evaluation"
 VERSION = 2
 

@@ -65,7 +65,7 @@ class ReferenceStatistics(Document):
         if self.samples is not None:
             put(self, samples=checks.count(me, "samples", self.samples, least=2))
         if (self.floor is None) != (self.floor_samples is None):
-            refuse(me, "floor_samples", f"found {self.floor_samples!r}", "a number beside a floor, and none without")
+            refuse(me, "floor_samples", f"found {self.floor_samples!r}", "a number if there is a floor, else None")
         if self.floor is not None:
             put(self, floor=checks.real(me, "floor", self.floor, least=0))
             put(self, floor_samples=checks.count(me, "floor_samples", self.floor_samples, least=2))
@@ -114,7 +114,7 @@ class ReferenceStatistics(Document):
             found = f"of {self.extractor} with other weights or another size than are in use now"
         raise MixedExtractorsError(
             f"the statistics are {found}. Allowed: one extractor, with one set of settings, for both. Choose it with "
-            "--extractor, or make the statistics anew from their pictures."
+            "--extractor, or compute the statistics again from the pictures."
         )
 
 
@@ -134,7 +134,7 @@ def _pytorch_fid(path: Path, extractor: Extractor) -> ReferenceStatistics:
     """Return the statistics in a file of pytorch-fid: ``mu`` [2048] and ``sigma`` [2048, 2048] of the same network.
 
     pytorch-fid resizes with PyTorch's bilinear filter. The filter of TensorFlow, which is used here, is shifted by a
-    fraction of a pixel. The values therefore differ slightly, and more for pictures whose size is far from 299 pixels.
+    fraction of a pixel. The values therefore differ slightly, and more for pictures of a size far from 299 pixels.
     """
     where = str(path)
     if extractor.name != INCEPTION:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache.errors import DiffCacheError, Unusable
 from diffcache.eval.methods import Method
 from diffcache.eval.metrics import span
 from diffcache.eval.plausible import Due, Part
@@ -57,10 +57,10 @@ class Judges:
             return host.digest_of({name: (judge, _files(judge)) for name, judge in judges.items()})
         except NoDigestError as error:
             name, _, where = error.where.partition("[")
-            raise BadOption(
+            raise Unusable(
                 "scorers",
-                f"{name} with {error.what} at [{where}",
-                f"judges that can be recognised in a later run. Give the object {TO_DIGEST}",
+                f"a later run cannot recognise {name}, which has {error.what} at [{where}",
+                f"Give the object {TO_DIGEST}",
             ) from None
 
 

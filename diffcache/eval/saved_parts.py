@@ -25,7 +25,7 @@ from PIL import Image
 
 from diffcache.documents import files
 from diffcache.documents.checks import refuse
-from diffcache.errors import BadOption, DocumentError
+from diffcache.errors import DocumentError, Unusable
 from diffcache.eval.plausible import Due, Part, demand_sound
 
 PARTS, EXACT, PICTURES, TRIALS = "parts", "exact", "pictures", "trials"
@@ -118,11 +118,10 @@ class EvaluationFolder:
             found = {}
         other, was = found.get("pipeline"), found.get("known")
         if other is not None and known != was and dict(pipeline) != other:
-            raise BadOption(
+            raise Unusable(
                 "out",
-                str(self.path),
-                f"a folder for this {pipeline.get('class')}; this one holds the evaluation of another pipeline: "
-                f"{other}. Choose another folder, or remove this one",
+                f"{self.path} holds the evaluation of another pipeline than this {pipeline.get('class')}: {other}",
+                "Choose another folder, or remove this one",
             )
         files.make_folder(self.path)
         files.write(file, json.dumps({"pipeline": dict(pipeline), "known": known}), inside=self.path)

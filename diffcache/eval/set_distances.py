@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.eval import folders
 from diffcache.eval import reference as references
 from diffcache.eval.distribution import Distance, Distribution
@@ -65,7 +65,7 @@ class Sets:
             for m in methods
         }
         if not all(pictures.values()):
-            raise BadOption("extractor", self.extractor.name, "none, where no pictures are drawn: sets need them")
+            raise Unusable("extractor", "the outputs are not pictures", "Leave out the extractor")
         distribution = self._with_reference(pictures[full.name])
         for method in methods:
             if self.real is None and method is full:
@@ -110,7 +110,9 @@ def sets_of(extractor: Extractor | str | None, real: str | Path | None) -> Sets 
     """
     if extractor is None:
         if real is not None:
-            raise BadOption("real", str(real), "nothing, unless an extractor says what sets are compared by")
+            raise Unusable(
+                "real", "real pictures are compared only with an extractor", "Pass an extractor, or leave out real"
+            )
         return None
     if isinstance(extractor, str):
         import torch

@@ -199,8 +199,8 @@ def _checked(name: str, values: ArrayLike) -> np.ndarray:
     if not np.isfinite(array).all():
         index = int(np.argmax(~np.isfinite(array)))
         raise ValuesError(
-            f"{name}: {array[index]} at sample {index}. Allowed: finite numbers. Leave no sample out of the mean "
-            "silently: find out why it has none."
+            f"{name}: {array[index]} at sample {index}. Allowed: finite numbers. Find out why this sample has no "
+            "valid value; do not leave it out of the mean."
         )
     return array.astype(np.float64)
 

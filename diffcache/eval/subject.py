@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import math
 import uuid
 import warnings
@@ -17,7 +16,7 @@ from torch import nn
 
 from diffcache import host
 from diffcache.documents.schedule import noise_scheduler_title
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.eval.methods import STEPS, Method
 from diffcache.eval.record import WHOLE
 from diffcache.eval.timed_run import watched
@@ -133,10 +132,18 @@ class Subject:
         for call in some:
             count = self._counted(call) if runs else host.steps_asked(self.pipe, call)
             if count is None:
-                raise BadOption("calls", json.dumps(sorted(call)), "calls that say num_inference_steps")
+                raise Unusable(
+                    "calls",
+                    f"a call has {', '.join(sorted(call)) or 'no arguments'}, without num_inference_steps",
+                    "Pass num_inference_steps in each call",
+                )
             steps.add(count)
         if len(steps) > 1:
-            raise BadOption("calls", f"calls of {sorted(steps)} steps", "calls that all ask for one number of steps")
+            raise Unusable(
+                "calls",
+                f"they ask for different numbers of steps, {sorted(steps)}",
+                "Pass calls with one number of steps",
+            )
         return steps.pop()
 
     def _counted(self, call: Call) -> int:
@@ -159,8 +166,10 @@ class Subject:
         finally:
             watcher.detach()
         if len(set(steps)) != 1:
-            raise BadOption(
-                "sample", f"{len(steps)} trajectories", "one run of the loop: with diffcache.trajectory(…) in it"
+            raise Unusable(
+                "sample",
+                f"it ran {len(steps)} trajectories",
+                "Run the loop exactly once in it, inside `with diffcache.trajectory(…)`",
             )
         return steps[0]
 

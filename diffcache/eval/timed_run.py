@@ -75,7 +75,7 @@ def watched(pipe: Any, call: Mapping[str, Any], *, closely: bool = False) -> Tim
 
 def output_of(result: Any) -> np.ndarray:
     """Return the first output of a pipeline as numpy [N, …]."""
-    if isinstance(result, Mapping):  # of a policy
+    if isinstance(result, Mapping):  # policies return a mapping
         result = next((result[name] for name in ACTIONS if name in result), next(iter(result.values())))
     found = next((getattr(result, name) for name in OUTPUTS if getattr(result, name, None) is not None), None)
     if found is None:

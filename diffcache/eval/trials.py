@@ -13,7 +13,7 @@ import numpy as np
 
 from diffcache import host
 from diffcache.documents import files
-from diffcache.errors import BadOption, DiffCacheError, DocumentError
+from diffcache.errors import BadOption, DiffCacheError, DocumentError, Unusable
 from diffcache.eval.methods import Method
 from diffcache.eval.saved_parts import TRIALS, EvaluationFolder, slug
 from diffcache.eval.statistics import Interval
@@ -68,11 +68,10 @@ class Trials:
         except NoDigestError as error:
             if self.name:
                 return host.digest_of(told)
-            raise BadOption(
-                "name",
-                self.name,
-                f"a name for the task that changes with its settings, for `play` has {error.what} at "
-                f"{error.where or 'the top'}. Or give the object {TO_DIGEST}",
+            raise Unusable(
+                f"name={self.name!r}",
+                f"`play` has {error.what} at {error.where or 'the top'}, which a later run cannot recognise",
+                f"Pass a name for the task that changes with its settings, or give the object {TO_DIGEST}",
             ) from None
 
     def outcomes(self, pipe: Any, method: Method, key: str, folder: EvaluationFolder) -> list[float]:
@@ -89,7 +88,7 @@ class Trials:
             found = [float(bool(one)) for one in self.play(pipe.policy, self.episodes)]
         if len(found) != self.episodes:
             raise DiffCacheError(
-                f"the task was to play {self.episodes} episodes with {method.name!r} and returned {len(found)} "
+                f"the task was asked to play {self.episodes} episodes with {method.name!r} and returned {len(found)} "
                 "outcomes. Allowed: one for every episode."
             )
         files.write(path, json.dumps({"key": key, "outcomes": found}), inside=folder.path)

@@ -41,9 +41,9 @@ def about_work(state: RunState, *, predicts: bool) -> Iterator[Notice]:
         yield Notice(
             "mostly-skipped",
             1,
-            f"{name}: {share} were predicted, as the rule {plan.online.rule!r} decided in the run. So few computed "
-            "steps seldom give the full run's result. Choose a lower limit (the threshold of a rule), and compare both "
-            "runs with diffcache.evaluate.",
+            f"{name}: {share} were predicted, as the rule {plan.online.rule!r} decided in the run. With so few "
+            "computed steps, the result is seldom close to the full run. Choose a lower limit (the threshold of a "
+            "rule), and compare both runs with diffcache.evaluate.",
         )
 
 

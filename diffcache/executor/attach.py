@@ -91,8 +91,8 @@ def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) ->
     root, block = sites[denoiser]["model"][0], sites[denoiser][site][0]
     others = ", ".join(map(repr, criteria.deciding_at(Where.MODEL)))
     return UnsupportedModel(
-        f"the online rule {criterion.name if criterion else ''!r} looks at the first normalisation in {site!r} of "
-        f"{host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: {others}."
+        f"the online rule {criterion.name if criterion else ''!r} compares the output of the first normalisation in "
+        f"{site!r} of {host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: {others}."
     )
 
 
@@ -120,10 +120,10 @@ def deciding_stack(schedule: CacheSchedule, denoiser: str, sites: Sites) -> tupl
     for site in plan.sites:
         if site == DEEP_STACK and deep_branch(sites[denoiser]["model"][0]):
             raise UnsupportedModel(
-                f"the online rule {criterion.name!r} reuses what a stack adds to its input. {denoiser!r} is a U-Net: "
-                "its deep branch returns another shape than it is given, so nothing would ever be predicted. Allowed: "
-                "'easycache', or 'uniform:every=2,sites=stack'."
+                f"the online rule {criterion.name!r} reuses the difference between a stack's output and input. "
+                f"{denoiser!r} is a U-Net: the output of its deep branch has another shape than the input, so no step "
+                "could be predicted. Allowed: 'easycache', or 'uniform:every=2,sites=stack'."
             )
         if not site.startswith("stack:"):
-            raise BadOption("sites", site, f"stacks, under the online rule {criterion.name!r}: it decides in a block")
+            raise BadOption("sites", site, f"stacks, because the online rule {criterion.name!r} decides in a block")
     return next(site for site in sites[denoiser] if site in plan.sites), criterion.about.where

@@ -23,7 +23,7 @@ class Mark:
     A copy of the pipeline would share its layers. Therefore a deep copy and a pickle of the mark are refused.
 
     Args:
-        executor: The executor, whose layers are on the pipeline.
+        executor: The executor. Its layers are on the pipeline.
         loop: The pipeline. When it is freed, the layers are removed, because another pipeline may use its denoiser.
     """
 
@@ -57,7 +57,7 @@ class Bound:
 
     @classmethod
     def of(cls, pipe: Any, *, bare: bool = False) -> Bound:
-        """Return the bound pipeline of what a caller passed.
+        """Return the bound pipeline of the object that a caller passed.
 
         Args:
             pipe: Any object. One that cannot be accelerated raises an error when its networks are looked up.

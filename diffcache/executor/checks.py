@@ -19,7 +19,7 @@ from diffcache.executor.state import Call
 from diffcache.host.structure import find_sites
 from diffcache.schedulers import Rule
 
-SAME_GRID = 1e-4  # of the largest timestep; integer grids of one kind agree exactly, others to rounding
+SAME_GRID = 1e-4  # relative to the largest timestep; equal integer grids agree exactly, others up to rounding
 
 Sites = Mapping[str, Mapping[str, tuple[nn.Module, ...]]]  # denoiser -> site -> modules
 
@@ -95,7 +95,7 @@ def check_criteria(schedule: CacheSchedule) -> None:
         for site, planned in plan.sites.items():
             if planned.anchors > 1 and not criterion.about.keeps_anchors:
                 found = f"{planned.anchors} anchors under the online rule {criterion.name!r}"
-                allowed = "1: which steps are computed is not known before the run"
+                allowed = "1, because the computed steps are not known before the run"
                 refuse("schedule", f"{name}/{site}/weights", found, allowed)
 
 
@@ -359,8 +359,8 @@ def _demand(guidance: Guidance, guided: bool) -> None:
     if guidance.layout.batched and not guided:
         raise ScheduleMismatch(
             f"the schedule was fitted with guidance: {guidance.branches} branches in one batch. This run's "
-            "batch does not repeat its samples so; guidance is off or has another form. Turn guidance on as it "
-            "was, or fit a schedule for this setting."
+            "batch does not repeat its samples in this way: guidance is off or has another form. Turn guidance "
+            "on as it was, or fit a schedule for this setting."
         )
     if guidance.mode == "none" and guided:
         raise ScheduleMismatch(

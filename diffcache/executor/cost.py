@@ -177,7 +177,7 @@ def estimate_for(
     always = [(name, site) for name, (site, where) in deciding_stacks.items() if where is Where.FIRST_BLOCK]
     for visit in visits:
         if (visit.denoiser, visit.site) in always:
-            visit.flops -= visit.first_flops  # its stack is what follows the first block
+            visit.flops -= visit.first_flops  # the stack then counts only what follows the first block
     may = {name: _may_predict(plan, start) for name, plan in schedule.denoisers.items()}
     done = sum(_work(programs, visits, step, may) for step in range(start, schedule.steps))
     full = (schedule.steps - start) * sum(v.flops for v in visits if v.site == "model")
@@ -197,7 +197,7 @@ def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
             shapes = [[list(t.shape) for t in tensors] for tensors in (v.inputs.main, v.outputs)]
             raise UnsupportedModel(
                 f"the online rule {plan.online.rule!r} reuses what {v.denoiser!r} adds to its input. Here the input "
-                f"has the shape {shapes[0]}, the output {shapes[1]}, and nothing would ever be predicted. Allowed: "
+                f"has the shape {shapes[0]}, the output {shapes[1]}, so no step could be predicted. Allowed: "
                 "rules that reuse or extrapolate outputs, such as 'uniform:every=2'."
             )
 
@@ -402,7 +402,7 @@ def _work(
 
 
 def _peak_bytes(programs: Mapping[tuple[str, str], Program], visits: list[_Visit], start: int, steps: int) -> int:
-    """Return the most bytes at one time in a store that keeps and drops what the programs say."""
+    """Return the most bytes at one time in a store that keeps and drops outputs as the programs state."""
     held: dict[tuple[int, int], int] = {}  # (visit, anchor step) -> bytes
     peak = 0
     for step in range(start, steps):

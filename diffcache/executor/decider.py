@@ -61,7 +61,7 @@ class Decider:
         self._memory = Memory(store, denoiser, branch)
         self._keeping = keeping
         self._level = 0.0
-        self._predicted = 0  # in a row
+        self._predicted = 0  # number of predicted steps in a row
 
     @property
     def decides_at_model(self) -> bool:

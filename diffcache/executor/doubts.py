@@ -17,7 +17,7 @@ ADVICE = (
 
 
 def check_forward(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Reason | None:
-    """Drop what is kept for branches whose numbers may have changed, and check whether the forward may be predicted.
+    """Drop the kept outputs of branches that may have new numbers, and check whether the forward may be predicted.
 
     Args:
         run: The run.
@@ -45,8 +45,8 @@ def check_forward(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Re
     if run.lost:
         if any(name == denoiser for name, _ in state.doubts):
             raise UnsupportedModel(
-                f"the loop gave {denoiser!r} different times within step {run.index}, which was said to be one: steps "
-                f"were taken for others, and predicted. {ADVICE}"
+                f"the loop gave {denoiser!r} different times within step {run.index}, so steps were counted wrongly "
+                f"and the wrong ones were predicted. {ADVICE}"
             )
         return notices.NO_STEP
     if forward.moved:
@@ -56,19 +56,19 @@ def check_forward(run: host.LoopRun, denoiser: str, forward: host.Forward) -> Re
 
 
 def end_notices(run: host.LoopRun) -> Iterator[Notice]:
-    """Yield notices about forwards of a run that is over whose branch or step may have been another."""
+    """Yield notices about a finished run with forwards that may have been given to the wrong branch or step."""
     state: RunState = run.state
     if any(found in state.doubts for found in run.assigned.uneven()):
         yield Notice(
             "branches-suspect",
             1,
-            "the last step had another number of forwards than the one before, and nothing shows which branch of "
-            f"guidance each of them serves; the result is suspect. {ADVICE}",
+            "the last step had another number of forwards than the step before, and the guidance branch of each "
+            f"forward is unknown; the result is suspect. {ADVICE}",
         )
     if run.times_disagree():
         yield Notice(
             "steps-suspect",
             1,
-            "the times that the network was given are those of other steps than it was counted in; the result is "
-            f"suspect. {ADVICE}",
+            "the network received the times of other steps than those that were counted; the result is suspect. "
+            f"{ADVICE}",
         )

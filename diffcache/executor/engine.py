@@ -221,7 +221,7 @@ class Executor(host.LoopObserver):
         self.last = run.state = state
 
     def loop_went_back(self, run: host.LoopRun) -> None:
-        """Drop what a run that enters an earlier step has kept."""
+        """Drop the kept outputs of a run that enters an earlier step."""
         run.state.go_back()
 
     def loop_ended(self, run: host.LoopRun) -> None:
@@ -240,8 +240,8 @@ class Executor(host.LoopObserver):
                     "short-loop",
                     1,
                     f"the loop ended in step {run.index + 1} of {run.steps}: its network was called less often than "
-                    "was said, and steps may have been taken for others. Give trajectory one timestep for every "
-                    "evaluation.",
+                    "trajectory was asked to expect, so steps may have been counted wrongly. Pass trajectory one "
+                    "timestep for each evaluation.",
                 )
             )
         elif run.index >= run.steps or (run.forwards and run.whole):
@@ -251,8 +251,8 @@ class Executor(host.LoopObserver):
                 Notice(
                     "short-steps",
                     1,
-                    f"{run.cut} steps of the loop have fewer forwards than were said: its network was called less "
-                    f"often, as the times that it was given show. {ADVICE}",
+                    f"{run.cut} steps of the loop have fewer forwards than trajectory was asked to expect, as the "
+                    f"times that the network received show. {ADVICE}",
                 )
             )
         state.notices += end_notices(run)

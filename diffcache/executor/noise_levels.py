@@ -42,8 +42,8 @@ def move_levels(pipe: Any, run: host.LoopRun, schedule: CacheSchedule) -> Undo:
         wanted = timesteps_for(pipe, scheduler, times, run.start, schedule.sigmas)
     except CannotFollow as why:
         raise ScheduleMismatch(
-            f"the schedule runs over noise levels of its own, and {type(scheduler).__name__} in {type(pipe).__name__} "
-            f"cannot: {why}. Use a schedule without moved levels."
+            f"the schedule moves the noise levels, which {type(scheduler).__name__} in {type(pipe).__name__} does not "
+            f"support: {why}. Use a schedule without moved levels."
         ) from None
     sigmas: Tensor = scheduler.sigmas
     kept = sigmas.clone(), times.clone()

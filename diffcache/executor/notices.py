@@ -1,4 +1,4 @@
-"""Report what a run does otherwise than its schedule says: kinds of notices, counts, log records and warnings.
+"""Report how a run differs from its schedule: kinds of notices, counts, log records and warnings.
 
 A kind is a name that a program can compare, and does not change. docs/serving.md lists all kinds. The text of a notice
 is for people and may change.
@@ -71,7 +71,7 @@ NO_SAMPLE = Reason(
 UNNAMED = Reason(
     "branches-unnamed", "the forwards of a step changed in number or order, and their branches have no names"
 )
-NO_STEP = Reason("step-unknown", "forwards that were said to be of one step were given different times")
+NO_STEP = Reason("step-unknown", "forwards that were counted in one step were given different times")
 NO_ROW = Reason("branch-unplanned", "the schedule has no coefficients for this branch of guidance")
 OTHER_BATCH = Reason("batch-changed", "the batch holds another number of branches than at the first step")
 BEYOND = Reason("beyond-schedule", "step beyond the schedule")

@@ -17,7 +17,7 @@ from diffcache import host
 from diffcache.executor.store import Kept, Output
 from diffcache.host.channels import Place, apart, carries, is_cut
 
-MAIN = ""  # in a flow: the main input
+MAIN = ""  # index of the main input in a flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,6 @@ def _own(x: Sequence[Tensor], j: int, outputs: Sequence[Kept], root: bool) -> in
 
 
 def _wider(x: Tensor, output: Kept) -> bool:
-    """Return whether an input may hold conditions in addition to what the output belongs to."""
+    """Return whether an input may hold conditions in addition to the sample that the output belongs to."""
     d = apart(x.shape, output.shape)
     return bool(d) and x.shape[d or 0] > output.shape[d or 0]

@@ -75,7 +75,7 @@ def predict_output(
     """Return the predicted output.
 
     Args:
-        anchors: What the steps that the prediction refers to have left, newest first.
+        anchors: The kept tensors of the anchors, newest first.
         terms: The coefficients of equation (1).
         x: The tensors of the site's input.
         branch: The branch whose coefficients are used. None means that the batch holds all branches in equal parts.

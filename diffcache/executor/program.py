@@ -11,7 +11,7 @@ from diffcache.documents.checks import put
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, StoreFormat
 from diffcache.executor import criteria
 
-NEWEST = -1  # in place of a step: the anchor is the output that was computed last
+NEWEST = -1  # replaces a step number: the anchor is the output that was computed last
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Program:
     Attributes:
         terms: For each step, the terms of its prediction, or None if the step computes.
         keeps: The computed steps that a later step refers to.
-        keeps_x: The computed steps whose input is needed as well.
+        keeps_x: The computed steps with inputs that are needed too.
         drops: For each step, the anchors that no later step refers to.
         newest: Whether the run decides which steps compute. ``terms`` then holds the steps that may be predicted, and
             every computed output replaces the one before.

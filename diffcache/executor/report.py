@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the last run did, or the run in progress.
+    """A summary of the last run, or of the run in progress.
 
     Attributes:
         rows: The counts of each site and branch.
@@ -52,7 +52,7 @@ class Report:
         online: The rule that decided in the run, by denoiser.
         backend: What ran operations on tensors kept in fewer bytes: ``"torch"``, ``"compiled"`` or ``"triton"``. It is
             empty if there were no such tensors.
-        notices: What the run did otherwise than the schedule says, with the reason. The list is complete when the run
+        notices: How the run differs from the schedule, with the reason. The list is complete when the run
             is over.
         totals: The number of times by kind of notice, over all runs since the pipeline was accelerated.
         computed: Denoiser forwards in which everything was computed, over all branches and denoisers.

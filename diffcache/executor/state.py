@@ -186,7 +186,7 @@ class RunState:
         """Find ``sample`` in the inputs that the denoisers were given in this step.
 
         Args:
-            sample: What the noise scheduler is given.
+            sample: The sample that is passed to the noise scheduler.
         """
         for denoiser, x in self.unmatched_inputs.items():
             self.sample_slots[denoiser] = sample_slot = find_sample(x, sample)
@@ -196,7 +196,7 @@ class RunState:
         self.unmatched_inputs.clear()
 
     def drop_branch(self, denoiser: str, branch: int) -> None:
-        """Drop all tensors of a branch, whose number may have belonged to another branch before."""
+        """Drop all tensors of a branch: its number may have belonged to another branch before."""
         for key, step in self.store.discard(denoiser, branch):
             self.lost[key, step] = notices.UNNAMED
         self.deciders.pop((denoiser, branch), None)

@@ -33,7 +33,7 @@ class Output:
     @classmethod
     def of(cls, value: Any) -> Output:
         """Take the output ``value`` of a module apart."""
-        if isinstance(value, Tensor):  # of most modules, at every forward
+        if isinstance(value, Tensor):  # most modules return a tensor at every forward
             return cls((value,), (_TENSOR,), _LEAF)
         leaves, spec = pytree.tree_flatten(value)
         tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))

@@ -189,9 +189,10 @@ class Branches:
         return Forward(step, number, unsure, moved, changed, apart, like)
 
     def uneven(self) -> Iterator[tuple[str, int]]:
-        """Yield the denoisers whose last step has an uneven number of forwards, with that step.
+        """Yield the denoisers with an uneven last step, with the index of that step.
 
-        The number differs from that of the step before, and only the place identifies one of the forwards.
+        A step is uneven if its number of forwards differs from that of the step before, and only the position
+        identifies one of the forwards.
         """
         for (denoiser, name), group in self._groups.items():
             if group.before not in (0, group.count) and self._apart(name, group):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcache.documents.checks import is_unicode
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.host.arguments import GRIDS, STEPS, is_count
 
 MOST_STEPS = 100_000
@@ -54,7 +54,7 @@ def _check_value(where: str, key: str, value: object) -> None:
     if key in COUNTS and value is not None and not is_count(value, 1):
         raise BadOption(where, value, "a whole number, 1 or more")
     if _is_batch(key, value) and not len(value):  # type: ignore[arg-type]
-        raise BadOption(where, "an empty batch", "at least one sample")
+        raise Unusable(where, "the batch is empty", "Pass at least one sample")
     if key == "generator" and value is not None:
         several = value if isinstance(value, (list, tuple)) else [value]
         if not all(isinstance(g, torch.Generator) for g in several):
@@ -69,8 +69,11 @@ def _check_noise(call: Mapping[str, Any], where: str) -> None:
         return
     copies = math.prod(int(call[name]) for name in COUNTS if name.endswith("_per_prompt") and call.get(name))
     if len(drawn) != len(asked) * copies:
-        found = f"{len(drawn)} generators for {len(asked) * copies} samples"
-        raise BadOption(where, found, "one generator for every sample, or a single one")
+        raise Unusable(
+            where,
+            f"it has {len(drawn)} generators for {len(asked) * copies} samples",
+            "Pass one generator for each sample, or a single one",
+        )
 
 
 def _is_batch(key: str, value: object) -> bool:

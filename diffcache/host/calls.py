@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffcache.errors import BadOption, UnknownName
+from diffcache.errors import BadOption, UnknownName, Unusable
 from diffcache.host.arguments import Parameters, parameters_of
 from diffcache.host.call_values import shown
 from diffcache.host.kinds import kind_of
@@ -41,8 +41,11 @@ def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bo
     for index, call in enumerate(calls):
         check_call(pipe, call, f"{name}[{index}]")
         if repeatable and not kind.repeats(call):
-            allowed = "a generator, or one for every sample, in each call (of a policy or a loop, a seed)"
-            raise BadOption(name, f"call {index} without generator", allowed)
+            raise Unusable(
+                name,
+                f"call {index} has no generator",
+                "Pass one generator, or one for each sample, in each call; a policy or a loop takes a seed",
+            )
 
 
 def check_call(pipe: Any, call: Mapping[Any, Any], where: str = "call") -> None:
@@ -69,7 +72,7 @@ def check_names(
     """
     for key in call:
         if not isinstance(key, str):
-            raise BadOption(where, f"a dictionary with the key {key!r:.80}", "names of arguments, as text")
+            raise Unusable(where, f"the key {key!r:.80} is not a string", "Use the names of arguments as keys")
     if parameters is None:
         return
     for key in call:
@@ -77,7 +80,7 @@ def check_names(
             raise UnknownName(f"argument of {title}", key, tuple(parameters), next_step=f"It is in {where}.")
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in call:
-            raise BadOption(where, f"a call without {key!r}", f"a value for {key!r}, which {title} requires")
+            raise Unusable(where, f"{key!r} is missing, and {title} requires it", f"Pass a value for {key!r}")
 
 
 def arguments_of(pipe: Any) -> Parameters | None:
@@ -108,4 +111,4 @@ def check_same_steps(pipe: Any, calls: Sequence[Mapping[str, Any]], name: str = 
     """Raise BadOption if the calls ask for different numbers of steps."""
     found = sorted({steps for call in calls if (steps := steps_asked(pipe, call)) is not None})
     if len(found) > 1:
-        raise BadOption(name, f"calls of {found} steps", "calls that all take the same steps")
+        raise Unusable(name, f"they take different steps, {found}", "Pass calls that all take the same steps")

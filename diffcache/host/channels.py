@@ -29,7 +29,7 @@ class Span:
     length: int
 
 
-Place = tuple[Span, ...]  # where a sample lies in an input: a span for each dimension in which the sample is shorter
+Place = tuple[Span, ...]  # place of a sample in an input: a span for each dimension in which the sample is shorter
 
 
 def apart(one: Sequence[int], other: Sequence[int]) -> int | None:

@@ -35,7 +35,7 @@ Parts = Callable[[Any], "Mapping[str, Any] | None"]
 
 PLAIN = (bool, int, float, complex, str, bytes, np.generic, Path, range, torch.dtype, torch.device, type(...))
 DESCRIPTORS = (staticmethod, classmethod, property, functools.cached_property)
-TO_DIGEST = "a text attribute `digest`, which changes whenever what the object does changes"
+TO_DIGEST = "a text attribute `digest` that changes whenever the object's behaviour changes"
 
 
 class NoDigestError(DiffCacheError, TypeError):
@@ -203,7 +203,7 @@ class _Walk:
         For a class in the user's code, also add its bases, its methods and its public attributes.
         """
         package = value.__module__.partition(".")[0]
-        # Where a class of this package lies does not count: its modules may move.
+        # The module of a class of this package does not count, because it may move.
         module = package if package == "diffcache" else value.__module__
         self._put(f"class {module}.{value.__qualname__} {_version(value.__module__)}")
         if not _own_code(value.__module__):

@@ -22,7 +22,9 @@ from diffcache.host.own_loops import MARK
 from diffcache.patch import BoundMethod
 
 KEPT_ATTENTION = ("attention_probs", "attnstore")  # attributes of attention processors
-CACHE = re.compile(r"cach(?:e|ing)|taylor_?seer", re.IGNORECASE)  # in the name of a function that replaces a forward
+CACHE = re.compile(
+    r"cach(?:e|ing)|taylor_?seer", re.IGNORECASE
+)  # matches the names of functions that replace a forward
 # Attributes that forks leave on a network or its class. Networks have caches of other kinds ("kv_cache").
 FORKS = re.compile(
     r"(?:^|_)(?:tea|mag|easy|deep|ada|sea|first_?block|taylor|fora|toca|speca|faster|delta)_?cache|taylor_?seer|rel_l1"
@@ -30,8 +32,7 @@ FORKS = re.compile(
     re.IGNORECASE,
 )
 SWITCH = "enable_teacache"  # attribute by which TeaCache is turned off; its forward stays
-# Modules whose functions are caches under any name. Those of cache-dit stay when it is off; an attribute shows whether
-# it is on.
+# Modules in which all functions are caches. Those of cache-dit stay when it is off; an attribute shows its state.
 PACKAGES = re.compile(r"(?:DeepCache|tgate|para_attn|nunchaku\.caching|xfuser\.model_executor\.cache)\b")
 
 
@@ -60,8 +61,8 @@ def demand_full_run(pipe: Any) -> None:
     """Raise AlreadyAccelerated if a run of ``pipe`` would not be a full run: diffcache or another cache is on."""
     if MARK in getattr(adopted(pipe, bare=True), "__dict__", {}):
         raise AlreadyAccelerated(
-            f"this {type(pipe).__name__} is accelerated; a measurement would take predictions for the full run. "
-            "Call diffcache.restore(pipe) first, and accelerate it anew afterwards."
+            f"this {type(pipe).__name__} is accelerated; a measurement would record predictions as outputs of the "
+            "full run. Call diffcache.restore(pipe) first, and accelerate it again afterwards."
         )
     demand_no_other_cache(pipe)
 
@@ -111,8 +112,8 @@ def _demand_nothing_kept(title: str, name: str, processor: Any) -> None:
     if any(hasattr(processor, kept) for kept in KEPT_ATTENTION):
         raise UnsupportedModel(
             f"{title} reads the attention maps of {name!r} at every step ({type(processor).__name__}); "
-            "where a step is skipped there are none. This pipeline cannot be accelerated; if it is no longer used, "
-            "set_default_attn_processor() takes its processors off."
+            "a skipped step has none. This pipeline cannot be accelerated. If you want the processors removed, call "
+            "set_default_attn_processor()."
         )
 
 
@@ -128,7 +129,7 @@ def _refuse(title: str, name: str, found: tuple[str, str] | None) -> None:
         cache, way_out = found
         raise AlreadyAccelerated(
             f"the {name} of this {title} has {cache} on. {way_out} first: two caches would skip work "
-            "unaware of each other, and a run with another cache is no full run."
+            "unaware of each other, and a run with another cache is not a full run."
         )
 
 

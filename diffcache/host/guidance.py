@@ -71,7 +71,7 @@ def _of_call(variables: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator
 def _numbers(name: str, value: Any, known: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the numbers of one argument by name: one per entry of a list (``name[0]``), else one.
 
-    The result is empty if the name is in ``known`` or the value is no number. Tensors count if they have one element
+    The result is empty if the name is in ``known`` or the value is not a number. Tensors count if they have one element
     and lie on the CPU; reading another device would wait for it.
     """
     if isinstance(value, (list, tuple)):

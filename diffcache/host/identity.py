@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.errors import UnsupportedModel, Unusable
 from diffcache.host import digest
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.host.kinds import kind_of
@@ -21,13 +21,13 @@ PACKAGES = ("diffcache", "torch", "diffusers", "transformers", "peft", "accelera
 
 # Attributes that follow from a run, or that no result depends on.
 OF_RUNS = frozenset(
-    # of models of diffusers and transformers: their origin, warnings that were issued, caches of one call
+    # attributes of models of diffusers and transformers: their origin, issued warnings, caches of one call
     "_name_or_path name_or_path _commit_hash transformers_version _diffusers_version "
     "_use_default_values warnings_issued deprecation_warnings RopeEmbedder.freqs_cis _feat_map _conv_num _conv_idx "
     "_enc_feat_map _enc_conv_num _enc_conv_idx "
-    # of policies: queued observations and actions
+    # attributes of policies: queued observations and actions
     "_queues _action_queue "
-    # of guiders
+    # attributes of guiders
     "_step _num_inference_steps _timestep _count_prepared momentum_buffer".split()
 )
 OF_STEPS = frozenset(  # attributes of noise schedulers that are set when a run begins, or by its steps
@@ -63,17 +63,17 @@ def digest_of_call(call: Mapping[str, Any], name: str = "calls", otherwise: str 
         otherwise: A further allowed value, for the error.
 
     Raises:
-        BadOption: An argument cannot be recognised in a later run, such as a closure, whose captured values may differ.
+        BadOption: An argument cannot be recognised in a later run, such as a closure: its captured values may differ.
     """
     try:
         return digest.digest_of(dict(call), parts_of, plain=True)
     except NoDigestError as error:
-        raise BadOption(
+        raise Unusable(
             name,
-            f"with {error.what} at {error.where or 'the top'}",
-            "arguments by which a run can be recognised later: tensors, arrays, pictures, numbers, texts, generators, "
-            "and functions at the top level of a module. Move the function there, with its settings as constants, or "
-            f"give it {TO_DIGEST}{otherwise}",
+            f"a later run cannot recognise {error.what} at {error.where or 'the top'}. Allowed: tensors, arrays, "
+            "pictures, numbers, texts, generators, and functions at the top level of a module",
+            "Move a function to the top level of a module, with its settings as constants, or give the object "
+            f"{TO_DIGEST}{otherwise}",
         ) from None
 
 
@@ -113,7 +113,9 @@ def parts_of(value: Any) -> Mapping[str, Any] | None:
         return {}
     if type(value).__module__ == "tokenizers" and hasattr(value, "to_str"):
         file = json.loads(value.to_str())
-        return {name: part for name, part in file.items() if name not in ("padding", "truncation")}  # of its last call
+        return {
+            name: part for name, part in file.items() if name not in ("padding", "truncation")
+        }  # these two belong to the last call
     if not hasattr(value, "__dict__"):
         return None
     if isinstance(getattr(value, "components", None), Mapping):
@@ -143,7 +145,7 @@ def _of_module(module: nn.Module) -> Iterator[tuple[str, Any]]:
     processor, the scale of an adapter.
     """
     wrapped = module._modules.get("_orig_mod")
-    if wrapped is not None:  # of torch.compile
+    if wrapped is not None:  # a module that torch.compile wrapped
         yield "_orig_mod", wrapped
         return
     yield "compiled", getattr(module, "_compiled_call_impl", None) is not None
@@ -168,7 +170,7 @@ def _beside_components(pipe: Any) -> Iterator[tuple[str, Any]]:
     try:
         kind = kind_of(pipe)
         settings, parts = kind.settings(pipe), kind.parts(pipe)
-    except UnsupportedModel:  # an object with components that is no host
+    except UnsupportedModel:  # an object with components, but not a host
         settings, parts = None, pipe.components
     if settings is not None:
         yield from settings.items()

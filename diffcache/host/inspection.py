@@ -56,7 +56,7 @@ def has_components(value: Any) -> bool:
 
 
 def is_pipeline(value: Any) -> bool:
-    """Return whether ``value`` has components and a noise scheduler, and is no :class:`diffcache.Loop`."""
+    """Return whether ``value`` has components and a noise scheduler, and is not a :class:`diffcache.Loop`."""
     return not isinstance(value, Loop) and has_components(value) and hasattr(value, "scheduler")
 
 
@@ -155,7 +155,7 @@ def config_text(module: Any) -> str:
     For other networks return the names and shapes of their parameters.
     """
     config = getattr(unwrapped(module), "config", None)
-    if not isinstance(config, Mapping):  # no diffusers object: parameters identify the network as well
+    if not isinstance(config, Mapping):  # not a diffusers object; parameters identify the network too
         shapes: Any = getattr(unwrapped(module), "named_parameters", dict)()
         config = {name: list(parameter.shape) for name, parameter in dict(shapes).items()}
     public = {str(k): v for k, v in config.items() if not str(k).startswith("_")}

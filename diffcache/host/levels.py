@@ -47,7 +47,7 @@ def timesteps_for(pipe: Any, scheduler: Any, times: Tensor, start: int, levels: 
     own = array(scheduler.sigmas)[:-1]
     way = _way(scheduler, own, times)
     if way is None:
-        raise CannotFollow("how it makes timesteps from noise levels is not known")
+        raise CannotFollow("its rule for timesteps of noise levels is not known")
     wanted = _rounded(way(scheduler, levels[:-1]), way(scheduler, own), times)
     if (wanted[1:] == wanted[0]).any() and getattr(scheduler, "begin_index", None) is None:
         why = f"rounded, the timestep {wanted[0]:g} of its first step comes again, and it would begin there"
@@ -64,9 +64,9 @@ def _obstacle(pipe: Any, scheduler: Any, steps: int, start: int, levels: np.ndar
     """Return the reason why a run cannot go over these levels, or None if it can."""
     sigmas = getattr(scheduler, "sigmas", None)
     if not isinstance(sigmas, Tensor) or sigmas.shape != (steps + 1,):
-        return "it has no noise levels, one per step and one to end at"
+        return "it does not have one noise level per step and a final one"
     if start:
-        return f"the loop starts at step {start}, on a state made for a level of its own"
+        return f"the loop starts at step {start}, from a state that was made for the unmoved level"
     if getattr(scheduler, "order", 1) != 1:
         return "it visits levels more than once"
     if others := _per_step(scheduler, steps):

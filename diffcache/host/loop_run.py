@@ -190,9 +190,9 @@ class LoopRun:
     def _too_many(self) -> None:
         """Raise UnsupportedModel, because there are more forwards than steps times ``forwards``."""
         raise UnsupportedModel(
-            f"the loop was said to call its network {self.forwards} time(s) at each of {self.steps} timesteps, and "
-            "calls it once more: steps were taken for others. Give trajectory one timestep for every evaluation, "
-            "and branches=2 where guidance runs the network twice; or name the branches, "
+            f"trajectory was asked to expect {self.forwards} call(s) of the network at each of {self.steps} timesteps, "
+            "and the loop calls it once more, so steps were counted wrongly. Pass trajectory one timestep for each "
+            "evaluation, and branches=2 if guidance runs the network twice; or name the branches, "
             'with diffcache.branch("cond") around each call of the network.'
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcache.errors import BadOption, ScheduleMismatch, UnsupportedModel
+from diffcache.errors import BadOption, ScheduleMismatch, UnsupportedModel, Unusable
 from diffcache.patch import BoundMethod, weak
 
 Part = nn.Module | BoundMethod
@@ -69,7 +69,7 @@ class Loop:
         scheduler: The diffusers noise scheduler that the loop steps. None: forwards are counted.
 
     Raises:
-        BadOption: ``network`` is no ``nn.Module``, or ``sample`` is not callable.
+        BadOption: ``network`` is not an ``nn.Module``, or ``sample`` is not callable.
     """
 
     name = "network"
@@ -222,7 +222,11 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
     except (TypeError, ValueError, RuntimeError):
         raise BadOption("timesteps", f"{timesteps!r:.80}", "one number for every evaluation, [T]") from None
     if grid.ndim != 1 or not len(grid):
-        raise BadOption("timesteps", f"a tensor of shape {list(grid.shape)}", "one number for every evaluation, [T]")
+        raise Unusable(
+            "timesteps",
+            f"it is a tensor of shape {list(grid.shape)}",
+            "Pass one number for each evaluation, shape [T]",
+        )
     if grid.device.type == "cpu" and not bool(grid.isfinite().all()):  # reading another device would wait for it
         raise BadOption("timesteps", f"{timesteps!r:.80}", "finite numbers")
     if not isinstance(branches, Integral) or isinstance(branches, bool) or branches < 1:
@@ -231,8 +235,8 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
     compiled = LOOPS.get(network._orig_mod) if hasattr(network, "_orig_mod") else None
     if compiled is not None and MARK in compiled.__dict__ and MARK not in loop.__dict__:
         raise ScheduleMismatch(
-            f"this {type(network._orig_mod).__name__} was accelerated, and trajectory was given what torch.compile "
-            "made of it: nothing would be skipped. Compile first, accelerate last: accelerate what torch.compile "
+            f"this {type(network._orig_mod).__name__} was accelerated, and trajectory was given its compiled "
+            "form, in which no step would be skipped. Compile first, accelerate last: accelerate what torch.compile "
             "returned."
         )
     if loop.inside:

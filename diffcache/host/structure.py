@@ -15,8 +15,8 @@ from diffcache.patch import BoundMethod
 
 ATTENTION = ("Attention", "Attn")
 FEED_FORWARD = ("FeedForward", "MLP", "Mlp", "FFN", "SwiGLU", "MoE")
-FEED_FORWARD_NAMES = ("mlp", "ff", "ffn", "feed_forward")  # of parts that are a bare nn.Sequential
-DEEP_STACK = "stack:up_blocks"  # of a U-Net
+FEED_FORWARD_NAMES = ("mlp", "ff", "ffn", "feed_forward")  # names of parts that are a bare nn.Sequential
+DEEP_STACK = "stack:up_blocks"  # the deep branch of a U-Net
 NO_CHAINS = {  # lists of which more than the last block's output is used, which the structure does not show
     ("WanVACETransformer3DModel", "vace_blocks"),  # each block also returns a hint for a block of the other list
 }

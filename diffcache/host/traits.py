@@ -1,4 +1,4 @@
-"""Describe a kind of host for evaluation and recording: the result of a call, its arguments, and what it may change."""
+"""Describe a kind of host for evaluation and recording: results, arguments and side effects of a call."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ class LoopWatcher:
         self.observer = observer
         self._watch = kind_of(pipe).watch(self)
         self._running: weakref.WeakKeyDictionary[threading.Thread, LoopRun] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()  # of ``_running``
-        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # in which a loop was seen
+        self._lock = threading.Lock()  # guards ``_running``
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # threads in which a loop was seen
         self._others: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that share a denoiser, and were reported
         self._local = threading.local()
         self._undo = contextlib.ExitStack()
@@ -250,7 +250,7 @@ class LoopWatcher:
             self._running.pop(thread, None)
 
     def _context(self, denoiser: str) -> Wrapper:
-        """Return the wrapper of a denoiser's ``cache_context``, whose argument names a branch."""
+        """Return the wrapper of a denoiser's ``cache_context``. Its argument names a branch."""
 
         @contextlib.contextmanager
         def entered(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:

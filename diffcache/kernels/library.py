@@ -17,7 +17,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
+
+_OTHERS = "Use 'auto', 'torch' or 'compiled'"
 
 KINDS = 256  # the most kinds of arguments for which an operation is compiled
 
@@ -105,11 +107,11 @@ def check_backend(backend: str) -> None:
 def demand_gpu(tensors: list[Tensor]) -> None:
     """Raise BadOption if Triton kernels cannot run on ``tensors``."""
     if not has_triton():
-        raise BadOption("backend", "triton", "'auto', 'torch' or 'compiled': the package triton is not installed")
+        raise Unusable("backend='triton'", "the package triton is not installed", _OTHERS)
     if not torch.cuda.is_available():
-        raise BadOption("backend", "triton", "'auto', 'torch' or 'compiled': torch sees no GPU here")
+        raise Unusable("backend='triton'", "torch finds no GPU on this machine", _OTHERS)
     if any(t.device.type != "cuda" for t in tensors):
-        raise BadOption("backend", "triton", "'auto', 'torch' or 'compiled' for tensors that are not on a GPU")
+        raise Unusable("backend='triton'", "a tensor is not on a GPU", f"{_OTHERS}, or move the tensors to a GPU")
 
 
 def in_use(backend: Backend, device: torch.device) -> Literal["torch", "compiled", "triton"]:

@@ -91,7 +91,7 @@ def pack(
         x: A floating-point tensor of any shape and strides.
         how: The format.
         minus: A tensor of the same shape, or None.
-        prescale: float32 [2, channels], centre and spread of each channel, for tensors whose rows are channels
+        prescale: float32 [2, channels], centre and spread of each channel, for tensors with channels as rows
             (``rows``). None measures it on the tensor if that is worth its bytes (``prescaled``).
         backend: The backend of the operation.
     """

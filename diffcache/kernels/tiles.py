@@ -254,7 +254,7 @@ def load_codes(
     places = codes + (rows * length_of_codes(LENGTH, FORMAT, GROUPS, WIDTH))[:, None] + columns
     found = tl.load(places, mask=inside, other=0.0)
     if FORMAT == "bf16":
-        of_groups = rows  # not read
+        of_groups = rows  # the kernel does not read it
     else:
         of_groups = tl.load(scales + rows * GROUPS + number, mask=there, other=0.0)
     return found, of_groups

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffcache import registry, schedulers
 
-DEMO_FILE, DEMO_STEPS = "demo_psnr.json", "12 of 50 steps computed"  # as benchmarks/methods.py measured them
+DEMO_FILE, DEMO_STEPS = "demo_psnr.json", "12 of 50 steps computed"  # measured by benchmarks/methods.py
 
 
 @dataclass(frozen=True, slots=True)

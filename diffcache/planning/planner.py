@@ -18,7 +18,7 @@ from diffcache.documents.context import Network, ScheduleContext
 from diffcache.documents.document import configurations
 from diffcache.documents.profile import DenoiserProfile, Profile
 from diffcache.documents.schedule import CacheSchedule, Expected, Online, SitePlan, StoreFormat
-from diffcache.errors import BadOption, DocumentError
+from diffcache.errors import BadOption, DocumentError, Unusable
 from diffcache.planning.storage import bytes_held, fit_formats
 from diffcache.schedulers import Planned
 from diffcache.simulation.simulator import Simulator
@@ -42,7 +42,7 @@ def compare(profile: Profile, budget: Budget | float) -> list[Compared]:
 
     Returns:
         One entry per scheduler. Schedules that expect a fidelity come first, the highest PSNR at the top; then
-        schedules whose final state is not simulated; then schedulers that cannot plan from this profile.
+        schedules without a simulated final state; then schedulers that cannot plan from this profile.
     """
     found = []
     for name in schedulers.having("plan"):
@@ -186,7 +186,9 @@ def steps_for_speedup(profile: Profile, speedup: float) -> float:
     _, denoiser = _only_denoiser(profile)
     root = denoiser.sites.get("model")
     if root is None or not root.seconds or not profile.seconds:
-        raise BadOption("speedup", speedup, "a budget in computed_steps: this profile measured no seconds of the loop")
+        raise Unusable(
+            "speedup", "this profile did not measure the seconds of the loop", "Pass a budget in computed_steps"
+        )
     step = min(root.seconds * root.calls, profile.seconds / profile.steps)  # a median may exceed the mean
     rest = profile.seconds - step * profile.steps
     computed = math.floor((profile.seconds / speedup - rest) / step + 1e-9)
@@ -219,8 +221,8 @@ def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: f
             continue  # the scheduler needs more computed steps
         seen = found.expected or expected(profile, found)
         if seen is None:
-            raise BadOption(
-                "max_error_db", least_db, "a budget in computed_steps: what this plan would end at cannot be simulated"
+            raise Unusable(
+                "max_error_db", "the final state of this plan cannot be simulated", "Pass a budget in computed_steps"
             )
         if seen.mean_db >= least_db:
             return found
@@ -248,7 +250,9 @@ class _Keeping:
         if self.store not in allowed:
             raise BadOption("store", self.store, ", ".join(map(repr, allowed)))
         if self.store == "auto" and self.most is None:
-            raise BadOption("store", "auto", "a format, or 'auto' with a budget that says memory_bytes")
+            raise Unusable(
+                "store", "'auto' needs a memory limit", "Pass a budget with memory_bytes, or the name of a format"
+            )
 
     def of(self, profile: Profile, found: Planned) -> tuple[Planned, bool]:
         """Return the plan with its formats, and whether it fits into memory.
@@ -310,7 +314,7 @@ def _within_memory(
         if not fewer:
             least = cache_bytes(profile, found, 1) if can_fewer else needed
             how = "with one anchor" if can_fewer else f"at {computed_steps:g} computed steps"
-            raise BadOption("memory_bytes", most, f"{least} or more, which {name} keeps {how}")
+            raise BadOption("memory_bytes", most, f"{least} or more, the bytes that {name} keeps {how}")
         options = options | {"anchors": fewer[-1]}
 
 
@@ -330,7 +334,11 @@ def _demand_types(make: Callable[..., Planned], options: dict[str, Any]) -> None
 def _only_denoiser(profile: Profile) -> tuple[str, DenoiserProfile]:
     """Return the name and the profile of the one denoiser. Raise BadOption if there are several."""
     if len(profile.denoisers) != 1:
-        raise BadOption("profile", f"one of {', '.join(profile.denoisers)}", "a profile of one denoiser")
+        raise Unusable(
+            "profile",
+            f"it holds {len(profile.denoisers)} denoisers: {', '.join(profile.denoisers)}",
+            "Pass a profile of one denoiser",
+        )
     ((name, denoiser),) = profile.denoisers.items()
     return name, denoiser
 

@@ -16,7 +16,7 @@ from diffcache.documents import files
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, SitePlan, decibels, noise_scheduler_title
 from diffcache.documents.sites import GRANULARITIES, in_order, parse
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache.errors import BadOption, DiffCacheError, Unusable
 from diffcache.text import printable
 
 DISTANCE = "magma_r"  # perceptually uniform; small distances are light, like the background
@@ -162,10 +162,10 @@ def _draw_response(axes: Any, profile: Profile) -> None:
     assert profile.dynamics is not None
     axes.axhline(0, color=MUTED, lw=0.6)
     part, rest = profile.dynamics.response, profile.dynamics.spread**0.5
-    axes.plot(part, color=LINES[0], lw=1.4, label="along it")
-    axes.plot(rest, color=LINES[1], lw=1.4, label="beside it")
+    axes.plot(part, color=LINES[0], lw=1.4, label="mean response")
+    axes.plot(rest, color=LINES[1], lw=1.4, label="spread")
     axes.legend(fontsize=7, frameon=False)
-    axes.set_title("the network's answer to an error", fontsize=9)
+    axes.set_title("the network's response to an error", fontsize=9)
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
@@ -204,7 +204,11 @@ def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.nda
     """
     steps = profile.start + profile.steps
     if schedule.steps != steps:
-        raise BadOption("profile", f"one of {steps} steps", f"one of {schedule.steps}, the steps of the schedule")
+        raise Unusable(
+            "profile",
+            f"it has {steps} steps, and the schedule has {schedule.steps}",
+            f"Pass a profile of {schedule.steps} steps",
+        )
     groups: dict[tuple[str, bytes], list[tuple[str, SiteProfile, SitePlan]]] = {}
     for denoiser, site, plan in schedule.plans():
         measured = profile.denoisers[denoiser].sites.get(site) if denoiser in profile.denoisers else None
@@ -212,7 +216,11 @@ def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.nda
             key = parse(site).granularity, plan.compute.tobytes()
             groups.setdefault(key, []).append((site, measured, plan))
     if not groups:
-        raise BadOption("profile", "one that measured none of the schedule's sites", "the profile it was planned from")
+        raise Unusable(
+            "profile",
+            "it measured none of the schedule's sites",
+            "Pass the profile from which the schedule was planned",
+        )
     panels = []
     for (granularity, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
         name = members[0][0] if len(members) == 1 else f"{granularity}, {len(members)} sites"

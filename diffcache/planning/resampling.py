@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffcache.documents.schedule import CacheSchedule, SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Grid
 from diffcache.schedulers.taylorseer import extrapolation
 
@@ -38,18 +38,22 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
     except (TypeError, ValueError):
         raise BadOption("timesteps", f"{timesteps!r:.80}", "numbers that fall from step to step") from None
     if schedule.timesteps is None:
-        raise BadOption("schedule", "one without timesteps", "one on a grid it names")
+        raise Unusable("schedule", "it has no timesteps", "Pass a schedule with timesteps, such as a fitted one")
     if any(denoiser.online is not None for denoiser in schedule.denoisers.values()):
-        raise BadOption("schedule", "one that decides in the run", "one whose computed steps are known")
+        raise Unusable(
+            "schedule",
+            "a criterion chooses its computed steps during the run",
+            "Pass a schedule without a criterion",
+        )
     if any(plan.inputs is not None and plan.inputs.any() for _, _, plan in schedule.plans()):
         # Weights of inputs depend on the noise levels of the anchors. They can neither be interpolated nor copied.
-        raise BadOption("schedule", "one with weights of inputs", "one that predicts from outputs alone")
+        raise Unusable("schedule", "it has weights for inputs", "Pass a schedule that predicts from outputs only")
     for name, grid in (("timesteps", new), ("schedule", schedule.timesteps)):
         if not len(grid) or not np.isfinite(grid).all() or (np.diff(grid) >= 0).any():
             raise BadOption(name, grid.tolist()[:4], "a grid that falls from step to step")
     warnings.warn(
         f"a schedule fitted for {schedule.steps} steps is resampled to {len(new)}: its coefficients are interpolated, "
-        "not fitted, and its expected fidelity is void. Make a schedule for these steps where quality counts.",
+        "not fitted, and it has no expected fidelity. If quality matters, make a schedule for these steps.",
         Resampled,
         stacklevel=2,
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from diffcache.documents.profile import KeptProfile, Profile, SiteProfile
 from diffcache.documents.schedule import SitePlan, StoreFormat
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.schedulers import Planned
 from diffcache.simulation.runs import step_influence
 
@@ -147,6 +147,6 @@ def _offers(profile: Profile, name: str, site: SiteProfile, plan: SitePlan) -> l
 def _kept(site: SiteProfile, store: str) -> KeptProfile:
     """Return the measurement of a format. Raise BadOption if the profile has none."""
     if store not in site.kept:
-        found = f"a profile that measured {', '.join(site.kept)}" if site.kept else "a profile that did not measure it"
-        raise BadOption("store", store, f"what the profile knows the bytes of; here is {found}. Measure it anew")
+        found = f"the bytes of {', '.join(site.kept)} only" if site.kept else "the bytes of no format"
+        raise Unusable(f"store={store!r}", f"the profile measured {found}", "Measure the pipeline again")
     return site.kept[store]

@@ -134,7 +134,9 @@ def _load(where: str, data: bytes) -> Any:
         except Exception as error:  # damaged files raise errors of any class
             # Torch's message advises to run the file, so it is not shown.
             asked = re.search(r"GLOBAL (\S+)", str(error))
-            found = f"asks for {asked[1]}" if asked else f"damaged, or no file of torch.save ({type(error).__name__})"
+            found = (
+                f"asks for {asked[1]}" if asked else f"damaged, or not a file of torch.save ({type(error).__name__})"
+            )
             refuse(where, "file", found, "tensors, plain values and arguments", "Nothing in it was run.")
 
 
@@ -167,14 +169,14 @@ def _pickles(where: str, data: bytes) -> Iterator[io.BytesIO]:
                 refuse(where, "file", "a compressed archive", "one that is not", "Nothing in it was run.")
             yield from (io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith(".pkl"))
     else:
-        refuse(where, "file", "damaged, or no file of torch.save", "a file of torch.save", "Nothing in it was run.")
+        refuse(where, "file", "damaged, or not a file of torch.save", "a file of torch.save", "Nothing in it was run.")
 
 
 def _rows(where: str, routers: object) -> np.ndarray:
     """Return the probabilities, float64 [T, 2 · depth]. Row 0 is the cleanest step.
 
     Raises:
-        DocumentError: ``routers`` is no dictionary of such rows.
+        DocumentError: ``routers`` is not a dictionary of such rows.
     """
     if not isinstance(routers, Mapping) or not routers:
         refuse(where, "routers", f"found {type(routers).__name__}", "a dictionary of '0.prob', '1.prob', …")

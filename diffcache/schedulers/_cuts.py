@@ -68,7 +68,7 @@ class Cheapest:
 
 
 def mildest(cost: np.ndarray, runs: int) -> np.ndarray:
-    """Return the cut whose costs, sorted in descending order, are smallest in lexicographic order.
+    """Return the cut with the lexicographically smallest list of costs, each list sorted in descending order.
 
     A run that is added to two cuts does not change which of them is smaller, so the best cut of the first steps is part
     of the best cut.
@@ -82,7 +82,7 @@ def mildest(cost: np.ndarray, runs: int) -> np.ndarray:
     """
     steps = len(cost)
     sorted_costs = np.full((steps + 1, 1), np.inf)  # at [n]: the costs in the best cut of the steps before n
-    sorted_costs[0] = -np.inf  # no run at all; sorted to the end
+    sorted_costs[0] = -np.inf  # zero runs; sorted to the end
     begins = []
     for _ in range(runs):
         begin = np.zeros(steps + 1, int)

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import Online, SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers._sites import at, count
 from diffcache.schedulers._threshold import residual_reuse
 
@@ -43,7 +43,7 @@ def always_done(profile: Profile, *, skipped: Iterable[str], kept: Iterable[str]
 
 
 def moving_stacks(profile: Profile) -> dict[str, SiteProfile]:
-    """Return the stacks whose input changes, in the order in which they run.
+    """Return the stacks with an input that changes, in the order in which they run.
 
     Stacks that prepare the text (Lumina 2, Z-Image) have a constant input, and nothing to decide.
 
@@ -52,7 +52,11 @@ def moving_stacks(profile: Profile) -> dict[str, SiteProfile]:
     """
     found = {name: site for name, site in at(profile, "stack").items() if site.input_change.any()}
     if not found:
-        raise BadOption("profile", "one of stacks whose input never changes", "one with a stack that sees the sample")
+        raise Unusable(
+            "profile",
+            "the input of every measured stack is the same at all steps",
+            "Measure a stack that takes the sample as input",
+        )
     return found
 
 
@@ -81,7 +85,7 @@ def in_a_row(most: int | None, steps: int) -> int:
 
 
 def asked(steps: int, first: int) -> SitePlan:
-    """Return the plan that reuses the residual from step ``first`` on, where the run allows it."""
+    """Return the plan that reuses the residual from step ``first`` on, if the run allows it."""
     return residual_reuse(np.arange(steps) < max(first, 1))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from diffcache.documents.profile import Profile
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.schedulers import Planned
 from diffcache.schedulers._cuts import anchored, demand_room, following
 from diffcache.schedulers._sites import at, count, one_of, whole_steps
@@ -103,7 +103,7 @@ def of_the_loop(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     """
     if profile.dynamics is None:
         reason = profile.provenance.get("no_dynamics", "none were measured")
-        raise BadOption("profile", f"one without dynamics ({reason})", "one with dynamics, or edge='local'")
+        raise Unusable("profile", f"it has no dynamics ({reason})", "Pass a profile with dynamics, or edge='local'")
     return profile.dynamics.gram, step_influence(profile.dynamics)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from diffcache.documents import files
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import SitePlan
-from diffcache.errors import BadOption, DocumentError
+from diffcache.errors import BadOption, DocumentError, Unusable
 from diffcache.schedulers import Planned
 from diffcache.schedulers._sites import at
 from diffcache.schedulers.allocate import work
@@ -25,7 +25,7 @@ from diffcache.schedulers.uniform import reuse
 
 LEARNING_TO_CACHE = "Learning-to-Cache, arXiv 2406.01733, horseee/learning-to-cache @23d8045"
 HARMONICA = "HarmoniCa, arXiv 2410.01723, ModelTC/HarmoniCa @5d7f78d"
-STACK, PARTS = "transformer_blocks", ("attn1", "ff")  # of diffusers' DiT: the routers' entries 2i and 2i + 1
+STACK, PARTS = "transformer_blocks", ("attn1", "ff")  # names in diffusers' DiT, for the routers' entries 2i and 2i + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,15 @@ class Router:
     def __post_init__(self) -> None:
         table = self.compute
         if table.dtype != bool or table.ndim != 2 or not table.shape[0] or not table.shape[1] or table.shape[1] % 2:
-            raise BadOption("router", f"a {table.dtype} array {list(table.shape)}", "a bool array [steps, 2 · blocks]")
+            raise Unusable(
+                "router",
+                f"it is a {table.dtype} array of shape {list(table.shape)}",
+                "Pass a bool array of shape [steps, 2 · blocks]",
+            )
         if not table[0].all():
-            raise BadOption("router", "one that skips at the first step", "one that computes everything there")
+            raise Unusable(
+                "router", "it skips a sublayer at the first step", "Set all columns of the first row to True"
+            )
 
     @property
     def steps(self) -> int:
@@ -69,11 +75,11 @@ class Router:
         """Raise BadOption unless the sublayers among ``there`` are exactly those of the router."""
         found = {name for name in there if name.startswith("sublayer:")}
         if apart := sorted(found ^ set(self.sites)):
-            raise BadOption(
+            raise Unusable(
                 "file",
-                str(self),
-                f"a router for the sublayers of this network: {len(found)}, where the router has {len(self.sites)} for "
-                f"{self.compute.shape[1] // 2} blocks of a DiT; {apart[0]!r} is in one of them only",
+                f"{self} is a router for {len(self.sites)} sublayers in {self.compute.shape[1] // 2} blocks of a DiT, "
+                f"and the network has {len(found)} sublayers; {apart[0]!r} is in only one of the two",
+                "Pass a router that was made for this network",
             )
 
     def __str__(self) -> str:
@@ -94,8 +100,12 @@ def planned(profile: Profile, computed_steps: float, file: Router | str) -> Plan
     """
     router = file if isinstance(file, Router) else _from_npy(file)
     if profile.start or profile.steps != router.steps:
-        late = f", begun at step {profile.start}" if profile.start else ""
-        raise BadOption("file", str(router), f"a router of {profile.steps} steps{late}; it has {router.steps}")
+        late = f" and starts at step {profile.start}" if profile.start else ""
+        raise Unusable(
+            "file",
+            f"{router} is a router of {router.steps} steps, and the profile has {profile.steps} steps{late}",
+            f"Pass a router of {profile.steps} steps and a profile that starts at step 0",
+        )
     measured = at(profile, "sublayer")
     router.check_sites(measured)
     costs, outside = work(profile, {name: measured[name] for name in router.sites})

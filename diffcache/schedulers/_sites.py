@@ -27,7 +27,7 @@ def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[s
     found = in_order((name for name in denoiser.sites if parse(name).granularity == granularity), stacks)
     if not found:
         there = sorted({parse(name).granularity for name in denoiser.sites}, key=GRANULARITIES.index)
-        raise BadOption("sites", granularity, f"what was measured: {', '.join(there)}. Or profile {granularity} sites")
+        raise BadOption("sites", granularity, f"the measured sites: {', '.join(there)}. Or measure {granularity} sites")
     return {name: denoiser.sites[name] for name in found}
 
 

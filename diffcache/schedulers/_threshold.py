@@ -15,7 +15,7 @@ import numpy as np
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import SitePlan
 from diffcache.documents.sites import family
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Planned
 from diffcache.schedulers._sites import at, count, shares
 
@@ -79,7 +79,9 @@ def planned(
 def demand_residual(name: str, site: SiteProfile) -> None:
     """Raise BadOption unless the profile has the tables of the site's residual F − x."""
     if site.residual is None or site.residual_ratio is None:
-        raise BadOption("profile", f"one without a residual of {name!r}", "sites whose input has the output's shape")
+        raise Unusable(
+            "profile", f"it has no residual of {name!r}", "Choose sites with inputs and outputs of the same shape"
+        )
 
 
 def residual_reuse(compute: np.ndarray) -> SitePlan:

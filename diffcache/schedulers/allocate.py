@@ -20,7 +20,7 @@ import numpy as np
 
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Planned, uniform
 from diffcache.schedulers._cuts import Cheapest, anchored, following
 from diffcache.schedulers._sites import at, count, one_of
@@ -78,7 +78,7 @@ def plan(
             "computed_steps",
             computed_steps,
             f"{least / full:.4g} to {profile.steps} for {sites} sites: {outside / full:.0%} of a step lies outside "
-            "them, which always runs, and they run where nothing is kept for them",
+            "them and always runs, and each site runs until an output of it is kept",
         )
     counts = counts_within(by_count, costs, computed_steps * full - always)
     masks = np.stack([cheapest.compute(int(k))[j] for j, k in enumerate(counts)])
@@ -104,7 +104,7 @@ def errors(profile: Profile, sites: Mapping[str, SiteProfile], reuse: str = "out
         reuse: "output" or "residual".
     """
     weight = np.ones(profile.steps)
-    if profile.dynamics is not None:  # of step t, if all steps from t + 1 on respond
+    if profile.dynamics is not None:  # influence of step t, if all steps from t + 1 on respond
         weight = np.diagonal(step_influence(profile.dynamics)[1:]) ** 2
     return np.stack([weight * _moved(name, site, reuse) for name, site in sites.items()])
 
@@ -173,11 +173,14 @@ def _moved(name: str, site: SiteProfile, reuse: str) -> np.ndarray:
     """
     if site.influence is None:
         kind = name.partition(":")[0]
-        allowed = f"a profile that measured it: diffcache.measure(pipe, calls, sites={kind!r})"
-        raise BadOption("profile", f"one without the influence of {name!r}", allowed)
+        raise Unusable(
+            "profile",
+            f"it has no influence of {name!r}",
+            f"Pass a profile that measured it: diffcache.measure(pipe, calls, sites={kind!r})",
+        )
     tables = site.output if reuse == "output" else site.residual
     if tables is None:
-        raise BadOption("reuse", reuse, f"output: {name!r} has no residual, its output is shaped unlike its input")
+        raise BadOption("reuse", reuse, f"output: {name!r} has no residual, because its input has another shape")
     return np.asarray(site.influence * tables.squared.mean(0))
 
 
@@ -198,7 +201,9 @@ def work(profile: Profile, sites: Mapping[str, SiteProfile], cost: str = "measur
         model, *inside = (float(getattr(site, unit)) * site.calls for site in everything)
         if all(inside):  # measured apart, parts can add up to more than the whole
             return np.array(inside), max(model - sum(inside), 0.0)
-    raise BadOption("cost", cost, "what the profile measured; it says neither seconds nor flops of every site")
+    raise Unusable(
+        f"cost={cost!r}", "the profile did not measure it for every site", "Measure the pipeline again, on its device"
+    )
 
 
 def _plan(mask: np.ndarray, reuse: str) -> SitePlan:

@@ -72,7 +72,7 @@ def plan(
         return _partition.planned(profile, computed_steps, unified=unified, **acs)  # type: ignore[arg-type]
     if acs != ACS:
         changed = ", ".join(f"{name}={value}" for name, value in acs.items() if value != ACS[name])
-        raise BadOption("n", n, f"0 where {changed} is given: updates bubble between sublayers with masks of the paper")
+        raise BadOption("n", n, f"0 with {changed}: updates bubble only between sublayers with the masks of the paper")
     return _with_bubbling(profile, computed_steps, n, stacks)
 
 
@@ -82,7 +82,7 @@ def _with_bubbling(profile: Profile, computed_steps: float, n: int, stacks: str 
     Args:
         profile: The measured tables of all sublayers.
         computed_steps: The work to do, in full steps.
-        n: The number of sublayers whose updates bubble.
+        n: The number of sublayers with updates that bubble.
         stacks: As in ``plan``.
 
     Raises:
@@ -118,7 +118,7 @@ def bubbled(masks: dict[str, np.ndarray], chosen: Collection[str]) -> dict[str, 
 
     Args:
         masks: Sublayer -> bool [T], all sublayers in the order in which they run.
-        chosen: The names of the sublayers whose updates bubble.
+        chosen: The names of the sublayers with updates that bubble.
     """
     names = list(masks)
     return {

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import Expected, SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Planned
 from diffcache.schedulers.uniform import evenly
 from diffcache.simulation.simulator import ANCHORS, Simulator
@@ -36,7 +36,7 @@ def plan(profile: Profile, computed_steps: float, *, anchors: int = ANCHORS) -> 
     """
     if profile.dynamics is None:
         reason = profile.provenance.get("no_dynamics", "none were measured")
-        raise BadOption("profile", f"one without dynamics ({reason})", "one with dynamics")
+        raise Unusable("profile", f"it has no dynamics ({reason})", "Pass a profile with dynamics")
     if anchors < 1:
         raise BadOption("anchors", anchors, "1 or more")
     simulator = Simulator(profile.dynamics, anchors=anchors)

@@ -9,14 +9,14 @@ import numpy as np
 
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import Online, SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Grid, Planned
 from diffcache.schedulers._greedy import asked, in_a_row, online, per_decision
 from diffcache.schedulers._sites import at, count
 
 SOURCE = "EasyCache, arXiv 2507.02860, H-EmbodVis/EasyCache @5127804; every branch called apart decides for itself"
 NEEDS = ""
-BISECTIONS = 50  # of the range of thresholds, which is more than float32 resolves
+BISECTIONS = 50  # halvings of the range of thresholds, more than float32 resolves
 CLEAR = 1e-6  # relative margin between the found threshold and the edge at which the decision changes
 
 
@@ -55,14 +55,16 @@ def plan(
         most: Steps in a row that may be predicted. None allows any number.
 
     Raises:
-        BadOption: For an option out of range, a budget that no threshold meets, or a profile of a model whose output
-            has another shape than its input.
+        BadOption: For an option out of range, a budget that no threshold meets, or a profile of a model with an input
+            and an output of different shapes.
     """
     first, row = count("warmup", warmup), in_a_row(most, profile.steps)
     site = at(profile, "model")["model"]
     if site.residual is None:
-        raise BadOption(
-            "profile", "one without a residual of 'model'", "one of a model whose input has its output's shape"
+        raise Unusable(
+            "profile",
+            "it has no residual of 'model'",
+            "Pass a profile of a model with an input and an output of the same shape",
         )
     notes = {}
     if threshold is None:

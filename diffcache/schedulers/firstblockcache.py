@@ -9,7 +9,7 @@ from __future__ import annotations
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import Online, SitePlan
 from diffcache.documents.sites import location
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.schedulers import Aliases, Grid, Planned
 from diffcache.schedulers._greedy import (
     always_done,
@@ -88,8 +88,10 @@ def _threshold(profile: Profile, stacks: list[str], computed_steps: float, most:
     first = f"block:{location(stacks[0]).stack}.0"
     found = denoiser.sites.get(first)
     if found is None or found.residual is None:
-        there = "its residual" if found else "it"
-        raise BadOption("profile", f"one without {first!r}", f"one that measured {there}, or threshold=…")
+        missing = f"the residual of {first!r}" if found else f"{first!r}"
+        raise Unusable(
+            "profile", f"it does not hold {missing}", f"Pass a profile that measured {missing}, or threshold=…"
+        )
     error = per_decision(profile, found.residual.relative_l1).swapaxes(1, 2)  # at [a, i]
     limits = candidates(error)
     masks = walks(error, limits, most, 1)

@@ -22,7 +22,7 @@ def plan(profile: Profile, computed_steps: float) -> Planned:
     """Spread ``computed_steps`` computed steps evenly over the loop, at every sublayer of the profile.
 
     Raises:
-        BadOption: For a profile without sublayers, or a budget that is no whole number from 1 to the steps.
+        BadOption: For a profile without sublayers, or a budget that is not a whole number from 1 to the steps.
     """
     compute = uniform.evenly(profile.steps, computed_steps)
     return Planned(sites=dict.fromkeys(at(profile, "sublayer"), uniform.reuse(compute)))

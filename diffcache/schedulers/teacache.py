@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 
 from diffcache.documents.profile import Profile
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Planned
 from diffcache.schedulers._greedy import (
     always_done,
@@ -62,8 +62,10 @@ def plan(
     stacks = moving_stacks(profile)
     name, head = next(iter(stacks.items()))
     if head.modulated_change is None:
-        raise BadOption(
-            "profile", f"one without modulated_change of {name!r}", "one whose blocks normalise their input"
+        raise Unusable(
+            "profile",
+            f"it has no modulated_change of {name!r}",
+            "Pass a profile of a network with blocks that normalise their input",
         )
     polynomial = fitted(head.modulated_change, _output_change(profile), degree)
     notes = {"polynomial": " ".join(f"{c:.6g}" for c in polynomial)}

@@ -13,7 +13,7 @@ import numpy as np
 from diffcache import schedulers
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.schedule import SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Aliases, Planned
 from diffcache.schedulers._sites import at
 
@@ -55,19 +55,27 @@ def movable(profile: Profile) -> np.ndarray:
     """
     name = profile.noise_scheduler.class_name if profile.noise_scheduler else "an unknown noise scheduler"
     if profile.start:
-        raise BadOption("profile", f"of a loop that starts at step {profile.start}", "a loop that starts at step 0")
-    if profile.sigmas is None:
-        raise BadOption(
+        raise Unusable(
             "profile",
-            f"without noise levels (of {name})",
-            "that of a noise scheduler with sigmas; DDIM, DDPM, PNDM and the like step over fixed timesteps",
+            f"its loop starts at step {profile.start}",
+            "Pass a profile of a loop that starts at step 0",
+        )
+    if profile.sigmas is None:
+        raise Unusable(
+            "profile",
+            f"its noise scheduler ({name}) has no noise levels. DDIM, DDPM and PNDM use fixed timesteps instead",
+            "Pass a profile of a noise scheduler with sigmas",
         )
     gaps = np.diff(profile.sigmas)
     if (gaps > 0).any():
-        raise BadOption("profile", f"with noise levels that rise (of {name})", "levels that fall")
+        raise Unusable("profile", f"the noise levels of {name} rise", "Pass a profile with noise levels that fall")
     if (gaps[:-1] == 0).any():
-        allowed = "levels that are visited once; second-order noise schedulers visit each twice"
-        raise BadOption("profile", f"with the level {profile.sigmas[:-2][gaps[:-1] == 0][0]:g} twice ({name})", allowed)
+        twice = profile.sigmas[:-2][gaps[:-1] == 0][0]
+        raise Unusable(
+            "profile",
+            f"{name} visits the noise level {twice:g} twice, as second-order noise schedulers do",
+            "Pass a profile with noise levels that are visited once",
+        )
     return profile.sigmas
 
 
@@ -124,7 +132,7 @@ def _missed(site: SiteProfile, plan: SitePlan, i: int) -> tuple[float, float]:
         BadOption: If the tables do not hold the error of such a prediction.
     """
     if plan.inputs is not None and plan.inputs[:, i].any():
-        raise BadOption("mask", "one with weights of inputs", "weights of outputs, or one reused residual")
+        raise Unusable("mask", "it has weights for inputs", "Use weights of outputs, or one reused residual")
     anchors = np.flatnonzero(plan.compute[:i])[::-1][: plan.weights.shape[2]]
     weights = plan.weights[:, i, : len(anchors)]
     kappa = np.zeros(len(weights)) if plan.kappa is None else np.abs(plan.kappa[:, i])
@@ -133,11 +141,13 @@ def _missed(site: SiteProfile, plan: SitePlan, i: int) -> tuple[float, float]:
         if kappa.any():
             # F_a + κ (x_i − x_a) − F_i is (1 − κ) (F_a − F_i) + κ (r_a − r_i), r the residuals.
             if site.residual is None:
-                raise BadOption("mask", "one that reuses residuals", "one that reuses outputs: there are no residuals")
+                raise Unusable("mask", "it reuses residuals, and the profile has none", "Reuse outputs instead")
             missed = missed + kappa * site.residual.l1[:, anchors[0], i]
         return float(missed.mean()), float(site.output.l1[:, i, i + 1].mean())
     if kappa.any():
-        raise BadOption("mask", "one with weights and drift of the input", "weights of outputs, or one reused residual")
+        raise Unusable(
+            "mask", "it combines several weights with input drift", "Use weights of outputs, or one reused residual"
+        )
     used = np.append(anchors, i)
     missed_by = np.append(weights, -np.ones((len(weights), 1)), axis=1)
     gram = site.output.gram[:, used[:, None], used]
@@ -154,10 +164,14 @@ def _planned(profile: Profile, computed_steps: float, mask: str) -> Planned:
     name, options = schedulers.parse_spec(mask.replace(";", ","), "plan")
     make = schedulers.function(name, "plan", options)
     if make is plan:
-        raise BadOption("mask", mask, "another scheduler: one list of levels is moved once")
+        raise Unusable(f"mask={mask!r}", "noise levels can be moved only once", "Name another scheduler")
     found: Planned = make(profile, computed_steps, **options)
     if set(found.sites) != {"model"}:
-        raise BadOption("mask", mask, "a scheduler that decides about whole steps; this one plans other sites")
+        raise Unusable(f"mask={mask!r}", "it plans other sites than 'model'", "Name a scheduler that skips whole steps")
     if found.online is not None or found.sigmas is not None:
-        raise BadOption("mask", mask, "a scheduler whose computed steps are known ahead, on the levels as they are")
+        raise Unusable(
+            f"mask={mask!r}",
+            "it moves noise levels or chooses computed steps during the run",
+            "Name a scheduler that chooses all computed steps before the run, on unmoved levels",
+        )
     return found

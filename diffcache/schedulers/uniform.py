@@ -28,7 +28,7 @@ def plan(profile: Profile, computed_steps: float) -> Planned:
     """Spread ``computed_steps`` computed steps evenly over the loop.
 
     Raises:
-        BadOption: If the budget is no whole number from 1 to the number of steps.
+        BadOption: If the budget is not a whole number from 1 to the number of steps.
     """
     return Planned(sites={"model": reuse(evenly(profile.steps, computed_steps))})
 
@@ -42,7 +42,7 @@ def every_kth(grid: Grid, every: int) -> np.ndarray:
     """Return bool [T]: the loop's first step and every ``every``-th step after it. Steps before the first are True.
 
     Raises:
-        BadOption: If ``every`` is no whole number, 1 or more.
+        BadOption: If ``every`` is not a whole number, 1 or more.
     """
     if not isinstance(every, int) or every < 1:
         raise BadOption("every", every, "a whole number, at least 1 (1 computes every step)")

@@ -115,10 +115,16 @@ def test_plan_without_a_scheduler_takes_this_projects_own(command: Command, meas
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "budget='no goal' was given. Allowed: exactly one of --computed, --speedup, --min-psnr-db."),
-        (["--memory-bytes", 9], "budget='no goal' was given."),
-        (["--computed", 4, "--speedup", 2], "budget='--computed and --speedup' was given. Allowed: exactly one of"),
-        (["--steps", 4, "--speedup", 2], "budget='--computed and --speedup' was given. Allowed: exactly one of"),
+        ([], "budget cannot be used: no goal was given. Pass exactly one of --computed, --speedup, --min-psnr-db."),
+        (["--memory-bytes", 9], "no goal was given."),
+        (
+            ["--computed", 4, "--speedup", 2],
+            "budget cannot be used: --computed and --speedup were given. Pass exactly one of",
+        ),
+        (
+            ["--steps", 4, "--speedup", 2],
+            "budget cannot be used: --computed and --speedup were given. Pass exactly one of",
+        ),
         (["--computed", 4, "--steps", 5], "computed='4.0 and --steps 5.0' was given. Allowed: --computed alone"),
         (["--min-psnr-db", 4, "--max-error-db", 4], "--max-error-db is its old name"),
         (["--computed", 4, "--memory", "9 apples"], "memory='9 apples' was given. Allowed: a size such as 500MB"),
@@ -126,7 +132,7 @@ def test_plan_without_a_scheduler_takes_this_projects_own(command: Command, meas
         (["--computed", 0], "computed_steps=0 was given. Allowed: 1 or more."),
         (["--computed", 13], "computed_steps=13 was given. Allowed: 1 to 12, the steps of the profile."),
         (["--speedup", 0.5], "speedup=0.5 was given."),
-        (["--computed", 4, "--memory-bytes", 9], "memory_bytes=9 was given. Allowed: 4096 or more, which"),
+        (["--computed", 4, "--memory-bytes", 9], "memory_bytes=9 was given. Allowed: 4096 or more, the bytes that"),
         (["--computed", 4, "--scheduler", "unifrom"], "Did you mean 'uniform'?"),
         (["--computed", 4, "--scheduler", "taylorseer:order=9"], "order=9 was given. Allowed: 0 to 4."),
         (["--computed", 4, "--out", "nowhere/file.safetensors"], "a file in a folder that exists"),
@@ -151,7 +157,7 @@ def test_plan_refuses_in_one_line_and_writes_nothing(
 @pytest.mark.parametrize("words", [["--scheduler", "uniform"], ["--store", "int8"], ["--out", "schedule.safetensors"]])
 def test_compare_refuses_options_that_it_would_ignore(command: Command, measured: Path, words: list[str]) -> None:
     complaint = refused(command, "plan", measured, "--steps", 4, "--compare", *words)
-    assert f"compare='with {words[0]}' was given. Allowed: a profile, one goal and --memory" in complaint
+    assert f"and {words[0]} was given too. Use --compare with a profile, one goal and --memory" in complaint
     code, out, _ = command("plan", measured, "--steps", 4, "--compare", "--memory-bytes", 10**9)
     assert code == 0
     assert "uniform" in out
@@ -375,9 +381,13 @@ def test_coefficients_of_anchors_that_do_not_exist_yet_are_left_out() -> None:
 
 def test_show_refuses_what_does_not_go_together(command: Command, tmp_path: Path) -> None:
     plan, found = schedule().save(tmp_path / "s.safetensors"), profile().save(tmp_path / "p.safetensors")
-    assert "Allowed: a schedule, where --coefficients" in refused(command, "show", found, "--coefficients")
-    assert "Allowed: a schedule, where" in refused(command, "show", found, "--profile", found, "--plot", "x.png")
-    assert "Allowed: with --plot" in refused(command, "show", plan, "--profile", found)
+    assert "is a profile, and --coefficients and --profile need a schedule" in refused(
+        command, "show", found, "--coefficients"
+    )
+    assert "is a profile, and --coefficients and --profile need a schedule" in refused(
+        command, "show", found, "--profile", found, "--plot", "x.png"
+    )
+    assert "it has an effect only with --plot" in refused(command, "show", plan, "--profile", found)
 
 
 def test_a_plot_without_matplotlib_is_one_error_that_names_the_extra(
@@ -409,7 +419,7 @@ def test_a_plot_is_written_where_it_is_wanted(command: Command, tmp_path: Path) 
 @pytest.mark.parametrize(("name", "text"), [("a.jsonl", "[" * 200_000), ("a.jsonl", "{" * 9), ("a.jsonl", "[1]")])
 def test_rows_that_are_no_objects_are_one_error(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(BadOption, match="one JSON object a line"):
+    with pytest.raises(BadOption, match="one JSON object on each line"):
         _samples.read(tmp_path / name)
 
 

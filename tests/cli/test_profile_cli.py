@@ -80,16 +80,16 @@ def test_an_object_is_a_sample(tmp_path: Path) -> None:
         ("p.pdf", "x", "ends in .txt, .csv, .jsonl"),
         ("p.txt", "\n \n", "at least one sample"),
         ("p.csv", "prompt\n", "at least one sample"),
-        ("p.csv", "prompt,prompt\na,b\n", "every column once"),
-        ("p.csv", "prompt,\na,b\n", "every column once"),
-        ("p.csv", "prompt,width\na,1\nb\n", r"p\.csv, line 3.*2 fields"),
-        ("p.csv", "prompt\na\nb,c\n", r"p\.csv, line 3.*1 fields"),
-        ("p.jsonl", '{"a": 1}\n{"a"\n', r"p\.jsonl, line 2.*one JSON object"),
-        ("p.jsonl", "[1]\n", r"p\.jsonl, line 1.*one JSON object"),
+        ("p.csv", "prompt,prompt\na,b\n", "each column once"),
+        ("p.csv", "prompt,\na,b\n", "each column once"),
+        ("p.csv", "prompt,width\na,1\nb\n", r"line 3 of .*p\.csv .*2 fields"),
+        ("p.csv", "prompt\na\nb,c\n", r"line 3 of .*p\.csv .*1 fields"),
+        ("p.jsonl", '{"a": 1}\n{"a"\n', r"line 2 of .*p\.jsonl .*one JSON object"),
+        ("p.jsonl", "[1]\n", r"line 1 of .*p\.jsonl .*one JSON object"),
         ("p.txt", b"\xff\xfe\x00", "can be read"),
     ],
 )
-def test_a_file_that_cannot_be_is_told_by_its_line(name: str, text: str | bytes, told: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_the_line(name: str, text: str | bytes, told: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BadOption, match=told):
@@ -131,7 +131,7 @@ def test_samples_that_agree_run_together() -> None:
     assert [(c["prompt"], c["guidance_scale"], seeds(c)) for c in calls] == [
         (["a", "b"], 5.0, [0, 1]),
         (["c"], 5.0, [2]),
-        (["d"], 2, [3]),  # a row's own goes before what is said for all
+        (["d"], 2, [3]),  # a value in a row overrides the value for all rows
         (["e"], 5.0, [4]),
     ]
     (call,) = calls_of(Loaded(Pipe()), [{"prompt": "a", "num_images_per_prompt": 2}], None, 2, {})
@@ -149,7 +149,7 @@ def test_seeds_of_a_row_are_its_own() -> None:
         calls_of(Loaded(Pipe()), [{"prompt": "a"}], None, 0, {})
 
 
-def test_an_argument_that_the_pipeline_does_not_take_is_told() -> None:
+def test_an_argument_that_the_pipeline_does_not_take_is_reported() -> None:
     with pytest.raises(UnknownName, match=r"no argument of Pipe called 'guidance'.*Did you mean 'guidance_scale'"):
         calls_of(Loaded(Pipe()), [{"prompt": "a", "guidance": 2}], None, 1, {})
 
@@ -162,7 +162,9 @@ def test_embeddings_become_tensors_of_the_network() -> None:
     assert call["prompt_embeds"].dtype == torch.bfloat16
     assert call["output_type"] == "latent"
     rows[1]["prompt_embeds"] = [[1.0]]
-    with pytest.raises(BadOption, match="prompt_embeds='of several shapes"):
+    with pytest.raises(
+        BadOption, match="prompt_embeds cannot be used: the values of the samples have different shapes"
+    ):
         calls_of(Loaded(pipe), rows, None, 2, {})
 
 
@@ -231,7 +233,7 @@ def test_a_demo_model_from_prompts_to_profile(command: Command, tmp_path: Path) 
     assert diffcache.plan(profile, "closed_loop", 2).computed_steps == 2
 
 
-def test_a_demo_model_has_prompts_of_its_own(command: Command, tmp_path: Path) -> None:
+def test_a_demo_model_has_default_prompts(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "dit.safetensors"
     assert command("demo:dit", "--steps", 2, "--batch", 16, "--out", out)[0] == 0
     profile = Profile.load(out)
@@ -255,7 +257,7 @@ def test_a_function_brings_a_pipeline(command: Command, module: Path) -> None:
 def test_a_function_brings_calls_too(command: Command, module: Path) -> None:
     assert command("mine:with_calls", "--out", "p.safetensors")[0] == 0
     assert Profile.load("p.safetensors").samples == 2
-    assert "brings calls of its own" in refused(command, "mine:with_calls", "--steps", 3)
+    assert "returns its own calls" in refused(command, "mine:with_calls", "--steps", 3)
 
 
 def test_a_saved_pipeline_is_loaded_from_its_folder(command: Command, tmp_path: Path) -> None:

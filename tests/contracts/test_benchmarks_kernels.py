@@ -67,7 +67,7 @@ def test_on_a_cpu_ours_is_compiled_and_right(tmp_path: Path) -> None:
     assert row.compile_ms == row.ours_ms > 0
 
 
-def test_torch_compile_stands_beside_what_is_not_compiled(tmp_path: Path) -> None:
+def test_torch_compile_is_compared_with_code_that_is_not_compiled(tmp_path: Path) -> None:
     bench = operations.Bench(CPU, "torch", 1, 2**20, tmp_path / "k.md")
     variants = [v for v in operations.VARIANTS if v.op == "residual_modulate"]
     operations.run(bench, ["1M"], ["int4"], variants, Budget(1))

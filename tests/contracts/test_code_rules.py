@@ -11,16 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "diffcache"
-SETTINGS = "settings"  # the one room that may read the environment
-SPEAKING = {"cli", "demo", "__main__"}  # rooms whose job is to write on the screen
+SETTINGS = "settings"  # the one package that may read the environment
+SPEAKING = {"cli", "demo", "__main__"}  # packages that may write on the screen
 PROMISING = {"api", "documents", "executor", "host"}  # what they refuse, they refuse by name
 LONGEST = 600
 
-Rule = Callable[[str, ast.Module, str], Iterator[int]]  # room, syntax, text -> lines at fault
+Rule = Callable[[str, ast.Module, str], Iterator[int]]  # package, syntax, text -> lines at fault
 
 
-def only_the_command_speaks(room: str, tree: ast.Module, _text: str) -> Iterator[int]:
-    if room not in SPEAKING:
+def only_the_command_speaks(package: str, tree: ast.Module, _text: str) -> Iterator[int]:
+    if package not in SPEAKING:
         yield from (node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "print")
 
 
@@ -42,9 +42,9 @@ def no_class_is_called_differently(_room: str, tree: ast.Module, _text: str) -> 
                 yield node.lineno
 
 
-def the_environment_is_read_in_one_place(room: str, tree: ast.Module, _text: str) -> Iterator[int]:
+def the_environment_is_read_in_one_place(package: str, tree: ast.Module, _text: str) -> Iterator[int]:
     words = {"environ", "environb", "getenv", "putenv", "unsetenv"}
-    if room == SETTINGS:
+    if package == SETTINGS:
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in words and _name(node.value) == "os":
@@ -53,8 +53,8 @@ def the_environment_is_read_in_one_place(room: str, tree: ast.Module, _text: str
             yield node.lineno
 
 
-def promises_are_kept_without_assert(room: str, tree: ast.Module, _text: str) -> Iterator[int]:
-    if room in PROMISING:
+def promises_are_kept_without_assert(package: str, tree: ast.Module, _text: str) -> Iterator[int]:
+    if package in PROMISING:
         yield from (node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert))
 
 
@@ -79,9 +79,9 @@ def _weights_only(keyword: ast.keyword) -> bool:
     return keyword.arg == "weights_only" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True
 
 
-def masked_loads_are_filled_with_zeros(room: str, tree: ast.Module, _text: str) -> Iterator[int]:
+def masked_loads_are_filled_with_zeros(package: str, tree: ast.Module, _text: str) -> Iterator[int]:
     """Without ``other`` masked lanes are undefined on a GPU; constants that are not zero have been compiled wrongly."""
-    if room != "kernels":
+    if package != "kernels":
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
@@ -156,7 +156,7 @@ CASES: dict[Rule, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
         [("settings.py", "import os\nx = os.environ.get('X')"), ("api.py", "import os\nos.replace(a, b)")],
     ),
     promises_are_kept_without_assert: (
-        [(f"{room}.py", "def f(x):\n    assert x") for room in sorted(PROMISING)],
+        [(f"{package}.py", "def f(x):\n    assert x") for package in sorted(PROMISING)],
         [("kernels/hold.py", "def f(x):\n    assert x")],
     ),
     nothing_read_can_run: (
@@ -270,7 +270,7 @@ def test_pre_commit_and_the_dev_extra_name_the_same_versions() -> None:
     }
 
 
-def test_two_versions_of_one_tool_are_told_apart() -> None:
+def test_two_versions_of_one_tool_are_distinguished() -> None:
     assert pins('["ruff==0.1.0"]') != pins('["ruff==0.1.1"]')
     assert pins('["ruff==0.1.0", "ruff==0.1.1"]') == {"ruff": {"0.1.0", "0.1.1"}}
 

@@ -460,7 +460,7 @@ def test_a_file_with_a_name_of_a_later_version_is_read_and_not_run(tmp_path: Pat
 def test_no_file_leads_to_code_of_another_package(tmp_path: Path) -> None:
     """The address is refused when the file is read, and nothing is imported."""
     schedule = toy("planted_of_tests:Largest")
-    with pytest.raises(DocumentError, match=r"transformer/online/rule.*a file names no code to import"):
+    with pytest.raises(DocumentError, match=r"transformer/online/rule.*a file cannot name code to import"):
         schedule.save(tmp_path / "mine.safetensors")
     assert list(tmp_path.glob("*.safetensors")) == []
     forged = tmp_path / "forged.safetensors"
@@ -471,7 +471,7 @@ def test_no_file_leads_to_code_of_another_package(tmp_path: Path) -> None:
         lambda: accelerate(loop(), forged),
         lambda: estimate(loop(), str(forged), x=noise()),
     ):
-        with pytest.raises(DocumentError, match=r"found 'planted_of_tests:Largest'.*a file names no code to import"):
+        with pytest.raises(DocumentError, match=r"found 'planted_of_tests:Largest'.*a file cannot name code to import"):
             read()
     assert "planted_of_tests" not in sys.modules
 

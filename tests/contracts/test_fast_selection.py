@@ -28,7 +28,7 @@ def test_every_package_has_a_fast_test_file() -> None:
     assert packages_without_fast_tests(ROOT) == []
 
 
-def test_a_folder_that_shares_the_tests_of_another_has_none_of_its_own() -> None:
+def test_a_folder_that_shares_the_tests_of_another_has_no_test_folder() -> None:
     assert [name for name in SHARED if (ROOT / "tests" / name).exists()] == []
 
 

@@ -153,7 +153,7 @@ def test_a_kind_answers_for_its_host(made: Callable[[], Example]) -> None:
 def test_a_watcher_sees_one_loop_for_each_call_and_leaves_no_trace(made: Callable[[], Example]) -> None:
     example = made()
     pipe = example.build()
-    pipe(**example.call(pipe))  # a first run may leave attributes of its own
+    pipe(**example.call(pipe))  # a first run may leave attributes
     before = attributes(pipe)
     events = Events()
     watcher = host.LoopWatcher(pipe, events)
@@ -241,7 +241,7 @@ def test_a_kind_of_another_package_is_measured_estimated_evaluated_and_optimized
     calls = [example.call(decoder)] * 4
     assert diffcache.estimate(decoder, "uniform:every=2", **calls[0]).compute_fraction == pytest.approx(0.5)
     profile = diffcache.measure(decoder, calls[:2])
-    assert profile.provenance["no_dynamics"].startswith("the state is no floating-point tensor")
+    assert profile.provenance["no_dynamics"].startswith("the state is not a floating-point tensor")
     schedule = diffcache.optimize(decoder, calls, 4)
     found = diffcache.evaluate(decoder, {"ours": schedule}, calls[:2], out=tmp_path)
     assert list(found.record["metrics"]) == ["state"]
@@ -253,7 +253,7 @@ def test_a_kind_of_another_package_is_measured_estimated_evaluated_and_optimized
         assert "4 computed in full, 4 predicted" in str(diffcache.report(decoder))
 
 
-def test_a_kind_that_is_no_kind_is_refused_by_name() -> None:
+def test_an_object_that_is_not_a_kind_is_refused_by_name() -> None:
     class Wrong:
         DIFFCACHE_KIND = "masked"
 

@@ -59,7 +59,7 @@ def test_import_is_light() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The package's Python files, to be spoiled, and beside them stand-ins for everything heavy, installed or not."""
+    """Return a copy of the package's Python files that tests may change, with stand-ins for all heavy packages."""
     for path in PACKAGE.rglob("*.py"):
         target = tmp_path / "here" / "diffcache" / path.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "here" / "diffcache"
 
 
-def test_every_heavy_import_and_every_question_to_cuda_is_heard_of(copy: Path) -> None:
+def test_every_heavy_import_and_every_question_to_cuda_is_reported(copy: Path) -> None:
     lines = [f"import {name}" for name in HEAVY]
     (copy / "_planted.py").write_text(
         "\n".join([*lines, "import torch", "torch.cuda.is_available()"]), encoding="utf-8"

@@ -148,7 +148,7 @@ def inner_violations(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
 
 
 def reachable(start: str, inside: dict[str, set[str]]) -> dict[str, tuple[str, ...]]:
-    """Room -> a shortest chain of imports that leads to it from ``start``."""
+    """Package -> a shortest chain of imports that leads to it from ``start``."""
     chains = {start: (start,)}
     todo = [start]
     while todo:
@@ -222,7 +222,7 @@ def heard(root: Path, **files: str) -> str:
         ("api", "from diffcache.pastimes import chess", "imports 'pastimes', which has no layer"),
     ],
 )
-def test_a_planted_import_is_heard_of(copy: Path, file: str, code: str, words: str) -> None:
+def test_a_planted_import_is_reported(copy: Path, file: str, code: str, words: str) -> None:
     assert words in heard(copy, **{file: code})
 
 
@@ -239,11 +239,11 @@ def test_a_planted_import_is_heard_of(copy: Path, file: str, code: str, words: s
 @pytest.mark.parametrize(
     "file", ["schedulers__planted", "documents__schedule", "simulation__runs", "planning__planner"]
 )
-def test_torch_or_diffusers_planted_into_a_light_package_is_heard_of(copy: Path, file: str, code: str) -> None:
+def test_torch_or_diffusers_planted_into_a_light_package_is_reported(copy: Path, file: str, code: str) -> None:
     assert "must stay without" in heard(copy, **{file: code})
 
 
-def test_torch_behind_another_package_is_heard_of(copy: Path) -> None:
+def test_torch_behind_another_package_is_reported(copy: Path) -> None:
     words = heard(copy, schedulers__planted="import diffcache.text", text="import torch")
     assert "schedulers must stay without torch, and reaches it: schedulers -> text -> torch" in words
 
@@ -274,7 +274,7 @@ def test_two_packages_that_import_each_other_are_reported(copy: Path) -> None:
         ("executor", "from diffcache.executor.criteria import About"),
     ],
 )
-def test_an_import_that_the_table_allows_is_not_heard_of(copy: Path, file: str, code: str) -> None:
+def test_an_import_that_the_table_allows_is_not_reported(copy: Path, file: str, code: str) -> None:
     assert heard(copy, **{file: code}) == ""
 
 

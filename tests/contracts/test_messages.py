@@ -3,6 +3,7 @@ is half patched: every ``__dict__`` is as before, and the pipeline runs."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import pickle
@@ -29,6 +30,7 @@ from diffcache.errors import (
     ScheduleMismatch,
     UnknownName,
     UnsupportedModel,
+    Unusable,
 )
 from diffcache.executor import FailedOpen
 from diffcache.schedulers import Rule, rules
@@ -83,7 +85,7 @@ NOT_A_PIPELINE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("kind", NOT_A_PIPELINE)
-def test_something_that_is_no_pipeline_is_refused_by_its_type(kind: str, pipe: Any) -> None:
+def test_something_that_is_not_a_pipeline_is_refused_by_its_type(kind: str, pipe: Any) -> None:
     before = dicts(pipe)
     with pytest.raises(UnsupportedModel) as refused:
         accelerate(NOT_A_PIPELINE[kind](pipe), "uniform:every=2")
@@ -97,7 +99,7 @@ def test_something_that_is_no_pipeline_is_refused_by_its_type(kind: str, pipe: A
     assert dicts(pipe) == before
 
 
-def test_the_network_of_a_pipeline_alone_is_no_pipeline_and_the_first_call_says_so() -> None:
+def test_the_network_of_a_pipeline_alone_is_not_a_pipeline_and_the_first_call_warns() -> None:
     pipe = fresh("flux")
     with (
         accelerated(pipe.transformer, "uniform:every=2"),
@@ -394,10 +396,39 @@ def test_a_swapped_noise_scheduler_is_named_when_the_schedule_is_refused_at_the_
     demand(said, "DDIMScheduler; the pipeline has UniPCMultistepScheduler")
 
 
-def test_every_error_of_the_house_has_one_base_and_most_are_what_python_would_raise_too() -> None:
+@pytest.mark.parametrize(
+    ("what", "name"), [("profile", "profile"), ("store='int8'", "store"), ("--compare", "compare")]
+)
+def test_an_unusable_value_is_described_by_a_reason_and_a_next_step(what: str, name: str) -> None:
+    error = Unusable(what, "it has no dynamics", "Pass a profile with dynamics")
+    assert str(error) == f"{what} cannot be used: it has no dynamics. Pass a profile with dynamics."
+    assert (error.name, error.value, error.allowed) == (name, error.why, error.next_step)
+
+
+def prose_as_value(tree: ast.AST) -> list[int]:
+    """Return the lines that call BadOption with a phrase as the value, where Unusable states a reason."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "BadOption" and len(node.args) > 1:
+            parts = node.args[1].values if isinstance(node.args[1], ast.JoinedStr) else [node.args[1]]
+            texts = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            if re.match(r"(one|a|an|with|without|of|calls?) ", "".join(texts)):
+                found.append(node.lineno)
+    return found
+
+
+def test_no_error_shows_a_phrase_as_a_value() -> None:
+    sources = sorted(Path(errors.__file__).parent.rglob("*.py"))
+    assert not [f"{p}:{n}" for p in sources for n in prose_as_value(ast.parse(p.read_text("utf-8")))]
+    planted = """raise BadOption("profile", f"one without {name}", "one with it")"""
+    assert prose_as_value(ast.parse(planted)) == [1]
+
+
+def test_every_error_has_one_base_and_most_are_what_python_would_raise_too() -> None:
     raised = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
     assert all(issubclass(kind, DiffCacheError) for kind in raised)
     assert issubclass(BadOption, ValueError)
+    assert issubclass(Unusable, BadOption)
     assert issubclass(DocumentError, ValueError)
     assert issubclass(UnknownName, LookupError)
     assert issubclass(UnsupportedModel, TypeError)

@@ -158,7 +158,7 @@ def test_a_layer_whose_forward_was_replaced_is_not_counted(flux):
     assert work.computed(flux.work, STEPS) < STEPS
 
 
-def test_rows_tell_of_peers_that_do_not_run(flux):
+def test_rows_report_peers_that_do_not_run(flux):
     def broken(pipe, steps):
         raise RuntimeError("no such model\nand more")
 

@@ -150,7 +150,7 @@ def test_what_is_done_now_begins_at_the_newest_observation() -> None:
 
 
 class Knowing(torch.nn.Module):
-    """Knows where it is going, so it can tell the noise exactly."""
+    """Knows the final action, so it can compute the noise exactly."""
 
     def __init__(self, clean: Tensor) -> None:
         super().__init__()
@@ -370,7 +370,7 @@ def demonstrations_env(demonstrations: ModuleType) -> Any:
     return env
 
 
-def test_rollouts_tell_success_from_failure_however_many_run_at_once(rollouts: ModuleType) -> None:
+def test_rollouts_distinguish_success_from_failure_for_any_batch_size(rollouts: ModuleType) -> None:
     two, three = Scripted(TASK), Scripted(TASK)
     found = rollouts.rollout(two, TASK, 3, seed=5, at_once=2, timed_alone=1)
     assert found.success.all()
@@ -411,7 +411,7 @@ def test_the_trained_policy_opens_drawers(rollouts: ModuleType) -> None:
 def test_its_actions_survive_what_a_fitted_schedule_leaves_out(
     demonstrations: ModuleType, sampler: str, mask: str
 ) -> None:
-    """Beside as many computed steps reused evenly, and as many steps of DDIM."""
+    """The baselines are uniform reuse with the same number of computed steps, and DDIM with that number of steps."""
     compute = np.array([c == "■" for c in mask])
     steps, computed = len(mask), int(compute.sum())
     policy = DiffusionTransformerLowdimPolicy.load(WEIGHTS)

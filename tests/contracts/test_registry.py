@@ -1,4 +1,4 @@
-"""A room's names are its files; asking for one imports that one."""
+"""The names of a registry are its files; loading a name imports only its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOM = "house_of_tests.schedulers"
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package ``house_of_tests`` with a room of three names, and a stranger's package."""
+    """A package ``house_of_tests`` with a registry of three names, and a package of another author."""
     room = tmp_path / "house_of_tests" / "schedulers"
     room.mkdir(parents=True)
     (room.parent / "__init__.py").touch()
@@ -66,7 +66,7 @@ def test_a_folder_is_loaded_like_a_file() -> None:
     assert load(ROOM, "folder").plan() == "folder"
 
 
-def test_an_unknown_name_is_told_with_what_is_known_and_the_nearest() -> None:
+def test_an_unknown_name_is_reported_with_what_is_known_and_the_nearest() -> None:
     with pytest.raises(UnknownName) as caught:
         load(ROOM, "ertcache")
     assert str(caught.value) == (
@@ -81,7 +81,7 @@ def test_only_names_are_names(name: str) -> None:
         load(ROOM, name)
 
 
-def test_a_stranger_is_reached_by_its_address() -> None:
+def test_a_module_of_another_package_is_reached_by_its_address() -> None:
     assert load(ROOM, "stranger_of_tests:Mine").plan() == "mine"
     assert load(ROOM, "stranger_of_tests:Mine.Inner").plan() == "inner"
 
@@ -98,12 +98,12 @@ def test_a_stranger_is_reached_by_its_address() -> None:
         ("stranger_of_tests:Mine:plan", "not of the form"),
     ],
 )
-def test_a_stranger_who_is_not_there_is_an_unknown_name(address: str, words: str) -> None:
+def test_a_missing_module_of_another_package_is_an_unknown_name(address: str, words: str) -> None:
     with pytest.raises(UnknownName, match=words):
         load(ROOM, address)
 
 
-def test_a_stranger_s_own_faults_are_not_hidden() -> None:
+def test_errors_inside_another_package_are_not_hidden() -> None:
     with pytest.raises(ModuleNotFoundError, match="not_installed_of_tests"):
         load(ROOM, "poor_stranger_of_tests:plan")
     with pytest.raises(AttributeError, match="no_such_method"):

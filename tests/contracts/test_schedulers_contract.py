@@ -22,7 +22,7 @@ from diffcache.schedulers import Planned
 
 BUDGETS = (4, 7, STEPS)
 NAMES = schedulers.having("plan")
-# Beside what every scheduler does when it is only named.
+# In addition to the default options of each scheduler.
 MORE = (
     "smoothcache:sites=block",
     "ertacache:sites=stack",
@@ -77,7 +77,7 @@ def test_it_takes_a_profile_a_budget_and_options_by_keyword(name: str) -> None:
 
 
 def test_what_is_left_out_is_there() -> None:
-    """An exception for a file that does not exist (any more) would be one nobody notices."""
+    """An exception for a file that does not exist (any more) would have no effect, so it is refused."""
     assert set(NEEDS_MORE) <= set(NAMES)
 
 
@@ -116,7 +116,7 @@ def test_it_does_the_same_again(spec: str, found: Profile) -> None:
 
 @every_spec
 def test_it_does_not_look_at_where_the_profile_came_from(spec: str, found: Profile) -> None:
-    """A profile that was written down and read again, with other words beside it, gives the same decisions."""
+    """A profile that was saved and loaded, with other provenance, gives the same decisions."""
     again = dataclasses.replace(Profile.from_bytes(found.to_bytes()), provenance={"prompts": "others"})
     assert plan(again, spec, 7).denoisers == made(spec, 7).denoisers
 

@@ -41,7 +41,7 @@ HUGE = '{"__metadata__": {"diffcache": "{}"}, "a": {"dtype": "F64", "shape": [99
     [
         pytest.param(b"", "file", "found 0 bytes", id="empty"),
         pytest.param(b"\0\0\0", "file", "found 3 bytes", id="three bytes"),
-        pytest.param(b"just some text, long enough", "file", "Is it a safetensors file?", id="text"),
+        pytest.param(b"just some text, long enough", "file", "Check that the file is a safetensors file.", id="text"),
         pytest.param(b'{"steps": 50, "denoisers": {}}', "file", "found a JSON text", id="JSON"),
         pytest.param(pickle.dumps({"steps": 50}), "file", "found a pickle", id="pickle"),
         pytest.param(struct.pack("<Q", 2**63), "file", "found 8 bytes", id="length alone"),
@@ -81,14 +81,14 @@ HUGE = '{"__metadata__": {"diffcache": "{}"}, "a": {"dtype": "F64", "shape": [99
         ),
     ],
 )
-def test_a_file_that_is_no_document(tmp_path: Path, data: bytes, field: str, words: str) -> None:
+def test_a_file_that_is_not_a_document_is_refused(tmp_path: Path, data: bytes, field: str, words: str) -> None:
     path = tmp_path / "schedule.safetensors"
     path.write_bytes(data)
     refused(CacheSchedule, path, field, words)
     refused(Profile, path, field, words)
 
 
-def test_a_zip_archive_is_told_from_a_document(tmp_path: Path) -> None:
+def test_a_zip_archive_is_distinguished_from_a_document(tmp_path: Path) -> None:
     path = tmp_path / "schedule.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data.pkl", b"")

@@ -141,7 +141,7 @@ SCHEDULE_LIES = [
     lie(
         f"{ONLINE}/rule",
         put("os:system"),
-        "found 'os:system'. Allowed: the name of a criterion of diffcache; a file names no code to import",
+        "found 'os:system'. Allowed: the name of a criterion of diffcache; a file cannot name code to import",
     ),
     lie(f"{ONLINE}/rule", put(["drift"]), "found ['drift']"),
     lie(f"{ONLINE}/limit", put(0.1), "found 0.1. Allowed: 'tensor'"),
@@ -519,7 +519,7 @@ def test_errors_made_in_memory_name_the_class_and_the_field() -> None:
         },
     ],
 )
-def test_a_prediction_of_zero_is_refused_whatever_makes_it_zero(terms: dict[str, np.ndarray]) -> None:
+def test_a_prediction_of_zero_is_refused_for_every_cause(terms: dict[str, np.ndarray]) -> None:
     compute = np.array([True, False])
     terms["weights"] = terms["weights"] * ~compute[:, None]
     with pytest.raises(DocumentError, match="branch 0, step 1 is predicted, with all coefficients zero"):

@@ -21,7 +21,7 @@ EACH = pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
 
 
 @EACH
-def test_what_is_no_regular_file_is_refused_at_once(read: Callable[..., object], tmp_path: Path) -> None:
+def test_something_other_than_a_regular_file_is_refused_at_once(read: Callable[..., object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "missing", Path("/dev/zero"), Path("/dev/full"), Path("a\0b")):
         with pytest.raises(DocumentError, match="field 'file': ") as caught:
@@ -70,7 +70,7 @@ def test_no_link_is_followed_inside_a_folder(read: Callable[..., object], tmp_pa
     ],
     ids=lambda value: value[:12].decode("latin-1") if isinstance(value, bytes) else "",
 )
-def test_what_is_no_json_object(tmp_path: Path, data: bytes, words: str) -> None:
+def test_something_other_than_a_json_object_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(DocumentError, match=words):
         files.read_json(tmp_path / "file")

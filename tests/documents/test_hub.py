@@ -176,7 +176,7 @@ def test_push_uploads_the_bytes_that_save_writes(recorder: Recorder, tmp_path: P
     assert uploaded["path_or_fileobj"] == schedule().save(tmp_path / "file").read_bytes()
 
 
-def test_push_passes_on_what_it_is_told(recorder: Recorder) -> None:
+def test_push_passes_its_arguments_on(recorder: Recorder) -> None:
     profile().push_to_hub("house/steps", filename="a/b.safetensors", private=True, token="secret", commit_message="why")
     (_, client), (_, created), (_, uploaded) = recorder.calls
     assert client == {"token": "secret"}

@@ -73,7 +73,7 @@ def test_the_smallest_difference_makes_profiles_unequal(changes: dict[str, Any])
     assert profile(**usual | changes).digest() != profile(**usual).digest()
 
 
-def test_a_profile_is_no_schedule(tmp_path: Path) -> None:
+def test_a_profile_is_not_a_schedule(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match=r"found 'diffcache.profile'"):
         CacheSchedule.load(profile().save(tmp_path / "profile.safetensors"))
     with pytest.raises(DocumentError, match=r"found 'diffcache.schedule'"):

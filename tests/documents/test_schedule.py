@@ -118,7 +118,7 @@ def test_the_smallest_difference_makes_schedules_unequal(changes: dict[str, Any]
     assert schedule(**changes).digest() != schedule().digest()
 
 
-def test_schedules_are_equal_by_value_whatever_made_them() -> None:
+def test_schedules_are_equal_by_value() -> None:
     known = schedule().denoisers["transformer"]
     plan = dataclasses.replace(known, sites=dict(reversed(known.sites.items())), online=online())
     fortran = np.asfortranarray(schedule().timesteps)

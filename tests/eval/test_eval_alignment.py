@@ -82,7 +82,7 @@ def test_the_score_is_what_open_clip_gives_by_hand(checkpoint: Path, judge: Clip
     assert found.dtype == np.float64
     assert found.shape == (5,)
     assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert len({round(x, 4) for x in expected[expected > 0]}) > 1  # it tells pairs apart
+    assert len({round(x, 4) for x in expected[expected > 0]}) > 1  # it distinguishes pairs
     assert np.allclose(judge(batch.astype(np.float32) / 255, PROMPTS), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_chance_is_the_score_with_the_prompts_of_other_pictures() -> None:
     assert by_chance(here, here, ["a", "a", "a"]) is None
     assert by_chance(here[:1], here[:1], ["a"]) is None
     two = np.array([[1.0, 0], [1, 0], [0, 1]])
-    assert by_chance(two, two, ["a", "a", "b"]) == 0  # a picture with its own prompt again is no chance
+    assert by_chance(two, two, ["a", "a", "b"]) == 0  # a picture with its own prompt again is left out
 
 
 def test_results_are_called_by_their_model_and_weights(judge: ClipScore) -> None:
@@ -146,7 +146,7 @@ def test_an_unknown_model_or_tag_is_refused(tmp_path: Path) -> None:
         ClipScore("ViT-B-32", tmp_path / "nowhere.pt")
     with pytest.raises(BadOption, match="it has none"):
         ClipScore(NAME, "openai")
-    with pytest.raises(BadOption, match="without weights"):
+    with pytest.raises(BadOption, match="a tag or a file of weights"):
         ClipScore(NAME, "")
     with pytest.raises(BadOption, match="batch_size"):
         ClipScore(NAME, batch_size=0)
@@ -225,7 +225,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """Five pictures of two sizes, and prompts both ways: lines, and files beside the pictures."""
+    """Five pictures of two sizes, and prompts both ways: lines, and files in the folder of the pictures."""
     folder = tmp_path / "made"
     folder.mkdir()
     for n, prompt in enumerate(PROMPTS):

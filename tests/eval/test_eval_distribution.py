@@ -102,7 +102,7 @@ def test_resamples_lie_as_much_too_far_away_as_few_pictures_do_and_the_interval_
     assert found.low <= frechet.distance(moments(few[0]), moments(x)) <= found.high
 
 
-def test_sets_in_order_are_resampled_alike_and_by_that_told_apart() -> None:
+def test_sets_in_the_same_order_share_resamples_and_are_distinguished_by_them() -> None:
     """Pictures that differ a little from the others of the same seeds: their distances lie within each other's
     intervals, and yet one is known to be the greater."""
     real, made = pictures(150, 0), pictures(150, 1)
@@ -254,7 +254,7 @@ def test_reset_forgets_what_was_measured_and_keeps_the_reference() -> None:
         (np.zeros((1, 8, 8, 3), np.int64), "int64"),
     ],
 )
-def test_what_is_no_set_of_pictures_is_refused(wrong: np.ndarray, words: str) -> None:
+def test_something_other_than_a_set_of_pictures_is_refused(wrong: np.ndarray, words: str) -> None:
     with pytest.raises(PicturesError, match=words):
         Distribution(small()).add(wrong)
 

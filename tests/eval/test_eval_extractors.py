@@ -88,7 +88,7 @@ def test_your_own_is_reported_under_its_own_name() -> None:
     assert (found.name, found.kernel_name) == ("FD-CLIP features", "KD-CLIP features")
 
 
-def test_settings_and_weights_tell_extractors_apart() -> None:
+def test_settings_and_weights_distinguish_extractors() -> None:
     nets = [nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval() for _ in range(2)]
     made = [extractors.custom(net, name="net") for net in nets]
     assert made[0].digest != made[1].digest

@@ -89,7 +89,7 @@ def test_few_pictures_come_with_a_note(here: Path, command: Command) -> None:
         (("real", *OWN), "--save-statistics FILE"),
         (("real", "made", "--extractor", "efflite"), "Did you mean 'efflite0'?"),
         (("real", "made", "--extractor", "extractor_of_tests:missing"), "has no 'missing'"),
-        (("real", "made", *OWN, "--weights", "w.pth"), "weights='w.pth'"),
+        (("real", "made", *OWN, "--weights", "w.pth"), "weights cannot be used"),
         (("real", "made", "--weights", "w.pth"), "no file w.pth"),
         (("real", "made", *OWN, "--device", "abacus"), "device='abacus'"),
         (("real", "made", *OWN, "--batch-size", "0"), "batch_size=0"),

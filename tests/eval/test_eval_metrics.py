@@ -64,7 +64,7 @@ def shuffled(pictures: np.ndarray, amount: float, seed: int = 1) -> np.ndarray:
 DAMAGES = {"noise": noisy, "blur": blurred, "shift": shifted, "shuffle": shuffled}
 
 
-# --- the room -----------------------------------------------------------------------------------------------------
+# --- the registry of metrics --------------------------------------------------------------------------------------
 
 
 def test_every_metric_is_listed_and_says_what_it_is() -> None:
@@ -80,7 +80,7 @@ def test_every_metric_is_listed_and_says_what_it_is() -> None:
     assert metrics.load("psnr").ABOUT.unit == metrics.load("spectral").ABOUT.unit == "dB"
 
 
-def test_an_unknown_metric_or_option_is_told_with_what_is_known() -> None:
+def test_an_unknown_metric_or_option_is_reported_with_what_is_known() -> None:
     with pytest.raises(UnknownName, match=r"no metric called 'pnsr'. Known: action, .* Did you mean 'psnr'"):
         metrics.load("pnsr")
     with pytest.raises(UnknownName, match=r"no option of 'ssim' called 'rimm'. Known: rim"):
@@ -94,7 +94,7 @@ def test_about_refuses_a_third_way_and_a_column_without_head() -> None:
         About("", "", "lower", "")
 
 
-def test_a_stranger_s_metric_is_reached_by_its_address_and_its_answers_are_looked_at(
+def test_a_metric_of_another_package_is_reached_by_its_address_and_its_results_are_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = iter([[1.0, 2.0], [1.0], [1.0, np.nan], ["a", "b"]])
@@ -561,7 +561,7 @@ def test_a_scorer_s_answers_are_looked_at() -> None:
         scorer(brightness)(GOOD, "ab")
 
 
-def test_what_is_no_scorer_is_refused() -> None:
+def test_something_other_than_a_scorer_is_refused() -> None:
     for judge in (3, "brightness", f"{__name__}:ROOT"):
         with pytest.raises(BadOption, match=r"a callable \(pictures, prompts\) -> scores, or its address"):
             scorer(judge)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def test_intervals_that_overlap_are_no_clear_difference() -> None:
     assert "not clearly different at all 3 budgets" in findings.sentence(record, "psnr")
 
 
-def test_what_the_clock_cannot_tell_apart_counts_as_the_same_time() -> None:
+def test_what_the_clock_cannot_distinguish_counts_as_the_same_time() -> None:
     record = evaluation()
     ours, slow = record["methods"][2], record["methods"][-1]
     slow["seconds"]["loop"]["median"] = ours["seconds"]["loop"]["high"] * 0.999
@@ -136,7 +136,7 @@ def test_what_the_clock_cannot_tell_apart_counts_as_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("kinds", [(), ("full",), ("full", "ours"), ("full", "peer")])
-def test_nothing_to_compare_is_said(kinds: tuple[str, ...]) -> None:
+def test_a_report_without_comparisons_states_it(kinds: tuple[str, ...]) -> None:
     record = evaluation()
     record["methods"] = [m for m in record["methods"] if m["kind"] in kinds]
     assert "nothing to compare" in findings.sentence(record, findings.main_metric(record))

@@ -69,7 +69,7 @@ def test_the_page_opens_in_silence_with_all_its_sections(visit: Visit) -> None:
     assert "NaN" not in visit.page.inner_html("main")
 
 
-def test_a_page_with_a_fault_is_heard_of(browser: Any, written: Path, tmp_path: Path) -> None:
+def test_a_page_with_a_fault_is_reported(browser: Any, written: Path, tmp_path: Path) -> None:
     """The twin of the silence: neither a script of another's nor a picture from elsewhere gets through."""
     text = written.read_text("utf-8").replace(
         "</main>", "<script>window.stolen = 1</script><img src='http://example.invalid/a.png'></main>"
@@ -190,7 +190,7 @@ def test_buttons_choose_the_metric_and_the_clock_of_the_plot(visit: Visit) -> No
     assert visit.page.locator("#quality svg[data-part=pipeline]").count() == 1
 
 
-def test_better_is_up_and_faster_is_left_whatever_the_metric(visit: Visit) -> None:
+def test_better_is_up_and_faster_is_left_for_every_metric(visit: Visit) -> None:
     for metric in ("psnr", "fd"):
         visit.page.click(f"#quality button[data-value={metric}]")
 
@@ -203,7 +203,7 @@ def test_better_is_up_and_faster_is_left_whatever_the_metric(visit: Visit) -> No
         assert good_y < bad_y
 
 
-def test_a_point_tells_its_numbers_to_pointer_and_keyboard(visit: Visit) -> None:
+def test_a_point_shows_its_numbers_to_pointer_and_keyboard(visit: Visit) -> None:
     point = visit.page.locator('#quality [data-method="diffcache, 12 steps"]')
     note = visit.page.locator("#quality .note")
     assert note.is_hidden()

@@ -187,7 +187,7 @@ def test_no_verdict_is_drawn_from_too_few(n: int) -> None:
     assert verdict(reference + 1, reference, "higher") == ("no difference" if n < FEW else "better")
 
 
-def test_the_rounding_of_sums_is_no_difference() -> None:
+def test_the_rounding_of_sums_does_not_count_as_a_difference() -> None:
     draw = np.random.default_rng(0)
     reference = 30 + draw.random(100)
     assert verdict(reference * (1 + 4e-16), reference, "higher") == "no difference"
@@ -206,7 +206,7 @@ def test_the_warning_says_how_few_and_how_many_are_wanted() -> None:
     assert enough(ENOUGH) == enough(10_000) == ""
 
 
-def test_two_sets_are_told_apart_by_what_resamples_do_to_their_difference() -> None:
+def test_two_sets_are_distinguished_by_what_resamples_do_to_their_difference() -> None:
     """Both distances move a lot from resample to resample, but together."""
     random = np.random.default_rng(0)
     shared, own = random.normal(0, 1, 50), random.normal(0, 0.01, 50)

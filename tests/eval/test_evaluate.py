@@ -90,7 +90,7 @@ def test_work_is_counted_whoever_does_it(made: evaluation.Evaluation) -> None:
     assert found["full run"]["speedup"] == {"loop": 1, "pipeline": 1}
 
 
-def test_the_way_is_told_step_by_step(made: evaluation.Evaluation) -> None:
+def test_the_error_along_the_trajectory_is_recorded_step_by_step(made: evaluation.Evaluation) -> None:
     way = by_name(made.record)["every second"]["trajectory"]
     pipe, call = model().pipe, calls()[0]
     exact = watched(pipe, call, closely=True)
@@ -102,7 +102,7 @@ def test_the_way_is_told_step_by_step(made: evaluation.Evaluation) -> None:
     assert by_name(made.record)["4 steps, Euler"]["trajectory"] is None  # other steps
 
 
-def test_the_way_that_a_profile_foretells_lies_beside_the_measured_one(tmp_path: Path) -> None:
+def test_the_simulated_trajectory_error_is_recorded_with_the_measured_one(tmp_path: Path) -> None:
     pipe = model().pipe
     known = measure(pipe, calls(2, 4))
     plans = {"reuse": uniform_reuse(pipe, STEPS, 4).source, "blocks": "uniform:every=2,sites=block"}
@@ -301,10 +301,10 @@ def test_processes_share_an_evaluation(tmp_path: Path, made: evaluation.Evaluati
 # Bad input.
 
 
-def test_calls_without_noise_of_their_own_are_refused(tmp_path: Path) -> None:
+def test_calls_without_a_generator_are_refused(tmp_path: Path) -> None:
     call = calls(1)[0]
     del call["generator"]
-    with pytest.raises(BadOption, match="call 0 without generator"):
+    with pytest.raises(BadOption, match="call 0 has no generator"):
         evaluate(model().pipe, {}, [call], out=tmp_path)
 
 
@@ -318,7 +318,7 @@ def test_calls_without_noise_of_their_own_are_refused(tmp_path: Path) -> None:
         ({"scorers": [scorer(lambda p, t: p, name="psnr")]}, BadOption, "no metric and no other scorer"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_runs(
+def test_invalid_arguments_are_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, error: type[Exception], words: str
 ) -> None:
     seen = counting(monkeypatch)
@@ -328,7 +328,7 @@ def test_what_cannot_be_is_said_before_anything_runs(
 
 
 def test_calls_have_one_number_of_steps(tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match=r"calls of \[6, 8\] steps"):
+    with pytest.raises(BadOption, match=r"different numbers of steps, \[6, 8\]"):
         evaluate(model().pipe, {}, [calls(1)[0], calls(1)[0] | {"num_inference_steps": 6}], out=tmp_path)
     with pytest.raises(BadOption, match="at least one"):
         evaluate(model().pipe, {}, [], out=tmp_path)
@@ -341,7 +341,7 @@ def test_methods_that_draw_something_else_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "x"}', '{"format": "diffcache.evaluation", "version": 3}'])
-def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+def test_something_other_than_a_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(DocumentError):
         evaluation.again(tmp_path)

@@ -245,7 +245,7 @@ def test_a_folder_that_is_a_link_is_refused_before_anything_runs(
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "folder"])
-def test_what_is_no_file_is_refused_before_anything_runs(
+def test_a_path_that_is_not_a_file_is_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Path], None]
 ) -> None:
     seen = runs(monkeypatch)

@@ -1,4 +1,4 @@
-"""Where the executor cannot predict it computes in full, counts and tells."""
+"""The executor computes what it cannot predict in full, counts it and reports it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
-def test_an_output_that_is_not_finite_is_no_anchor(bad: float) -> None:
+def test_an_output_that_is_not_finite_does_not_become_an_anchor(bad: float) -> None:
     """Step 3 gives NaN: step 4, which would refer to it, is computed; steps 6 and 7 refer to step 5 and are not."""
     pipe = loop(odd=lambda call, output: (output, torch.full((2,), bad if call == 2 else 1.0)))
     with accelerated(pipe, bound(pipe, hold(MASK))):  # computed: 0, 2, 3, 5
@@ -66,7 +66,7 @@ def test_another_output_for_the_same_input_is_computed() -> None:
 
 def test_outputs_whose_tensors_cannot_be_reached_are_computed() -> None:
     class Opaque(list):  # type: ignore[type-arg]
-        """A type that nobody has told torch how to take apart."""
+        """A type that is not registered with torch's pytree."""
 
     plain = loop(odd=lambda call, output: Opaque([output]))(noise())
     pipe = loop(odd=lambda call, output: Opaque([output]))
@@ -108,7 +108,7 @@ def test_a_step_beyond_the_schedule_is_computed() -> None:
 def ask_six_times_under_a_bar_of_four(pipe: Loop, timesteps: Tensor) -> None:
     with pipe.progress_bar(total=4):
         for i in range(6):
-            pipe.ask(noise(), timesteps[min(i, 3)] * 1, torch.tensor(0.0))  # a number: a view would tell its step
+            pipe.ask(noise(), timesteps[min(i, 3)] * 1, torch.tensor(0.0))  # a number: a view would show its step
             if i < 4:
                 pipe.scheduler.step(noise(), timesteps[i], noise())
 

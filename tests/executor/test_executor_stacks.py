@@ -37,7 +37,7 @@ def test_a_host_that_writes_into_what_lies_between_blocks_does_not_change_a_pred
 
 @pytest.mark.parametrize("left_out", [(0,), (1,), (0, 1)])
 def test_a_host_that_leaves_out_blocks_is_followed(left_out: tuple[int, ...]) -> None:
-    """SD3 can be told to skip layers, the first among them."""
+    """SD3 has an option to skip layers, including the first."""
     pipe = loop()
     pipe.transformer.left_out = left_out
     plain = pipe(noise())

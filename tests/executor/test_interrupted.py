@@ -27,7 +27,7 @@ AT = (0, 1, 3)  # steps: the first, a predicted one, one in mid-run
 ITERATING = ("dit", "ddpm", "ddim")
 
 
-class StopHere(Exception):  # noqa: N818, what a user raises in a callback is no error
+class StopHere(Exception):  # noqa: N818, what a user raises in a callback is not an error
     """What a user raises to stop a run."""
 
 

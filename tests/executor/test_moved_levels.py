@@ -372,5 +372,5 @@ def test_a_noise_scheduler_that_makes_its_timesteps_otherwise_is_refused() -> No
     pipe = loop(Inverted())
     pipe()
     with accelerated(pipe, schedule_for(pipe, pipe.scheduler.sigmas.double().numpy())):
-        with pytest.raises(ScheduleMismatch, match="how it makes timesteps from noise levels is not known"):
+        with pytest.raises(ScheduleMismatch, match="its rule for timesteps of noise levels is not known"):
             pipe()

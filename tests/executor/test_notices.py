@@ -222,7 +222,7 @@ def test_a_prediction_that_is_not_finite_is_computed_on_a_cpu(caplog: pytest.Log
     assert kinds(caplog) == ["non-finite-prediction"]
 
 
-def test_where_it_cannot_be_known_in_time_it_is_said_at_the_end(
+def test_what_is_known_only_after_the_run_is_reported_at_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a GPU: a flag is kept, and read once when the run is over."""
@@ -262,7 +262,7 @@ def test_inside_the_network_too(caplog: pytest.LogCaptureFixture) -> None:
     ("limit", "kind"), [(1e9, "mostly-skipped"), (1e-12, "nothing-skipped"), (0.0, "nothing-skipped")]
 )
 @pytest.mark.parametrize("rule", ["first_block", "output_rate"])
-def test_a_threshold_that_decides_nothing_is_said(
+def test_a_threshold_that_decides_nothing_is_reported(
     rule: str, limit: float, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipe = loop()
@@ -285,7 +285,7 @@ def test_a_schedule_that_skips_as_much_as_it_was_asked_to_says_nothing() -> None
         assert report(pipe).reasons == {}
 
 
-def test_a_run_that_enters_computed_steps_only_is_said_to_skip_nothing() -> None:
+def test_a_run_that_enters_computed_steps_only_is_reported_to_skip_nothing() -> None:
     pipe = shared("flux_img2img")
     call = TINY["flux_img2img"].call(pipe)
     steps = len(set_timesteps(pipe, call))
@@ -320,7 +320,7 @@ def test_a_run_that_was_broken_off_is_not_judged_by_its_work() -> None:
         ("full", 8, 0, 0.0),
     ],
 )
-def test_a_report_tells_the_work_at_inner_sites_too(spec: str, computed: int, predicted: int, skipped: float) -> None:
+def test_a_report_states_the_work_at_inner_sites(spec: str, computed: int, predicted: int, skipped: float) -> None:
     pipe = loop()
     with accelerated(pipe, spec):
         pipe(noise())
@@ -414,7 +414,7 @@ def test_a_run_over_moved_noise_levels_is_refused_once_it_has_begun() -> None:
 
 
 def test_a_network_that_was_replaced_is_refused_all_the_same() -> None:
-    """Every later run would be in full as well: that is no request that does not fit, but a pipeline to accelerate."""
+    """Every later run would be in full as well, so the error is about the pipeline and not about the request."""
     pipe = loop()
     with accelerated(pipe, bound(pipe, hold(MASK)), mismatch="full"):
         pipe.transformer = Net().requires_grad_(False)

@@ -24,7 +24,7 @@ from diffcache.executor.decider import Decider
 @pytest.mark.parametrize("name", ["flux", "flux_true_cfg", "flux2", "dit", "sd3", "wan", "z_image", "lumina2", "ltx2"])
 def test_with_a_limit_of_nothing_the_bits_are_those_of_the_untouched_pipeline(name: str, rule: str) -> None:
     pipe = shared(name)
-    expected = plain(name)  # a first run leaves names of its own on the parts
+    expected = plain(name)  # a first run leaves attributes on the parts
     before = names(pipe)
     with accelerated(pipe, decided(pipe, rule, 0.0)):
         output = run(pipe, TINY[name].call(pipe), num_inference_steps=STEPS)
@@ -74,7 +74,7 @@ def test_nan_in_the_state_computes(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["first_block", "output_rate", "drift"])
-def test_another_resolution_in_mid_run_is_computed_and_told(rule: str) -> None:
+def test_another_resolution_in_mid_run_is_computed_and_reported(rule: str) -> None:
     """And what was computed serves from there on: the newest output is the anchor. A guard changes no anchors."""
     pipe = loop()
     pipe.before = lambda i, x: torch.cat([x, x], dim=1) if i == 4 else x

@@ -28,7 +28,7 @@ from diffcache.executor.report import Report
 from diffcache.host import find_sites
 from diffcache.patch import layer
 
-# --- what is recorded beside a run -----------------------------------------------------------------------------------
+# --- what is recorded during a run -----------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A guard on the input's drift computes steps beside the plan, and leaves the plan's anchors alone."""
+"""A guard on the input's drift computes extra steps, and does not change the plan's anchors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_guard_computes_where_the_input_has_moved_too_far_and_only_there() -> 
     assert found.computed == 6
     assert "guarded: the input had moved too far (2)" in str(found)
     assert "decided in the run by drift" in str(found)
-    # What was computed beside the plan was used once: later predictions refer to the planned anchors.
+    # An extra computed step was used once: later predictions refer to the planned anchors.
     plan = schedule.denoisers["transformer"].sites["model"]
     for i in range(8, STEPS):
         expected = plan.weights[0, i, 0] * calls[7][1] + plan.weights[0, i, 1] * calls[4][1]

@@ -93,7 +93,7 @@ def test_first_block_is_first_block_cache_on_the_trained_model() -> None:
     assert len(seen) == 3
 
 
-def test_streams_of_equal_length_are_told_apart() -> None:
+def test_streams_of_equal_length_are_distinguished() -> None:
     """As many text tokens as picture tokens: only what one block hands to the next says which is which."""
     pipe = fresh("flux")
     call = {**TINY["flux"].call(pipe), "height": 16, "width": 12}
@@ -102,12 +102,12 @@ def test_streams_of_equal_length_are_told_apart() -> None:
     assert calls[0][0].shape[1] == call["prompt_embeds"].shape[1]
 
 
-def test_streams_told_apart_by_their_shape_alone_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_distinguished_by_their_shape_alone_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffcache.executor import stacks as passes
 
     monkeypatch.setattr(passes, "_record_flow", lambda *_: None)
     with pytest.raises(FailedOpen, match="none of the first block's outputs is known to carry on its input"):
-        test_streams_of_equal_length_are_told_apart()
+        test_streams_of_equal_length_are_distinguished()
 
 
 def test_a_residual_compared_with_the_step_before_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_streams_find_their_outputs(data: st.DataObject) -> None:
     assert found.unclear == any(len(group - known) > 1 for group in groups)
 
 
-def test_of_what_cannot_be_told_apart_nothing_is_predicted() -> None:
+def test_streams_that_cannot_be_distinguished_are_not_predicted() -> None:
     """Two inputs of a block have the shape of both outputs, and the host hands on copies."""
     two = Inputs((torch.ones(1, 3, 4),), {"text": torch.ones(1, 3, 4)})
     found = pair(two, (torch.ones(1, 3, 4), torch.ones(1, 3, 4)), {})

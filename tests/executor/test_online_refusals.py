@@ -22,7 +22,7 @@ def test_rules_that_decide_inside_govern_stacks_alone(rule: str) -> None:
     before = dicts(pipe)
     for site in ("model", "block:transformer_blocks.1"):
         with pytest.raises(
-            BadOption, match=f"sites='{site}' was given. Allowed: stacks, under the online rule '{rule}'"
+            BadOption, match=f"sites='{site}' was given. Allowed: stacks, because the online rule '{rule}'"
         ):
             accelerate(pipe, decided(pipe, rule, sites=[site]))
     assert dicts(pipe) == before

@@ -37,7 +37,7 @@ def test_an_estimate_counts_the_first_block_at_every_step() -> None:
     assert 0.05 < one_block < 0.5
 
 
-def test_a_report_tells_what_was_decided() -> None:
+def test_a_report_states_what_was_decided() -> None:
     _, found = played("wan", decided(shared("wan"), "first_block", 0.3))
     rows = [row for row in found.rows if row.site == "stack:blocks"]
     for row in rows:

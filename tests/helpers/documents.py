@@ -84,7 +84,7 @@ def schedule(**changes: Any) -> CacheSchedule:
 
 
 def online(**changes: Any) -> Online:
-    """A guard against drift: the one rule beside which plans may use several anchors."""
+    """A guard against drift, the only rule that plans with several anchors may have."""
     fields = {"rule": "drift", "limit": np.linspace(0.5, 0.25, STEPS), "polynomial": np.array([2.0, -1.0]), "most": 3}
     return Online(**fields | changes)
 
@@ -361,5 +361,5 @@ def refused(kind: type[CacheSchedule] | type[Profile], path: Path, field: str, *
     assert "Allowed: " in message
     for word in words:
         assert word in message
-    assert len(message) < 1000  # whatever the file says, a screen shows the message
+    assert len(message) < 1000  # the message fits on a screen for any content of the file
     return message

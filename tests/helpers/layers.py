@@ -23,7 +23,7 @@ MUTUAL = {RANK["errors"], RANK["documents"], RANK["__init__"]}
 ONLY = {"assets": {"errors"}}  # package -> the only packages that it may import
 NEVER = {"kernels": {"documents"}, "patch": {"documents"}}  # kernels and layers see tensors and modules, not schedules
 
-# Folder inside a package -> the packages that its files may import. Of its own package they import the folder alone.
+# Folder inside a package -> the packages that its files may import. From their package they import only their folder.
 PLUG_INS = {"executor/criteria": {"errors", "documents", "registry", "kernels", "executor.store"}}
 
 # Package -> its folders, in order: a folder may import the folders before it. Files of the package itself come last.

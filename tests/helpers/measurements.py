@@ -39,7 +39,7 @@ def names(double: int = 2, single: int = 11) -> list[str]:
 
 
 def costs(name: str) -> dict[str, Any]:
-    """Sites take most of the time of what is around them, a feed-forward twice that of the attention beside it."""
+    """Sites take most of the time of what is around them, a feed-forward twice that of the attention in its block."""
     kind = name.partition(":")[0]
     part = 0.9 if STACKS[1] in name else 0.6 if name.endswith("ff") else 0.3
     milliseconds = {"model": 70, "stack": 5.1 * (11 if STACKS[1] in name else 2), "block": 5, "sublayer": 5 * part}[

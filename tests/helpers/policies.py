@@ -127,7 +127,7 @@ class Layers(nn.Module):
 
 
 class Expert(nn.Module):
-    """The action expert of a vision-language-action model, as pi0 has it: no network of its own, but a method, whose
+    """The action expert of a vision-language-action model, as pi0 has it: not a separate network, but a method, whose
     layers lie deep. With ``left``, the actions of the last call that are still to come, each step is guided to them."""
 
     def __init__(self, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""What tests of an accelerated run look at: forwards that really ran, traces left behind, a naive loop beside it."""
+"""What tests of an accelerated run check: forwards that ran, traces left behind, and a naive loop for comparison."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ PLACES = [(name, granularity) for name, tiny in TINY.items() for granularity in 
 
 @contextmanager
 def leaf_calls(pipe: Any, denoisers: Sequence[str]) -> Iterator[Counter[tuple[str, str]]]:
-    """How often each leaf module runs. A leaf is nobody's site, so what is counted here was not predicted."""
+    """How often each leaf module runs. A leaf is not a site, so what is counted here was not predicted."""
     calls: Counter[tuple[str, str]] = Counter()
 
     def count(key: tuple[str, str]) -> Callable[..., None]:

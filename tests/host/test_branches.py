@@ -172,13 +172,13 @@ def test_numbers_of_forwards_that_only_add_up_are_refused() -> None:
     net = Net()
     with accelerated(net, "uniform:every=2"):
         for time in (ADDRESS, VALUE, NUMBER):
-            with pytest.raises(UnsupportedModel, match=r"2 time\(s\) at each of 12 timesteps"):
+            with pytest.raises(UnsupportedModel, match=r"2 call\(s\) of the network at each of 12 timesteps"):
                 loop(net, lambda i: "ccc"[: numbers[i]], time=time)
         with pytest.warns(FailedOpen, match="different times"):
             assert worst(loop(net, lambda i: "ccc"[: numbers[i]], time=SCALED)) < NEAR
 
 
-def test_more_forwards_than_were_said_are_refused_at_the_first_one_too_many() -> None:
+def test_more_forwards_than_expected_are_refused_at_the_first_extra_one() -> None:
     net = Net()
     made: list[int] = []
     with accelerated(net, "uniform:every=2"), pytest.raises(UnsupportedModel, match="calls it once more"):
@@ -186,7 +186,7 @@ def test_more_forwards_than_were_said_are_refused_at_the_first_one_too_many() ->
     assert made == [0]
 
 
-def test_named_tiles_of_a_step_have_anchors_of_their_own() -> None:
+def test_named_tiles_of_a_step_have_separate_anchors() -> None:
     net = Net()
     with accelerated(net, "uniform:every=2"):
         found = loop(net, lambda i: "ttu", named=True)

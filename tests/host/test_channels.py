@@ -106,7 +106,7 @@ def test_easycache_predicts_where_conditions_surround_the_sample(name: str) -> N
     assert all(row.predicted > 0 for row in rows)
 
 
-def test_a_sample_that_is_not_found_is_said_and_everything_is_computed() -> None:
+def test_a_sample_that_is_not_found_is_reported_and_everything_is_computed() -> None:
     pipe = small_loop()
     pipe.behind = lambda x: [torch.rand_like(x)]
     pipe.before = lambda i, x: x
@@ -122,7 +122,7 @@ def test_a_sample_that_is_not_found_is_said_and_everything_is_computed() -> None
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 6, 5)], ids=["tokens", "pictures"])
 @pytest.mark.parametrize("before", [True, False])
 def test_conditions_that_move_take_no_part(shape: tuple[int, ...], before: bool) -> None:
-    """The condition beside the sample is drawn anew at each step."""
+    """The condition in the sample's extra channels is drawn anew at each step."""
     pipe = small_loop()
     dim = 1 if len(shape) == 4 else -1
     inner = pipe.transformer.forward
@@ -164,7 +164,7 @@ def test_guided_stable_video_is_known_to_be_guided() -> None:
             run(pipe, call)
 
 
-def test_a_condition_that_samples_share_is_no_guidance() -> None:
+def test_a_condition_that_samples_share_does_not_count_as_guidance() -> None:
     pipe = small_loop()
     pipe.behind = lambda x: [torch.ones_like(x[:, :1])]
     x = noise(2, 3, 4, 5)
@@ -221,9 +221,11 @@ def test_no_sample_is_found_where_there_is_none_or_several() -> None:
 def test_what_goes_with_an_output() -> None:
     x = torch.randn(2, 8, 6, 6)
     assert torch.equal(counterpart(x, (2, 4, 6, 6), (Span(1, 4, 4),)), x[:, 4:])
-    filled = counterpart(x, (2, 8, 6, 6), (Span(1, 4, 4),))  # a learned variance beside as many conditions
+    filled = counterpart(
+        x, (2, 8, 6, 6), (Span(1, 4, 4),)
+    )  # a learned variance, and a condition with the same number of channels
     assert torch.equal(filled, torch.cat([x[:, 4:], torch.zeros(2, 4, 6, 6)], 1))
-    tokens = torch.randn(2, 12, 3)  # those of a picture beside the sample's: each goes with its own
+    tokens = torch.randn(2, 12, 3)  # tokens of a picture follow those of the sample: each pairs with its counterpart
     assert counterpart(tokens, (2, 12, 3), (Span(1, 0, 8),)) is tokens
 
 

@@ -172,7 +172,7 @@ def test_caches_that_are_turned_off_again_leave_the_way_free() -> None:
         hooks.HookRegistry.check_if_exists_or_initialize(pipe.transformer).remove_hook("fbc_leader_block_hook")
 
 
-def test_what_is_no_cache_is_let_through() -> None:
+def test_what_is_not_a_cache_is_let_through() -> None:
     pipe = pipelines.fresh("flux")
     hooks.apply_layerwise_casting(pipe.transformer, storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     hooks.apply_group_offloading(
@@ -348,7 +348,7 @@ def walk(called: Callable[..., Tensor], network: nn.Module | None) -> Tensor:
     return x
 
 
-def test_a_network_of_its_own_loop_compiled_after_acceleration_loses_no_forward() -> None:
+def test_a_network_of_a_custom_loop_compiled_after_acceleration_loses_no_forward() -> None:
     net = Small()
     with accelerated(net, "uniform:every=2"):
         expected = walk(net, net)
@@ -385,7 +385,7 @@ def heard(caught: list[warnings.WarningMessage]) -> list[str]:
     return [str(w.message) for w in caught if issubclass(w.category, FailedOpen)]
 
 
-def test_a_second_pipeline_of_the_same_components_is_told_once_that_it_has_no_schedule() -> None:
+def test_a_second_pipeline_of_the_same_components_warns_once_that_it_has_no_schedule() -> None:
     pipe = pipelines.fresh("flux")
     call = CALL(pipe)
     full = pipelines.run(pipe, call)
@@ -410,7 +410,7 @@ def test_a_second_pipeline_of_the_same_components_is_told_once_that_it_has_no_sc
 
 
 @pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
-def test_a_network_left_in_training_mode_is_told_of_where_nothing_is_trained(quiet: Callable[[], Any]) -> None:
+def test_a_network_left_in_training_mode_is_reported_if_nothing_is_trained(quiet: Callable[[], Any]) -> None:
     net = Small().train()
     x, t = torch.ones(2, 3), torch.ones(())
     with accelerated(net, "uniform:every=2"), warnings.catch_warnings(record=True) as caught:
@@ -425,7 +425,7 @@ def test_a_network_left_in_training_mode_is_told_of_where_nothing_is_trained(qui
     assert "outside of diffcache.trajectory" in told
 
 
-def test_calls_that_overlap_are_told_the_true_reason() -> None:
+def test_calls_that_overlap_are_refused_with_the_true_reason() -> None:
     pipe = loop()
     meet = threading.Barrier(2, timeout=30)
     pipe.before = lambda i, x: (meet.wait() if i == 0 else None, x)[1]
@@ -467,7 +467,7 @@ def test_calls_of_many_threads_one_at_a_time_are_silent() -> None:
     assert heard(caught) == []
 
 
-def test_a_call_whose_loop_another_thread_has_hidden_is_told_the_true_reason() -> None:
+def test_a_call_whose_loop_another_thread_has_hidden_is_refused_with_the_true_reason() -> None:
     """A call that exchanges the timesteps of another one hides its loop, which iterates over them (DiT)."""
     pipe, ran, done = loop(), threading.Event(), threading.Event()
 

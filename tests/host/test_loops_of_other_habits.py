@@ -145,7 +145,7 @@ def test_loops_of_other_habits_are_followed(habit: str, computed: int) -> None:
     assert ours(pipe) == []
 
 
-def test_an_inversion_is_no_sampling_loop_and_that_is_said() -> None:
+def test_an_inversion_is_reported_as_not_a_sampling_loop() -> None:
     """Its bar moves and the pipeline's noise scheduler does not, as in other loops that are followed; it begins where
     they end."""
     pipe = toy()
@@ -156,7 +156,7 @@ def test_an_inversion_is_no_sampling_loop_and_that_is_said() -> None:
 
 
 def test_each_part_of_a_step_is_predicted_from_its_own() -> None:
-    """Both parts have the same shape: only their order tells them apart."""
+    """Both parts have the same shape: only their order distinguishes them."""
     pipe = toy()
     kept: list[Tensor] = []
 
@@ -173,7 +173,7 @@ def test_each_part_of_a_step_is_predicted_from_its_own() -> None:
     assert torch.equal(pipe("a step in two parts"), fast)
 
 
-def test_parts_of_a_step_that_cannot_be_told_are_refused_before_anything_comes_of_them() -> None:
+def test_parts_of_a_step_that_cannot_be_distinguished_are_refused_before_any_prediction() -> None:
     pipe = toy()
     pipe.views = False
     with accelerated(pipe, "uniform:every=2"):
@@ -183,7 +183,7 @@ def test_parts_of_a_step_that_cannot_be_told_are_refused_before_anything_comes_o
     assert ours(pipe) == []
 
 
-def test_a_bar_over_something_else_is_no_sampling_loop_even_for_a_schedule_of_other_length() -> None:
+def test_a_bar_over_something_else_is_not_a_sampling_loop_even_for_a_schedule_of_other_length() -> None:
     pipe = toy()
     plain = pipe("a bar over something else")
     with accelerated(pipe, bound(pipe, hold("#.#."))):
@@ -223,7 +223,7 @@ def test_a_loop_that_goes_back_does_not_use_what_it_kept_before() -> None:
     assert pipe.transformer.calls == 1 + 2
 
 
-def test_going_back_is_told_and_taking_a_step_twice_is_not() -> None:
+def test_going_back_is_reported_and_taking_a_step_twice_is_not() -> None:
     timesteps, told = torch.arange(6.0), []
     run = hosting.LoopRun(None, timesteps, 0, 0, went_back=lambda run: told.append(run.index))
     for i in (0, 1, 2, 2, 3):
@@ -248,7 +248,7 @@ def test_the_start_of_a_loop_is_read_off_the_timesteps_it_iterates_over() -> Non
     assert pipeline._start_of(iter([1]), timesteps) is None
 
 
-def test_a_step_is_told_by_the_address_of_its_timestep_and_by_nothing_else() -> None:
+def test_a_step_is_recognised_only_by_the_address_of_its_timestep() -> None:
     timesteps = torch.tensor([9.0, 5.0, 5.0, 1.0])
     views = list(timesteps)
     assert [hosting.loop_run.position(view, timesteps) for view in views] == [0, 1, 2, 3]

@@ -109,7 +109,7 @@ def reuse_by_hand(denoiser: Any, steps: Sequence[str]) -> Iterator[list[int]]:
 
 @late
 @pytest.mark.parametrize("kind", GUIDED)
-def test_every_branch_of_a_guider_has_anchors_of_its_own(kind: str) -> None:
+def test_every_branch_of_a_guider_has_separate_anchors(kind: str) -> None:
     pipe, call = guided(kind)
     with reuse_by_hand(getattr(pipe, MODULAR[GUIDED[kind].pipeline].tiny.denoisers[0]), GUIDED[kind].steps) as computed:
         expected = run(pipe, call)
@@ -199,7 +199,7 @@ def test_two_guiders_of_one_pipeline_share_the_forwards_of_a_branch() -> None:
 
 
 @late
-def test_pipelines_that_share_a_guider_are_told_apart() -> None:
+def test_pipelines_that_share_a_guider_are_distinguished() -> None:
     guider = GUIDED["skip layer comes first"].make("auto")
     pipe, other = MODULAR["wan"].build(guider), MODULAR["wan"].build(guider)
     call = MODULAR["wan"].call(pipe)
@@ -273,7 +273,7 @@ def test_a_schedule_fitted_while_branches_come_and_go_computes_what_it_has_no_an
 # --- loops -----------------------------------------------------------------------------------------------------------
 
 
-def test_modular_pipelines_that_share_their_blocks_are_told_apart() -> None:
+def test_modular_pipelines_that_share_their_blocks_are_distinguished() -> None:
     blocks = FluxCoreDenoiseStep()
     pipe, other = MODULAR["flux"].build(blocks=blocks), MODULAR["flux"].build(blocks=blocks)
     loop = blocks.sub_blocks["denoise"]

@@ -87,10 +87,10 @@ def test_stages_of_a_solver_are_not_taken_for_affine_steps_however_little_they_m
     assert "evaluates the network in stages" in schedule.provenance["fit_target_reason"]
 
 
-def test_more_forwards_than_were_told_are_an_error_and_forwards_outside_a_warning() -> None:
+def test_more_forwards_than_expected_are_an_error_and_forwards_outside_a_warning() -> None:
     net = Transformer().eval()
     diffcache.accelerate(net, "uniform:every=2")
-    with pytest.raises(UnsupportedModel, match=r"1 time\(s\) at each of 10 timesteps.*branches=2"):
+    with pytest.raises(UnsupportedModel, match=r"1 call\(s\) of the network at each of 10 timesteps.*branches=2"):
         sampled(net, branches=2, told=1)
     with pytest.warns(FailedOpen, match=r"outside of diffcache\.trajectory"):
         net(torch.zeros(2, HORIZON, ACTION), torch.ones(2), torch.zeros(1))
@@ -147,7 +147,7 @@ def test_trajectories_within_another_are_refused_and_leave_nothing() -> None:
     assert set(vars(net)) == before
 
 
-def test_too_few_forwards_are_told() -> None:
+def test_too_few_forwards_are_reported() -> None:
     net = randomised(Transformer())
     with diffcache.accelerated(net, "uniform:every=2"), pytest.warns(FailedOpen, match="called less often"):
         sampled(net, branches=1, told=2)
@@ -201,7 +201,7 @@ def test_a_time_that_is_written_into_is_recorded_as_it_was() -> None:
         assert fitted < far(loop(seed=7), full)
 
 
-def test_threads_have_loops_of_their_own() -> None:
+def test_threads_have_separate_loops() -> None:
     net = randomised(Transformer())
     turn = threading.Barrier(2)
 
@@ -269,7 +269,7 @@ def test_a_metric_of_pictures_is_refused_before_a_host_without_pictures_runs(
     network.register_forward_pre_hook(lambda *_: ran.append(1))
     host = own(net, STEPS) if kind == "loop" else policy
     call = {"seed": 0} | ({} if kind == "loop" else CASES["diffusion_policy"].call())
-    with pytest.raises(BadOption, match=f"metrics='{metric}' was given. Allowed: .*returns no pictures"):
+    with pytest.raises(BadOption, match=f"metrics cannot be used: {metric} needs pictures, .*returns no pictures"):
         diffcache.evaluate(
             host, {"ours": "uniform:every=2"}, [call], metrics=["state", metric], out=tmp_path / "out", progress=False
         )
@@ -277,7 +277,7 @@ def test_a_metric_of_pictures_is_refused_before_a_host_without_pictures_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp_path: Path) -> None:
+def test_a_loop_that_takes_its_number_of_steps_is_compared_with_fewer_steps(tmp_path: Path) -> None:
     loop = own(Transformer().eval(), None)
     call = {"seed": 0, "num_inference_steps": 2 * STEPS}
     found = diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [call], out=tmp_path, progress=False)
@@ -290,9 +290,9 @@ def test_where_its_number_of_steps_can_be_told_fewer_of_them_stand_beside_it(tmp
     ]
 
 
-def test_a_function_that_tells_of_no_loop_is_refused(tmp_path: Path) -> None:
+def test_a_function_that_runs_no_trajectory_is_refused(tmp_path: Path) -> None:
     loop = diffcache.Loop(Transformer().eval(), lambda: torch.zeros(4, HORIZON, ACTION))
-    with pytest.raises(BadOption, match=r"0 trajectories.*one run of the loop"):
+    with pytest.raises(BadOption, match=r"0 trajectories.*Run the loop exactly once"):
         diffcache.evaluate(loop, {"ours": "uniform:every=2"}, [{"seed": 0}], out=tmp_path, progress=False)
 
 
@@ -320,7 +320,7 @@ def test_a_loop_that_draws_noise_gets_the_weaker_fit_and_a_warning_that_says_so(
 
 @pytest.mark.parametrize(("drawn", "reason"), [(True, "draws noise"), (False, "depends on more than")])
 def test_a_noise_scheduler_whose_steps_cannot_be_repeated_says_why(drawn: bool, reason: str) -> None:
-    """One that draws from a generator of its own, and one that looks at what lies outside of it."""
+    """One noise scheduler draws from a private generator, and one reads a variable outside of it."""
     net = randomised(Transformer())
     outside = [0.0]
 

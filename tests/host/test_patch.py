@@ -1,4 +1,4 @@
-"""Layers on one method of one object: order, removal in any order, strangers, copies."""
+"""Layers on one method of one object: order, removal in any order, wrappers of other packages, copies."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_attribute_found_on_the_object_is_called_and_put_back() -> None:
     assert vars(thing)["method"] is mine
 
 
-def test_below_a_stranger_who_stays_the_shell_passes_calls_through() -> None:
+def test_below_a_foreign_wrapper_that_stays_the_shell_passes_calls_through() -> None:
     thing = Thing()
     off = layer(thing, "method", around("a"))
     held = thing.method
@@ -125,7 +125,7 @@ def test_below_a_stranger_who_stays_the_shell_passes_calls_through() -> None:
     assert vars(thing)["method"] is stranger
 
 
-def test_a_shell_given_back_by_a_stranger_leaves_at_the_next_call() -> None:
+def test_a_shell_restored_by_a_foreign_wrapper_leaves_at_the_next_call() -> None:
     thing = Thing()
     off = layer(thing, "method", around("a"))
     held = thing.method
@@ -136,7 +136,7 @@ def test_a_shell_given_back_by_a_stranger_leaves_at_the_next_call() -> None:
     assert "method" not in vars(thing)
 
 
-def test_a_layer_is_on_top_until_a_stranger_is() -> None:
+def test_a_layer_is_on_top_until_a_foreign_wrapper_is() -> None:
     thing, mine = Thing(), around("a")
     assert not on_top(thing, "method", mine)
     off = layer(thing, "method", mine)
@@ -150,7 +150,7 @@ def test_a_layer_is_on_top_until_a_stranger_is() -> None:
     assert not on_top(thing, "method", mine)
 
 
-def test_a_stranger_s_wrapper_gets_nothing_of_ours_but_the_call() -> None:
+def test_a_foreign_wrapper_gets_only_the_call() -> None:
     """functools.update_wrapper, as accelerate uses it, copies the ``__dict__`` of what it wraps."""
     thing = Thing()
     off = layer(thing, "method", around("a"))
@@ -191,7 +191,7 @@ def test_copies_are_refused_by_default() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
-def test_where_copies_are_allowed_they_get_the_plain_method_of_their_own(copied: Callable[[Any], Any]) -> None:
+def test_allowed_copies_get_their_plain_method(copied: Callable[[Any], Any]) -> None:
     thing = Thing()
     layer(thing, "method", around("a"), copies=True)
     twin = copied(thing)

@@ -160,7 +160,7 @@ def test_a_flow_with_another_number_of_steps_is_refused_by_a_plan() -> None:
             case.act(policy, num_steps=4)
 
 
-def test_what_is_no_policy_is_refused_with_all_that_is_allowed() -> None:
+def test_something_other_than_a_policy_is_refused_with_all_that_is_allowed() -> None:
     class Head:
         pass
 
@@ -239,7 +239,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )  # fmt: skip
 
 
-def test_policies_are_evaluated_beside_other_samplers_of_as_many_steps(proof: Any) -> None:
+def test_policies_are_compared_with_other_samplers_of_as_many_steps(proof: Any) -> None:
     methods = {m["name"]: m for m in proof.record["methods"]}
     assert set(methods) == {
         "full run", "ours", "5 steps, DDPM", "5 steps, DDIM", "5 steps, DPM-Solver++", "uniform reuse, 5 computed",
@@ -280,7 +280,7 @@ def test_episodes_that_were_played_are_not_played_again(proof: Any) -> None:
 
 
 def mine() -> tuple[Any, list[dict[str, Any]]]:
-    """What the command is told of."""
+    """The function that the command is given."""
     return diffusion_policy(), [CASES["diffusion_policy"].call(8, seed) | {"seed": seed} for seed in range(2)]
 
 

@@ -211,7 +211,7 @@ def test_the_deep_branch_of_a_unet_ends_before_the_last_layer() -> None:
 
 
 @pytest.mark.parametrize("name", ["UNet1DModel", "Kandinsky3UNet"])
-def test_where_layers_have_no_skips_of_their_own_it_lies_between_the_outer_blocks(name: str) -> None:
+def test_if_layers_have_no_skips_the_deep_branch_lies_between_the_outer_blocks(name: str) -> None:
     found = parts(name)
     assert "down_blocks.0" not in found
     assert "down_blocks.1" in found

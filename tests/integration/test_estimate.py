@@ -49,7 +49,7 @@ def test_inner_sites_save_less_than_the_whole_model():
     assert fractions[-1] < 1
 
 
-def test_nothing_to_gain_is_said_plainly():
+def test_an_estimate_without_gain_states_it():
     pipe = pipelines.shared("flux")
     assert "no gain expected" in str(estimate(pipe, "full", **pipelines.TINY["flux"].call(pipe)))
 

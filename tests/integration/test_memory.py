@@ -1,5 +1,5 @@
 """How much memory a cache takes, measured from outside: all tensors of the process that are alive, with the cache and
-without it. ``estimate`` tells it before, ``report`` after; a budget is kept to; nothing stays."""
+without it. ``estimate`` states it before the run and ``report`` after it; budgets hold; nothing remains."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_is_estimated_and_reported_is_what_is_alive(
     call = TINY[name].call(pipe, batch=2)
     schedule = planned(pipe, name, granularity, kind)
     told = estimate(pipe, schedule, store=store, **call).cache_bytes
-    run(pipe, call)  # whatever is made once is there now
+    run(pipe, call)  # everything that is made once exists now
     before = at_each_step(pipe, call)
     with accelerated(pipe, schedule, store=store):
         cache = at_each_step(pipe, call) - before

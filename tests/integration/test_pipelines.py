@@ -17,7 +17,7 @@ BRANCHES = {"none": 1, "separate": 2, "batched": 1}
 
 @functools.cache
 def reference(name: str) -> tuple[Tensor, list[Call]]:
-    """The default run of a pipeline nobody changes, and the calls of its denoisers."""
+    """Return the default run of an unchanged pipeline, and the calls of its denoisers."""
     pipe, tiny = shared(name), TINY[name]
     with watch(pipe, tiny.denoisers) as calls:
         output = run(pipe, tiny.call(pipe))

@@ -1,4 +1,4 @@
-"""Acceleration comes off without a trace: in any order, beside strangers, after exceptions, with the pipeline."""
+"""Acceleration leaves no trace: in any order, with foreign wrappers, after exceptions, when the pipeline goes."""
 
 from __future__ import annotations
 
@@ -221,11 +221,11 @@ def test_a_denoiser_called_outside_the_loop_is_as_if_untouched() -> None:
             assert torch.equal(pipe.unet(x, 5).sample, plain)
 
 
-# --- strangers on the same method ------------------------------------------------------------------------------------
+# --- foreign wrappers on the same method -----------------------------------------------------------------------------
 
 
 class Tally:
-    """What a stranger's wrapper saw, and how to take it off again."""
+    """What a foreign wrapper saw, and how to remove it."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -285,7 +285,7 @@ def places(pipe: Any) -> list[nn.Module]:
 
 
 def left_by(wrap: Callable[[nn.Module], Tally], found: list[str]) -> dict[str, list[str]]:
-    """Names in every ``__dict__`` of a pipeline that the stranger alone came to and left.
+    """Names in every ``__dict__`` of a pipeline after only the foreign wrapper was added and removed.
 
     Some leave the bound method they found in the ``__dict__``. Where they ``found`` ours, that leaves later.
     """
@@ -300,7 +300,7 @@ def left_by(wrap: Callable[[nn.Module], Tally], found: list[str]) -> dict[str, l
 @at_model_and_block
 @pytest.mark.parametrize("stranger", ["below", "above"])
 @pytest.mark.parametrize("first_off", ["ours", "theirs"])
-def test_a_stranger_on_the_same_modules_works_on_and_leaves_in_any_order(
+def test_a_foreign_wrapper_on_the_same_modules_keeps_working_and_leaves_in_any_order(
     wrap: Callable[[nn.Module], Tally], spec: str, stranger: str, first_off: str
 ) -> None:
     pipe = warm("flux")
@@ -329,7 +329,9 @@ def test_a_stranger_on_the_same_modules_works_on_and_leaves_in_any_order(
         for tally in tallies:
             tally.off()
         counts = [tally.calls for tally in tallies]
-        assert torch.equal(run(pipe, CALL), fast)  # still accelerated, though the stranger put back what it had found
+        assert torch.equal(
+            run(pipe, CALL), fast
+        )  # still accelerated, although the foreign wrapper restored what it had found
         assert report(pipe).runs == 2
         assert sum(row.predicted for row in report(pipe).rows) > 0
         assert [tally.calls for tally in tallies] == counts
@@ -342,7 +344,7 @@ def test_a_stranger_on_the_same_modules_works_on_and_leaves_in_any_order(
 
 
 @STRANGERS
-def test_a_stranger_that_stays_above_us_loses_nothing_when_we_leave_and_come_back(
+def test_a_foreign_wrapper_above_a_layer_keeps_working_when_the_layer_leaves_and_returns(
     wrap: Callable[[nn.Module], Tally],
 ) -> None:
     pipe = warm("flux")
@@ -470,7 +472,7 @@ def test_the_noise_scheduler_may_be_copied_in_mid_run_and_the_copy_is_plain() ->
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_what_stays_inert_below_a_stranger_neither_refuses_copies_nor_ties_them_to_the_original(
+def test_an_inert_layer_below_a_foreign_wrapper_neither_refuses_copies_nor_ties_them_to_the_original(
     copied: Callable[[Any], Any],
 ) -> None:
     module = nn.Linear(2, 2)
@@ -482,7 +484,7 @@ def test_what_stays_inert_below_a_stranger_neither_refuses_copies_nor_ties_them_
     held = module.forward
     module.__dict__["forward"] = lambda x: held(x)
     off()
-    module.__dict__["forward"] = held  # the stranger gives back what it found: an empty shell of ours
+    module.__dict__["forward"] = held  # the foreign wrapper restores what it found: an empty shell
     twin = copied(module)
     twin.weight.data.zero_()
     twin.bias.data.zero_()

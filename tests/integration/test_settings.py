@@ -95,7 +95,7 @@ class Began(host.LoopObserver):
 
 def test_lists_settings_of_keywords_and_the_innermost_call_are_read():
     class Plain(Loop):
-        def __call__(self, x, cfg_window=(0.1, 0.9), **kwargs):  # kept by nobody
+        def __call__(self, x, cfg_window=(0.1, 0.9), **kwargs):  # not stored on the pipeline
             return super().__call__(x)
 
     pipe = Plain(Net().requires_grad_(False), FlowMatchEulerDiscreteScheduler())

@@ -58,7 +58,7 @@ def test_each_process_with_its_own_prompts_comes_to_what_one_alone_does(tmp_path
     assert not np.array_equal(alone[0], alone[1])
 
 
-def test_a_process_that_fails_holds_up_no_other_with_prompts_of_its_own(tmp_path: Path) -> None:
+def test_a_process_that_fails_does_not_block_processes_with_other_prompts(tmp_path: Path) -> None:
     def job(rank: int) -> Any:
         pipe = fresh("flux")
 
@@ -131,7 +131,7 @@ def test_processes_that_wait_for_each_other_end_together_when_one_fails(tmp_path
     assert in_processes(2, job, tmp_path) == [0, "MemoryError: of this process"]
 
 
-def test_what_one_process_alone_finds_not_finite_makes_it_take_no_decision_of_its_own(tmp_path: Path) -> None:
+def test_a_process_that_alone_finds_a_value_not_finite_decides_like_the_others(tmp_path: Path) -> None:
     """It would compute, and wait for the other, which predicts."""
 
     def job(rank: int) -> Any:

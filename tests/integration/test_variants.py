@@ -22,7 +22,7 @@ def test_a_variant(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_limit_is_said(name: str) -> None:
+def test_a_limit_is_reported(name: str) -> None:
     """By an error before the first step, or by a warning."""
     tiny, says = LIMITS[name]
     pipe = fresh(name)
@@ -51,7 +51,7 @@ FAULTS = {"wrong": wrong, "no effect": no_effect, "holds": holds, "leaves traces
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_goes_wrong_is_said(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_is_reported(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe: Any = fresh("flux")
     assert outcome(pipe, TINY["flux"]) == "yes"
     FAULTS[fault](monkeypatch)

@@ -1,4 +1,4 @@
-"""Which step and branch a forward serves, whatever the pipeline's habits.
+"""Step and branch of each forward, in pipelines of all kinds.
 
 The naive loop of `probes` counts denoiser calls of one known pipeline and knows nothing else: where our output has the
 same bits, every forward was taken for the step and branch that it is.
@@ -92,7 +92,7 @@ def test_a_late_start_begins_with_a_computed_step(name: str, strength: float) ->
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS["sdxl_img2img"])
-def test_a_late_start_is_seen_with_noise_schedulers_that_are_not_told_of_it(scheduler: str) -> None:
+def test_a_late_start_is_seen_with_noise_schedulers_that_do_not_record_it(scheduler: str) -> None:
     pipe = with_scheduler(fresh("sdxl_img2img"), scheduler)
     started = []
 
@@ -124,7 +124,7 @@ def test_a_schedule_that_leaves_out_the_first_step_of_a_late_start_computes_it(e
 
 @pytest.mark.parametrize(("scheduler", "predicted"), [("euler", [1, 3, 5]), ("ddim", [4, 6])])
 def test_a_loop_that_ends_early_is_right_at_every_step(scheduler: str, predicted: list[int]) -> None:
-    """SDXL stops at `denoising_end`. DDIM is told of no start, so that the short progress bar looks like a late start
+    """SDXL stops at `denoising_end`. DDIM does not record a start, so the short progress bar looks like a late start
     at step 3: what comes before is computed, and nothing kept under a wrong number is used."""
     pipe, tiny = with_scheduler(fresh("sdxl"), scheduler), TINY["sdxl"]
     over = {"denoising_end": 0.7, "num_inference_steps": 10}
@@ -143,7 +143,7 @@ def test_a_loop_that_ends_early_is_right_at_every_step(scheduler: str, predicted
 
 
 @pytest.mark.parametrize("name", ["flux_true_cfg", "chroma", "qwen_image", "lumina2", "wan", "hunyuan_video_true_cfg"])
-def test_branches_in_calls_of_their_own_have_anchors_of_their_own(name: str) -> None:
+def test_branches_in_separate_calls_have_separate_anchors(name: str) -> None:
     pipe = shared(name)
     with accelerated(pipe, "uniform:every=2"):
         run(pipe, TINY[name].call(pipe))
@@ -287,7 +287,7 @@ def test_calls_that_come_and_go_within_a_run_keep_their_own_anchors(name: str) -
 
 
 def test_each_of_two_denoisers_has_its_own_anchors_and_the_loop_one_step_count() -> None:
-    """Wan 2.2: `transformer` runs steps 0 to 1, `transformer_2` the rest; step 2 is no reason to reuse the other's."""
+    """Wan 2.2: `transformer` runs steps 0 and 1, `transformer_2` the rest; step 2 cannot reuse the output of step 1."""
     pipe = shared("wan22")
     with watch(pipe, TINY["wan22"].denoisers) as calls:
         run(pipe, TINY["wan22"].call(pipe))

@@ -2,7 +2,7 @@
 
 Nothing spills, big tensors are read and written 128 bits at once, and masked lanes are filled with zeros.
 
-A process of its own compiles them: the interpreter, which the other tests run kernels in, is chosen at Triton's import.
+A separate process compiles them: the interpreter, which the other tests run kernels in, is chosen at Triton's import.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def test_compiled_gives_what_torch_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize("length", [257, 258, 300])
-def test_compiled_tells_groups_of_every_length_apart(length: int) -> None:
+def test_the_compiled_form_distinguishes_groups_of_every_length(length: int) -> None:
     """Groups of unequal lengths, and of lengths that no vector of a CPU has."""
     if not shutil.which("g++"):
         pytest.skip("needs g++")
@@ -134,9 +134,9 @@ def test_triton_without_a_gpu_is_refused(name: str) -> None:
     if not importlib.util.find_spec("triton"):
         pytest.skip("needs triton")
     args, kwargs = arguments(name, "int8", full=True)
-    with pytest.raises(BadOption, match=r"'triton'.*torch sees no GPU here"):
+    with pytest.raises(BadOption, match=r"'triton'.*torch finds no GPU on this machine"):
         OPERATIONS[name](*args, **kwargs, backend="triton")
-    with pytest.raises(BadOption, match="torch sees no GPU here"):
+    with pytest.raises(BadOption, match="torch finds no GPU on this machine"):
         check_backend("triton")
 
 

@@ -111,7 +111,7 @@ def test_channels_that_do_not_vary_or_are_not_finite_are_left_alone(how: Format)
 
 
 @with_scales
-def test_few_tokens_and_pictures_have_no_prescale_of_their_own(how: Format) -> None:
+def test_few_tokens_and_pictures_have_no_separate_prescale(how: Format) -> None:
     for shape in [(2, 8, 64), (3, 64), (2, 4, 32, 32), (2, 4, 3, 32, 32)]:
         assert pack(torch.randn(shape), how).prescale is None
 

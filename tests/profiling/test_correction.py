@@ -146,7 +146,7 @@ def test_what_cannot_be_corrected_is_refused() -> None:
         correct(pipe, plain, [])
     online = Online(rule="output_rate", limit=np.full(len(MASK), 0.1))
     plan = DenoiserPlan(sites=plain.denoisers["transformer"].sites, online=online)
-    with pytest.raises(BadOption, match="known before the run"):
+    with pytest.raises(BadOption, match="during the run"):
         correct(pipe, CacheSchedule(steps=len(MASK), denoisers={"transformer": plan}), calls("flux", pipe))
 
 

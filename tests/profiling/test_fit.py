@@ -111,7 +111,7 @@ def test_where_steps_clip_a_general_minimiser_comes_no_nearer(name: str, sloped:
 
 
 @pytest.mark.parametrize("name", ["chroma", "sd15_ddim"])
-def test_coefficients_of_their_own_serve_branches_better_step_by_step(name: str) -> None:
+def test_separate_coefficients_serve_branches_better_step_by_step(name: str) -> None:
     replays = calibration(name).replays
     found = fit(replays, evenly(len(replays[0].steps), 3))
     for i in map(int, np.flatnonzero(~found.compute)):

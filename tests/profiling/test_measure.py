@@ -32,7 +32,7 @@ from diffcache.simulation import Simulator
 
 
 def seen_by_a_hook(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and outputs [B, samples, T, tokens, channels] of the calibration's calls, on runs of their own."""
+    """Inputs and outputs [B, samples, T, tokens, channels] of the calibration's calls, on separate runs."""
     tiny, pipe = TINY[name], calibration(name).pipe
     branches = 1 if tiny.guidance == "none" else 2
     found = []
@@ -57,7 +57,7 @@ def seen_by_a_hook(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def vectors(tensor: torch.Tensor) -> np.ndarray:
-    """[batch, tokens, channels], whatever the layout."""
+    """Return [batch, tokens, channels] for every layout."""
     plain = tensor.detach().double().numpy()
     if plain.ndim > 3:
         plain = np.moveaxis(plain, 1, -1)
@@ -74,7 +74,7 @@ def test_tables_are_what_they_are_defined_to_be(name: str) -> None:
     if name == "dit":
         assert inputs.shape != outputs.shape  # a learned variance
     if len(outputs) > 1:
-        assert not np.allclose(site.output.gram[0], site.output.gram[1], rtol=0.01)  # branches are told apart
+        assert not np.allclose(site.output.gram[0], site.output.gram[1], rtol=0.01)  # branches are distinguished
 
 
 def test_costs_are_those_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ REACHED = [("flux", ""), ("dit", ""), ("wan", ""), ("stable_audio", ""), *(("sd1
 
 
 @pytest.mark.parametrize(("name", "noise_scheduler"), REACHED)
-def test_reach_tells_where_the_noise_scheduler_takes_an_error(name: str, noise_scheduler: str) -> None:
+def test_reach_states_where_the_noise_scheduler_takes_an_error(name: str, noise_scheduler: str) -> None:
     """Any errors, handed to any steps of the real loop."""
     one = calibration(name, noise_scheduler).replays[0]
     reach = measure_dynamics([one]).reach
@@ -279,7 +279,7 @@ def test_a_loop_without_dynamics_says_why_and_keeps_its_tables(name: str, why: s
     site = measured.denoisers[TINY[name].denoisers[0]].sites["model"]
     assert site.output.l1.any()
     assert Profile.from_bytes(measured.to_bytes()) == measured
-    with pytest.raises(BadOption, match=f"without dynamics .*{why}"):
+    with pytest.raises(BadOption, match=f"it has no dynamics .*{why}"):
         plan(measured, "closed_loop", 3)
 
 

@@ -158,21 +158,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="a folder, or a path where one can be made"):
         measure(pipe, calls("flux", 1), resume=tmp_path / "pictures" / "cat.png")
     measure(pipe, calls("flux", 1), resume=tmp_path / "one")
-    with pytest.raises(BadOption, match=r"with sites model.*with sites model, block"):
+    with pytest.raises(BadOption, match=r"with sites model.*has sites model, block"):
         measure(pipe, calls("flux", 1), sites="block", resume=tmp_path / "one")
     other = fresh("flux")
     with torch.no_grad():
         other.transformer.proj_out.weight.mul_(1.01)
     with pytest.raises(BadOption, match="with transformer weights"):
         measure(other, calls("flux", 1), resume=tmp_path / "one")
-    with pytest.raises(BadOption, match=r"with pipeline FluxPipeline.*with pipeline DiTPipeline"):
+    with pytest.raises(BadOption, match=r"with pipeline FluxPipeline.*has pipeline DiTPipeline"):
         measure(shared("dit"), calls("dit", 1), resume=tmp_path / "one")
     (tmp_path / "one" / ABOUT).write_text("{")
     with pytest.raises(DocumentError, match=r"cannot be read.*begin anew"):
         measure(pipe, calls("flux", 1), resume=tmp_path / "one")
 
 
-def test_other_calls_are_measured_and_damaged_files_told(tmp_path: Path) -> None:
+def test_other_calls_are_measured_and_damaged_files_reported(tmp_path: Path) -> None:
     pipe = shared("flux")
     measure(pipe, calls("flux", 2), resume=tmp_path)
     measure(pipe, calls("flux", 3), resume=tmp_path)
@@ -260,7 +260,7 @@ def test_several_processes_come_to_the_profile_of_one(name: str, count: int, pro
 
 
 def test_processes_go_on_in_one_folder(tmp_path: Path) -> None:
-    """Whatever their number was."""
+    """This holds for every number of processes."""
     pipe = shared("flux")
     whole = measure(pipe, calls("flux", 4), resume=tmp_path / "part")
     (tmp_path / "part" / sorted(p.name for p in (tmp_path / "part").glob("call-*"))[1]).unlink()
@@ -275,8 +275,8 @@ def test_calls_that_share_a_generator_are_refused_where_processes_share_the_call
     pipe, one = shared("flux"), torch.Generator().manual_seed(0)
     made = [TINY["flux"].call(pipe) | {"generator": one} for _ in range(2)]
     for told in in_processes(2, lambda _: measure(pipe, made), tmp_path):
-        assert "with one generator in calls 0 and 1" in told
-        assert "a generator of its own for every call" in told
+        assert "calls 0 and 1 share a generator" in told
+        assert "Give each call a different generator" in told
 
 
 SHARE = """

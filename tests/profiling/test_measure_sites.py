@@ -1,4 +1,4 @@
-"""Inner sites are measured as they are defined: every table and cost against plain hooks on runs of their own."""
+"""Inner sites are measured as they are defined: every table and cost against plain hooks on separate runs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def vectors(tensor: Tensor) -> np.ndarray:
 
 
 def by_branch(name: str, runs: list[list[np.ndarray]]) -> np.ndarray:
-    """[branches, samples, T, tokens, channels] of what was heard in each run."""
+    """[branches, samples, T, tokens, channels] of what was recorded in each run."""
     branches = 1 if TINY[name].guidance == "none" else 2
     found = []
     for heard in runs:
@@ -131,7 +131,7 @@ def test_tables_of_every_site_are_what_they_are_defined_to_be(name: str) -> None
         assert found[site].calls == (2 if TINY[name].guidance == "separate" else 1)
 
 
-def test_branches_of_inner_sites_are_told_apart() -> None:
+def test_branches_of_inner_sites_are_distinguished() -> None:
     for name in ("wan", "sd3"):  # two calls, and one batch
         gram = next(s for n, s in sites_of(measured(name)).items() if n.startswith("block:")).output.gram
         assert len(gram) == 2
@@ -153,7 +153,7 @@ def test_operations_are_those_that_a_run_spends_in_the_site(name: str) -> None:
             assert one.flops < found["model"].flops
 
 
-def test_seconds_are_spent_where_they_are_said_to_be() -> None:
+def test_seconds_are_attributed_to_the_sites_that_spend_them() -> None:
     pipe = fresh("flux")
     slow = pipe.transformer.single_transformer_blocks[1].attn
 
@@ -272,7 +272,7 @@ def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.Mon
     assert tokens.tolist() == sorted(set(tokens.tolist()))
     assert torch.equal(kept, tokens[None, :, None].expand(2, 3, 10))  # all channels, the same of both samples
     assert torch.equal(few(tensor + 100, 2), kept + 100)  # type: ignore[arg-type]
-    measured_sites._chosen.cache_clear()  # as in another process, whatever has been drawn there
+    measured_sites._chosen.cache_clear()  # as in another process with another random state
     torch.randn(3)
     assert torch.equal(few(tensor, 2), kept)  # type: ignore[arg-type]
     picture = few(tensor.movedim(2, 1).reshape(2, 10, 8, 5), 2)
@@ -287,7 +287,7 @@ def test_of_many_tokens_few_are_kept_and_always_the_same(monkeypatch: pytest.Mon
     measured_sites._chosen.cache_clear()
 
 
-def test_what_is_handed_on_is_kept_once_unless_somebody_writes_into_it() -> None:
+def test_a_tensor_passed_on_is_kept_once_unless_it_is_written_to() -> None:
     memory = observe._Memory()
     forward = observe._Forward(0, 2, memory)
     tensor = torch.randn(2, 3, 4)
@@ -393,7 +393,7 @@ def test_a_measured_run_is_the_run_and_leaves_no_trace() -> None:
     assert torch.equal(final_states(pipe, calls("sd3", pipe)[:1])[0], plain)
 
 
-def test_a_recording_is_dropped_once_it_has_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_is_dropped_once_it_was_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Tensor]] = []
 
     def record(*args: Any) -> Any:
@@ -471,7 +471,7 @@ def test_other_pipelines_are_measured_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("sites", ["stack", "block", "sublayer"])
-def test_lists_of_blocks_are_told_in_the_order_in_which_they_run(sites: str) -> None:
+def test_lists_of_blocks_are_reported_in_the_order_in_which_they_run(sites: str) -> None:
     pipe = shared("flux")
     found = measure(pipe, calls("flux", pipe)[:1], sites=sites, influence=False)
     assert found.provenance["stacks"] == "transformer_blocks, single_transformer_blocks"

@@ -21,7 +21,7 @@ from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
 from diffcache.profiling.replay.warp import Movable, warped
 from diffcache.schedulers.uniform import evenly
 
-# Euler, second-order multistep, on tables of training steps and without; a ControlNet, which is told the time as well
+# Euler, second-order multistep, on tables of training steps and without; a ControlNet, which also receives the time
 # as the denoiser; true guidance; a time that runs the other way.
 MOVED = [
     *(("flux", ""), ("flux", "dpmpp_2m"), ("flux", "unipc"), ("sd3", ""), ("flux_controlnet", ""), ("chroma", "")),
@@ -164,7 +164,7 @@ def test_a_number_that_is_not_the_time_is_not_guessed_at(monkeypatch: pytest.Mon
     calls_ = [step.calls[0] for step in made.replays[0].steps]
     for i, call in enumerate(calls_):
         monkeypatch.setattr(call, "kwargs", {**call.kwargs, "extra": float(i % 2)})
-    with pytest.raises(CannotFollow, match="changes with the steps, not with the timestep"):
+    with pytest.raises(CannotFollow, match="changes with the step number and not with the timestep"):
         Movable(made.pipe, made.replays[0])
     for call in calls_:
         monkeypatch.setattr(call, "kwargs", {**call.kwargs, "extra": 1.0, "timestep": torch.ones(2)})

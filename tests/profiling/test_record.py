@@ -146,7 +146,7 @@ def test_done_is_called_after_each_call() -> None:
 def test_an_accelerated_pipeline_is_refused() -> None:
     pipe = fresh("flux")
     diffcache.accelerate(pipe, "uniform:every=2")
-    with pytest.raises(AlreadyAccelerated, match="take predictions for the full run"):
+    with pytest.raises(AlreadyAccelerated, match="record predictions as outputs of the full run"):
         record(pipe, call("flux"))
     diffcache.restore(pipe)
     assert len(record(pipe, call("flux")).steps) == TINY["flux"].steps

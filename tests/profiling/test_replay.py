@@ -30,7 +30,7 @@ OUTPUT_ONLY = {
 }
 
 # Every form of guidance, every kind of noise scheduler: one step, second order, multistep, with memory written in place
-# (PNDM's first steps), with noise of its own, with clipping; a late start, condition channels and tokens, a ControlNet,
+# (PNDM's first steps), with added noise, with clipping; a late start, condition channels and tokens, a ControlNet,
 # states that carry samples twice, two denoisers, guidance that gives vectors another length.
 REPLAYED = [
     ("flux", ""),
@@ -64,7 +64,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def guess(calibrated: Calibration, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A mask, and coefficients that nobody fitted: each branch, step and anchor has its own."""
+    """Return a mask and coefficients that were not fitted; they differ by branch, step and anchor."""
     replays = calibrated.replays
     draw = np.random.default_rng(seed)
     steps, branches = len(replays[0].steps), replays[0].branches
@@ -120,7 +120,7 @@ def test_the_full_run_replayed_is_the_full_run(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "noise_scheduler"), [("pixart_sigma", "pndm"), ("sd15", "euler_ancestral")])
-def test_a_position_stays_valid_whatever_is_done_from_it(name: str, noise_scheduler: str) -> None:
+def test_a_position_stays_valid_after_any_continuation(name: str, noise_scheduler: str) -> None:
     one = calibration(name, noise_scheduler).replays[0]
     position = one.start
     for i in range(len(one.steps)):
@@ -215,7 +215,7 @@ def test_guidance_that_stretches_vectors_is_recognised(name: str, weights: list[
     assert calibration("chroma").replays[0].rescaled_branch is None
 
 
-def test_guidance_is_told_where_one_step_could_not_tell() -> None:
+def test_guidance_is_recognised_from_several_steps_if_one_is_ambiguous() -> None:
     one = record(shared("chroma"), TINY["chroma"].call(shared("chroma")))
     for call in one.steps[2].calls:  # as at first steps of many models: both branches answer the same
         call.outputs = (one.steps[2].calls[0].output,)
@@ -337,7 +337,7 @@ def test_a_recording_that_does_not_explain_itself_is_not_replayed() -> None:
         step.extra = {"memory": step.state}
 
     assert "input is not the state" in spoiled(set_input)
-    assert "no linear combination" in spoiled(set_output)
+    assert "not a linear combination" in spoiled(set_output)
     assert "gives another result" in spoiled(set_result)
     assert "changes the state between two steps" in spoiled(set_state)
     assert "changes from step to step" in spoiled(drop_call)

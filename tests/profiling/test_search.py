@@ -114,7 +114,7 @@ def test_a_search_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert best.score == max(f.score for f in tried)
 
 
-def test_a_larger_budget_is_no_worse_than_a_smaller_one_that_came_before() -> None:
+def test_a_larger_budget_is_at_least_as_good_as_a_smaller_earlier_one() -> None:
     seeker = Search(calibration("sd15_ddim").replays)
     best = None
     for computed in range(1, 7):

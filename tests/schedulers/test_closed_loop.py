@@ -174,7 +174,7 @@ def test_fewer_anchors_are_newer_anchors() -> None:
     assert Simulator(loop.dynamics()).error(compute) < two.error < Simulator(loop.dynamics(), anchors=1).error(compute)
 
 
-# Plans with weights of their own.
+# Plans with various weights.
 
 
 @st.composite
@@ -221,7 +221,7 @@ def test_the_fitted_weights_played_are_the_fitted_run(compute: np.ndarray, seed:
     assert again.error == fitted.error
 
 
-def test_samples_are_told_apart() -> None:
+def test_samples_are_distinguished() -> None:
     """One mean Gram table would give both the same decibels but for their peaks."""
     loop = Loop(10, 2)
     simulator = Simulator(loop.dynamics())
@@ -417,9 +417,9 @@ def test_a_plan_keeps_no_more_anchors_than_it_is_given(anchors: int) -> None:
 
 def test_what_cannot_be_planned_is_refused() -> None:
     loop = Loop(8, 1)
-    with pytest.raises(BadOption, match="one without dynamics \\(none were measured\\)"):
+    with pytest.raises(BadOption, match="it has no dynamics \\(none were measured\\)"):
         plan(of(loop, dynamics=None), 3)
-    with pytest.raises(BadOption, match="one without dynamics \\(it clips\\)"):
+    with pytest.raises(BadOption, match="it has no dynamics \\(it clips\\)"):
         plan(of(loop, dynamics=None, provenance={"no_dynamics": "it clips"}), 3)
     for computed in (0, 9, 2.5):
         with pytest.raises(BadOption, match=r"computed_steps=.* Allowed: 1 to 8"):

@@ -21,7 +21,7 @@ BLOCKS = [f"block:blocks.{n}" for n in range(11)]
 
 
 def measured(steps: int = STEPS, *names: str, start: int = 0) -> Profile:
-    """Sites with tables of their own, two branches each."""
+    """Return sites with different tables, two branches each."""
     outputs = np.random.default_rng(0).normal(size=(len(names), 2, steps, 8)).cumsum(axis=2)
     sites = {name: site(found) for name, found in zip(names, outputs, strict=True)}
     return profile(steps=steps, start=start, denoisers={"unet": DenoiserProfile(class_name="Net", sites=sites)})
@@ -135,9 +135,9 @@ def test_a_loop_that_starts_late_is_drawn_from_there() -> None:
 
 def test_a_profile_of_something_else_is_refused() -> None:
     made = planned({"model": "■·■·"})
-    with pytest.raises(BadOption, match=r"profile='one of 5 steps' was given\. Allowed: one of 4"):
+    with pytest.raises(BadOption, match=r"it has 5 steps, and the schedule has 4. Pass a profile of 4 steps"):
         plots.figure(made, measured(5, "model"))
-    with pytest.raises(BadOption, match="one that measured none of the schedule's sites"):
+    with pytest.raises(BadOption, match="it measured none of the schedule's sites"):
         plots.figure(made, measured(4, "block:blocks.0"))
 
 

@@ -62,7 +62,7 @@ def test_computed_steps_keep_their_times(computed: list[bool], steps: int) -> No
     assert found.steps == steps
     assert plan.compute[0]
     assert plan.compute.sum() <= old.compute.sum()
-    if steps >= 2 * len(text):  # room for each
+    if steps >= 2 * len(text):  # enough steps for each
         assert plan.compute.sum() == old.compute.sum()
         apart = np.abs(grid(steps)[plan.compute] - grid(len(text))[old.compute])
         assert apart.max() <= 1000 / steps + 1e-9
@@ -102,7 +102,7 @@ def test_a_resampled_schedule_runs_and_beats_reuse() -> None:
     assert scores[0] > scores[1]
 
 
-def test_levels_of_its_own_are_dropped() -> None:
+def test_moved_levels_are_dropped() -> None:
     own = made("■··■")
     moved = dataclasses.replace(own, sigmas=np.array([1.0, 0.8, 0.4, 0.3, 0.0]))
     with pytest.warns(Resampled):
@@ -115,5 +115,5 @@ def test_what_cannot_be_resampled_is_refused() -> None:
         resampled(own, [1.0, 2.0])
     with pytest.raises(BadOption, match="a grid that falls"):
         resampled(own, [])
-    with pytest.raises(BadOption, match="on a grid it names"):
+    with pytest.raises(BadOption, match="it has no timesteps"):
         resampled(dataclasses.replace(own, timesteps=None), [3.0, 2.0])

@@ -186,7 +186,7 @@ def test_the_budget_is_kept_and_spent_as_long_as_that_helps(seed: int, share: fl
     assert left >= -1e-6
     assert counts[0] >= 3
     here = table[np.arange(4), counts - 1]
-    for j in range(4):  # whatever still fits would not help
+    for j in range(4):  # no change that still fits would help
         for k in range(counts[j] + 1, 8):
             assert (k - counts[j]) * costs[j] > left - 1e-6 or table[j, k - 1] >= here[j]
     best = min(
@@ -197,7 +197,7 @@ def test_the_budget_is_kept_and_spent_as_long_as_that_helps(seed: int, share: fl
     assert here.sum() >= best - 1e-9
 
 
-def test_the_least_budget_is_kept_whatever_the_rounding() -> None:
+def test_the_least_budget_is_kept_for_every_rounding() -> None:
     for seed in range(300):
         draw = np.random.default_rng(seed)
         table, costs = -np.sort(-draw.uniform(0, 1, (2, 3)), axis=1), draw.uniform(0.1, 1, 2)
@@ -273,7 +273,9 @@ def test_operations_count_where_no_time_was_measured_or_where_they_are_asked_for
         plan(measured(timeless, dynamics=None), 4, sites="block").notes["work"]
         == plan(found, 4, sites="block", cost="flops").notes["work"]
     )
-    with pytest.raises(BadOption, match=r"cost='seconds' was given.*neither seconds nor flops of every site"):
+    with pytest.raises(
+        BadOption, match=r"cost='seconds' cannot be used: the profile did not measure it for every site"
+    ):
         plan(measured(timeless), 4, sites="block", cost="seconds")
 
 
@@ -283,7 +285,7 @@ def test_parts_that_add_up_to_more_than_the_whole_leave_nothing_outside() -> Non
     assert made.notes["always runs"].startswith("0.0%")
 
 
-def test_memory_is_told() -> None:
+def test_memory_is_reported() -> None:
     sites = blocks(3, output_bytes=1000, calls=2)
     assert plan(measured(sites), STEPS, sites="block").notes["memory"] == "0 bytes kept"
     kept = [p for p in plan(measured(sites), 3, sites="block").sites.values() if not p.compute.all()]
@@ -302,7 +304,7 @@ def test_a_greatest_age_is_kept_to() -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "words"),
     [
-        ({"influence": None}, {}, "without the influence of 'block:b.0'.*sites='block'"),
+        ({"influence": None}, {}, "it has no influence of 'block:b.0'.*sites='block'"),
         ({}, {"sites": "stack"}, "sites='stack'.*model, block"),
         ({}, {"reuse": "input"}, "reuse='input'.*output, residual"),
         ({}, {"cost": "money"}, "cost='money'.*measured, seconds, flops"),

@@ -141,7 +141,7 @@ def test_with_nothing_chosen_it_is_the_plain_schedule() -> None:
 
 
 def test_the_worst_are_those_whose_outputs_lie_farthest_apart() -> None:
-    """Over all pairs of steps, whatever their kind; changes from step to step would choose another."""
+    """Over all pairs of steps, of every kind; changes from step to step would choose another."""
     swinging = np.where(np.arange(12) % 2, 4.5, 3.0)
     drifting = np.linspace(3, 9, 12)
     outputs = {name: np.full((1, 12, 1), 3.0) + 0.1 * walks(1, DECODER)[name][..., :1] / 99 for name in DECODER}
@@ -226,7 +226,7 @@ def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, An
 
 
 def test_sublayers_must_have_been_measured() -> None:
-    with pytest.raises(BadOption, match=r"sites='sublayer' was given\. Allowed: what was measured: model"):
+    with pytest.raises(BadOption, match=r"sites='sublayer' was given\. Allowed: the measured sites: model"):
         plan(of_outputs({"model": next(iter(walks(0, ["model"]).values()))}), 4)
 
 

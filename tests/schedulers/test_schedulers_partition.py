@@ -75,7 +75,7 @@ def test_problems_side_by_side_do_not_mix(steps: int, problems: int, seed: int) 
         assert (together == np.stack([Cheapest(c, runs).compute(runs) for c in cost])).all()
 
 
-def test_what_there_is_room_for_is_said() -> None:
+def test_the_possible_numbers_of_runs_are_reported() -> None:
     with pytest.raises(BadOption, match=r"computed_steps=2 was given\. Allowed: 4 to 5 in runs of 2 to 3 steps"):
         demand_room(10, 2, least=2, most=3)
     demand_room(10, 4, least=2, most=3)
@@ -92,7 +92,7 @@ def test_errors_add_up_from_the_step_after_the_computed_one() -> None:
 
 
 @given(st.integers(1, 300), st.data())
-def test_bounds_leave_room_for_every_number_of_runs(steps: int, data: st.DataObject) -> None:
+def test_bounds_allow_every_number_of_runs(steps: int, data: st.DataObject) -> None:
     demand_room(steps, runs := data.draw(st.integers(1, steps)), *bounds(steps, runs))
 
 
@@ -369,12 +369,12 @@ def test_outputs_are_reused_as_they_are() -> None:
         (2.5, {}, "computed_steps=2.5 was given. Allowed: a whole number, 1 to 6"),
         (7, {}, "computed_steps=7 was given. Allowed: a whole number, 1 to 6"),
         (0, {}, "computed_steps=0 was given"),
-        (2, {"kind": "bac", "n": 0}, "sites='sublayer' was given. Allowed: what was measured: model"),
+        (2, {"kind": "bac", "n": 0}, "sites='sublayer' was given. Allowed: the measured sites: model"),
         (2, {"norm": "l3"}, "norm='l3' was given. Allowed: one of l1, l2, cosine, coherent"),
         (2, {"bounded": "False"}, "bounded='False' was given. Allowed: True or False, in a spec 1 or 0"),
         (2, {"weighted": 2}, "weighted=2 was given"),
         (2, {"kind": "bac", "unified": "yes"}, "unified='yes' was given. Allowed: True or False, in a spec 1 or 0"),
-        (2, {"kind": "bac", "norm": "l1"}, "n=5 was given. Allowed: 0 where norm=l1 is given"),
+        (2, {"kind": "bac", "norm": "l1"}, "n=5 was given. Allowed: 0 with norm=l1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, Any], words: str) -> None:

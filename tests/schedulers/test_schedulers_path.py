@@ -352,7 +352,7 @@ def test_predictions_are_those_the_kind_names() -> None:
 
 
 def test_on_a_straight_line_two_computed_steps_are_all_that_is_needed() -> None:
-    """In time, whatever the steps: then taylor is exact, and knows it."""
+    """Outputs linear in time, for any steps: then taylor is exact, and expects no error."""
     found = measured(10, handed=1 + np.outer(measured(10).timesteps, [0.001, 0.002, -0.003, 0.004]))
     for edge in ("state", "local"):
         made = plan(found, 2, kind="dpcache", edge=edge)
@@ -401,6 +401,6 @@ def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, An
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_dynamics_edges_are_local(kind: str) -> None:
     found = measured(9, dynamics=None, provenance={"no_dynamics": "it clips"})
-    with pytest.raises(BadOption, match=r"without dynamics \(it clips\)'.* with dynamics, or edge='local'"):
+    with pytest.raises(BadOption, match=r"it has no dynamics \(it clips\).* with dynamics, or edge='local'"):
         plan(found, 4, kind=kind)
     assert plan(found, 4, kind=kind, edge="local").sites["model"].steps_computed == 4

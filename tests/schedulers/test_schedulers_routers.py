@@ -95,7 +95,7 @@ def test_with_an_odd_number_of_steps_the_first_one_runs_in_full_all_the_same(tmp
     assert router.compute[1].all()
 
 
-def test_what_kind_it_is_shows_in_the_arguments_or_in_the_frozen_row_or_is_said(tmp_path: Path) -> None:
+def test_the_kind_of_a_router_comes_from_the_arguments_the_frozen_row_or_the_user(tmp_path: Path) -> None:
     rows = probs()
     by_args = saved(tmp_path / "a.pt", content(rows, lambda_c=500))
     assert "harmonica" in str(router_file.read(by_args))
@@ -169,14 +169,14 @@ ROWS = content(probs())["routers"]
         ({"routers": ROWS | {"2.prob": torch.full((10,), float("nan"))}}, "found NaN, Inf or nothing"),
     ],
 )
-def test_what_is_no_router_is_refused(tmp_path: Path, value: Any, words: str) -> None:
+def test_something_other_than_a_router_is_refused(tmp_path: Path, value: Any, words: str) -> None:
     with pytest.raises(DocumentError, match=words):
         router_file.read(saved(tmp_path / "none.pt", value))
 
 
-def test_what_is_no_file_of_torch_is_refused(tmp_path: Path) -> None:
+def test_something_other_than_a_file_of_torch_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("routers")
-    with pytest.raises(DocumentError, match="damaged, or no file of torch"):
+    with pytest.raises(DocumentError, match="damaged, or not a file of torch"):
         router_file.read(tmp_path / "text.pt")
     with pytest.raises(DocumentError, match="no such file"):
         router_file.read(tmp_path / "nothing.pt")
@@ -247,11 +247,15 @@ def test_a_table_can_be_kept_in_a_file_that_needs_no_torch(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("router", "found", "words"),
     [
-        (table(steps=5), measured(), "a router of 6 steps; it has 5"),
-        (table(), measured(start=2), "a router of 6 steps, begun at step 2; it has 6"),
-        (table(depth=4), measured(), "this network: 10, where the router has 8 for 4 blocks.*blocks.4.attn1'"),
-        (table(depth=6), measured(), "this network: 10, where the router has 12 for 6 blocks"),
-        (table(), profile(start=0), "sites='sublayer'.*Or profile sublayer sites"),
+        (table(steps=5), measured(), "a router of 5 steps, and the profile has 6 steps"),
+        (table(), measured(start=2), "a router of 6 steps, and the profile has 6 steps and starts at step 2"),
+        (
+            table(depth=4),
+            measured(),
+            "8 sublayers in 4 blocks of a DiT, and the network has 10 sublayers; .*blocks.4.attn1'",
+        ),
+        (table(depth=6), measured(), "12 sublayers in 6 blocks of a DiT, and the network has 10 sublayers"),
+        (table(), profile(start=0), "sites='sublayer'.*Or measure sublayer sites"),
         ("", measured(), r"router_file\.read\(path\)"),
         ("DDIM20_router.pt", measured(), r"router_file\.read\(path\)"),
         ("missing.npy", measured(), "Found: .*no such file"),
@@ -274,11 +278,11 @@ def test_files_of_numpy_hold_tables_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("compute", "words"),
     [
-        (np.ones((6, 9), bool), r"a bool array \[6, 9\]"),
-        (np.ones(6, bool), r"a bool array \[6\]"),
+        (np.ones((6, 9), bool), r"a bool array of shape \[6, 9\]"),
+        (np.ones(6, bool), r"a bool array of shape \[6\]"),
         (np.ones((6, 10)), "a float64 array"),
         (np.ones((0, 10), bool), r"\[0, 10\]"),
-        (np.zeros((6, 10), bool), "one that skips at the first step"),
+        (np.zeros((6, 10), bool), "it skips a sublayer at the first step"),
     ],
 )
 def test_a_table_that_cannot_run_is_refused(compute: np.ndarray, words: str) -> None:
@@ -341,7 +345,7 @@ def test_the_schedule_is_for_this_network_and_this_grid_only(dit: Any, harmonica
 
 def test_a_router_of_another_depth_is_refused(dit: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / "deep.pt", content(probs(depth=28)))
-    with pytest.raises(BadOption, match=r"of this network: 10, where the router has 56 for 28 blocks"):
+    with pytest.raises(BadOption, match="56 sublayers in 28 blocks of a DiT, and the network has 10 sublayers"):
         router_file.schedule(path, dit.pipe)
 
 

@@ -96,7 +96,7 @@ def test_taylor_is_exact_on_polynomials_of_its_order(grid: Grid, every: int, ord
         w = plan.weights[0, i]
         assert not w[len(anchors) :].any()
         w = w[: len(anchors)]
-        # A newest anchor's time visited twice counts once; beyond 2(order + 1) anchors nobody looks.
+        # A newest anchor's time visited twice counts once; anchors beyond 2(order + 1) are ignored.
         seen = len(set(grid.timesteps[anchors[: 2 * (order + 1)]]))
         if seen > order:
             guess = w @ values[anchors[: len(w)]]

@@ -145,7 +145,7 @@ def test_where_the_budget_cannot_be_met_it_stays_below() -> None:
     assert strips(of_sites({"model": moving(1, 1, 1, 1, 1)}), 5) == {"model": "■■■■■"}
 
 
-def test_what_must_be_computed_is_said_if_the_budget_is_too_small() -> None:
+def test_the_least_budget_is_reported_if_the_budget_is_too_small() -> None:
     found = of_sites({"model": moving(*range(1, 11))})
     with pytest.raises(
         BadOption, match=r"computed_steps=4 was given. Allowed: 6 or more with retention=0.4 and most=2"
@@ -252,7 +252,7 @@ def test_branches_share_a_mask() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "smoothcache"}, "sites='sublayer' was given. Allowed: what was measured: model"),
+        ({"kind": "smoothcache"}, "sites='sublayer' was given. Allowed: the measured sites: model"),
         ({"sites": "layer"}, "sites='layer' was given. Allowed: one of model, stack, block, sublayer"),
         ({"most": 0}, "most=0 was given. Allowed: a whole number, 1 or more"),
         ({"most": 1.5}, "most=1.5 was given"),
@@ -269,5 +269,5 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str)
 @pytest.mark.parametrize("kind", ["ertacache", "magcache"])
 def test_a_site_without_a_residual_is_named(kind: str) -> None:
     found = of_sites({"model": moving(1, 2, 3, residual=None, residual_ratio=None)})
-    with pytest.raises(BadOption, match="without a residual of 'model'"):
+    with pytest.raises(BadOption, match="it has no residual of 'model'"):
         plan(found, 2, kind=kind)

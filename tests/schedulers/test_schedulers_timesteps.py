@@ -149,15 +149,15 @@ def test_outputs_that_stand_still_let_a_step_go_all_the_way() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kappa": np.full((1, 6), 1.0)}, "one that reuses outputs: there are no residuals"),
+        ({"kappa": np.full((1, 6), 1.0)}, "it reuses residuals, and the profile has none. Reuse outputs"),
         (
             {"kappa": np.full((1, 6), 1.0), "weights": 2 * reuse(evenly(6, 2)).weights},
-            "weights of outputs, or one reused",
+            "Use weights of outputs, or one reused",
         ),
-        ({"inputs": reuse(evenly(6, 2)).weights}, "weights of outputs, or one reused"),
+        ({"inputs": reuse(evenly(6, 2)).weights}, "Use weights of outputs, or one reused"),
     ],
 )
-def test_predictions_the_tables_cannot_tell_are_refused(change: dict[str, np.ndarray], words: str) -> None:
+def test_predictions_that_the_tables_do_not_cover_are_refused(change: dict[str, np.ndarray], words: str) -> None:
     bare = dataclasses.replace(site(outputs()), residual=None, residual_ratio=None)
     with pytest.raises(BadOption, match=words):
         factors(bare, dataclasses.replace(reuse(evenly(6, 2)), **change))
@@ -200,7 +200,7 @@ def test_the_schedule_says_so_and_expects_nothing() -> None:
     assert "noise levels moved" in schedule.describe()
 
 
-def test_a_mask_may_have_several_options_of_its_own() -> None:
+def test_a_mask_may_have_several_options() -> None:
     plan(flat(), 4, mask="closed_loop:anchors=2;anchors=2".partition(";")[0])
     with pytest.raises(BadOption, match="one value, in the spec"):
         plan(flat(), 4, mask="closed_loop:anchors=2;anchors=2")
@@ -212,11 +212,11 @@ HEUN = np.array([14, 8, 8, 3, 3, 1, 0.0])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"start": 2}, "of a loop that starts at step 2"),
-        ({"sigmas": None}, r"without noise levels \(of Euler\).*DDIM, DDPM, PNDM"),
-        ({"sigmas": None, "noise_scheduler": None}, r"of an unknown noise scheduler"),
-        ({"sigmas": np.linspace(0, 1, 7)}, "with noise levels that rise"),
-        ({"sigmas": HEUN}, "with the level 8 twice .*second-order"),
+        ({"start": 2}, "its loop starts at step 2"),
+        ({"sigmas": None}, r"its noise scheduler \(Euler\) has no noise levels.*DDIM, DDPM and PNDM"),
+        ({"sigmas": None, "noise_scheduler": None}, r"\(an unknown noise scheduler\)"),
+        ({"sigmas": np.linspace(0, 1, 7)}, "the noise levels of Euler rise"),
+        ({"sigmas": HEUN}, "visits the noise level 8 twice, .*second-order"),
     ],
 )
 def test_levels_that_cannot_be_moved_are_refused(changes: dict[str, object], words: str) -> None:
@@ -224,7 +224,7 @@ def test_levels_that_cannot_be_moved_are_refused(changes: dict[str, object], wor
         plan(profile(**{"start": 0} | changes), 3, mask="uniform")
 
 
-def test_a_last_level_that_is_kept_is_no_second_visit() -> None:
+def test_a_last_level_that_is_kept_does_not_count_as_a_second_visit() -> None:
     """UniPC with final_sigmas_type "sigma_min"."""
     assert plan(flat(sigmas=np.array([1, 0.8, 0.6, 0.4, 0.2, 0.1, 0.1])), 3, mask="uniform").sigmas is not None
 
@@ -236,7 +236,7 @@ def test_a_strength_that_cannot_be_is_refused(strength: float) -> None:
 
 
 def test_masks_that_are_no_masks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadOption, match="one list of levels is moved once"):
+    with pytest.raises(BadOption, match="noise levels can be moved only once"):
         plan(flat(), 3, mask="timestep_adjustment:mask=uniform")
     with pytest.raises(UnknownName, match="no option of 'uniform' called 'order'"):
         plan(flat(), 3, mask="uniform:order=1")
@@ -245,9 +245,9 @@ def test_masks_that_are_no_masks_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sites": {"block:b.0": reuse(evenly(6, 3))}}, "decides about whole steps"),
-        ({"sigmas": np.linspace(1, 0, 7)}, "known ahead, on the levels as they are"),
-        ({"online": online()}, "known ahead"),
+        ({"sites": {"block:b.0": reuse(evenly(6, 3))}}, "it plans other sites than 'model'"),
+        ({"sigmas": np.linspace(1, 0, 7)}, "chooses all computed steps before the run, on unmoved levels"),
+        ({"online": online()}, "before the run"),
     ],
 )
 def test_masks_that_cannot_be_measured_are_refused(
@@ -261,7 +261,7 @@ def test_masks_that_cannot_be_measured_are_refused(
 
 def test_the_class_is_named_where_there_are_no_levels() -> None:
     ddim = NoiseSchedulerId(class_name="DDIMScheduler", config_digest="0" * 64)
-    with pytest.raises(BadOption, match=r"of DDIMScheduler\)"):
+    with pytest.raises(BadOption, match=r"\(DDIMScheduler\)"):
         planning.plan(flat(sigmas=None, noise_scheduler=ddim), "timestep_adjustment:mask=uniform", 3)
 
 

@@ -57,7 +57,7 @@ def problems(draw: st.DrawFn) -> tuple[Profile, Planned, int]:
 
 
 def error_of(found: Profile, planned: Planned) -> float:
-    """Of the final state, as the room's text says it; without dynamics every step reaches as far."""
+    """Return the error of the final state, as the module defines it; without dynamics all steps count equally."""
     ((_, denoiser),) = found.denoisers.items()
     total = 0.0
     for name, made in planned.sites.items():
@@ -101,7 +101,7 @@ def test_the_choice_fits_and_is_near_the_best_there_is(problem: tuple[Profile, P
             assert cache_bytes(found, other) > most or error_of(found, other) >= error_of(found, made) * (1 - 1e-9)
 
 
-def test_with_room_for_everything_everything_stays_exact() -> None:
+def test_with_memory_for_everything_all_outputs_stay_exact() -> None:
     sites = {f"block:b.{n}": site(np.ones((1, STEPS, 2)), output_bytes=100, kept=kept(100, 1.0)) for n in range(3)}
     planned = Planned(sites=dict.fromkeys(sites, hold("■·■·■·■·")))
     found = of_sites(sites)
@@ -165,9 +165,14 @@ def test_a_prescale_comes_from_the_profile() -> None:
     ("found", "store", "memory", "words"),
     [
         (root, "int3", None, r"store='int3' was given. Allowed: None, 'auto', 'bf16', 'int8', 'fp8', 'int4'"),
-        (root, "auto", None, r"store='auto' was given. Allowed: a format, or 'auto' with a budget that says memory"),
-        (lambda: root(kept={}), "int8", 10**6, r"a profile that did not measure it. Measure it anew"),
-        (lambda: root(kept={}), "auto", 10, r"a profile that did not measure it"),
+        (root, "auto", None, "store cannot be used: 'auto' needs a memory limit"),
+        (
+            lambda: root(kept={}),
+            "int8",
+            10**6,
+            "store='int8' cannot be used: the profile measured the bytes of no format",
+        ),
+        (lambda: root(kept={}), "auto", 10, "the profile measured the bytes of no format"),
         (root, "auto", 10, r"memory_bytes=10 was given. Allowed: 532 or more"),
     ],
 )
@@ -191,7 +196,7 @@ def test_the_command_plans_formats(
 # Measured, and run.
 
 
-def test_a_profile_tells_the_error_of_each_format() -> None:
+def test_a_profile_states_the_error_of_each_format() -> None:
     pipe = shared("flux")
     call = TINY["flux"].call(pipe, batch=2)
     seen: list[torch.Tensor] = []

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache import host, registry
-from diffcache.errors import BadOption, DiffCacheError
+from diffcache.errors import BadOption, DiffCacheError, Unusable
 from diffcache.eval.requirements import device_named
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 
@@ -112,7 +112,7 @@ def load(name: str, *, weights: str | Path | None = None, device: str | torch.de
 
     Args:
         name: Name of a file of this folder, or an address. The attribute of an address becomes the extractor's name.
-        weights: File of the network's weights, for an extractor whose weights are not installed as a package.
+        weights: File of the network's weights, for an extractor with weights that are not installed as a package.
         device: The device on which the network runs.
 
     Raises:
@@ -127,7 +127,9 @@ def load(name: str, *, weights: str | Path | None = None, device: str | torch.de
         loaded: Extractor = found.extractor(weights=weights, device=where)
         return loaded
     if weights is not None:
-        raise BadOption("weights", str(weights), "none for an extractor of your own, which brings them itself")
+        raise Unusable(
+            "weights", "your own extractor loads its weights itself", "Leave out weights, or name a built-in extractor"
+        )
     if isinstance(found, nn.Module):
         found = found.to(where)
     return custom(found, name=name.rpartition(":")[2], settings={"address": name}, device=where)
@@ -157,18 +159,17 @@ def custom(
         raise BadOption("extractor", features, "a callable or an nn.Module, [N, 3, H, W] in 0..1 -> [N, D]")
     plain = "".join(filter(str.isalnum, name)).casefold()
     if not plain or plain in RESERVED:
-        raise BadOption("name", name, "a name of its own; FID, KID and the names of known networks mean these alone")
+        raise BadOption("name", name, "any text, except FID, KID and the names of known networks")
     named = features if hasattr(features, "__qualname__") else type(features)
     known = {"source": f"{named.__module__}.{named.__qualname__}"}
     try:
         known["digest"] = host.digest_of(features)
     except NoDigestError as error:
         if not settings:
-            raise BadOption(
-                "settings",
-                settings,
-                f"what the features depend on, for the extractor has {error.what} at {error.where or 'the top'}. "
-                f"Or give the object {TO_DIGEST}",
+            raise Unusable(
+                f"settings={settings!r}",
+                f"the extractor has {error.what} at {error.where or 'the top'}, which a later run cannot recognise",
+                f"Pass the settings on which the features depend, or give the object {TO_DIGEST}",
             ) from None
     return Extractor(name, features, known | dict(settings or {}), torch.device(device))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.requirements import package
 
@@ -35,7 +35,7 @@ def extractor(*, weights: str | Path | None = None, device: str | torch.device =
         BadOption: If ``weights`` is given, or ``size`` is below 32.
     """
     if weights is not None:
-        raise BadOption("weights", str(weights), "none for efflite0, whose weights come as a package")
+        raise Unusable("weights", "efflite0 takes its weights from a package", "Leave out weights")
     if size < 32:
         raise BadOption("size", size, "32 or more, the factor by which the network shrinks a picture")
     purpose = "the extractor 'efflite0'"

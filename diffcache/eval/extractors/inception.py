@@ -79,7 +79,7 @@ def find(weights: str | Path | None) -> Path:
     if path is None:
         looked = f"no file {where}" if candidates == [where] else f"none of {' or '.join(FILES)} in {where}"
         raise WeightsError(
-            f"FID needs its Inception network's weights: {looked}. They can be had at {SOURCES[0]} or {SOURCES[1]}. "
+            f"FID needs its Inception network's weights: {looked}. Download them from {SOURCES[0]} or {SOURCES[1]}. "
             f"Put the file there, or name it with --weights FILE (weights=). {ALTERNATIVES}"
         )
     found = hashlib.sha256(path.read_bytes()).hexdigest()

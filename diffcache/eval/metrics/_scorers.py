@@ -34,7 +34,7 @@ ALLOWED = "a callable (pictures, prompts) -> scores, or its address as text, 'pa
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A named callable that scores pictures, whose results are checked.
+    """A named callable that scores pictures. Its results are checked.
 
     Attributes:
         name: Name of the scorer.

@@ -30,7 +30,7 @@ ABOUT = About(
 
 
 class Backbone(NamedTuple):
-    """A network whose features LPIPS compares.
+    """A network that supplies the features for LPIPS.
 
     Attributes:
         network: Name of the network in torchvision.

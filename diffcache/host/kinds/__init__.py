@@ -27,7 +27,7 @@ def kind_of(value: Any) -> Kind:
     """Return the kind of a host, or of an object that becomes one.
 
     Raises:
-        UnsupportedModel: If it is of no known kind, or its ``DIFFCACHE_KIND`` is no instance of :class:`Kind`.
+        UnsupportedModel: If it is of no known kind, or its ``DIFFCACHE_KIND`` is not an instance of :class:`Kind`.
     """
     own = getattr(type(value), "DIFFCACHE_KIND", None)
     if isinstance(own, Kind):

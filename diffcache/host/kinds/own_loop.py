@@ -37,7 +37,7 @@ calls = [{"seed": seed, **arguments}
     fallback = True
 
     def recognises(self, value: Any) -> bool:
-        """Return whether ``value`` is a :class:`diffcache.Loop`, or a network that is no policy."""
+        """Return whether ``value`` is a :class:`diffcache.Loop`, or a network that is not a policy."""
         return isinstance(value, Loop) or (
             isinstance(value, nn.Module) and not any(hasattr(value, name) for name in (*ASKED, "components"))
         )
@@ -68,7 +68,7 @@ calls = [{"seed": seed, **arguments}
             raise BadOption("sample", None, "a function that runs the loop: diffcache.Loop(network, sample)")
 
     def check_values(self, call: Mapping[str, Any], where: str) -> None:
-        """Check the arguments whose names pipelines use. The call needs no number of steps."""
+        """Check the arguments with names that pipelines use. The call needs no number of steps."""
         check_values(call, where, steps_optional=True)
 
     def repeats(self, call: Mapping[str, Any]) -> bool:
@@ -105,7 +105,7 @@ class OwnLoopWatch(LoopWatch):
 
     def __init__(self, watcher: LoopWatcher) -> None:
         super().__init__(watcher)
-        self._early: list[contextlib.ExitStack] = []  # of all threads
+        self._early: list[contextlib.ExitStack] = []  # wrappers of all threads
 
     def attach(self) -> Iterator[Undo]:
         """Wrap the methods that the loop calls when it begins and ends."""
@@ -124,7 +124,7 @@ class OwnLoopWatch(LoopWatch):
         self.local.awaited = False
         demand_not_compiling(self.host)
         scheduler = self.host.scheduler
-        if isinstance(scheduler, Clock):  # one for each run: threads may run several
+        if isinstance(scheduler, Clock):  # each run has a clock, because threads may run several
             scheduler = Clock(*self.local.grid, config=scheduler.config)
         self.watcher.open(scheduler, 0)
 

@@ -17,7 +17,7 @@ from diffcache import host, planning
 from diffcache.documents.budget import Budget, check_seconds
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, Expected, SitePlan, check_store, decibels
-from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.errors import BadOption, ScheduleMismatch, Unusable
 from diffcache.host.levels import CannotFollow
 from diffcache.profiling.calibration.search import FITS, NUDGES, Search
 from diffcache.profiling.calibration.strategy import DEFAULT, Strategy
@@ -133,8 +133,7 @@ class Calibration:
 
         Args:
             budget: Computed steps, speed-up or fidelity.
-            scheduler: "search", or a scheduler whose mask is taken as it is (``diffcache plan --list``); the fit is the
-                same.
+            scheduler: "search", or a scheduler that supplies the mask (``diffcache plan --list``). The fit is the same.
             time_limit_s: Seconds that this call may take. Fits of the evenly spread and of the simulated mask, and the
                 fits that the promise and the final coefficients need, are made in any case. None: the search ends
                 after ``fits``, which yields the same schedule every time.
@@ -384,7 +383,7 @@ class Calibration:
         elif budget.speedup is not None:
             compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), first_steps)
         else:
-            raise BadOption("max_error_db", budget.max_error_db, f"a budget in computed_steps: {self.why_output}")
+            raise Unusable("max_error_db", self.why_output, "Pass a budget in computed_steps")
         notes = {
             "scheduler": "even mask" if scheduler == "search" else f"mask of {scheduler}",
             "fit": "least squares",
@@ -445,5 +444,7 @@ def _key(shares: Shares, options: Mapping[str, Any]) -> tuple[Any, ...]:
 def _whole(computed_steps: float) -> int:
     """Return a whole number of steps. Raise BadOption for another number."""
     if computed_steps != int(computed_steps):
-        raise BadOption("computed_steps", computed_steps, "a whole number: the whole denoiser is computed, or not")
+        raise BadOption(
+            "computed_steps", computed_steps, "a whole number, because each step computes the whole denoiser"
+        )
     return int(computed_steps)

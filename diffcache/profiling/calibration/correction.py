@@ -2,7 +2,7 @@
 
 Per channel, this is the correction of CacheQuant (arXiv 2503.01323: "decoupled error correction") for the part of the
 error that caching makes; one number for all channels is ERTACache's linear error model (arXiv 2508.21091), without the
-sigmoid, which was measured to be worse than none. Both are fitted on what the store really gives back, at any sites.
+sigmoid, which was measured to be worse than none. Both are fitted on the outputs that the store returns, at any sites.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule, SitePlan
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 from diffcache.executor import Executor
 from diffcache.executor.bound import Bound
 from diffcache.executor.checks import check_call
@@ -29,7 +29,7 @@ from diffcache.profiling.recording.generators import with_copied_generators
 
 ROUNDS = 2  # the first sees the run without corrections; the second, with those that the first one found
 PAYS = 0.01  # a correction must take away this share of the squared error, or it is left out
-FLAT = 1e-10  # below this variance a channel tells nothing about its scale
+FLAT = 1e-10  # below this variance, the scale of a channel cannot be estimated
 
 Key = tuple[str, str, int, int]  # denoiser, site, branch, step
 
@@ -61,7 +61,11 @@ def correct(
     if not host.is_count(rounds, 1):
         raise BadOption("rounds", rounds, "a whole number, 1 or more")
     if any(map(decides, schedule.denoisers.values())):
-        raise BadOption("schedule", "one that decides in the run", "one whose predicted steps are known before the run")
+        raise Unusable(
+            "schedule",
+            "a criterion chooses its predicted steps during the run",
+            "Pass a schedule without a criterion",
+        )
     bound = Bound.of(pipe)
     pipe = bound.pipe
     host.demand_full_run(pipe)

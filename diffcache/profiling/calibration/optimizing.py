@@ -14,7 +14,7 @@ from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
 from diffcache.documents.schedule import CacheSchedule, Expected, decibels
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.calibration.correction import correct
 from diffcache.profiling.calibration.requests import check_request
@@ -54,7 +54,7 @@ def optimize(
         calls: Arguments for ``pipe(**call)``, 16 prompts or more in all.
         budget: A :class:`diffcache.Budget`, or a number of computed steps.
         scheduler: "search": at the whole denoiser, moves of computed steps, each fitted and scored on the final state;
-            at inner sites, "allocate". Or a scheduler by name or spec, whose decisions are fitted as they are.
+            at inner sites, "allocate". Or a scheduler by name or spec. Its decisions are fitted as they are.
         held_out: Calls that no coefficient is fitted to: one half of their samples accepts candidates, the other half
             gives ``expected``. None: the samples of ``calls`` are split.
         time_limit_s: Seconds for everything that follows the recording of the calls. The fits of the evenly spread mask
@@ -82,7 +82,7 @@ def optimize(
     )
     if sites != "model":
         if time_limit_s is not None:
-            raise BadOption("time_limit_s", time_limit_s, f"None at sites={sites!r}: nothing is searched there")
+            raise Unusable("time_limit_s", f"sites={sites!r} needs no search", "Leave out time_limit_s")
         return _at_inner_sites(pipe, calls, budget, scheduler, held_out, sites, store, progress)
     total = len(calls) + len(held_out or ())
     with tqdm(total=total, desc="record", unit="call", disable=not progress) as bar:

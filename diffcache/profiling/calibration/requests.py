@@ -26,10 +26,10 @@ def check_request(
     sites: str,
     store: str | None,
 ) -> None:
-    """Raise unless :func:`diffcache.optimize` can do with these arguments what it is asked for.
+    """Raise unless :func:`diffcache.optimize` can fulfil the request with these arguments.
 
-    Nothing runs, unless the budget limits memory: then the first step of the first call does, which tells how large an
-    output is.
+    Nothing runs, unless the budget limits memory: then the first step of the first call runs, to find the size of an
+    output.
 
     Raises:
         BadOption, UnknownName: An argument has no value that can be met.

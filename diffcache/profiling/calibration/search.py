@@ -23,7 +23,7 @@ from diffcache.simulation.simulator import ANCHORS, Simulator
 REPLANNED = 6  # rounds of masks taken from the simulation, at most, before single moves begin
 FITS = 40  # without a time limit: on the demo models more of them were worth less than 0.2 dB
 DOUBTS = (0.1, 0.3, 1.0)  # the masks that simulations end at lie apart; which is best differs by model and budget
-NUDGE = 0.5  # of a step
+NUDGE = 0.5  # in steps
 NUDGES = 24  # fits, without a time limit
 NEIGHBOURS = (-2, -1, 1, 2)  # budgets around the one asked for that a front is made of
 
@@ -43,7 +43,7 @@ class Search:
         nudge_gain_db: Least gain of moving one computed step to another noise level.
         fits: Number of fits so far.
         ended: Why the last run ended.
-        reserve: Number of fits that follow the search. A time limit leaves room for them.
+        reserve: Number of fits that follow the search. A time limit reserves time for them.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Search:
         return self.evaluate(smaller.compute)  # the same fit again, with its checkpoints
 
     def late(self, until: float) -> bool:
-        """Return whether a fit that begins now would end later, or leave no room for those that follow."""
+        """Return whether a fit that begins now would end after ``until``, or leave no time for later fits."""
         return time.monotonic() + (1 + self.reserve) * self.fit_s > until
 
     def nudged(self, pipe: Any, best: Fit, *, until: float = math.inf, fits: int = NUDGES) -> Fit:

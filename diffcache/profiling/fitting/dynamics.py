@@ -90,11 +90,11 @@ def measure_reach(replay: Replay) -> np.ndarray:
     the same in both runs and cancels.
 
     Returns:
-        float64 [T, T], at [i, j]: what the output of step j adds to the state after step i.
+        float64 [T, T], at [i, j]: the contribution of the output of step j to the state after step i.
     """
     steps = len(replay.steps)
     like = replay.reference(0)
-    none = torch.zeros([len(like)] + [1] * (like.ndim - 1), device=like.device)  # in float32, whatever the loop's dtype
+    none = torch.zeros([len(like)] + [1] * (like.ndim - 1), device=like.device)  # in float32 for every dtype
     quiet = [Position(none, replay.start.scheduler)]
     for i, step in enumerate(replay.steps):
         quiet.append(quiet[-1].moved(step, replay.whole(i, none, quiet[-1])))

@@ -25,10 +25,10 @@ from diffcache.profiling.fitting.fidelity import psnr_db
 from diffcache.profiling.replay.replay import Position, Replay
 from diffcache.simulation.simulator import ANCHORS, RIDGE
 
-ROUNDS = 8  # where the noise scheduler clips
-LEAST_SHARE = 0.05  # of a round's way; below it, there is no nearer
+ROUNDS = 8  # most rounds of a fit if the noise scheduler clips
+LEAST_SHARE = 0.05  # share of the way to the new solution; a smaller one brings the final state no nearer
 ROUND_PAYS = 0.01  # share of the error that a round must take away for another one to follow
-CHANNEL_RIDGE = 1e-3  # one channel's branches are nearly collinear, and its samples few
+CHANNEL_RIDGE = 1e-3  # the branches of one channel are nearly collinear, and its samples few
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Checkpoint:
 
     Attributes:
         positions: Per replay.
-        anchors: The computed steps whose outputs are kept, newest first.
+        anchors: The computed steps with kept outputs, newest first.
         residuals: Per replay: anchor step -> ``Replay.residuals`` of the outputs there, one tensor per branch.
     """
 
@@ -341,7 +341,7 @@ def _solve(replays: Sequence[Replay], i: int, here: Checkpoint, branches: int) -
         Weights [branches, anchors now], and weights of the input [branches] or None.
     """
     count, input_share = len(here.anchors), replays[0].input_share
-    # One at a time where each is needed once: they are wide.
+    # Rows are wide, so they are read one at a time if each is needed once.
     tables = (_columns(replay, i, here, n, branches) for n, replay in enumerate(replays))
     reuse = np.tile(np.eye(count)[0], branches)
     found = reuse if input_share is None else np.append(reuse, input_share[i])

@@ -23,7 +23,7 @@ from diffcache.documents.schedule import Expected
 from diffcache.profiling.fitting.fit import Fit
 from diffcache.profiling.replay.replay import Replay
 
-JUDGING_SHARE = 4  # one sample in so many judges, and as many accept
+JUDGING_SHARE = 4  # one sample in this many judges, and one in this many accepts
 LEAST_FOR_SLOPE = 6  # samples from which the regression's slope is fitted; below, it is 1
 
 

@@ -133,7 +133,7 @@ class CallMeasurement:
         flops = count_flops(call, places)
         if observer:
             seconds = time_sites(call, places)
-        else:  # nothing was looked at inside, so the run itself tells; its first call also warmed up
+        else:  # no inner site was measured, so the times of the run count; its first call also warmed up
             like = [c.seconds for s in steps for c in s.calls if c.output.shape == call.output.shape]
             seconds = {"model": float(np.median(like))}
         size = sum(t.numel() * t.element_size() for t in call.outputs)
@@ -150,7 +150,7 @@ class CallMeasurement:
             numbers = seconds[site], flops[site], observer.calls[site], observer.output_bytes[site]
             costs[site] = SiteCosts(*numbers, **kept)
         lists = dict.fromkeys(re.split(r"\.\d+(?:\.|$)", parse(site).path)[0] for site in observer.calls)
-        notes = {"stacks": ", ".join(lists)}  # lists of blocks as they run, which their names do not tell
+        notes = {"stacks": ", ".join(lists)}  # lists of blocks in running order, which their names do not show
         if not self.influence or len(steps) < 2:
             return costs, notes
         forwards = sum(len(step.calls) for step in steps)
@@ -214,7 +214,9 @@ def _samples(call: DenoiserCall, place: Place | None) -> tuple[list[Tensor], lis
     given, made = found
     if not given or not made:
         shapes = ", ".join(str(list(t.shape)) for t in call.outputs)
-        raise UnsupportedModel(f"{type(call.module).__name__} returns {shapes}: no batch of samples like its input.")
+        raise UnsupportedModel(
+            f"{type(call.module).__name__} returns {shapes}, which is not a batch of samples like its input."
+        )
     return given, made
 
 

@@ -60,7 +60,7 @@ def measure_influence(
             moved = _moves(calls[i], places, main, before)
             for site, modules in places.items():
                 if site not in before or not moved.get(site):
-                    ratios[site].append(0.0)  # what does not move has no say, and nothing is divided by it
+                    ratios[site].append(0.0)  # an unchanged output has no influence, and must not be a divisor
                     continue
                 with layered([(modules[-1], _handing_on(before[site], calls[i].output.device))]):
                     outputs = calls[i].again(calls[i].input)

@@ -31,7 +31,7 @@ from diffcache.profiling.replay.run_facts import replayed
 
 @dataclass(frozen=True, slots=True)
 class MeasureOptions:
-    """What a measurement measures.
+    """The contents of a measurement.
 
     Attributes:
         granularities: The granularities of sites.

@@ -24,7 +24,7 @@ from diffcache.profiling.replay.run_facts import RunFacts, demand_agreement, gui
 FORMAT = "diffcache.findings"
 VERSION = 2
 
-COST_ARRAYS = ("influence", "channels")  # of SiteCosts
+COST_ARRAYS = ("influence", "channels")  # fields of SiteCosts
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,7 +55,7 @@ class SiteCosts:
         calls: Number of calls in one step.
         output_bytes: Size of one output.
         influence: float64 [T], or None.
-        kept: Format -> what it costs to keep outputs in it.
+        kept: Format -> the cost of keeping outputs in it.
         channels: float64 [2, C], mean and standard deviation of channels, or None.
     """
 
@@ -115,7 +115,7 @@ class PartialProfile:
         demand_agreement([calls[index].facts for index in sorted(calls)])
         for site, theirs in other.sites.items():
             mine = self.sites.get(site, [Sums() for _ in theirs])
-            if len(mine) != len(theirs):  # one of the two could not tell branches apart
+            if len(mine) != len(theirs):  # one of the two could not distinguish branches
                 mine, theirs = _together(mine), _together(theirs)
             for a, b in zip(mine, theirs, strict=True):
                 a.merge(b)

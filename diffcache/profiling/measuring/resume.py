@@ -14,13 +14,13 @@ from torch import Tensor
 from diffcache import host
 from diffcache.documents import files
 from diffcache.documents.checks import refuse
-from diffcache.errors import BadOption, DocumentError
+from diffcache.errors import BadOption, DocumentError, Unusable
 from diffcache.host.digest import TO_DIGEST, NoDigestError, digest_of
 from diffcache.profiling.measuring.partial_profile import Arrays, PartialProfile
 from diffcache.profiling.measuring.plausible import demand_sound
 
 ABOUT = "measurement.json"
-BEHIND = "weights, hooks and settings"  # of a part: what its digest covers
+BEHIND = "weights, hooks and settings"  # what the digest of a part covers
 WITHOUT = "; or a measurement without resume"
 
 
@@ -30,7 +30,7 @@ class MeasurementFolder:
     Args:
         path: The folder.
         pipe: The pipeline that is measured.
-        settings: What the measurements depend on besides pipeline and call.
+        settings: Settings that the measurements depend on, in addition to pipeline and call.
 
     Raises:
         BadOption: The folder holds other files, or another measurement.
@@ -49,7 +49,9 @@ class MeasurementFolder:
             self._demand_same(file, about)
         elif strange:
             raise BadOption(
-                "resume", str(path), f"a new or an empty folder, or one of a measurement; this has no {ABOUT}"
+                "resume",
+                str(path),
+                f"a new or an empty folder, or a folder with a measurement; this one has no {ABOUT}",
             )
         else:
             files.write(file, json.dumps(about, indent=2), inside=path)
@@ -94,12 +96,16 @@ class MeasurementFolder:
             raise DocumentError(error.where, error.field, problem) from None
         for key in [*about, *found]:
             if about.get(key) != found.get(key):
-                was = f"{self.path} with {key} {found.get(key, 'unknown')}"
-                raise BadOption("resume", was, f"a folder of this measurement, with {key} {about.get(key, 'unknown')}")
+                raise Unusable(
+                    "resume",
+                    f"{self.path} holds a measurement with {key} {found.get(key, 'unknown')}, and this one has {key} "
+                    f"{about.get(key, 'unknown')}",
+                    "Choose another folder",
+                )
 
 
 def _about(pipe: Any) -> dict[str, str]:
-    """Return what the measurements depend on besides the call: names, and digests of the pipeline's parts."""
+    """Return names and digests of the pipeline's parts, on which the measurements depend in addition to the call."""
     about = {"format": "diffcache.measurement", "pipeline": type(pipe).__name__}
     scheduler = host.noise_scheduler(pipe)
     about["noise scheduler"] = f"{type(scheduler).__name__} {host.config_digest(scheduler)}"
@@ -110,10 +116,10 @@ def _about(pipe: Any) -> dict[str, str]:
 
 
 def _refused(name: str, reason: NoDigestError) -> str:
-    raise BadOption(
+    raise Unusable(
         "resume",
-        f"a folder for a pipeline whose {name} has {reason.what} at {reason.where or 'the top'}",
-        f"parts that can be recognised in a later run. Measure without resume, or give the object {TO_DIGEST}",
+        f"{name} of the pipeline has {reason.what} at {reason.where or 'the top'}, which a later run cannot recognise",
+        f"Measure without resume, or give the object {TO_DIGEST}",
     )
 
 
@@ -129,7 +135,7 @@ def _random_states(call: Mapping[str, Any]) -> Arrays:
 def _demand_states(where: str, found: Arrays, now: Arrays) -> None:
     """Raise DocumentError unless ``found`` can be states of the generators whose states are ``now``."""
     for name in (found.keys() ^ now.keys()) - {"cuda"}:  # a run may go on where there is no GPU
-        refuse(where, f"more/{name}", "missing, or of no generator of this call", "the state of every generator")
+        refuse(where, f"more/{name}", "missing, or not of a generator of this call", "the state of every generator")
     for name in found.keys() & now.keys():
         state = found[name]
         if state.shape != now[name].shape or not np.isin(state, np.arange(256)).all():

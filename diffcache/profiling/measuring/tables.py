@@ -13,7 +13,7 @@ from torch.linalg import vector_norm
 
 from diffcache.documents.profile import Tables
 
-TINY = 1e-12  # of the largest step's: a silent step divides nothing
+TINY = 1e-12  # relative to the largest step; a step below it is not used as a divisor
 PIECE = 2**12  # elements of a step that are worked on at a time
 
 

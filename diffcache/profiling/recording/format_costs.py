@@ -1,4 +1,4 @@
-"""Measure what it costs to keep a site's outputs in fewer bytes, on whole outputs at a few steps of one call."""
+"""Measure the cost of keeping a site's outputs in fewer bytes, on whole outputs at a few steps of one call."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffcache import host
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 
 
 def with_copied_generators(value: Any) -> Any:
@@ -51,7 +51,8 @@ def demand_own_generators(calls: Sequence[Mapping[str, Any]]) -> None:
     for index, call in enumerate(calls):
         for generator in host.generators(call):
             if seen.setdefault(id(generator), index) != index:
-                found = f"with one generator in calls {seen[id(generator)]} and {index}"
-                raise BadOption(
-                    "calls", found, "a generator of its own for every call, where several processes measure"
+                raise Unusable(
+                    "calls",
+                    f"calls {seen[id(generator)]} and {index} share a generator, and several processes measure",
+                    "Give each call a different generator",
                 )

@@ -17,7 +17,7 @@ from diffcache.executor.store import Output, batch_first
 from diffcache.patch import Wrapper, layer, spot
 
 ELEMENTS = 2**13  # kept of one tensor of one sample; means over so many differ little from those over all
-SEED = 0  # of the choice of tokens
+SEED = 0  # seed for the choice of tokens
 
 Places = Mapping[str, tuple[nn.Module, ...]]  # site -> the modules whose calls make it up
 

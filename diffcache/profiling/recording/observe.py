@@ -79,7 +79,7 @@ class _Forward:
         step: The step.
         batch: Number of samples.
         memory: Memory for copies.
-        whole: Whether to measure what it costs to keep its outputs.
+        whole: Whether to measure the cost of keeping its outputs.
         visits: Site -> its call.
         latest: The tensor of the latest ``look``, its version, and the copy.
     """
@@ -93,7 +93,7 @@ class _Forward:
 
     def look(self, tensor: Tensor) -> Tensor | None:
         """Return a copy of a few tokens. A tensor that one site passes to the next unchanged is copied once."""
-        version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
+        version = -1 if tensor.is_inference() else tensor._version  # rises when the tensor is written to
         if self.latest and self.latest[0] is tensor and self.latest[1] == version >= 0:
             return self.latest[2]
         seen = few(tensor, self.batch)
@@ -110,7 +110,7 @@ class Observer:
         output_bytes: Site -> size of one call's output, all tensors together.
         main: Site -> index of the tensor in its output that corresponds to its input.
         device: Device of the observed tensors.
-        kept: Site -> what it costs to keep its outputs in fewer bytes, measured in the first loop.
+        kept: Site -> the cost of keeping its outputs in fewer bytes, measured in the first loop.
     """
 
     def __init__(self, places: Places) -> None:

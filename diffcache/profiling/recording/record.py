@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from diffcache import host
-from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.errors import UnsupportedModel, Unusable
 from diffcache.executor.store import Output
 from diffcache.patch import inner_spot, layer
 from diffcache.profiling.recording.clock import wait
@@ -29,8 +29,8 @@ from diffcache.profiling.recording.generators import (
     with_copied_generators,
 )
 
-EXPLAINED = 1e-2  # of a step's move: what may be left of it where a loop is said to be affine in the network's output
-FEEDERS = "controlnet"  # how names of components begin that run before the denoiser and feed it
+EXPLAINED = 1e-2  # largest unexplained share of a step's move in a loop that counts as affine in the network's output
+FEEDERS = "controlnet"  # prefix of the names of components that run before the denoiser and feed it
 
 
 @dataclass(slots=True)
@@ -157,8 +157,8 @@ def record(
             "A loop that ends early or steps several times at once cannot be measured; accelerate it with a rule."
         )
     if not all(bool(torch.isfinite(s.result).all()) for s in trajectory.steps if s.result is not None):
-        raise BadOption(
-            "calls", "a call whose full run came to NaN or Inf", "calls that stay finite; try another dtype"
+        raise Unusable(
+            "calls", "the full run of a call produced NaN or Inf", "Try another dtype, such as torch.float32"
         )
     return trajectory
 
@@ -239,7 +239,7 @@ class _Recorder(host.LoopObserver):
         self.writes_arguments = host.traits(pipe).writes_arguments
         self.host = host.LoopWatcher(pipe, self)
         self.trajectories: list[Trajectory] = []
-        self.result: Any = None  # of a loop that tells
+        self.result: Any = None  # result of a loop that passes it
         self._step_layer = contextlib.ExitStack()
         self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._clock = 0.0  # when the loop, or what of it is the pipeline's own, went on
@@ -270,7 +270,7 @@ class _Recorder(host.LoopObserver):
         self.result = run.result
 
     def _pause(self) -> None:
-        """Stop the clock of what the pipeline itself does in the loop, outside the denoiser."""
+        """Stop the clock for the work of the pipeline in the loop, outside the denoiser."""
         wait()
         self.trajectories[-1].rest_s += time.perf_counter() - self._clock
 
@@ -284,7 +284,7 @@ class _Recorder(host.LoopObserver):
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             value = inner(*args, **kwargs)
             if self.host.run is not None:
-                # The tensors themselves, no copies: what the denoiser is given is told by identity.
+                # The tensors themselves, not copies: the denoiser's arguments are recognised by identity.
                 self.trajectories[-1].steps[-1].feeds.append(
                     Forward(module, args, kwargs, main, Output.of(value).tensors)
                 )
@@ -330,7 +330,7 @@ class _Recorder(host.LoopObserver):
         """Return copies of the arguments, because a user's loop may write into them. Unchanged tensors share a copy."""
 
         def copied(tensor: Tensor) -> Tensor:
-            version = -1 if tensor.is_inference() else tensor._version  # rises when somebody writes into it
+            version = -1 if tensor.is_inference() else tensor._version  # rises when the tensor is written to
             known = self._copies.get((id(tensor), version)) if version >= 0 else None
             if known is None:
                 known = tensor, tensor.detach().clone()  # the original too: its id must stay its own
@@ -360,7 +360,9 @@ class _Recorder(host.LoopObserver):
         }
         drawing = given["sample"].device.type in ("cpu", "cuda") and "generator" in signature.parameters
         if drawing and extra.get("generator") is None:
-            extra["generator"] = copy_of_global_generator(given["sample"].device)  # what noise is drawn from then
+            extra["generator"] = copy_of_global_generator(
+                given["sample"].device
+            )  # the noise scheduler then draws noise from it
         self._go_on()
         value = inner(*args, **kwargs)
         self._pause()

@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from diffcache.errors import DiffCacheError
 
-_groups_made = itertools.count()  # as many in every process
+_groups_made = itertools.count()  # the same number in every process
 
 Share = Callable[[int, int], bytes]  # (rank, number of processes) -> what this process found
 
@@ -31,7 +31,7 @@ def all_shares(share: Share) -> list[bytes]:
         found, failure = b"", None
         try:
             found = share(rank, size)
-        except Exception as error:  # the others wait for this process; it has to tell them first
+        except Exception as error:  # the other processes wait for this one, which has to report the error first
             failure = error
         trouble = "" if failure is None else f"{type(failure).__name__}: {failure}"
         troubles = [text.decode() for text in _exchanged(trouble.encode(), size)]
@@ -54,7 +54,7 @@ def _group() -> Iterator[tuple[int, int]]:
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        # What the group before this one left in the store that torchrun keeps would be taken for this one's.
+        # torchrun keeps one store, so entries of an earlier group could be read as entries of this one.
         store, rank, size = next(rendezvous("env://"))
         own = PrefixStore(f"diffcache/{next(_groups_made)}", store)
         dist.init_process_group("gloo", store=own, rank=rank, world_size=size)

@@ -97,7 +97,7 @@ class Replay:
             raise NotReplayable("several denoisers are called in one step.")
         _demand_batches(self.steps)
         if not (isinstance(first.state, Tensor) and first.state.is_floating_point()):
-            raise NotReplayable("the state is no floating-point tensor: tokens, for example.")
+            raise NotReplayable("the state is not a floating-point tensor. It may hold tokens, for example.")
         self.first_steps = trajectory.first_steps
         self.batch_copies = _batch_copies(self.steps[-1])
         per_forward = max(1, len(first.calls[0].output) * self.batch_copies // len(first.model_output))
@@ -115,7 +115,7 @@ class Replay:
             position = self._check(i, position)
         again = zip(self.compute(0, self.start), self.recorded(0), strict=True)
         if not all(self._close(new, old) for new, old in again):
-            raise NotReplayable("the network, called once more with what it was given, returns something else.")
+            raise NotReplayable("the network returns another output if it is called again with the same arguments.")
 
     @property
     def branches(self) -> int:
@@ -367,7 +367,7 @@ class Replay:
                 self.guidance = [both] * len(self.steps)
                 if all(self._close(self.guided(i, self.recorded(i)), self._handed(i)) for i in range(len(self.steps))):
                     return self.guidance
-        raise NotReplayable(f"the guided output is no linear combination of the branches (error {worst:.1e}).")
+        raise NotReplayable(f"the guided output is not a linear combination of the branches (error {worst:.1e}).")
 
     def _rescaled_weights(self) -> list[float]:
         """Find the weights of two branches, which add up to 1 or −1, in vectors that were rescaled afterwards.
@@ -398,7 +398,7 @@ class Replay:
         x = torch.cat([x] * (len(recorded) // len(x))).to(recorded.dtype)
         if x.shape == recorded.shape:
             return x
-        place = self.place  # of other networks that see the state, where it lies in the denoiser's input if it can
+        place = self.place  # for other networks that take the state: its place in the denoiser's input, if it fits
         if not place or any(recorded.shape[s.dim] < s.start + s.length for s in place) or x.ndim != recorded.ndim:
             place = None
         differing = [d for d in range(1, x.ndim) if x.ndim == recorded.ndim and x.shape[d] != recorded.shape[d]]
@@ -416,7 +416,7 @@ class Replay:
         assert step.result is not None
         for call in step.calls:
             if not self._is_input(i, call.input, position):
-                raise NotReplayable("the denoiser's input is not the state, scaled, repeated or with more around it.")
+                raise NotReplayable("the denoiser's input is not the state after scaling, repetition or concatenation.")
         self._feeds.append([f for f in step.feeds if self._is_fed_by_the_state(i, f, position)])
         guided = self.guided(i, self.recorded(i))
         after = self.move(i, position, guided)
@@ -462,7 +462,7 @@ class Replay:
 def _demand_batches(steps: Sequence[LoopStep]) -> None:
     tensors = [t for s in steps for t in (s.state, s.model_output, *(c.output for c in s.calls))]
     if any(t is None or t.ndim < 2 or len(t) == 0 for t in tensors):
-        raise NotReplayable("states or outputs are no batches of samples.")
+        raise NotReplayable("states or outputs are not batches of samples.")
     if any(len(c.outputs) != 1 for s in steps for c in s.calls):
         raise NotReplayable("the denoiser returns several tensors.")
     if any(isinstance(v, Tensor) and v.ndim for s in steps for v in s.extra.values()):

@@ -13,7 +13,7 @@ from diffcache import host
 from diffcache.documents.branches import BranchLayout, provenance_of
 from diffcache.documents.context import Network, ScheduleContext
 from diffcache.documents.schedule import Guidance, NoiseSchedulerId
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 from diffcache.profiling.recording.record import Trajectory
 from diffcache.profiling.replay.replay import NotReplayable, Replay
 
@@ -73,8 +73,8 @@ class RunFacts:
     def separable(self) -> int:
         """Number of branches that can have separate tables and coefficients.
 
-        A schedule cannot tell branches apart if several calls each hold several branches, or if the parts of a batch
-        differ in more than the prompt. Then it is 1.
+        It is 1 if branches cannot be distinguished: several calls each hold several branches, or the parts of a batch
+        differ in more than the prompt.
         """
         told_apart = not self.obstacle and self.layout.uniform and self.repeats
         return self.branches if told_apart else 1
@@ -122,11 +122,15 @@ def demand_agreement(runs: Sequence[RunFacts]) -> None:
         BadOption: The runs differ in their steps or in the form of guidance.
     """
     if len({(run.grid, run.begins) for run in runs}) > 1:
-        raise BadOption("calls", "of several step counts", "calls that all take the same steps")
+        raise Unusable("calls", "they take different steps", "Pass calls that all take the same steps")
     if any(run.obstacle for run in runs):
         return
     if len({(run.branches, run.in_batch, run.copies) for run in runs}) > 1:
-        raise BadOption("calls", "with several kinds of guidance", "calls that all use guidance, or none that does")
+        raise Unusable(
+            "calls",
+            "they use several kinds of guidance",
+            "Pass calls that all use the same guidance, or calls without guidance",
+        )
 
 
 def denoisers(pipe: Any, trajectory: Trajectory) -> dict[str, nn.Module]:
@@ -186,7 +190,7 @@ def steps_called(trajectory: Trajectory, module: nn.Module) -> np.ndarray:
 def guidance(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> Guidance | None:
     """Return the form of guidance that these runs have in common.
 
-    None if it is not known, or if a schedule cannot tell the branches apart; they then share all coefficients.
+    None if it is not known, or if branches cannot be distinguished; they then share all coefficients.
     """
     if not replays:
         return None

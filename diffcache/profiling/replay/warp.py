@@ -59,7 +59,7 @@ class Movable:
         self.pipe, self.replay = pipe, replay
         self._scheduler, self._times = replay.trajectory.scheduler, replay.trajectory.timesteps
         if not isinstance(getattr(self._scheduler, "sigmas", None), Tensor):
-            raise CannotFollow("it has no noise levels, one per step and one to end at")
+            raise CannotFollow("it does not have one noise level per step and a final one")
         self.levels = array(self._scheduler.sigmas)
         timesteps_for(pipe, self._scheduler, self._times, replay.trajectory.start, self.levels)
         if len(self.levels) != len(replay.steps) + 1 or (np.diff(self.levels) >= 0).any():
@@ -114,10 +114,10 @@ class Movable:
             slope, offset = np.polyfit(times, numbers, 1)
             rounding = max(SAME, _rounding(leaves[0])) * np.abs(numbers).max()
             if np.abs(slope * times + offset - numbers).max() > rounding:
-                raise CannotFollow("a number that the denoiser is given changes with the steps, not with the timestep")
+                raise CannotFollow("an argument of the denoiser changes with the step number and not with the timestep")
             found[index] = float(slope), float(offset)
         if not found:
-            raise CannotFollow("how the denoiser is told the timestep is not known")
+            raise CannotFollow("the argument that passes the timestep to the denoiser is not known")
         return found
 
 

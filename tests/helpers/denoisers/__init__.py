@@ -4,7 +4,7 @@
     pipe = Loop(TINY["LatteTransformer3DModel"].build())
     latents = pipe(batch=2, generator=torch.Generator().manual_seed(0))
 
-A class is in one of the files beside this one, in ``pipelines.TINY`` with a pipeline of its own, or in ``NO_DENOISERS``
+A class is in one of the files of this folder, in ``pipelines.TINY`` with its pipeline, or in ``NO_DENOISERS``
 with the reason; ``test_denoisers.py`` walks diffusers and misses none.
 """
 

@@ -91,7 +91,7 @@ def _ernie(x: Tensor, t: Tensor) -> dict[str, object]:
 
 
 def _flux3(x: Tensor, t: Tensor) -> dict[str, object]:
-    """With a reference picture: it has blocks of its own."""
+    """With a reference picture, which has separate blocks."""
     places = torch.nn.functional.pad(_grid() / 2, (0, 1))
     words = torch.nn.functional.pad(torch.arange(float(TOKENS))[:, None], (3, 0))
     return {

@@ -32,7 +32,7 @@ def _picture_ids(kind: int = 0, start: int = 0) -> Tensor:
     return torch.cartesian_prod(torch.tensor([float(kind)]), at, at)
 
 
-# --- edited pictures: references beside the noisy one ----------------------------------------------------------------
+# --- edited pictures: references and the noisy picture ---------------------------------------------------------------
 
 
 def _joy_edit(x: Tensor, t: Tensor) -> dict[str, object]:

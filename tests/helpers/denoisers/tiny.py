@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Of whatever a denoiser returns: a tensor, a tuple or list, a dataclass."""
+    """Return the tensor in a denoiser's output: a tensor, a tuple or list, or a dataclass."""
     while not isinstance(output, Tensor):
         output = next(value for value in (output.to_tuple() if hasattr(output, "to_tuple") else output))
     return output

@@ -62,7 +62,7 @@ def _stable_video(x: Tensor, t: Tensor) -> dict[str, object]:
 
 
 def _dream_lite(x: Tensor, t: Tensor) -> dict[str, object]:
-    """The picture to change is beside the one to make; one without a picture is beside zeros."""
+    """The channels of the input picture follow those of the sample. Without an input picture they are zero."""
     image = normal("image latents", 4, SIDE, SIDE, batch=len(x))
     return {
         "sample": torch.cat([x, image], dim=3),

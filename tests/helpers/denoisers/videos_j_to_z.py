@@ -222,7 +222,7 @@ _WAN: dict[str, Any] = {
 
 
 def _skyreels_v2(x: Tensor, t: Tensor) -> dict[str, object]:
-    """Every frame has a time of its own; they are the same where all frames are made at once."""
+    """Every frame has a separate time; the times are equal if all frames are made at once."""
     return {
         "hidden_states": x,
         "timestep": t[:, None].repeat(1, x.shape[2]),

@@ -107,7 +107,7 @@ ALL = TINY | VARIANTS | {name: tiny for name, (tiny, _) in LIMITS.items()}
 
 
 def fresh(name: str) -> Any:
-    """A pipeline nobody else holds: for tests that patch it, change it or let a run fail."""
+    """Return a new pipeline, for tests that patch it, change it or let a run fail."""
     return built(name, ALL[name].build)
 
 

@@ -130,9 +130,7 @@ def _z_image() -> Any:
 def _z_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     return {
         "prompt_embeds": list(prompt("prompt", batch)),
-        "negative_prompt_embeds": list(
-            prompt("negative", batch)[:, 3:]
-        ),  # shorter: each sample has a length of its own
+        "negative_prompt_embeds": list(prompt("negative", batch)[:, 3:]),  # shorter: samples have different lengths
         **IMAGE,
         "guidance_scale": 3.0,
     }

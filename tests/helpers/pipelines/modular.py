@@ -31,7 +31,7 @@ class Modular:
     guider  a new guider; None: as the pipeline comes
     more    makes components that the tiny pipeline lacks, of those it has
     over    arguments that replace those of the tiny pipeline's call, or add to them
-    layers  where its repeated blocks are, for guiders that have to be told
+    layers  where its repeated blocks are, for guiders that need the name
     """
 
     blocks: str
@@ -42,7 +42,7 @@ class Modular:
     layers: str = "auto"
 
     def build(self, guider: Any = None, blocks: Any = None) -> Any:
-        """A new pipeline, with this guider and these blocks in place of its own."""
+        """Return a new pipeline with this guider and these blocks."""
         return built(self.blocks, lambda: self._build(guider, blocks))
 
     def _build(self, guider: Any, blocks: Any) -> Any:

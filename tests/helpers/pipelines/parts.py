@@ -53,7 +53,7 @@ def text(
 
 
 def rows(output: Any) -> Tensor:
-    """[batch, everything else] of whatever a denoiser returns: a tuple, a dataclass, a list of samples, two streams."""
+    """[batch, everything else] of a denoiser's output: a tuple, a dataclass, a list of samples, two streams."""
     if isinstance(output, Tensor):
         return output.detach().flatten(1)
     if isinstance(output, list):
@@ -81,7 +81,7 @@ def enliven(module: nn.Module, tag: str, gain: float = 1.5) -> None:
 def assemble(name: str, pipeline: type, /, gain: float = 1.5, **parts: Any) -> Any:
     """Build a pipeline of these parts; those that are functions are called under a seed, encoders left out are None.
 
-    name   parts of one name have one set of weights, whatever the pipeline around them
+    name   parts of one name have one set of weights in all pipelines
     """
     made: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

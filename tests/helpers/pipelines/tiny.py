@@ -29,7 +29,7 @@ class Tiny:
     call        (pipe, batch=1) -> keyword arguments of `pipe(...)`, the generator apart
     denoisers   names of the components called at every step
     guidance    separate: one call per branch; batched: both branches in one call of twice the batch; a variant may
-                have a form of its own, in a few words
+                have a separate form, in a few words
     steps       iterations of the loop under `call`: fewer than STEPS after a late start, more for a scheduler that
                 evaluates twice
     """
@@ -119,7 +119,7 @@ def with_scheduler(pipe: Any, name: str) -> Any:
     """
     old = pipe.scheduler.config
     if "shift" not in old and not old.get("use_flow_sigmas"):
-        # The way of diffusers' own documentation. Where nothing is said, no clipping: that is for pixels, not latents.
+        # The way of diffusers' own documentation. By default, no clipping: that is for pixels, not latents.
         clip = {"clip_sample": False} if name in ("ddim", "ddpm") and "clip_sample" not in old else {}
         pipe.scheduler = NOISE[name].from_config(old, **clip)
         return pipe

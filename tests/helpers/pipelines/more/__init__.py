@@ -1,1 +1,1 @@
-"""Pipelines beside those that every test is tried on: relatives, and other ways of calling the same."""
+"""Pipelines that only some tests use: variants, and other ways of calling the same pipelines."""

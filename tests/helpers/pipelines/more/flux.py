@@ -231,7 +231,7 @@ def letters(**over: Any) -> Any:
 
 
 def _visual_cloze() -> Any:
-    """As Flux Fill, whose picture is a grid of examples; it makes its own embeddings, whatever it is given."""
+    """As Flux Fill, whose picture is a grid of examples; it always makes its own embeddings."""
     sizes: dict[str, Any] = {"vocab_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPTextConfig(hidden_size=POOLED, intermediate_size=16, **sizes)
     t5 = T5Config(vocab_size=128, d_model=TEXT, d_kv=8, d_ff=32, num_layers=1, num_heads=2)

@@ -74,7 +74,7 @@ def _sd3(name: str, pipeline: Any, changed: Any = None, channels: int = 4, **mor
 
 
 def _sd3_inpaint() -> Any:
-    # Sixteen channels: the pipeline knows by them that the mask is no part of what the network sees.
+    # Sixteen channels: the pipeline knows by them that the mask is not part of the network's input.
     return _sd3("sd3_inpaint", diffusers.StableDiffusion3InpaintPipeline, channels=16)
 
 
@@ -177,7 +177,7 @@ _SD3 = (
 
 def _pixart_alpha() -> Any:
     known = _KNOWN["pixart_sigma"].build()
-    # A sample size of 128: only then the pipeline tells the network the size of the picture.
+    # A sample size of 128: only then the pipeline passes the size of the picture to the network.
     size = {"sample_size": 128, "use_additional_conditions": True, "num_attention_heads": 3, "cross_attention_dim": 24}
     return assemble(
         "pixart_alpha",
@@ -278,7 +278,7 @@ def _cogview4(pipeline: type, channels: int = 4) -> Any:
 
 def _cogview4_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     words = _cogview3_call(pipe, batch)
-    shorter = words["negative_prompt_embeds"][:, 4:]  # each branch has a length of its own
+    shorter = words["negative_prompt_embeds"][:, 4:]  # branches have different lengths
     return {**words, "negative_prompt_embeds": shorter, "width": 48}
 
 

@@ -248,7 +248,7 @@ def _ernie_image() -> Any:
 
 def _ernie_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
     words = text(batch)
-    shorter = words["negative_prompt_embeds"][:, 4:]  # each prompt has a length of its own
+    shorter = words["negative_prompt_embeds"][:, 4:]  # prompts have different lengths
     return {**words, "negative_prompt_embeds": shorter, **IMAGE, "height": 96, "width": 64, "guidance_scale": 4.0}
 
 

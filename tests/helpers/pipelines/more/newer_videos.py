@@ -223,7 +223,7 @@ def _helios() -> Any:
 
 
 def helios_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Two chunks, each with a loop of its own."""
+    """Two chunks, each with a separate loop."""
     size = {"height": 64, "width": 64, "num_frames": 10, "num_latent_frames_per_chunk": 2, "history_sizes": [4, 2, 1]}
     return {**text(batch), **VIDEO, **size, "guidance_scale": 4.0}
 

@@ -17,7 +17,7 @@ from pipelines.tiny import plain, two_calls
 
 
 def _panorama_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Two views of one picture, each with noise schedulers' states of its own."""
+    """Two views of one picture, each with separate states of the noise scheduler."""
     return {**sd15_call(pipe, batch), "height": 64, "width": 576}
 
 
@@ -75,7 +75,7 @@ PIPELINES = (
     two_calls("helios_pyramid", _pyramid, _pyramid_call, modality="video"),
 )
 
-# What cannot be cached, or not at once, and what is said: the outcome begins so.
+# What cannot be cached, or not at once, and how the reported outcome begins.
 LIMITS = {
     tiny("sd15_sag", sd15_plain, "StableDiffusionSAGPipeline", sd15_call): "UnsupportedModel",
     two_calls("sky_reels_forcing_in_turn", _forcing, _forcing_in_turn_call, modality="video", steps=10): "failed open",

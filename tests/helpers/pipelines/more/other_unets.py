@@ -428,7 +428,7 @@ PIPELINES = (
         **SD,
     ),
     tiny(
-        "stable_unclip",  # the loop of the prior, over a noise scheduler of its own, comes first
+        "stable_unclip",  # the loop of the prior, with another noise scheduler, comes first
         "StableUnCLIPPipeline",
         unclip_of_words_call,
         unet=stable_unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * TEXT),

@@ -234,7 +234,7 @@ def _z_image_controlnet(pipeline: type, channels: int) -> Any:
 
 
 def _z_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    negative = list(prompt("negative", batch)[:, 3:])  # shorter: each sample has a length of its own
+    negative = list(prompt("negative", batch)[:, 3:])  # shorter: samples have different lengths
     call = {"prompt_embeds": list(prompt("prompt", batch)), "negative_prompt_embeds": negative}
     return {**call, **IMAGE, "guidance_scale": 3.0}
 

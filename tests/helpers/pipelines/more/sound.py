@@ -53,7 +53,7 @@ def _oobleck() -> Any:
 
 
 def _noise(tag: str, samples: int, batch: int = 1) -> torch.Tensor:
-    """Two channels of a sound that is not to be heard."""
+    """Two channels of random sound."""
     return torch.stack([torch.rand((2, samples), generator=seeded(f"{tag}/{i}")) - 0.5 for i in range(batch)])
 
 

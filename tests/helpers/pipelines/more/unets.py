@@ -62,7 +62,7 @@ def euler() -> Any:
 
 
 def sd15(pipeline: type, size: dict[str, Any] | None = None, **parts: Any) -> Any:
-    """``size``: what the U-Net has of its own."""
+    """``size``: options of the U-Net."""
     up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
     return assemble(
         "sd15 more",

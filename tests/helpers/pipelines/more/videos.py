@@ -100,7 +100,7 @@ def _framepack_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _framepack_sections_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Two sections, each with a loop of its own."""
+    """Two sections, each with a separate loop."""
     return {**_framepack_call(pipe, batch), "num_frames": 18}
 
 

@@ -30,7 +30,7 @@ _SIZE: dict[str, Any] = {
     "rope_max_seq_len": 32,
 }
 _SEES = {"image_dim": SEEN, "added_kv_proj_dim": 24}
-_BESIDE = 4 + 4 + 4  # channels where a condition and its mask, of four frames each, stand beside the sample
+_BESIDE = 4 + 4 + 4  # channels where a condition and its mask, of four frames each, follow the sample
 
 
 def image_encoder() -> CLIPVisionModel:
@@ -188,7 +188,7 @@ def _animate_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
 
 
 def _animate_long_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Two segments, each with a loop of its own, one after the other."""
+    """Two segments, each with a separate loop, one after the other."""
     return {**_animate_call(pipe, batch), "segment_frame_length": 5}
 
 
