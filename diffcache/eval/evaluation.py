@@ -69,7 +69,7 @@ class Evaluation:
 def evaluate(
     pipe: Any,
     schedules: Mapping[str, Source] | Sequence[Method],
-    calls: Sequence[Mapping[str, Any]],
+    calls: str | Mapping[str, Any] | Sequence[str] | Sequence[Mapping[str, Any]],
     *,
     metrics: Sequence[str] | None = None,
     scorers: Sequence[Scorer] = (),
@@ -83,6 +83,7 @@ def evaluate(
     out: str | Path = "evaluation",
     title: str = "",
     progress: bool = True,
+    **common: Any,
 ) -> Evaluation:
     """Run ``pipe`` in full, with each schedule and with comparison methods, on the same calls, and write a report.
 
@@ -97,8 +98,9 @@ def evaluate(
         pipe: A pipeline, a policy or a :class:`diffcache.Loop` that is not accelerated. It is left unchanged. For a
             loop, final states are compared.
         schedules: Name -> a schedule, a path, a Hub id or a rule; or a list of methods.
-        calls: Arguments for ``pipe(**call)``. Use prompts and seeds that were not used for calibration, and one
-            generator for each sample. All calls have one number of steps.
+        calls: Prompts, or dictionaries of arguments for ``pipe(**call)``: one, or a list. Use prompts and seeds that
+            were not used for calibration. The prompts get the seeds 0, 1, …; a dictionary holds one generator for each
+            sample. All calls have one number of steps.
         metrics: Names of metrics in ``diffcache.eval.metrics`` that compare outputs with the full run's. None: PSNR,
             SSIM, latent error and state PSNR for pictures; action error and state PSNR for policies; latent error and
             state PSNR for loops. State PSNR is always measured if a schedule states its expected fidelity.
@@ -116,6 +118,7 @@ def evaluate(
             again.
         title: Title of the report.
         progress: Whether to show a progress bar.
+        **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
         The record and the folder.
@@ -124,10 +127,16 @@ def evaluate(
         BadOption: If an argument is not valid.
         UnknownName: If there is no metric, option or extractor of a name.
         DiffCacheError: If :func:`diffcache.accelerate` or a metric raises it.
+
+    Example:
+        >>> prompts = ["a fox in the snow", "a red car"]
+        >>> found = diffcache.evaluate(pipe, {"ours": schedule}, prompts, num_inference_steps=28)
+        >>> found["ours"].psnr, found["ours"].speedup
     """
     pipe = host.adopted(pipe)
     host.demand_full_run(pipe)
     host.denoisers(pipe)
+    calls = host.calls_of(pipe, calls, common, evaluate)
     host.check_calls(pipe, calls, repeatable=True)
     for call in calls:
         host.digest_of_call(call)

@@ -29,19 +29,21 @@ from diffcache.profiling.measuring.measure import measure
 from diffcache.profiling.recording.generators import with_copied_generators
 
 Calls = Sequence[Mapping[str, Any]]
+Asked = str | Mapping[str, Any] | Sequence[str] | Calls
 
 
 def optimize(
     pipe: Any,
-    calls: Calls,
+    calls: Asked,
     budget: Budget | float,
     *,
     scheduler: str = "search",
-    held_out: Calls | None = None,
+    held_out: Asked | None = None,
     time_limit_s: float | None = None,
     sites: str = "model",
     store: str | None = None,
     progress: bool = False,
+    **common: Any,
 ) -> CacheSchedule:
     """Measure ``pipe`` on ``calls`` and return the best schedule found within ``budget``.
 
@@ -55,12 +57,15 @@ def optimize(
 
     Args:
         pipe: A pipeline, a policy or a :class:`diffcache.Loop`, not accelerated.
-        calls: Arguments for ``pipe(**call)``, 16 prompts or more in all.
+        calls: Prompts, or dictionaries of arguments for ``pipe(**call)``: one, or a list. 16 prompts or more in all.
+            The prompts get the seeds 0, 1, … A dictionary without a generator draws from torch's global generator: call
+            ``torch.manual_seed`` before, or two optimisations differ.
         budget: A :class:`diffcache.Budget`, or a number of computed steps.
         scheduler: "search": at the whole denoiser, moves of computed steps, each fitted and scored on the final state;
             at inner sites, "allocate". Or a scheduler by name or spec, whose decisions are fitted as they are.
         held_out: Calls that no coefficient is fitted to: one half of their samples accepts candidates, the other half
-            gives ``expected``. None: the samples of ``calls`` are split.
+            gives ``expected``. Prompts get the seeds that follow those of ``calls``. None: the samples of ``calls`` are
+            split.
         time_limit_s: Seconds for everything that follows the recording of the calls. The fits of the evenly spread mask
             and of the simulated plan are made in any case, and so are the last fits, of the promise and of the final
             coefficients. None: a fixed number of fits, which makes the schedule the same every time. At the model site.
@@ -69,6 +74,7 @@ def optimize(
             the one with which all fit into the budget's ``memory_bytes``. None: as they are. What it costs is seen by
             running the calls again, which a time limit does not count.
         progress: Show bars: of calls, and of fits with what each reached.
+        **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
         The schedule. At the model site it names what budgets nearby gave ("front"), how many fits were made and whether
@@ -76,10 +82,18 @@ def optimize(
 
     Raises:
         UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
+
+    Example:
+        >>> prompts = ["a cat", "a dog", "a harbour at dawn", ...]
+        >>> schedule = diffcache.optimize(pipe, prompts, 10, num_inference_steps=28, guidance_scale=3.5)
+        >>> schedule.save("schedule.safetensors")
     """
     pipe = host.adopted(pipe)
     host.demand_full_run(pipe)
     host.denoisers(pipe)
+    calls = host.calls_of(pipe, calls, common, optimize)
+    if held_out:
+        held_out = host.calls_of(pipe, held_out, common, optimize, "held_out", first_seed=len(calls))
     budget = Budget.of(budget)
     check_request(
         pipe, calls, held_out, budget, scheduler=scheduler, time_limit_s=time_limit_s, sites=sites, store=store
