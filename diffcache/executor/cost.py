@@ -17,6 +17,7 @@ from diffcache.errors import UnsupportedModel
 from diffcache.executor import criteria
 from diffcache.executor.attach import deciding_stack, demand_visible
 from diffcache.executor.bound import Bound
+from diffcache.executor.by_steps import BySteps, Source, for_call
 from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
 from diffcache.executor.criteria import Where
 from diffcache.executor.decider import signal_format
@@ -125,9 +126,7 @@ class _EnoughError(Exception):
     """Ends a call of the pipeline when enough of its steps have run."""
 
 
-def estimate_for(
-    bound: Bound, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None
-) -> Estimate:
+def estimate_for(bound: Bound, source: Source, call: Mapping[str, Any], store: str | None = None) -> Estimate:
     """Run the first step of a call, measure it, and compute the rest from the schedule.
 
     If an online rule decides and the pipeline is not accelerated, the first steps that the rule decides about run as
@@ -135,7 +134,7 @@ def estimate_for(
 
     Args:
         bound: The pipeline.
-        source: The schedule, or the rule that makes one.
+        source: The schedule, the rule that makes one, or several of them by number of steps.
         call: The arguments of the call.
         store: The format in which all outputs are kept. None keeps the formats of the schedule.
 
@@ -145,6 +144,7 @@ def estimate_for(
     pipe, sites = bound.pipe, bound.sites
     host.demand_no_other_cache(pipe)
     host.check_call(pipe, call)
+    source = _for_call(pipe, source, call)
     if isinstance(source, CacheSchedule):
         source = source if store is None else source.stored(store)
         check_pipeline(pipe, source, sites, strict=True)
@@ -156,16 +156,10 @@ def estimate_for(
     check_criteria(known)
     for name in known.denoisers:
         deciding_stack(known, name, sites)
-    found = dict(pipe.__dict__)
-    try:
+    with _unchanged(pipe):
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
         looks = bound.executor is None
         asked, predicted = _decisions(pipe, source, schedule, start, sites, call, store) if looks else (0, 0)
-    finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
-        pipe.__dict__.clear()
-        pipe.__dict__.update(found)
-        if hasattr(pipe, "maybe_free_model_hooks"):
-            pipe.maybe_free_model_hooks()
     programs = compile_schedule(schedule)
     _demand_own_inputs(schedule, visits)
     deciding_stacks = {name: deciding_stack(schedule, name, sites) for name in schedule.denoisers}
@@ -180,6 +174,14 @@ def estimate_for(
     online = any(plan.online for plan in schedule.denoisers.values())
     measured = schedule.expected is not None
     return Estimate(schedule.steps - start, done / max(full, 1), peak, online, asked, predicted, measured)
+
+
+def _for_call(pipe: Any, source: Source, call: Mapping[str, Any]) -> CacheSchedule | Rule:
+    """Return the schedule or the rule for a call, and leave the pipeline and random generators as they were."""
+    if not isinstance(source, BySteps):
+        return source
+    with _unchanged(pipe), _random_state(call), torch.no_grad():
+        return for_call(pipe, source, call)
 
 
 def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
@@ -425,6 +427,19 @@ def _criteria_bytes(
         if v.site == "model":
             total += kept_bytes(criterion.keeps(v.inputs.main, v.outputs), None)
     return total
+
+
+@contextlib.contextmanager
+def _unchanged(pipe: Any) -> Iterator[None]:
+    """Undo at the end of the block what a run that is cut short leaves on a pipeline: its step, guidance scale, …."""
+    found = dict(pipe.__dict__)
+    try:
+        yield
+    finally:
+        pipe.__dict__.clear()
+        pipe.__dict__.update(found)
+        if hasattr(pipe, "maybe_free_model_hooks"):
+            pipe.maybe_free_model_hooks()
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ class Report:
             the share of calls of these sites that were predicted. All else always runs, so the share of operations
             of the denoiser is smaller. ``diffcache.estimate`` counts operations.
         schedule: The schedule of the run. A rule has made it for the run. It is None before the first run.
+        chosen: Which of several schedules the run used. It is empty if there was only one, or if the run fitted none.
     """
 
     rows: tuple[Row, ...]
@@ -75,6 +76,7 @@ class Report:
     predicted: int = 0
     skipped: float = 0.0
     schedule: CacheSchedule | None = field(default=None, repr=False, compare=False)
+    chosen: str = ""
 
     @property
     def reasons(self) -> Mapping[str, int]:
@@ -88,6 +90,8 @@ class Report:
             failed = sum(r.failed_open.values())
             counts = f"{r.denoiser:<16}{r.site:<34}{r.branch:>6}{r.computed:>10}{r.predicted:>11}{failed:>13}"
             lines.append(counts + (f"{r.kept_as:>9}{r.peak_bytes:>16,}" if r.peak_bytes else ""))
+        if self.chosen:
+            lines.append(f"used {self.chosen}")
         if guarded := sum(r.guarded for r in self.rows):
             lines.append(f"guarded: the input had moved too far ({guarded})")
         for name, rule in self.online.items():
@@ -150,6 +154,7 @@ def report_of(executor: Executor) -> Report:
         predicted=sum(bool(share) for share in skipped),
         skipped=sum(skipped) / max(len(skipped), 1),
         schedule=state.schedule,
+        chosen=state.chosen,
     )
 
 
