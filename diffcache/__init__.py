@@ -48,3 +48,8 @@ moved.install()
 logging.getLogger("diffcache").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and those that every module has."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__") and name.endswith("__"))])

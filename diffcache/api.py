@@ -196,17 +196,21 @@ def report(pipe: Any) -> Report:
     return report_of(executor)
 
 
-def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, **call: Any) -> Estimate:
+def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, timed: bool = False, **call: Any) -> Estimate:
     """Return what ``schedule`` will save and cost in ``pipe(**call)``.
 
     Only the first step of the call runs, and ``pipe`` remains unchanged. It may be accelerated. If a rule decides in
     the run, only limits of its saving are known. Up to 12 of the first steps that it decides about then run as well, to
     see whether it skips any; not if ``pipe`` is accelerated.
 
+    The first step does not show how long text encoders and the VAE take. ``timed=True`` runs the call once in full and
+    reports the share of its time outside of the sampling loop, which a schedule does not shorten.
+
     Args:
         pipe: See :func:`accelerate`.
         schedule: See :func:`accelerate`.
         store: See :func:`accelerate`.
+        timed: Whether to run the call once in full as well, and time it. ``pipe`` must not be accelerated.
         **call: The arguments of the call.
 
     Returns:
@@ -218,7 +222,7 @@ def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, **call:
     Example:
         >>> print(diffcache.estimate(pipe, "uniform:every=3", prompt="a lighthouse", num_inference_steps=30))
     """
-    return estimate_for(Bound.of(pipe), resolve_all(schedule), call, store)
+    return estimate_for(Bound.of(pipe), resolve_all(schedule), call, store, timed=timed)
 
 
 def resolve_all(schedule: Schedule) -> Source:

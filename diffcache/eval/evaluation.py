@@ -20,6 +20,7 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, noise_scheduler_title
 from diffcache.errors import BadOption
 from diffcache.eval import metrics as metric_room
+from diffcache.eval import results
 from diffcache.eval import trials as tried
 from diffcache.eval.checks import check_counted, check_methods, check_names, check_outputs, check_title
 from diffcache.eval.extractors import Extractor
@@ -28,6 +29,7 @@ from diffcache.eval.metrics import Scorer
 from diffcache.eval.plausible import Part
 from diffcache.eval.record import WHOLE, JsonObject, assembled, circumstances, read
 from diffcache.eval.report import write_html
+from diffcache.eval.results import MethodResult
 from diffcache.eval.runner import Compare, Judges, identity, run_share, steps_of
 from diffcache.eval.saved_parts import EvaluationFolder, slug
 from diffcache.eval.set_distances import sets_of
@@ -37,7 +39,9 @@ from diffcache.eval.timed_run import watched
 from diffcache.eval.trials import Trials
 from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
+from diffcache.settings import shows_progress
 from diffcache.simulation.simulator import Simulator
+from diffcache.text import printable
 
 ASKED = ("prompt", "negative_prompt", "class_labels")  # arguments of a call that differ between samples
 PROMISED_IN = "state"  # the metric in which schedules state their expected fidelity
@@ -49,9 +53,19 @@ Source = CacheSchedule | Rule | str | Path
 class Evaluation:
     """The result of an evaluation.
 
+    ``evaluation["name"]`` holds the results of one method.
+
     Attributes:
         record: All results, as docs/evaluation.md describes them.
         folder: The folder that holds the record, the table, the pictures and the report.
+
+    Example:
+        >>> found = diffcache.evaluate(pipe, {"ours": schedule}, prompts, num_inference_steps=28)
+        >>> found["ours"].psnr, found["ours"].seconds, found["ours"].speedup
+        (53.2, 1.9, 2.6)
+        >>> found.best(min_speedup=2).name
+        'ours'
+        >>> table = found.to_pandas()
     """
 
     record: JsonObject
@@ -62,8 +76,48 @@ class Evaluation:
         """The path of the HTML report."""
         return self.folder / "report.html"
 
+    def __getitem__(self, name: str) -> MethodResult:
+        """Return the results of a method.
+
+        Raises:
+            UnknownName: If there is no method of that name. The error lists the names.
+        """
+        return results.result_of(self.record, name)
+
+    def best(self, metric: str | None = None, *, min_speedup: float | None = None) -> MethodResult:
+        """Return the method with the best mean of a metric.
+
+        The full run is left out. Of equal means, the faster method is returned.
+
+        Args:
+            metric: Name of the metric. None: the first metric of the evaluation, which is PSNR for pictures.
+            min_speedup: Least speed-up of the sampling loop. None: any.
+
+        Raises:
+            UnknownName: If no method has a score by the metric.
+            BadOption: If no method is as fast as ``min_speedup``.
+        """
+        return results.best(self.record, metric, min_speedup)
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row per method: work, seconds, speed-up, memory and means of metrics.
+
+        Raises:
+            MissingPackageError: If pandas is not installed.
+        """
+        return results.to_pandas(self.record)
+
     def __str__(self) -> str:
         return markdown(self.record)
+
+    def __repr__(self) -> str:
+        methods, samples = len(self.record["methods"]), len(self.record["samples"])
+        counted = f"{methods} method{'s' * (methods != 1)} on {samples} sample{'s' * (samples != 1)}"
+        return printable(f"<Evaluation of {counted}, {self.record['pipeline']['class']}, in {str(self.folder)!r}>")
+
+    def _repr_html_(self) -> str:
+        """Return a small table as HTML, for notebooks."""
+        return results.to_html(self.record)
 
 
 def evaluate(
@@ -82,7 +136,7 @@ def evaluate(
     trials: Trials | None = None,
     out: str | Path = "evaluation",
     title: str = "",
-    progress: bool = True,
+    progress: bool | None = None,
     **common: Any,
 ) -> Evaluation:
     """Run ``pipe`` in full, with each schedule and with comparison methods, on the same calls, and write a report.
@@ -117,7 +171,7 @@ def evaluate(
         out: The folder. A run that was stopped continues there, call by call. Results made with other settings are made
             again.
         title: Title of the report.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar. None: on a terminal or in a notebook.
         **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
@@ -166,7 +220,7 @@ def evaluate(
     methods = [full(), *mine, *compare, *extra]
     check_methods(pipe, methods, ())
     folder.prepare([slug(method.name) for method in methods])
-    found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, me, progress)
+    found, rank, processes = _run(pipe, methods, calls, steps, judges, folder, me, shows_progress(progress))
     played = _played(pipe, methods, trials, folder, me) if trials and rank == 0 else {}
     about |= {tried.NAME: tried.ABOUT} if played else {}
     more, distances = sets.measured(methods, found, folder) if sets and rank == 0 else ({}, {})

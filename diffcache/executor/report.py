@@ -9,6 +9,7 @@ from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import Executor
 from diffcache.executor.notices import Notice, counted
 from diffcache.executor.state import RunState
+from diffcache.text import card
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Row:
     peak_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """What the last run did, or the run in progress.
 
@@ -82,6 +83,17 @@ class Report:
     def reasons(self) -> Mapping[str, int]:
         """Return the number of times by kind of notice, in this run. docs/serving.md lists the kinds."""
         return dict(counted(self.notices))
+
+    def __repr__(self) -> str:
+        if not self.runs:
+            return "<Report: no run yet>"
+        work = f"{self.computed} forwards computed, {self.predicted} predicted, {self.skipped:.0%} skipped"
+        reasons = "".join(f", {kind} {times}" for kind, times in self.reasons.items())
+        return f"<Report of run {self.runs}: {work}{reasons}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML, for notebooks."""
+        return card("Report", str(self))
 
     def __str__(self) -> str:
         head = f"{'denoiser':<16}{'site':<34}{'branch':>6}{'computed':>10}{'predicted':>11}{'failed open':>13}"

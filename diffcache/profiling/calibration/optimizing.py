@@ -15,18 +15,19 @@ from tqdm import tqdm
 from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
-from diffcache.documents.schedule import CacheSchedule, Expected, Origin, decibels
+from diffcache.documents.schedule import CacheSchedule, Expected, Origin
 from diffcache.errors import BadOption
 from diffcache.executor.store import Output
 from diffcache.patch import layer
 from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.calibration.correction import correct
+from diffcache.profiling.calibration.fit_bar import FitBar
 from diffcache.profiling.calibration.requests import check_request
 from diffcache.profiling.fitting import psnr_db
-from diffcache.profiling.fitting.fit import Fit
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.measuring.measure import measure
 from diffcache.profiling.recording.generators import with_copied_generators
+from diffcache.settings import shows_progress
 
 Calls = Sequence[Mapping[str, Any]]
 Asked = str | Mapping[str, Any] | Sequence[str] | Calls
@@ -42,7 +43,7 @@ def optimize(
     time_limit_s: float | None = None,
     sites: str = "model",
     store: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **common: Any,
 ) -> CacheSchedule:
     """Measure ``pipe`` on ``calls`` and return the best schedule found within ``budget``.
@@ -73,7 +74,8 @@ def optimize(
         store: Format in which outputs are kept: "bf16", "int8", "fp8", "int4"; at inner sites "auto" as well: for each
             the one with which all fit into the budget's ``memory_bytes``. None: as they are. What it costs is seen by
             running the calls again, which a time limit does not count.
-        progress: Show bars: of calls, and of fits with what each reached.
+        progress: Whether to show bars: of calls, and of fits with the best so far and what comes next. None: on a
+            terminal or in a notebook.
         **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
@@ -88,6 +90,7 @@ def optimize(
         >>> schedule = diffcache.optimize(pipe, prompts, 10, num_inference_steps=28, guidance_scale=3.5)
         >>> schedule.save("schedule.safetensors")
     """
+    progress = shows_progress(progress)
     pipe = host.adopted(pipe)
     host.demand_full_run(pipe)
     host.denoisers(pipe)
@@ -105,14 +108,9 @@ def optimize(
     total = len(calls) + len(held_out or ())
     with tqdm(total=total, desc="record", unit="call", disable=not progress) as bar:
         calibration = Calibration.record(pipe, calls, bar.update, held_out=held_out or ())
-    with tqdm(desc="fit", unit="fit", disable=not progress) as bar:
-
-        def tried(found: Fit) -> None:
-            bar.set_postfix_str(f"{found.compute.sum()} steps {decibels(found.score)}", refresh=False)
-            bar.update()
-
+    with FitBar(budget, searches=scheduler == "search", disable=not progress) as fits:
         schedule = calibration.schedule(
-            budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=tried
+            budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=fits.tried, began=fits.began
         )
     return schedule if store is None else _stored(pipe, schedule, store, [*calls, *(held_out or ())])
 

@@ -27,6 +27,7 @@ from diffcache.profiling.recording.record import Trajectory, record
 from diffcache.profiling.recording.shards import all_shares
 from diffcache.profiling.replay.replay import Replay
 from diffcache.profiling.replay.run_facts import replayed
+from diffcache.settings import shows_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def measure(
     influence: bool | None = None,
     influence_steps: int = 4,
     resume: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **common: Any,
 ) -> Profile:
     """Run ``pipe(**call)`` in full for each call, and measure what a scheduler needs.
@@ -78,7 +79,7 @@ def measure(
         influence_steps: Most steps at which influence is measured. It is interpolated between them.
         resume: A folder that keeps every measured call. The same measurement, started again, continues there and
             returns the same profile, bit for bit. Each call then needs a generator.
-        progress: Show a bar.
+        progress: Whether to show a bar. None: on a terminal or in a notebook.
         **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
@@ -116,7 +117,7 @@ def measure(
         found = PartialProfile()
         with restored_generators(calls):
             # A bar in a ``with`` block ends its line when a call fails.
-            with tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress) as bar:
+            with tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not shows_progress(progress)) as bar:
                 for index, call in bar:
                     found.merge(_of_call(pipe, index, call, options.influence, watch, folder))
         return found.to_bytes()
