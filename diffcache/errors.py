@@ -13,6 +13,12 @@ class DiffCacheError(Exception):
     """Base of all errors of this library.
 
     A message is one line. Control characters from files and paths are shown as escapes.
+
+    Example:
+        >>> try:
+        ...     pipe = diffcache.accelerate(pipe, "schedule.safetensors")
+        ... except diffcache.DiffCacheError as error:
+        ...     print(f"running without a cache: {error}")
     """
 
     def __str__(self) -> str:

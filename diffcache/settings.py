@@ -1,4 +1,4 @@
-"""Read settings from the environment."""
+"""Read settings from the environment, and whether output is looked at."""
 
 from __future__ import annotations
 

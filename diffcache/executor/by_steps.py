@@ -60,7 +60,7 @@ Source = CacheSchedule | Rule | BySteps
 
 def members(source: Source) -> Mapping[int | None, CacheSchedule | Rule]:
     """Return number of steps -> schedule or rule. One for runs of any number of steps has the key None."""
-    return dict(source.sources) if isinstance(source, BySteps) else {None: source}
+    return {**source.sources} if isinstance(source, BySteps) else {None: source}
 
 
 def stored(source: Source, how: str | None) -> Source:

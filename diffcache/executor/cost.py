@@ -261,7 +261,7 @@ def _seconds(pipe: Any, call: Mapping[str, Any]) -> tuple[float, float]:
 
 def _now() -> float:
     """Return the time in seconds, after all work of the GPU."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch has no types here
         torch.cuda.synchronize()
     return time.perf_counter()
 

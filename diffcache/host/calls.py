@@ -52,7 +52,7 @@ def calls_of(
     """
     kind = kind_of(pipe)
     _check_common(pipe, common, taker)
-    calls = [given] if isinstance(given, (str, Mapping)) else given
+    calls: Any = [given] if isinstance(given, (str, Mapping)) else given
     if isinstance(calls, bytes) or not isinstance(calls, Sequence) or not calls:
         raise BadOption(name, shown(given), ALSO, example=kind.example)
     texts = [isinstance(one, str) for one in calls]
@@ -62,7 +62,8 @@ def calls_of(
         _check_takes_prompts(pipe, calls[0], name)
         return [_of_text(pipe, text, first_seed + i, common, name) for i, text in enumerate(calls)]
     if not common:
-        return calls
+        made: Sequence[Mapping[str, Any]] = calls
+        return made
     for index, call in enumerate(calls):
         if not isinstance(call, Mapping):
             raise BadOption(name, f"{shown(calls)} with {shown(call)} in it", ALSO, example=kind.example)

@@ -82,6 +82,11 @@ def plan(
     Raises:
         UnknownName: There is no such scheduler or option.
         BadOption: An option is out of range, or the budget is impossible. The error states what is possible.
+
+    Example:
+        >>> profile = diffcache.measure(pipe, prompts, num_inference_steps=28)
+        >>> schedule = diffcache.plan(profile, "closed_loop", 10)
+        >>> pipe = diffcache.accelerate(pipe, schedule)
     """
     budget = Budget.of(budget)
     name, options = schedulers.parse_spec(scheduler, "plan", options)

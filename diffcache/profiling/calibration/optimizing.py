@@ -95,24 +95,23 @@ def optimize(
     host.demand_full_run(pipe)
     host.denoisers(pipe)
     calls = host.calls_of(pipe, calls, common, optimize)
-    if held_out:
-        held_out = host.calls_of(pipe, held_out, common, optimize, "held_out", first_seed=len(calls))
+    apart: Calls | None = None
+    if held_out is not None:
+        apart = host.calls_of(pipe, held_out, common, optimize, "held_out", first_seed=len(calls)) if held_out else ()
     budget = Budget.of(budget)
-    check_request(
-        pipe, calls, held_out, budget, scheduler=scheduler, time_limit_s=time_limit_s, sites=sites, store=store
-    )
+    check_request(pipe, calls, apart, budget, scheduler=scheduler, time_limit_s=time_limit_s, sites=sites, store=store)
     if sites != "model":
         if time_limit_s is not None:
             raise BadOption("time_limit_s", time_limit_s, f"None at sites={sites!r}: nothing is searched there")
-        return _at_inner_sites(pipe, calls, budget, scheduler, held_out, sites, store, progress)
-    total = len(calls) + len(held_out or ())
+        return _at_inner_sites(pipe, calls, budget, scheduler, apart, sites, store, progress)
+    total = len(calls) + len(apart or ())
     with tqdm(total=total, desc="record", unit="call", disable=not progress) as bar:
-        calibration = Calibration.record(pipe, calls, bar.update, held_out=held_out or ())
+        calibration = Calibration.record(pipe, calls, bar.update, held_out=apart or ())
     with FitBar(budget, searches=scheduler == "search", disable=not progress) as fits:
         schedule = calibration.schedule(
             budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=fits.tried, began=fits.began
         )
-    return schedule if store is None else _stored(pipe, schedule, store, [*calls, *(held_out or ())])
+    return schedule if store is None else _stored(pipe, schedule, store, [*calls, *(apart or ())])
 
 
 def _at_inner_sites(
