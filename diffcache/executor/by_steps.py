@@ -60,7 +60,9 @@ Source = CacheSchedule | Rule | BySteps
 
 def members(source: Source) -> Mapping[int | None, CacheSchedule | Rule]:
     """Return number of steps -> schedule or rule. One for runs of any number of steps has the key None."""
-    return {**source.sources} if isinstance(source, BySteps) else {None: source}
+    if isinstance(source, BySteps):
+        return {steps: source.of(steps) for steps in source.sources}
+    return {None: source}
 
 
 def stored(source: Source, how: str | None) -> Source:

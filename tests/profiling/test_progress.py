@@ -45,7 +45,7 @@ def call() -> dict[str, Any]:
 
 def test_each_verb_shows_its_bar_on_a_terminal(tmp_path: Path) -> None:
     with contextlib.redirect_stderr(Terminal()) as terminal:
-            pipe = shared("flux")
+        pipe = shared("flux")
         calls = [call() | {"generator": torch.Generator().manual_seed(seed)} for seed in range(2)]
         measure(pipe, calls)
         assert "measure: 100%" in terminal.getvalue()
@@ -61,7 +61,6 @@ def test_each_verb_shows_its_bar_on_a_terminal(tmp_path: Path) -> None:
         measure(pipe, calls, progress=False)
         optimize(pipe, calls, 3, time_limit_s=0, progress=False)
         assert terminal.getvalue() == before
-
 
 
 def fit(computed: int, score: float) -> Any:
@@ -85,7 +84,6 @@ def test_the_best_is_the_best_within_the_budget() -> None:
         assert "5/5" in terminal.getvalue()
 
 
-
 def test_a_total_that_is_reached_grows_and_one_mask_has_fewer_phases() -> None:
     with contextlib.redirect_stderr(Terminal()):
         with FitBar(Budget(speedup=2), searches=False, disable=False) as bar:
@@ -96,7 +94,6 @@ def test_a_total_that_is_reached_grows_and_one_mask_has_fewer_phases() -> None:
             assert bar._bar.total == 3
             bar.began("final coefficients")
             assert bar._bar.desc == "fit (final coefficients): "
-
 
 
 def test_a_bar_that_is_broken_off_does_not_claim_the_end() -> None:
