@@ -1,4 +1,7 @@
-"""Read settings from the environment, and whether output is looked at."""
+"""Read settings from the environment.
+
+Where output goes, to a terminal, a notebook or a file, is part of the environment.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,10 @@ class Evaluation:
             UnknownName: If there is no method of that name. The error lists the names.
         """
         return results.result_of(self.record, name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names of the methods."""
+        return iter(results.names(self.record))
 
     def best(self, metric: str | None = None, *, min_speedup: float | None = None) -> MethodResult:
         """Return the method with the best mean of a metric.

@@ -30,6 +30,12 @@ def test_a_method_is_found_by_its_name() -> None:
     assert copy.deepcopy(ours).psnr == pickle.loads(pickle.dumps(ours)).psnr == 50.0
 
 
+def test_names_are_iterated_over() -> None:
+    assert list(FOUND) == ["full run", "ours", "fast", "<script>"]
+    assert "ours" in FOUND
+    assert "our" not in FOUND
+
+
 def test_a_wrong_name_lists_those_there_are() -> None:
     with pytest.raises(UnknownName, match=r"no method of this evaluation called 'our'\. Known: full run, ours, fast"):
         FOUND["our"]
