@@ -1,4 +1,7 @@
-"""Make text from users and files safe to show in a terminal, an error, a Markdown table or a notebook."""
+"""Make text from users and files safe to show in a terminal, an error or a Markdown table.
+
+``card`` does so for notebooks.
+"""
 
 from __future__ import annotations
 
