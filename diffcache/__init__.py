@@ -90,12 +90,12 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__() -> list[str]:
-    """Return the names, with those that are not imported yet."""
-    return sorted({*globals(), *__all__})
-
-
 moved.install()
 logging.getLogger("diffcache").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    """Return the public names, and those that every module has."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__") and name.endswith("__"))])

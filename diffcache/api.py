@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffcache import host
+from diffcache.documents.collection import schedules_in
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import AlreadyAccelerated, BadOption, UnknownName
 from diffcache.executor import Executor, Misfit, criteria
 from diffcache.executor.bound import Bound
+from diffcache.executor.by_steps import BySteps, Source, title
 from diffcache.executor.cost import Estimate, estimate_for
 from diffcache.executor.report import Report, report_of
 from diffcache.kernels.library import Backend
 from diffcache.schedulers import Rule, is_rule, parse_rule, rules
 
 P = TypeVar("P")
+One = CacheSchedule | Rule | str | Path
+Schedule = One | Mapping[int, One]
 
 
 def accelerate(
     pipe: P,
-    schedule: CacheSchedule | Rule | str | Path,
+    schedule: Schedule,
     *,
     strict: bool = True,
     store: str | None = None,
     backend: Backend = "auto",
     mismatch: Misfit = "refuse",
+    replace: bool = False,
 ) -> P:
     """Let ``pipe`` predict the denoiser outputs that ``schedule`` skips.
 
@@ -43,7 +48,9 @@ def accelerate(
             sampling loop. Put :func:`trajectory` around such a loop.
         schedule: A :class:`CacheSchedule`, its path, its id on the Hugging Face Hub, or a rule that needs no
             calibration: ``"full"``, ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``. ``sites=block`` in a rule
-            applies it to each block.
+            applies it to each block. A dictionary, number of steps -> one of these, chooses by the number of steps of
+            each run (iterations of its loop). So does a folder that holds schedules of several numbers of steps; on
+            the Hub, their names begin with ``schedule``.
         strict: Whether to compare the configurations of the denoiser and the noise scheduler, the timesteps and the
             guidance scale with those of the schedule as well. False is meant for fine-tuned models.
         store: The format in which all outputs are kept: ``"bf16"``, ``"int8"``, ``"fp8"``, ``"int4"``, or ``"exact"``
@@ -53,13 +60,14 @@ def accelerate(
         mismatch: What happens to a run that does not fit the schedule, because its number of steps, its noise scheduler
             or its guidance differs. ``"refuse"`` raises ScheduleMismatch, in the second step at the latest. ``"full"``
             computes the run in full, bit-identical to a run without diffcache, and logs the reason.
+        replace: Whether to take the place of a schedule that is on. If the new one is refused, the old one stays on.
 
     Returns:
         ``pipe``.
 
     Raises:
         UnsupportedModel: ``pipe`` cannot be accelerated.
-        AlreadyAccelerated: ``pipe`` is accelerated, or another cache is on.
+        AlreadyAccelerated: ``pipe`` is accelerated and ``replace`` is False, or another cache is on.
         ScheduleMismatch: The schedule was made for another network or noise scheduler.
         DocumentError: The schedule is damaged or contradicts itself.
         UnknownName: There is no rule, option, denoiser or site of a name that was given.
@@ -69,18 +77,35 @@ def accelerate(
         >>> pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")
         >>> image = pipe("a lighthouse in a storm").images[0]
         >>> print(diffcache.report(pipe))
+
+        Serve two numbers of steps, and change to another schedule later:
+
+        >>> pipe = diffcache.accelerate(pipe, {28: "flux-28.safetensors", 50: "flux-50.safetensors"}, replace=True)
+        >>> pipe = diffcache.accelerate(pipe, "uniform:every=2", replace=True)
     """
     bound = Bound.of(pipe, bare=True)
-    if bound.executor is not None:
+    old = bound.executor
+    if old is not None and not replace:
         raise AlreadyAccelerated(
-            f"this {type(bound.pipe).__name__} is accelerated already, by {_title(bound.executor.source)}. "
-            "Call diffcache.restore(pipe) first, then accelerate it again."
+            f"this {type(bound.pipe).__name__} is accelerated already, by {title(old.source)}. "
+            "Call diffcache.restore(pipe) first, then accelerate it again; or pass replace=True."
         )
     host.demand_no_other_cache(bound.pipe)
-    source = resolve(schedule)
+    source = resolve_all(schedule)
     executor = Executor(bound.pipe, source, bound.sites, strict=strict, store=store, backend=backend, mismatch=mismatch)
-    bound.attach(executor)
+    _put_on(bound, executor, old)
     return pipe
+
+
+def _put_on(bound: Bound, executor: Executor, old: Executor | None) -> None:
+    """Accelerate a pipeline with ``executor`` instead of ``old``. If that fails, ``old`` is on again."""
+    bound.detach()
+    try:
+        bound.attach(executor)
+    except BaseException:
+        if old is not None:
+            bound.attach(old)
+        raise
 
 
 def restore(pipe: P) -> P:
@@ -107,14 +132,17 @@ def restore(pipe: P) -> P:
 @contextmanager
 def accelerated(
     pipe: P,
-    schedule: CacheSchedule | Rule | str | Path,
+    schedule: Schedule,
     *,
     strict: bool = True,
     store: str | None = None,
     backend: Backend = "auto",
     mismatch: Misfit = "refuse",
+    replace: bool = False,
 ) -> Iterator[P]:
     """Accelerate ``pipe`` in a ``with`` block, and restore it when the block ends.
+
+    With ``replace=True``, a schedule that was on before the block is on again after it, with the counts of its report.
 
     Args:
         pipe: See :func:`accelerate`.
@@ -123,6 +151,7 @@ def accelerated(
         store: See :func:`accelerate`.
         backend: See :func:`accelerate`.
         mismatch: See :func:`accelerate`.
+        replace: See :func:`accelerate`.
 
     Yields:
         ``pipe``.
@@ -134,11 +163,15 @@ def accelerated(
         >>> with diffcache.accelerated(pipe, "uniform:every=2"):
         ...     image = pipe("a lighthouse in a storm").images[0]
     """
-    accelerate(pipe, schedule, strict=strict, store=store, backend=backend, mismatch=mismatch)
+    bound = Bound.of(pipe, bare=True)
+    former = bound.executor if replace else None
+    accelerate(pipe, schedule, strict=strict, store=store, backend=backend, mismatch=mismatch, replace=replace)
     try:
         yield pipe
     finally:
         restore(pipe)
+        if former is not None:
+            bound.attach(former)
 
 
 def report(pipe: Any) -> Report:
@@ -163,19 +196,21 @@ def report(pipe: Any) -> Report:
     return report_of(executor)
 
 
-def estimate(
-    pipe: Any, schedule: CacheSchedule | Rule | str | Path, *, store: str | None = None, **call: Any
-) -> Estimate:
+def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, timed: bool = False, **call: Any) -> Estimate:
     """Return what ``schedule`` will save and cost in ``pipe(**call)``.
 
     Only the first step of the call runs, and ``pipe`` remains unchanged. It may be accelerated. If a rule decides in
     the run, only limits of its saving are known. Up to 12 of the first steps that it decides about then run as well, to
     see whether it skips any; not if ``pipe`` is accelerated.
 
+    The first step does not show how long text encoders and the VAE take. ``timed=True`` runs the call once in full and
+    reports the share of its time outside of the sampling loop, which a schedule does not shorten.
+
     Args:
         pipe: See :func:`accelerate`.
         schedule: See :func:`accelerate`.
         store: See :func:`accelerate`.
+        timed: Whether to run the call once in full as well, and time it. ``pipe`` must not be accelerated.
         **call: The arguments of the call.
 
     Returns:
@@ -187,14 +222,42 @@ def estimate(
     Example:
         >>> print(diffcache.estimate(pipe, "uniform:every=3", prompt="a lighthouse", num_inference_steps=30))
     """
-    return estimate_for(Bound.of(pipe), resolve(schedule), call, store)
+    return estimate_for(Bound.of(pipe), resolve_all(schedule), call, store, timed=timed)
 
 
-def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule:
-    """Return the schedule, or the rule that makes one, that ``schedule`` names.
+def resolve_all(schedule: Schedule) -> Source:
+    """Return what ``schedule`` names: a schedule, a rule, or several of them by number of steps.
 
     Args:
         schedule: See :func:`accelerate`.
+
+    Raises:
+        BadOption: ``schedule`` is of another type, or its keys are not the numbers of steps of its schedules.
+        UnknownName: There is no such rule, or it has no such option.
+        DocumentError: A file is damaged or contradicts itself.
+    """
+    if isinstance(schedule, Mapping):
+        return BySteps({steps: resolve(one) for steps, one in schedule.items()})
+    if isinstance(schedule, (str, Path)) and _is_collection(schedule):
+        found = schedules_in(schedule)
+        return BySteps(found) if len(found) > 1 else next(iter(found.values()))
+    return resolve(schedule)
+
+
+def _is_collection(schedule: str | Path) -> bool:
+    """Return whether a text or path names a folder, or a repository on the Hub."""
+    if os.path.isdir(schedule):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        return isinstance(schedule, Path) or not is_rule(schedule)
+    if isinstance(schedule, Path) or schedule.endswith(".safetensors") or os.path.isfile(schedule):  # noqa: PTH113
+        return False
+    return "/" in schedule and not is_rule(schedule)
+
+
+def resolve(schedule: One) -> CacheSchedule | Rule:
+    """Return the schedule, or the rule that makes one, that ``schedule`` names.
+
+    Args:
+        schedule: A schedule, its path, its id on the Hub, or a rule. Of a folder, ``schedule.safetensors`` is used.
 
     Raises:
         BadOption: ``schedule`` is of another type.
@@ -222,10 +285,3 @@ def resolve(schedule: CacheSchedule | Rule | str | Path) -> CacheSchedule | Rule
             "limit=np.full(steps, 0.1))).",
         )
     return parse_rule(schedule)  # raises an error that lists the rules
-
-
-def _title(source: CacheSchedule | Rule) -> str:
-    """Return how an error refers to ``source``."""
-    if isinstance(source, Rule):
-        return f"the rule {str(source)!r}"
-    return f"a schedule of {source.steps} steps ({source.provenance.get('scheduler', 'hand-made')})"

@@ -13,6 +13,12 @@ class DiffCacheError(Exception):
     """Base of all errors of this library.
 
     A message is one line. Control characters from files and paths are shown as escapes.
+
+    Example:
+        >>> try:
+        ...     pipe = diffcache.accelerate(pipe, "schedule.safetensors")
+        ... except diffcache.DiffCacheError as error:
+        ...     print(f"running without a cache: {error}")
     """
 
     def __str__(self) -> str:
@@ -46,12 +52,13 @@ class Unusable(BadOption):
         what: The option, as the message writes it: ``profile``, ``backend='triton'`` or ``--compare``.
         why: What was found in the value, as a clause: "it has no dynamics".
         next_step: What the user does next, as a sentence without the full stop: "Pass a profile with dynamics".
+        example: Lines of code that show a valid use.
     """
 
-    def __init__(self, what: str, why: str, next_step: str) -> None:
+    def __init__(self, what: str, why: str, next_step: str, *, example: str = "") -> None:
         DiffCacheError.__init__(self, f"{what} cannot be used: {why}. {next_step}.")
         self.what, self.why, self.next_step = what, why, next_step
-        self.name, self.value, self.allowed, self.example = what.partition("=")[0].lstrip("-"), why, next_step, ""
+        self.name, self.value, self.allowed, self.example = what.partition("=")[0].lstrip("-"), why, next_step, example
 
 
 class UnknownName(DiffCacheError, LookupError):

@@ -1,6 +1,11 @@
-"""Make text from users and files safe to show in a terminal, an error or a Markdown table."""
+"""Make text from users and files safe to show in a terminal, an error or a Markdown table.
+
+``card`` does so for notebooks.
+"""
 
 from __future__ import annotations
+
+import html
 
 _MARKDOWN = str.maketrans(
     {
@@ -28,6 +33,21 @@ def markdown(value: object) -> str:
     line = " ".join(printable(value).split()).translate(_MARKDOWN)
     # GitHub also turns bare addresses into links.
     return line.replace("://", "\\://").replace("www.", "www\\.").replace("WWW.", "WWW\\.")
+
+
+def card(title: str, body: str) -> str:
+    """Return a title and a text of several lines as HTML for a notebook.
+
+    The HTML refers to no other file. Its colours are those of the notebook, light or dark.
+    """
+    lines = html.escape("\n".join(map(printable, body.splitlines())))
+    return (
+        '<div style="border:1px solid rgba(127,127,127,.4);border-radius:6px;padding:.5em .8em;overflow-x:auto;'
+        'color:inherit;background:rgba(127,127,127,.06)">'
+        f"<strong>{html.escape(printable(title))}</strong>"
+        '<pre style="margin:.4em 0 0;color:inherit;background:transparent;line-height:1.35;font-size:.85em">'
+        f"{lines}</pre></div>"
+    )
 
 
 def _shown(character: str) -> str:

@@ -7,7 +7,7 @@ from diffusers import FluxPipeline
 
 from diffcache import accelerate, optimize, report
 
-COMPUTED = 10  # of 28 steps; diffcache.Budget(speedup=2.5) or Budget(max_error_db=40) are goals as well
+COMPUTED = 10  # of 28 steps; diffcache.Budget(speedup=2.5) or Budget(min_psnr_db=40) are goals as well
 THINGS = ("a lighthouse", "a fox in the snow", "a market street", "an old sailor")
 STYLES = ("a photo of {}", "a watercolour of {}", "{} at night, neon lights", "a pencil drawing of {}, detailed")
 

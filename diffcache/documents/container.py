@@ -7,7 +7,9 @@ structure are rejected here, before their fields are interpreted. See docs/forma
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from diffcache.documents.checks import refuse
-from diffcache.documents.files import MAX_BYTES, parse_json
+from diffcache.documents.files import MAX_BYTES, opened, parse_json
+from diffcache.errors import DocumentError
 
 KEY = "diffcache"
 MAX_HEADER_BYTES = 4 * 2**20
@@ -73,6 +76,19 @@ def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
     except SafetensorError as error:
         refuse(where, "file", f"damaged: {error!s:.200}", "a whole safetensors file", AGAIN)
     return tree, {name: _as_bool(where, name, a) if a.dtype == np.uint8 else a for name, a in arrays.items()}
+
+
+def format_in(path: Path) -> object:
+    """Return the format that the header of a file names, or None if the file is no document. No array is read."""
+    try:
+        with opened(path, most=sys.maxsize) as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = parse_json(str(path), "header", file.read(length)) if length <= MAX_HEADER_BYTES else {}
+            metadata = header.get("__metadata__")
+            text = metadata.get(KEY) if isinstance(metadata, dict) else None
+            return parse_json(str(path), "metadata", text).get("format") if isinstance(text, str) else None
+    except (DocumentError, OSError):
+        return None
 
 
 def _check_size(where: str, data: bytes) -> int:

@@ -84,6 +84,11 @@ def decibels(db: float) -> str:
     return "exact" if db >= EXACT_DB else f"{db:.1f} dB"
 
 
+def most_db(db: float) -> str:
+    """Return the largest reachable PSNR as text. The value of a run that equals the full run is not shown."""
+    return f"{EXACT_DB:.1f} (exact)" if db >= EXACT_DB else f"{db:.1f}"
+
+
 def _t_decile(degrees: int) -> float:
     """Return the upper decile of Student's t distribution.
 

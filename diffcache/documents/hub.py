@@ -28,6 +28,22 @@ def fetch(id_or_folder: str | Path, filename: str, *, revision: str | None, toke
         raise HubUnavailable(repo, filename, _cause(error), next_step) from error
 
 
+def folder(id_or_folder: str | Path, pattern: str) -> Path | None:
+    """Return a local folder or, if there is none of that name, one with the files of a repository that fit ``pattern``.
+
+    Returns:
+        The folder. None if the repository could not be listed; ``fetch`` then states the reason.
+    """
+    if os.path.isdir(id_or_folder):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        return Path(id_or_folder)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(id_or_folder), allow_patterns=[pattern]))
+    except Exception:
+        return None
+
+
 def publish(data: bytes, repo_id: str, filename: str, *, private: bool, token: str | bool | None, message: str) -> str:
     """Upload ``data`` as a file, create the repository if it does not exist, and return the address of the commit.
 

@@ -25,7 +25,7 @@ from diffcache.documents.schedule import (
     check_network,
     upgrade_guidance,
 )
-from diffcache.text import printable
+from diffcache.text import card, printable
 
 SYMMETRY = 1e-6  # relative to the diagonal, because sums in float32 may have another order on the other side
 _WHICH = ("which", "channel")
@@ -246,7 +246,7 @@ class Dynamics(Record):
         return np.asarray(self.grams.mean(0))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Profile(Document):
     """The measurements of a pipeline in full runs.
 
@@ -265,6 +265,13 @@ class Profile(Document):
 
     Raises:
         DocumentError: If a field is not valid.
+
+    Example:
+        >>> profile = diffcache.measure(pipe, prompts, num_inference_steps=28)
+        >>> profile
+        <Profile 28 steps, 16 samples, FluxTransformer2DModel, sites: model>
+        >>> profile.save("profile.safetensors")
+        >>> profile = diffcache.Profile.load("profile.safetensors")
     """
 
     FORMAT: ClassVar[str] = "diffcache.profile"
@@ -329,6 +336,16 @@ class Profile(Document):
 
     def __str__(self) -> str:
         return self.describe()
+
+    def __repr__(self) -> str:
+        networks = dict.fromkeys(denoiser.class_name for denoiser in self.denoisers.values())
+        sites = dict.fromkeys(site.partition(":")[0] for found in self.denoisers.values() for site in found.sites)
+        counted = f"{self.steps} steps, {self.samples} sample{'s' * (self.samples != 1)}"
+        return printable(f"<Profile {counted}, {', '.join(networks)}, sites: {', '.join(sites)}>")
+
+    def _repr_html_(self) -> str:
+        """Return the measurements as HTML, for notebooks."""
+        return card("Profile", self.describe())
 
 
 def _note(key: str, value: str) -> str:

@@ -34,10 +34,10 @@ from diffcache.documents.circumstances import (
     upgrade_guidance,
 )
 from diffcache.documents.document import Document, Record, Tree, Upgrade, spoken
-from diffcache.documents.expected import MOST_DB, Expected, Origin, decibels
+from diffcache.documents.expected import MOST_DB, Expected, Origin, decibels, most_db
 from diffcache.documents.sites import GRANULARITIES, parse
 from diffcache.errors import BadOption
-from diffcache.text import printable
+from diffcache.text import card, printable
 
 __all__ = [
     "MOST_DB",
@@ -58,6 +58,7 @@ __all__ = [
     "check_network",
     "check_store",
     "decibels",
+    "most_db",
     "noise_scheduler_title",
     "upgrade_guidance",
 ]
@@ -284,7 +285,7 @@ def _from_version_1(tree: Tree) -> None:
             plan.setdefault("called", None)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class CacheSchedule(Document):
     """All decisions of an accelerated run that are made offline.
 
@@ -303,6 +304,12 @@ class CacheSchedule(Document):
 
     Raises:
         DocumentError: If a field is not valid.
+
+    Example:
+        >>> schedule = diffcache.CacheSchedule.load("schedule.safetensors")
+        >>> schedule
+        <CacheSchedule 12 of 50 steps, FluxTransformer2DModel, 53.2 dB held out>
+        >>> print(schedule)
     """
 
     FORMAT: ClassVar[str] = "diffcache.schedule"
@@ -459,6 +466,20 @@ class CacheSchedule(Document):
 
     def __str__(self) -> str:
         return self.describe()
+
+    def __repr__(self) -> str:
+        networks = dict.fromkeys(plan.class_name or name for name, plan in self.denoisers.items())
+        parts = [f"{self.computed_steps} of {self.called.sum()} steps", *networks]
+        parts += [f"decided by {plan.online.rule}" for plan in self.denoisers.values() if plan.online]
+        if self.expected:
+            parts.append(f"{decibels(self.expected.mean_db)} {self.expected.origin.replace('-', ' ')}")
+        if not self.skips:
+            parts.append("nothing is skipped")
+        return f"<CacheSchedule {printable(', '.join(parts))}>"
+
+    def _repr_html_(self) -> str:
+        """Return the summary as HTML, for notebooks."""
+        return card("CacheSchedule", self.describe())
 
 
 def _called(plan: DenoiserPlan, steps: int) -> np.ndarray:

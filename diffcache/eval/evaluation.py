@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, Unusable
 from diffcache.eval import metrics as metric_room
+from diffcache.eval import results
 from diffcache.eval import trials as tried
 from diffcache.eval.checks import check_counted, check_methods, check_names, check_outputs, check_title
 from diffcache.eval.extractors import Extractor
@@ -26,6 +27,7 @@ from diffcache.eval.metrics import Scorer
 from diffcache.eval.plausible import Part
 from diffcache.eval.record import JsonObject, assembled, circumstances, read
 from diffcache.eval.report import write_html
+from diffcache.eval.results import MethodResult
 from diffcache.eval.runner import Compare, Judges, run_share
 from diffcache.eval.saved_parts import EvaluationFolder, slug
 from diffcache.eval.set_distances import sets_of
@@ -35,7 +37,9 @@ from diffcache.eval.table import markdown
 from diffcache.eval.trials import Trials
 from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
+from diffcache.settings import shows_progress
 from diffcache.simulation.simulator import Simulator
+from diffcache.text import printable
 
 PROMISED_IN = "state"  # the metric in which schedules state their expected fidelity
 
@@ -46,9 +50,19 @@ Source = CacheSchedule | Rule | str | Path
 class Evaluation:
     """The result of an evaluation.
 
+    ``evaluation["name"]`` holds the results of one method.
+
     Attributes:
         record: All results, as docs/evaluation.md describes them.
         folder: The folder that holds the record, the table, the pictures and the report.
+
+    Example:
+        >>> found = diffcache.evaluate(pipe, {"ours": schedule}, prompts, num_inference_steps=28)
+        >>> found["ours"].psnr, found["ours"].seconds, found["ours"].speedup
+        (53.2, 1.9, 2.6)
+        >>> found.best(min_speedup=2).name
+        'ours'
+        >>> table = found.to_pandas()
     """
 
     record: JsonObject
@@ -59,14 +73,58 @@ class Evaluation:
         """The path of the HTML report."""
         return self.folder / "report.html"
 
+    def __getitem__(self, name: str) -> MethodResult:
+        """Return the results of a method.
+
+        Raises:
+            UnknownName: If there is no method of that name. The error lists the names.
+        """
+        return results.result_of(self.record, name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names of the methods."""
+        return iter(results.names(self.record))
+
+    def best(self, metric: str | None = None, *, min_speedup: float | None = None) -> MethodResult:
+        """Return the method with the best mean of a metric.
+
+        The full run is left out. Of equal means, the faster method is returned.
+
+        Args:
+            metric: Name of the metric. None: the first metric of the evaluation, which is PSNR for pictures.
+            min_speedup: Least speed-up of the sampling loop. None: any.
+
+        Raises:
+            UnknownName: If no method has a score by the metric.
+            BadOption: If no method is as fast as ``min_speedup``.
+        """
+        return results.best(self.record, metric, min_speedup)
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row per method: work, seconds, speed-up, memory and means of metrics.
+
+        Raises:
+            MissingPackageError: If pandas is not installed.
+        """
+        return results.to_pandas(self.record)
+
     def __str__(self) -> str:
         return markdown(self.record)
+
+    def __repr__(self) -> str:
+        methods, samples = len(self.record["methods"]), len(self.record["samples"])
+        counted = f"{methods} method{'s' * (methods != 1)} on {samples} sample{'s' * (samples != 1)}"
+        return printable(f"<Evaluation of {counted}, {self.record['pipeline']['class']}, in {str(self.folder)!r}>")
+
+    def _repr_html_(self) -> str:
+        """Return a small table as HTML, for notebooks."""
+        return results.to_html(self.record)
 
 
 def evaluate(
     pipe: Any,
     schedules: Mapping[str, Source] | Sequence[Method],
-    calls: Sequence[Mapping[str, Any]],
+    calls: str | Mapping[str, Any] | Sequence[str] | Sequence[Mapping[str, Any]],
     *,
     metrics: Sequence[str] | None = None,
     scorers: Sequence[Scorer] = (),
@@ -79,7 +137,8 @@ def evaluate(
     trials: Trials | None = None,
     out: str | Path = "evaluation",
     title: str = "",
-    progress: bool = True,
+    progress: bool | None = None,
+    **common: Any,
 ) -> Evaluation:
     """Run ``pipe`` in full, with each schedule and with comparison methods, on the same calls, and write a report.
 
@@ -94,8 +153,9 @@ def evaluate(
         pipe: A pipeline, a policy or a :class:`diffcache.Loop` that is not accelerated. It is left unchanged. For a
             loop, final states are compared.
         schedules: Name -> a schedule, a path, a Hub id or a rule; or a list of methods.
-        calls: Arguments for ``pipe(**call)``. Use prompts and seeds that were not used for calibration, and one
-            generator for each sample. All calls have one number of steps.
+        calls: Prompts, or dictionaries of arguments for ``pipe(**call)``: one, or a list. Use prompts and seeds that
+            were not used for calibration. The prompts get the seeds 0, 1, …; a dictionary holds one generator for each
+            sample. All calls have one number of steps.
         metrics: Names of metrics in ``diffcache.eval.metrics`` that compare outputs with the full run's. None: PSNR,
             SSIM, latent error and state PSNR for pictures; action error and state PSNR for policies; latent error and
             state PSNR for loops. State PSNR is always measured if a schedule states its expected fidelity.
@@ -112,7 +172,8 @@ def evaluate(
         out: The folder. A run that was stopped continues there, call by call. Results made with other settings are made
             again.
         title: Title of the report.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar. None: on a terminal or in a notebook.
+        **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
         The record and the folder.
@@ -121,9 +182,15 @@ def evaluate(
         BadOption: If an argument is not valid.
         UnknownName: If there is no metric, option or extractor of a name.
         DiffCacheError: If :func:`diffcache.accelerate` or a metric raises it.
+
+    Example:
+        >>> prompts = ["a fox in the snow", "a red car"]
+        >>> found = diffcache.evaluate(pipe, {"ours": schedule}, prompts, num_inference_steps=28)
+        >>> found["ours"].psnr, found["ours"].speedup
     """
     subject = Subject.of(pipe)
     pipe, traits = subject.pipe, subject.traits
+    calls = host.calls_of(pipe, calls, common, evaluate)
     host.check_calls(pipe, calls, repeatable=True)
     for call in calls:
         host.digest_of_call(call)
@@ -152,7 +219,7 @@ def evaluate(
     methods = [full(), *mine, *compare, *extra]
     check_methods(pipe, methods, ())
     folder.prepare([slug(method.name) for method in methods])
-    found, rank, processes = _run(subject, methods, calls, steps, judges, folder, me, progress)
+    found, rank, processes = _run(subject, methods, calls, steps, judges, folder, me, shows_progress(progress))
     played: dict[str, list[float]] = {}
     if trials and rank == 0:
         played = {m.name: trials.outcomes(pipe, m, host.digest_of([m.digest, me]), folder) for m in methods}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from diffcache.executor.criteria import Where
 from diffcache.executor.wrappers import Wrappers
 from diffcache.host.structure import DEEP_STACK, deep_branch, first_norm
 from diffcache.patch import Undo, Wrapper, layer, on_top, spot, weak
+
+Deciding = Mapping[str, tuple[str, Where | None]]  # denoiser -> the stack whose first block decides, where in the block
 
 
 @dataclass(slots=True)
@@ -43,34 +45,55 @@ class Patch:
             self.undo = layer(*spot(part), self.wrapper)
 
 
-def make_patches(wrappers: Wrappers, schedule: CacheSchedule, sites: Sites) -> list[Patch]:
-    """Make the layers that a schedule needs. They are not applied.
+def make_patches(wrappers: Wrappers, schedules: Sequence[CacheSchedule], sites: Sites) -> list[Patch]:
+    """Make the layers that any of several schedules needs. They are not applied.
 
     Args:
         wrappers: Makes the wrappers.
-        schedule: The schedule.
+        schedules: The schedules. ``demand_visible`` has accepted them.
         sites: The modules of every site of the denoisers.
 
     Raises:
-        UnsupportedModel: A site is in a compiled graph, or a criterion cannot decide in this network.
+        UnsupportedModel: A criterion cannot decide in this network.
         BadOption: A criterion decides in a block, and a site of the plan is not a stack.
     """
-    demand_visible(schedule, {name: modules["model"][0] for name, modules in sites.items()})
     found = []
     for name, modules in sites.items():
-        root = modules["model"][0]
-        first, where = deciding_stack(schedule, name, sites)
-        for site in _wrapped_sites(schedule, name):
-            pairs = list(wrappers.for_site(name, site, modules[site], where if site == first else None))
-            if site == first and where is Where.FIRST_NORM:
-                norm = first_norm(modules[site][0])
-                if norm is None:
-                    raise _no_norm(schedule, name, site, sites)
-                path = next(path for path, module in root.named_modules() if module is norm)
-                check_compiled(name, root, [f"sublayer:{path}"])
-                pairs.append((norm, wrappers.for_first_norm(name)))
+        wrapped = dict.fromkeys(site for schedule in schedules for site in _wrapped_sites(schedule, name))
+        norms = _deciding_norms(schedules, name, sites)
+        for site in wrapped:
+            pairs = list(wrappers.for_site(name, site, modules[site]))
+            if site in norms:
+                pairs.append((norms[site], wrappers.for_first_norm(name)))
             found += [Patch(weak(part), wrapper) for part, wrapper in pairs]
     return found
+
+
+def _deciding_norms(schedules: Sequence[CacheSchedule], name: str, sites: Sites) -> dict[str, Any]:
+    """Return stack -> the normalisation in its first block by which a criterion of a schedule decides.
+
+    Raises:
+        UnsupportedModel: The block has none, or it is in a compiled graph.
+    """
+    found: dict[str, Any] = {}
+    root = sites[name]["model"][0]
+    for schedule in schedules:
+        site, where = deciding_stack(schedule, name, sites)
+        if where is not Where.FIRST_NORM or site in found:
+            continue
+        norm = first_norm(sites[name][site][0])
+        if norm is None:
+            raise _no_norm(schedule, name, site, sites)
+        path = next(path for path, module in root.named_modules() if module is norm)
+        check_compiled(name, root, [f"sublayer:{path}"])
+        found[site] = norm
+    return found
+
+
+def deciding_stacks(schedule: CacheSchedule, sites: Sites) -> Deciding:
+    """Return ``deciding_stack`` of every denoiser for which there is one."""
+    found = {name: deciding_stack(schedule, name, sites) for name in sites}
+    return {name: (site, where) for name, (site, where) in found.items() if where is not None}
 
 
 def demand_visible(schedule: CacheSchedule, denoisers: Mapping[str, Any]) -> None:

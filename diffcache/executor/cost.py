@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffcache import host
+from diffcache import host, text
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan
-from diffcache.errors import UnsupportedModel
+from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import criteria
 from diffcache.executor.attach import deciding_stack, demand_visible
 from diffcache.executor.bound import Bound
+from diffcache.executor.by_steps import BySteps, Source, for_call
 from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
 from diffcache.executor.criteria import Where
 from diffcache.executor.decider import signal_format
@@ -31,13 +33,14 @@ from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
 from diffcache.schedulers import Rule
 
+DISTILLED = 4  # steps: skipping one of so few is seldom worth its error
 FEW_STEPS = 8  # the usual number of steps of distilled models, or fewer
 LOOKED_AT = 4  # steps that run to see the decisions of an online rule, from the first that it decides about
 LOOKED_UNTIL = 12  # steps; decisions after them are not looked at
 NO_GAIN = 0.95  # above this fraction of the work, the overhead is larger than the saving
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
     """The expected work and memory of one call. It says nothing about fidelity.
 
@@ -50,6 +53,8 @@ class Estimate:
         asked: The forwards in the first steps about which an online rule decided.
         predicted: The forwards among them that it predicted.
         measured: Whether the schedule holds the fidelity that it was measured at.
+        seconds: The seconds of the whole full call, from ``timed=True``, else None.
+        loop_seconds: The seconds of its sampling loop, else None.
     """
 
     steps: int
@@ -59,6 +64,8 @@ class Estimate:
     asked: int = 0
     predicted: int = 0
     measured: bool = False
+    seconds: float | None = None
+    loop_seconds: float | None = None
 
     @property
     def gain(self) -> float:
@@ -66,10 +73,31 @@ class Estimate:
         return 1 / max(self.compute_fraction, 1e-9)
 
     def __str__(self) -> str:
+        return f"{self._saving()}{self._outside()}"
+
+    def __repr__(self) -> str:
+        least = "at least " if self.online else ""
+        work = f"{least}{self.compute_fraction:.1%} of the work of {self.steps} steps"
+        return f"<Estimate {work}, {shown(self.cache_bytes)} of cache>"
+
+    def _repr_html_(self) -> str:
+        """Return the sentence as HTML, for notebooks."""
+        return text.card("Estimate", str(self))
+
+    def _saving(self) -> str:
+        """Return the work, the gain and the memory as text."""
+        if self.compute_fraction >= 1 and not self.online:
+            return f"no gain expected: nothing is skipped, all {self.steps} steps are computed"
         if self.compute_fraction > NO_GAIN:
             return f"no gain expected: {self.compute_fraction:.0%} of the work of {self.steps} steps is still done"
         work = f"{self.steps} steps at {self.compute_fraction:.1%} of the denoiser's work"
-        held = f"{self.cache_bytes:,} bytes of cache at most"
+        held = f"{shown(self.cache_bytes)} of cache at most"
+        if self.steps <= DISTILLED and not self.measured:
+            return (
+                f"{work}; {held}. Distilled models of few steps leave little to skip: each of {self.steps} steps "
+                "changes the sample much, and predictions may be far off. Compare with the full run by "
+                "diffcache.evaluate before you use it"
+            )
         if not self.online:
             return f"{work}: up to {self.gain:.2f}x faster sampling; {held}{self._few()}"
         seen = f"{self.predicted or 'none'} of the {self.asked} forwards that it was asked about in the first steps"
@@ -87,6 +115,24 @@ class Estimate:
             f". {self.steps} steps are few: each changes the sample much, above all in distilled models, and "
             "predictions may be far off. Compare with the full run by diffcache.evaluate before you use it"
         )
+
+    def _outside(self) -> str:
+        """Return the share of the call's time outside of the sampling loop, and what it leaves of the gain."""
+        if self.seconds is None or self.loop_seconds is None:
+            return ""
+        share = 1 - self.loop_seconds / self.seconds
+        call = f"The full call takes {self.seconds:.3g} s, {share:.0%} of them outside of the sampling loop"
+        most = self.seconds / (self.seconds - self.loop_seconds * (1 - min(self.compute_fraction, 1)))
+        least = "between no gain and" if self.online else "up to"
+        return f". {call}: {least} {most:.2f}x faster as a whole" if most > 1 else f". {call}"
+
+
+def shown(size: int) -> str:
+    """Return a number of bytes as text, in bytes, kB, MB or GB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}" if size < 999.5 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size} bytes"
 
 
 @dataclass(slots=True)
@@ -127,7 +173,7 @@ class _EnoughError(Exception):
 
 
 def estimate_for(
-    bound: Bound, source: CacheSchedule | Rule, call: Mapping[str, Any], store: str | None = None
+    bound: Bound, source: Source, call: Mapping[str, Any], store: str | None = None, *, timed: bool = False
 ) -> Estimate:
     """Run the first step of a call, measure it, and compute the rest from the schedule.
 
@@ -136,16 +182,22 @@ def estimate_for(
 
     Args:
         bound: The pipeline.
-        source: The schedule, or the rule that makes one.
+        source: The schedule, the rule that makes one, or several of them by number of steps.
         call: The arguments of the call.
         store: The format in which all outputs are kept. None keeps the formats of the schedule.
+        timed: Whether to run the call once in full as well, and time it.
 
     Raises:
+        BadOption: ``timed`` is True, and the pipeline is accelerated.
         DiffCacheError: All that ``diffcache.accelerate`` raises.
     """
     pipe, sites = bound.pipe, bound.sites
     host.demand_no_other_cache(pipe)
     host.check_call(pipe, call)
+    if timed and bound.executor is not None:
+        allowed = "False for an accelerated pipeline: the full call is timed. Call diffcache.restore(pipe) first"
+        raise BadOption("timed", timed, allowed)
+    source = _for_call(pipe, source, call)
     if isinstance(source, CacheSchedule):
         source = source if store is None else source.stored(store)
         check_pipeline(pipe, source, sites, strict=True)
@@ -157,8 +209,7 @@ def estimate_for(
     check_criteria(known)
     for name in known.denoisers:
         deciding_stack(known, name, sites)
-    found = dict(pipe.__dict__)
-    try:
+    with _unchanged(pipe):
         schedule, start, visits = _first_step(pipe, source, sites, call, store)
         asks, until = _early_decisions(schedule, start)
         decided: list[bool] = []
@@ -166,11 +217,7 @@ def estimate_for(
             executor = Executor(pipe, source, sites, store=store, quiet=True)
             with _random_state(call):
                 decided = _decided(executor, asks, until, sites, functools.partial(pipe, **call))
-    finally:  # a run cut short leaves its step, guidance scale and the like on the pipeline
-        pipe.__dict__.clear()
-        pipe.__dict__.update(found)
-        if hasattr(pipe, "maybe_free_model_hooks"):
-            pipe.maybe_free_model_hooks()
+        seconds = _seconds(pipe, call) if timed else (None, None)
     programs = compile_schedule(schedule)
     _demand_own_inputs(schedule, visits)
     deciding_stacks = {name: deciding_stack(schedule, name, sites) for name in schedule.denoisers}
@@ -184,7 +231,46 @@ def estimate_for(
     peak = _peak_bytes(programs, visits, start, schedule.steps) + _criteria_bytes(schedule, deciding_stacks, visits)
     online = any(plan.online for plan in schedule.denoisers.values())
     measured = schedule.expected is not None
-    return Estimate(schedule.steps - start, done / max(full, 1), peak, online, len(decided), sum(decided), measured)
+    return Estimate(
+        schedule.steps - start, done / max(full, 1), peak, online, len(decided), sum(decided), measured, *seconds
+    )
+
+
+def _for_call(pipe: Any, source: Source, call: Mapping[str, Any]) -> CacheSchedule | Rule:
+    """Return the schedule or the rule for a call, and leave the pipeline and random generators as they were."""
+    if not isinstance(source, BySteps):
+        return source
+    with _unchanged(pipe), _random_state(call), torch.no_grad():
+        return for_call(pipe, source, call)
+
+
+def _seconds(pipe: Any, call: Mapping[str, Any]) -> tuple[float, float]:
+    """Run a call in full. Return its seconds, and those between the beginning and the end of its sampling loops."""
+    found: list[float] = []
+    began = 0.0
+
+    class Observer(host.LoopObserver):
+        def loop_began(self, run: host.LoopRun) -> None:
+            nonlocal began
+            began = _now()
+
+        def loop_ended(self, run: host.LoopRun) -> None:
+            found.append(_now() - began)
+
+    watcher = host.LoopWatcher(pipe, Observer())
+    with contextlib.ExitStack() as undo, _random_state(call), torch.no_grad():
+        undo.callback(watcher.detach)
+        watcher.attach()
+        start = _now()
+        pipe(**call)
+        return _now() - start, sum(found)
+
+
+def _now() -> float:
+    """Return the time in seconds, after all work of the GPU."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch has no types here
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
@@ -441,6 +527,19 @@ def _criteria_bytes(
         if v.site == "model":
             total += kept_bytes(criterion.keeps(v.inputs.main, v.outputs), None)
     return total
+
+
+@contextlib.contextmanager
+def _unchanged(pipe: Any) -> Iterator[None]:
+    """Undo at the end of the block what a run that is cut short leaves on a pipeline: its step, guidance scale, …."""
+    found = dict(pipe.__dict__)
+    try:
+        yield
+    finally:
+        pipe.__dict__.clear()
+        pipe.__dict__.update(found)
+        if hasattr(pipe, "maybe_free_model_hooks"):
+            pipe.maybe_free_model_hooks()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +13,8 @@ from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, ScheduleMismatch
 from diffcache.executor.afterwards import about_finiteness, about_work
-from diffcache.executor.attach import demand_visible, make_patches
+from diffcache.executor.attach import Deciding, deciding_stacks, demand_visible, make_patches
+from diffcache.executor.by_steps import BySteps, Source, members, stored, title
 from diffcache.executor.checks import (
     Sites,
     check_criteria,
@@ -24,7 +26,7 @@ from diffcache.executor.checks import (
 from diffcache.executor.doubts import ADVICE, end_notices
 from diffcache.executor.noise_levels import move_levels
 from diffcache.executor.notices import Notice, counted, publish
-from diffcache.executor.program import compile_schedule
+from diffcache.executor.program import Program, compile_schedule
 from diffcache.executor.state import OnPrediction, RunState
 from diffcache.executor.wrappers import Wrappers
 from diffcache.kernels.library import Backend, check_backend
@@ -57,14 +59,36 @@ def grid_of(pipe: Any, run: host.LoopRun) -> Grid:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A schedule or a rule, checked against the pipeline.
+
+    Attributes:
+        source: The schedule, or the rule that makes one for each run.
+        schedule: The schedule. Of a rule, one for any grid, which has the same sites.
+        programs: The compiled plans, by denoiser and site. It is empty for a rule.
+        deciding: Where criteria decide, by denoiser.
+        predicts: Whether the schedule has predictions.
+    """
+
+    source: CacheSchedule | Rule
+    schedule: CacheSchedule
+    programs: dict[tuple[str, str], Program]
+    deciding: Deciding
+    predicts: bool
+
+
 class Executor(host.LoopObserver):
     """Applies a schedule to one pipeline, between ``attach`` and ``detach``.
+
+    Of several schedules, each run chooses the one for its number of steps when its loop begins. The layers are those
+    that any of the schedules needs; a layer at a site that the run's schedule does not plan passes calls through.
 
     The layers on the pipeline hold the executor. The executor holds neither the pipeline nor a module.
 
     Args:
         pipe: The pipeline.
-        source: The schedule, or the rule that makes one for each run.
+        source: The schedule, the rule that makes one for each run, or several of them by number of steps.
         sites: The modules of every site of the denoisers.
         strict: See ``diffcache.accelerate``.
         on_prediction: See ``OnPrediction``.
@@ -87,7 +111,7 @@ class Executor(host.LoopObserver):
     def __init__(
         self,
         pipe: Any,
-        source: CacheSchedule | Rule,
+        source: Source,
         sites: Sites,
         *,
         strict: bool = True,
@@ -102,7 +126,7 @@ class Executor(host.LoopObserver):
             raise BadOption("mismatch", mismatch, ", ".join(map(repr, get_args(Misfit))))
         host.demand_no_other_cache(pipe)
         self.wrapping = host.Wrapping(pipe, sites)
-        self.source = source if store is None or isinstance(source, Rule) else source.stored(store)
+        self.source = stored(source, store)
         self.store, self.backend = store, backend
         self.on_prediction = on_prediction
         self.strict = strict
@@ -113,19 +137,26 @@ class Executor(host.LoopObserver):
         self.runs = 0
         self.strays: Counter[tuple[str, str]] = Counter()
         self.totals: Counter[str] = Counter()
-        if isinstance(self.source, CacheSchedule):
-            check_pipeline(pipe, self.source, sites, strict=strict)
-            schedule = self.source
+        self._ready = {steps: self._checked(pipe, one, sites) for steps, one in members(self.source).items()}
+        schedules = [ready.schedule for ready in self._ready.values()]
+        self._patches = make_patches(Wrappers(self.host, self._misfit), schedules, sites)
+
+    def _checked(self, pipe: Any, source: CacheSchedule | Rule, sites: Sites) -> Ready:
+        """Check a schedule or a rule against the pipeline, and compile a schedule."""
+        if isinstance(source, CacheSchedule):
+            check_pipeline(pipe, source, sites, strict=self.strict)
+            schedule = source
             check_criteria(schedule)
-            self._programs = compile_schedule(schedule)
+            programs = compile_schedule(schedule)
         else:
-            check_granularity(self.source, sites)
+            check_granularity(source, sites)
             # On any grid: errors of the rule are raised now, and its sites do not depend on the grid
-            schedule = scheduled(self.source, ANY_GRID, self.sites, store)
+            schedule, programs = scheduled(source, ANY_GRID, self.sites, self.store), {}
             check_criteria(schedule)
         check_in_parts(pipe, schedule)
-        self._patches = make_patches(Wrappers(self.host, self._misfit), schedule, sites)
-        self._predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
+        demand_visible(schedule, {name: found["model"][0] for name, found in sites.items()})
+        predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
+        return Ready(source, schedule, programs, deciding_stacks(schedule, sites), predicts)
 
     def attach(self) -> None:
         """Put all layers on the pipeline. If that fails, remove them again."""
@@ -172,12 +203,13 @@ class Executor(host.LoopObserver):
             ScheduleMismatch: The schedule does not fit the run.
             UnsupportedModel: The schedule cannot run on the pipeline in its present state.
         """
-        if isinstance(self.source, Rule):
-            schedule = scheduled(self.source, grid_of(self.host.pipe, run), self.sites, self.store)
+        ready = self._ready_for(run)
+        if isinstance(ready.source, Rule):
+            schedule = scheduled(ready.source, grid_of(self.host.pipe, run), self.sites, self.store)
             check_criteria(schedule)
             programs = compile_schedule(schedule)
         else:
-            schedule, programs = self.source, self._programs
+            schedule, programs = ready.schedule, ready.programs
             check_run(self.host.pipe, run, schedule, strict=self.strict)
         run.assigned.expect(schedule.layout.names)
         check_in_parts(self.host.pipe, schedule)
@@ -192,7 +224,23 @@ class Executor(host.LoopObserver):
             levels_back=levels_back,
             on_prediction=self.on_prediction,
             backend=self.backend,
+            deciding=ready.deciding,
+            predicts=ready.predicts,
+            chosen=f"{title(ready.source)}, of those for {self.source.covered} steps"
+            if isinstance(self.source, BySteps)
+            else "",
         )
+
+    def _ready_for(self, run: host.LoopRun) -> Ready:
+        """Return the schedule or the rule of a run.
+
+        Raises:
+            ScheduleMismatch: None covers its number of steps.
+        """
+        if isinstance(self.source, BySteps):
+            self.source.of(run.steps)
+            return self._ready[run.steps]
+        return self._ready[None]
 
     def _in_full(self, why: ScheduleMismatch) -> RunState:
         """Return a state in which every step is computed and nothing is kept, for any number of steps.
@@ -245,7 +293,7 @@ class Executor(host.LoopObserver):
                 )
             )
         elif run.index >= run.steps or (run.forwards and run.whole):
-            state.notices += about_work(state, predicts=self._predicts and bool(state.programs))
+            state.notices += about_work(state, predicts=state.predicts and bool(state.programs))
         if run.cut:
             state.notices.append(
                 Notice(

@@ -21,6 +21,10 @@ class FailedOpen(RuntimeWarning):
 
     Most often, predictions were computed in full instead. By default Python shows a warning of the same text from the
     same line once. The logger ``diffcache`` gets a record for every run.
+
+    Example:
+        >>> warnings.simplefilter("error", diffcache.FailedOpen)  # treat such a run as an error
+        >>> image = pipe("a lighthouse in a storm").images[0]
     """
 
 

@@ -9,6 +9,7 @@ from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import Executor
 from diffcache.executor.notices import Notice, counted
 from diffcache.executor.state import RunState
+from diffcache.text import card
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Row:
     peak_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """A summary of the last run, or of the run in progress.
 
@@ -61,6 +62,7 @@ class Report:
             the share of calls of these sites that were predicted. All else always runs, so the share of operations
             of the denoiser is smaller. ``diffcache.estimate`` counts operations.
         schedule: The schedule of the run. A rule has made it for the run. It is None before the first run.
+        chosen: Which of several schedules the run used. It is empty if there was only one, or if the run fitted none.
     """
 
     rows: tuple[Row, ...]
@@ -75,11 +77,23 @@ class Report:
     predicted: int = 0
     skipped: float = 0.0
     schedule: CacheSchedule | None = field(default=None, repr=False, compare=False)
+    chosen: str = ""
 
     @property
     def reasons(self) -> Mapping[str, int]:
         """Return the number of times by kind of notice, in this run. docs/serving.md lists the kinds."""
         return dict(counted(self.notices))
+
+    def __repr__(self) -> str:
+        if not self.runs:
+            return "<Report: no run yet>"
+        work = f"{self.computed} forwards computed, {self.predicted} predicted, {self.skipped:.0%} skipped"
+        reasons = "".join(f", {kind} {times}" for kind, times in self.reasons.items())
+        return f"<Report of run {self.runs}: {work}{reasons}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML, for notebooks."""
+        return card("Report", str(self))
 
     def __str__(self) -> str:
         head = f"{'denoiser':<16}{'site':<34}{'branch':>6}{'computed':>10}{'predicted':>11}{'failed open':>13}"
@@ -88,6 +102,8 @@ class Report:
             failed = sum(r.failed_open.values())
             counts = f"{r.denoiser:<16}{r.site:<34}{r.branch:>6}{r.computed:>10}{r.predicted:>11}{failed:>13}"
             lines.append(counts + (f"{r.kept_as:>9}{r.peak_bytes:>16,}" if r.peak_bytes else ""))
+        if self.chosen:
+            lines.append(f"used {self.chosen}")
         if guarded := sum(r.guarded for r in self.rows):
             lines.append(f"guarded: the input had moved too far ({guarded})")
         for name, rule in self.online.items():
@@ -150,6 +166,7 @@ def report_of(executor: Executor) -> Report:
         predicted=sum(bool(share) for share in skipped),
         skipped=sum(skipped) / max(len(skipped), 1),
         schedule=state.schedule,
+        chosen=state.chosen,
     )
 
 

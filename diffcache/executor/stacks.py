@@ -36,14 +36,12 @@ class BlockPosition:
     Attributes:
         first: Whether it is the first block.
         last: Whether it is the last block.
-        where: Where in the first block of this stack a criterion decides, or None if it does not decide there.
         part: The number of the block if the parts of the stack differ, else None. Such parts cannot return the output
             of each other.
     """
 
     first: bool
     last: bool
-    where: Where | None = None
     part: int | None = None
 
 
@@ -61,25 +59,25 @@ def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, co
         inputs: The inputs of the block.
         compute: Runs the block and returns its output.
     """
-    stack = call.stacks.get(site)
+    stack, where = call.stacks.get(site), call.decides_in(site)
     if stack is not None and stack.finished:  # the host runs its blocks once more
         stack, call.visits[site] = None, call.visits[site] + 1
-    if stack is None and position.first and position.where is Where.FIRST_BLOCK:
+    if stack is None and position.first and where is Where.FIRST_BLOCK:
         given = Inputs(tuple(t.detach().clone() for t in inputs.main), inputs.others)  # blocks may write into it
         value = compute()
         call.first_block = FirstBlock(given, Output.of(value).tensors)
         return value
     begun = None
     if stack is None:
-        if position.first and position.where is Where.FIRST_NORM:
+        if position.first and where is Where.FIRST_NORM:
             inputs, begun = _run_to_first_norm(call, site, inputs, compute)
-        elif position.where is Where.FIRST_BLOCK:
+        elif where is Where.FIRST_BLOCK:
             _decide_by_first_block(call, site, inputs)
         predicted = try_predict(call, site, inputs)  # at the first block that runs: some pipelines leave blocks out
         if predicted is None and begun is None:
             inputs = snapshot(call, site, inputs)
         stack = call.stacks[site] = Stack(inputs, predicted)
-        if position.where is Where.FIRST_BLOCK and call.first_block is not None:
+        if where is Where.FIRST_BLOCK and call.first_block is not None:
             stack.previous = call.first_block.outputs
     stack.finished = position.last
     if stack.prediction is None:

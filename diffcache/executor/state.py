@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcache.documents.branches import BranchLayout
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import notices
+from diffcache.executor.criteria import Where
 from diffcache.executor.decider import Decider, Verdict, signal_format
 from diffcache.executor.notices import Notice, Reason
 from diffcache.executor.pairing import Inputs, Pairing
@@ -117,6 +118,9 @@ class RunState:
         backend: The backend that was asked for, for tensors kept in fewer bytes.
         backend_used: The backend that ran. It is empty if no tensor was kept in fewer bytes.
         keepings: How outputs are kept, by denoiser, site and device.
+        deciding: The stack whose first block decides, and where in the block, by denoiser.
+        predicts: Whether the schedule, or the rule that made it, has predictions.
+        chosen: Which of several schedules was chosen for the run. It is empty if there was only one.
     """
 
     schedule: CacheSchedule
@@ -146,6 +150,9 @@ class RunState:
     backend: Backend = "auto"
     backend_used: str = ""
     keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
+    deciding: Mapping[str, tuple[str, Where | None]] = field(default_factory=dict)
+    predicts: bool = False
+    chosen: str = ""
 
     def __post_init__(self) -> None:
         self.layout = self.schedule.layout
@@ -329,6 +336,11 @@ class Call:
     def key(self, site: str) -> Hashable:
         """Return the key of the anchors of ``site``: every branch has its own, and every visit within a forward."""
         return self.denoiser, site, self.branch, self.visits[site]
+
+    def decides_in(self, site: str) -> Where | None:
+        """Return where in the first block of a stack the criterion of this run decides, or None."""
+        stack, where = self.state.deciding.get(self.denoiser, ("", None))
+        return where if stack == site else None
 
     def decide(self, signal: tuple[Tensor, ...]) -> None:
         """Decide whether this forward is predicted.

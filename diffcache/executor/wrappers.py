@@ -11,7 +11,6 @@ from torch import nn
 from diffcache import host
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor.checks import check_guidance
-from diffcache.executor.criteria import Where
 from diffcache.executor.doubts import check_forward
 from diffcache.executor.pairing import reader
 from diffcache.executor.site import run_site
@@ -36,23 +35,20 @@ class Wrappers:
         self._on_mismatch = on_mismatch
         self._current = threading.local()
 
-    def for_site(
-        self, name: str, site: str, modules: tuple[nn.Module, ...], where: Where | None = None
-    ) -> Iterator[tuple[nn.Module, Wrapper]]:
+    def for_site(self, name: str, site: str, modules: tuple[nn.Module, ...]) -> Iterator[tuple[nn.Module, Wrapper]]:
         """Yield the modules of a site, each with its wrapper.
 
         Args:
             name: The component name of the network.
             site: The name of the site.
             modules: The modules of the site.
-            where: Where in the first block of the site a criterion decides, or None.
         """
         unlike = len({type(module) for module in modules}) > 1
         for i, module in enumerate(modules):
             if site == "model":
                 yield module, self._denoiser(name, module)
             elif site.startswith("stack:"):
-                position = BlockPosition(module is modules[0], module is modules[-1], where, i if unlike else None)
+                position = BlockPosition(module is modules[0], module is modules[-1], i if unlike else None)
                 yield module, self._stack_block(name, site, module, position)
             else:
                 yield module, self._module(name, site, module)

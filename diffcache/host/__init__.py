@@ -13,6 +13,7 @@ from diffcache.host.call_values import MOST_STEPS, check_values, generators
 from diffcache.host.calls import (
     arguments_of,
     arguments_of_class,
+    calls_of,
     check_call,
     check_calls,
     check_names,
@@ -81,6 +82,7 @@ __all__ = [
     "arguments_of_class",
     "batches_guidance",
     "branch",
+    "calls_of",
     "check_call",
     "check_calls",
     "check_names",

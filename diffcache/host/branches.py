@@ -29,14 +29,6 @@ _entered = threading.local()
 def branch(name: str) -> Iterator[None]:
     """Name the branch of guidance of the forwards within the ``with`` block.
 
-        with diffcache.trajectory(network, timesteps):
-            for t in timesteps:
-                with diffcache.branch("cond"):
-                    cond = network(x, t, prompt)
-                if t > guidance_end:
-                    with diffcache.branch("uncond"):
-                        uncond = network(x, t, empty)
-
     Each branch is predicted from outputs of the same branch. Branches may come in any order, and may be left out at
     some steps. A name that comes again begins the next step of a trajectory, so tiles or chunks of one step need
     different names.
@@ -46,6 +38,15 @@ def branch(name: str) -> Iterator[None]:
 
     Raises:
         BadOption: ``name`` is not a text, or is empty.
+
+    Example:
+        >>> with diffcache.trajectory(network, timesteps):
+        ...     for t in timesteps:
+        ...         with diffcache.branch("cond"):
+        ...             cond = network(x, t, prompt)
+        ...         if t > guidance_end:
+        ...             with diffcache.branch("uncond"):
+        ...                 uncond = network(x, t, empty)
     """
     if not isinstance(name, str) or not name:
         raise BadOption("name", name, 'a text that is not empty, for example branch("cond")')

@@ -1,13 +1,14 @@
-"""Calls of a pipeline, checked before the pipeline runs.
+"""Calls of a pipeline, made of what the user passes and checked before the pipeline runs.
 
-A call is a dictionary of arguments for ``pipe(**call)``. Every function that takes calls checks them here first, so
-that a mistake in the last call is found before the first one runs.
+A call is a dictionary of arguments for ``pipe(**call)``. ``calls_of`` makes calls of texts and of common arguments.
+Every function that takes calls checks them here first, so that a mistake in the last call is found before the first one
+runs.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffcache.errors import BadOption, UnknownName, Unusable
@@ -16,6 +17,94 @@ from diffcache.host.call_values import shown
 from diffcache.host.kinds import kind_of
 
 ALLOWED = "a list of at least one dictionary of arguments for pipe(**call)"
+ALSO = f"{ALLOWED}, a single dictionary, or prompts as texts"
+PROMPT = "prompt"
+
+
+def calls_of(
+    pipe: Any,
+    given: Any,
+    common: Mapping[str, Any],
+    taker: Callable[..., Any],
+    name: str = "calls",
+    *,
+    first_seed: int = 0,
+) -> Sequence[Mapping[str, Any]]:
+    """Return calls, made of the texts or dictionaries that the user passed.
+
+    A text becomes ``{"prompt": text}`` with a seeded generator. A single text or dictionary becomes a list of one call.
+    The result still has to be checked by ``check_calls``.
+
+    Args:
+        pipe: A pipeline, or the ``Loop`` of a policy or a network.
+        given: A text, a dictionary of arguments, or a list of either.
+        common: Arguments that are added to every call.
+        taker: The public function that was called with ``common``. Its own options are listed if a name is unknown.
+        name: The name of the argument that holds ``given``, for errors.
+        first_seed: The seed of the first text. The seeds of further texts count up from it.
+
+    Returns:
+        The calls. ``given`` itself, if it is a list of dictionaries and there are no common arguments.
+
+    Raises:
+        BadOption: ``given`` is neither, the pipeline takes no prompts, or a common argument is in a call as well.
+        UnknownName: The pipeline has no argument of the name of a common argument.
+    """
+    kind = kind_of(pipe)
+    _check_common(pipe, common, taker)
+    calls: Any = [given] if isinstance(given, (str, Mapping)) else given
+    if isinstance(calls, bytes) or not isinstance(calls, Sequence) or not calls:
+        raise BadOption(name, shown(given), ALSO, example=kind.example)
+    texts = [isinstance(one, str) for one in calls]
+    if any(texts) and not all(texts):
+        raise BadOption(name, "texts and other values in one list", ALSO, example=kind.example)
+    if any(texts):
+        _check_takes_prompts(pipe, calls[0], name)
+        return [_of_text(pipe, text, first_seed + i, common, name) for i, text in enumerate(calls)]
+    if not common:
+        made: Sequence[Mapping[str, Any]] = calls
+        return made
+    for index, call in enumerate(calls):
+        if not isinstance(call, Mapping):
+            raise BadOption(name, f"{shown(calls)} with {shown(call)} in it", ALSO, example=kind.example)
+        if twice := sorted(common.keys() & call.keys(), key=str):
+            allowed = f"each argument once: in the dictionaries, or as {twice[0]}=… for all of them"
+            raise BadOption(f"{name}[{index}]", f"{', '.join(twice)}, which is also given for all calls", allowed)
+    return [{**call, **common} for call in calls]
+
+
+def _check_common(pipe: Any, common: Mapping[str, Any], taker: Callable[..., Any]) -> None:
+    """Raise UnknownName for a common argument that the pipeline does not have."""
+    parameters = arguments_of(pipe)
+    for key in common:
+        if parameters is not None and key not in parameters:
+            own = [p.name for p in inspect.signature(taker).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            kind = f"option of {taker.__name__} and no argument of {type(pipe).__name__}"
+            raise UnknownName(kind, key, (*own, *parameters))
+
+
+def _check_takes_prompts(pipe: Any, text: str, name: str) -> None:
+    """Raise BadOption if calls cannot be made of texts because the pipeline has no argument ``prompt``."""
+    parameters = arguments_of(pipe)
+    if parameters is None or PROMPT in parameters:
+        return
+    empty = inspect.Parameter.empty
+    wanted = [key for key, p in parameters.items() if p.default is empty] or [
+        key for key in ("class_labels", "image", "batch_size") if key in parameters
+    ]
+    listed = ", ".join(wanted or parameters) or "no arguments"
+    example = f"dictionaries such as {{{wanted[0]!r}: …}}" if wanted else "dictionaries of its arguments"
+    raise BadOption(name, text, f"{example}: {type(pipe).__name__} takes no argument {PROMPT!r}; it takes {listed}")
+
+
+def _of_text(pipe: Any, text: str, seed: int, common: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the call for one prompt, with the noise of ``seed``."""
+    call = {PROMPT: text, **kind_of(pipe).noise_of(pipe, seed)}
+    if twice := sorted(common.keys() & call.keys()):
+        allowed = "dictionaries, if you choose prompts or generators yourself: each text brings a prompt and a seed"
+        value = common[twice[0]]
+        raise BadOption(twice[0], value if isinstance(value, str) else shown(value), f"{allowed}, in {name}")
+    return {**call, **common}
 
 
 def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bool = False) -> None:
@@ -45,6 +134,7 @@ def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bo
                 name,
                 f"call {index} has no generator",
                 "Pass one generator, or one for each sample, in each call; a policy or a loop takes a seed",
+                example=kind.example,
             )
 
 

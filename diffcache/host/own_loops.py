@@ -70,6 +70,16 @@ class Loop:
 
     Raises:
         BadOption: ``network`` is not an ``nn.Module``, or ``sample`` is not callable.
+
+    Example:
+        >>> def sample(prompt, steps=28):
+        ...     x, timesteps = torch.randn(1, 16, 64, 64), torch.linspace(1, 1 / steps, steps)
+        ...     with diffcache.trajectory(network, timesteps):
+        ...         for t in timesteps:
+        ...             x = x - network(x, t, prompt) / steps
+        ...     return x
+        >>> loop = diffcache.Loop(network, sample)
+        >>> schedule = diffcache.optimize(loop, [{"seed": seed, "prompt": p} for seed, p in enumerate(prompts)], 10)
     """
 
     name = "network"
@@ -195,11 +205,6 @@ def registered_loop(network: Part) -> Loop:
 def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branches: int = 1) -> Iterator[None]:
     """Mark one run of a sampling loop of your own: forwards of ``network`` within the block are counted.
 
-        diffcache.accelerate(network, "taylorseer:every=3,order=1")
-        with diffcache.trajectory(network, timesteps):
-            for t in timesteps:
-                x = step(x, network(x, t), t)
-
     Without ``accelerate`` it changes nothing.
 
     Args:
@@ -214,6 +219,12 @@ def trajectory(network: nn.Module, timesteps: Sequence[float] | Tensor, *, branc
         ScheduleMismatch: The schedule was made for another loop, or the network was accelerated before it was compiled.
         UnsupportedModel: The network is called more often than ``timesteps`` and ``branches`` allow, forwards without a
             name may have been taken for those of another branch, or another trajectory of the network is in progress.
+
+    Example:
+        >>> network = diffcache.accelerate(network, "taylorseer:every=3,order=1")
+        >>> with diffcache.trajectory(network, timesteps):
+        ...     for t in timesteps:
+        ...         x = step(x, network(x, t), t)
     """
     if not isinstance(network, nn.Module):
         raise BadOption("network", type(network).__name__, "an nn.Module that the loop calls at every step")

@@ -17,7 +17,7 @@ from diffcache.documents.budget import Budget
 from diffcache.documents.context import Network, ScheduleContext
 from diffcache.documents.document import configurations
 from diffcache.documents.profile import DenoiserProfile, Profile
-from diffcache.documents.schedule import CacheSchedule, Expected, Online, SitePlan, StoreFormat
+from diffcache.documents.schedule import CacheSchedule, Expected, Online, SitePlan, StoreFormat, most_db
 from diffcache.errors import BadOption, DocumentError, Unusable
 from diffcache.planning.storage import bytes_held, fit_formats
 from diffcache.schedulers import Planned
@@ -82,6 +82,11 @@ def plan(
     Raises:
         UnknownName: There is no such scheduler or option.
         BadOption: An option is out of range, or the budget is impossible. The error states what is possible.
+
+    Example:
+        >>> profile = diffcache.measure(pipe, prompts, num_inference_steps=28)
+        >>> schedule = diffcache.plan(profile, "closed_loop", 10)
+        >>> pipe = diffcache.accelerate(pipe, schedule)
     """
     budget = Budget.of(budget)
     name, options = schedulers.parse_spec(scheduler, "plan", options)
@@ -100,8 +105,8 @@ def plan(
     elif budget.speedup is not None:
         found = planned(steps_for_speedup(profile, budget.speedup))
     else:
-        assert budget.max_error_db is not None
-        found = _cheapest(profile, planned, budget.max_error_db)
+        assert budget.min_psnr_db is not None
+        found = _cheapest(profile, planned, budget.min_psnr_db)
     return document(profile, found, {"budget": str(budget)})
 
 
@@ -222,13 +227,13 @@ def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: f
         seen = found.expected or expected(profile, found)
         if seen is None:
             raise Unusable(
-                "max_error_db", "the final state of this plan cannot be simulated", "Pass a budget in computed_steps"
+                "min_psnr_db", "the final state of this plan cannot be simulated", "Pass a budget in computed_steps"
             )
         if seen.mean_db >= least_db:
             return found
         if seen.mean_db > best_db:
             best, best_db = computed_steps, seen.mean_db
-    raise BadOption("max_error_db", least_db, f"up to {best_db:.1f}, at {best} computed steps")
+    raise BadOption("min_psnr_db", least_db, f"up to {most_db(best_db)}, at {best} computed steps")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,10 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
 
     Raises:
         BadOption: The schedule has no timesteps or decides in the run, or the grid does not fall.
+
+    Example:
+        >>> pipe.scheduler.set_timesteps(40)
+        >>> schedule = diffcache.resampled(schedule, pipe.scheduler.timesteps)
     """
     if not isinstance(schedule, CacheSchedule):
         raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")

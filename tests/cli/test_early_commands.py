@@ -393,7 +393,9 @@ def test_a_run_that_fails_ends_the_line_of_its_bar(
     pipe.transformer.register_forward_hook(fail)
     run = {
         "measure": lambda: diffcache.measure(pipe, [call], progress=True),
-        "evaluate": lambda: diffcache.evaluate(pipe, {}, [call], compare=(), metrics=("latent",), out=tmp_path),
+        "evaluate": lambda: diffcache.evaluate(
+            pipe, {}, [call], compare=(), metrics=("latent",), out=tmp_path, progress=True
+        ),
     }
     with pytest.raises(RuntimeError, match="the network failed"):
         run[verb]()

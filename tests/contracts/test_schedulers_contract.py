@@ -192,10 +192,10 @@ def test_a_limit_that_is_met_is_kept_to(spec: str, found: Profile) -> None:
 def test_a_least_fidelity_is_met_or_the_reason_is_given(spec: str, found: Profile) -> None:
     wanted = made(spec, 7).expected
     if wanted is None:
-        with pytest.raises(BadOption, match="max_error_db"):
-            plan(found, spec, Budget(max_error_db=20))
+        with pytest.raises(BadOption, match="min_psnr_db"):
+            plan(found, spec, Budget(min_psnr_db=20))
         return
-    schedule = plan(found, spec, Budget(max_error_db=wanted.mean_db))
+    schedule = plan(found, spec, Budget(min_psnr_db=wanted.mean_db))
     assert schedule.expected is not None
     assert schedule.expected.mean_db >= wanted.mean_db
     assert schedule.computed_steps <= 7

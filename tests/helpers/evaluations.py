@@ -168,3 +168,34 @@ def paint(record: Record, folder: Path, size: int = 160) -> None:
             path = folder / m["pictures"][sample["id"]]
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((np.clip(exact + noise, 0, 1) * 255).round().astype(np.uint8)).save(path)
+
+
+def small_record() -> dict[str, Any]:
+    """As much of a record as results are read from: the full run and three methods, by two metrics."""
+
+    def method(name: str, seconds: float, speedup: float, **scores: float) -> dict[str, Any]:
+        return {
+            "name": name,
+            "kind": "full" if name == "full run" else "ours",
+            "steps": 8,
+            "computed_steps": 8 / speedup,
+            "seconds": {"loop": {"median": seconds, "low": seconds, "high": seconds}},
+            "speedup": {"loop": speedup},
+            "cache_bytes": 4,
+            "scores": {metric: {"mean": value, "low": value, "high": value} for metric, value in scores.items()},
+        }
+
+    return {
+        "pipeline": {"class": "FluxPipeline"},
+        "samples": [{}, {}],
+        "metrics": {
+            "psnr": {"title": "PSNR <b>", "better": "higher", "of_pairs": True},
+            "latent": {"title": "latent error", "better": "lower", "of_pairs": True},
+        },
+        "methods": [
+            method("full run", 4.0, 1.0, psnr=120.0, latent=0.0),
+            method("ours", 2.0, 2.0, psnr=50.0, latent=0.2),
+            method("fast", 1.0, 4.0, psnr=30.0, latent=0.1),
+            method("<script>", 0.5, 8.0, psnr=30.0, latent=0.9),
+        ],
+    }

@@ -9,6 +9,8 @@ from online import decided
 from probes import dicts
 
 from diffcache import accelerated, estimate, report
+from diffcache.errors import BadOption
+from diffcache.executor import cost
 
 SPECS = ["full", "uniform:every=3", "taylorseer:every=3,order=1"]
 INNER = [f"uniform:every=2,sites={g}" for g in ("stack", "block", "sublayer")]
@@ -51,7 +53,8 @@ def test_inner_sites_save_less_than_the_whole_model():
 
 def test_an_estimate_without_gain_states_it():
     pipe = pipelines.shared("flux")
-    assert "no gain expected" in str(estimate(pipe, "full", **pipelines.TINY["flux"].call(pipe)))
+    said = str(estimate(pipe, "full", **pipelines.TINY["flux"].call(pipe)))
+    assert said == "no gain expected: nothing is skipped, all 6 steps are computed"
 
 
 def test_estimating_leaves_generators_and_pipeline_as_they_were():
@@ -121,6 +124,34 @@ def test_few_steps_are_not_praised():
     pipe = pipelines.shared("flux")
     call = pipelines.TINY["flux"].call(pipe)
     few = str(estimate(pipe, "uniform:every=2", **(call | {"num_inference_steps": 4})))
-    assert "4 steps are few" in few
-    assert "distilled" in few
+    assert "Distilled models of few steps leave little to skip" in few
+    assert "faster" not in few
+    more = str(estimate(pipe, "uniform:every=2", **(call | {"num_inference_steps": 6})))
+    assert "6 steps are few" in more
+    assert "distilled" in more
     assert "are few" not in str(estimate(pipe, "uniform:every=2", **(call | {"num_inference_steps": 9})))
+
+
+def test_a_timed_call_shows_what_lies_outside_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipelines.shared("flux")
+    call = pipelines.TINY["flux"].call(pipe) | {"num_inference_steps": 10}
+    plain, found = pipelines.run(pipe, call), dicts(pipe)
+    untimed = estimate(pipe, "uniform:every=2", **call)
+    assert (untimed.seconds, untimed.loop_seconds) == (None, None)
+    assert "outside" not in str(untimed)
+    seen = estimate(pipe, "uniform:every=2", timed=True, **call)
+    assert seen.seconds is not None
+    assert seen.loop_seconds is not None
+    assert 0 < seen.loop_seconds < seen.seconds
+    ticks = iter([0.0, 3.0, 11.0, 12.0])  # begins, loop begins, loop ends, ends
+    monkeypatch.setattr(cost, "_now", lambda: next(ticks))
+    timed = estimate(pipe, "uniform:every=2", timed=True, **call)
+    assert (timed.seconds, timed.loop_seconds) == (12.0, 8.0)
+    assert "The full call takes 12 s, 33% of them outside of the sampling loop: up to 1.50x faster as a whole" in str(
+        timed
+    )
+    assert str(timed).startswith(str(untimed))
+    assert dicts(pipe).keys() == found.keys()
+    assert torch.equal(plain, pipelines.run(pipe, call))
+    with accelerated(pipe, "full"), pytest.raises(BadOption, match=r"timed=True was given\. Allowed: False for an acc"):
+        estimate(pipe, "uniform:every=2", timed=True, **call)

@@ -270,14 +270,16 @@ def test_what_is_promised_of_a_format_counts_what_it_costs() -> None:
 
 def test_a_budget_of_fidelity_takes_the_fewest_steps_that_reach_it() -> None:
     calibrated = calibration("sd15_ddim")
-    found = calibrated.schedule(Budget(max_error_db=30))
+    found = calibrated.schedule(Budget(min_psnr_db=30))
     assert scores_of(found)[found.computed_steps] >= 30
     fewer = calibrated.schedule(found.computed_steps - 1)
     assert scores_of(fewer)[fewer.computed_steps] < 31  # what the search adds to the simulated mask
-    hurried = anew("sd15_ddim").schedule(Budget(max_error_db=30), time_limit_s=0)
+    hurried = anew("sd15_ddim").schedule(Budget(min_psnr_db=30), time_limit_s=0)
     assert hurried.computed_steps == STEPS  # there was no time to find out that fewer do
-    with pytest.raises(BadOption, match=r"max_error_db=300 .* Allowed: up to \d+\.\d, with every step computed"):
-        calibrated.schedule(Budget(max_error_db=300))
+    with pytest.raises(
+        BadOption, match=r"min_psnr_db=300 .* Allowed: up to \d+\.\d( \(exact\))?, with every step computed"
+    ):
+        calibrated.schedule(Budget(min_psnr_db=300))
 
 
 def test_a_budget_of_memory_limits_the_outputs_kept() -> None:

@@ -214,9 +214,9 @@ def test_the_cheapest_plan_is_the_first_that_is_good_enough(steps: int, seed: in
     found = measurement(steps, seed)
     every = [plan(found, name, n) for n in range(1, steps + 1)]
     good = [made for made in every if made.expected.mean_db >= least_db]  # type: ignore[union-attr]
-    made = plan(found, name, Budget(max_error_db=least_db))
+    made = plan(found, name, Budget(min_psnr_db=least_db))
     assert the_plan(made) == the_plan(good[0])
-    assert made.provenance["budget"] == f"max_error_db {least_db:g}"
+    assert made.provenance["budget"] == f"min_psnr_db {least_db:g}"
 
 
 def test_fidelity_that_falls_where_a_step_is_added_does_not_mislead() -> None:
@@ -226,7 +226,7 @@ def test_fidelity_that_falls_where_a_step_is_added_does_not_mislead() -> None:
     peak = next(
         n for n in range(11) if fidelity[n] > max(fidelity[:n], default=-np.inf) and fidelity[n] > fidelity[n + 1]
     )
-    made = plan(found, "taylorseer", Budget(max_error_db=fidelity[peak]))
+    made = plan(found, "taylorseer", Budget(min_psnr_db=fidelity[peak]))
     assert made.computed_steps == peak + 1
 
 
@@ -237,14 +237,16 @@ def test_counts_that_a_scheduler_cannot_do_with_are_passed_over(monkeypatch: pyt
         return Planned(sites={"model": reuse(evenly(profile.steps, computed_steps))})
 
     monkeypatch.setattr(uniform, "plan", picky)
-    assert plan(measurement(), "uniform", Budget(max_error_db=0)).computed_steps == 4
+    assert plan(measurement(), "uniform", Budget(min_psnr_db=0)).computed_steps == 4
     with pytest.raises(BadOption, match=r"computed_steps=3 was given\. Allowed: 4 or more"):
-        plan(measurement(3), "uniform", Budget(max_error_db=0))
+        plan(measurement(3), "uniform", Budget(min_psnr_db=0))
 
 
 def test_fidelity_out_of_reach_says_what_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadOption, match=r"max_error_db=300 was given. Allowed: up to 200.0, at 12 computed steps"):
-        plan(measurement(), "uniform", Budget(max_error_db=300))
+    with pytest.raises(
+        BadOption, match=r"min_psnr_db=300 was given. Allowed: up to 144.5 \(exact\), at 12 computed steps"
+    ):
+        plan(measurement(), "uniform", Budget(min_psnr_db=300))
     best = {4: 31.0, 5: 47.25}
     monkeypatch.setattr(
         uniform,
@@ -255,12 +257,12 @@ def test_fidelity_out_of_reach_says_what_is_possible(monkeypatch: pytest.MonkeyP
         ),
     )
     with pytest.raises(BadOption, match=r"Allowed: up to 47\.2, at 5 computed steps"):
-        plan(measurement(), "uniform", Budget(max_error_db=48))
+        plan(measurement(), "uniform", Budget(min_psnr_db=48))
 
 
 def test_a_goal_of_fidelity_is_refused_if_the_plan_cannot_be_simulated() -> None:
-    with pytest.raises(BadOption, match=r"max_error_db cannot be used: the final state of this plan"):
-        plan(measurement(dynamics=None), "uniform", Budget(max_error_db=40))
+    with pytest.raises(BadOption, match=r"min_psnr_db cannot be used: the final state of this plan"):
+        plan(measurement(dynamics=None), "uniform", Budget(min_psnr_db=40))
 
 
 # Memory.
@@ -331,8 +333,8 @@ def test_what_fits_is_left_as_it_is() -> None:
 def test_a_memory_limit_combines_with_a_goal_of_fidelity() -> None:
     """A plan that needs more anchors than memory allows takes more steps."""
     found = measurement()
-    roomy = plan(found, "closed_loop", Budget(max_error_db=39))
-    tight = plan(found, "closed_loop", Budget(max_error_db=39, memory_bytes=BYTES))
+    roomy = plan(found, "closed_loop", Budget(min_psnr_db=39))
+    tight = plan(found, "closed_loop", Budget(min_psnr_db=39, memory_bytes=BYTES))
     assert the_plan(tight).anchors == 1
     assert tight.expected.mean_db >= 39  # type: ignore[union-attr]
     assert tight.computed_steps > roomy.computed_steps

@@ -125,6 +125,10 @@ class Kind(ABC):
             where: The name of the dictionary in errors.
         """
 
+    def noise_of(self, host: Any, seed: int) -> Mapping[str, Any]:
+        """Return the arguments that make a call begin with the noise of ``seed``; by default there are none."""
+        return {}
+
     def repeats(self, call: Mapping[str, Any]) -> bool:
         """Return whether two runs with these arguments begin with the same noise."""
         return True

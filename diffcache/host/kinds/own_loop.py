@@ -71,6 +71,10 @@ calls = [{"seed": seed, **arguments}
         """Check the arguments with names that pipelines use. The call needs no number of steps."""
         check_values(call, where, steps_optional=True)
 
+    def noise_of(self, host: Any, seed: int) -> Mapping[str, Any]:
+        """Return the argument ``seed``, which every loop takes."""
+        return {"seed": seed}
+
     def repeats(self, call: Mapping[str, Any]) -> bool:
         """Return whether the call brings a seed, its noise, or a generator for it."""
         return brings_noise(call)

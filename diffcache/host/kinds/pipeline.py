@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from diffcache.errors import UnsupportedModel
@@ -70,6 +71,12 @@ calls = [{"prompt": prompt, "num_inference_steps": 28, "generator": torch.Genera
     def check_values(self, call: Mapping[str, Any], where: str) -> None:
         """Check prompts, sizes, counts, generators and the number of steps."""
         check_values(call, where)
+
+    def noise_of(self, host: Any, seed: int) -> Mapping[str, Any]:
+        """Return a generator on the CPU, unless the pipeline takes none."""
+        arguments = self.arguments(host)
+        takes = arguments is None or "generator" in arguments
+        return {"generator": torch.Generator("cpu").manual_seed(seed)} if takes else {}
 
     def repeats(self, call: Mapping[str, Any]) -> bool:
         """Return whether the call brings its noise, or a generator for it."""

@@ -16,7 +16,7 @@ from torch import nn
 from diffcache import host, planning
 from diffcache.documents.budget import Budget, check_seconds
 from diffcache.documents.profile import Profile
-from diffcache.documents.schedule import CacheSchedule, Expected, SitePlan, check_store, decibels
+from diffcache.documents.schedule import CacheSchedule, Expected, SitePlan, check_store, decibels, most_db
 from diffcache.errors import BadOption, ScheduleMismatch, Unusable
 from diffcache.host.levels import CannotFollow
 from diffcache.profiling.calibration.search import FITS, NUDGES, Search
@@ -34,6 +34,7 @@ from diffcache.schedulers.uniform import evenly
 from diffcache.simulation.simulator import ANCHORS
 
 Target = Literal["state", "output"]
+Phase = Literal["search", "budgets nearby", "noise levels", "options", "final coefficients"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ class Calibration:
         per_branch: bool = True,
         store: str | None = None,
         tried: Callable[[Fit], None] = lambda f: None,
+        began: Callable[[Phase], None] = lambda phase: None,
     ) -> CacheSchedule:
         """Return the best schedule found within ``budget`` (a bare number: computed steps).
 
@@ -141,8 +143,9 @@ class Calibration:
             per_branch: Fit separate coefficients for each guidance branch.
             store: Format in which outputs will be kept; None: as they are.
             tried: Called with every fit of the search.
+            began: Called with each phase that begins.
         """
-        began = time.monotonic()
+        start_s = time.monotonic()
         budget = Budget.of(budget)
         budget.check(self.steps - self.start, whole=scheduler == "search")
         if scheduler != "search":
@@ -162,7 +165,7 @@ class Calibration:
             options["anchors"] = options["anchors"] if shares.fitting[0].input_share is None else most
         seeker = self._seeker(shares, options, tried)
         made = seeker.fits
-        ends = math.inf if time_limit_s is None else began + time_limit_s
+        ends = math.inf if time_limit_s is None else start_s + time_limit_s
         notes = {
             "scheduler": "search" if scheduler == "search" else f"mask of {scheduler}",
             "fit": "closed loop",
@@ -170,14 +173,17 @@ class Calibration:
             "budget": str(budget),
         }
 
-        masks_until = began + (1 - self.strategy.nudged_share) * (ends - began)
+        masks_until = start_s + (1 - self.strategy.nudged_share) * (ends - start_s)
         front: dict[int, Fit] = {}
+        began("search")
         if scheduler == "search":
             computed = self._steps(budget, seeker, ends)
             best = seeker.run(computed, until=masks_until, fits=fits)
             ended = seeker.ended
+            began("budgets nearby")
             front = seeker.nearby(best, until=ends)
             best = seeker.no_worse_than_smaller(computed, best)
+            began("noise levels")
             with contextlib.suppress(CannotFollow):
                 best = seeker.nudged(self.pipe, best, until=ends, fits=math.ceil(NUDGES / FITS * fits))
             notes |= {
@@ -191,9 +197,11 @@ class Calibration:
             }
         else:
             best = seeker.evaluate(self._mask(budget, scheduler))
+        began("options")
         seen, channels, shares = self._best_options(best, shares, options, late=lambda: seeker.late(ends))
         result = self._no_worse(Result(seen, channels, shares), options) if front else Result(seen, channels, shares)
         found = result.fit
+        began("final coefficients")
         expected, final = self._last_fits(found.compute, found.levels, result.per_channel, result.shares, options)
         if found.levels is not None:
             notes["levels"] = "moved"
@@ -346,21 +354,23 @@ class Calibration:
             return _whole(budget.computed_steps)
         if budget.speedup is not None:
             return int(planning.steps_for_speedup(self.profile(), budget.speedup))
-        assert budget.max_error_db is not None
+        assert budget.min_psnr_db is not None
         least, low, high = None, len(seeker.first_steps), seeker.steps
         found = seeker.evaluate(np.ones(high, bool))
         while low <= high and not seeker.late(until):  # by one real run each, of the mask that the simulation prefers
             middle = (low + high) // 2
             if middle < seeker.steps:
                 found = seeker.evaluate(seeker.simulated(middle))
-            if found.score >= budget.max_error_db:
+            if found.score >= budget.min_psnr_db:
                 least, high = middle, middle - 1
             else:
                 low = middle + 1
         if least is None and low <= high:
             return seeker.steps  # there was no time to find out
         if least is None:
-            raise BadOption("max_error_db", budget.max_error_db, f"up to {found.score:.1f}, with every step computed")
+            raise BadOption(
+                "min_psnr_db", budget.min_psnr_db, f"up to {most_db(found.score)}, with every step computed"
+            )
         return least
 
     def _mask(self, budget: Budget, scheduler: str) -> np.ndarray:
@@ -383,7 +393,7 @@ class Calibration:
         elif budget.speedup is not None:
             compute = evenly(steps, planning.steps_for_speedup(self.profile(), budget.speedup), first_steps)
         else:
-            raise Unusable("max_error_db", self.why_output, "Pass a budget in computed_steps")
+            raise Unusable("min_psnr_db", self.why_output, "Pass a budget in computed_steps")
         notes = {
             "scheduler": "even mask" if scheduler == "search" else f"mask of {scheduler}",
             "fit": "least squares",

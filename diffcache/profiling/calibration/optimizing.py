@@ -13,31 +13,34 @@ from tqdm import tqdm
 from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
-from diffcache.documents.schedule import CacheSchedule, Expected, decibels
+from diffcache.documents.schedule import CacheSchedule, Expected
 from diffcache.errors import Unusable
 from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.calibration.correction import correct
+from diffcache.profiling.calibration.fit_bar import FitBar
 from diffcache.profiling.calibration.requests import check_request
 from diffcache.profiling.fitting import psnr_db
-from diffcache.profiling.fitting.fit import Fit
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.measuring.measure import measure
 from diffcache.profiling.recording.states import final_states
+from diffcache.settings import shows_progress
 
 Calls = Sequence[Mapping[str, Any]]
+Asked = str | Mapping[str, Any] | Sequence[str] | Calls
 
 
 def optimize(
     pipe: Any,
-    calls: Calls,
+    calls: Asked,
     budget: Budget | float,
     *,
     scheduler: str = "search",
-    held_out: Calls | None = None,
+    held_out: Asked | None = None,
     time_limit_s: float | None = None,
     sites: str = "model",
     store: str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
+    **common: Any,
 ) -> CacheSchedule:
     """Measure ``pipe`` on ``calls`` and return the best schedule found within ``budget``.
 
@@ -51,12 +54,15 @@ def optimize(
 
     Args:
         pipe: A pipeline, a policy or a :class:`diffcache.Loop`, not accelerated.
-        calls: Arguments for ``pipe(**call)``, 16 prompts or more in all.
+        calls: Prompts, or dictionaries of arguments for ``pipe(**call)``: one, or a list. 16 prompts or more in all.
+            The prompts get the seeds 0, 1, … A dictionary without a generator draws from torch's global generator: call
+            ``torch.manual_seed`` before, or two optimisations differ.
         budget: A :class:`diffcache.Budget`, or a number of computed steps.
         scheduler: "search": at the whole denoiser, moves of computed steps, each fitted and scored on the final state;
             at inner sites, "allocate". Or a scheduler by name or spec. Its decisions are fitted as they are.
         held_out: Calls that no coefficient is fitted to: one half of their samples accepts candidates, the other half
-            gives ``expected``. None: the samples of ``calls`` are split.
+            gives ``expected``. Prompts get the seeds that follow those of ``calls``. None: the samples of ``calls`` are
+            split.
         time_limit_s: Seconds for everything that follows the recording of the calls. The fits of the evenly spread mask
             and of the simulated plan are made in any case, and so are the last fits, of the promise and of the final
             coefficients. None: a fixed number of fits, which makes the schedule the same every time. At the model site.
@@ -64,7 +70,9 @@ def optimize(
         store: Format in which outputs are kept: "bf16", "int8", "fp8", "int4"; at inner sites "auto" as well: for each
             the one with which all fit into the budget's ``memory_bytes``. None: as they are. What it costs is seen by
             running the calls again, which a time limit does not count.
-        progress: Show bars: of calls, and of fits with what each reached.
+        progress: Whether to show bars: of calls, and of fits with the best so far and what comes next. None: on a
+            terminal or in a notebook.
+        **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
         The schedule. At the model site it names what budgets nearby gave ("front"), how many fits were made and whether
@@ -72,34 +80,37 @@ def optimize(
 
     Raises:
         UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
+
+    Example:
+        >>> prompts = ["a cat", "a dog", "a harbour at dawn", ...]
+        >>> schedule = diffcache.optimize(pipe, prompts, 10, num_inference_steps=28, guidance_scale=3.5)
+        >>> schedule.save("schedule.safetensors")
     """
+    progress = shows_progress(progress)
     pipe = host.adopted(pipe)
     host.demand_full_run(pipe)
     host.denoisers(pipe)
+    calls = host.calls_of(pipe, calls, common, optimize)
+    apart: Calls | None = None
+    if held_out is not None:
+        apart = host.calls_of(pipe, held_out, common, optimize, "held_out", first_seed=len(calls)) if held_out else ()
     budget = Budget.of(budget)
-    check_request(
-        pipe, calls, held_out, budget, scheduler=scheduler, time_limit_s=time_limit_s, sites=sites, store=store
-    )
+    check_request(pipe, calls, apart, budget, scheduler=scheduler, time_limit_s=time_limit_s, sites=sites, store=store)
     if sites != "model":
         if time_limit_s is not None:
             raise Unusable("time_limit_s", f"sites={sites!r} needs no search", "Leave out time_limit_s")
-        return _at_inner_sites(pipe, calls, budget, scheduler, held_out, sites, store, progress)
-    total = len(calls) + len(held_out or ())
+        return _at_inner_sites(pipe, calls, budget, scheduler, apart, sites, store, progress)
+    total = len(calls) + len(apart or ())
     with tqdm(total=total, desc="record", unit="call", disable=not progress) as bar:
-        calibration = Calibration.record(pipe, calls, bar.update, held_out=held_out or ())
-    with tqdm(desc="fit", unit="fit", disable=not progress) as bar:
-
-        def tried(found: Fit) -> None:
-            bar.set_postfix_str(f"{found.compute.sum()} steps {decibels(found.score)}", refresh=False)
-            bar.update()
-
+        calibration = Calibration.record(pipe, calls, bar.update, held_out=apart or ())
+    with FitBar(budget, searches=scheduler == "search", disable=not progress) as fits:
         schedule = calibration.schedule(
-            budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=tried
+            budget, scheduler=scheduler, time_limit_s=time_limit_s, store=store, tried=fits.tried, began=fits.began
         )
     kept = schedule if store is None else schedule.stored(store)
     if schedule.expected is None or kept == schedule:
         return kept
-    exact, coarse = _psnr_db(pipe, (schedule, kept), [*calls, *(held_out or ())])
+    exact, coarse = _psnr_db(pipe, (schedule, kept), [*calls, *(apart or ())])
     return dataclasses.replace(kept, expected=_lowered(schedule.expected, float(exact.mean() - coarse.mean())))
 
 

@@ -24,6 +24,10 @@ class WeakerFit(RuntimeWarning):
     """The loop cannot be repeated without its pipeline, so there was no search.
 
     The mask is spread evenly, and the weights are fitted to the outputs instead of the final state.
+
+    Example:
+        >>> warnings.simplefilter("error", diffcache.WeakerFit)  # refuse schedules of the weaker fit
+        >>> schedule = diffcache.optimize(loop, calls, 10)
     """
 
 

@@ -27,6 +27,7 @@ from diffcache.profiling.recording.record import Trajectory, record
 from diffcache.profiling.recording.shards import all_shares
 from diffcache.profiling.replay.replay import Replay
 from diffcache.profiling.replay.run_facts import replayed
+from diffcache.settings import shows_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,14 @@ class MeasureOptions:
 
 def measure(
     pipe: Any,
-    calls: Sequence[Mapping[str, Any]],
+    calls: str | Mapping[str, Any] | Sequence[str] | Sequence[Mapping[str, Any]],
     *,
     sites: str | Sequence[str] = "model",
     influence: bool | None = None,
     influence_steps: int = 4,
     resume: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
+    **common: Any,
 ) -> Profile:
     """Run ``pipe(**call)`` in full for each call, and measure what a scheduler needs.
 
@@ -67,18 +69,28 @@ def measure(
 
     Args:
         pipe: The pipeline, not accelerated.
-        calls: Arguments of the pipeline. Each call may hold a batch. The state of generators in them is restored.
+        calls: Prompts, or dictionaries of arguments for ``pipe(**call)``: one, or a list. Each call may hold a batch.
+            The prompts get the seeds 0, 1, … The state of generators is restored. A dictionary without a generator
+            draws from torch's global generator: call ``torch.manual_seed`` before, or two measurements differ.
         sites: Granularities that are measured in addition to the model: "stack", "block", "sublayer", several in a list
             or with commas. Inner sites are measured on a fixed random subset of tokens.
         influence: Measure how an error of each inner site changes the output. This takes up to four full runs more of
             the first call's denoiser. None: if there are inner sites.
         influence_steps: Most steps at which influence is measured. It is interpolated between them.
         resume: A folder that keeps every measured call. The same measurement, started again, continues there and
-            returns the same profile, bit for bit.
-        progress: Show a bar.
+            returns the same profile, bit for bit. Each call then needs a generator.
+        progress: Whether to show a bar. None: on a terminal or in a notebook.
+        **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
+
+    Returns:
+        The profile.
 
     Raises:
-        UnsupportedModel, AlreadyAccelerated, BadOption.
+        UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
+
+    Example:
+        >>> profile = diffcache.measure(pipe, ["a cat", "a dog"], num_inference_steps=28)
+        >>> schedule = diffcache.plan(profile, "closed_loop", 10)
     """
     if not host.is_count(influence_steps, 1):
         raise BadOption("influence_steps", influence_steps, "a whole number, 1 or more")
@@ -88,7 +100,8 @@ def measure(
     bound = Bound.of(pipe)
     pipe = bound.pipe
     host.demand_full_run(pipe)  # before a folder is made
-    host.check_calls(pipe, calls)
+    calls = host.calls_of(pipe, calls, common, measure)
+    host.check_calls(pipe, calls, repeatable=resume is not None)
     host.check_same_steps(pipe, calls)
     for name, sites_of_network in bound.sites.items():
         inner_places(name, sites_of_network, asked)
@@ -104,7 +117,7 @@ def measure(
         found = PartialProfile()
         with restored_generators(calls):
             # A bar in a ``with`` block ends its line when a call fails.
-            with tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not progress) as bar:
+            with tqdm(mine, desc="measure", unit="call", disable=rank > 0 or not shows_progress(progress)) as bar:
                 for index, call in bar:
                     found.merge(_of_call(pipe, index, call, options.influence, watch, folder))
         return found.to_bytes()

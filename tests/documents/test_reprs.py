@@ -1,0 +1,126 @@
+"""One line at the prompt, a card in a notebook, and the whole text when printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from documents import profile, schedule
+from evaluations import small_record
+from online import toy_schedule
+
+from diffcache.documents import CacheSchedule, DenoiserPlan, Expected, SitePlan
+from diffcache.eval.evaluation import Evaluation
+from diffcache.executor.cost import Estimate, shown
+from diffcache.executor.notices import Notice
+from diffcache.executor.report import Report
+
+pytestmark = pytest.mark.fast
+
+
+class Tags(HTMLParser):
+    """Counts open tags, and collects text and attributes."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words, self.attributes = "", ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        self.attributes += f"{attrs}"
+        assert not {name for name, _ in attrs} - {"style"}, "a notebook loads nothing else"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data + " "
+
+
+def evaluation() -> Evaluation:
+    return Evaluation(small_record(), Path("made"))
+
+
+THINGS = {
+    "<Report of run 2: 6 forwards computed, 6 predicted, 50% skipped, late-start 3>": lambda: Report(
+        (), 2, 0, 0, notices=(Notice("late-start", 3, "x"),), computed=6, predicted=6, skipped=0.5
+    ),
+    "<Report: no run yet>": lambda: Report((), 0, 0, 0),
+    "<Estimate 50.0% of the work of 20 steps, 32.8 kB of cache>": lambda: Estimate(20, 0.5, 32768),
+    "<Estimate at least 50.0% of the work of 20 steps, 8 bytes of cache>": lambda: Estimate(20, 0.5, 8, online=True),
+    "<Evaluation of 4 methods on 2 samples, FluxPipeline, in 'made'>": evaluation,
+}
+
+
+@pytest.mark.parametrize("line", THINGS)
+def test_the_line_at_the_prompt(line: str) -> None:
+    assert repr(THINGS[line]()) == line
+
+
+def test_the_line_of_a_schedule() -> None:
+    made = schedule()
+    assert made.expected is not None
+    line = repr(made)
+    assert re.match(rf"<CacheSchedule {made.computed_steps} of {made.called.sum()} steps, \w+, ", line)
+    assert f"{made.expected.mean_db:.1f} dB" in line
+    held = Expected(mean_db=53.24, low_db=49, high_db=56, samples=8, origin="held-out")
+    assert repr(dataclasses.replace(made, expected=held)).endswith(", 53.2 dB held out>")
+    exact = Expected(mean_db=200, low_db=200, high_db=200, samples=8, origin="held-out")
+    assert repr(dataclasses.replace(made, expected=exact)).endswith(", exact held out>")
+    whole = SitePlan(compute=np.ones(6, bool), weights=np.zeros((1, 6, 1)))
+    made = CacheSchedule(steps=6, denoisers={"unet": DenoiserPlan(sites={"model": whole})})
+    assert repr(made) == "<CacheSchedule 6 of 6 steps, unet, nothing is skipped>"
+    assert "nothing is skipped" in str(made)
+    assert repr(toy_schedule("first_block")).endswith("decided by first_block>")
+
+
+def test_the_line_of_a_profile() -> None:
+    found = profile()
+    assert re.fullmatch(rf"<Profile {found.steps} steps, {found.samples} samples?, \w+, sites: [\w, ]+>", repr(found))
+
+
+@pytest.mark.parametrize("make", [schedule, profile, *THINGS.values()])
+def test_lines_are_single_and_cards_stand_alone(make: Any) -> None:
+    thing = make()
+    assert "\n" not in repr(thing)
+    assert len(repr(thing)) < 200
+    page = thing._repr_html_()
+    tags = Tags(page)
+    assert tags.open == []
+    assert len(page) < 20_000
+    assert "http" not in page
+    assert "rgba(127,127,127" in tags.attributes  # on light and on dark
+    assert "inherit" in tags.attributes
+    assert not re.search(r"#[0-9a-f]{3}|black|white", tags.attributes)
+    if not isinstance(thing, Evaluation):
+        assert str(thing).splitlines()[0] in tags.words
+
+
+def test_text_of_others_is_no_markup() -> None:
+    page = evaluation()._repr_html_()
+    assert "<script>" not in page
+    assert "PSNR &lt;b&gt;" in page
+    assert "<i>" not in schedule(provenance={"note": "<i>"})._repr_html_()
+    assert "&lt;i&gt;" in schedule(provenance={"note": "<i>"})._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (32768, "32.8 kB"),
+        (5_240_000, "5.24 MB"),
+        (2**31, "2.15 GB"),
+    ],
+)
+def test_bytes_are_said_in_the_largest_unit(size: int, text: str) -> None:
+    assert shown(size) == text
