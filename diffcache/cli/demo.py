@@ -13,7 +13,7 @@ from diffcache.documents.destinations import check_folder
 def demo(
     model: Annotated[
         Literal["flux", "dit"], typer.Option(help="flux: text to picture, no guidance; dit: class to picture, guided.")
-    ] = "flux",
+    ] = "dit",
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(
         "diffcache-demo"
     ),
@@ -21,11 +21,12 @@ def demo(
 ) -> None:
     """Calibrate, plan and accelerate a small trained model that comes with the package, and show the results."""
     check_folder("out", out)
-    from diffcache.demo import Size, run_demo  # imports torch and diffusers
+    from diffcache.demo import Size, run_demo, table  # imports torch and diffusers
 
     found = run_demo(model, out, Size.quick() if quick else Size())
-    typer.echo(f"\n{found}")
-    typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules are in the same folder.")
+    typer.echo(f"\n{table(found.record)}")
+    typer.echo(f"\nOpen {found.report.resolve()} in a browser. In the same folder:")
+    typer.echo("pictures.png (the pictures of all methods), table.md (all numbers), and the schedules.")
     typer.echo(
         'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, 12))"

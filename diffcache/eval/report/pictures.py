@@ -93,28 +93,38 @@ def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def ranked(record: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """Return our method of fewest computed steps, and the ids of all samples by its main metric, the worst first.
+
+    Returns:
+        The name of the method and the ids; (None, []) if no method of kind "ours" has a finite score of every sample.
+    """
+    metric = main_metric(record) or ""
+    ids = [s.get("id") for s in record.get("samples") or []]
+    able = []
+    for method in record.get("methods") or []:
+        values = (score_of(method, metric) or {}).get("values") or []
+        if method.get("kind") == "ours" and len(values) == len(ids) > 0 and all(map(finite, values)):
+            able.append((method.get("computed_steps") or 0, len(able), method["name"], values))
+    if not able:
+        return None, []
+    _, _, name, values = min(able)
+    sign = -1 if record["metrics"][metric].get("better") == "lower" else 1
+    return name, [ids[n] for n in sorted(range(len(ids)), key=lambda n: sign * values[n])]
+
+
 def named_samples(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the worst and the median sample of our method of fewest computed steps, by the main metric.
 
     Returns:
-        "method": the name of the method, or None if no method of kind "ours" has a score per sample. "samples": the id
-        of a sample -> "worst" or "median". With an even number of samples, the median is the lower of the two middle
-        ones.
+        "method": the name of the method, or None. "samples": the id of a sample -> "worst" or "median". Of an even
+        number of samples, the median is the worse of the two middle ones.
     """
-    metric = main_metric(record)
-    ids = [s.get("id") for s in record.get("samples") or []]
-    able = []
-    for method in record.get("methods") or []:
-        values = (score_of(method, metric or "") or {}).get("values") or []
-        if method.get("kind") == "ours" and ids and len(values) == len(ids) and all(map(finite, values)):
-            able.append((method.get("computed_steps") or 0, -len(able), method["name"], values))
-    if not able:
-        return {"method": None, "samples": {}}
-    _, _, name, values = min(able)
-    sign = -1 if record["metrics"][metric].get("better") == "lower" else 1
-    order = sorted(range(len(ids)), key=lambda n: sign * values[n])
-    named = {ids[order[(len(ids) - 1) // 2]]: "median", ids[order[0]]: "worst"}  # of a single sample: "worst"
-    return {"method": name, "samples": dict(reversed(named.items()))}
+    name, order = ranked(record)
+    named = {order[0]: "worst"} if order else {}
+    if len(order) > 1:
+        named.setdefault(order[(len(order) - 1) // 2], "median")
+    return {"method": name, "samples": named}
 
 
 def _samples(record: Mapping[str, Any], full: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
