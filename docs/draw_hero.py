@@ -10,6 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageColor
 
 from diffcache.demo import sheet
@@ -17,6 +18,7 @@ from diffcache.documents import files
 from diffcache.eval.record import read
 
 COLUMNS = 8
+NEAR = 8  # of 255 in every channel
 LIGHT = sheet.Style(cell=136, gap=8, text=26, small=20, label=236)
 DARK = replace(LIGHT, paper="#0d1117", ink="#f0f6fc", quiet="#9198a1", accent="#4aa8f0")  # GitHub's dark background
 
@@ -41,11 +43,16 @@ def main() -> None:
 
 
 def reduced(picture: Image.Image, paper: str) -> Image.Image:
-    """Return a picture of 256 colours with dithering, whose file is less than half as large. White and the paper stay exact."""
-    colours = picture.quantize(254).getpalette()
-    assert colours is not None
+    """Return a picture of 256 colours with dithering, whose file is less than half as large.
+
+    White and the paper stay exact: colours next to them are replaced by them.
+    """
+    colours = np.array(picture.quantize(254).getpalette(), np.int16).reshape(-1, 3)
+    exact = np.array([(255, 255, 255), ImageColor.getrgb(paper)], np.int16)
+    for colour in exact:
+        colours[np.abs(colours - colour).max(axis=1) <= NEAR] = colour
     palette = Image.new("P", (1, 1))
-    palette.putpalette(colours[: 3 * 254] + [255] * 3 + list(ImageColor.getrgb(paper)))
+    palette.putpalette([*colours.ravel().tolist(), *exact.ravel().tolist()])
     return picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
