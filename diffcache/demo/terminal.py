@@ -19,7 +19,7 @@ def table(record: Mapping[str, Any]) -> str:
         record: The record of an evaluation with PSNR and SSIM.
     """
     methods = sorted(record["methods"], key=lambda m: (-m["computed_steps"], KINDS.index(m["kind"])))
-    rows = [("method", "steps", "speed-up", "PSNR", "worst", "SSIM")]
+    rows: list[tuple[str, ...]] = [("method", "steps", "speed-up", "PSNR", "worst", "SSIM")]
     before = None
     for method in methods:
         if before is not None and before != method["computed_steps"]:

@@ -190,6 +190,14 @@ def test_the_worst_and_the_median_sample_come_first(folder: Path) -> None:
     assert pictures.named_samples(record)["samples"] == {ids[1]: "worst", ids[13]: "median"}
 
 
+def test_two_samples_are_shown_for_many_methods(folder: Path) -> None:
+    record = evaluation()
+    record["methods"] += [{**record["methods"][-1], "name": f"peer {n}"} for n in range(4)]
+    shown = pictures.shown(record, folder)
+    assert sorted(shown["named"].values()) == ["median", "worst"]
+    assert {len(each) for each in shown["methods"].values()} == {2}
+
+
 def test_without_scores_of_samples_the_first_samples_are_shown_without_a_name(folder: Path) -> None:
     record = evaluation()
     for m in record["methods"]:

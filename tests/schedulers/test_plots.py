@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from documents import STEPS, hold, mask, profile, schedule, site
 
-from diffcache.documents import CacheSchedule, DenoiserPlan, DenoiserProfile, Profile, SitePlan
+from diffcache.documents import CacheSchedule, DenoiserPlan, DenoiserProfile, Guidance, Profile, SitePlan
 from diffcache.errors import BadOption
 
 pytest.importorskip("matplotlib")
@@ -159,6 +159,11 @@ def fitted() -> SitePlan:
     return SitePlan(compute=compute, weights=weights, kappa=kappa)
 
 
+def guided(sites: dict[str, SitePlan]) -> CacheSchedule:
+    plan = DenoiserPlan(sites=sites, class_name="Net")
+    return CacheSchedule(steps=5, denoisers={"unet": plan}, guidance=Guidance(mode="batched", branches=2))
+
+
 def weight_tables(figure: Any) -> dict[str, Any]:
     """Axes with coefficients, by title."""
     found = {axes.get_title(loc="left"): axes for axes in figure.axes}
@@ -168,7 +173,7 @@ def weight_tables(figure: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("over", [False, True])
 def test_the_weights_of_predictions_are_drawn_and_computed_steps_stay_blank(over: bool) -> None:
     plan = fitted()
-    made = CacheSchedule(steps=5, denoisers={"unet": DenoiserPlan(sites={"model": plan}, class_name="Net")})
+    made = guided({"model": plan})
     figure = plots.figure(made, measured(5, "model") if over else None)
     (axes,) = weight_tables(figure).values()
     assert [label.get_text() for label in axes.get_yticklabels()] == [
@@ -185,10 +190,10 @@ def test_the_weights_of_predictions_are_drawn_and_computed_steps_stay_blank(over
 
 
 def test_plain_reuse_has_no_weights_and_equal_sites_share_a_table() -> None:
-    reused = CacheSchedule(steps=5, denoisers={"unet": DenoiserPlan(sites={"model": hold("■·■··", branches=2)})})
+    reused = guided({"model": hold("■·■··", branches=2)})
     assert weight_tables(plots.figure(reused)) == {}
     sites = {name: fitted() for name in BLOCKS[:3]} | {BLOCKS[3]: hold("■·■··", branches=2)}
-    made = CacheSchedule(steps=5, denoisers={"unet": DenoiserPlan(sites=sites)})
+    made = guided(sites)
     assert list(weight_tables(plots.figure(made))) == [f"weights of the predictions: {BLOCKS[0]} and 2 more sites"]
 
 

@@ -46,7 +46,7 @@ def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the pictures that the page shows, as data for JSON.
 
     The worst and the median sample of our method of fewest computed steps come first, then the other samples in the
-    order of the record. Their number is as large as MOST triplets with all methods allow.
+    order of the record. Their number is as large as MOST triplets with all methods allow, but at least two.
 
     Args:
         record: The record.
@@ -133,11 +133,11 @@ def _samples(record: Mapping[str, Any], full: Mapping[str, Any], judged: Mapping
 
 
 def _chosen(pairs: list[tuple[str, Any]], methods: int) -> list[tuple[str, Any]]:
-    """Return all methods at the first samples. With more than MOST methods: MOST of them at one sample, ours first."""
+    """Return all methods at the first samples, at least two. More than MOST methods: MOST at one sample, ours first."""
     if methods > MOST:
         pairs = [pair for pair in pairs if pair[0] == pairs[0][0]]
         return sorted(pairs, key=lambda pair: pair[1].get("kind") != "ours")[:MOST]
-    first = list(dict.fromkeys(sample for sample, _ in pairs))[: MOST // methods]
+    first = list(dict.fromkeys(sample for sample, _ in pairs))[: max(2, MOST // methods)]
     return [pair for pair in pairs if pair[0] in first]
 
 

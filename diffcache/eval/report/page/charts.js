@@ -88,7 +88,7 @@ function labels(box, marks, bars) {
     ? b.l < bar.x1 && b.r > bar.x1 && b.b > Math.min(bar.y1, bar.y2) && b.t < Math.max(bar.y1, bar.y2)
     : b.t < bar.y1 && b.b > bar.y1 && b.r > Math.min(bar.x1, bar.x2) && b.l < Math.max(bar.x1, bar.x2));
   const near = [[6, -16, 0], [-6, -16, 1], [6, 17, 0], [-6, 17, 1], [11, 0, 0], [-11, 0, 1], [0, -16, 0.5], [0, 18, 0.5]];
-  const far = [28, 44, 62, 84, 110, 140].flatMap((d) => Array.from({ length: 16 }, (_, k) => {
+  const far = [28, 44, 62, 84, 110, 140, 180, 230].flatMap((d) => Array.from({ length: 16 }, (_, k) => {
     const [c, q] = [Math.cos((k * Math.PI) / 8), Math.sin((k * Math.PI) / 8)];
     return [d * c, d * q, c > 0.3 ? 0 : c < -0.3 ? 1 : 0.5];
   }));
