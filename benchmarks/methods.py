@@ -3,9 +3,10 @@
     python benchmarks/methods.py --model flux
     python benchmarks/methods.py --model dit
 
-Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``. Every row is compared with the full
-run of the same pictures; speed-ups are of the sampling loop. Peers decide how much they compute by thresholds: settings
-that no other of the same package beats are chosen on other pictures than the table is made of.
+Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``, and ``results/fidelity.png`` of both
+models. Every row is compared with the full run of the same pictures; speed-ups are of the sampling loop. Peers decide
+how much they compute by thresholds: settings that no other of the same package beats are chosen on other pictures than
+the table is made of.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def again(folder: Path) -> None:
         record = json.loads(path.read_text())
         write([Result(**row) for row in record["rows"]], folder, record["model"])
     write_front_page(folder)
+    plot_all(folder)
     write_demo_psnr(folder)
 
 
@@ -169,6 +171,7 @@ class Table:
         files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
         write(self.results, folder, name)
         write_front_page(folder)
+        plot_all(folder)
         print(markdown(self.results))
 
 
@@ -398,37 +401,144 @@ def leads(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+INK, MUTED, PALE = "#22223b", "#5c606c", "#bfc3cd"
+COLOURS = ("#d55e00", "#009e73", "#a0568a", "#8c6d1f")  # of the methods that are named, after ours
+OWN = "#0063a6"
+TICKS = (2, 3, 4, 5, 6, 8)
+NAMED_AT = (17, 12, 8)  # budgets by which the methods to name are chosen
+PANEL_TITLES = {"dit": "DiT, classifier-free guidance 4 (DDIM)", "flux": "Flux transformer, no guidance (Euler)"}
+
+
 def plot(results: Sequence[Result], name: str, path: Path) -> None:
-    """Fidelity over speed-up, a line a method."""
+    """Draw fidelity over speed-up of one model."""
+    _draw({name: results}, path)
+
+
+def plot_all(folder: Path) -> None:
+    """Draw fidelity over speed-up of all models with a record in ``folder``, next to each other."""
+    found = {}
+    for path in sorted(folder.glob("methods-*.json")):
+        record = json.loads(path.read_text())
+        found[record["model"]] = [Result(**row) for row in record["rows"]]
+    _draw(found, folder / "fidelity.png")
+
+
+def _draw(models: dict[str, Sequence[Result]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    # 1600 px for two panels: at half the size, as in a README, the text is still 11 px high.
+    figure, panels = plt.subplots(1, len(models), figsize=(0.4 + 4.8 * len(models), 4.7), squeeze=False)
+    figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=1, top=0.91, bottom=0.17, wspace=0.08)
+    for n, (axes, (name, results)) in enumerate(zip(panels[0], models.items(), strict=True)):
+        _panel(axes, results, name)
+        if not n:
+            axes.set_ylabel("PSNR against the full run (dB)", fontsize=10.5, color=INK)
+    text = (
+        "Band: from the mean down to the worst tenth of the held-out pictures. Packages: their best settings. "
+        "Grey: all other methods."
+    )
+    figure.text(0.6 / figure.get_figwidth(), 0.015, text, fontsize=9.5, color=MUTED)
+    files.write(path, lambda file: figure.savefig(file, format="png", dpi=160))
+    plt.close(figure)
+
+
+def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return the results of each method, and the settings of each package that no other of it beats, by speed-up."""
     groups: dict[str, list[Result]] = {}
-    for r in results:
+    for r in sorted(results, key=lambda r: r.speedup):
         if r.method != "full run":
             groups.setdefault(r.method.partition(": ")[0] if ": " in r.method else r.method, []).append(r)
-    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for n, (method, rows) in enumerate(groups.items()):
-        rows = sorted(rows, key=lambda r: r.speedup)
-        own = method == OURS
-        label = f"diffcache {OURS}" if own else method
+    for rows in groups.values():
+        if ": " in rows[0].method:
+            rows[:] = [r for n, r in enumerate(rows) if all(later.psnr_db < r.psnr_db for later in rows[n + 1 :])]
+    return groups
+
+
+def named(results: Sequence[Result]) -> list[str]:
+    """Return the lines that a plot names, after ours: the best of each kind, and the best rule of a second paper."""
+    groups = lines_of(results)
+    own = {r.budget: r for r in groups[OURS]}
+
+    def reached(method: str) -> float:
+        """Mean over budgets of the best PSNR in about the time of ours."""
+        found = [
+            max((r.psnr_db for r in groups[method] if r.speedup >= own[budget].speedup / 1.05), default=0.0)
+            for budget in NAMED_AT
+            if budget in own
+        ]
+        return float(np.mean(found)) if found else 0.0
+
+    rules = [m for m in groups if m in PUBLISHED and m != "uniform reuse" and "diffcache" not in m]
+    fewer = [m for m in groups if m.startswith("fewer")]
+    packages = [m for m, rows in groups.items() if ": " in rows[0].method]
+    papers = {}  # name of the method in the paper -> its best variant
+    for rule in sorted(rules, key=reached):
+        papers[_short(rule)] = rule
+    best = [(papers.values(), 2), (packages, 1), (fewer, 1)]
+    return [m for methods, count in best for m in sorted(methods, key=reached, reverse=True)[:count]]
+
+
+def _short(method: str) -> str:
+    """Return a name that fits next to a line."""
+    if method.startswith("fewer"):
+        return method.replace(" (", ", ").rstrip(")").replace("DPM-Solver++", "DPM++")
+    return method.partition(",")[0].removesuffix(" path").removesuffix(" mask")
+
+
+def _panel(axes: Any, results: Sequence[Result], name: str) -> None:
+    """Draw the lines of one model, with names at the right ends."""
+    groups = lines_of(results)
+    own = groups.pop(OURS)
+    colours = dict(zip(named(results), COLOURS, strict=False))
+    low, high = 1.6, 8.8  # what hardly saves anything, and the full run itself, would squeeze the rest
+    shown = [r for rows in (*groups.values(), own) for r in rows if low < r.speedup < high]
+    bottom, top = min(r.psnr_db for r in shown) - 1, max(r.psnr_db for r in own) + 2
+    ends = []
+    for method, rows in sorted(groups.items(), key=lambda item: item[0] in colours):
+        rows = [r for r in rows if low < r.speedup < high]
+        if not rows:
+            continue
+        strong = method in colours
         axes.plot(
-            [r.speedup for r in rows], [r.psnr_db for r in rows],
-            "o-" if own else ".--" if ": " in rows[0].method else ".-",
-            color="black" if own else colours[n % len(colours)], linewidth=2.5 if own else 1, label=label,
+            [r.speedup for r in rows], [r.psnr_db for r in rows], "o-" if strong else "-",
+            color=colours.get(method, PALE), linewidth=1.8 if strong else 0.9, markersize=4, zorder=3 if strong else 1,
         )  # fmt: skip
-    axes.set(xlabel="speed-up of the sampling loop", ylabel="PSNR against the full run (dB)", xscale="log")
-    axes.set_xticks([2, 3, 4, 5, 6, 8], [f"{t}x" for t in (2, 3, 4, 5, 6, 8)], minor=False)
+        if strong:
+            ends.append((method, colours[method], rows[-1]))
+    own = [r for r in own if r.speedup < high]
+    speeds = [r.speedup for r in own]
+    axes.fill_between(
+        speeds, [r.psnr_low_db for r in own], [r.psnr_db for r in own], color=OWN, alpha=0.13, lw=0, zorder=2
+    )
+    axes.plot(speeds, [r.psnr_db for r in own], "o-", color=OWN, linewidth=2.8, markersize=6, zorder=4)
+    ends.append(("diffcache", OWN, own[-1]))
+    axes.set(xscale="log", xlim=(low, 24), ylim=(bottom, top))
+    axes.set_xticks(TICKS, [f"{t}x" for t in TICKS], minor=False)
     axes.minorticks_off()
-    axes.set_title(f"{name}: held-out pictures, 50 steps")
-    axes.set_xlim(left=1.6)  # what hardly saves anything, and the full run itself, would squeeze the rest
-    axes.set_ylim(top=max(r.psnr_db for r in results if r.method == OURS) + 4)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
-    files.write(path, lambda file: figure.savefig(file, format="png", dpi=140))
+    axes.tick_params(labelsize=10.5, color=MUTED, labelcolor=INK, length=3)
+    axes.set_xlabel("speed-up of the sampling loop", fontsize=10.5, color=INK, loc="left")
+    axes.set_title(PANEL_TITLES.get(name, name), loc="left", fontsize=12, color=INK)
+    axes.grid(axis="y", color="#ecedf1", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    _names(axes, ends, high, (top - bottom) / 15)
+
+
+def _names(axes: Any, ends: list[tuple[str, str, Result]], left: float, apart: float) -> None:
+    """Write the names of lines at the right, at least ``apart`` dB from each other, each with a line to its end."""
+    ends.sort(key=lambda end: end[2].psnr_db)
+    heights = [end[2].psnr_db for end in ends]
+    for n in range(1, len(heights)):
+        heights[n] = max(heights[n], heights[n - 1] + apart)
+    for (method, colour, last), height in zip(ends, heights, strict=True):
+        weight = "bold" if method.startswith("diffcache") else "normal"
+        axes.plot([last.speedup, left, left * 1.04], [last.psnr_db, height, height], color=colour, lw=0.8, ls=":")
+        axes.text(left * 1.06, height, _short(method), color=colour, fontsize=10.5, va="center", weight=weight)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from diffcache.cli._options import flag
-from diffcache.cli._printing import markdown
 from diffcache.documents.destinations import check_folder
 
 
 def demo(
     model: Annotated[
         Literal["flux", "dit"], typer.Option(help="flux: text to picture, no guidance; dit: class to picture, guided.")
-    ] = "flux",
+    ] = "dit",
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(
         "diffcache-demo"
     ),
@@ -27,13 +26,13 @@ def demo(
         diffcache demo --model dit --quick
     """
     check_folder("out", out)
-    from diffcache.demo import Size, run_demo  # imports torch and diffusers
+    from diffcache.demo import Size, run_demo, table  # imports torch and diffusers
 
     found = run_demo(model, out, Size.quick() if quick else Size())
-    typer.echo()
-    markdown(str(found))
-    typer.echo(f"\nOpen {found.report.resolve()} in a browser. Pictures and schedules are in the same folder.")
+    typer.echo(f"\n{table(found.record)}")
+    typer.echo(f"\nOpen {found.report.resolve()} in a browser. In the same folder:")
+    typer.echo("pictures.png (the pictures of all methods), table.md (all numbers), and the schedules.")
     typer.echo(
-        'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")\n'
+        'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "auto")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, 12))"
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffcache import host
+from diffcache import host, planning
 from diffcache.assets import DemoModel, load
-from diffcache.demo import show
+from diffcache.demo import sheet
 from diffcache.documents import files
+from diffcache.documents.profile import Profile
+from diffcache.documents.schedule import CacheSchedule
 from diffcache.eval import metrics
-from diffcache.eval.evaluation import Evaluation, evaluate
+from diffcache.eval.evaluation import Evaluation, evaluate, write
+from diffcache.eval.methods import Method, ours
 from diffcache.profiling import Calibration
 
 STEPS = 50
 COMPARED = 4  # pictures in a timed call
+BEST_PUBLISHED = {  # at 8 of 50 steps, in benchmarks/results/summary-<model>.md
+    "flux": ("TaylorSeer", "taylorseer:order=1"),
+    "dit": ("MeanCache", "meancache"),
+}
 TITLES = {
     "flux": "Text to picture, 64 px: a Flux transformer of 5.7 M parameters, no guidance",
     "dit": "Class to picture, 64 px: a DiT of 4.8 M parameters, guidance 4",
@@ -70,16 +77,47 @@ def run_demo(name: str, out: Path, size: Size) -> Evaluation:
             schedules[budget] = calibration.schedule(budget, fits=size.fits)
             schedules[budget].save(out / f"{name}-{STEPS}-{budget}.safetensors")
             bar.update()
+    return compare(model, {budget: schedules[budget] for budget in size.budgets}, calibration.profile(), shown, out)
+
+
+def compare(
+    model: DemoModel,
+    schedules: Mapping[int, CacheSchedule],
+    profile: Profile,
+    shown: tuple[list[str], list[int]],
+    out: Path,
+) -> Evaluation:
+    """Evaluate schedules of the demo on held-out subjects and seeds, and draw the sheet of pictures.
+
+    Args:
+        model: The demo model.
+        schedules: Number of computed steps -> schedule.
+        profile: The profile of the calibration. The best published method is planned from it for the fewest steps.
+        shown: The subjects and seeds.
+        out: The folder.
+    """
+    fewest = min(schedules)
     found = evaluate(
         model.pipe,
-        {f"diffcache, {budget} computed": schedules[budget] for budget in size.budgets},
+        {f"diffcache, {budget} computed": schedule for budget, schedule in schedules.items()},
         [model.call(*part, steps=STEPS) for part in batches(shown, COMPARED)],
-        profile=calibration.profile(),
+        extra=[published(model.name, profile, fewest)],
+        profile=profile,
         out=out,
-        title=TITLES[name],
+        title=TITLES[model.name],
     )
-    show.grid(found, min(size.budgets), out / "pictures.png")
+    for sample, subject in zip(found.record["samples"], shown[0], strict=True):
+        sample["prompt"] = subject  # the calls hold embeddings or numbers of classes, which readers do not know
+    found = write(found.record, found.folder)
+    sheet.draw(found.record, found.folder, fewest, out / "pictures.png")
     return found
+
+
+def published(name: str, profile: Profile, computed: int) -> Method:
+    """Return the published method that is best on a demo model at few steps, planned from a profile."""
+    title, spec = BEST_PUBLISHED[name]
+    method = ours(f"{title}, {computed} computed", planning.plan(profile, spec, computed))
+    return replace(method, kind="peer")
 
 
 def split(model: DemoModel, size: Size) -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:

@@ -1,4 +1,5 @@
-"""Draw profiles and schedules: the distances between outputs of two steps, and the steps that a schedule computes.
+"""Draw profiles and schedules: the distances between outputs of two steps, the steps that a schedule computes, and the
+weights of its predictions.
 
 matplotlib (the extra ``report``) is imported when a picture is drawn.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ STYLE = {
 }
 MOST_PANELS = 6  # the most masks in one figure
 MOST_LABELS = 40  # the most labels of sites in one column
+MOST_TABLES = 3  # the most tables of weights in one figure
 WIDTH = 3.6  # width of a panel in inches
+INPUT = "change of the input"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -78,7 +82,8 @@ def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> 
 
     The figure of a profile shows the distances between the outputs of any two steps, averaged over sites and branches,
     with one panel per granularity, and the measured dynamics of the loop. The figure of a schedule shows its masks,
-    site by step. With ``beside`` it shows them as squares over the distances of that profile.
+    site by step. With ``beside`` it shows them as squares over the distances of that profile. Below, it shows the
+    weights of the predictions, unless every prediction is the newest output.
 
     Args:
         document: A profile or a schedule.
@@ -133,8 +138,14 @@ def _draw_profile(figure: Any, profile: Profile) -> None:
         axes = figure.add_subplot(panels[n])
         draw(axes, profile)
         axes.set_xlim(-0.5, profile.steps - 0.5)
+        axes.xaxis.set_major_locator(_whole_ticks())
         axes.yaxis.set_major_locator(_few_ticks())
         axes.set_xlabel("step" if n == len(lines) - 1 else "")
+    _caption(
+        figure,
+        "Each cell: how far the output of one step (across) is from the output of another (down), if it is used there. "
+        "Light: near. relative L1 = sum of absolute differences / sum of absolute values.",
+    )
 
 
 def _draw_change(axes: Any, profile: Profile) -> None:
@@ -143,7 +154,7 @@ def _draw_change(axes: Any, profile: Profile) -> None:
     for (name, sites), colour in zip(groups.items(), LINES, strict=False):
         change = np.diagonal(_mean_distance(sites), offset=-1)
         axes.plot(np.arange(1, len(change) + 1), change, color=colour, lw=1.4, label=name)
-    axes.set_title("change from step to step, relative L1", fontsize=9)
+    axes.set_title("change of the output since the step before", fontsize=9)
     axes.set_ylim(0, None)
     if len(groups) > 1:
         axes.legend(fontsize=8, ncols=2)
@@ -154,7 +165,7 @@ def _draw_say(axes: Any, profile: Profile) -> None:
     assert profile.dynamics is not None
     moved = np.abs(profile.dynamics.reach[-1]) * np.sqrt(np.diagonal(profile.dynamics.gram))
     axes.bar(np.arange(len(moved)), moved, width=0.75, color=LINES[0])
-    axes.set_title("share in the final state, root mean square", fontsize=9)
+    axes.set_title("how far each output moves the final state (RMS)", fontsize=9)
 
 
 def _draw_response(axes: Any, profile: Profile) -> None:
@@ -162,36 +173,117 @@ def _draw_response(axes: Any, profile: Profile) -> None:
     assert profile.dynamics is not None
     axes.axhline(0, color=MUTED, lw=0.6)
     part, rest = profile.dynamics.response, profile.dynamics.spread**0.5
-    axes.plot(part, color=LINES[0], lw=1.4, label="mean response")
-    axes.plot(rest, color=LINES[1], lw=1.4, label="spread")
+    axes.plot(part, color=LINES[0], lw=1.4, label="in the direction of the error")
+    axes.plot(rest, color=LINES[1], lw=1.4, label="in other directions")
     axes.legend(fontsize=7, frameon=False)
-    axes.set_title("the network's response to an error", fontsize=9)
+    axes.set_title("change of the output per error of its input", fontsize=9)
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
 
 
 def _draw_masks(figure: Any, schedule: CacheSchedule) -> None:
-    """Draw the masks of a schedule, one row per site."""
+    """Draw the masks of a schedule, one row per site, and the weights of its predictions."""
     rows = [(name, site) for name, d in schedule.denoisers.items() for site in in_order(d.sites)]
     masks = np.array([_as_run(schedule.denoisers[name], site) for name, site in rows])
     several = len(schedule.denoisers) > 1
-    _sized(figure, schedule, 8.0, 0.5 + 0.18 * min(len(rows), 70))
-    _mask(figure.add_subplot(), masks, [f"{name} {site}" if several else site for name, site in rows])
+    tables, left = _weight_tables(schedule)
+    heights = [0.5 + 0.18 * min(len(rows), 70), *(_height(table) for table in tables)]
+    _sized(figure, schedule, 8.0, sum(heights) + 0.3, left)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    _mask(figure.add_subplot(grid[0]), masks, [f"{name} {site}" if several else site for name, site in rows])
+    for n, table in enumerate(tables):
+        _weights(figure, figure.add_subplot(grid[n + 1]), table)
+    strips = "Blue: the step is computed. Grey: its output is predicted. At the right: computed steps of all steps."
+    _caption(figure, f"{strips} {_about_weights(tables)}")
 
 
 def _draw_masks_over(figure: Any, schedule: CacheSchedule, profile: Profile) -> None:
-    """Draw the masks of a schedule over the distances of a profile."""
+    """Draw the masks of a schedule over the distances of a profile, and the weights of its predictions."""
     panels = _panels(schedule, profile)
     shown = panels[:MOST_PANELS]
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     left = len(panels) - len(shown)
-    _sized(figure, schedule, WIDTH * columns + 0.8, 3.6 * rows, f"{left} more masks not shown" if left else "")
+    tables, more = _weight_tables(schedule)
+    heights = [3.6] * rows + [_height(table) for table in tables]
+    width = max(WIDTH * columns + 0.8, 7.0 if tables else 0.0)
+    _sized(figure, schedule, width, sum(heights) + 0.3, f"{left} more masks not shown" if left else "", more)
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     for n, (title, table, compute) in enumerate(shown):
-        axes = figure.add_subplot(rows, columns, n + 1)
+        axes = figure.add_subplot(grid[divmod(n, columns)])
         _heat(figure, axes, table, title)
         _spans(axes, compute)
+    for n, weights in enumerate(tables):
+        _weights(figure, figure.add_subplot(grid[rows + n, :]), weights)
+    boxes = "A box: a computed step and the steps at which its output is the newest. Its left edge: the error of reuse."
+    _caption(figure, f"{boxes} {_about_weights(tables)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The coefficients of one or more sites: values float64 [rows, T], NaN where nothing is predicted."""
+
+    title: str
+    names: list[str]
+    values: np.ndarray
+
+
+def _weight_tables(schedule: CacheSchedule) -> tuple[list[_Table], str]:
+    """Return the coefficients of the predictions, and a sentence on those that are left out.
+
+    Sites with the same coefficients share a table. Sites that only reuse the newest output have none.
+    """
+    groups: dict[tuple[bytes, ...], tuple[list[str], SitePlan]] = {}
+    for name, denoiser in schedule.denoisers.items():
+        for site in in_order(denoiser.sites):
+            plan = denoiser.sites[site]
+            parts = [plan.compute, plan.weights, plan.kappa, plan.inputs]
+            key = (name.encode(), *(b"" if part is None else part.tobytes() for part in parts))
+            groups.setdefault(key, ([], plan))[0].append(f"{name} {site}" if len(schedule.denoisers) > 1 else site)
+    tables = []
+    for sites, plan in groups.values():
+        names, values = _coefficients(plan)
+        if not names:
+            continue
+        whose = sites[0] if len(sites) == 1 else f"{sites[0]} and {len(sites) - 1} more sites"
+        tables.append(_Table(f"weights of the predictions: {whose}", names, values))
+    left = len(tables) - MOST_TABLES
+    return tables[:MOST_TABLES], f"weights of {left} more groups of sites not shown" if left > 0 else ""
+
+
+def _coefficients(plan: SitePlan) -> tuple[list[str], np.ndarray]:
+    """Return the names and values of a plan's coefficients w, v and κ at the predicted steps; none for plain reuse."""
+    branches, _, anchors = plan.weights.shape
+    predicted = ~plan.compute
+    names: list[str] = []
+    rows: list[np.ndarray] = []
+    plain = True
+    for branch in range(branches):
+        of = f", branch {branch + 1}" if branches > 1 else ""
+        for k in range(anchors):
+            row = plan.weights[branch, :, k]
+            plain &= bool((row[predicted] == (k == 0)).all())
+            if k == 0 or row[predicted].any():
+                names.append(("newest output" if k == 0 else f"{k + 1}{_th(k + 1)} newest output") + of)
+                rows.append(row)
+        for k in range(0 if plan.inputs is None else anchors):
+            row = plan.inputs[branch, :, k]  # type: ignore[index]
+            if row[predicted].any():
+                names.append(("input of the newest" if k == 0 else f"input of the {k + 1}{_th(k + 1)} newest") + of)
+                rows.append(row)
+                plain = False
+        if plan.kappa is not None and plan.kappa[branch][predicted].any():
+            names.append(INPUT + of)
+            rows.append(plan.kappa[branch])
+            plain = False
+    if plain or not predicted.any():
+        return [], np.zeros((0, len(plan.compute)))
+    return names, np.where(predicted, np.array(rows), np.nan)
+
+
+def _th(n: int) -> str:
+    return {2: "nd", 3: "rd"}.get(n, "th")
 
 
 def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -225,7 +317,8 @@ def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.nda
     for (granularity, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
         name = members[0][0] if len(members) == 1 else f"{granularity}, {len(members)} sites"
         compute = members[0][2].compute[profile.start :]
-        title = f"{name}\n{compute.sum()} of {len(compute)} steps computed"
+        # The headline states the computed steps of the only panel.
+        title = f"{name}\n{compute.sum()} of {len(compute)} steps computed" if len(groups) > 1 else name
         panels.append((title, _mean_distance([site for _, site, _ in members]), compute))
     return panels
 
@@ -243,7 +336,9 @@ def _heat(figure: Any, axes: Any, table: np.ndarray, title: str) -> None:
 
     norm = PowerNorm(0.5, vmin=0, vmax=max(float(np.quantile(table, 0.995)), 1e-12))
     image = axes.imshow(table, cmap=DISTANCE, norm=norm, interpolation="nearest")
-    axes.set(title=title, xlabel="output of step", ylabel="in the place of step")
+    axes.set(title=title, xlabel="output of step", ylabel="used at step")
+    axes.xaxis.set_major_locator(_whole_ticks())
+    axes.yaxis.set_major_locator(_whole_ticks())
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.75, aspect=28, pad=0.02, ticks=_few_ticks())
     bar.outline.set_visible(False)
@@ -260,7 +355,7 @@ def _spans(axes: Any, compute: np.ndarray) -> None:
     starts = np.flatnonzero(compute)
     for start, end in zip(starts, [*starts[1:], len(compute)], strict=True):
         corner, size = (start - 0.5, start - 0.5), end - start
-        axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=MARK, lw=1.3))
+        axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=MARK, lw=1.3, clip_on=False))
 
 
 def _as_run(plan: DenoiserPlan, site: str) -> np.ndarray:
@@ -296,6 +391,7 @@ def _mask(axes: Any, masks: np.ndarray, names: list[str]) -> None:
     shown = list(range(0, rows, -(-rows // MOST_LABELS)))
     axes.set_yticks(shown, [names[n] for n in shown])
     axes.set(xlabel="step", ylim=(rows - 0.5, -0.5))
+    axes.xaxis.set_major_locator(_whole_ticks(10))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     for n in shown:
@@ -309,6 +405,62 @@ def _mask(axes: Any, masks: np.ndarray, names: list[str]) -> None:
         )
 
 
+def _weights(figure: Any, axes: Any, table: _Table) -> None:
+    """Draw coefficients, one row per coefficient: blue for positive, red for negative, blank for computed steps."""
+    from matplotlib.colors import Normalize
+
+    rows, steps = table.values.shape
+    most = max(float(np.nanquantile(np.abs(table.values), 0.98)), 1e-12)
+    mesh = axes.pcolormesh(
+        np.arange(steps + 1) - 0.5,
+        np.arange(rows + 1) - 0.5,
+        np.ma.masked_invalid(table.values),
+        cmap="RdBu",
+        norm=Normalize(-most, most),
+        edgecolors="white",
+        linewidth=min(0.8, 40 / max(rows, steps / 2)),
+    )
+    axes.set_yticks(range(rows), table.names)
+    axes.set(xlabel="step", ylim=(rows - 0.5, -0.5), title=table.title)
+    axes.xaxis.set_major_locator(_whole_ticks(10))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    clipped = bool(np.nanmax(np.abs(table.values)) > most * 1.0001)
+    bar = figure.colorbar(
+        mesh, ax=axes, aspect=12, pad=0.01, ticks=_few_ticks(), extend="both" if clipped else "neither"
+    )
+    bar.outline.set_visible(False)
+
+
+def _about_weights(tables: list[_Table]) -> str:
+    """Return the caption of tables of coefficients; "" if there are none."""
+    if not tables:
+        return ""
+    inputs = any(name.startswith(INPUT) for table in tables for name in table.names)
+    more = ", plus the change of the input since the newest computed step times its own weight" if inputs else ""
+    return f"A prediction is the sum of the kept outputs times their weights{more}. Blank: the step is computed."
+
+
+def _height(table: _Table) -> float:
+    """Return the height of a table of coefficients in inches."""
+    return 0.9 + 0.2 * max(3, len(table.names))
+
+
+def _caption(figure: Any, text: str) -> None:
+    """Write a caption below the panels, and make the figure higher for its lines."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(text, int(17 * width))
+    figure.set_size_inches(width, height + 0.17 * len(lines))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=MUTED, linespacing=1.4)
+
+
+def _whole_ticks(most: int = 5) -> Any:
+    """Return a locator of whole numbers, at most ``most`` intervals."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(most, integer=True)
+
+
 def _few_ticks() -> Any:
     """Return a locator of at most four intervals."""
     from matplotlib.ticker import MaxNLocator
@@ -316,9 +468,9 @@ def _few_ticks() -> Any:
     return MaxNLocator(4)
 
 
-def _sized(figure: Any, document: Profile | CacheSchedule, width: float, height: float, more: str = "") -> None:
+def _sized(figure: Any, document: Profile | CacheSchedule, width: float, height: float, *more: str) -> None:
     """Set the size of a figure in inches, add its title, and make the figure higher for the title's lines."""
-    parts = [printable(part).replace(" ", NO_BREAK) for part in (*_headline(document), more) if part]
+    parts = [printable(part).replace(" ", NO_BREAK) for part in (*_headline(document), *more) if part]
     lines = [line.removesuffix("·") for line in textwrap.wrap(f"{NO_BREAK}· ".join(parts), int(13 * width))]
     figure.set_size_inches(width, height + 0.25 * len(lines))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, parse_math=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.assets import NAMES, load
 from diffcache.cli import app
+from diffcache.cli.demo import demo as demo_command
 from diffcache.demo import Size, run_demo
 from diffcache.demo.run import split
 from diffcache.eval.methods import evenly_reused
@@ -46,13 +48,16 @@ def test_every_baseline_stands_in_the_table_at_the_same_compute(demo):
     name, _, found = demo
     solver = {"flux": "UniPC", "dit": "DPM-Solver++"}[name]
     plain = {"flux": "Euler", "dit": "DDIM"}[name]
+    rule = {"flux": "TaylorSeer", "dit": "MeanCache"}[name]
     assert {n: (m["computed_steps"], m["steps"]) for n, m in methods(found).items()} == {
         "full run": (50, 50),
         "diffcache, 12 computed": (12, 50),
         f"12 steps, {plain}": (12, 12),
         f"12 steps, {solver}": (12, 12),
         "uniform reuse, 12 computed": (12, 50),
+        f"{rule}, 12 computed": (12, 50),
     }
+    assert methods(found)[f"{rule}, 12 computed"]["kind"] == "peer"
 
 
 def test_ours_is_nearest_to_the_full_run(demo):
@@ -60,7 +65,7 @@ def test_ours_is_nearest_to_the_full_run(demo):
     psnr = {m["kind"]: [] for m in found.record["methods"]}
     for method in found.record["methods"]:
         psnr[method["kind"]].append(method["scores"]["psnr"]["mean"])
-    assert psnr["ours"][0] > max(psnr["fewer steps"] + psnr["reuse"])
+    assert psnr["ours"][0] > max(psnr["fewer steps"] + psnr["reuse"] + psnr["peer"])
 
 
 @pytest.mark.fast
@@ -92,3 +97,4 @@ def test_the_command_lists_what_it_can_do_and_names_bad_input():
     assert "demo" in runner.invoke(app, ["--help"]).output
     bad = runner.invoke(app, ["demo", "--model", "sdxl"])
     assert bad.exit_code == 2
+    assert inspect.signature(demo_command).parameters["model"].default == "dit"  # the guided one shows a difference

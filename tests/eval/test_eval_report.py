@@ -108,7 +108,7 @@ def test_ours_is_compared_with_the_best_other_method_that_is_as_fast() -> None:
     ]
     assert [f.gain for f in found] == pytest.approx([-1.1, 10.2, 8.1])
     assert findings.sentence(evaluation(), "psnr") == (
-        "In PSNR, against the best other method of the same time, our methods are better at 2 of 3 budgets "
+        "In PSNR, against the best other method of the same time, diffcache is better at 2 of 3 budgets "
         "(by 8.10 to 10.2 dB) and worse at 1 (by 1.10 dB)."
     )
 
@@ -172,8 +172,54 @@ def test_at_most_24_triplets_are_shown_and_counted(written: Path) -> None:
     shown = data(written)["pictures"]
     assert (shown["count"], shown["of"]) == (22, 11 * SAMPLES)
     assert {len(each) for each in shown["methods"].values()} == {2}
-    assert list(shown["full"]) == ["00000", "00001"]
-    assert [s["id"] for s in data(written)["record"]["samples"]] == ["00000", "00001"]
+    assert (
+        sorted(shown["order"]) == sorted(shown["full"]) == sorted(s["id"] for s in data(written)["record"]["samples"])
+    )
+
+
+def test_the_worst_and_the_median_sample_come_first(folder: Path) -> None:
+    record = evaluation()
+    ids = [s["id"] for s in record["samples"]]
+    fewest = min((m for m in record["methods"] if m["kind"] == "ours"), key=lambda m: m["computed_steps"])
+    fewest["scores"]["psnr"]["values"] = [30.0, 90.0, 11.0, *range(12, 22), *range(31, 42)]
+    shown = pictures.shown(record, folder)
+    assert shown["order"] == [ids[2], ids[0]]  # ten are worse than sample 0 besides the worst, and twelve better
+    assert shown["named"] == {ids[2]: "worst", ids[0]: "median"}
+    assert shown["judged"] == fewest["name"]
+    record["metrics"]["psnr"]["better"] = "lower"
+    assert pictures.named_samples(record)["samples"] == {ids[1]: "worst", ids[13]: "median"}
+
+
+def test_two_samples_are_shown_for_many_methods(folder: Path) -> None:
+    record = evaluation()
+    record["methods"] += [{**record["methods"][-1], "name": f"peer {n}"} for n in range(4)]
+    shown = pictures.shown(record, folder)
+    assert sorted(shown["named"].values()) == ["median", "worst"]
+    assert {len(each) for each in shown["methods"].values()} == {2}
+
+
+def test_without_scores_of_samples_the_first_samples_are_shown_without_a_name(folder: Path) -> None:
+    record = evaluation()
+    for m in record["methods"]:
+        for score in m["scores"].values():
+            score["values"] = None
+    shown = pictures.shown(record, folder)
+    assert shown["order"] == [s["id"] for s in record["samples"]][:2]
+    assert (shown["named"], shown["judged"]) == ({}, None)
+
+
+def test_promises_and_measurements_stand_in_one_sentence() -> None:
+    record = evaluation()
+    assert findings.promises(record) == ""
+    first, second = (m for m in record["methods"] if m["name"] in ("diffcache, 25 steps", "diffcache, 12 steps"))
+    first |= {"promised": {"mean_db": 50.0}}
+    first["scores"]["state"] = {"mean": 52.3, "low": 50.0, "high": 54.0, "values": None}
+    assert findings.promises(record) == (
+        "Measured against promised state PSNR: 52.3 against 50.0 dB (diffcache, 25 steps); the promise is kept."
+    )
+    second |= {"promised": {"mean_db": 40.0}}
+    second["scores"]["state"] = {"mean": 39.4, "low": 38.0, "high": 41.0, "values": None}
+    assert findings.promises(record).endswith("1 of 2 promises are missed by more than 0.5 dB.")
 
 
 def test_more_methods_than_triplets_leave_ours_in(folder: Path) -> None:

@@ -33,6 +33,10 @@ def evaluation() -> Record:
         ("eager cache", "peer", 50, 52.0, 0.91),
     ]
     methods = [_method(*row, randomly) for row in rows]
+    values = methods[3]["scores"]["psnr"]["values"]  # sample 1 is the worst, sample 0 the median: those are painted
+    for place, wanted in ((1, min(values)), (0, sorted(values)[(SAMPLES - 1) // 2])):
+        other = values.index(wanted)
+        values[place], values[other] = values[other], values[place]
     return {
         "format": "diffcache.evaluation",
         "version": 1,

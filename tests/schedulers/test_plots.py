@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from documents import STEPS, hold, mask, profile, schedule, site
 
-from diffcache.documents import CacheSchedule, DenoiserPlan, DenoiserProfile, Profile
+from diffcache.documents import CacheSchedule, DenoiserPlan, DenoiserProfile, Guidance, Profile, SitePlan
 from diffcache.errors import BadOption
 
 pytest.importorskip("matplotlib")
@@ -50,7 +50,7 @@ def test_a_profile_is_a_panel_per_granularity_with_its_mean_distance() -> None:
         (image,) = panels[title].images
         assert np.array_equal(image.get_array(), distance(found, *names))
         assert panels[title].get_xlabel() == "output of step"
-        assert panels[title].get_ylabel() == "in the place of step"
+        assert panels[title].get_ylabel() == "used at step"
 
 
 def test_a_profile_shows_what_is_known_of_the_loop() -> None:
@@ -104,7 +104,7 @@ def test_a_mask_over_distances_is_a_square_per_computed_step_as_wide_as_its_outp
     found = measured(7, "model")
     (panel,) = heats(plots.figure(planned({"model": "■■··■·■"}), found)).items()
     title, axes = panel
-    assert title == "model\n4 of 7 steps computed"
+    assert title == "model"  # the headline states the computed steps
     assert np.array_equal(axes.images[0].get_array(), distance(found, "model"))
     assert squares(axes) == [(-0.5, -0.5, 1, 1), (0.5, 0.5, 3, 3), (3.5, 3.5, 2, 2), (5.5, 5.5, 1, 1)]
 
@@ -146,6 +146,63 @@ def test_short_and_long_loops_can_be_drawn(steps: int, tmp_path: Any) -> None:
     found, made = measured(steps, "model"), planned({"model": "■" + "·" * (steps - 1)})
     for n, of in enumerate(([found], [made], [made, found])):
         assert plots.save(of[0], tmp_path / f"{n}.svg", *of[1:]).stat().st_size > 1000  # type: ignore[arg-type]
+
+
+def fitted() -> SitePlan:
+    """Two branches, three anchors of which the last is never used, and a coefficient of the input in one branch."""
+    compute = mask("■·■··")
+    weights = np.zeros((2, 5, 3))
+    weights[:, ~compute, 0] = [[1, 1.5, 2], [1, 1.25, 0.5]]
+    weights[0, 3:, 1] = [-0.5, -1]
+    kappa = np.zeros((2, 5))
+    kappa[1, 1] = 0.25
+    return SitePlan(compute=compute, weights=weights, kappa=kappa)
+
+
+def guided(sites: dict[str, SitePlan]) -> CacheSchedule:
+    plan = DenoiserPlan(sites=sites, class_name="Net")
+    return CacheSchedule(steps=5, denoisers={"unet": plan}, guidance=Guidance(mode="batched", branches=2))
+
+
+def weight_tables(figure: Any) -> dict[str, Any]:
+    """Axes with coefficients, by title."""
+    found = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    return {title: axes for title, axes in found.items() if title.startswith("weights of the predictions")}
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_the_weights_of_predictions_are_drawn_and_computed_steps_stay_blank(over: bool) -> None:
+    plan = fitted()
+    made = guided({"model": plan})
+    figure = plots.figure(made, measured(5, "model") if over else None)
+    (axes,) = weight_tables(figure).values()
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "newest output, branch 1",
+        "2nd newest output, branch 1",
+        "newest output, branch 2",
+        "change of the input, branch 2",
+    ]
+    rows = np.array([plan.weights[0, :, 0], plan.weights[0, :, 1], plan.weights[1, :, 0], plan.kappa[1]])  # type: ignore[index]
+    drawn = axes.collections[0].get_array()
+    assert np.array_equal(np.ma.getmaskarray(drawn), np.broadcast_to(plan.compute, rows.shape))
+    assert np.array_equal(drawn.compressed(), rows[:, ~plan.compute].ravel())
+    assert "change of the input since" in figure.texts[-1].get_text().replace("\n", " ")
+
+
+def test_plain_reuse_has_no_weights_and_equal_sites_share_a_table() -> None:
+    reused = guided({"model": hold("■·■··", branches=2)})
+    assert weight_tables(plots.figure(reused)) == {}
+    sites = {name: fitted() for name in BLOCKS[:3]} | {BLOCKS[3]: hold("■·■··", branches=2)}
+    made = guided(sites)
+    assert list(weight_tables(plots.figure(made))) == [f"weights of the predictions: {BLOCKS[0]} and 2 more sites"]
+
+
+def test_steps_have_whole_numbers_and_no_square_is_cut_off() -> None:
+    figure = plots.figure(planned({"model": "■··"}), measured(3, "model"))
+    figure.canvas.draw()
+    (axes,) = heats(figure).values()
+    assert all(float(t).is_integer() for axis in (axes.xaxis, axes.yaxis) for t in axis.get_majorticklocs())
+    assert not any(patch.get_clip_on() for patch in axes.patches)
 
 
 def test_what_to_expect_stands_in_the_headline() -> None:

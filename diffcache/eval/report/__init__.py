@@ -53,6 +53,7 @@ def write_html(record: Mapping[str, Any], folder_of_pictures: Path, out: Path) -
         "pictures": shown,
         "metric": metric,
         "sentence": findings.sentence(record, metric),
+        "promises": findings.promises(record),
         "findings": [
             {"ours": f.ours["name"], "other": f.other and f.other["name"], "gain": f.gain, "clear": f.clear}
             for f in (findings.findings(record, metric) if metric else [])

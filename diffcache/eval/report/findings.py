@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffcache.documents.schedule import decibels
 from diffcache.eval.statistics import verdict
 from diffcache.eval.table import finite, number, score_of
 
 OTHERS = ("fewer steps", "reuse", "peer")
+KEPT = 0.5  # dB below a promise that still count as kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,15 @@ def findings(record: Mapping[str, Any], metric: str) -> list[Finding]:
 def sentence(record: Mapping[str, Any], metric: str | None) -> str:
     """Return the findings as one sentence of plain text, including the budgets at which ours is worse."""
     if metric is None:
-        return "No method of ours was measured here, so there is nothing to compare."
+        return "No method of diffcache was measured here, so there is nothing to compare."
     about = record["metrics"][metric]
     name, unit = about.get("title") or metric, about.get("unit") or ""
     every = findings(record, metric)
     if not every:
-        return "No method of ours was both timed and scored here, so there is nothing to compare."
+        return "No method of diffcache was both timed and scored here, so there is nothing to compare."
     met = [f for f in every if f.gain is not None]
     if not met:
-        return "No other method ran in the time of ours, so there is nothing to compare at equal time."
+        return "No other method ran in the time of diffcache, so there is nothing to compare at equal time."
     won = [f for f in met if f.clear and (f.gain or 0) > 0]
     lost = [f for f in met if f.clear and (f.gain or 0) < 0]
     even = len(met) - len(won) - len(lost)
@@ -90,8 +92,30 @@ def sentence(record: Mapping[str, Any], metric: str | None) -> str:
         parts.append(f"not clearly different{_count(even, len(met), not won and not lost)}")
     said = [part for part in parts if part]
     listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-    what = "our methods are" if len(met) > 1 else "our method is"
-    return f"In {name}, against the best other method of the same time, {what} {listed}."
+    return f"In {name}, against the best other method of the same time, diffcache is {listed}."
+
+
+def promises(record: Mapping[str, Any]) -> str:
+    """Return one sentence that compares the state PSNR that schedules promise with the measured one.
+
+    Returns:
+        Plain text; "" if no schedule states its expected fidelity, or none was measured.
+    """
+    kept = []
+    for method in _kind(record, ("ours",)):
+        promised, measured = (method.get("promised") or {}).get("mean_db"), _mean(method, "state")
+        if finite(promised) and measured is not None:
+            shown = [decibels(db).removesuffix(" dB") for db in (promised, measured)]
+            kept.append((measured - promised, f"{shown[1]} against {shown[0]} dB ({method['name']})"))
+    if not kept:
+        return ""
+    below = sum(gap < -KEPT for gap, _ in kept)
+    if below:
+        said = "this promise is" if len(kept) == 1 else f"{below} of {len(kept)} promises are"
+        said += f" missed by more than {KEPT:g} dB"
+    else:
+        said = "the promise is kept" if len(kept) == 1 else f"all {len(kept)} promises are kept"
+    return f"Measured against promised state PSNR: {', '.join(text for _, text in kept)}; {said}."
 
 
 def _count(some: int, every: int, first: bool) -> str:

@@ -14,6 +14,8 @@ from PIL import Image, features
 
 from diffcache.documents import files as document_files
 from diffcache.errors import BadOption
+from diffcache.eval.report.findings import main_metric
+from diffcache.eval.table import finite, score_of
 
 MOST = 24  # triplets on the page
 LONGEST = 512  # longest side of a picture in pixels
@@ -43,8 +45,8 @@ class Triplet:
 def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the pictures that the page shows, as data for JSON.
 
-    The first samples for which every method has a picture are chosen. Their number is as large as MOST triplets with
-    all methods allow.
+    The worst and the median sample of our method of fewest computed steps come first, then the other samples in the
+    order of the record. Their number is as large as MOST triplets with all methods allow, but at least two.
 
     Args:
         record: The record.
@@ -61,7 +63,8 @@ def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     others = [m for m in methods if m is not full]
     if full is None or not others:
         return {"note": "The record names no pictures of the full run and of another method."}
-    pairs = [(s, m) for s in _samples(record, full) for m in others if s in m["pictures"]]
+    judged = named_samples(record)
+    pairs = [(s, m) for s in _samples(record, full, judged) for m in others if s in m["pictures"]]
     chosen = _chosen(pairs, len(others))
     read = {(m["name"], s): _read(folder, m["pictures"][s]) for s, m in [*chosen, *((s, full) for s, _ in chosen)]}
     triplets, unread = [], 0
@@ -78,19 +81,63 @@ def shown(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         )
     if not triplets:
         return {"note": f"Of the {len(pairs)} results, {'; '.join(notes)}."}
-    return {**_encoded(triplets), "count": len(triplets), "of": len(pairs), "note": "; ".join(notes)}
+    encoded = _encoded(triplets)
+    return {
+        **encoded,
+        "count": len(triplets),
+        "of": len(pairs),
+        "note": "; ".join(notes),
+        "order": list(encoded["full"]),  # the keys of a JSON object have no order that a script can rely on
+        "named": {s: words for s, words in judged["samples"].items() if s in encoded["full"]},
+        "judged": judged["method"],
+    }
 
 
-def _samples(record: Mapping[str, Any], full: Mapping[str, Any]) -> list[str]:
-    return [s["id"] for s in record.get("samples") or [] if s.get("id") in full["pictures"]]
+def ranked(record: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """Return our method of fewest computed steps, and the ids of all samples by its main metric, the worst first.
+
+    Returns:
+        The name of the method and the ids; (None, []) if no method of kind "ours" has a finite score of every sample.
+    """
+    metric = main_metric(record) or ""
+    ids = [s.get("id") for s in record.get("samples") or []]
+    able = []
+    for method in record.get("methods") or []:
+        values = (score_of(method, metric) or {}).get("values") or []
+        if method.get("kind") == "ours" and len(values) == len(ids) > 0 and all(map(finite, values)):
+            able.append((method.get("computed_steps") or 0, len(able), method["name"], values))
+    if not able:
+        return None, []
+    _, _, name, values = min(able)
+    sign = -1 if record["metrics"][metric].get("better") == "lower" else 1
+    return name, [ids[n] for n in sorted(range(len(ids)), key=lambda n: sign * values[n])]
+
+
+def named_samples(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the worst and the median sample of our method of fewest computed steps, by the main metric.
+
+    Returns:
+        "method": the name of the method, or None. "samples": the id of a sample -> "worst" or "median". Of an even
+        number of samples, the median is the worse of the two middle ones.
+    """
+    name, order = ranked(record)
+    named = {order[0]: "worst"} if order else {}
+    if len(order) > 1:
+        named.setdefault(order[(len(order) - 1) // 2], "median")
+    return {"method": name, "samples": named}
+
+
+def _samples(record: Mapping[str, Any], full: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
+    every = [*judged["samples"], *(s.get("id") for s in record.get("samples") or [])]
+    return [s for s in dict.fromkeys(every) if s in full["pictures"]]
 
 
 def _chosen(pairs: list[tuple[str, Any]], methods: int) -> list[tuple[str, Any]]:
-    """Return all methods at the first samples. With more than MOST methods: MOST of them at one sample, ours first."""
+    """Return all methods at the first samples, at least two. More than MOST methods: MOST at one sample, ours first."""
     if methods > MOST:
         pairs = [pair for pair in pairs if pair[0] == pairs[0][0]]
         return sorted(pairs, key=lambda pair: pair[1].get("kind") != "ours")[:MOST]
-    first = list(dict.fromkeys(sample for sample, _ in pairs))[: MOST // methods]
+    first = list(dict.fromkeys(sample for sample, _ in pairs))[: max(2, MOST // methods)]
     return [pair for pair in pairs if pair[0] in first]
 
 

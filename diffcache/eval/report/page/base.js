@@ -5,7 +5,7 @@ const methods = record.methods || [];
 const metrics = record.metrics || {};
 const ours = methods.filter((m) => m.kind === "ours");
 const KINDS = ["ours", "fewer steps", "reuse", "peer", "full"]; // in the order of legends
-const KIND_TITLES = { ours: "diffcache", "fewer steps": "fewer steps", reuse: "reuse", peer: "other libraries", full: "full run" };
+const KIND_TITLES = { ours: "diffcache", "fewer steps": "fewer steps", reuse: "reuse", peer: "other methods", full: "full run" };
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -41,6 +41,11 @@ function bytes(value) {
 function seconds(value) {
   if (!isNumber(value)) return "–";
   return value < 1 ? number(value * 1000, 3) + " ms" : number(value, 3) + " s";
+}
+
+// As diffcache.documents.schedule.decibels: beyond the precision of float32 any number would be made up.
+function decibels(db) {
+  return !isNumber(db) ? "–" : db >= 20 * Math.log10(2 ** 24) ? "exact" : db.toFixed(1) + "\u00a0dB";
 }
 
 const score = (method, metric) => (method.scores || {})[metric] || {};

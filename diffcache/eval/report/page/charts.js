@@ -70,23 +70,54 @@ function legend(kinds) {
     KIND_TITLES[kind] || kind)));
 }
 
-// Places a text beside a point where nothing is yet, or nowhere.
-function labels(box, taken) {
-  const free = (b) => b.l >= box.left && b.r <= box.right && b.t >= box.top && b.b <= box.bottom &&
-    taken.every((o) => b.r < o.l || b.l > o.r || b.b < o.t || b.t > o.b);
-  return (text, x, y, className) => {
-    const wide = text.length * 6.4;
-    // Between the two intervals first, which run up and down and to both sides.
-    const tries = [[6, -16, "start"], [-6, -16, "end"], [6, 17, "start"], [-6, 17, "end"], [10, 0, "start"], [-10, 0, "end"],
-      [0, -16, "middle"], [0, 18, "middle"]];
-    for (const [dx, dy, anchor] of tries) {
-      const l = x + dx - (anchor === "end" ? wide : anchor === "middle" ? wide / 2 : 0);
-      const b = { l, r: l + wide, t: y + dy - 7, b: y + dy + 7 };
-      if (!free(b)) continue;
-      taken.push(b);
-      return s("text", { class: "name " + className, x: x + dx, y: y + dy, dy: "0.35em", "text-anchor": anchor }, text);
+// Places texts near points. No text lies on another, on a mark, or beyond the box; it may lie on an interval only where
+// nothing else is free. A text that is not next to its mark gets a line to it. What fits nowhere is left out.
+function labels(box, marks, bars) {
+  const taken = marks.map((m) => ({ l: m.x - m.r, r: m.x + m.r, t: m.y - m.r, b: m.y + m.r }));
+  const pen = document.createElement("canvas").getContext("2d");
+  const lines = [];
+  const apart = (a, b) => a.r < b.l || a.l > b.r || a.b < b.t || a.t > b.b;
+  const meets = (b, { x1, y1, x2, y2 }) => {
+    for (let k = 0; k <= 24; k++) {
+      const x = x1 + ((x2 - x1) * k) / 24, y = y1 + ((y2 - y1) * k) / 24;
+      if (x > b.l && x < b.r && y > b.t && y < b.b) return true;
     }
-    return null;
+    return false;
+  };
+  const covers = (b, bar) => (bar.x1 === bar.x2
+    ? b.l < bar.x1 && b.r > bar.x1 && b.b > Math.min(bar.y1, bar.y2) && b.t < Math.max(bar.y1, bar.y2)
+    : b.t < bar.y1 && b.b > bar.y1 && b.r > Math.min(bar.x1, bar.x2) && b.l < Math.max(bar.x1, bar.x2));
+  const near = [[6, -16, 0], [-6, -16, 1], [6, 17, 0], [-6, 17, 1], [11, 0, 0], [-11, 0, 1], [0, -16, 0.5], [0, 18, 0.5]];
+  const far = [28, 44, 62, 84, 110, 140, 180, 230].flatMap((d) => Array.from({ length: 16 }, (_, k) => {
+    const [c, q] = [Math.cos((k * Math.PI) / 8), Math.sin((k * Math.PI) / 8)];
+    return [d * c, d * q, c > 0.3 ? 0 : c < -0.3 ? 1 : 0.5];
+  }));
+  return (text, x, y, className, weight = 400) => {
+    pen.font = `${weight} 12.5px ${getComputedStyle(document.body).fontFamily}`;
+    const wide = pen.measureText(text).width + 2;
+    let best = null;
+    [...near, ...far].forEach(([dx, dy, anchor], n) => {
+      const l = x + dx - anchor * wide;
+      const b = { l, r: l + wide, t: y + dy - 8, b: y + dy + 8 };
+      if (b.l < box.left + 2 || b.r > box.right || b.t < box.top || b.b > box.bottom || !taken.every((o) => apart(o, b))) return;
+      if (lines.some((line) => meets(b, line))) return;
+      let line = null;
+      if (n >= near.length) {
+        const to = { x: Math.max(b.l, Math.min(x, b.r)), y: y < b.t ? b.t + 1 : y > b.b ? b.b - 1 : y + dy };
+        const long = Math.hypot(to.x - x, to.y - y) || 1;
+        line = { x1: x + ((to.x - x) / long) * 8, y1: y + ((to.y - y) / long) * 8, x2: to.x, y2: to.y };
+        const others = taken.filter((o) => !(x >= o.l && x <= o.r && y >= o.t && y <= o.b));
+        if (long < 9 || others.some((o) => meets(o, line))) return;
+      }
+      const cost = (line ? 12 + Math.hypot(dx, dy) / 2 : n) + 30 * bars.filter((bar) => covers(b, bar)).length;
+      if (!best || cost < best.cost) best = { cost, b, line, x: x + dx, y: y + dy, anchor };
+    });
+    if (!best) return null;
+    taken.push(best.b);
+    if (best.line) lines.push(best.line);
+    return s("g", { class: className }, best.line ? s("line", { class: "leader", ...best.line }) : null,
+      s("text", { class: "name " + className, x: best.x, y: best.y, dy: "0.35em",
+        "text-anchor": ["start", "middle", "end"][best.anchor * 2] }, text));
   };
 }
 

@@ -12,17 +12,19 @@ function drawQuality(body) {
   const plot = h("div");
   frame.append(plot);
   const note = noteIn(frame);
+  const key = h("ol", { class: "key" });
   const draw = () => {
     const known = methods.filter((m) => isNumber(score(m, metric).mean) && isNumber(clock(m, part).median));
     about.replaceChildren(...aboutMetric(metric, known, part));
-    plot.replaceChildren(known.length ? qualityPlot(metric, part, known, frame.clientWidth, note)
+    key.replaceChildren();
+    plot.replaceChildren(known.length ? qualityPlot(metric, part, known, frame.clientWidth, note, key)
       : h("p", { class: "missing" }, `No method has both a time of the ${part} and a score of ${title(metric)}.`));
   };
   put(body, 
     h("div", { class: "controls" },
       choices("metric", names.map((name) => [name, title(name)]), metric, (value) => { metric = value; note.hide(); draw(); }),
       parts.length > 1 ? choices("time", parts, part, (value) => { part = value; note.hide(); draw(); }) : null),
-    about, frame, legend(KINDS.filter((kind) => methods.some((m) => m.kind === kind))));
+    about, frame, key, legend(KINDS.filter((kind) => methods.some((m) => m.kind === kind))));
   whenever(frame, draw);
 }
 
@@ -38,9 +40,10 @@ function aboutMetric(metric, known, part) {
   return [h("strong", null, title(metric)), ": " + sentences.filter(Boolean).join(" ")];
 }
 
-function qualityPlot(metric, part, known, width, note) {
+// In a narrow window, a point has a number and the key below the chart its name.
+function qualityPlot(metric, part, known, width, note, key) {
   const narrow = width < 560;
-  const height = Math.max(300, Math.min(480, width * 0.52));
+  const height = Math.max(330, Math.min(520, width * 0.55));
   const box = { left: 52, right: width - 14, top: 34, bottom: height - 44 };
   const time = (m) => clock(m, part).median;
   const value = (m) => score(m, metric).mean;
@@ -78,13 +81,25 @@ function qualityPlot(metric, part, known, width, note) {
     s("line", { class: "floor", x1: x(time(full)), x2: x(time(full)), y1: box.top, y2: box.bottom }),
     s("text", { class: "tick", x: x(time(full)) - 6, y: box.top + 10, "text-anchor": "end" }, "full run"));
   svg.append(frontier(points, time, value, x, y, lower, box));
-  const taken = points.map((m) => ({ l: x(time(m)) - 8, r: x(time(m)) + 8, t: y(value(m)) - 8, b: y(value(m)) + 8 }));
-  const place = labels(box, taken);
+  const spots = points.map((m) => ({ m, x: x(time(m)), y: y(value(m)), r: 8 }));
   const order = [...points].sort((a, b) => KINDS.indexOf(b.kind) - KINDS.indexOf(a.kind)); // ours on top
-  for (const m of order) svg.append(point(m, metric, part, x, y, note));
-  for (const m of order.reverse())
-    if (!narrow || m.kind === "ours" || m.kind === "full")
-      svg.append(...[place(m.name, x(time(m)), y(value(m)), kindClass(m.kind))].filter(Boolean));
+  const drawn = order.map((m) => point(m, metric, part, x, y, note));
+  svg.append(...drawn.map((each) => each.element));
+  const place = labels(box, spots, drawn.flatMap((each) => each.bars));
+  const named = order.reverse();
+  named.forEach((m, n) => svg.append(...[place(narrow ? String(n + 1) : m.name, x(time(m)), y(value(m)), kindClass(m.kind),
+    m.kind === "ours" ? 600 : 400)].filter(Boolean)));
+  // A finger is wider than a mark: what counts is the mark next to it.
+  svg.addEventListener("click", (event) => {
+    const edge = svg.getBoundingClientRect();
+    const away = (spot) => Math.hypot(spot.x - event.clientX + edge.left, spot.y - event.clientY + edge.top);
+    const nearest = spots.reduce((a, b) => (away(b) < away(a) ? b : a));
+    if (away(nearest) < 32) drawn.find((each) => each.m === nearest.m).show();
+    else note.hide();
+  });
+  if (narrow) key.replaceChildren(...named.map((m, n) => h("li", { class: kindClass(m.kind) }, h("button", { type: "button", class: "quiet",
+    onclick: () => drawn.find((each) => each.m === m).show() }, h("b", null, n + 1), h("span", null, m.name),
+  h("small", null, `${number(value(m), 3)}${unit(metric)}, ${seconds(time(m))}`)))));
   return svg;
 }
 
@@ -102,19 +117,20 @@ function frontier(points, time, value, x, y, lower, box) {
 function point(m, metric, part, x, y, note) {
   const found = score(m, metric), spent = clock(m, part);
   const [px, py] = [x(spent.median), y(found.mean)];
-  const bars = [];
+  const bars = []; // in px
   if (isNumber(found.low) && isNumber(found.high))
-    bars.push(s("line", { class: "bar", x1: px, x2: px, y1: y(found.low), y2: y(found.high) }));
+    bars.push({ x1: px, x2: px, y1: y(found.low), y2: y(found.high) });
   if (isNumber(spent.low) && isNumber(spent.high))
-    bars.push(s("line", { class: "bar", y1: py, y2: py, x1: x(Math.max(spent.low, x.low)), x2: x(Math.min(spent.high, x.high)) }));
+    bars.push({ y1: py, y2: py, x1: x(Math.max(spent.low, x.low)), x2: x(Math.min(spent.high, x.high)) });
   const rows = [
     [title(metric), number(found.mean) + unit(metric)], ["interval", interval(found) || "–"],
     ["seconds", number(spent.median, 3)], ["spread", interval(spent, 3) || "–"],
     ["computed steps", computed(m)], ["speed-up", isNumber((m.speedup || {})[part]) ? number(m.speedup[part], 3) + "×" : "–"],
   ];
   const show = () => note.show(px, py, m.name, rows);
-  return s("g", { class: "point " + kindClass(m.kind), tabindex: 0, role: "img", "data-method": m.name,
+  const element = s("g", { class: "point " + kindClass(m.kind), tabindex: 0, role: "img", "data-method": m.name,
     "aria-label": `${m.name}: ${rows.map((r) => r.join(" ")).join(", ")}`,
-    onpointerenter: show, onpointerleave: note.hide, onfocus: show, onblur: note.hide, onclick: show },
-  s("circle", { class: "reach", cx: px, cy: py, r: 14 }), bars, mark(m.kind, px, py));
+    onpointerenter: show, onpointerleave: note.hide, onfocus: show, onblur: note.hide },
+  s("circle", { class: "reach", cx: px, cy: py, r: 14 }), bars.map((at) => s("line", { class: "bar", ...at })), mark(m.kind, px, py));
+  return { m, element, bars, show };
 }

@@ -16,9 +16,10 @@ function drawTrajectory(body) {
   const draw = () => plot.replaceChildren(trajectoryPlot(lines.filter((l) => l.on), frame.clientWidth, note));
   const buttons = lines.map((line) => h("button", { type: "button", class: kindClass(line.m.kind), "aria-pressed": String(line.on),
     onclick: (event) => { line.on = !line.on; event.currentTarget.setAttribute("aria-pressed", String(line.on)); note.hide(); draw(); } },
-  line.m.name));
+  s("svg", { width: 22, height: 8, viewBox: "0 0 22 8", "aria-hidden": "true" },
+    s("path", { class: `line ${kindClass(line.m.kind)} n${line.nth % 4}`, d: "M1 4H21" })), line.m.name));
   const dashed = lines.some((l) => l.expected.length) ? h("p", { class: "about" }, "Solid: measured. Dashed: what the schedule expected.") : null;
-  put(body, h("div", { class: "controls" }, h("div", { class: "choices", role: "group", "aria-label": "lines" },
+  put(body, h("div", { class: "controls" }, h("div", { class: "choices chips", role: "group", "aria-label": "lines" },
     h("span", { class: "label" }, "lines"), buttons)), dashed, frame);
   whenever(frame, draw);
 }
@@ -26,7 +27,7 @@ function drawTrajectory(body) {
 function trajectoryPlot(lines, width, note) {
   if (!lines.length) return h("p", { class: "missing" }, "No line is switched on.");
   const height = Math.max(280, Math.min(420, width * 0.46));
-  const wide = (line) => (line.m.kind === "ours" ? 7.9 : 7.2); // pixels of a letter
+  const wide = (line) => (line.m.kind === "ours" ? 8.7 : 7.7); // pixels of a letter
   const longest = Math.max(...lines.map((line) => line.m.name.length * wide(line)));
   const box = { left: 56, right: width - Math.min(longest + 20, width * 0.3), top: 34, bottom: height - 44 };
   const values = lines.flatMap((l) => [...l.measured, ...l.expected]);
