@@ -28,10 +28,15 @@ from diffcache.executor.program import compile_schedule
 from diffcache.executor.state import OnPrediction, RunState
 from diffcache.executor.wrappers import Wrappers
 from diffcache.kernels.library import Backend, check_backend
+from diffcache.presets import NetworkFacts
 from diffcache.schedulers import Grid, Rule
 
 Misfit = Literal["refuse", "full"]
-ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # a rule is checked on it, before the grid of the loop is known
+
+
+def any_grid(networks: Mapping[str, NetworkFacts]) -> Grid:
+    """Return a loop on which a rule is checked before the loop of the run is known."""
+    return Grid(np.linspace(1.0, 0.1, 10), networks=networks)
 
 
 def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
@@ -97,6 +102,7 @@ class Executor(host.LoopObserver):
         self.on_prediction = on_prediction
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
+        self.networks = host.network_facts(pipe, {name: modules["model"][0] for name, modules in sites.items()})
         self.host = host.LoopWatcher(pipe, self)
         self.last: RunState | None = None
         self.mismatch, self.quiet = mismatch, quiet
@@ -111,7 +117,7 @@ class Executor(host.LoopObserver):
         else:
             check_granularity(self.source, sites)
             # On any grid: errors of the rule are raised now, and its sites do not depend on the grid
-            schedule = scheduled(self.source, ANY_GRID, self.sites, store)
+            schedule = scheduled(self.source, any_grid(self.networks), self.sites, store)
             check_criteria(schedule)
         check_in_parts(pipe, schedule)
         self._patches = make_patches(Wrappers(self.host, self._misfit), schedule, sites)
@@ -164,7 +170,7 @@ class Executor(host.LoopObserver):
         """
         if isinstance(self.source, Rule):
             timesteps = run.timesteps.detach().cpu().double().numpy()
-            schedule = scheduled(self.source, Grid(timesteps, run.start), self.sites, self.store)
+            schedule = scheduled(self.source, Grid(timesteps, run.start, self.networks), self.sites, self.store)
             check_criteria(schedule)
             programs = compile_schedule(schedule)
         else:

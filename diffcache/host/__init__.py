@@ -31,6 +31,7 @@ from diffcache.host.dispatch import (
     parts,
     traits,
 )
+from diffcache.host.facts import network_facts
 from diffcache.host.forwards import is_compiled
 from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
 from diffcache.host.identity import digest_of, digest_of_call, identity
@@ -109,6 +110,7 @@ __all__ = [
     "looping_blocks",
     "main_input",
     "main_of",
+    "network_facts",
     "noise_scheduler",
     "other_settings",
     "parameters",
