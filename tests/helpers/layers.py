@@ -20,7 +20,7 @@ RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
 # The packages of these layers may also import each other, as long as no two need each other.
 MUTUAL = {RANK["errors"], RANK["documents"], RANK["__init__"]}
 
-ONLY = {"assets": {"errors"}, "presets": {"errors", "text"}}  # package -> the only packages that it may import
+ONLY = {"assets": {"errors"}, "presets": {"errors"}}  # package -> the only packages that it may import
 NEVER = {"kernels": {"documents"}, "patch": {"documents"}}  # kernels and layers see tensors and modules, not schedules
 
 # Folder inside a package -> the packages that its files may import. Of its own package they import the folder alone.
