@@ -123,10 +123,10 @@ def retained(rounding: str, retention: float, steps: int, branch: int, branches:
 
 def nearest(ratios: Sequence[float], steps: int) -> np.ndarray:
     """Return ratios for another number of steps, float64 [steps], each that of the nearest step."""
-    source = np.asarray(ratios, float)
     if steps == 1:
-        return source[-1:]
-    return source[np.round(np.arange(steps) * ((len(source) - 1) / (steps - 1))).astype(int)]
+        return np.array(ratios[-1:], float)
+    at = np.round(np.arange(steps) * ((len(ratios) - 1) / (steps - 1))).astype(int)
+    return np.array([ratios[i] for i in at], float)
 
 
 def plan(

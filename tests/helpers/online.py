@@ -18,7 +18,7 @@ from diffcache.executor.report import Report
 from diffcache.host import find_sites
 
 STEPS = 12
-RULES: tuple[str, ...] = ("first_block", "modulated_input", "output_rate", "drift", "time_embedding")
+RULES: tuple[str, ...] = ("first_block", "modulated_input", "output_rate", "drift")
 INSIDE = ("first_block", "modulated_input", "time_embedding")
 HUGE = 1e9
 

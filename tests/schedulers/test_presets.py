@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Command, command_of
-from online import strips
+from online import decided, strips
 from pipelines import TINY, fresh, run, shared
 from probes import ours
 from torch import Tensor
@@ -302,6 +302,7 @@ def as_the_authors_walk(row: Preset, setting: dict[str, float], steps: int) -> l
             )
             step_of_source = np.round(call // branches * ((row.steps - 1) / (steps - 1))).astype(int)
             skip = bool(small) and row_of_skips[b] <= setting["max_skip"] and step_of_source not in constants["keep"]
+            skip = skip and bool(computed[b])  # the repository fails here, for nothing is kept; diffusers computes
             if not skip:
                 product[b], total[b], row_of_skips[b] = 1.0, 0.0, 0
         computed[b].append(not skip)
@@ -309,7 +310,7 @@ def as_the_authors_walk(row: Preset, setting: dict[str, float], steps: int) -> l
 
 
 @pytest.mark.parametrize("row", MAGCACHE, ids=[row.name for row in MAGCACHE])
-@pytest.mark.parametrize("steps", [None, 20, 30, 47, 60])
+@pytest.mark.parametrize("steps", [None, 2, 20, 30, 47, 60])
 def test_magcache_computes_the_steps_that_its_repository_computes(row: Preset, steps: int | None) -> None:
     steps = steps or row.steps
     for setting in row.recommended:
@@ -321,7 +322,7 @@ def test_magcache_computes_the_steps_that_its_repository_computes(row: Preset, s
             assert "disagree" in row.differs
             either = np.any(theirs, axis=0)
             assert abs(int(np.sum(mine)) - int(either.sum())) <= 2
-        assert 0 < sum(mine) < steps
+        assert 0 < sum(mine) < steps or steps == 2
 
 
 def test_at_the_steps_of_their_authors_both_branches_agree_but_in_these_rows() -> None:
@@ -428,6 +429,15 @@ def test_teacache_computes_the_steps_that_its_repository_computes(name: str, pre
     assert any("·" in strip for strip in found)
     first, last = row.constants["first"], row.constants["last"]
     assert any("■" in strip[first : len(strip) - last] for strip in found), "the threshold decides"
+
+
+def test_a_block_without_a_time_embedding_is_refused() -> None:
+    pipe = shared("dit")
+    with pytest.raises(
+        UnsupportedModel, match=r"the argument 'temb' of the first block .*; BasicTransformerBlock has none"
+    ):
+        accelerate(pipe, decided(pipe, "time_embedding"))
+    assert ours(pipe) == []
 
 
 def test_the_last_step_is_computed_as_in_the_source() -> None:
