@@ -31,7 +31,6 @@ from diffcache.host.dispatch import (
     parts,
     traits,
 )
-from diffcache.host.facts import network_facts
 from diffcache.host.forwards import is_compiled
 from diffcache.host.guard import demand_full_run, demand_no_other_cache, demand_ready
 from diffcache.host.identity import digest_of, digest_of_call, identity
@@ -55,6 +54,7 @@ from diffcache.host.kinds import Kind, LoopWatch, kind_of
 from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
+from diffcache.host.recognition import network_facts
 from diffcache.host.structure import find_sites
 from diffcache.host.traits import Traits
 from diffcache.host.watcher import LoopObserver, LoopWatcher
