@@ -11,7 +11,7 @@ from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import criteria
 from diffcache.executor.checks import Sites, check_compiled
-from diffcache.executor.criteria import Where
+from diffcache.executor.criteria import TIME_EMBEDDING, Where
 from diffcache.executor.wrappers import Wrappers
 from diffcache.host.structure import DEEP_STACK, deep_branch, first_norm
 from diffcache.patch import Undo, Wrapper, layer, on_top, spot, weak
@@ -61,6 +61,10 @@ def make_patches(wrappers: Wrappers, schedules: Sequence[CacheSchedule], sites: 
     for name, modules in sites.items():
         wrapped = dict.fromkeys(site for schedule in schedules for site in _wrapped_sites(schedule, name))
         norms = _deciding_norms(schedules, name, sites)
+        for schedule in schedules:
+            first, where = deciding_stack(schedule, name, sites)
+            if where is Where.TIME_EMBEDDING:
+                _demand_time_embedding(schedule, name, first, sites)
         for site in wrapped:
             pairs = list(wrappers.for_site(name, site, modules[site]))
             if site in norms:
@@ -116,6 +120,20 @@ def _no_norm(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) ->
     return UnsupportedModel(
         f"the online rule {criterion.name if criterion else ''!r} compares the output of the first normalisation in "
         f"{site!r} of {host.class_name(root)}; there is none in {type(block).__name__}. Use another rule: {others}."
+    )
+
+
+def _demand_time_embedding(schedule: CacheSchedule, denoiser: str, site: str, sites: Sites) -> None:
+    """Raise UnsupportedModel unless the first block of a stack is given the time embedding that decides."""
+    block = sites[denoiser][site][0]
+    if TIME_EMBEDDING in host.parameters(block):
+        return
+    criterion = criteria.of(schedule.denoisers[denoiser])
+    others = ", ".join(map(repr, criteria.deciding_at(Where.MODEL)))
+    raise UnsupportedModel(
+        f"the online rule {criterion.name if criterion else ''!r} looks at the argument {TIME_EMBEDDING!r} of the "
+        f"first block in {site!r} of {host.class_name(sites[denoiser]['model'][0])}; {type(block).__name__} has none. "
+        f"Use another rule: {others}."
     )
 
 

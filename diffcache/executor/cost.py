@@ -21,9 +21,9 @@ from diffcache.executor.attach import deciding_stack, demand_visible
 from diffcache.executor.bound import Bound
 from diffcache.executor.by_steps import BySteps, Source, for_call
 from diffcache.executor.checks import Sites, check_call, check_criteria, check_granularity, check_pipeline, check_run
-from diffcache.executor.criteria import Where
+from diffcache.executor.criteria import TIME_EMBEDDING, Where
 from diffcache.executor.decider import signal_format
-from diffcache.executor.engine import ANY_GRID, Executor, grid_of, scheduled
+from diffcache.executor.engine import Executor, any_grid, grid_of, scheduled
 from diffcache.executor.pairing import Inputs, pair, reader
 from diffcache.executor.program import NEWEST, Program, compile_schedule
 from diffcache.executor.site import own_inputs
@@ -31,6 +31,7 @@ from diffcache.executor.store import Output, kept_bytes
 from diffcache.host.structure import first_norm
 from diffcache.kernels import format_of
 from diffcache.patch import inner_spot, layer, spot
+from diffcache.presets import NetworkFacts
 from diffcache.schedulers import Rule
 
 DISTILLED = 4  # steps: skipping one of so few is seldom worth its error
@@ -205,7 +206,8 @@ def estimate_for(
     known = source
     if isinstance(known, Rule):
         check_granularity(known, sites)
-        known = scheduled(known, ANY_GRID, {name: tuple(found) for name, found in sites.items()}, store)
+        grid = any_grid(_networks(pipe, sites))
+        known = scheduled(known, grid, {name: tuple(found) for name, found in sites.items()}, store)
     check_criteria(known)
     for name in known.denoisers:
         deciding_stack(known, name, sites)
@@ -273,6 +275,11 @@ def _now() -> float:
     return time.perf_counter()
 
 
+def _networks(pipe: Any, sites: Sites) -> dict[str, NetworkFacts]:
+    """Return the facts about the networks of a pipeline, by component name."""
+    return host.network_facts(pipe, {name: modules["model"][0] for name, modules in sites.items()})
+
+
 def _demand_own_inputs(schedule: CacheSchedule, visits: list[_Visit]) -> None:
     """Raise UnsupportedModel for an online rule that reuses F − x if F has another shape than x."""
     for v in visits:
@@ -298,10 +305,11 @@ def _first_step(
     """
     visits: list[_Visit] = []
     seen: list[tuple[CacheSchedule, int]] = []
+    networks = _networks(pipe, sites)
 
     def begin(run: host.LoopRun) -> None:
         if isinstance(source, Rule):
-            schedule = scheduled(source, grid_of(pipe, run), {d: tuple(s) for d, s in sites.items()}, store)
+            schedule = scheduled(source, grid_of(pipe, run, networks), {d: tuple(s) for d, s in sites.items()}, store)
         else:
             schedule = source
             check_run(pipe, run, schedule, strict=True)
@@ -520,6 +528,7 @@ def _criteria_bytes(
             Where.MODEL: ("model", v.inputs.main),
             Where.FIRST_BLOCK: (first, v.inputs.main),  # the residual has the form of the input
             Where.FIRST_NORM: (f"norm:{first}", v.outputs[:1]),
+            Where.TIME_EMBEDDING: (first, tuple(t for n, t in v.inputs.others.items() if n == TIME_EMBEDDING)),
         }
         site, tensors = signals[criterion.about.where]
         if v.site == site:

@@ -30,10 +30,15 @@ from diffcache.executor.program import Program, compile_schedule
 from diffcache.executor.state import OnPrediction, RunState
 from diffcache.executor.wrappers import Wrappers
 from diffcache.kernels.library import Backend, check_backend
+from diffcache.presets import NetworkFacts
 from diffcache.schedulers import Grid, Rule
 
 Misfit = Literal["refuse", "full"]
-ANY_GRID = Grid(np.linspace(1.0, 0.1, 10))  # a rule is checked on it, before the grid of the loop is known
+
+
+def any_grid(networks: Mapping[str, NetworkFacts]) -> Grid:
+    """Return a loop on which a rule is checked before the loop of the run is known."""
+    return Grid(np.linspace(1.0, 0.1, 10), networks=networks)
 
 
 def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:
@@ -49,11 +54,12 @@ def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], stor
     return schedule if store is None else schedule.stored(store)
 
 
-def grid_of(pipe: Any, run: host.LoopRun) -> Grid:
+def grid_of(pipe: Any, run: host.LoopRun, networks: Mapping[str, NetworkFacts]) -> Grid:
     """Return what a rule may know about a run that is beginning."""
     return Grid(
         run.timesteps.detach().cpu().double().numpy(),
         run.start,
+        networks,
         guided=host.is_guided(host.guidance_values(pipe)),
         propagation=lambda: host.propagation(run.scheduler, run.timesteps, run.start),
     )
@@ -131,6 +137,7 @@ class Executor(host.LoopObserver):
         self.on_prediction = on_prediction
         self.strict = strict
         self.sites = {name: tuple(names) for name, names in sites.items()}
+        self.networks = host.network_facts(pipe, {name: modules["model"][0] for name, modules in sites.items()})
         self.host = host.LoopWatcher(pipe, self)
         self.last: RunState | None = None
         self.mismatch, self.quiet = mismatch, quiet
@@ -151,7 +158,7 @@ class Executor(host.LoopObserver):
         else:
             check_granularity(source, sites)
             # On any grid: errors of the rule are raised now, and its sites do not depend on the grid
-            schedule, programs = scheduled(source, ANY_GRID, self.sites, self.store), {}
+            schedule, programs = scheduled(source, any_grid(self.networks), self.sites, self.store), {}
             check_criteria(schedule)
         check_in_parts(pipe, schedule)
         demand_visible(schedule, {name: found["model"][0] for name, found in sites.items()})
@@ -205,7 +212,7 @@ class Executor(host.LoopObserver):
         """
         ready = self._ready_for(run)
         if isinstance(ready.source, Rule):
-            schedule = scheduled(ready.source, grid_of(self.host.pipe, run), self.sites, self.store)
+            schedule = scheduled(ready.source, grid_of(self.host.pipe, run, self.networks), self.sites, self.store)
             check_criteria(schedule)
             programs = compile_schedule(schedule)
         else:

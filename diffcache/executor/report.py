@@ -117,6 +117,9 @@ class Report:
                 if inside
                 else f"{forwards} ({self.skipped:.0%} of the denoiser's work was skipped)"
             )
+        if self.schedule is not None:  # a published calibration
+            notes = self.schedule.provenance.items()
+            lines += [f"{key}: {text}" for key, text in notes if key.partition(" ")[0] == "preset"]
         lines += [str(notice) for notice in self.notices]
         if self.backend:
             lines.append(f"kept tensors are worked on by {_BACKENDS[self.backend]}")

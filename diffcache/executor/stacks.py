@@ -9,7 +9,8 @@ A criterion can decide inside the first block of the first stack of its plan. Wi
 always runs, and the stack consists of the blocks after it. The residual is read when the next block begins, because the
 inputs of that block show which output belongs to which stream. With ``Where.FIRST_NORM`` the block begins, and an
 exception ends it at its first normalisation if the step is predicted. The exception passes through this block only. No
-forward is copied, and at a predicted step the block computes nothing after its normalisation.
+forward is copied, and at a predicted step the block computes nothing after its normalisation. With
+``Where.TIME_EMBEDDING`` an argument of the first block decides, before the block begins.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffcache.executor.criteria import Where
+from diffcache.executor.criteria import TIME_EMBEDDING, Where
 from diffcache.executor.decider import Verdict
 from diffcache.executor.notices import NO_SIGNAL
 from diffcache.executor.pairing import Inputs, pair
@@ -73,6 +74,8 @@ def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, co
             inputs, begun = _run_to_first_norm(call, site, inputs, compute)
         elif where is Where.FIRST_BLOCK:
             _decide_by_first_block(call, site, inputs)
+        elif position.first and position.where is Where.TIME_EMBEDDING and TIME_EMBEDDING in inputs.others:
+            call.decide((inputs.others[TIME_EMBEDDING],))
         predicted = try_predict(call, site, inputs)  # at the first block that runs: some pipelines leave blocks out
         if predicted is None and begun is None:
             inputs = snapshot(call, site, inputs)

@@ -57,6 +57,7 @@ from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
 from diffcache.host.propagation import propagation
+from diffcache.host.recognition import network_facts
 from diffcache.host.structure import find_sites
 from diffcache.host.traits import Traits
 from diffcache.host.watcher import LoopObserver, LoopWatcher
@@ -114,6 +115,7 @@ __all__ = [
     "looping_blocks",
     "main_input",
     "main_of",
+    "network_facts",
     "noise_scheduler",
     "other_settings",
     "parameters",

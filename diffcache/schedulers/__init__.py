@@ -3,8 +3,10 @@
 A file has one or both of these functions:
 
 * ``rule(grid, **options) -> SitePlan`` needs no measurement. Users name it by a short spec, ``"uniform:every=3"``. A
-  rule that leaves decisions to the run returns ``(SitePlan, Online)``. ``GRANULARITY`` sets the sites of a rule unless
-  a spec sets others; the default is "model".
+  rule that leaves decisions to the run returns ``(SitePlan, Online)``, and one that has more to state a ``Ruled``.
+  ``GRANULARITY`` sets the sites of a rule unless a spec sets others; the default is "model". A rule that reads
+  ``grid.networks`` has a function ``check(**options)`` beside it, which raises for options out of range before the
+  network is known.
 * ``plan(profile, computed_steps, **options) -> Planned`` works from a profile, and ``diffcache.plan`` calls it.
   ``computed_steps`` is the work to do, in full steps of the loop: a whole number for methods that decide about whole
   steps. Sites and steps are those of the profile.
@@ -32,6 +34,7 @@ from diffcache.documents.context import ScheduleContext
 from diffcache.documents.schedule import CacheSchedule, Expected, Online, SitePlan
 from diffcache.documents.sites import GRANULARITIES
 from diffcache.errors import BadOption, UnknownName
+from diffcache.presets import NetworkFacts
 
 Aliases = Mapping[str, Mapping[str, Any]]
 GROUPS = ("start here", "published methods", "other methods", "inside the network")
@@ -45,6 +48,7 @@ class Grid:
     Attributes:
         timesteps: float64 [T], the timesteps of the noise scheduler.
         start: The iteration at which the loop begins.
+        networks: Component name -> the facts about the network that the loop calls. Empty if they are not known.
         guided: Whether the run uses classifier-free guidance. None if that is not known.
         propagation: Returns what the output of each step adds to the later states through the noise scheduler, float64
             [T, T] at [later step, step]; None if that is not known.
@@ -52,6 +56,7 @@ class Grid:
 
     timesteps: np.ndarray
     start: int = 0
+    networks: Mapping[str, NetworkFacts] = field(default_factory=dict)
     guided: bool | None = None
     propagation: Callable[[], np.ndarray | None] = lambda: None
 
@@ -77,6 +82,24 @@ class Planned:
     online: Online | None = None
     sigmas: np.ndarray | None = None
     expected: Expected | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ruled:
+    """The decisions of a rule that has more to state than a plan.
+
+    Attributes:
+        plan: The plan of each site.
+        online: The decision that is left to the run, or None.
+        stacks: The paths of the stacks that the plan is for. None: every site of the granularity. Otherwise the rule
+            applies to stacks alone.
+        notes: Entries of the schedule's provenance.
+    """
+
+    plan: SitePlan
+    online: Online | None = None
+    stacks: tuple[str, ...] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,18 +134,34 @@ class Rule:
             sites: Denoiser -> names of its sites.
 
         Raises:
-            BadOption: No denoiser has a site of the rule's granularity.
+            BadOption: No denoiser has a site of the rule's granularity, or the rule is for sites of another one.
+            UnsupportedModel: The rule has no constants for the network.
         """
-        made: SitePlan | tuple[SitePlan, Online] = function(self.name, "rule", self.options)(grid, **self.options)
-        site_plan, online = made if isinstance(made, tuple) else (made, None)
-        wanted = {d: [n for n in names if n.partition(":")[0] == self.granularity] for d, names in sites.items()}
-        plans = {d: dict.fromkeys(names, site_plan) for d, names in wanted.items() if names}
+        made = self._made(grid)
+        if made.stacks is not None and self.granularity != "stack":
+            raise BadOption("sites", self.granularity, f"stack: the constants of {self.name!r} are those of stacks")
+        stacks = None if made.stacks is None else {f"stack:{path}" for path in made.stacks}
+        wanted = {
+            d: [n for n in names if n.partition(":")[0] == self.granularity and (stacks is None or n in stacks)]
+            for d, names in sites.items()
+        }
+        plans = {d: dict.fromkeys(names, made.plan) for d, names in wanted.items() if names}
         if not plans:
             there = sorted({n.partition(":")[0] for names in sites.values() for n in names})
             raise BadOption(
                 "sites", self.granularity, f"what {', '.join(sites)} of this pipeline has: {', '.join(there)}"
             )
-        return ScheduleContext(steps=grid.steps).schedule(plans, online=online, notes={"scheduler": str(self)})
+        notes = {"scheduler": str(self), **made.notes}
+        return ScheduleContext(steps=grid.steps).schedule(plans, online=made.online, notes=notes)
+
+    def _made(self, grid: Grid) -> Ruled:
+        """Return the decisions of the rule for one loop."""
+        made: Ruled | SitePlan | tuple[SitePlan, Online]
+        made = function(self.name, "rule", self.options)(grid, **self.options)
+        if isinstance(made, Ruled):
+            return made
+        plan, online = made if isinstance(made, tuple) else (made, None)
+        return Ruled(plan=plan, online=online)
 
 
 def having(kind: str) -> tuple[str, ...]:
@@ -186,7 +225,12 @@ def parse_rule(spec: str) -> Rule:
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
     # The call raises for a value out of range here, before the run.
-    function(name, "rule", options)(Grid(np.linspace(1.0, 0.1, 10)), **options)
+    rule = function(name, "rule", options)
+    check = getattr(registry.load(__name__, name), "check", None)
+    if check is None:
+        rule(Grid(np.linspace(1.0, 0.1, 10)), **options)
+    else:
+        check(**options)
     return Rule(name, granularity, options)
 
 

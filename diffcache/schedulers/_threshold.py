@@ -50,8 +50,7 @@ def planned(
     """
     if most is not None:
         count("most", most, least=1)
-    if isinstance(retention, bool) or not isinstance(retention, int | float) or not 0 <= retention <= 1:
-        raise BadOption("retention", retention, "a share of the steps, 0 to 1")
+    demand_number("retention", retention, "a share of the steps, 0 to 1", highest=1.0)
     measured = at(profile, sites)
     families: dict[str, list[str]] = {}
     for name in measured:
@@ -74,6 +73,13 @@ def planned(
         },
         notes={"threshold": f"{limits[best]:.6g}", "work": f"{work[best]:.6g} full steps"},
     )
+
+
+def demand_number(name: str, value: object, allowed: str, highest: float = math.inf) -> None:
+    """Raise BadOption unless an option is a finite number from 0 to ``highest``."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not 0 <= value <= highest:  # type: ignore[operator]
+        raise BadOption(name, value, allowed)
 
 
 def demand_residual(name: str, site: SiteProfile) -> None:

@@ -6,11 +6,12 @@ reuse their residual, the sums telescope to the one residual that FirstBlockCach
 
 from __future__ import annotations
 
+from diffcache import presets
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import Online, SitePlan
 from diffcache.documents.sites import location
 from diffcache.errors import Unusable
-from diffcache.schedulers import Aliases, Grid, Planned
+from diffcache.schedulers import Aliases, Grid, Planned, Ruled
 from diffcache.schedulers._greedy import (
     always_done,
     asked,
@@ -29,18 +30,36 @@ GRANULARITY = "stack"
 ALIASES: Aliases = {"first_block": {}, "first_block_cache": {}, "fbcache": {}}
 
 
-def rule(grid: Grid, *, threshold: float = 0.05, most: int | None = None) -> tuple[SitePlan, Online]:
+def rule(
+    grid: Grid, *, threshold: float = 0.05, most: int | None = None, preset: str | None = None
+) -> tuple[SitePlan, Online] | Ruled:
     """Compute a step if the first block's residual has changed enough.
 
     Args:
         grid: The loop.
         threshold: The relative L1 change of the residual since the newest computed step, as in diffusers.
         most: Steps in a row that may be predicted. None allows any number.
+        preset: The name of published settings (``diffcache presets --method firstblockcache``), whose threshold
+            replaces ``threshold``. None uses ``threshold``.
 
     Raises:
         BadOption: For an option out of range.
+        UnknownName: For an unknown preset.
+        UnsupportedModel: For a preset of another network.
     """
-    return asked(grid.steps, grid.start + 1), online("first_block", grid.steps, threshold, most=most)
+    plan = asked(grid.steps, grid.start + 1)
+    if preset is None:
+        return plan, online("first_block", grid.steps, threshold, most=most)
+    found = presets.find("firstblockcache", grid.networks, preset)
+    limit = found.preset.recommended[0]["threshold"]
+    decision = online("first_block", grid.steps, limit, most=most)
+    return Ruled(plan=plan, online=decision, stacks=found.preset.stacks, notes=found.notes())
+
+
+def check(*, threshold: float = 0.05, most: int | None = None, preset: str | None = None) -> None:
+    """Raise BadOption or UnknownName for options of ``rule`` that no network allows."""
+    online("first_block", 1, threshold, most=most)
+    presets.check_name("firstblockcache", preset)
 
 
 def plan(

@@ -1,7 +1,8 @@
 """Recompute when the first block's modulated input has changed enough (TeaCache).
 
-The decision is taken in the run, from the output of the first normalisation. A polynomial that was fitted to the
-profile converts its change into the change of the output. The residual of every stack is reused.
+The decision is taken in the run, from the output of the first normalisation. A polynomial converts its change into the
+change of the output. ``plan`` fits it to a profile. ``rule`` takes the coefficients that the authors published for the
+network, and the signal that they were fitted to. The residual of every stack is reused.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from itertools import product
 
 import numpy as np
 
+from diffcache import presets
 from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption, Unusable
-from diffcache.schedulers import Planned
+from diffcache.schedulers import Grid, Planned, Ruled
 from diffcache.schedulers._greedy import (
     always_done,
     asked,
@@ -24,11 +26,50 @@ from diffcache.schedulers._greedy import (
     work_of,
 )
 from diffcache.schedulers._sites import at, count
-from diffcache.schedulers._threshold import candidates, walks
+from diffcache.schedulers._threshold import candidates, residual_reuse, walks
 
 SOURCE = "TeaCache, arXiv 2411.19108, ali-vilab/TeaCache @7c10efc; with coefficients that are not negative"
 NEEDS = "stacks"
+GRANULARITY = "stack"
 HIGHEST = 8  # the highest degree of the polynomial; the fit tries every set of powers
+
+
+def rule(grid: Grid, *, threshold: float | None = None, most: int | None = None, preset: str | None = None) -> Ruled:
+    """Compute a step if the rescaled changes since the newest computed step have added up to the threshold.
+
+    The coefficients are published for single models (``diffcache presets --method teacache``). For another network,
+    plan from a profile.
+
+    Args:
+        grid: The loop.
+        threshold: The limit of the added changes, relative L1. None takes the lowest one that the authors recommend.
+        most: Steps in a row that may be predicted. None allows any number.
+        preset: The name of a published calibration. None finds it by the network.
+
+    Raises:
+        BadOption: For an option out of range, or a network that several calibrations fit.
+        UnknownName: For an unknown preset.
+        UnsupportedModel: For a network that no calibration fits.
+    """
+    check(threshold=threshold, most=most, preset=preset)
+    found = presets.find("teacache", grid.networks, preset)
+    constants = found.preset.constants
+    limit = found.preset.recommended[0]["threshold"] if threshold is None else threshold
+    compute = np.arange(grid.steps) < grid.start + constants["first"]
+    compute[grid.steps - constants["last"] :] = True
+    polynomial = np.array(constants["polynomial"], float)
+    return Ruled(
+        plan=residual_reuse(compute),
+        online=online(constants["signal"], grid.steps, limit, polynomial=polynomial, most=most),
+        stacks=found.preset.stacks,
+        notes=found.notes() | {"threshold": f"{limit:g}"},
+    )
+
+
+def check(*, threshold: float | None = None, most: int | None = None, preset: str | None = None) -> None:
+    """Raise BadOption or UnknownName for options of ``rule`` that no network allows."""
+    online("modulated_input", 1, 0.0 if threshold is None else threshold, most=most)
+    presets.check_name("teacache", preset)
 
 
 def plan(

@@ -198,7 +198,7 @@ def test_an_anchor_that_stays_would_be_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_predicted_steps_do_not_run_the_blocks() -> None:
-    """Under first_block the first one runs; under modulated_input its first normalisation does, and no more of it."""
+    """Under first_block the first one runs, under modulated_input its first normalisation, else no part of a block."""
     pipe = shared("flux")
     with leaf_calls(pipe, ["transformer"]) as full:
         plain("flux")
@@ -209,9 +209,8 @@ def test_predicted_steps_do_not_run_the_blocks() -> None:
         assert strip == "■" + "·" * (STEPS - 1)
         for (denoiser, path), times in full.items():
             inside = path.startswith(("transformer_blocks.", "single_transformer_blocks."))
-            first = path.startswith("transformer_blocks.0.")
-            if rule == "modulated_input":
-                first = path.startswith("transformer_blocks.0.norm1.")
+            runs = {"first_block": "transformer_blocks.0.", "modulated_input": "transformer_blocks.0.norm1."}
+            first = rule in runs and path.startswith(runs[rule])
             assert calls[denoiser, path] == (times if first or not inside else times // STEPS), (rule, path)
 
 

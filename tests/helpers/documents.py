@@ -35,7 +35,7 @@ from diffcache.errors import DiffCacheError, DocumentError
 
 DIGEST = "0123456789abcdef" * 4
 STEPS = 6
-RULES = ("first_block", "modulated_input", "output_rate", "drift")
+RULES = ("first_block", "modulated_input", "output_rate", "drift", "time_embedding")
 
 Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]

@@ -5,7 +5,7 @@ from __future__ import annotations
 # Each line is a layer. A package (a folder or a file of ``diffcache/``) may import the packages of the lines above it.
 LAYERS = (
     ("errors", "text", "moved"),
-    ("registry", "settings", "patch", "documents", "simulation", "kernels", "assets"),
+    ("registry", "settings", "patch", "documents", "simulation", "kernels", "assets", "presets"),
     ("schedulers", "host"),
     ("planning", "executor"),
     ("api",),
@@ -20,7 +20,7 @@ RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
 # The packages of these layers may also import each other, as long as no two need each other.
 MUTUAL = {RANK["errors"], RANK["documents"], RANK["__init__"]}
 
-ONLY = {"assets": {"errors"}}  # package -> the only packages that it may import
+ONLY = {"assets": {"errors"}, "presets": {"errors"}}  # package -> the only packages that it may import
 NEVER = {"kernels": {"documents"}, "patch": {"documents"}}  # kernels and layers see tensors and modules, not schedules
 
 # Folder inside a package -> the packages that its files may import. From their package they import only their folder.
@@ -29,5 +29,14 @@ PLUG_INS = {"executor/criteria": {"errors", "documents", "registry", "kernels", 
 # Package -> its folders, in order: a folder may import the folders before it. Files of the package itself come last.
 INNER = {"profiling": ("recording", "replay", "fitting", "measuring", "calibration")}
 
-LIGHT = ("errors", "text", "registry", "documents", "simulation", "schedulers", "planning")  # numpy, no torch
+LIGHT = (
+    "errors",
+    "text",
+    "registry",
+    "documents",
+    "simulation",
+    "presets",
+    "schedulers",
+    "planning",
+)  # numpy, no torch
 HEAVY = {"torch", "diffusers"}  # not reachable from LIGHT, through other packages either

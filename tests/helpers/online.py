@@ -19,7 +19,7 @@ from diffcache.host import find_sites
 
 STEPS = 12
 RULES: tuple[str, ...] = ("first_block", "modulated_input", "output_rate", "drift")
-INSIDE = ("first_block", "modulated_input")
+INSIDE = ("first_block", "modulated_input", "time_embedding")
 HUGE = 1e9
 
 

@@ -37,11 +37,12 @@ from torch import Tensor
 from diffcache import registry
 from diffcache.documents.schedule import DenoiserPlan, Online
 from diffcache.errors import UnknownName
-from diffcache.executor.criteria._about import PARAMETERS, About, Where
+from diffcache.executor.criteria._about import PARAMETERS, TIME_EMBEDDING, About, Where
 from diffcache.executor.criteria._signal import Memory, Signal, distance, size
 
 __all__ = [
     "PARAMETERS",
+    "TIME_EMBEDDING",
     "About",
     "Criterion",
     "Memory",

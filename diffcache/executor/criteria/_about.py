@@ -7,21 +7,24 @@ from enum import Enum
 
 from diffcache.errors import BadOption
 
+TIME_EMBEDDING = "temb"  # the name of a block's parameter that is the time embedding
 PARAMETERS = ("polynomial", "most")  # the fields of ``Online`` that are optional for a criterion; ``limit`` is not
 
 
 class Where(Enum):
     """The place in a forward at which a criterion decides, and the tensors that are there.
 
-    ``MODEL`` decides before the denoiser runs, from its main input. The other two decide inside the first block of the
-    first stack of the plan, and predict stacks alone. ``FIRST_BLOCK`` decides after that block, from its residual: the
-    block runs at every step. ``FIRST_NORM`` decides inside it, from the output of its first normalisation: at a
-    predicted step the block runs up to there.
+    ``MODEL`` decides before the denoiser runs, from its main input. The others decide at the first block of the first
+    stack of the plan, and predict stacks alone. ``TIME_EMBEDDING`` decides before that block, from the time embedding
+    that it is given as ``temb``. ``FIRST_BLOCK`` decides after the block, from its residual: the block runs at every
+    step. ``FIRST_NORM`` decides inside it, from the output of its first normalisation: at a predicted step the block
+    runs up to there.
     """
 
     MODEL = "model"
     FIRST_BLOCK = "first block"
     FIRST_NORM = "first normalisation"
+    TIME_EMBEDDING = "time embedding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
