@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from diffcache import presets as published
+from diffcache.cli._options import flag
 from diffcache.errors import UnknownName
 from diffcache.text import markdown
 
@@ -20,16 +21,15 @@ def presets(
         str | None, typer.Option("--class", help="The class of a network, such as WanTransformer3DModel.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="The method: teacache, magcache or firstblockcache.")] = None,
-    details: Annotated[
-        bool, typer.Option("--details", help="Also the network, the conditions and the source.")
-    ] = False,
-    table: Annotated[bool, typer.Option("--markdown", help="As the table of docs/presets.md.")] = False,
+    details: Annotated[bool, flag("--details", help="Also print the network, the conditions and the source.")] = False,
+    table: Annotated[bool, flag("--markdown", help="Print the table of docs/presets.md.")] = False,
 ) -> None:
     """List calibrations that authors published for models. None was measured for this package.
 
     A rule finds the one for its network by itself: accelerate(pipe, "teacache:threshold=0.25").
 
-    Example: diffcache presets --model wan --method magcache --details
+    Example:
+        diffcache presets --model wan --method magcache --details
     """
     found = matching(model, network, method)
     if table:
