@@ -1,14 +1,14 @@
 """The code in the README and in ``docs/`` runs, and the commands in them exist.
 
-The Python blocks of a page run in order, in one namespace and in an empty folder. Comments in front of a block direct it:
+The Python blocks of a page run in order, in one namespace and in an empty folder. Comments in front of a block:
 
-    <!-- snippets: pipe -->                  Define names for this page: see ``SETUPS``. Several are separated by commas.
-    <!-- snippets: short pipe -->            The same, and numbers of steps and prompts are smaller: see ``SHORTER``.
+    <!-- snippets: pipe -->                  Define names for this page: see ``SETUPS``. Commas separate several.
+    <!-- snippets: short pipe -->            The same, with fewer steps and prompts: see ``SHORTER``.
     <!-- snippets: replace "A" by "B" -->    Replace text of this block.
-    <!-- not run: reason -->                 Only the syntax of this block is checked.
+    <!-- not run: reason -->                 Check only the syntax of this block.
     <!-- later: name -->                     The same, until the interface exists. Delete the line then.
 
-A block with ``title="package/file.py"`` is a file that later blocks import. Of a shell block, every ``diffcache`` command
+A block with ``title="package/file.py"`` is a file that later blocks import. Every ``diffcache`` command of a shell block
 is parsed and not run.
 """
 
