@@ -134,8 +134,8 @@ INTRODUCTION = (
     f"Each row was tried on a tiny pipeline of diffusers {diffusers.__version__}'s own classes, with random weights. "
     "`python benchmarks/supported.py` writes this page.",
     "",
-    "*as*: name of the tiny pipeline in `tests/helpers/pipelines/`, one for each way of calling it. *guidance*: how the "
-    "branches reach the network: `separate` calls, or `batched` in one. *sites*: where outputs can be cached, with "
+    "*as*: name of the tiny pipeline in `tests/helpers/pipelines/`, one for each way of calling it. *guidance*: how "
+    "the branches reach the network: `separate` calls, or `batched` in one. *sites*: where outputs can be cached, with "
     "their number. The other columns are outcomes:",
     "",
     "| entry | meaning |",

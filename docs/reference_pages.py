@@ -167,6 +167,7 @@ def rule_spec(name: str) -> str:
 
 def source(text: str) -> str:
     """Return a source with links to arXiv."""
+    text = text.replace("docs/architecture.md", "[How a schedule is made](../explanation/schedule.md)")
     return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", cell(text))
 
 

@@ -20,7 +20,7 @@ import reference_pages
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?)(\[(?:[^\[\]]|\[[^\]]*\]\([^)]*\))*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 ROLE = re.compile(r":(?:func|class|meth|mod):<code>~?(?:diffcache\.)?([^<]*)</code>")
-PICTURES = {".png", ".svg"}
+PAGE = re.compile(r"\bdocs/([\w/-]+)\.md\b(?!\")")
 
 log = logging.getLogger("mkdocs.hooks")
 
@@ -40,8 +40,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Show references of docstrings such as ``:func:`accelerate``` as code."""
-    return ROLE.sub(r"<code>\1</code>", html)
+    """Show references of docstrings as code (``:func:`accelerate```) or as links (``docs/serving.md``)."""
+    if not page.file.src_uri.startswith("reference/api/"):
+        return html
+    html = ROLE.sub(r"<code>\1</code>", html)
+    pages = {one.src_uri.removesuffix(".md"): one for one in files.documentation_pages()}
+    return PAGE.sub(
+        lambda found: (
+            f'<a href="{pages[found[1]].url_relative_to(page.file)}">{found[0]}</a>' if found[1] in pages else found[0]
+        ),
+        html,
+    )
 
 
 def outside(found: re.Match[str], source: str, repository: str) -> str:

@@ -8,8 +8,8 @@ The Python blocks of a page run in order, in one namespace and in an empty folde
     <!-- not run: reason -->                 Check only the syntax of this block.
     <!-- later: name -->                     The same, until the interface exists. Delete the line then.
 
-A block with ``title="package/file.py"`` is a file that later blocks import. Every ``diffcache`` command of a shell block
-is parsed and not run.
+A block with ``title="package/file.py"`` is a file that later blocks import. Of a shell block, the ``diffcache`` commands
+are parsed and not run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -126,6 +127,7 @@ def with_schedule_file(names: dict[str, Any], patch: pytest.MonkeyPatch) -> None
     with_schedule(names, patch)
     for file in ("schedule.safetensors", "flux-dev-28-10.safetensors"):
         names["schedule"].save(file)
+    names["metrics"] = SimpleNamespace(count=lambda name, times: None)
 
 
 def with_flux_pipeline(names: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
