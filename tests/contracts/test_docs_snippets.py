@@ -37,8 +37,9 @@ from torch import nn
 
 import diffcache
 from diffcache import cli
-from diffcache.host.own_loops import MARK
 from diffcache.profiling import Calibration
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # pages show on purpose what is warned of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -223,7 +224,7 @@ def run_page(text: str, name: str, patch: pytest.MonkeyPatch, setup: str = "") -
                 continue
             if names.get("restored"):
                 for value in list(names.values()):
-                    if MARK in getattr(value, "__dict__", {}):
+                    if isinstance(value, (nn.Module, diffusers.DiffusionPipeline)):
                         diffcache.restore(value)
             source = compile("\n" * (block.line - 1) + (shorter(code) if short else code), name, "exec")
             exec(source, names)
