@@ -129,7 +129,7 @@ def methods() -> str:
         '"without calibration" also works at once, as in `accelerate(pipe, "uniform:every=3")`. Options follow a '
         "colon, with commas: `firstblockcache:threshold=0.1,most=2`.",
         "",
-        f"The last columns are the PSNR in dB of the decoded picture on the demo models, at {planning.DEMO_STEPS}; –: "
+        f"The columns with the demo models' names are the PSNR in dB of the decoded picture, at {planning.DEMO_STEPS}; –: "
         "not measured. They compare methods on small models: measure on yours "
         "([Evaluate](../how-to/evaluate.md)). `optimize`, which needs the pipeline, reaches more than every method "
         "here ([Benchmarks](../benchmarks.md)).",
@@ -139,12 +139,12 @@ def methods() -> str:
         if not members:
             continue
         lines += ["", f"## {group[:1].upper()}{group[1:]}", ""]
-        lines += [f"| name | about | source | without calibration | needs | {' | '.join(models)} |"]
+        lines += [f"| name | {' | '.join(models)} | needs | without calibration | about | source |"]
         lines += ["|---" * (5 + len(models)) + "|"]
         for one in members:
             decibels = (f"{one.demo_db[model]:.1f}" if model in one.demo_db else "–" for model in models)
             spec = f"`{rule_spec(one.name)}`" if one.name in rules else "–"
-            row = (f"`{one.name}`", cell(one.summary), source(one.source), spec, one.needs or "any profile", *decibels)
+            row = (f"`{one.name}`", *decibels, one.needs or "any profile", spec, cell(one.summary), source(one.source))
             lines.append(f"| {' | '.join(row)} |")
     lines += ["", "## Rules that need no profile", "", "| spec, with its defaults | about |", "|---|---|"]
     for name in rules:

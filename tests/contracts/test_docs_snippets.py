@@ -8,8 +8,8 @@ The Python blocks of a page run in order, in one namespace and in an empty folde
     <!-- not run: reason -->                 Check only the syntax of this block.
     <!-- later: name -->                     The same, until the interface exists. Delete the line then.
 
-A block with ``title="package/file.py"`` is a file that later blocks import. Of a shell block, the ``diffcache`` commands
-are parsed and not run.
+A block with ``title="package/file.py"`` is a file that later blocks import. Of a shell block, the ``diffcache``
+commands are parsed and not run.
 """
 
 from __future__ import annotations
