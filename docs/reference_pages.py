@@ -144,7 +144,8 @@ def methods() -> str:
         for one in members:
             decibels = (f"{one.demo_db[model]:.1f}" if model in one.demo_db else "–" for model in models)
             spec = f"`{rule_spec(one.name)}`" if one.name in rules else "–"
-            row = (f"`{one.name}`", *decibels, one.needs or "any profile", spec, cell(one.summary), source(one.source))
+            about = (one.needs or "any profile", spec, cell(one.summary), source(one.source))
+            row = (f"`{one.name}`", *decibels, *about)
             lines.append(f"| {' | '.join(row)} |")
     lines += ["", "## Rules that need no profile", "", "| spec, with its defaults | about |", "|---|---|"]
     for name in rules:
