@@ -129,8 +129,8 @@ def methods() -> str:
         '"without calibration" also works at once, as in `accelerate(pipe, "uniform:every=3")`. Options follow a '
         "colon, with commas: `firstblockcache:threshold=0.1,most=2`.",
         "",
-        f"The columns with the demo models' names are the PSNR in dB of the decoded picture, at {planning.DEMO_STEPS}; –: "
-        "not measured. They compare methods on small models: measure on yours "
+        f"The columns with the demo models' names are the PSNR in dB of the decoded picture, at {planning.DEMO_STEPS}; "
+        "–: not measured. They compare methods on small models: measure on yours "
         "([Evaluate](../how-to/evaluate.md)). `optimize`, which needs the pipeline, reaches more than every method "
         "here ([Benchmarks](../benchmarks.md)).",
     ]
