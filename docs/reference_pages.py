@@ -125,8 +125,8 @@ def methods() -> str:
         "# Methods",
         "",
         "Every method is one file of `diffcache/schedulers/`, called what its paper calls it. The names work in "
-        "`diffcache.plan(profile, NAME, budget)` and `diffcache plan --scheduler NAME`. A *spec* in the column "
-        '"without calibration" also works at once, as in `accelerate(pipe, "uniform:every=3")`. Options follow a '
+        "`diffcache.plan(profile, NAME, budget)` and `diffcache plan --scheduler NAME`. Where the column "
+        '"without calibration" says yes, the name also works at once, as in `accelerate(pipe, "uniform:every=3")`. Options follow a '
         "colon, with commas: `firstblockcache:threshold=0.1,most=2`.",
         "",
         f"The columns with the demo models' names are the PSNR in dB of the decoded picture, at {planning.DEMO_STEPS}; "
@@ -143,7 +143,7 @@ def methods() -> str:
         lines += ["|---" * (5 + len(models)) + "|"]
         for one in members:
             decibels = (f"{one.demo_db[model]:.1f}" if model in one.demo_db else "–" for model in models)
-            spec = f"`{rule_spec(one.name)}`" if one.name in rules else "–"
+            spec = "[yes](#rules-that-need-no-profile)" if one.name in rules else "–"
             about = (one.needs or "any profile", spec, cell(one.summary), source(one.source))
             row = (f"`{one.name}`", *decibels, *about)
             lines.append(f"| {' | '.join(row)} |")
