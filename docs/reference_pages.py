@@ -126,8 +126,8 @@ def methods() -> str:
         "",
         "Every method is one file of `diffcache/schedulers/`, called what its paper calls it. The names work in "
         "`diffcache.plan(profile, NAME, budget)` and `diffcache plan --scheduler NAME`. Where the column "
-        '"without calibration" says yes, the name also works at once, as in `accelerate(pipe, "uniform:every=3")`. Options follow a '
-        "colon, with commas: `firstblockcache:threshold=0.1,most=2`.",
+        '"without calibration" says yes, the name also works at once, as in `accelerate(pipe, "uniform:every=3")`. '
+        "Options follow a colon, with commas: `firstblockcache:threshold=0.1,most=2`.",
         "",
         f"The columns with the demo models' names are the PSNR in dB of the decoded picture, at {planning.DEMO_STEPS}; "
         "–: not measured. They compare methods on small models: measure on yours "
