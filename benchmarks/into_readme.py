@@ -1,7 +1,7 @@
-"""Copy the committed result tables into the README, between their markers.
+"""Copy the committed result tables into the README and ``docs/benchmarks.md``, between their markers.
 
-python benchmarks/into_readme.py           # rewrite the README
-python benchmarks/into_readme.py --check   # exit 1 if it differs (a test runs this)
+python benchmarks/into_readme.py           # rewrite the pages
+python benchmarks/into_readme.py --check   # exit 1 if one differs (a test runs this)
 """
 
 from __future__ import annotations
@@ -14,22 +14,30 @@ from pathlib import Path
 from diffcache.documents import files
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = [path for path in (HERE.parent / "README.md", HERE.parent / "docs" / "benchmarks.md") if path.exists()]
 MARKED = re.compile(r"(<!-- (results/[\w./-]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
+HEADING = re.compile(r"^(#+ )", re.MULTILINE)
 
 
 def filled(text: str) -> str:
-    return MARKED.sub(lambda m: f"{m[1]}{(HERE / m[2]).read_text().strip()}\n{m[3]}", text)
+    """Return a page with the current tables. Headings of a table's file go two levels down, below those of the page."""
+    return MARKED.sub(lambda m: f"{m[1]}{_lowered((HERE / m[2]).read_text().strip())}\n{m[3]}", text)
+
+
+def _lowered(table: str) -> str:
+    return HEADING.sub(r"##\1", table)
 
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--check", action="store_true")
     check = args.parse_args().check
-    text = README.read_text()
-    if check:
-        sys.exit(0 if filled(text) == text else f"{README.name} shows other numbers than benchmarks/results")
-    files.write(README, filled(text))
+    for page in PAGES:
+        text = page.read_text()
+        if not check:
+            files.write(page, filled(text))
+        elif filled(text) != text:
+            sys.exit(f"{page.name} shows other numbers than benchmarks/results")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 import denoisers  # noqa: E402
 import pipelines  # noqa: E402
 from pipelines import ALL, fresh  # noqa: E402
-from probes import offered, outcome, work  # noqa: E402
+from probes import counted, offered, outcome  # noqa: E402
 
 from diffcache.documents import files  # noqa: E402
 from diffcache.host.structure import find_sites  # noqa: E402
@@ -114,13 +114,13 @@ def by_diffusers(name: str) -> str:
 
 def tried(name: str, on: Callable[[Any, float], None]) -> str:
     pipe = fresh(name)
-    untouched, whole = result(pipe, name), work(pipe, ALL[name])
+    untouched, whole = counted(pipe, ALL[name])
     on(pipe, NONE)
     if not torch.equal(result(pipe, name), untouched):
         return "wrong"
     pipe = fresh(name)
     on(pipe, ANY)
-    return "yes" if work(pipe, ALL[name]).total() < whole.total() else "no effect"
+    return "yes" if counted(pipe, ALL[name])[1].total() < whole.total() else "no effect"
 
 
 PEER = {"cache-dit": by_cache_dit, "diffusers": by_diffusers}
@@ -129,10 +129,25 @@ PEER = {"cache-dit": by_cache_dit, "diffusers": by_diffusers}
 # ------------------------------------------------------------------ the page
 
 INTRODUCTION = (
-    "# What is supported",
+    "# Supported pipelines",
     "",
-    "Written by `python benchmarks/supported.py`, which says what the words mean. Nothing here is asserted: each entry",
-    f"was tried on a tiny pipeline of diffusers {diffusers.__version__}'s own classes.",
+    f"Each row was tried on a tiny pipeline of diffusers {diffusers.__version__}'s own classes, with random weights. "
+    "`python benchmarks/supported.py` writes this page.",
+    "",
+    "*as*: name of the tiny pipeline in `tests/helpers/pipelines/`, one for each way of calling it. *guidance*: how "
+    "the branches reach the network: `separate` calls, or `batched` in one. *sites*: where outputs can be cached, with "
+    "their number. The other columns are outcomes:",
+    "",
+    "| entry | meaning |",
+    "|---|---|",
+    "| yes | with every step computed, the result is the untouched pipeline's; with some predicted, fewer parts of the "
+    "network run |",
+    "| wrong | with nothing cached, the result already differs |",
+    "| no effect | nothing is skipped, without a message |",
+    "| not offered | the package has no cache for this network |",
+    "| other text | the error that was raised |",
+    "",
+    '<div data-filter="Filter: flux inpaint"></div>',
     "",
 )
 
@@ -150,11 +165,16 @@ def counts(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
     ]
 
 
+HEAD = [
+    "| pipeline | as | guidance | sites | here | cache-dit | diffusers |",
+    "|---|---|---|---|---|---|---|",
+]
+HEADINGS = {"image": "Pictures", "video": "Video", "audio": "Audio"}
+
+
 def table(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
-    lines = [
-        "| pipeline | as | guidance | sites | here | cache-dit | diffusers |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """One table for each kind of output."""
+    lines = []
     for name, found in rows:
         tiny, pipe = ALL[name], pipelines.shared(name)
         sites = find_sites(getattr(pipe, tiny.denoisers[0]))
@@ -163,7 +183,16 @@ def table(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
             f"| {type(pipe).__name__} | {name} | {tiny.guidance} | {kinds} ({len(sites)}) | {found['diffcache']} | "
             f"{found['cache-dit']} | {found['diffusers']} |"
         )
-    return lines
+    return grouped(lines)
+
+
+def grouped(lines: list[str]) -> list[str]:
+    """Rows of the table under a heading for each modality, sorted by pipeline."""
+    found = []
+    for modality, heading in HEADINGS.items():
+        members = [line for line in lines if ALL[line.split(" | ")[1]].modality == modality]
+        found += ["", f"## {heading}", "", *HEAD, *sorted(members)]
+    return found[1:]
 
 
 def networks_known() -> list[str]:

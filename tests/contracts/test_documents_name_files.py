@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PATH = re.compile(r"`([a-z_]+(?:/[a-z_0-9]+)+(?:\.py|/))`")
 
 
@@ -21,7 +21,7 @@ def missing(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_file_that_a_document_names_exists(document: Path) -> None:
     assert missing(document.read_text(encoding="utf-8")) == []
 

@@ -15,7 +15,8 @@ Command = Callable[..., tuple[int, str, str]]
 
 def status_of(complaint: str) -> int:
     """The exit status that belongs to the line of an error: 2 for a wrong option or name, else 1."""
-    return 2 if re.match(r"error: (.+ was given\. Allowed: |no .+ called .+ Known: )", complaint) else 1
+    wrong = r"error: (.+ was given\. Allowed: |.+ cannot be used: |no .+ called .+ Known: )"
+    return 2 if re.match(wrong, complaint) else 1
 
 
 def command_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *first: str) -> Command:
