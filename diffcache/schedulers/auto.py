@@ -21,8 +21,8 @@ from diffcache.simulation.simulator import Simulator
 
 FEWEST = 4  # computed steps; a loop of four steps or fewer is computed in full
 LENGTH = 8.0  # length of the kernel, in mean distances between computed steps
-NOISE = 0.4  # share of an output that its neighbours do not show, times the square of the number of computed steps
-POWERS = {True: 2.25, False: 1.5, None: 1.75}  # guided or not, or not known
+NOISE = 0.25  # share of an output that its neighbours do not show, times the square of the number of computed steps
+POWERS = {True: 2.0, False: 1.25, None: 1.5}  # guided or not, or not known
 
 
 def rule(grid: Grid, *, speedup: float = 3.0) -> SitePlan:
