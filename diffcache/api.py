@@ -27,7 +27,7 @@ Schedule = One | Mapping[int, One]
 
 def accelerate(
     pipe: P,
-    schedule: Schedule,
+    schedule: Schedule = "auto",
     *,
     strict: bool = True,
     store: str | None = None,
@@ -47,8 +47,8 @@ def accelerate(
         pipe: A diffusers pipeline, a diffusion policy of a known family (docs/policies.md), or the network of your own
             sampling loop. Put :func:`trajectory` around such a loop.
         schedule: A :class:`CacheSchedule`, its path, its id on the Hugging Face Hub, or a rule that needs no
-            calibration: ``"full"``, ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``. ``sites=block`` in a rule
-            applies it to each block. A dictionary, number of steps -> one of these, chooses by the number of steps of
+            calibration: ``"auto:speedup=3"``, ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``, ``"full"``.
+            ``sites=block`` in a rule applies it to each block. The default, ``"auto"``, computes a third of the steps. A dictionary, number of steps -> one of these, chooses by the number of steps of
             each run (iterations of its loop). So does a folder that holds schedules of several numbers of steps; on
             the Hub, their names begin with ``schedule``.
         strict: Whether to compare the configurations of the denoiser and the noise scheduler, the timesteps and the
@@ -74,7 +74,7 @@ def accelerate(
         BadOption: An argument has a value that it cannot have.
 
     Example:
-        >>> pipe = diffcache.accelerate(pipe, "taylorseer:every=3,order=1")
+        >>> pipe = diffcache.accelerate(pipe)
         >>> image = pipe("a lighthouse in a storm").images[0]
         >>> print(diffcache.report(pipe))
 
@@ -132,7 +132,7 @@ def restore(pipe: P) -> P:
 @contextmanager
 def accelerated(
     pipe: P,
-    schedule: Schedule,
+    schedule: Schedule = "auto",
     *,
     strict: bool = True,
     store: str | None = None,

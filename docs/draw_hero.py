@@ -27,14 +27,17 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--from", dest="folder", type=Path, default=Path("diffcache-demo"), help="folder of the demo")
     args.add_argument("--computed", type=int, default=8, help="computed steps of the methods that are shown")
+    args.add_argument("--rows", type=int, nargs="+", help="indices of the rows to draw; all if not given")
+    args.add_argument("--name", default="hero", help="of the pictures: NAME.png and NAME-dark.png")
     args.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the pictures")
     o = args.parse_args()
     record = read(o.folder / "record.json")
     # No speed-ups: those of one run of the demo depend on what else the machine does. benchmarks/ measures them.
     drawn = sheet.content(record, o.folder, o.computed, columns=COLUMNS, differences=False, seconds=False)
     notes = [f"{record['title']}. Same classes, same seeds.", *drawn.notes]
-    drawn = replace(drawn, notes=notes)
-    for name, style in (("hero.png", LIGHT), ("hero-dark.png", DARK)):
+    rows = drawn.rows if o.rows is None else [drawn.rows[i] for i in o.rows]
+    drawn = replace(drawn, notes=notes, rows=rows)
+    for name, style in ((f"{o.name}.png", LIGHT), (f"{o.name}-dark.png", DARK)):
         canvas = reduced(sheet.drawn(drawn, style), style.paper)
         files.write(o.out / name, lambda file, c=canvas: c.save(file, format="PNG", optimize=True))
         print(f"{o.out / name}: {canvas.width} x {canvas.height}")

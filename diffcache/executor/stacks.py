@@ -74,7 +74,7 @@ def run_block(call: Call, site: str, position: BlockPosition, inputs: Inputs, co
             inputs, begun = _run_to_first_norm(call, site, inputs, compute)
         elif where is Where.FIRST_BLOCK:
             _decide_by_first_block(call, site, inputs)
-        elif position.first and position.where is Where.TIME_EMBEDDING and TIME_EMBEDDING in inputs.others:
+        elif position.first and where is Where.TIME_EMBEDDING and TIME_EMBEDDING in inputs.others:
             call.decide((inputs.others[TIME_EMBEDDING],))
         predicted = try_predict(call, site, inputs)  # at the first block that runs: some pipelines leave blocks out
         if predicted is None and begun is None:

@@ -89,7 +89,7 @@ def _look(title: str, networks: Mapping[str, Any], *, running: bool) -> None:
         running: Whether a run is about to begin. If so, raise UnsupportedModel for attention maps that are kept.
     """
     for name, found in networks.items():
-        network = found.of() if isinstance(found, BoundMethod) else unwrapped(found)
+        network: Any = found.of() if isinstance(found, BoundMethod) else unwrapped(found)
         kinds: set[type[nn.Module]] = set()
         _refuse(title, name, _switched_on(name, network))
         for part in parts(network):

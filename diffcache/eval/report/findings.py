@@ -104,7 +104,7 @@ def promises(record: Mapping[str, Any]) -> str:
     kept = []
     for method in _kind(record, ("ours",)):
         promised, measured = (method.get("promised") or {}).get("mean_db"), _mean(method, "state")
-        if finite(promised) and measured is not None:
+        if promised is not None and finite(promised) and measured is not None:
             shown = [decibels(db).removesuffix(" dB") for db in (promised, measured)]
             kept.append((measured - promised, f"{shown[1]} against {shown[0]} dB ({method['name']})"))
     if not kept:

@@ -101,7 +101,7 @@ def ranked(record: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """
     metric = main_metric(record) or ""
     ids = [s.get("id") for s in record.get("samples") or []]
-    able = []
+    able: list[tuple[float, int, str, list[float]]] = []
     for method in record.get("methods") or []:
         values = (score_of(method, metric) or {}).get("values") or []
         if method.get("kind") == "ours" and len(values) == len(ids) > 0 and all(map(finite, values)):
