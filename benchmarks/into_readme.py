@@ -14,7 +14,15 @@ from pathlib import Path
 from diffcache.documents import files
 
 HERE = Path(__file__).parent
-PAGES = [path for path in (HERE.parent / "README.md", HERE.parent / "docs" / "benchmarks.md") if path.exists()]
+PAGES = [
+    page
+    for page in (
+        HERE.parent / "README.md",
+        HERE.parent / "docs/benchmarks.md",
+        HERE.parent / "docs/explanation/auto.md",
+    )
+    if page.exists()
+]
 MARKED = re.compile(r"(<!-- (results/[\w./-]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 HEADING = re.compile(r"^(#+ )", re.MULTILINE)
 
