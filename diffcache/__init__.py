@@ -93,7 +93,7 @@ def __getattr__(name: str) -> Any:
 moved.install()
 logging.getLogger("diffcache").addHandler(logging.NullHandler())
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __dir__() -> list[str]:
