@@ -48,9 +48,10 @@ def accelerate(
             sampling loop. Put :func:`trajectory` around such a loop.
         schedule: A :class:`CacheSchedule`, its path, its id on the Hugging Face Hub, or a rule that needs no
             calibration: ``"auto:speedup=3"``, ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``, ``"full"``.
-            ``sites=block`` in a rule applies it to each block. The default, ``"auto"``, computes a third of the steps. A dictionary, number of steps -> one of these, chooses by the number of steps of
-            each run (iterations of its loop). So does a folder that holds schedules of several numbers of steps; on
-            the Hub, their names begin with ``schedule``.
+            ``sites=block`` in a rule applies it to each block. The default, ``"auto"``, computes a third of the steps.
+            A dictionary, number of steps -> one of these, chooses by the number of steps of each run (iterations of its
+            loop). So does a folder that holds schedules of several numbers of steps; on the Hub, their names begin with
+            ``schedule``.
         strict: Whether to compare the configurations of the denoiser and the noise scheduler, the timesteps and the
             guidance scale with those of the schedule as well. False is meant for fine-tuned models.
         store: The format in which all outputs are kept: ``"bf16"``, ``"int8"``, ``"fp8"``, ``"int4"``, or ``"exact"``
