@@ -226,7 +226,7 @@ def networks() -> list[str]:
             continue
         module = modules[name] if name in modules else denoisers.TINY[name].build()
         kinds = [site.partition(":")[0] for site in find_sites(module)]
-        where = ", ".join(dict.fromkeys(within.get(name, ["a loop of its own"])))
+        where = ", ".join(dict.fromkeys(within.get(name, ["a separate loop"])))
         lines.append(
             f"| {name} | {where} | {' | '.join(str(kinds.count(k)) for k in ('stack', 'block', 'sublayer'))} |"
         )

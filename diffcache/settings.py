@@ -18,7 +18,7 @@ def shows_progress(asked: bool | None) -> bool:
     """Return whether to show progress bars.
 
     Args:
-        asked: True or False, or None to show them where somebody looks: on a terminal or in a notebook.
+        asked: True or False, or None to show them where a person reads them: on a terminal or in a notebook.
     """
     if asked is not None:
         return bool(asked)

@@ -111,7 +111,7 @@ def size_in_bytes(text: str) -> int:
     """Return the number of bytes that a size such as "500MB", "2GiB" or "4096" means.
 
     Raises:
-        BadOption: If the text is no size.
+        BadOption: If the text is not a size.
     """
     number = text.strip().lower().rstrip("bikmgt ")
     unit = text.strip().lower()[len(number) :].strip()

@@ -44,7 +44,7 @@ def presets(
 
 
 def matching(model: str | None, network: str | None, method: str | None) -> tuple[published.Preset, ...]:
-    """Return the presets that fit all filters. None is no filter.
+    """Return the presets that fit all filters. None filters nothing.
 
     Raises:
         UnknownName: No preset fits one of the filters.

@@ -79,7 +79,7 @@ def unpack(where: str, data: bytes) -> tuple[Tree, Arrays]:
 
 
 def format_in(path: Path) -> object:
-    """Return the format that the header of a file names, or None if the file is no document. No array is read."""
+    """Return the format that the header of a file names, or None if the file is not a document. No array is read."""
     try:
         with opened(path, most=sys.maxsize) as file:
             length = int.from_bytes(file.read(8), "little")

@@ -382,8 +382,8 @@ def _early_decisions(schedule: CacheSchedule, start: int) -> tuple[dict[str, np.
         start: The first step of the run.
 
     Returns:
-        Denoiser -> the steps that its rule may predict, bool [T]; and the step at which there is enough to see. There
-        is no denoiser if no rule decides, or none does early.
+        Denoiser -> the steps that its rule may predict, bool [T]; and the step at which there is enough to see. The
+        mapping is empty if no rule decides early.
     """
     asks = {n: _may_predict(plan, start) for n, plan in schedule.denoisers.items() if plan.online is not None}
     first = min((int(may[start:].argmax()) for may in asks.values() if may[start:].any()), default=LOOKED_UNTIL)

@@ -210,7 +210,7 @@ def find(method: str, networks: Mapping[str, NetworkFacts], name: str | None = N
 
 
 def check_name(method: str, name: str | None) -> None:
-    """Raise UnknownName if the method has no preset called ``name``. None is no name."""
+    """Raise UnknownName if the method has no preset called ``name``. None chooses by the network."""
     names = [preset.name for preset in available() if preset.method == method]
     if name is not None and name not in names:
         raise UnknownName(f"preset of {method!r}", str(name), names)

@@ -5,7 +5,7 @@ A file has one or both of these functions:
 * ``rule(grid, **options) -> SitePlan`` needs no measurement. Users name it by a short spec, ``"uniform:every=3"``. A
   rule that leaves decisions to the run returns ``(SitePlan, Online)``, and one that has more to state a ``Ruled``.
   ``GRANULARITY`` sets the sites of a rule unless a spec sets others; the default is "model". A rule that reads
-  ``grid.networks`` has a function ``check(**options)`` beside it, which raises for options out of range before the
+  ``grid.networks`` has a function ``check(**options)`` next to it, which raises for options out of range before the
   network is known.
 * ``plan(profile, computed_steps, **options) -> Planned`` works from a profile, and ``diffcache.plan`` calls it.
   ``computed_steps`` is the work to do, in full steps of the loop: a whole number for methods that decide about whole

@@ -173,7 +173,7 @@ def test_plan_wants_a_profile(command: Command, measured: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("columns", [20, 160])
-def test_the_list_in_a_pipe_is_tab_separated_whatever_the_window(
+def test_the_list_in_a_pipe_is_tab_separated_at_any_width(
     command: Command, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -193,7 +193,7 @@ def shorter(code: str) -> str:
 def run_page(text: str, name: str, patch: pytest.MonkeyPatch, setup: str = "") -> int:
     """Run the Python blocks of a page, and return their number.
 
-    Raises whatever a block raises, with the line in the page as a note of the traceback.
+    Raises the error of a block, with the line in the page as a note of the traceback.
     """
     names: dict[str, Any] = {"__name__": "page"}
     short = False

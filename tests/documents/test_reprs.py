@@ -103,7 +103,7 @@ def test_lines_are_single_and_cards_stand_alone(make: Any) -> None:
         assert str(thing).splitlines()[0] in tags.words
 
 
-def test_text_of_others_is_no_markup() -> None:
+def test_text_of_others_is_escaped() -> None:
     page = evaluation()._repr_html_()
     assert "<script>" not in page
     assert "PSNR &lt;b&gt;" in page
@@ -122,5 +122,5 @@ def test_text_of_others_is_no_markup() -> None:
         (2**31, "2.15 GB"),
     ],
 )
-def test_bytes_are_said_in_the_largest_unit(size: int, text: str) -> None:
+def test_bytes_have_the_largest_unit(size: int, text: str) -> None:
     assert shown(size) == text

@@ -52,7 +52,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 def test_a_new_folder_is_a_new_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"dequantize", "predict", "quantize", "residual_modulate", "residual_quantize"} <= OPERATIONS.keys()
     assert OPERATIONS["dequantize"] is dequantize
-    assert "tiles" not in OPERATIONS  # a file is no operation
+    assert "tiles" not in OPERATIONS  # a file is not an operation
     (tmp_path / "negate_of_tests").mkdir()
     (tmp_path / "negate_of_tests" / "__init__.py").write_text("negate_of_tests = 'the operation'\n")
     monkeypatch.setattr(diffcache.kernels, "__path__", [*diffcache.kernels.__path__, str(tmp_path)])

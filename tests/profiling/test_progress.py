@@ -1,4 +1,4 @@
-"""Bars are shown where somebody looks, and say how far the work is."""
+"""Bars are shown where a person reads them, and show how far the work is."""
 
 from __future__ import annotations
 

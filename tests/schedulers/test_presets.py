@@ -178,7 +178,7 @@ def test_the_ratios_of_flux_are_those_of_diffusers() -> None:
 # --- which row a rule takes ------------------------------------------------------------------------------------------
 
 
-def test_the_pipeline_tells_models_of_one_configuration_apart() -> None:
+def test_the_pipeline_distinguishes_models_of_one_configuration() -> None:
     flux, kontext = named("magcache", "flux.1-dev"), named("magcache", "flux.1-kontext-dev")
     assert flux.config == kontext.config
     for row in (flux, kontext):
@@ -194,7 +194,7 @@ def test_the_pipeline_tells_models_of_one_configuration_apart() -> None:
         "/home/me/.cache/huggingface/hub/models--Wan-AI--Wan2.1-I2V-14B-480P-Diffusers/snapshots/0123/transformer",
     ],
 )
-def test_where_a_pipeline_was_loaded_from_tells_models_of_one_configuration_apart(origin: str) -> None:
+def test_where_a_pipeline_was_loaded_from_distinguishes_models_of_one_configuration(origin: str) -> None:
     row = named("magcache", "wan2.1-i2v-14b-480p")
     match = presets.find("magcache", facts(row, origin=origin))
     assert match.preset == row

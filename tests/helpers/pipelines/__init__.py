@@ -139,7 +139,7 @@ NOT_BUILT: dict[str, str] = {
     "ddpm with heun": "DDPMPipeline passes a generator to every `step`; Heun, UniPC and PNDM take none. And Euler "
     "needs `scale_model_input`, which the pipeline never calls",
     "stable_audio with cosine": "CosineDPMSolverMultistepScheduler needs torchsde",
-    "ConsisIDPipeline": "needs opencv; its network is tried in a loop of its own",
+    "ConsisIDPipeline": "needs opencv; its network is tried in a separate loop",
     "EasyAnimateControlPipeline": "passes its own encode_prompt an argument that it does not take",
     "BriaFibo2Pipeline": "needs a Qwen3-VL processor and encoder; embeddings cannot be given",
     "StableDiffusionAttendAndExcitePipeline": "takes gradients through the U-Net",

@@ -429,6 +429,6 @@ PIPELINES = (
         _ideogram4,
         _ideogram4_call,
         denoisers=("transformer", "unconditional_transformer"),
-        guidance="separate, each branch with a network of its own",
+        guidance="separate, one network per branch",
     ),
 )

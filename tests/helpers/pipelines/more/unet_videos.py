@@ -134,7 +134,7 @@ PIPELINES = (
         "animatediff_pag",
         "AnimateDiffPAGPipeline",
         clip_call,
-        guidance="batched, a perturbed branch beside",
+        guidance="batched, and a perturbed branch",
         unet=motion(),
         **SD,
     ),

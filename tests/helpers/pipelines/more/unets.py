@@ -113,7 +113,7 @@ def tiny(
     return unet(name, lambda: then(base(getattr(diffusers, pipeline), **parts)), call, guidance=guidance, steps=steps)
 
 
-perturbed = functools.partial(tiny, guidance="batched, a perturbed branch beside")
+perturbed = functools.partial(tiny, guidance="batched, and a perturbed branch")
 
 
 def with_ip_adapters(pipe: Any, count: int = 1) -> Any:

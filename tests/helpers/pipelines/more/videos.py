@@ -284,6 +284,6 @@ PIPELINES = (
         _PLAIN["ltx2"].build,
         _ltx2_all_guidance_call,
         modality="video",
-        guidance="batched, two more branches in calls of their own",
+        guidance="batched, two more branches in separate calls",
     ),
 )
