@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from torch import Tensor
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
@@ -34,6 +35,7 @@ from diffcache.presets import NetworkFacts
 from diffcache.schedulers import Grid, Rule
 
 Misfit = Literal["refuse", "full"]
+MOST_MADE = 8  # loops for which the schedules of a rule are kept
 
 
 def any_grid(networks: Mapping[str, NetworkFacts]) -> Grid:
@@ -141,6 +143,7 @@ class Executor(host.LoopObserver):
         self.host = host.LoopWatcher(pipe, self)
         self.last: RunState | None = None
         self.mismatch, self.quiet = mismatch, quiet
+        self._made: dict[tuple[Any, ...], tuple[CacheSchedule, dict[tuple[str, str], Program]]] = {}
         self.runs = 0
         self.strays: Counter[tuple[str, str]] = Counter()
         self.totals: Counter[str] = Counter()
@@ -212,9 +215,7 @@ class Executor(host.LoopObserver):
         """
         ready = self._ready_for(run)
         if isinstance(ready.source, Rule):
-            schedule = scheduled(ready.source, grid_of(self.host.pipe, run, self.networks), self.sites, self.store)
-            check_criteria(schedule)
-            programs = compile_schedule(schedule)
+            schedule, programs = self._made_by(ready.source, run)
         else:
             schedule, programs = ready.schedule, ready.programs
             check_run(self.host.pipe, run, schedule, strict=self.strict)
@@ -248,6 +249,28 @@ class Executor(host.LoopObserver):
             self.source.of(run.steps)
             return self._ready[run.steps]
         return self._ready[None]
+
+    def _made_by(self, rule: Rule, run: host.LoopRun) -> tuple[CacheSchedule, dict[tuple[str, str], Program]]:
+        """Return the schedule that a rule makes for a run, and its programs. Runs of one loop share them."""
+        grid = grid_of(self.host.pipe, run, self.networks)
+        scheduler = run.scheduler
+        levels = getattr(scheduler, "sigmas", None)
+        key = (
+            str(rule),
+            grid.timesteps.tobytes(),
+            grid.start,
+            grid.guided,
+            type(scheduler),
+            repr(getattr(scheduler, "config", None)),
+            levels.detach().cpu().numpy().tobytes() if isinstance(levels, Tensor) else None,
+        )
+        if key not in self._made:
+            schedule = scheduled(rule, grid, self.sites, self.store)
+            check_criteria(schedule)
+            while len(self._made) >= MOST_MADE:
+                self._made.pop(next(iter(self._made)))
+            self._made[key] = schedule, compile_schedule(schedule)
+        return self._made[key]
 
     def _in_full(self, why: ScheduleMismatch) -> RunState:
         """Return a state in which every step is computed and nothing is kept, for any number of steps.

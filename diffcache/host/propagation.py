@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,11 @@ def propagation(scheduler: Any, timesteps: Tensor, start: int = 0) -> np.ndarray
     """
     steps = len(timesteps)
     try:
-        found = _stepped(scheduler, timesteps, start, SMALL * torch.eye(steps)) - _stepped(
-            scheduler, timesteps, start, torch.zeros(steps, steps)
-        )
+        # Steps may draw noise from the global generators. The run after this must draw what it would have drawn.
+        with torch.random.fork_rng(devices=[timesteps.device] if timesteps.device.type == "cuda" else []):
+            found = _stepped(scheduler, timesteps, start, SMALL * torch.eye(steps))
+            if np.triu(found, 1).any():  # later outputs add nothing to earlier states, so the steps draw noise
+                found -= _stepped(scheduler, timesteps, start, torch.zeros(steps, steps))
     except Exception:  # third-party code: a step that takes other arguments, for example
         return None
     return found / SMALL if np.isfinite(found).all() else None
@@ -41,16 +42,14 @@ def propagation(scheduler: Any, timesteps: Tensor, start: int = 0) -> np.ndarray
 
 def _stepped(scheduler: Any, timesteps: Tensor, start: int, outputs: Tensor) -> np.ndarray:
     """Return the states after all steps, float64 [T, T], of a loop whose network returns ``outputs`` [T, T]."""
-    stepped = copy.deepcopy(scheduler)
-    known = inspect.signature(stepped.step).parameters
-    device = timesteps.device
-    more = {"generator": torch.Generator().manual_seed(0)} if "generator" in known and device.type == "cpu" else {}
-    states = np.zeros((len(timesteps), len(timesteps)))
+    torch.manual_seed(0)
+    stepped, device = copy.deepcopy(scheduler), timesteps.device
     state = torch.zeros(1, len(timesteps), 1, 1, device=device)
+    states = [state] * start
     for i in range(start, len(timesteps)):
         if hasattr(stepped, "scale_model_input"):  # some noise schedulers find their place in the loop there
             stepped.scale_model_input(state, timesteps[i])
         output = outputs[i].to(device).reshape(state.shape)
-        state = stepped.step(output, timesteps[i], state, return_dict=False, **more)[0]
-        states[i] = state.double().flatten().cpu().numpy()
-    return states
+        state = stepped.step(output, timesteps[i], state, return_dict=False)[0]
+        states.append(state)
+    return torch.stack([state.flatten() for state in states]).double().cpu().numpy()  # the device is read once

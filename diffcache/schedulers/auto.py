@@ -22,7 +22,7 @@ from diffcache.simulation.simulator import Simulator
 FEWEST = 4  # computed steps; a loop of four steps or fewer is computed in full
 LENGTH = 8.0  # length of the kernel, in mean distances between computed steps
 NOISE = 0.25  # share of an output that its neighbours do not show, times the square of the number of computed steps
-POWERS = {True: 2.0, False: 1.25, None: 1.5}  # guided or not, or not known
+POWER, GUIDED_POWER = 1.25, 2.0
 
 
 def rule(grid: Grid, *, speedup: float = 3.0) -> SitePlan:
@@ -36,7 +36,7 @@ def rule(grid: Grid, *, speedup: float = 3.0) -> SitePlan:
     steps = grid.steps - grid.start
     computed = min(steps, max(FEWEST, round(steps / speedup)))
     compute = np.ones(grid.steps, bool)
-    compute[grid.start :] = spread(steps, computed, POWERS[grid.guided])
+    compute[grid.start :] = spread(steps, computed, GUIDED_POWER if grid.guided else POWER)
     if compute.all():
         return SitePlan(compute=compute, weights=np.zeros((1, grid.steps, 1)))
     found = _weights(grid.timesteps[grid.start :], compute[grid.start :], _reach(grid))

@@ -35,7 +35,7 @@ WORDS = {
     "lesson|lessons": "result",
     "heard": "received, seen",
     "(?:is|are|was|were) said": "is stated, is given",
-    "(?<!there )is no": "is not a, has no",
+    "(?<!there )is no(?! longer)": "is not a, has no",
     "whose": "with, of which; or two sentences",
 }
 

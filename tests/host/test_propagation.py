@@ -73,6 +73,15 @@ def test_noise_that_a_step_draws_cancels() -> None:
     assert (np.abs(first[-1]) < 1e3).all()  # noise of unit size over outputs of SMALL would be larger
 
 
+def test_the_global_generator_is_as_before() -> None:
+    scheduler = begun(diffusers.EulerAncestralDiscreteScheduler())
+    torch.manual_seed(5)
+    wanted = torch.randn(3)
+    torch.manual_seed(5)
+    propagation(scheduler, scheduler.timesteps)
+    assert torch.equal(torch.randn(3), wanted)
+
+
 def test_the_noise_scheduler_is_as_before() -> None:
     scheduler = begun(diffusers.UniPCMultistepScheduler())
     propagation(scheduler, scheduler.timesteps)
