@@ -21,6 +21,7 @@ from diffcache.errors import BadOption
 from diffcache.schedulers import Grid
 from diffcache.simulation.simulator import Simulator
 
+SOURCE = "this project: docs/explanation/auto.md"
 FEWEST = 4  # computed steps; a loop of four steps or fewer is computed in full
 LENGTH = 8.0  # length of the kernel, in mean distances between computed steps
 NOISE = 0.25  # share of an output that its neighbours do not show, times the square of the number of computed steps
