@@ -11,7 +11,12 @@ from fast import holds_fast_tests
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"planning": "schedulers", "simulation": "schedulers", "assets": "demo"}  # package -> folder of its tests
+SHARED = {  # package -> folder of its tests
+    "planning": "schedulers",
+    "presets": "schedulers",
+    "simulation": "schedulers",
+    "assets": "demo",
+}
 
 
 def packages_without_fast_tests(root: Path, shared: Mapping[str, str] = SHARED) -> list[str]:
