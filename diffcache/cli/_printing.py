@@ -26,7 +26,9 @@ def on_terminal() -> bool:
 
 
 def table(heads: Sequence[str], groups: Mapping[str, Rows], *, right: Sequence[str] = ()) -> None:
-    """Print a table. On a terminal, rows are grouped under headings; elsewhere, it is tab-separated, with a first line.
+    """Print a table. On a terminal, rows are grouped under headings.
+
+    Elsewhere, it is tab-separated, with the names of the columns in the first line and the heading in the last column.
 
     Args:
         heads: Names of the columns.
@@ -34,6 +36,9 @@ def table(heads: Sequence[str], groups: Mapping[str, Rows], *, right: Sequence[s
         right: Names of the columns of numbers, aligned at the right on a terminal.
     """
     if not on_terminal():
+        if any(groups):
+            heads = [*heads, "group"]
+            groups = {group: [[*row, group] for row in rows] for group, rows in groups.items()}
         lines = [heads, *(row for rows in groups.values() for row in rows)]
         typer.echo("\n".join("\t".join(map(printable, line)) for line in lines))
         return

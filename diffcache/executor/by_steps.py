@@ -8,7 +8,7 @@ from typing import Any
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.errors import ScheduleMismatch, Unusable
 from diffcache.schedulers import Rule
 
 
@@ -27,14 +27,14 @@ class BySteps:
 
     def __post_init__(self) -> None:
         if not self.sources:
-            raise BadOption("schedule", "an empty dictionary", "a dictionary, number of steps -> schedule")
+            raise Unusable("schedule", "the dictionary is empty", "Pass a dictionary, number of steps -> schedule")
         for steps, source in self.sources.items():
             if not host.is_count(steps, 1):
-                allowed = "whole numbers of steps, such as {28: schedule, 50: other}"
-                raise BadOption("schedule", f"a dictionary with the key {steps!r:.80}", allowed)
+                allowed = "Pass whole numbers of steps as keys, such as {28: schedule, 50: other}"
+                raise Unusable("schedule", f"the dictionary has the key {steps!r:.80}", allowed)
             if isinstance(source, CacheSchedule) and source.steps != steps:
-                allowed = f"the number of steps that it was made for, {source.steps}. Keys count iterations of the loop"
-                raise BadOption("schedule", f"a schedule of {source.steps} steps under the key {steps}", allowed)
+                allowed = f"Use the key {source.steps}: the number of its steps, in iterations of the loop"
+                raise Unusable("schedule", f"the key {steps} holds a schedule of {source.steps} steps", allowed)
 
     def of(self, steps: int) -> CacheSchedule | Rule:
         """Return the schedule or the rule for a run of ``steps`` steps.

@@ -180,7 +180,7 @@ def test_the_list_in_a_pipe_is_tab_separated_at_any_width(
     code, out, _ = command("plan", "--list")
     assert code == 0
     heads, *rows = (line.split("\t") for line in out.splitlines())
-    assert heads == ["scheduler", "needs", "dit dB", "flux dB", "summary"]
+    assert heads == ["scheduler", "needs", "dit dB", "flux dB", "summary", "group"]
     assert {len(row) for row in rows} == {len(heads)}
     found = {row[0]: row for row in rows if row[1] != "no profile"}
     for scheduler in planning.available():

@@ -184,7 +184,7 @@ def test_calls_that_run_twice_need_noise_that_repeats(verb: str, options: dict[s
 
 
 def test_a_required_argument_that_is_missing_is_named() -> None:
-    with pytest.raises(BadOption, match="'class_labels', which DiTPipeline requires"):
+    with pytest.raises(BadOption, match="'class_labels' is missing, and DiTPipeline requires it"):
         measure(untouchable("dit"), [good("dit"), good("dit", class_labels=...)])
 
 
@@ -194,7 +194,7 @@ def test_a_required_argument_that_is_missing_is_named() -> None:
         (STEPS + 1, {}, f"1 to {STEPS}"),
         (0, {}, "1 or more"),
         (-1, {}, "1 or more"),
-        (2.5, {}, "a whole number"),
+        (2.5, {}, "whole numbers"),
         (math.nan, {}, "computed_steps=nan"),
         (math.inf, {}, "computed_steps=inf"),
         ("2", {}, "computed_steps='2'"),
@@ -338,7 +338,7 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a folder inside a file": ({"out": Path(__file__) / "out"}, BadOption, "out="),
     "a folder of a long name": ({"out": "x" * 8000}, BadOption, "out="),
     "a folder where none can be": ({"out": "/proc/none/out"}, BadOption, "out="),
-    "a text for schedules": ({"schedules": "uniform:every=2"}, BadOption, "schedules="),
+    "a text for schedules": ({"schedules": "uniform:every=2"}, BadOption, "schedules cannot be used: it is a str"),
     "a schedule that is none": ({"schedules": {"a": 3}}, BadOption, "schedule=3"),
     "a name that is no text": ({"schedules": {1: "full"}}, BadOption, "name="),
     "a long name": ({"schedules": {"x" * 8000: "full"}}, BadOption, "name="),
@@ -350,12 +350,15 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a missing file": ({"schedules": {"a": "none.safetensors"}}, DiffCacheError, "no such file"),
     "an unknown metric": ({"metrics": ("latnet",)}, UnknownName, "no metric called"),
     "a text for metrics": ({"metrics": "latent"}, BadOption, "metrics="),
-    "an unknown option": ({"metrics": ("ssim",), "options": {"ssim": {"window": 3}}}, UnknownName, "no option of"),
+    "an unknown option": ({"call": {"output_type": "np"}, "metrics": ("ssim",), "options": {"ssim": {"window": 3}}},
+                          UnknownName, "no option of"),
     "options of another metric": ({"options": {"lpips": {}}}, BadOption, "options="),
-    "missing weights": ({"metrics": ("lpips",), "options": {"lpips": {"weights": "none.pth"}}}, DiffCacheError,
-                        "none.pth"),
-    "a network that is none": ({"metrics": ("lpips",), "options": {"lpips": {"net": "resnet"}}}, BadOption, "net="),
-    "no device of that name": ({"metrics": ("ssim",), "options": {"ssim": {"device": "tpu"}}}, BadOption, "device="),
+    "missing weights": ({"call": {"output_type": "np"}, "metrics": ("lpips",),
+                         "options": {"lpips": {"weights": "none.pth"}}}, DiffCacheError, "none.pth"),
+    "a network that is none": ({"call": {"output_type": "np"}, "metrics": ("lpips",),
+                                "options": {"lpips": {"net": "resnet"}}}, BadOption, "net="),
+    "no device of that name": ({"call": {"output_type": "np"}, "metrics": ("ssim",),
+                                "options": {"ssim": {"device": "tpu"}}}, BadOption, "device="),
     "metrics of pictures for latents": ({"metrics": ("psnr",)}, BadOption, "output_type='latent'"),
     "an extractor for latents": ({"extractor": "efflite0"}, BadOption, "output_type='latent'"),
     "an unknown extractor": ({"call": {"output_type": "np"}, "extractor": "effnet"}, UnknownName, "extractor"),

@@ -101,11 +101,11 @@ def test_another_number_of_steps_is_refused_with_those_that_are_covered() -> Non
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({}, "an empty dictionary"),
-        ({"28": "full"}, "a dictionary with the key '28'"),
-        ({True: "full"}, "a dictionary with the key True"),
-        ({0: "full"}, "a dictionary with the key 0"),
-        ({7: bound(shared("flux"), hold("#.#.#."))}, "a schedule of 6 steps under the key 7"),
+        ({}, "the dictionary is empty"),
+        ({"28": "full"}, "the dictionary has the key '28'"),
+        ({True: "full"}, "the dictionary has the key True"),
+        ({0: "full"}, "the dictionary has the key 0"),
+        ({7: bound(shared("flux"), hold("#.#.#."))}, "the key 7 holds a schedule of 6 steps"),
         ({6: 3}, "schedule=3 was given"),
         ({6: {6: "full"}}, "schedule="),
     ],

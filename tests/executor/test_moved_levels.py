@@ -219,9 +219,9 @@ REFUSED = [
     ("flux_img2img", "", "the loop starts at step 2"),
     ("sd3_heun", "", "it visits levels more than once"),
     ("sdxl", "heun", "it visits levels more than once"),
-    ("dit", "", "DDIMScheduler in DiTPipeline cannot: it has no noise levels"),
-    ("sd15", "ddpm", "it has no noise levels"),
-    ("sd15", "pndm", "it has no noise levels"),
+    ("dit", "", "DDIMScheduler in DiTPipeline does not support: it does not have one noise level"),
+    ("sd15", "ddpm", "it does not have one noise level"),
+    ("sd15", "pndm", "it does not have one noise level"),
     ("ltx2", "", "steps with copies of its noise scheduler"),
     ("mochi", "", "this run starts at the level 0, the schedule's at 1"),
 ]

@@ -105,14 +105,6 @@ def _without_seconds(profile: diffcache.Profile) -> Any:
     return profile.denoisers["transformer"].sites["model"].output
 
 
-def test_a_measurement_that_may_be_resumed_needs_noise_that_repeats(tmp_path: Path) -> None:
-    call = {k: v for k, v in TINY["flux"].call(shared("flux")).items() if k not in ("generator", "latents")}
-    with pytest.raises(BadOption, match="call 0 without generator") as refused:
-        measure(shared("flux"), [call], resume=tmp_path / "kept")
-    assert "torch.Generator().manual_seed(seed)" in str(refused.value)
-    assert not (tmp_path / "kept").exists()
-
-
 def test_held_out_texts_get_the_seeds_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffcache.profiling.calibration import optimizing
 

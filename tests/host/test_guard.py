@@ -196,7 +196,7 @@ def test_a_peer_that_does_not_come_off_is_noticed(tmp_path: Path) -> None:
     peer = Method(name="peer", kind="peer", on=left_on)
     call = {**CALL(pipe), "generator": torch.Generator().manual_seed(0)}
     after = Method(name="again", kind="fewer steps", change={"num_inference_steps": 4})
-    with pytest.raises(AlreadyAccelerated, match="no full run"):
+    with pytest.raises(AlreadyAccelerated, match="not a full run"):
         evaluate(pipe, [peer], [call], metrics=["latent"], compare=[after], out=tmp_path, progress=False)
 
 

@@ -148,7 +148,7 @@ def test_nudges_end_in_time() -> None:
 @pytest.mark.parametrize(
     ("name", "scheduler", "why"),
     [
-        ("dit", "", "no noise levels"),  # DDIM
+        ("dit", "", "does not have one noise level per step"),  # DDIM
         ("sd3_heun", "", "more than once"),
         ("sdxl_img2img", "", "starts at step"),
     ],

@@ -396,7 +396,7 @@ def test_numbers_may_be_numpys_and_a_whole_number_is_a_number(monkeypatch: pytes
 
 def test_a_profile_of_several_denoisers_is_refused() -> None:
     two = dict.fromkeys(("transformer", "transformer_2"), measured(site(np.ones((1, 12, 2)))))
-    with pytest.raises(BadOption, match="one of transformer, transformer_2"):
+    with pytest.raises(BadOption, match="it holds 2 denoisers: transformer, transformer_2"):
         plan(measurement(denoisers=two), "uniform", 4)
 
 

@@ -99,7 +99,7 @@ def test_first_block_plans_every_stack_and_reuses_residuals() -> None:
         assert plan.weights[0, :, 0].tolist() == [0, 1, 1, 1]
         assert plan.kappa is not None
         assert plan.kappa[0].tolist() == [0, 1, 1, 1]
-    with pytest.raises(BadOption, match=r"one without 'block:transformer_blocks\.0'.*or threshold"):
+    with pytest.raises(BadOption, match=r"does not hold 'block:transformer_blocks\.0'.*or threshold"):
         firstblockcache.plan(of_sites(sites), 2)
 
 

@@ -384,8 +384,8 @@ LONG = b"c" + b"a" * 50_000 + b"\n" + b"b" * 50_000 + b"\n."  # asks for a class
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (LONG, "no file of torch.save"),
-        (b"c" * 100_000, "no file of torch.save"),
+        (LONG, "not a file of torch.save"),
+        (b"c" * 100_000, "not a file of torch.save"),
         (_archive(b"\x80\x02" + LONG), "names of up to 200 letters"),
         (router_file.OLDER + b"\x80\x02M\xe9\x03." + b"\x80\x02" + LONG, "names of up to 200 letters"),
         (_archive(bytes(10_000), zipfile.ZIP_DEFLATED), "a compressed archive"),

@@ -78,7 +78,7 @@ def measure(
             the first call's denoiser. None: if there are inner sites.
         influence_steps: Most steps at which influence is measured. It is interpolated between them.
         resume: A folder that keeps every measured call. The same measurement, started again, continues there and
-            returns the same profile, bit for bit. Each call then needs a generator.
+            returns the same profile, bit for bit.
         progress: Whether to show a bar. None: on a terminal or in a notebook.
         **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
@@ -101,7 +101,7 @@ def measure(
     pipe = bound.pipe
     host.demand_full_run(pipe)  # before a folder is made
     calls = host.calls_of(pipe, calls, common, measure)
-    host.check_calls(pipe, calls, repeatable=resume is not None)
+    host.check_calls(pipe, calls)
     host.check_same_steps(pipe, calls)
     for name, sites_of_network in bound.sites.items():
         inner_places(name, sites_of_network, asked)
