@@ -58,7 +58,7 @@ class Size:
     @classmethod
     def quick(cls) -> Size:
         """Return the size for a quick run."""
-        return cls(budgets=(12, 8), calibration=8, held_out=8, fits=2, repeats=1)
+        return cls(budgets=(8,), calibration=8, held_out=8, fits=2, repeats=1)
 
 
 def run_demo(name: str, out: Path, size: Size) -> Evaluation:
