@@ -32,7 +32,7 @@ from diffcache.cli._options import (
 from diffcache.cli._printing import note
 from diffcache.documents.budget import check_seconds
 from diffcache.documents.destinations import check_file
-from diffcache.errors import BadOption
+from diffcache.errors import Unusable
 
 FEW = 16  # samples; fewer say little about the fidelity of later runs
 
@@ -96,21 +96,15 @@ def optimize(
     options = _samples.options(call, steps=steps, guidance=guidance, height=height, width=width)
     rows = _samples.read(prompts) if prompts else None
 
-    from diffcache import planning
     from diffcache.cli import _calls, _models  # imports torch and diffusers
-    from diffcache.documents.schedule import check_store
     from diffcache.profiling.calibration.optimizing import optimize as search
+    from diffcache.profiling.calibration.requests import check_method
     from diffcache.profiling.recording import granularities
 
     inside = granularities(sites)[-1] != "model"
     if inside and time_limit is not None:
-        raise BadOption("time_limit", time_limit, f"none with --sites {sites}: nothing is searched there")
-    if scheduler != "search":
-        planning.check_scheduler(scheduler)
-    if inside:
-        planning.check_store(store, budget)
-    elif store is not None:
-        check_store(store)
+        raise Unusable("--time-limit", f"--sites {sites} needs no search", "Leave out --time-limit")
+    check_method(budget, scheduler=scheduler, sites=sites, store=store)
     asked = _calls.Asked(rows, prompts, seeds, batch, options)
     found_model = _models.named(model, dtype, device)
     asked.check(found_model)

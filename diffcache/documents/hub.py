@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def folder(id_or_folder: str | Path, pattern: str) -> Path | None:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(str(id_or_folder), allow_patterns=[pattern]))
-    except Exception:
+    except Exception as error:  # the hub client and the network raise many classes; ``fetch`` reports the reason
+        logging.getLogger("diffcache").debug("%s could not be listed on the Hub: %s", id_or_folder, error)
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ def propagation(scheduler: Any, timesteps: Tensor, start: int = 0) -> np.ndarray
             found = _stepped(scheduler, timesteps, start, SMALL * torch.eye(steps))
             if np.triu(found, 1).any():  # later outputs add nothing to earlier states, so the steps draw noise
                 found -= _stepped(scheduler, timesteps, start, torch.zeros(steps, steps))
-    except Exception:  # third-party code: a step that takes other arguments, for example
+    except Exception as error:  # third-party code: a step that takes other arguments, for example
+        name = type(scheduler).__name__
+        logging.getLogger("diffcache").info("%s cannot be stepped outside its pipeline: %s", name, error)
         return None
     return found / SMALL if np.isfinite(found).all() else None
 

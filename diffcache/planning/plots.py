@@ -52,23 +52,23 @@ INPUT = "change of the input"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def save(document: Profile | CacheSchedule, path: Path, beside: Profile | None = None) -> Path:
+def save(document: Profile | CacheSchedule, path: Path, over: Profile | None = None) -> Path:
     """Write the ``figure`` of a document to a file.
 
     Args:
         document: A profile or a schedule.
         path: The file. Its suffix sets the format.
-        beside: See ``figure``.
+        over: See ``figure``.
 
     Returns:
         The path.
 
     Raises:
-        BadOption: matplotlib cannot write the format, the folder does not exist, or ``beside`` does not fit the
+        BadOption: matplotlib cannot write the format, the folder does not exist, or ``over`` does not fit the
             schedule.
         DiffCacheError: matplotlib is not installed.
     """
-    picture = figure(document, beside)
+    picture = figure(document, over)
     formats = sorted(picture.canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in formats:
         raise BadOption("plot", str(path), f"a name that ends in one of {', '.join(formats)}")
@@ -77,20 +77,20 @@ def save(document: Profile | CacheSchedule, path: Path, beside: Profile | None =
     return files.write(path, lambda file: picture.savefig(file, format=path.suffix[1:].lower(), dpi=160))
 
 
-def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> Any:
+def figure(document: Profile | CacheSchedule, over: Profile | None = None) -> Any:
     """Return a matplotlib figure of a document, without a window.
 
     The figure of a profile shows the distances between the outputs of any two steps, averaged over sites and branches,
     with one panel per granularity, and the measured dynamics of the loop. The figure of a schedule shows its masks,
-    site by step. With ``beside`` it shows them as squares over the distances of that profile. Below, it shows the
+    site by step. With ``over`` it shows them as squares over the distances of that profile. Below, it shows the
     weights of the predictions, unless every prediction is the newest output.
 
     Args:
         document: A profile or a schedule.
-        beside: The profile that the schedule was planned from, or None.
+        over: The profile that the schedule was planned from, or None.
 
     Raises:
-        BadOption: ``beside`` has other steps or sites than the schedule.
+        BadOption: ``over`` has other steps or sites than the schedule.
         DiffCacheError: matplotlib is not installed.
     """
     matplotlib = _matplotlib()
@@ -100,10 +100,10 @@ def figure(document: Profile | CacheSchedule, beside: Profile | None = None) -> 
         drawn = Figure(layout="constrained")
         if isinstance(document, Profile):
             _draw_profile(drawn, document)
-        elif beside is None:
+        elif over is None:
             _draw_masks(drawn, document)
         else:
-            _draw_masks_over(drawn, document, beside)
+            _draw_masks_over(drawn, document, over)
     return drawn
 
 

@@ -115,7 +115,7 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     (("--speedup", 7), "speedup=7.0 was given. Allowed: up to 6"),
     (("--computed", 3, "--memory", "much"), "memory='much' was given"),
     (("--computed", 3, "--time-limit", -1), "time_limit=-1.0 was given"),
-    (("--computed", 3, "--time-limit", 1, "--sites", "block"), "none with --sites block"),
+    (("--computed", 3, "--time-limit", 1, "--sites", "block"), "--sites block needs no search"),
     (("--computed", 3, "--sites", "layers"), "sites='layers' was given"),
     (("--computed", 3, "--scheduler", "unifrom"), "Did you mean 'uniform'?"),
     (("--computed", 3, "--store", "int7"), "store='int7' was given"),

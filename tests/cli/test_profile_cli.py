@@ -75,7 +75,7 @@ def test_an_object_is_a_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "expected"),
     [
         ("p.pdf", "x", "ends in .txt, .csv, .jsonl"),
         ("p.txt", "\n \n", "at least one sample"),
@@ -89,10 +89,10 @@ def test_an_object_is_a_sample(tmp_path: Path) -> None:
         ("p.txt", b"\xff\xfe\x00", "can be read"),
     ],
 )
-def test_an_invalid_file_is_refused_with_the_line(name: str, text: str | bytes, told: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_the_line(name: str, text: str | bytes, expected: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(BadOption, match=told):
+    with pytest.raises(BadOption, match=expected):
         _samples.read(file)
 
 
@@ -215,12 +215,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_demo_model_from_prompts_to_profile(command: Command, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("ant\nbat\nbear face\n")
     out = tmp_path / "flux.safetensors"
-    code, told, _ = command(
+    code, expected, _ = command(
         "demo:flux", "--prompts", tmp_path / "p.txt", "--steps", 3, "--batch", 2, "--sites", "model,block", "--out", out
     )
     assert code == 0
     profile = Profile.load(out)
-    assert told.startswith(profile.describe())
+    assert expected.startswith(profile.describe())
     assert profile.provenance["model"] == "demo:flux"
     assert profile.provenance["prompts"] == "p.txt"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["flux.safetensors", "p.txt"]  # the folder of parts is gone

@@ -40,12 +40,7 @@ def check_request(
     if held_out:
         host.check_calls(pipe, held_out, "held_out", repeatable=repeatable)
     host.check_same_steps(pipe, [*calls, *(held_out or ())], "calls and held_out" if held_out else "calls")
-    if scheduler != "search":
-        planning.check_scheduler(scheduler)
-    if inside:
-        planning.check_store(store, budget)
-    elif store is not None:
-        check_store(store)
+    check_method(budget, scheduler=scheduler, sites=sites, store=store)
     check_seconds("time_limit_s", time_limit_s)
     steps = host.iterations(pipe, calls[0])
     budget.check(steps, whole=not inside and scheduler == "search")
@@ -57,3 +52,17 @@ def _check_memory(pipe: Any, call: Mapping[str, Any], most: int) -> None:
     least = estimate(pipe, f"uniform:every={host.MOST_STEPS}", **call).cache_bytes
     if least > most:
         raise BadOption("memory_bytes", most, f"{least} or more: one step's outputs, of this batch")
+
+
+def check_method(budget: Budget, *, scheduler: str, sites: str, store: str | None) -> None:
+    """Raise unless there is such a scheduler, and the format of kept outputs fits the sites. This needs no pipeline.
+
+    Raises:
+        BadOption, UnknownName: An argument has no value that can be met.
+    """
+    if scheduler != "search":
+        planning.check_scheduler(scheduler)
+    if granularities(sites)[-1] != "model":
+        planning.check_store(store, budget)
+    elif store is not None:
+        check_store(store)
