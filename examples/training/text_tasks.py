@@ -1,0 +1,87 @@
+"""Generate the two tasks of the text model, with exact scorers.
+
+A sequence holds a prompt and an answer of equal lengths. Both tasks use the vocabulary below.
+
+* ``sums``: running sums modulo 100. The prompt lists signed two-digit numbers (``+17-25+08``), and the answer lists the
+  sum after each of them (``=17=92=00``). Each sum depends on the one to its left.
+* ``sudoku``: 4x4 Sudoku with a unique solution. Three grids are interleaved cell by cell, so the cells of a grid that
+  constrain each other are 3 to 45 positions apart. The order of filling is free.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+VOCABULARY = ["[MASK]", "[END]", "A", "B", *"0123456789", "+", "-", "=", "."]
+ID = {token: index for index, token in enumerate(VOCABULARY)}
+MASK, END = ID["[MASK]"], ID["[END]"]
+TASKS = ("sums", "sudoku")
+INTERLEAVED = 3  # grids whose cells alternate
+BANK = 16 * INTERLEAVED
+
+
+def _grids() -> np.ndarray:
+    """Return all solved 4x4 grids, [288, 16], with digits 1 to 4."""
+    rows = [np.array(p) for p in itertools.permutations((1, 2, 3, 4))]
+    found: list[np.ndarray] = []
+
+    def extend(grid: list[np.ndarray]) -> None:
+        if len(grid) == 4:
+            found.append(np.concatenate(grid))
+            return
+        for row in rows:
+            if any((row == other).any() for other in grid):
+                continue
+            if len(grid) % 2 == 1 and any(set(grid[-1][c : c + 2]) & set(row[c : c + 2]) for c in (0, 2)):
+                continue
+            extend([*grid, row])
+
+    extend([])
+    return np.array(found)
+
+
+GRIDS = _grids()
+
+
+def _puzzle(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the givens (0 where empty) and the solution of a puzzle with a unique solution."""
+    solution = GRIDS[random.integers(len(GRIDS))]
+    while True:
+        given = np.zeros(16, bool)
+        given[random.permutation(16)[: random.integers(5, 10)]] = True
+        if (GRIDS[:, given] == solution[given]).all(1).sum() == 1:
+            return np.where(given, solution, 0), solution
+
+
+def sums(length: int, random: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Return a prompt and an answer of ``length`` tokens each."""
+    count = (length - 1) // 3
+    numbers, signs = random.integers(0, 100, count), random.integers(0, 2, count) * 2 - 1
+    totals = np.cumsum(numbers * signs) % 100
+    prompt = "A" + "".join(f"{'+' if sign > 0 else '-'}{number:02d}" for number, sign in zip(numbers, signs, strict=True))
+    answer = "A" + "".join(f"={total:02d}" for total in totals)
+    return _padded(prompt, length), _padded(answer, length)
+
+
+def sudoku(length: int, random: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Return a prompt and an answer of ``length`` tokens each."""
+    prompt, answer = "B", "B"
+    for _ in range((length - 1) // BANK):
+        puzzles = [_puzzle(random) for _ in range(INTERLEAVED)]
+        prompt += "".join(str(p[0][cell]) if p[0][cell] else "." for cell in range(16) for p in puzzles)
+        answer += "".join(str(p[1][cell]) for cell in range(16) for p in puzzles)
+    return _padded(prompt, length), _padded(answer, length)
+
+
+def _padded(text: str, length: int) -> list[int]:
+    return [ID[character] for character in text] + [END] * (length - len(text))
+
+
+def batch(task: str, count: int, length: int, seed: int | np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return prompts and answers, int64 [count, length] each, of half a canvas of ``2 * length`` tokens."""
+    random = np.random.default_rng(seed)
+    make = {"sums": sums, "sudoku": sudoku}[task]
+    pairs = [make(length, random) for _ in range(count)]
+    return np.array([p for p, _ in pairs]), np.array([a for _, a in pairs])
