@@ -60,7 +60,9 @@ def sums(length: int, random: np.random.Generator) -> tuple[list[int], list[int]
     count = (length - 1) // 3
     numbers, signs = random.integers(0, 100, count), random.integers(0, 2, count) * 2 - 1
     totals = np.cumsum(numbers * signs) % 100
-    prompt = "A" + "".join(f"{'+' if sign > 0 else '-'}{number:02d}" for number, sign in zip(numbers, signs, strict=True))
+    prompt = "A" + "".join(
+        f"{'+' if sign > 0 else '-'}{number:02d}" for number, sign in zip(numbers, signs, strict=True)
+    )
     answer = "A" + "".join(f"={total:02d}" for total in totals)
     return _padded(prompt, length), _padded(answer, length)
 

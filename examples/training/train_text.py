@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from muon import Muon
 from text_tasks import MASK, TASKS, VOCABULARY, batch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,7 +86,7 @@ def main() -> None:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
-        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, adjust_lr_fn="original"),
+        Muon(matrices),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     rates = [[group["lr"] for group in o.param_groups] for o in optimizers]

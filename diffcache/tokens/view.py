@@ -1,0 +1,66 @@
+"""The facts that a token rule decides on, and its decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=False)
+class View:
+    """The state of one canvas before a forward.
+
+    Attributes:
+        step: The number of forwards since the canvas began. At 0 every position is computed.
+        masked: bool [B, N], the positions that hold the mask token.
+        changed: bool [B, N], the positions whose token differs from that of the last forward.
+        prompt: bool [B, N], the positions that were not masked at step 0.
+        age: int64 [B, N], the number of forwards since each position was computed; 1 after the last one.
+    """
+
+    step: int
+    masked: np.ndarray
+    changed: np.ndarray
+    prompt: np.ndarray
+    age: np.ndarray
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Return int64 [1, N], the index of each position."""
+        return np.arange(self.masked.shape[1])[None]
+
+    def block(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the block in progress begins and ends in each row.
+
+        Blocks are counted from the first position that is not part of the prompt. The block in progress is the first
+        that holds a mask, or the last one if none does.
+
+        Args:
+            length: The number of positions in a block.
+
+        Returns:
+            Two int64 arrays [B, 1], the first position of the block and the first one after it.
+        """
+        size = self.masked.shape[1]
+        origin = _first(~self.prompt, size)
+        current = np.where(self.masked.any(1), _first(self.masked, size), size - 1)
+        start = origin + (current - origin).clip(0) // length * length
+        return start[:, None], np.minimum(start + length, size)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """The positions to compute in one forward.
+
+    Attributes:
+        positions: bool [B, N].
+    """
+
+    positions: np.ndarray
+
+
+def _first(where: np.ndarray, none: int) -> np.ndarray:
+    """Return the index of the first True of each row, or ``none``."""
+    return np.where(where.any(1), where.argmax(1), none)
