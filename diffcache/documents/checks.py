@@ -20,6 +20,7 @@ V = TypeVar("V")
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME = 256
+_EXACT = 2**53  # float64 holds every whole number up to it
 # Predictions are sums in float32, which has 24 bits. With a larger coefficient, the rounding error of an anchor is
 # as large as the anchor. Finite differences of order 4 stay below 10.
 MOST = 2.0**24
@@ -120,6 +121,29 @@ def notes(where: str, field: str, value: object) -> Mapping[str, str]:
         if not is_unicode(item):
             refuse(where, f"{field}/{key}", f"found {item!r:.80}", "Unicode text")
     return entries
+
+
+def options(where: str, field: str, value: object) -> Mapping[str, float | int | str]:
+    """Return a ``mapping`` from identifiers to numbers or text.
+
+    Whole numbers are ints, so that equal values have equal bytes.
+    """
+    found: dict[str, float | int | str] = {}
+    for key, item in mapping(where, field, value, object).items():
+        if not (key.isidentifier() and key.isascii()) or len(key) > _LONGEST_NAME:
+            allowed = f"letters, digits and '_', not beginning with a digit; up to {_LONGEST_NAME} characters"
+            refuse(where, field, f"found the name {key!r:.80}", allowed)
+        name = f"{field}/{key}"
+        if isinstance(item, str):
+            found[key] = text(where, name, item)
+        elif isinstance(item, Real) and not isinstance(item, bool):
+            if isinstance(item, Integral) and abs(int(item)) > _EXACT:
+                refuse(where, name, f"found {item!r:.80}", "a whole number from -2**53 to 2**53")
+            number = real(where, name, item)
+            found[key] = int(number) if number.is_integer() and abs(number) <= _EXACT else number
+        else:
+            refuse(where, name, f"found {item!r:.80}", "a number or text")
+    return MappingProxyType(found)
 
 
 def named(

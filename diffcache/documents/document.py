@@ -87,7 +87,10 @@ class Document(Record):
         if not isinstance(tree.pop("library", None), str):
             refuse(where, "library", "missing or not text", "the version of the library that wrote the file")
         if version in cls.OLDER:
-            cls.OLDER[version](tree)
+            try:
+                cls.OLDER[version](tree)
+            except DocumentError as error:
+                raise DocumentError(where, error.field, error.problem) from None
         document: D = _Reader(where, arrays).record(cls, tree, "")
         for name in sorted(arrays):
             refuse(where, name, "found a tensor that the document does not mention", "the tensors it mentions")
@@ -177,10 +180,21 @@ class Document(Record):
         # Read-only mappings cannot be pickled or copied themselves.
         return type(self)._unpack, (self._pack(library=version_of("diffcache")), "bytes")
 
+    @classmethod
+    def _lower(cls, tree: Tree) -> int:
+        """Convert JSON to that of the oldest version in which this library writes it, in place.
+
+        A file that needs no field of the newest version keeps its bytes and its digest, and older libraries read it.
+
+        Returns:
+            The version. The default is the current one.
+        """
+        return cls.VERSION
+
     def _pack(self, *, library: str) -> bytes:
         arrays: dict[str, np.ndarray] = {}
         tree = _tree(self, "", arrays)
-        tree |= {"format": self.FORMAT, "version": self.VERSION, "library": library}
+        tree |= {"format": self.FORMAT, "version": self._lower(tree), "library": library}
         return container.pack(type(self).__name__, tree, arrays)
 
 

@@ -214,6 +214,7 @@ class Online(Record):
         limit: float64 [T], relative. At 0 the step is computed.
         polynomial: float64 [P], highest power first, which is applied to each change. None: the change itself.
         most: Largest number of consecutive steps that may be predicted. None: any number.
+        options: Option of the criterion -> number or text. Those that are missing have the criterion's defaults.
 
     Raises:
         DocumentError: If a field is not valid.
@@ -223,6 +224,7 @@ class Online(Record):
     limit: np.ndarray
     polynomial: np.ndarray | None = None
     most: int | None = None
+    options: Mapping[str, float | int | str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         me = type(self).__name__
@@ -237,6 +239,7 @@ class Online(Record):
             put(self, polynomial=checks.array(me, "polynomial", self.polynomial, np.float64, power=None))
         if self.most is not None:
             put(self, most=checks.count(me, "most", self.most, least=1))
+        put(self, options=checks.options(me, "options", self.options))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -283,6 +286,23 @@ def _from_version_1(tree: Tree) -> None:
     for plan in denoisers.values() if isinstance(denoisers, dict) else ():
         if isinstance(plan, dict):
             plan.setdefault("called", None)
+    _from_version_2(tree)
+
+
+def _from_version_2(tree: Tree) -> None:
+    """Convert the JSON of version 2, without the options of criteria, in place."""
+    for name, online in _onlines(tree):
+        if "options" in online:
+            refuse("schedule", f"{name}/online/options", "the field is unknown", "in version 3")
+        online["options"] = {}
+
+
+def _onlines(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    """Yield the name and the JSON of each denoiser's criterion. The JSON may be damaged."""
+    denoisers = tree.get("denoisers")
+    for name, plan in denoisers.items() if isinstance(denoisers, dict) else ():
+        if isinstance(plan, dict) and isinstance(plan.get("online"), dict):
+            yield name, plan["online"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
@@ -313,9 +333,9 @@ class CacheSchedule(Document):
     """
 
     FORMAT: ClassVar[str] = "diffcache.schedule"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     FILENAME: ClassVar[str] = "schedule.safetensors"
-    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1})
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1, 2: _from_version_2})
 
     steps: int
     denoisers: Mapping[str, DenoiserPlan]
@@ -325,6 +345,16 @@ class CacheSchedule(Document):
     sigmas: np.ndarray | None = None
     expected: Expected | None = None
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def _lower(cls, tree: Tree) -> int:
+        """Convert JSON without options of criteria to that of version 2, in place, and return the version."""
+        onlines = list(_onlines(tree))
+        if any(online["options"] for _, online in onlines):
+            return cls.VERSION
+        for _, online in onlines:
+            del online["options"]
+        return 2
 
     @property
     def layout(self) -> BranchLayout:
@@ -453,7 +483,9 @@ class CacheSchedule(Document):
         for name, denoiser in self.denoisers.items():
             lines.append(name + (f" ({denoiser.class_name})" if denoiser.class_name else ""))
             if denoiser.online:
-                lines.append(f"  decided in the run by {denoiser.online.rule}, limit {denoiser.online.limit.max():.3g}")
+                given = "".join(f", {key} {value}" for key, value in denoiser.online.options.items())
+                limit = f"limit {denoiser.online.limit.max():.3g}{given}"
+                lines.append(f"  decided in the run by {denoiser.online.rule}, {limit}")
             width = max(map(len, denoiser.sites))
             for site, plan in denoiser.sites.items():
                 called = _called(denoiser, self.steps)

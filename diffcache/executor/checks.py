@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,8 @@ def check_criteria(schedule: CacheSchedule) -> None:
         schedule: A schedule that is about to run. The schedule itself has checked only the form of the names.
 
     Raises:
-        UnknownName: No criterion has the name.
+        UnknownName: No criterion has the name, or it has not one of the options.
+        BadOption: The value of an option is not of its type.
         DocumentError: A parameter is set that the criterion does not use, or a plan has several anchors where the run
             decides which steps compute.
     """
@@ -91,7 +93,7 @@ def check_criteria(schedule: CacheSchedule) -> None:
             if getattr(plan.online, parameter) is not None and parameter not in criterion.about.parameters:
                 allowed = f"null: the online rule {criterion.name!r} does not use it"
                 refuse("schedule", f"{name}/online/{parameter}", "found a value", allowed)
-        criterion.check(plan.online)
+        criterion.check(dataclasses.replace(plan.online, options=criterion.options))
         for site, planned in plan.sites.items():
             if planned.anchors > 1 and not criterion.about.keeps_anchors:
                 found = f"{planned.anchors} anchors under the online rule {criterion.name!r}"

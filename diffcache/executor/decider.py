@@ -52,12 +52,12 @@ class Decider:
         keeping: How signals are kept for later comparisons.
 
     Raises:
-        UnknownName: There is no criterion of the rule's name.
+        UnknownName: There is no criterion of the rule's name, or it has not one of the options.
     """
 
     def __init__(self, online: Online, store: Store, denoiser: str, branch: int, keeping: Keeping = AS_IT_IS) -> None:
         self.online = online
-        self.criterion = criteria.load(online.rule)
+        self.criterion = criteria.load(online.rule, online.options)
         self._memory = Memory(store, denoiser, branch)
         self._keeping = keeping
         self._level = 0.0

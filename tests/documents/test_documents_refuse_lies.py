@@ -103,7 +103,7 @@ SCHEDULE_LIES = [
     ),
     lie("format", put(["diffcache.schedule"]), "found ['diffcache.schedule']"),
     lie("format", drop, "found None"),
-    lie("version", put(3), "found 3. Allowed: 1, 2", "needs a newer diffcache"),
+    lie("version", put(4), "found 4. Allowed: 1, 2, 3", "needs a newer diffcache"),
     lie("version", put(True), "found True"),
     lie("version", put("1"), "found '1'"),
     lie("version", drop, "found None"),
@@ -133,6 +133,11 @@ SCHEDULE_LIES = [
     lie("expected/origin", put({}), "found {}"),
     lie("transformer/online", put("drift"), "found 'drift'. Allowed: an object"),
     lie(f"{ONLINE}/limit", put(None, at="transformer/online"), SPARE),
+    lie(f"{ONLINE}/options", put([]), "found []. Allowed: an object"),
+    lie(f"{ONLINE}/options/gamma", put(None, at=f"{ONLINE}/options/gamma"), "found None. Allowed: a number or text"),
+    lie(f"{ONLINE}/options", put({"a b": 1}), "found the name 'a b'. Allowed: letters, digits and '_'"),
+    lie(f"{ONLINE}/options/gamma", put(2**53 + 1), "Allowed: a whole number from -2**53 to 2**53"),
+    lie(f"{ONLINE}/options/gamma", put(True), "found True. Allowed: a number or text"),
     lie(f"{ONLINE}/rule", put(""), "found ''. Allowed: Unicode text, not empty"),
     lie(f"{ONLINE}/rule", put("../drift"), "found '../drift'. Allowed: a name of letters, digits and '_'"),
     lie(f"{ONLINE}/rule", put("os.path"), "found 'os.path'. Allowed: a name of letters"),
@@ -448,7 +453,7 @@ def fields(tree: Tree, prefix: str = "") -> Iterator[str]:
         if key in {"denoisers", "sites", "kept"}:
             for name, inside in value.items():
                 yield from fields(inside, f"{prefix}{name}/")
-        elif isinstance(value, dict) and key not in ("provenance", "scales"):
+        elif isinstance(value, dict) and key not in ("provenance", "scales", "options"):
             yield from fields(value, f"{prefix}{key}/")
 
 

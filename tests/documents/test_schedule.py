@@ -249,7 +249,7 @@ def test_a_schedule_printed_shows_its_masks() -> None:
         "expected 40.0 dB, worst tenth 35.5, best 44.0, from 16 held-out samples",
         "noise levels moved",
         "transformer (Net)",
-        "  decided in the run by drift, limit 0.5",
+        "  decided in the run by drift, limit 0.5, gamma 0.5, norm l1",
         "  block:blocks.0  0/5  ·····",
         "  model           2/5  ■·■·· kept in int8",
         "scheduler: by hand",
@@ -335,6 +335,7 @@ def version_1(document: CacheSchedule | Profile, path: Path) -> Path:
         tree["guidance"]["scale"] = tree["guidance"].pop("scales").get("guidance_scale")
         for name, plan in tree["denoisers"].items():
             plan.pop("called", None)
+            (plan.get("online") or {}).pop("options", None)
             arrays.pop(f"{name}/called", None)
 
     forge(document, path, edit)
@@ -346,7 +347,10 @@ def version_1(document: CacheSchedule | Profile, path: Path) -> Path:
 def test_version_1_is_read(tmp_path: Path, made: Any, scales: dict[str, float]) -> None:
     document = made(guidance=Guidance(mode="batched", branches=2, scales=scales))
     if isinstance(document, CacheSchedule):
-        plans = {name: dataclasses.replace(plan, called=None) for name, plan in document.denoisers.items()}
+        online = dataclasses.replace(document.denoisers["transformer"].online, options={})
+        plans = {
+            name: dataclasses.replace(plan, called=None, online=online) for name, plan in document.denoisers.items()
+        }
         document = dataclasses.replace(document, denoisers=plans)
     assert type(document).load(version_1(document, tmp_path / "old.safetensors")) == document
 

@@ -85,7 +85,13 @@ def schedule(**changes: Any) -> CacheSchedule:
 
 def online(**changes: Any) -> Online:
     """A guard against drift, the only rule that plans with several anchors may have."""
-    fields = {"rule": "drift", "limit": np.linspace(0.5, 0.25, STEPS), "polynomial": np.array([2.0, -1.0]), "most": 3}
+    fields: dict[str, Any] = {
+        "rule": "drift",
+        "limit": np.linspace(0.5, 0.25, STEPS),
+        "polynomial": np.array([2.0, -1.0]),
+        "most": 3,
+        "options": {"gamma": 0.5, "norm": "l1"},
+    }
     return Online(**fields | changes)
 
 
@@ -190,6 +196,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 coefficients = st.floats(-MOST, MOST)
 letters = st.characters(exclude_categories=["Cs"])  # no lone surrogates
 names = st.text(letters, min_size=1, max_size=8)
+option_names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 provenances = st.dictionaries(names, st.text(letters, max_size=8), max_size=3)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 paths = st.from_regex(r"[A-Za-z0-9_-]{1,4}(\.[A-Za-z0-9_-]{1,4}){0,2}", fullmatch=True)
@@ -269,6 +276,7 @@ def onlines(steps: int, rules: list[str]) -> st.SearchStrategy[Online]:
         limit=arrays(steps, elements=st.floats(0, 1e9)),
         polynomial=st.none() | st.integers(1, 4).flatmap(arrays),
         most=st.none() | st.integers(1, 9),
+        options=st.dictionaries(option_names, st.integers(-(2**53), 2**53) | finite | names, max_size=2),
     )
 
 

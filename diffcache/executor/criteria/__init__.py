@@ -17,6 +17,10 @@ It may hold five more functions:
   none.
 * ``check(online)``: raises for values of ``online`` that the criterion cannot use. By default it accepts all.
 
+Keyword-only arguments of these functions are the options of the criterion: ``def change(signal, memory, *, gamma: float
+= 0.9)``. A default is a number or text, and its type is that of the option. ``Online.options`` sets them by name, and a
+schedule file holds them. ``check`` sees the value of every option in ``online.options``.
+
 ``memory`` is a ``Memory``, one for each branch of guidance. The executor keeps the signal, applies
 ``Online.polynomial`` to the change, adds changes up if ``ABOUT.accumulates`` is set, and compares the result with
 ``Online.limit`` and the number of steps in a row with ``Online.most``.
@@ -28,8 +32,9 @@ works in code alone. A schedule file that holds one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +43,7 @@ from diffcache import registry
 from diffcache.documents.schedule import DenoiserPlan, Online
 from diffcache.errors import UnknownName
 from diffcache.executor.criteria._about import PARAMETERS, TIME_EMBEDDING, About, Where
+from diffcache.executor.criteria._options import Option, bound, completed, declared
 from diffcache.executor.criteria._signal import Memory, Signal, distance, size
 
 __all__ = [
@@ -98,6 +104,7 @@ class Criterion:
         observe: Called after the denoiser has computed.
         keeps: Returns the tensors that ``observe`` keeps.
         check: Raises for values of ``Online`` that the criterion cannot use.
+        options: The value of every option. The functions already have them.
     """
 
     name: str
@@ -108,6 +115,7 @@ class Criterion:
     observe: Callable[[Memory, Tensors, Tensors], None] = _ignore
     keeps: Callable[[Tensors, Tensors], Tensors] = _nothing
     check: Callable[[Online], None] = _accept
+    options: Mapping[str, Option] = field(default_factory=dict)
 
 
 def available() -> tuple[str, ...]:
@@ -115,14 +123,17 @@ def available() -> tuple[str, ...]:
     return registry.names(__name__)
 
 
-def load(name: str) -> Criterion:
+def load(name: str, options: Mapping[str, Option] = MappingProxyType({})) -> Criterion:
     """Return the criterion called ``name``, or the one at ``"package.module:attribute"``.
 
     Args:
         name: From code. A schedule that is read from a file never holds an address (see ``CacheSchedule.check_file``).
+        options: Option -> value. Missing ones have their defaults.
 
     Raises:
-        UnknownName: There is no such criterion, or the object at the address is none.
+        UnknownName: There is no such criterion, the object at the address is none, or it has not one of ``options``.
+        BadOption: The value of an option is not of its type.
+        Unusable: The criterion declares an option that no file can hold.
     """
     found: Any = registry.load(__name__, name, kind="criterion")
     about, change = getattr(found, "ABOUT", None), getattr(found, "change", None)
@@ -133,17 +144,19 @@ def load(name: str) -> Criterion:
             available(),
             next_step="A criterion has ABOUT, an About, and change(), a function.",
         )
-    more = {part: getattr(found, part) for part in OPTIONAL if hasattr(found, part)}
-    return Criterion(name, about, change, **more)
+    parts = {part: getattr(found, part) for part in ("change", *OPTIONAL) if hasattr(found, part)}
+    values = completed(name, declared(name, parts.values()), options)
+    return Criterion(name, about, **{part: bound(function, values) for part, function in parts.items()}, options=values)
 
 
 def of(plan: DenoiserPlan | None) -> Criterion | None:
     """Return the criterion of a denoiser's plan, or None if the plan leaves no decision to the run.
 
     Raises:
-        UnknownName: The plan names a criterion that does not exist.
+        UnknownName: The plan names a criterion, or an option of it, that does not exist.
+        BadOption: The value of an option is not of its type.
     """
-    return None if plan is None or plan.online is None else load(plan.online.rule)
+    return None if plan is None or plan.online is None else load(plan.online.rule, plan.online.options)
 
 
 def deciding_at(where: Where) -> tuple[str, ...]:
