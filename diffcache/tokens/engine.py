@@ -46,21 +46,21 @@ class TokenCache:
     prompt changes. It then computes every position.
 
     Args:
-        model: A bidirectional decoder whose ``forward`` takes ``input_ids``, ``position_ids`` and a cache.
+        model: A bidirectional decoder. Its ``forward`` takes ``input_ids``, ``position_ids`` and a cache.
         mask: The id of the mask token.
         rule: The rule: which positions to compute.
     """
 
     def __init__(self, model: nn.Module, mask: int, rule: Callable[[View], Fresh]) -> None:
         names = inspect.signature(model.forward).parameters
-        self.cache_argument = next((name for name in CACHES if name in names), None)
-        if self.cache_argument is None or "position_ids" not in names:
+        caches = [name for name in CACHES if name in names]
+        if not caches or "position_ids" not in names:
             raise Unusable(
                 type(model).__name__,
                 "its forward takes no position_ids, or no cache",
-                "Pass a decoder of transformers whose forward takes input_ids, position_ids and a cache",
+                "Pass a decoder of transformers with a forward that takes input_ids, position_ids and a cache",
             )
-        self.model, self.mask, self.rule = model, mask, rule
+        self.model, self.mask, self.rule, self.cache_argument = model, mask, rule, caches[0]
         self.cache = PlacedCache()
         self.counts = Counts()
         self._signature = inspect.signature(model.forward)

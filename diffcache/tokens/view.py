@@ -15,7 +15,7 @@ class View:
     Attributes:
         step: The number of forwards since the canvas began. At 0 every position is computed.
         masked: bool [B, N], the positions that hold the mask token.
-        changed: bool [B, N], the positions whose token differs from that of the last forward.
+        changed: bool [B, N], the positions at which the token is not that of the last forward.
         prompt: bool [B, N], the positions that were not masked at step 0.
         age: int64 [B, N], the number of forwards since each position was computed; 1 after the last one.
     """

@@ -3,8 +3,8 @@
     python examples/training/train_text.py --out weights/text --hours 4
 
 The network is transformers' Llama with bidirectional attention. The answer is masked at a rate drawn uniformly from
-(0, 1], and the loss is the cross-entropy at masked positions (LLaDA, arXiv 2502.09992, without the factor 1/t). Training
-continues from the last checkpoint in ``--out``.
+(0, 1], and the loss is the cross-entropy at masked positions (LLaDA, arXiv 2502.09992, without the factor 1/t).
+Training continues from the last checkpoint in ``--out``.
 """
 
 from __future__ import annotations

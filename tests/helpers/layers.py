@@ -6,7 +6,7 @@ from __future__ import annotations
 LAYERS = (
     ("errors", "text", "moved"),
     ("registry", "settings", "patch", "documents", "simulation", "kernels", "assets", "presets"),
-    ("schedulers", "host"),
+    ("schedulers", "host", "tokens"),
     ("planning", "executor"),
     ("api",),
     ("profiling",),

@@ -1,4 +1,4 @@
-"""A token cache gives the logits of the model where it computes, and the rows of a batch do not depend on each other."""
+"""A token cache gives the logits of the model where it computes, and rows of a batch do not depend on each other."""
 
 from __future__ import annotations
 

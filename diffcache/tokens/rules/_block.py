@@ -8,7 +8,7 @@ from diffcache.tokens.view import Fresh, View
 
 
 def refreshed(view: View, start: np.ndarray, near: np.ndarray) -> Fresh:
-    """Return ``near``, or all positions of the rows whose block has just begun.
+    """Return ``near``, or all positions of the rows in which a block has just begun.
 
     A block has just begun if a token outside of it changed: the step before committed the last token of another block.
     Tokens of the block in progress that change are within ``near``.
