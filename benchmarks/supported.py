@@ -1,6 +1,7 @@
 """Which pipelines and networks of diffusers can be cached, tried on tiny ones: here, with cache-dit, with diffusers.
 
     python benchmarks/supported.py
+    python benchmarks/supported.py --only-fit   # two minutes: measures the column "fit", keeps the others of the page
 
 Prints the counts and writes ``docs/supported.md``, and the counts beside the other results. It takes the tiny pipelines
 of ``tests/helpers/`` (random weights, real classes; no download), so it needs a checkout. Every entry is the outcome of
@@ -11,10 +12,14 @@ runs made there and then:
   wrong      with nothing cached the result already differs
   no effect  nothing is skipped, and nobody says so
   else       what was said
+
+The column "fit" is the target that ``optimize`` takes for the recording of one call: the state of the sampling loop, or,
+where the loop cannot be replayed, the output of the network, with the reason.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import inspect
 import io
@@ -40,22 +45,52 @@ from probes import counted, offered, outcome  # noqa: E402
 
 from diffcache.documents import files  # noqa: E402
 from diffcache.host.structure import find_sites  # noqa: E402
+from diffcache.profiling import Calibration  # noqa: E402
+from diffcache.text import markdown  # noqa: E402
 
 PEERS = ("cache-dit", "diffusers")
 ANY, NONE = 1e9, 0.0  # thresholds under which everything, or nothing, is served from a cache
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Write docs/supported.md.")
+    parser.add_argument("--only-fit", action="store_true", help="measure the column 'fit' and keep the others")
+    only_fit = parser.parse_args().only_fit
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
-    rows = [
-        (name, {"diffcache": said(ours, name), **{p: said(PEER[p], name) for p in PEERS}}) for name in progress(ALL)
-    ]
+    page = ROOT / "docs" / "supported.md"
+    kept = outcomes(page.read_text(encoding="utf-8")) if only_fit else {}
+    rows = []
+    for name in progress(ALL):
+        found = kept[name] if only_fit else {"diffcache": said(ours, name), **{p: said(PEER[p], name) for p in PEERS}}
+        rows.append((name, {**found, "fit": said(fit_target, name)}))
     lines = [*INTRODUCTION, *counts(rows), "", *table(rows), "", "## Networks", "", *networks()]
-    files.write(ROOT / "docs" / "supported.md", "\n".join(lines) + "\n")
+    files.write(page, "\n".join(lines) + "\n")
     summary = "\n".join(counts(rows))
     files.write(ROOT / "benchmarks" / "results" / "supported.md", summary + "\n")
     print(summary)
+
+
+def outcomes(page: str) -> dict[str, dict[str, str]]:
+    """Return the outcomes on the page, without the column "fit", by name of the tiny pipeline.
+
+    Raises:
+        SystemExit: The page is of another version of diffusers or cache-dit, or a pipeline is missing.
+    """
+    for version in (f"diffusers {diffusers.__version__}'s", f"cache-dit {importlib.metadata.version('cache-dit')} "):
+        if version not in page:
+            sys.exit(f"docs/supported.md was not made with {version.rstrip()}. Run this script without --only-fit.")
+    found, heads = {}, []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if "as" in cells:
+            heads = cells
+        elif heads and len(cells) == len(heads) and cells[1] in ALL:
+            row = dict(zip(heads, cells, strict=True))
+            found[row["as"]] = {"diffcache": row["here"], **{peer: row[peer] for peer in PEERS}}
+    if missing := [name for name in ALL if name not in found]:
+        sys.exit(f"docs/supported.md has no row for {', '.join(missing)}. Run this script without --only-fit.")
+    return found
 
 
 def progress(names: Any) -> Iterator[str]:
@@ -84,6 +119,16 @@ def result(pipe: Any, name: str) -> torch.Tensor:
 def ours(name: str) -> str:
     """At every granularity that the denoisers have."""
     return outcome(fresh(name), ALL[name])
+
+
+def fit_target(name: str) -> str:
+    """What `optimize` fits to: "state", or "output" and why the loop cannot be replayed. One run in full, recorded."""
+    pipe = fresh(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        call = {**ALL[name].call(pipe), "generator": torch.Generator().manual_seed(0)}
+        found = Calibration.record(pipe, [call])
+    return found.target if found.target == "state" else f"output: {markdown(found.why_output.rstrip('.'))}"
 
 
 # ------------------------------------------------------------------ peers
@@ -136,7 +181,17 @@ INTRODUCTION = (
     "",
     "*as*: name of the tiny pipeline in `tests/helpers/pipelines/`, one for each way of calling it. *guidance*: how "
     "the branches reach the network: `separate` calls, or `batched` in one. *sites*: where outputs can be cached, with "
-    "their number. The other columns are outcomes:",
+    "their number. *fit*: what [`optimize`](explanation/state-target.md) fits to.",
+    "",
+    "| fit | meaning |",
+    "|---|---|",
+    "| state | The loop can be replayed. `optimize` searches for the steps to compute, fits the state after the sampler's "
+    "update, and promises a fidelity |",
+    "| output | The loop cannot be replayed, for the reason given. `optimize` fits the network's outputs at evenly spaced "
+    "steps, which is less accurate, and warns (`WeakerFit`) |",
+    "| other text | The error that `optimize` raises |",
+    "",
+    "The other columns are outcomes:",
     "",
     "| entry | meaning |",
     "|---|---|",
@@ -157,17 +212,20 @@ def counts(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
     classes = {name: getattr(diffusers, name) for name in networks_known() if hasattr(diffusers, name)}
     mixed = sum(issubclass(kind, CacheMixin) for kind in classes.values())
     version = importlib.metadata.version("cache-dit")
+    fits = [found["fit"] for _, found in rows]
     return [
         f"Of {len(rows)} pipelines and ways of calling them, {yes['diffcache']} work here, {yes['cache-dit']} with "
         f"cache-dit {version} (DBCache), {yes['diffusers']} with diffusers' FirstBlockCache.",
         f"Of {len(classes)} networks in diffusers' folders of transformers and U-Nets, "
         f"{len(classes) - len(denoisers.NO_DENOISERS)} can be cached here, {mixed} have diffusers' `enable_cache`.",
+        f"`optimize` fits the state in {fits.count('state')} of the {len(rows)}, and outputs in "
+        f"{sum(fit.startswith('output') for fit in fits)}.",
     ]
 
 
 HEAD = [
-    "| pipeline | as | guidance | sites | here | cache-dit | diffusers |",
-    "|---|---|---|---|---|---|---|",
+    "| pipeline | as | guidance | sites | fit | here | cache-dit | diffusers |",
+    "|---|---|---|---|---|---|---|---|",
 ]
 HEADINGS = {"image": "Pictures", "video": "Video", "audio": "Audio"}
 
@@ -180,8 +238,8 @@ def table(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
         sites = find_sites(getattr(pipe, tiny.denoisers[0]))
         kinds = ", ".join(offered(pipe))
         lines.append(
-            f"| {type(pipe).__name__} | {name} | {tiny.guidance} | {kinds} ({len(sites)}) | {found['diffcache']} | "
-            f"{found['cache-dit']} | {found['diffusers']} |"
+            f"| {type(pipe).__name__} | {name} | {tiny.guidance} | {kinds} ({len(sites)}) | {found['fit']} | "
+            f"{found['diffcache']} | {found['cache-dit']} | {found['diffusers']} |"
         )
     return grouped(lines)
 
