@@ -1,5 +1,6 @@
 """What every test may rely on: no network, one thread, the same seeds."""
 
+import gc
 import os
 
 # Before anything imports a library that reads them. The tests marked ``network`` run with HF_HUB_OFFLINE=0 in front.
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the imported modules and the collected tests from garbage collections: they stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ without it. ``estimate`` states it before the run and ``report`` after it; budge
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,12 +46,13 @@ KINDS += [
 
 
 @pytest.fixture
-def only_what_is_new() -> Iterator[None]:
-    """What exists already is left out when objects are listed, which makes it fast."""
+def only_what_is_new() -> None:
+    """What exists already is left out when objects are listed, which makes it fast.
+
+    It stays left out in later tests too: a collection of all objects of the process takes longer than most runs here.
+    """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def alive() -> int:
