@@ -13,8 +13,8 @@ runs made there and then:
   no effect  nothing is skipped, and nobody says so
   else       what was said
 
-The column "fit" is the target that ``optimize`` takes for the recording of one call: the state of the sampling loop, or,
-where the loop cannot be replayed, the output of the network, with the reason.
+The column "fit" is the target that ``optimize`` takes for the recording of one call: the state of the sampling loop.
+Where the loop cannot be replayed, the target is the output of the network, and the reason stands with it.
 """
 
 from __future__ import annotations
@@ -185,10 +185,10 @@ INTRODUCTION = (
     "",
     "| fit | meaning |",
     "|---|---|",
-    "| state | The loop can be replayed. `optimize` searches for the steps to compute, fits the state after the sampler's "
-    "update, and promises a fidelity |",
-    "| output | The loop cannot be replayed, for the reason given. `optimize` fits the network's outputs at evenly spaced "
-    "steps, which is less accurate, and warns (`WeakerFit`) |",
+    "| state | The loop can be replayed. `optimize` searches for the steps to compute, fits the state after the "
+    "sampler's update, and promises a fidelity |",
+    "| output | The loop cannot be replayed, for the reason given. `optimize` fits the network's outputs at evenly "
+    "spaced steps, which is less accurate, and warns (`WeakerFit`) |",
     "| other text | The error that `optimize` raises |",
     "",
     "The other columns are outcomes:",

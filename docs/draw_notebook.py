@@ -19,7 +19,7 @@ PAGE, NOTEBOOK = HERE / "tutorials/first-3x.md", HERE / "first-3x.ipynb"
 SITE = "https://diffcache.github.io/diffcache/"
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 DROPPED = re.compile(
-    r"```text\n.*?```\n|<!-- [^\n]* -->\n|!\[[^\n]*\]\([^\n]*\)\n|!!! [^\n]*\n(?:    [^\n]*\n|\n)+", re.DOTALL
+    r"```text\n.*?```\n|<!-- [^\n]* -->\n|!\[[^\n]*\]\([^\n]*\)\n|[^\n]*\(\.\./first-3x\.ipynb\)[^\n]*\n\n", re.DOTALL
 )
 LINK = re.compile(r"\]\((?!https?:|#)([^)]+)\.md(#[^)]*)?\)")
 
