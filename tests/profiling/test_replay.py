@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from calibrated import calibration, calls, final_states
-from pipelines import TINY, fresh, shared
+from pipelines import ALL, TINY, fresh, shared
 from torch import Tensor
 
 import diffcache
@@ -103,6 +103,25 @@ def test_a_loop_that_cannot_be_replayed_says_why(name: str) -> None:
     assert calibrated.target == "output"
     assert not calibrated.replays
     assert OUTPUT_ONLY[name] in calibrated.why_output
+
+
+def recorded(name: str) -> Calibration:
+    pipe = fresh(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        call = {**ALL[name].call(pipe), "generator": torch.Generator().manual_seed(0)}
+        return Calibration.record(pipe, [call])
+
+
+def test_a_network_that_empties_a_list_of_arguments_is_replayed() -> None:
+    """HunyuanDiT takes the samples of its ControlNet off the end of the list that it is given."""
+    assert recorded("hunyuan_dit_controlnet").target == "state"
+
+
+def test_a_batch_that_holds_both_branches_at_some_steps_only_is_not_replayed() -> None:
+    calibrated = recorded("ace_step_guided_at_first")
+    assert calibrated.target == "output"
+    assert "number of branches in a forward changes" in calibrated.why_output
 
 
 def test_all_others_can_be_replayed() -> None:

@@ -308,7 +308,8 @@ class _Recorder(host.LoopObserver):
                 time_given = time_of(args, kwargs)
                 place = run.forward(name, time_given, branch, lambda: conditions_of(args, kwargs))
                 self._count(steps, x, place.step)
-            given = self._copied(args, kwargs) if self.writes_arguments else (args, kwargs)
+            keep = self._copied if self.writes_arguments else _repacked
+            given_args, given_kwargs = keep(args, kwargs)
             with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
                 wait()
                 began = time.perf_counter()
@@ -316,9 +317,7 @@ class _Recorder(host.LoopObserver):
                 wait()
                 seconds = time.perf_counter() - began
             outputs = tuple(t.detach().clone() for t in Output.of(value).tensors)
-            if self.writes_arguments:
-                args, kwargs = given
-            steps[-1].calls.append(DenoiserCall(module, args, kwargs, main, outputs, seconds, branch))
+            steps[-1].calls.append(DenoiserCall(module, given_args, given_kwargs, main, outputs, seconds, branch))
             if run.forwards == 1:
                 steps[-1].model_output = outputs[0] if len(steps[-1].calls) == 1 else None
             self._go_on()
@@ -376,3 +375,11 @@ class _Recorder(host.LoopObserver):
         steps.append(LoopStep())
         self._go_on()
         return value
+
+
+def _repacked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the arguments in new lists and dictionaries, with the same tensors.
+
+    A network may empty a list that it is given: HunyuanDiT takes the samples of its ControlNet off the end of one.
+    """
+    return pytree.tree_map(lambda leaf: leaf, (args, kwargs))

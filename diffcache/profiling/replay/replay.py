@@ -100,7 +100,14 @@ class Replay:
             raise NotReplayable("the state is not a floating-point tensor. It may hold tokens, for example.")
         self.first_steps = trajectory.first_steps
         self.batch_copies = _batch_copies(self.steps[-1])
-        per_forward = max(1, len(first.calls[0].output) * self.batch_copies // len(first.model_output))
+        per_forward, *others = {
+            max(1, len(call.output) * self.batch_copies // len(step.model_output))
+            for step in self.steps
+            for call in step.calls
+            if step.model_output is not None
+        }
+        if others:
+            raise NotReplayable("the number of branches in a forward changes from step to step.")
         self.layout = BranchLayout(len(first.calls) * per_forward, per_forward)
         x, state = first.calls[0].input, first.state
         self.place = find_sample(x, state) if isinstance(x, Tensor) and isinstance(state, Tensor) else None
