@@ -40,12 +40,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import denoisers  # noqa: E402
 import pipelines  # noqa: E402
+from calibrated import recorded  # noqa: E402
 from pipelines import ALL, fresh  # noqa: E402
 from probes import counted, offered, outcome  # noqa: E402
 
 from diffcache.documents import files  # noqa: E402
 from diffcache.host.structure import find_sites  # noqa: E402
-from diffcache.profiling import Calibration  # noqa: E402
 from diffcache.text import markdown  # noqa: E402
 
 PEERS = ("cache-dit", "diffusers")
@@ -123,11 +123,7 @@ def ours(name: str) -> str:
 
 def fit_target(name: str) -> str:
     """What `optimize` fits to: "state", or "output" and why the loop cannot be replayed. One run in full, recorded."""
-    pipe = fresh(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        call = {**ALL[name].call(pipe), "generator": torch.Generator().manual_seed(0)}
-        found = Calibration.record(pipe, [call])
+    found = recorded(name)
     return found.target if found.target == "state" else f"output: {markdown(found.why_output.rstrip('.'))}"
 
 

@@ -1,4 +1,4 @@
-"""List and load the modules of a folder by their file names, which are the names that users type."""
+"""List and load the modules of a folder by their file names, which are the names that users type, and read options."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import importlib
 import operator
 import pkgutil
 from types import ModuleType
+from typing import Any
 
-from diffcache.errors import UnknownName
+from diffcache.errors import BadOption, UnknownName
 
 
 def names(package: str) -> tuple[str, ...]:
@@ -62,3 +63,26 @@ def _foreign(package: str, address: str, kind: str) -> ModuleType:
 def _unknown(package: str, name: str, kind: str, next_step: str) -> UnknownName:
     title = kind or package.rpartition(".")[2].removesuffix("s")
     return UnknownName(title, name, names(package), next_step=next_step)
+
+
+def options(spec: str, rest: str) -> dict[str, Any]:
+    """Return the options of ``"key=value,key=value"``. Values that look like numbers are numbers."""
+    found: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not value:
+            raise BadOption(key, value, f"key=value, in the spec {spec!r}")
+        if key in found:
+            raise BadOption(key, value, f"one value, in the spec {spec!r}")
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> float | int | str:
+    """Return a text as an int or a float if it reads as one, else as it is."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

@@ -186,7 +186,7 @@ def _aliases(old: str, kind: str) -> list[tuple[dict[str, Any], str, Mapping[str
         for spec, options in getattr(module, "ALIASES", {}).items() if hasattr(module, kind) else ():
             alias, _, rest = spec.partition(":")
             if alias == old:
-                found.append((_options(spec, rest), name, options))
+                found.append((registry.options(spec, rest), name, options))
     return sorted(found, key=lambda way: -len(way[0]))
 
 
@@ -249,24 +249,11 @@ def parse_spec(spec: str, kind: str, more: Mapping[str, Any] = MappingProxyType(
     if not isinstance(spec, str):
         raise BadOption(_TITLE[kind], type(spec).__name__, 'text such as "uniform:every=3"')
     name, _, rest = spec.partition(":")
-    name, options = canonical(name, {**_options(spec, rest), **more}, kind)
+    name, options = canonical(name, {**registry.options(spec, rest), **more}, kind)
     if name not in having(kind):
         example = "uniform:every=3" if kind == "rule" else "meancache:gamma=4"
         raise UnknownName(_TITLE[kind], name, having(kind), next_step=f'A spec reads like "{example}".')
     return name, options
-
-
-def _options(spec: str, rest: str) -> dict[str, Any]:
-    """Return the options of ``"key=value,key=value"``. Values that look like numbers are numbers."""
-    options: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not value:
-            raise BadOption(key, value, f"key=value, in the spec {spec!r}")
-        if key in options:
-            raise BadOption(key, value, f"one value, in the spec {spec!r}")
-        options[key] = _value(value)
-    return options
 
 
 def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]:
@@ -283,13 +270,3 @@ def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]
         if key not in known and not (kind == "rule" and key == "sites"):
             raise UnknownName(f"option of {name!r}", key, [*known, "sites"] if kind == "rule" else known)
     return found
-
-
-def _value(text: str) -> float | int | str:
-    """Return a text as an int or a float if it reads as one, else as it is."""
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text

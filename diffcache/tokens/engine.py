@@ -64,6 +64,8 @@ class TokenCache:
         self.cache = PlacedCache()
         self.counts = Counts()
         self._signature = inspect.signature(model.forward)
+        kinds = {p.kind: name for name, p in names.items()}
+        self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
         self._undo: Undo | None = None
         self.reset()
 
@@ -71,7 +73,7 @@ class TokenCache:
         """Forget the canvas."""
         self.cache.clear()
         self._ids: np.ndarray | None = None
-        self._prompt = self._age = np.zeros((0, 0), np.int64)
+        self._prompt = np.zeros((0, 0), bool)
         self._logits: Tensor | None = None
         self._step = 0
 
@@ -89,7 +91,7 @@ class TokenCache:
     def _forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wrap ``forward``: compute the fresh positions, and return the logits of all."""
         given = dict(self._signature.bind(*args, **kwargs).arguments)
-        given.update(given.pop("kwargs", {}))
+        given.update(given.pop(self._rest, {}))
         ids = given.get("input_ids")
         if ids is None or given.get(self.cache_argument) is not None or given.get("labels") is not None:
             self.reset()
@@ -112,7 +114,6 @@ class TokenCache:
             refreshes=self.counts.refreshes + (index is None),
         )
         self._ids, self._step = now, self._step + 1
-        self._age = np.where(chosen, 0, self._age) + 1
         return out
 
     def _view(self, now: np.ndarray) -> View:
@@ -122,9 +123,8 @@ class TokenCache:
         if last is None or last.shape != now.shape or self._restarted(now, last):
             self.reset()
             self.counts = Counts()
-            self._prompt, self._age = ~masked, np.zeros(now.shape, np.int64)
-            last = now
-        return View(step=self._step, masked=masked, changed=now != last, prompt=self._prompt, age=self._age)
+            self._prompt, last = ~masked, now
+        return View(step=self._step, masked=masked, changed=now != last, prompt=self._prompt)
 
     def _restarted(self, now: np.ndarray, last: np.ndarray) -> bool:
         """Return whether the prompt changed in any row, or no position is decoded.
@@ -192,14 +192,15 @@ def rule_of(spec: str) -> Callable[[View], Fresh]:
 
     Raises:
         UnknownName: There is no such rule, or it has no such option.
+        BadOption: The text is not a spec, or an option is out of range.
     """
     name, _, rest = spec.partition(":")
     found = registry.load(rules.__name__, name.lower().replace("-", "_"), kind="token rule").fresh
     known = [n for n in inspect.signature(found).parameters if n != "view"]
-    options: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, _, value = (part.strip() for part in item.partition("="))
+    options = registry.options(spec, rest)
+    for key in options:
         if key not in known:
             raise UnknownName(f"option of {name!r}", key, known)
-        options[key] = int(value) if value.lstrip("-").isdigit() else value
-    return functools.partial(found, **options)
+    rule = functools.partial(found, **options)
+    rule(View.of(np.array([[False, True]])))  # raises for a value out of range here, before the run
+    return rule

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 
-@dataclass(frozen=True, kw_only=True, slots=False)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """The state of one canvas before a forward.
 
@@ -17,14 +17,17 @@ class View:
         masked: bool [B, N], the positions that hold the mask token.
         changed: bool [B, N], the positions at which the token is not that of the last forward.
         prompt: bool [B, N], the positions that were not masked at step 0.
-        age: int64 [B, N], the number of forwards since each position was computed; 1 after the last one.
     """
 
     step: int
     masked: np.ndarray
     changed: np.ndarray
     prompt: np.ndarray
-    age: np.ndarray
+
+    @classmethod
+    def of(cls, masked: np.ndarray) -> View:
+        """Return the state of a canvas that begins, with these positions masked."""
+        return cls(step=0, masked=masked, changed=np.zeros_like(masked), prompt=~masked)
 
     @cached_property
     def positions(self) -> np.ndarray:

@@ -11,22 +11,21 @@ import dataclasses
 import inspect
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from online import HUGE, STEPS, decided, denoised, played, residual, stacks, strips
+from online import HUGE, STEPS, decided, denoised, played, stacks, strips
 from pipelines import TINY, run, shared
+from planted_criteria import tensors, toy
 from probes import dicts, hold, names, ours
 from small_loop import STEPS as TOY_STEPS
 from small_loop import loop, noise
-from torch import Tensor
 
 from diffcache import CacheSchedule, accelerate, accelerated, estimate, registry, report, restore
-from diffcache.documents import DenoiserPlan, Online, container
 from diffcache.errors import BadOption, DocumentError, UnknownName
 from diffcache.executor import Store, criteria
 from diffcache.executor.criteria import OPTIONAL, About, Memory, Signal, Where
@@ -39,10 +38,6 @@ NAMES = criteria.available()
 SAVED = ("drift", "first_block", "modulated_input", "output_rate")  # the names in schedules that are saved already
 
 every_name = pytest.mark.parametrize("name", NAMES)
-
-
-def tensors(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    return (torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(seed)).to(dtype),)
 
 
 def memory_of(name: str, store: Store) -> Memory:
@@ -221,149 +216,11 @@ def test_facts_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
 
 # --- criteria of another package -------------------------------------------------------------------------------------
 
-PLANTED = '''
-"""Criteria of a package that is not part of the library."""
-
-import numpy as np
-
-from diffcache.errors import BadOption
-from diffcache.executor.criteria import About, Where
-from diffcache.documents.schedule import Online
-from diffcache.schedulers._greedy import asked
-
-
-class Largest:
-    """Compare the largest change of an element of the input with the largest element before."""
-
-    ABOUT = About(source="a test", where=Where.MODEL, parameters=("most",))
-
-    def change(signal, memory):
-        (now,), (then,) = signal.now, signal.then
-        return (now - then).abs().max() / then.abs().max()
-
-    def check(online):
-        if online.limit.max() == 77:
-            raise BadOption("limit", 77, "another number")
-
-
-class Scaled:
-    """``Largest`` times a factor: an instance holds a parameter that schedules have no field for."""
-
-    ABOUT = Largest.ABOUT
-
-    def __init__(self, factor):
-        self.factor = factor
-
-    def change(self, signal, memory):
-        return self.factor * Largest.change(signal, memory)
-
-
-TWICE = Scaled(2.0)
-
-
-class Half:
-    """Add up the changes of the first half of the channels that the first normalisation returns."""
-
-    ABOUT = About(source="a test", where=Where.FIRST_NORM, accumulates=True)
-
-    def signal(tensors):
-        return [t[..., : t.shape[-1] // 2] for t in tensors]
-
-    def change(signal, memory):
-        return signal.moved / signal.level
-
-
-class Observed:
-    """Compare the first block's residual, once a computed step has been observed, and keep its output."""
-
-    ABOUT = About(source="a test", where=Where.FIRST_BLOCK)
-
-    def ready(memory):
-        return "seen" in memory.numbers
-
-    def change(signal, memory):
-        return signal.moved / signal.level
-
-    def observe(memory, x, output):
-        memory.numbers["seen"] = output[0].mean()
-        memory.keep("output", output)
-
-    def keeps(x, output):
-        return output
-
-
-class Average:
-    """Compare the input with its moving average: the options are those of this criterion alone."""
-
-    ABOUT = About(source="a test", where=Where.MODEL)
-
-    def change(signal, memory, *, gamma: float = 0.5, norm: str = "l1", power: int = 1):
-        average = memory.numbers.get("average", 0) * gamma + signal.moved / signal.level * (1 - gamma)
-        memory.numbers["average"] = average
-        return average**power if norm == "l1" else average * 0
-
-    def observe(memory, x, output, *, gamma: float = 0.5):
-        memory.numbers["gamma"] = output[0].new_tensor(gamma)
-
-    def check(online):
-        if not 0 <= online.options["gamma"] < 1:
-            raise BadOption("gamma", online.options["gamma"], "0 or more, below 1")
-
-
-class Optionless:
-    """Its option has no default that a file can hold."""
-
-    ABOUT = Average.ABOUT
-
-    def change(signal, memory, *, gamma):
-        return signal.moved
-
-
-class Torn:
-    """Two functions give one option different defaults."""
-
-    ABOUT = Average.ABOUT
-
-    def change(signal, memory, *, gamma: float = 0.5):
-        return signal.moved
-
-    def ready(memory, *, gamma: float = 0.25):
-        return True
-
-
-class Chosen:
-    """A rule that leaves its decisions to a criterion of the same package."""
-
-    def rule(grid, *, limit=0.5):
-        return asked(grid.steps, 1), Online(rule="planted_of_tests:Largest", limit=np.full(grid.steps, float(limit)))
-
-
-class Nothing:
-    ABOUT = "about"
-'''
 ADDRESSES = [f"planted_of_tests:{name}" for name in ("Largest", "Half", "Observed")]
-
-
-@pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module ``planted_of_tests`` that is importable and not yet imported."""
-    (tmp_path / "planted_of_tests.py").write_text(PLANTED)
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("planted_of_tests", None)
-    yield
-    sys.modules.pop("planted_of_tests", None)
 
 
 def foreign(pipe: Any, address: str, limit: float = HUGE, **options: Any) -> CacheSchedule:
     return decided(pipe, address, limit, sites=places(pipe, address), **options)
-
-
-def toy(rule: str, limit: float = HUGE, plan: Any = None, **options: Any) -> CacheSchedule:
-    """A schedule of the small loop's ``model`` site."""
-    plan = plan or residual("#" + "." * (TOY_STEPS - 1))
-    online = Online(rule=rule, limit=np.full(TOY_STEPS, limit), options=options)
-    denoiser = DenoiserPlan(sites={"model": plan}, online=online)
-    return CacheSchedule(steps=TOY_STEPS, denoisers={"transformer": denoiser})
 
 
 @pytest.mark.usefixtures("planted")
@@ -455,125 +312,6 @@ def test_what_it_does_not_accept_is_refused_before_the_run() -> None:
     with pytest.raises(DocumentError, match="transformer/online/polynomial"):
         accelerate(shared("flux"), schedule)
     assert ours(pipe) == []
-
-
-# --- options of one criterion ----------------------------------------------------------------------------------------
-
-AVERAGE = "planted_of_tests:Average"
-
-
-@pytest.fixture
-def averaged(planted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a criterion with options, whose file a folder of criteria holds. It has no address, so files hold it.
-
-    A package can add its own folder to the path of this one, as any package with a ``__path__`` allows.
-    """
-    (tmp_path / "average_of_tests.py").write_text(
-        "from planted_of_tests import Average\nABOUT, change = Average.ABOUT, Average.change\n"
-        "observe, check = Average.observe, Average.check\n"
-    )
-    monkeypatch.setattr(criteria, "__path__", [*criteria.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, f"{criteria.__name__}.average_of_tests", raising=False)
-    return "average_of_tests"
-
-
-def averages(inputs: Sequence[np.ndarray], limit: float, gamma: float, power: int = 1) -> str:
-    """The strip of the planted criterion ``Average``."""
-    strip, newest, average = "■", inputs[0], 0.0
-    for now in inputs[1:]:
-        average = average * gamma + np.abs(now - newest).mean() / np.abs(newest).mean() * (1 - gamma)
-        strip += "·" if average**power < limit else "■"
-        newest = now if strip[-1] == "■" else newest
-    return strip
-
-
-def test_its_options_decide_after_the_schedule_is_saved_and_loaded(averaged: str, tmp_path: Path) -> None:
-    pipe = shared("flux")
-    strips_of = {}
-    for options in ({}, {"gamma": 0.9}, {"gamma": 0.9, "power": 2}):
-        made = decided(pipe, averaged, 0.12, sites=["model"], options=options)
-        path = made.save(tmp_path / "schedule.safetensors")
-        assert CacheSchedule.load(path) == made
-        with denoised(pipe.transformer) as calls:
-            _, found = played("flux", CacheSchedule.load(path))
-        (strip,) = strips(found, "model")
-        wanted = averages([x for x, _ in calls], 0.12, **{"gamma": 0.5, **options})
-        assert strip == wanted
-        strips_of[str(options)] = strip
-    assert len(set(strips_of.values())) == 3, "every option decides alike: nothing was compared"
-
-
-@pytest.mark.usefixtures("planted")
-def test_options_of_another_package_reach_every_function() -> None:
-    """``observe`` and ``change`` share an option, and the estimate and the run accept it."""
-    pipe = loop()
-    schedule = toy(AVERAGE, gamma=0.75)
-    assert estimate(pipe, schedule, x=noise()).online
-    with accelerated(pipe, schedule):
-        pipe(noise())
-        assert report(pipe).predicted == TOY_STEPS - 1
-    bound = criteria.load(AVERAGE, {"gamma": 0.75})
-    memory = Memory(Store(), "net", 0)
-    bound.observe(memory, tensors(1), tensors(2))
-    assert float(memory.numbers["gamma"]) == 0.75
-    assert bound.options == {"gamma": 0.75, "norm": "l1", "power": 1}
-
-
-@pytest.mark.usefixtures("planted")
-@pytest.mark.parametrize(
-    ("rule", "options", "words"),
-    [
-        (AVERAGE, {"gama": 0.5}, "no option of the criterion 'planted_of_tests:Average' called 'gama'"),
-        (AVERAGE, {"gama": 0.5}, "Known: gamma, norm, power. Did you mean 'gamma'?"),
-        (AVERAGE, {"gamma": "much"}, "gamma='much' was given. Allowed: a number, for the criterion"),
-        (AVERAGE, {"power": 1.5}, "power=1.5 was given. Allowed: a whole number"),
-        (AVERAGE, {"norm": 2}, "norm=2 was given. Allowed: text"),
-        (AVERAGE, {"gamma": 1}, "gamma=1 was given. Allowed: 0 or more, below 1"),
-        ("drift", {"gamma": 0.5}, "no option of the criterion 'drift' called 'gamma'. Known: none."),
-        ("planted_of_tests:Optionless", {}, "its option 'gamma' has no default that is a number or text"),
-        ("planted_of_tests:Torn", {}, "its option 'gamma' has the defaults 0.5 and 0.25"),
-    ],
-)
-def test_options_that_it_does_not_have_are_refused_before_the_first_step(
-    rule: str, options: dict[str, Any], words: str
-) -> None:
-    pipe = loop()
-    before = dicts(pipe)
-    for refused in (
-        lambda: accelerate(pipe, toy(rule, **options)),
-        lambda: estimate(pipe, toy(rule, **options), x=noise()),
-    ):
-        with pytest.raises((BadOption, UnknownName)) as error:
-            refused()
-        assert words in str(error.value)
-    assert pipe.transformer.seen == []
-    assert dicts(pipe) == before
-
-
-@pytest.mark.parametrize("value", [None, True, [1.0], np.ones(2), float("nan"), 2**53 + 1, "", "\ud800"])
-def test_values_that_no_file_holds_are_refused(value: Any) -> None:
-    with pytest.raises(DocumentError, match="options/gamma"):
-        toy("drift", gamma=value)
-
-
-def test_equal_options_have_equal_bytes() -> None:
-    one, other = toy("drift", gamma=1, beta=-0.0), toy("drift", beta=0, gamma=np.float32(1.0))
-    assert one == other
-    assert one._pack(library="") == other._pack(library="")
-
-
-def test_a_file_without_options_is_of_the_version_before(averaged: str) -> None:
-    """Its bytes and its digest are those that libraries without options write, and those libraries read it."""
-    for schedule, version, there in ((toy("drift"), 2, False), (toy(averaged, gamma=0.25), 3, True)):
-        tree, _ = container.unpack("x", schedule.to_bytes())
-        assert tree["version"] == version
-        assert ("options" in tree["denoisers"]["transformer"]["online"]) is there
-
-
-def test_a_file_of_the_version_before_holds_no_options(averaged: str) -> None:
-    tree, arrays = container.unpack("x", toy(averaged, gamma=0.25).to_bytes())
-    with pytest.raises(DocumentError, match="old: field 'transformer/online/options': the field is unknown"):
-        CacheSchedule.from_bytes(container.pack("x", tree | {"version": 2}, arrays), where="old")
 
 
 # --- names that lead to no criterion ---------------------------------------------------------------------------------

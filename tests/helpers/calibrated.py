@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pipelines import TINY, fresh, with_scheduler
+from pipelines import ALL, TINY, fresh, with_scheduler
 from torch import Tensor
 
 from diffcache.patch import layer
@@ -33,6 +33,14 @@ def calibration(name: str, noise_scheduler: str = "") -> Calibration:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some pipelines draw from the global generator too
         return Calibration.record(pipe, calls(name, pipe))
+
+
+def recorded(name: str) -> Calibration:
+    """A new calibration of one call with one sample."""
+    pipe = fresh(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Calibration.record(pipe, [{**ALL[name].call(pipe), "generator": torch.Generator().manual_seed(0)}])
 
 
 def final_states(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> list[Tensor]:

@@ -10,8 +10,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from calibrated import calibration, calls, final_states
-from pipelines import ALL, TINY, fresh, shared
+from calibrated import calibration, calls, final_states, recorded
+from pipelines import TINY, fresh, shared
 from torch import Tensor
 
 import diffcache
@@ -103,14 +103,6 @@ def test_a_loop_that_cannot_be_replayed_says_why(name: str) -> None:
     assert calibrated.target == "output"
     assert not calibrated.replays
     assert OUTPUT_ONLY[name] in calibrated.why_output
-
-
-def recorded(name: str) -> Calibration:
-    pipe = fresh(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        call = {**ALL[name].call(pipe), "generator": torch.Generator().manual_seed(0)}
-        return Calibration.record(pipe, [call])
 
 
 def test_a_network_that_empties_a_list_of_arguments_is_replayed() -> None:

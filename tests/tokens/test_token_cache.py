@@ -11,6 +11,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from diffcache import registry  # noqa: E402
+from diffcache.errors import DiffCacheError  # noqa: E402
 from diffcache.tokens import Fresh, View, rules  # noqa: E402
 from diffcache.tokens.engine import TokenCache, rule_of  # noqa: E402
 from diffcache.tokens.store import PlacedCache  # noqa: E402
@@ -216,7 +217,23 @@ def test_every_rule_names_its_source_and_returns_positions(name):
     module = registry.load(rules.__name__, name)
     assert isinstance(module.SOURCE, str)
     masked = np.array([[0, 0, 1, 1, 0, 1]], bool)
-    view = View(step=3, masked=masked, changed=~masked & False, prompt=~masked & False, age=np.ones((1, 6), int))
-    found = np.broadcast_to(module.fresh(view).positions, masked.shape)
+    found = np.broadcast_to(module.fresh(View.of(masked)).positions, masked.shape)
     assert found.dtype == bool
     assert found[0, 2:4].all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("dkw", "Did you mean 'dkv'?"),
+        ("dkv:every=3", "Known: refresh, prompt"),
+        ("dkv:refresh=0", "refresh=0 was given. Allowed: a whole number of at least 1"),
+        ("dkv:refresh=2.5", "refresh=2.5 was given"),
+        ("dkv:prompt=never", "Allowed: refresh, keep"),
+        ("dual:block", "key=value"),
+    ],
+)
+def test_a_wrong_spec_is_refused_before_a_run(spec, words):
+    with pytest.raises(DiffCacheError) as error:
+        rule_of(spec)
+    assert words in str(error.value)
