@@ -6,19 +6,22 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from diffcache import host
+from diffcache import host, tokens
 from diffcache.documents.collection import schedules_in
 from diffcache.documents.schedule import CacheSchedule
-from diffcache.errors import AlreadyAccelerated, BadOption, UnknownName
+from diffcache.errors import AlreadyAccelerated, BadOption, UnknownName, Unusable
 from diffcache.executor import Executor, Misfit, criteria
-from diffcache.executor.bound import Bound
+from diffcache.executor.bound import Acceleration, Bound
 from diffcache.executor.by_steps import BySteps, Source, title
 from diffcache.executor.cost import Estimate, estimate_for
 from diffcache.executor.report import Report, report_of
 from diffcache.kernels.library import Backend
 from diffcache.schedulers import Rule, is_rule, parse_rule, rules
+
+if TYPE_CHECKING:
+    from diffcache.tokens.report import TokenReport
 
 P = TypeVar("P")
 One = CacheSchedule | Rule | str | Path
@@ -45,13 +48,14 @@ def accelerate(
 
     Args:
         pipe: A diffusers pipeline, a diffusion policy of a known family (docs/policies.md), or the network of your own
-            sampling loop. Put :func:`trajectory` around such a loop.
+            sampling loop. Put :func:`trajectory` around such a loop. A language model that decodes masks needs none.
         schedule: A :class:`CacheSchedule`, its path, its id on the Hugging Face Hub, or a rule that needs no
             calibration: ``"auto:speedup=3"``, ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``, ``"full"``.
             ``sites=block`` in a rule applies it to each block. The default, ``"auto"``, computes a third of the steps.
             A dictionary, number of steps -> one of these, chooses by the number of steps of each run (iterations of its
             loop). So does a folder that holds schedules of several numbers of steps; on the Hub, their names begin with
             ``schedule``.
+            For a language model, it is a token rule: ``"dkv:refresh=8"`` (docs/language-models.md).
         strict: Whether to compare the configurations of the denoiser and the noise scheduler, the timesteps and the
             guidance scale with those of the schedule as well. False is meant for fine-tuned models.
         store: The format in which all outputs are kept: ``"bf16"``, ``"int8"``, ``"fp8"``, ``"int4"``, or ``"exact"``
@@ -85,20 +89,45 @@ def accelerate(
         >>> pipe = diffcache.accelerate(pipe, "uniform:every=2", replace=True)
     """
     bound = Bound.of(pipe, bare=True)
-    old = bound.executor
+    old = bound.acceleration
     if old is not None and not replace:
         raise AlreadyAccelerated(
-            f"this {type(bound.pipe).__name__} is accelerated already, by {title(old.source)}. "
+            f"this {type(bound.pipe).__name__} is accelerated already, by {_title(old)}. "
             "Call diffcache.restore(pipe) first, then accelerate it again; or pass replace=True."
         )
     host.demand_no_other_cache(bound.pipe)
-    source = resolve_all(schedule)
-    executor = Executor(bound.pipe, source, bound.sites, strict=strict, store=store, backend=backend, mismatch=mismatch)
+    executor: Acceleration
+    if _is_for_tokens(pipe, schedule):
+        if store is not None:
+            raise BadOption("store", store, "None, for a token rule: keys and values keep the precision of the model")
+        executor = tokens.cache_for(pipe, schedule)
+    else:
+        source = resolve_all(schedule)
+        executor = Executor(
+            bound.pipe, source, bound.sites, strict=strict, store=store, backend=backend, mismatch=mismatch
+        )
     _put_on(bound, executor, old)
     return pipe
 
 
-def _put_on(bound: Bound, executor: Executor, old: Executor | None) -> None:
+def _is_for_tokens(pipe: Any, schedule: Schedule) -> bool:
+    """Return whether ``schedule`` names a token rule, or, for a language model, is no other rule and no path."""
+    if not isinstance(schedule, str):
+        return False
+    name = schedule.partition(":")[0].lower().replace("-", "_")
+    if host.language_model_of(pipe) is None:
+        return tokens.is_token_rule(schedule) and name not in rules()
+    return tokens.is_token_rule(schedule) or not (is_rule(schedule) or os.path.exists(schedule))  # noqa: PTH110
+
+
+def _title(acceleration: Acceleration) -> str:
+    """Return how errors refer to a schedule or a rule that is on."""
+    if isinstance(acceleration, Executor):
+        return title(acceleration.source)
+    return f"the token rule {str(tokens.report_of(acceleration).rule)!r}"
+
+
+def _put_on(bound: Bound, executor: Acceleration, old: Acceleration | None) -> None:
     """Accelerate a pipeline with ``executor`` instead of ``old``. If that fails, ``old`` is on again."""
     bound.detach()
     try:
@@ -165,7 +194,7 @@ def accelerated(
         ...     image = pipe("a lighthouse in a storm").images[0]
     """
     bound = Bound.of(pipe, bare=True)
-    former = bound.executor if replace else None
+    former = bound.acceleration if replace else None
     accelerate(pipe, schedule, strict=strict, store=store, backend=backend, mismatch=mismatch, replace=replace)
     try:
         yield pipe
@@ -175,14 +204,14 @@ def accelerated(
             bound.attach(former)
 
 
-def report(pipe: Any) -> Report:
+def report(pipe: Any) -> Report | TokenReport:
     """Return what the last run of an accelerated pipeline did, or the run in progress.
 
     Args:
         pipe: What was given to :func:`accelerate`.
 
     Returns:
-        The report. Printed, it is a small table.
+        The report. Printed, it is a small table. Of a language model with a token rule, it is a ``TokenReport``.
 
     Raises:
         BadOption: ``pipe`` is not accelerated.
@@ -191,10 +220,10 @@ def report(pipe: Any) -> Report:
         >>> diffcache.report(pipe).skipped
         0.64
     """
-    executor = Bound.of(pipe, bare=True).executor
+    executor = Bound.of(pipe, bare=True).acceleration
     if executor is None:
         raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
-    return report_of(executor)
+    return report_of(executor) if isinstance(executor, Executor) else tokens.report_of(executor)
 
 
 def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, timed: bool = False, **call: Any) -> Estimate:
@@ -223,6 +252,12 @@ def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, timed: 
     Example:
         >>> print(diffcache.estimate(pipe, "uniform:every=3", prompt="a lighthouse", num_inference_steps=30))
     """
+    if _is_for_tokens(pipe, schedule):
+        raise Unusable(
+            f"the token rule {schedule!r}",
+            "the work of a token rule depends on the tokens that the loop decodes",
+            "Run the loop once with accelerate(model, rule), and read report(model)",
+        )
     return estimate_for(Bound.of(pipe), resolve_all(schedule), call, store, timed=timed)
 
 

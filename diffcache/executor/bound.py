@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -15,6 +15,16 @@ from diffcache.executor.checks import Sites
 from diffcache.executor.engine import Executor
 from diffcache.host.structure import find_sites
 from diffcache.patch import refusal
+
+
+class Acceleration(Protocol):
+    """Accelerates one pipeline: an ``Executor``, or a ``TokenCache`` for a language model."""
+
+    def attach(self) -> None:
+        """Put the layers on the pipeline."""
+
+    def detach(self) -> None:
+        """Remove the layers from the pipeline, and drop every kept tensor."""
 
 
 class Mark:
@@ -27,7 +37,7 @@ class Mark:
         loop: The pipeline. When it is freed, the layers are removed, because another pipeline may use its denoiser.
     """
 
-    def __init__(self, executor: Executor, loop: Any) -> None:
+    def __init__(self, executor: Acceleration, loop: Any) -> None:
         self.executor = executor
         self.class_name = type(loop).__name__
         self.detach = weakref.finalize(loop, executor.detach)  # detaches once, when called or when the loop is freed
@@ -86,12 +96,18 @@ class Bound:
         return {name: find_sites(module) for name, module in self.denoisers.items()}
 
     @property
-    def executor(self) -> Executor | None:
-        """Return the executor that accelerates the pipeline, or None if it is not accelerated."""
+    def acceleration(self) -> Acceleration | None:
+        """Return what accelerates the pipeline, or None if it is not accelerated."""
         mark = getattr(self.loop, "__dict__", {}).get(host.MARK)
         return None if mark is None else mark.executor
 
-    def attach(self, executor: Executor) -> None:
+    @property
+    def executor(self) -> Executor | None:
+        """Return the executor that accelerates the pipeline, or None if there is none."""
+        found = self.acceleration
+        return found if isinstance(found, Executor) else None
+
+    def attach(self, executor: Acceleration) -> None:
         """Accelerate the pipeline with ``executor``."""
         executor.attach()
         self.loop.__dict__[host.MARK] = Mark(executor, self.loop)

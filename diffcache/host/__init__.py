@@ -53,6 +53,7 @@ from diffcache.host.inspection import (
     unwrapped,
 )
 from diffcache.host.kinds import Kind, LoopWatch, kind_of
+from diffcache.host.language_models import language_model_of, mask_id_of
 from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
@@ -112,9 +113,11 @@ __all__ = [
     "is_guided",
     "iterations",
     "kind_of",
+    "language_model_of",
     "looping_blocks",
     "main_input",
     "main_of",
+    "mask_id_of",
     "network_facts",
     "noise_scheduler",
     "other_settings",

@@ -12,7 +12,7 @@ class Traits:
 
     Attributes:
         returns: The result of a call: decoded pictures, video or audio ("pictures"), the final state of the loop
-            ("state"), or actions ("actions").
+            ("state"), actions ("actions"), or token ids ("tokens").
         metrics: The metrics that an evaluation uses unless the user names others.
         plays_episodes: Whether the host acts in a task, so that an evaluation can count successful episodes.
         steps_argument: The argument of a call that states the number of steps. None: a call has none, and the loop has
@@ -24,7 +24,7 @@ class Traits:
             recording has to copy them.
     """
 
-    returns: Literal["pictures", "state", "actions"]
+    returns: Literal["pictures", "state", "actions", "tokens"]
     metrics: tuple[str, ...]
     plays_episodes: bool = False
     steps_argument: str | None = None

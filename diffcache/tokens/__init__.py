@@ -2,8 +2,61 @@
 
 A bidirectional decoder recomputes every position at every step. Here a rule names the positions to compute (the fresh
 set), the original forward runs on these alone, and the attention reads kept keys and values of all other positions.
+The engine needs transformers, and is imported when a model is accelerated.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diffcache import host
+from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.tokens.spec import TokenRule, is_token_rule, parse_token_rule, token_rules
 from diffcache.tokens.view import Fresh, View
 
-__all__ = ["Fresh", "View"]
+if TYPE_CHECKING:
+    from diffcache.tokens.engine import TokenCache
+    from diffcache.tokens.report import TokenReport
+
+__all__ = ["Fresh", "TokenRule", "View", "cache_for", "is_token_rule", "parse_token_rule", "report_of", "token_rules"]
+
+SHIFTED = ("Dream",)  # values of config.model_type: the logits at position j - 1 decode position j
+
+
+def cache_for(pipe: Any, spec: object) -> TokenCache:
+    """Return the token cache of a language model. It is not attached.
+
+    Args:
+        pipe: A language model, a loop around one, or a diffusers pipeline with one.
+        spec: A token rule, such as ``"dkv:refresh=8"``.
+
+    Raises:
+        UnsupportedModel: ``pipe`` has no language model.
+        UnknownName: There is no such rule, or it has no such option.
+        BadOption: The id of the mask token is not known, the model cannot be accelerated, or an option is out of range.
+    """
+    from dataclasses import replace
+
+    from diffcache.tokens.engine import TokenCache, demand_decoder
+
+    network = host.language_model_of(pipe)
+    if network is None:
+        raise UnsupportedModel(
+            f"a token rule was given for a {type(pipe).__name__}. Allowed: a language model that decodes masks "
+            "(a transformers model with an output embedding), a loop around one, or a diffusers pipeline for text."
+        )
+    rule = parse_token_rule(spec)
+    demand_decoder(network)
+    mask = host.mask_id_of(pipe) if rule.mask is None else rule.mask
+    if mask is None:
+        raise BadOption("mask", None, f'the id of the mask token: "{rule},mask=…", or model.config.mask_token_id')
+    if rule.shift is None:
+        rule = replace(rule, shift=getattr(getattr(network, "config", None), "model_type", "") in SHIFTED)
+    return TokenCache(network, rule, mask)
+
+
+def report_of(cache: Any) -> TokenReport:
+    """Return the report of the last canvas of a ``TokenCache``, or of the canvas in progress."""
+    from diffcache.tokens import report
+
+    return report.report_of(cache)

@@ -2,140 +2,143 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+import threading
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache import registry
-from diffcache.errors import UnknownName, Unusable
-from diffcache.patch import Undo, layer
-from diffcache.tokens import rules
-from diffcache.tokens.store import PlacedCache, gathered
-from diffcache.tokens.view import Fresh, View
+from diffcache.errors import Unusable
+from diffcache.host import unwrapped
+from diffcache.patch import Undo, layer, spot, weak
+from diffcache.tokens.canvas import Canvas
+from diffcache.tokens.spec import TokenRule
+from diffcache.tokens.store import gathered, grown
+from diffcache.tokens.view import View
 
 CACHES = ("cache", "past_key_values")  # the argument's name since and before transformers 5.24
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The work of one canvas.
-
-    Attributes:
-        forwards: The number of forwards.
-        computed: The number of positions computed, over all rows and forwards. Rows padded to the longest count.
-        full: The number of positions that the model without a cache computes.
-        refreshes: The number of forwards that computed every position.
-    """
-
-    forwards: int = 0
-    computed: int = 0
-    full: int = 0
-    refreshes: int = 0
+# Arguments that ask for more than the logits of all positions.
+WHOLE = ("labels", "output_hidden_states", "output_attentions", "logits_to_keep", "num_logits_to_keep")
 
 
 class TokenCache:
     """Applies a token rule to one model, between ``attach`` and ``detach``.
 
-    A canvas begins when the shape of the input changes, when a position that was decoded is masked again, or when the
-    prompt changes. It then computes every position.
+    Every thread that calls the model has a canvas. A canvas begins when the input is not a later state of the last one,
+    and computes every position then.
 
     Args:
         model: A bidirectional decoder. Its ``forward`` takes ``input_ids``, ``position_ids`` and a cache.
+        source: The rule: which positions to compute.
         mask: The id of the mask token.
-        rule: The rule: which positions to compute.
+
+    Attributes:
+        source: The rule.
+        canvas: The canvas of the thread that called the model last. None before the first forward.
+        runs: The number of canvases that have begun.
+        passed: The number of forwards that the cache took no part in, by reason.
+
+    Raises:
+        Unusable: The model takes no positions or no cache, or attends causally.
     """
 
-    def __init__(self, model: nn.Module, mask: int, rule: Callable[[View], Fresh]) -> None:
-        names = inspect.signature(model.forward).parameters
-        caches = [name for name in CACHES if name in names]
-        if not caches or "position_ids" not in names:
-            raise Unusable(
-                type(model).__name__,
-                "its forward takes no position_ids, or no cache",
-                "Pass a decoder of transformers with a forward that takes input_ids, position_ids and a cache",
-            )
-        self.model, self.mask, self.rule, self.cache_argument = model, mask, rule, caches[0]
-        self.cache = PlacedCache()
-        self.counts = Counts()
-        self._signature = inspect.signature(model.forward)
-        kinds = {p.kind: name for name, p in names.items()}
-        self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
+    def __init__(self, model: nn.Module, source: TokenRule, mask: int) -> None:
+        demand_decoder(model)
+        self._signature = signature_of(model)
+        names = self._signature.parameters
+        self._cache_argument = next(name for name in CACHES if name in names)
+        self._rest = next((n for n, p in names.items() if p.kind is inspect.Parameter.VAR_KEYWORD), "")
+        self._model = weak(model)
+        self._local = threading.local()
         self._undo: Undo | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the canvas."""
-        self.cache.clear()
-        self._ids: np.ndarray | None = None
-        self._prompt = np.zeros((0, 0), bool)
-        self._logits: Tensor | None = None
-        self._step = 0
+        self.source, self.mask = source, mask
+        self.canvas: Canvas | None = None
+        self.runs = 0
+        self.passed: Counter[str] = Counter()
 
     def attach(self) -> None:
         """Wrap the forward of the model."""
-        self._undo = layer(self.model, "forward", self._forward)
+        self._undo = layer(*spot(self._model()), self._forward)
 
     def detach(self) -> None:
-        """Undo the wrapper, and drop everything kept."""
+        """Undo the wrapper, and drop every kept tensor."""
         if self._undo is not None:
             self._undo()
             self._undo = None
-        self.reset()
+        if self.canvas is not None:
+            self.canvas.drop()
+        self._local = threading.local()
 
     def _forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wrap ``forward``: compute the fresh positions, and return the logits of all."""
         given = dict(self._signature.bind(*args, **kwargs).arguments)
         given.update(given.pop(self._rest, {}))
-        ids = given.get("input_ids")
-        if ids is None or given.get(self.cache_argument) is not None or given.get("labels") is not None:
-            self.reset()
+        reason = self._reason_to_pass(given)
+        if reason:
+            self.passed[reason] += 1
             return inner(*args, **kwargs)
+        ids = given["input_ids"]
         now = ids.detach().cpu().numpy().copy()  # the loop writes into its ids
-        view = self._view(now)
-        chosen = np.ones_like(now, bool) if view.step == 0 else np.broadcast_to(self.rule(view).positions, now.shape)
-        index = None if chosen.all() else _indices(chosen)
+        canvas, view = self._canvas_for(now)
+        inputs = {name: _copied(value) for name, value in given.items() if name != "input_ids"}
+        if view is not None and canvas.repeats(view, inputs):
+            canvas.counts = canvas.counts.after(0, now.size, ran=False)
+            return _with_logits(canvas.output, canvas.logits, given)
+        index = None if view is None else self._fresh(canvas, view)
         try:
-            out = self._compute(inner, given, ids, index)
+            out = self._compute(canvas, inner, given, index)
         except BaseException:
-            self.reset()  # some layers may hold rows of this forward, and others not
+            canvas.drop()  # some layers may hold rows of this forward, and others not
             raise
-        done = chosen.sum() if index is None else index.size
-        self.counts = replace(
-            self.counts,
-            forwards=self.counts.forwards + 1,
-            computed=self.counts.computed + int(done),
-            full=self.counts.full + now.size,
-            refreshes=self.counts.refreshes + (index is None),
-        )
-        self._ids, self._step = now, self._step + 1
+        canvas.counts = canvas.counts.after(now.size if index is None else index.size, now.size, ran=True)
+        canvas.ids, canvas.inputs = now, inputs
+        if view is not None:
+            canvas.prompt = view.prompt
+        canvas.peak_bytes = max(canvas.peak_bytes, canvas.nbytes)
         return out
 
-    def _view(self, now: np.ndarray) -> View:
-        """Return the state of the canvas before a forward. A canvas begins if the input is not the next of the last."""
-        masked = now == self.mask
-        last = self._ids
-        if last is None or last.shape != now.shape or self._restarted(now, last):
-            self.reset()
-            self.counts = Counts()
-            self._prompt, last = ~masked, now
-        return View(step=self._step, masked=masked, changed=now != last, prompt=self._prompt)
+    def _reason_to_pass(self, given: dict[str, Any]) -> str:
+        """Return why a forward cannot be cached; empty if it can."""
+        ids = given.get("input_ids")
+        if ids is None or ids.ndim != 2:
+            return "no input_ids of shape [batch, positions]"
+        if given.get(self._cache_argument) is not None:
+            return "another cache was passed"
+        for name in WHOLE:
+            value = given.get(name)
+            if value is not None and (isinstance(value, Tensor) or bool(value)):
+                return f"{name} was passed"
+        return "the model is in training mode" if self._model().training else ""
 
-    def _restarted(self, now: np.ndarray, last: np.ndarray) -> bool:
-        """Return whether the prompt changed in any row, or no position is decoded.
+    def _canvas_for(self, now: np.ndarray) -> tuple[Canvas, View | None]:
+        """Return the canvas of this thread, and the state before the forward; None for the first of a canvas."""
+        canvas: Canvas | None = getattr(self._local, "canvas", None)
+        view = None if canvas is None else canvas.view(now, self.mask)
+        if canvas is None or view is None:
+            if canvas is not None:
+                canvas.drop()
+            canvas = self._local.canvas = Canvas(prompt=now != self.mask)
+            self.runs += 1
+        self.canvas = canvas
+        return canvas, view
 
-        A loop that was interrupted may begin again with the same prompt. Its first forward has nothing but the prompt.
-        """
-        return bool(((now != last) & self._prompt).any() or ((now == self.mask) == ~self._prompt).all())
+    def _fresh(self, canvas: Canvas, view: View) -> np.ndarray | None:
+        """Return int64 [B, n], the positions to compute; None for all."""
+        chosen = np.broadcast_to(self.source.fresh(view).positions, view.masked.shape).copy()
+        assert canvas.ids is not None  # the view was made from them
+        chosen[:, canvas.ids.shape[1] :] = True  # positions that have just appeared
+        if self.source.shift:  # the logits at j - 1 decode position j
+            chosen[:, :-1] |= chosen[:, 1:] & view.masked[:, 1:]
+        return None if chosen.all() else _indices(chosen)
 
-    def _compute(self, inner: Callable[..., Any], given: dict[str, Any], ids: Tensor, index: np.ndarray | None) -> Any:
+    def _compute(self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], index: Any) -> Any:
         """Run the model on the positions ``index``, or on all, and return an output with the logits of all."""
-        self.cache.size = ids.shape[1]
+        ids = given["input_ids"]
+        canvas.cache.size = ids.shape[1]
         call = dict(given)
         where = None
         if index is not None:
@@ -144,23 +147,68 @@ class TokenCache:
             call["input_ids"] = torch.gather(ids, 1, where)
             call["position_ids"] = where if positions is None else gathered(positions.expand_as(ids), where)
             call["attention_mask"] = _query_rows(given.get("attention_mask"), where)
-        self.cache.index = where
-        call[self.cache_argument] = self.cache
+        canvas.cache.index = where
+        call[self._cache_argument] = canvas.cache
         call["use_cache"] = True
         call.pop("return_dict", None)
         out = inner(**call)
-        logits = out.logits
+        logits = out.logits.detach()
         if where is not None:
-            kept = self._logits
-            assert kept is not None  # step 0 computed every position
+            assert canvas.logits is not None  # the first forward computed every position
+            kept = grown(canvas.logits, 1, ids.shape[1])
             logits = kept.scatter(1, where[..., None].expand_as(logits), logits)
-        self._logits = logits
-        return _with_logits(out, logits.clone(), given)
+        canvas.logits, canvas.output = logits, out
+        return _with_logits(out, logits, given)
 
 
-def _with_logits(out: Any, logits: Tensor, given: dict[str, Any]) -> Any:
-    """Return the output of a forward with other logits and without its cache, in the form that the caller asked for."""
-    made = type(out)(**{name: value for name, value in out.items() if name not in CACHES} | {"logits": logits})
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """Return the signature of the class's forward, without ``self``. A forward on the object may be a wrapper."""
+    return inspect.signature(type(unwrapped(model)).forward.__get__(model))
+
+
+def demand_decoder(model: nn.Module) -> None:
+    """Raise Unusable unless ``model`` is a decoder whose keys and values can be kept by position."""
+    names, config = signature_of(model).parameters, getattr(model, "config", None)
+    title = type(unwrapped(model)).__name__
+    if "decoder_input_ids" in names:
+        raise Unusable(
+            title,
+            "it has an encoder, and a decoder whose tokens are all drawn anew at every step",
+            "Use it without diffcache: its pipeline keeps the keys and values of the prompt already",
+        )
+    if "position_ids" not in names or not any(cache in names for cache in CACHES):
+        raise Unusable(
+            title,
+            "its forward takes no position_ids, or no cache",
+            "Pass a decoder with a forward that takes input_ids, position_ids and a transformers cache",
+        )
+    of_transformers = type(unwrapped(model)).__module__.startswith("transformers.models.")
+    if of_transformers and getattr(config, "is_causal", True):
+        raise Unusable(
+            title,
+            "its attention is causal, so it decodes one token after the other",
+            "Pass a model that was trained to decode masks, with config.is_causal = False",
+        )
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if isinstance(scaling, dict) and "dynamic" in (scaling.get("rope_type"), scaling.get("type")):
+        raise Unusable(
+            title,
+            "its rotary frequencies depend on the length (dynamic NTK), so kept keys become wrong",
+            "Use another rope_type",
+        )
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _with_logits(out: Any, logits: Any, given: dict[str, Any]) -> Any:
+    """Return the output of a forward with a copy of ``logits`` and without its cache, in the form that was asked for.
+
+    The loop may write into the copy.
+    """
+    fields = {name: value for name, value in out.items() if name not in CACHES}
+    made = type(out)(**fields | {"logits": logits.clone()})
     return made.to_tuple() if given.get("return_dict") is False else made
 
 
@@ -176,31 +224,12 @@ def _query_rows(mask: Any, where: Tensor) -> Any:
     """Return the attention mask for the query rows ``where``.
 
     Args:
-        mask: None; a mask of keys [B, N]; or one of queries and keys [B, 1 or heads, N, N].
+        mask: None or text; a mask of keys [B, N]; or one of queries and keys [B, 1 or heads, N, N].
         where: int64 [B, n].
     """
-    if mask is None:
-        return None
+    if not isinstance(mask, Tensor):
+        return mask
     if mask.ndim == 2:  # real tokens are 1
         return mask.bool()[:, None, None, :].expand(-1, 1, where.shape[1], -1)
     rows = where[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
     return torch.gather(mask.expand(where.shape[0], -1, -1, -1), 2, rows)
-
-
-def rule_of(spec: str) -> Callable[[View], Fresh]:
-    """Return the rule of a spec such as ``"dkv:refresh=8"``.
-
-    Raises:
-        UnknownName: There is no such rule, or it has no such option.
-        BadOption: The text is not a spec, or an option is out of range.
-    """
-    name, _, rest = spec.partition(":")
-    found = registry.load(rules.__name__, name.lower().replace("-", "_"), kind="token rule").fresh
-    known = [n for n in inspect.signature(found).parameters if n != "view"]
-    options = registry.options(spec, rest)
-    for key in options:
-        if key not in known:
-            raise UnknownName(f"option of {name!r}", key, known)
-    rule = functools.partial(found, **options)
-    rule(View.of(np.array([[False, True]])))  # raises for a value out of range here, before the run
-    return rule

@@ -36,13 +36,13 @@ class PlacedCache(DynamicCache):
             **kwargs: Arguments of other caches.
         """
         if self.index is None:
-            self._kept[layer_idx] = key_states, value_states
+            self._kept[layer_idx] = key_states.detach(), value_states.detach()
             return key_states, value_states
         where = self.index[:, None, :, None]
-        keys, values = self._kept[layer_idx]
+        keys, values = (grown(kept, 2, self.size) for kept in self._kept[layer_idx])
         keys = keys.scatter(2, where.expand_as(key_states), key_states)
         values = values.scatter(2, where.expand_as(value_states), value_states)
-        self._kept[layer_idx] = keys, values
+        self._kept[layer_idx] = keys.detach(), values.detach()
         return keys, values
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
@@ -67,3 +67,13 @@ def gathered(rows: Tensor, index: Tensor) -> Tensor:
     """Return the rows [B, n, ...] of ``rows`` [B, N, ...] at ``index`` [B, n]."""
     where = index.reshape(*index.shape, *(1,) * (rows.ndim - 2)).expand(*index.shape, *rows.shape[2:])
     return torch.gather(rows, 1, where)
+
+
+def grown(rows: Tensor, axis: int, size: int) -> Tensor:
+    """Return ``rows`` with zeros after the last one, so that the axis has ``size`` entries."""
+    more = size - rows.shape[axis]
+    if not more:
+        return rows
+    shape = list(rows.shape)
+    shape[axis] = more
+    return torch.cat([rows, rows.new_zeros(shape)], axis)

@@ -2,8 +2,9 @@
 
 A sequence holds a prompt and an answer of equal lengths. Both tasks use the vocabulary below.
 
-* ``sums``: running sums modulo 100. The prompt lists signed two-digit numbers (``+17-25+08``), and the answer lists the
-  sum after each of them (``=17=92=00``). Each sum depends on the one to its left.
+* ``sums``: running sums modulo 10, with the work shown. The prompt lists signed digits (``+7-5+9``), and the answer
+  repeats each with the sum after it (``+7=7-5=2+9=1``). Each sum depends on the one to its left. A sum starts again
+  after seven digits.
 * ``sudoku``: 4x4 Sudoku with a unique solution. Three grids are interleaved cell by cell, so the cells of a grid that
   constrain each other are 3 to 45 positions apart. The order of filling is free.
 """
@@ -18,6 +19,7 @@ VOCABULARY = ["[MASK]", "[END]", "A", "B", *"0123456789", "+", "-", "=", "."]
 ID = {token: index for index, token in enumerate(VOCABULARY)}
 MASK, END = ID["[MASK]"], ID["[END]"]
 TASKS = ("sums", "sudoku")
+CHAIN = 7  # digits in a running sum
 INTERLEAVED = 3  # grids whose cells alternate
 BANK = 16 * INTERLEAVED
 
@@ -57,13 +59,12 @@ def _puzzle(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def sums(length: int, random: np.random.Generator) -> tuple[list[int], list[int]]:
     """Return a prompt and an answer of ``length`` tokens each."""
-    count = (length - 1) // 3
-    numbers, signs = random.integers(0, 100, count), random.integers(0, 2, count) * 2 - 1
-    totals = np.cumsum(numbers * signs) % 100
-    prompt = "A" + "".join(
-        f"{'+' if sign > 0 else '-'}{number:02d}" for number, sign in zip(numbers, signs, strict=True)
-    )
-    answer = "A" + "".join(f"={total:02d}" for total in totals)
+    prompt = answer = "A"
+    for _ in range((length - 1) // (4 * CHAIN)):
+        numbers, signs = random.integers(0, 10, CHAIN), random.integers(0, 2, CHAIN) * 2 - 1
+        given = [f"{'+' if sign > 0 else '-'}{number}" for number, sign in zip(numbers, signs, strict=True)]
+        prompt += "".join(given)
+        answer += "".join(f"{one}={total}" for one, total in zip(given, np.cumsum(numbers * signs) % 10, strict=True))
     return _padded(prompt, length), _padded(answer, length)
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 LAYERS = (
     ("errors", "text", "moved"),
     ("registry", "settings", "patch", "documents", "simulation", "kernels", "assets", "presets"),
-    ("schedulers", "host", "tokens"),
-    ("planning", "executor"),
+    ("schedulers", "host"),
+    ("planning", "executor", "tokens"),
     ("api",),
     ("profiling",),
     ("eval",),

@@ -10,35 +10,27 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from decoders import MASK, decode, decoder, prompts  # noqa: E402
+
 from diffcache import registry  # noqa: E402
 from diffcache.errors import DiffCacheError  # noqa: E402
 from diffcache.tokens import Fresh, View, rules  # noqa: E402
-from diffcache.tokens.engine import TokenCache, rule_of  # noqa: E402
+from diffcache.tokens.canvas import Canvas  # noqa: E402
+from diffcache.tokens.engine import TokenCache  # noqa: E402
+from diffcache.tokens.spec import TokenRule, parse_token_rule  # noqa: E402
 from diffcache.tokens.store import PlacedCache  # noqa: E402
 
-MASK, VOCABULARY = 0, 20
 pytestmark = pytest.mark.fast
 
 
 @pytest.fixture(scope="module")
 def model():
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,  # attention far from uniform
-    )
-    config.is_causal = False
-    torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config).eval()
+    return decoder()
 
 
 @contextlib.contextmanager
 def cached(model, rule):
-    cache = TokenCache(model, MASK, rule_of(rule) if isinstance(rule, str) else rule)
+    cache = TokenCache(model, parse_token_rule(rule) if isinstance(rule, str) else TokenRule("own", rule), MASK)
     cache.attach()
     try:
         yield cache
@@ -46,33 +38,11 @@ def cached(model, rule):
         cache.detach()
 
 
-def prompts(rows=2, length=8, seed=1):
-    return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def decode(model, prompt, answer=16, block=8, per_step=1, mask=None):
-    """Decode block by block, the most confident positions first, as LLaDA's own loop does."""
-    x = torch.cat([prompt, torch.full((len(prompt), answer), MASK)], 1)
-    seen = []
-    for start in range(prompt.shape[1], x.shape[1], block):
-        while (x[:, start : start + block] == MASK).any():
-            logits = model(x, attention_mask=mask).logits
-            seen.append(logits.clone())
-            logits[..., MASK] = -torch.inf  # a loop may write into the logits
-            confidence, token = logits.softmax(-1).max(-1)
-            open_ = torch.zeros_like(x, dtype=torch.bool)
-            open_[:, start : start + block] = x[:, start : start + block] == MASK
-            best = confidence.masked_fill(~open_, -1).topk(per_step, 1).indices
-            x.scatter_(1, best, token.gather(1, best))
-    return x, seen
-
-
 def test_full_gives_the_same_bits(model):
     wanted, plain = decode(model, prompts())
     with cached(model, "full") as cache:
         got, seen = decode(model, prompts())
-        assert cache.counts.computed == cache.counts.full > 0
+        assert cache.canvas.counts.computed == cache.canvas.counts.full > 0
     assert torch.equal(got, wanted)
     assert all(torch.equal(a, b) for a, b in zip(seen, plain, strict=True))
 
@@ -93,6 +63,13 @@ def scattered(view: View) -> Fresh:
     return Fresh(random.random(view.masked.shape) < np.array([[0.3], [0.6]]))
 
 
+@pytest.fixture
+def never_repeats(monkeypatch):
+    """Compute forwards whose input has not changed."""
+    monkeypatch.setattr(Canvas, "repeats", lambda self, view, inputs: False)
+
+
+@pytest.mark.usefixtures("never_repeats")
 @pytest.mark.parametrize("form", [None, "padding", "block causal"])
 def test_a_subset_of_unchanged_tokens_equals_the_full_rows(model, form):
     x = torch.cat([prompts(), torch.full((2, 8), MASK)], 1)
@@ -113,9 +90,10 @@ def test_a_subset_of_unchanged_tokens_equals_the_full_rows(model, form):
             for _ in range(4):
                 got = model(x, attention_mask=mask).logits
                 torch.testing.assert_close(got, wanted, atol=2e-6, rtol=0)
-            assert 0 < cache.counts.computed < cache.counts.full
+            assert 0 < cache.canvas.counts.computed < cache.canvas.counts.full
 
 
+@pytest.mark.usefixtures("never_repeats")
 @torch.no_grad()
 def test_rows_written_at_the_wrong_place_are_seen(model, monkeypatch):
     """Plant the fault that the test above must find: keys and values in the places of others."""
@@ -155,20 +133,20 @@ def test_dkv_computes_masks_and_the_last_commits(model):
         decode(model, prompts(1, 8), answer=16, block=16)
         # 16 masks at step 0; step t has 16 - t masks and 1 token that step t - 1 committed
         partial = sum(17 - t for t in range(16) if t % 4)
-        assert cache.counts.computed == 4 * 24 + partial
-        assert (cache.counts.refreshes, cache.counts.forwards) == (4, 16)
+        assert cache.canvas.counts.computed == 4 * 24 + partial
+        assert (cache.canvas.counts.refreshes, cache.canvas.counts.forwards) == (4, 16)
 
 
 def test_dual_computes_the_block_and_all_positions_when_one_begins(model):
     with cached(model, "dual:block=8") as cache:
         decode(model, prompts(1, 8), answer=16, block=8)
-        assert cache.counts.computed == 2 * 24 + 2 * 7 * 8
+        assert cache.canvas.counts.computed == 2 * 24 + 2 * 7 * 8
 
 
 def test_prefix_computes_the_block_and_the_suffix(model):
     with cached(model, "prefix:block=8") as cache:
         decode(model, prompts(1, 8), answer=16, block=8)
-        assert cache.counts.computed == 2 * 24 + 7 * 16 + 7 * 8
+        assert cache.canvas.counts.computed == 2 * 24 + 7 * 16 + 7 * 8
 
 
 @pytest.mark.parametrize("then", ["the same prompt", "another prompt", "another length", "an interrupted run"])
@@ -226,7 +204,7 @@ def test_every_rule_names_its_source_and_returns_positions(name):
     ("spec", "words"),
     [
         ("dkw", "Did you mean 'dkv'?"),
-        ("dkv:every=3", "Known: refresh, prompt"),
+        ("dkv:every=3", "Known: refresh, prompt, mask, shift"),
         ("dkv:refresh=0", "refresh=0 was given. Allowed: a whole number of at least 1"),
         ("dkv:refresh=2.5", "refresh=2.5 was given"),
         ("dkv:prompt=never", "Allowed: refresh, keep"),
@@ -235,5 +213,5 @@ def test_every_rule_names_its_source_and_returns_positions(name):
 )
 def test_a_wrong_spec_is_refused_before_a_run(spec, words):
     with pytest.raises(DiffCacheError) as error:
-        rule_of(spec)
+        parse_token_rule(spec)
     assert words in str(error.value)

@@ -1,0 +1,133 @@
+"""The state of one canvas: the tokens that a loop decodes, and the kept keys, values and logits of their positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcache.tokens.store import PlacedCache
+from diffcache.tokens.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The work of one canvas.
+
+    Attributes:
+        forwards: The number of forwards that the loop asked for.
+        computed: The number of positions computed, over all rows and forwards. Rows padded to the longest count.
+        full: The number of positions that the model without a cache computes.
+        refreshes: The number of forwards that computed every position.
+        repeated: The number of forwards that were not run, because no input had changed since the last one.
+        shares: The share of the positions that each forward computed, in order.
+    """
+
+    forwards: int = 0
+    computed: int = 0
+    full: int = 0
+    refreshes: int = 0
+    repeated: int = 0
+    shares: tuple[float, ...] = ()
+
+    def after(self, computed: int, full: int, *, ran: bool) -> Counts:
+        """Return the counts after one more forward.
+
+        Args:
+            computed: The number of positions that it computed.
+            full: The number of positions of the canvas.
+            ran: Whether the network ran.
+        """
+        return replace(
+            self,
+            forwards=self.forwards + 1,
+            computed=self.computed + computed,
+            full=self.full + full,
+            refreshes=self.refreshes + (ran and computed == full),
+            repeated=self.repeated + (not ran),
+            shares=(*self.shares, computed / full),
+        )
+
+
+@dataclass(slots=True)
+class Canvas:
+    """The state of the canvas that one thread decodes.
+
+    Attributes:
+        cache: The kept keys and values.
+        ids: int64 [B, N], the tokens of the last forward. None before the first one.
+        prompt: bool [B, N], the positions that were not masked when they first appeared.
+        logits: [B, N, V], the newest logits of every position.
+        inputs: Copies of the other arguments of the last forward.
+        output: The output object of the last forward.
+        counts: The work since the canvas began.
+        peak_bytes: The most bytes of kept tensors at one time.
+    """
+
+    cache: PlacedCache = field(default_factory=PlacedCache)
+    ids: np.ndarray | None = None
+    prompt: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
+    logits: Tensor | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    counts: Counts = field(default_factory=Counts)
+    peak_bytes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all kept tensors."""
+        logits = 0 if self.logits is None else self.logits.numel() * self.logits.element_size()
+        return self.cache.nbytes + logits
+
+    def drop(self) -> None:
+        """Drop every kept tensor. The counts stay."""
+        self.cache.clear()
+        self.ids = self.logits = self.output = None
+        self.inputs = {}
+
+    def view(self, now: np.ndarray, mask: int) -> View | None:
+        """Return the state before a forward, or None if a canvas begins with it.
+
+        A canvas begins if the input is not a later state of the last one: the prompt is another, the input is shorter,
+        or nothing is decoded. A longer input continues the canvas, as in block diffusion. A token that is decoded
+        differently, or masked again, is a change.
+
+        Args:
+            now: int64 [B, N], the tokens of the forward.
+            mask: The id of the mask token.
+        """
+        last, masked = self.ids, now == mask
+        if last is None or len(now) != len(last) or now.shape[1] < last.shape[1]:
+            return None
+        kept = last.shape[1]
+        same, begun = now[:, :kept] == last, masked[:, :kept] == ~self.prompt
+        if (~same & self.prompt).any() or begun.all():
+            return None
+        changed = np.ones_like(masked)
+        changed[:, :kept] = ~same
+        prompt = ~masked
+        prompt[:, :kept] = self.prompt
+        return View(step=self.counts.forwards, masked=masked, changed=changed, prompt=prompt)
+
+    def repeats(self, view: View, inputs: dict[str, Any]) -> bool:
+        """Return whether a forward would repeat the last one: neither a token nor another argument has changed.
+
+        The networks take no time, so the logits would be the same.
+        """
+        return not view.changed.any() and self.output is not None and _equal(inputs, self.inputs)
+
+
+def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Return whether two calls have the same arguments, by value for tensors."""
+    if a.keys() != b.keys():
+        return False
+    return all(_same(a[name], b[name]) for name in a)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)

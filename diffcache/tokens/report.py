@@ -1,0 +1,99 @@
+"""The report of a token cache: forwards, computed positions, kept bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from diffcache.text import card
+from diffcache.tokens.engine import TokenCache
+
+
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class TokenReport:
+    """A summary of the last canvas, or of the canvas in progress.
+
+    Attributes:
+        rule: The spec of the rule.
+        runs: The number of canvases that have begun.
+        forwards: The number of forwards that the loop asked for.
+        refreshes: The number of forwards that computed every position.
+        repeated: The number of forwards that were not run, because no input had changed.
+        computed: The number of positions computed, over all rows and forwards.
+        full: The number of positions that the model without a cache computes.
+        bytes_held: The bytes of all tensors that are kept now.
+        peak_bytes: The most bytes of kept tensors at one time.
+        shares: The share of the positions that each forward computed, in order.
+        passed: The number of forwards that the cache took no part in, by reason, over all canvases.
+    """
+
+    rule: str
+    runs: int
+    forwards: int = 0
+    refreshes: int = 0
+    repeated: int = 0
+    computed: int = 0
+    full: int = 0
+    bytes_held: int = 0
+    peak_bytes: int = 0
+    shares: tuple[float, ...] = ()
+    passed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> float:
+        """Return the share of the positions that were not computed, 0 to 1."""
+        return 1 - self.computed / self.full if self.full else 0.0
+
+    def __repr__(self) -> str:
+        if not self.runs:
+            return "<TokenReport: no run yet>"
+        return (
+            f"<TokenReport of run {self.runs}: {self.forwards} forwards, {self.refreshes} of all positions, "
+            f"{self.skipped:.0%} of positions skipped>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the report as HTML, for notebooks."""
+        return card("Report", str(self))
+
+    def __str__(self) -> str:
+        if not self.runs:
+            lines = [f"{self.rule}: no run yet"]
+        else:
+            lines = [
+                f"rule             {self.rule}",
+                f"forwards         {self.forwards}, {self.refreshes} of all positions",
+                f"positions        {self.computed:,} of {self.full:,} computed, {self.skipped:.0%} skipped",
+                f"each forward     {strip(self.shares)}",
+            ]
+        if self.repeated:
+            lines.append(f"not run          {self.repeated} forwards, because no input had changed")
+        lines += [f"without cache    {n} forwards: {reason}" for reason, n in self.passed.items()]
+        lines.append(f"runs {self.runs}, cache held now {self.bytes_held:,} bytes, at most {self.peak_bytes:,} bytes")
+        return "\n".join(lines)
+
+
+def strip(shares: tuple[float, ...]) -> str:
+    """Return a character for each forward: ``█`` for all positions, ``▁`` for few, ``·`` for none."""
+    return "".join("·" if not share else "▁▂▃▄▅▆▇█"[min(int(share * 8), 7)] for share in shares)
+
+
+def report_of(cache: TokenCache) -> TokenReport:
+    """Return the report of the last canvas of ``cache``, or of the canvas in progress."""
+    canvas = cache.canvas
+    if canvas is None:
+        return TokenReport(rule=str(cache.source), runs=0, passed=dict(cache.passed))
+    counts = canvas.counts
+    return TokenReport(
+        rule=str(cache.source),
+        runs=cache.runs,
+        forwards=counts.forwards,
+        refreshes=counts.refreshes,
+        repeated=counts.repeated,
+        computed=counts.computed,
+        full=counts.full,
+        bytes_held=canvas.nbytes,
+        peak_bytes=canvas.peak_bytes,
+        shares=counts.shares,
+        passed=dict(cache.passed),
+    )

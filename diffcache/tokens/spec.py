@@ -1,0 +1,94 @@
+"""Read the specs of token rules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffcache import registry
+from diffcache.errors import BadOption, UnknownName
+from diffcache.tokens import rules
+from diffcache.tokens.view import Fresh, View
+
+DEFAULT = "dkv:refresh=8"  # the rule of "auto"
+GENERAL = ("mask", "shift")  # options of every rule
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """A rule with its options: which positions to compute in each forward.
+
+    Attributes:
+        spec: The text that it was made from.
+        function: The function of the rule.
+        options: The options of the function.
+        mask: The id of the mask token, if the spec states it.
+        shift: Whether the logits at position j - 1 decode position j, as in Dream. None: the model decides.
+    """
+
+    spec: str
+    function: Callable[..., Fresh]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    mask: int | None = None
+    shift: bool | None = None
+
+    def fresh(self, view: View) -> Fresh:
+        """Return the positions to compute."""
+        return self.function(view, **self.options)
+
+    def __str__(self) -> str:
+        return self.spec
+
+
+def token_rules() -> tuple[str, ...]:
+    """Return the names of all token rules, sorted."""
+    return registry.names(rules.__name__)
+
+
+def is_token_rule(spec: object) -> bool:
+    """Return whether ``spec`` is text that begins with the name of a token rule, or ``"auto"``."""
+    return isinstance(spec, str) and _name(spec) in (*token_rules(), "auto")
+
+
+def parse_token_rule(spec: object) -> TokenRule:
+    """Return the rule of a spec such as ``"dkv:refresh=8"``. ``"auto"`` is ``"dkv:refresh=8"``.
+
+    Every rule has two more options: ``mask``, the id of the mask token, and ``shift``, 1 if the logits at position
+    j - 1 decode position j.
+
+    Raises:
+        UnknownName: There is no such rule, or it has no such option.
+        BadOption: The argument is not a spec, or an option is out of range.
+    """
+    if not isinstance(spec, str):
+        raise BadOption(
+            "schedule", type(spec).__name__, f"for a language model, a token rule ({', '.join(token_rules())})"
+        )
+    name = _name(spec)
+    if name == "auto":
+        rest = spec.partition(":")[2]
+        return parse_token_rule(f"{DEFAULT},{rest}" if rest else DEFAULT)
+    if name not in token_rules():
+        raise UnknownName("token rule", name, token_rules(), next_step='A spec reads like "dkv:refresh=8".')
+    function = registry.load(rules.__name__, name, kind="token rule").fresh
+    known = [n for n in inspect.signature(function).parameters if n != "view"]
+    options = registry.options(spec, spec.partition(":")[2])
+    for key in options:
+        if key not in known and key not in GENERAL:
+            raise UnknownName(f"option of {name!r}", key, [*known, *GENERAL])
+    mask, shift = options.pop("mask", None), options.pop("shift", None)
+    if mask is not None and (not isinstance(mask, int) or mask < 0):
+        raise BadOption("mask", mask, "the id of the mask token, a whole number")
+    if shift not in (None, 0, 1):
+        raise BadOption("shift", shift, "0 or 1")
+    rule = TokenRule(spec, function, options, mask, None if shift is None else bool(shift))
+    rule.fresh(View.of(np.array([[False, True]])))  # raises for a value out of range here, before the run
+    return rule
+
+
+def _name(spec: str) -> str:
+    return spec.partition(":")[0].strip().lower().replace("-", "_")
