@@ -111,7 +111,7 @@ def accelerate(
 
 
 def _is_for_tokens(pipe: Any, schedule: Schedule) -> bool:
-    """Return whether ``schedule`` names a token rule, or, for a language model, is no other rule and no path."""
+    """Return whether ``schedule`` names a token rule; for a language model, also if it names nothing else."""
     if not isinstance(schedule, str):
         return False
     name = schedule.partition(":")[0].lower().replace("-", "_")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from diffcache.host.inspection import parameters, unwrapped
+from diffcache.host.inspection import has_components, parameters, unwrapped
 from diffcache.host.own_loops import Loop
 
 COMPONENT = "model"  # the network of a diffusers pipeline for text
@@ -15,7 +15,7 @@ COMPONENT = "model"  # the network of a diffusers pipeline for text
 def language_model_of(value: Any) -> nn.Module | None:
     """Return the language model in ``value``, or None.
 
-    A language model is a network whose forward takes ``input_ids`` and that has an output embedding, as in
+    A language model is a network with an output embedding and a forward that takes ``input_ids``, as in
     transformers.
 
     Args:
@@ -24,8 +24,7 @@ def language_model_of(value: Any) -> nn.Module | None:
     if isinstance(value, Loop):
         value = value.network
     elif not isinstance(value, nn.Module):
-        components = getattr(value, "components", None)
-        value = components.get(COMPONENT) if isinstance(components, dict) else None
+        value = getattr(value, COMPONENT, None) if has_components(value) else None
     if not isinstance(value, nn.Module) or "input_ids" not in parameters(value):
         return None
     embedding = getattr(unwrapped(value), "get_output_embeddings", None)

@@ -167,13 +167,13 @@ def signature_of(model: nn.Module) -> inspect.Signature:
 
 
 def demand_decoder(model: nn.Module) -> None:
-    """Raise Unusable unless ``model`` is a decoder whose keys and values can be kept by position."""
+    """Raise Unusable unless the keys and values of ``model`` can be kept by position."""
     names, config = signature_of(model).parameters, getattr(model, "config", None)
     title = type(unwrapped(model)).__name__
     if "decoder_input_ids" in names:
         raise Unusable(
             title,
-            "it has an encoder, and a decoder whose tokens are all drawn anew at every step",
+            "it has an encoder, and a decoder with tokens that are all drawn anew at every step",
             "Use it without diffcache: its pipeline keeps the keys and values of the prompt already",
         )
     if "position_ids" not in names or not any(cache in names for cache in CACHES):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import decoders
 import masked_language_model as foreign
 import pipelines
 import policies
@@ -52,6 +53,16 @@ def own_loop() -> diffcache.Loop:
     return diffcache.Loop(network, lambda: integrated(network, 6))
 
 
+def text_loop() -> diffcache.Loop:
+    network = decoders.decoder()
+
+    def sample(prompt: Tensor) -> Tensor:
+        with diffcache.trajectory(network, range(8)):
+            return decoders.decode(network, prompt, answer=8)[0]
+
+    return diffcache.Loop(network, sample)
+
+
 class Example(NamedTuple):
     """A host of a kind, a call of it, and the steps that the call takes."""
 
@@ -85,6 +96,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "modular": lambda: of_modular("flux"),
     "own_loop": lambda: Example(own_loop, lambda _: {"seed": 0}, 6),
     "policy": policy_example,
+    "language_model": lambda: Example(text_loop, lambda _: {"prompt": decoders.prompts()}, 8),
 }
 
 

@@ -92,7 +92,7 @@ def test_something_that_is_not_a_pipeline_is_refused_by_its_type(kind: str, pipe
     demand(
         str(refused.value),
         f"asked for a {kind}",
-        "Allowed: a diffusers pipeline (an object with a scheduler, components and a progress_bar)",
+        "a diffusers pipeline (an object with a scheduler, components and a progress_bar)",
         "a diffusion policy (diffusion_policy, ",
         "the network of a loop of your own",
     )

@@ -65,7 +65,7 @@ def scattered(view: View) -> Fresh:
 
 @pytest.fixture
 def never_repeats(monkeypatch):
-    """Compute forwards whose input has not changed."""
+    """Compute every forward, changed input or not."""
     monkeypatch.setattr(Canvas, "repeats", lambda self, view, inputs: False)
 
 

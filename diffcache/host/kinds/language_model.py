@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from diffcache.host.kinds._kind import unsupported
 from diffcache.host.kinds.own_loop import OwnLoop
 from diffcache.host.language_models import language_model_of
 from diffcache.host.own_loops import Loop, registered_loop
@@ -28,17 +30,15 @@ calls = [{"seed": seed, "prompt": prompt}
 
     def adopt(self, value: Any, *, bare: bool = False) -> Any:
         """Return the loop. The loop of a pipeline runs the pipeline."""
-        network = language_model_of(value)
-        if bare:
-            return registered_loop(_existing(network))
-        if isinstance(value, (Loop, nn.Module)):
+        if isinstance(value, (Loop, nn.Module)) and not bare:
             return value
-        return Loop(_existing(network), value)
+        network = language_model_of(value)
+        if network is None:
+            raise unsupported(value)
+        return registered_loop(network) if bare else Loop(network, value)
 
-
-def _existing(network: nn.Module | None) -> nn.Module:
-    assert network is not None, "the kind has recognised the object"
-    return network
+    def check_values(self, call: Mapping[str, Any], where: str) -> None:
+        """Allow every value: the loop of a language model may take prompts as text or as token ids."""
 
 
 KIND = LanguageModel()
