@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcache.tokens.attention import Drift
+from diffcache.tokens.layers import Depths
 from diffcache.tokens.store import PlacedCache
 from diffcache.tokens.view import View
 
@@ -65,6 +67,8 @@ class Canvas:
         output: The output object of the last forward.
         counts: The work since the canvas began.
         peak_bytes: The most bytes of kept tensors at one time.
+        depths: The kept inputs of layers, for rules that need them.
+        drift: The kept queries, for rules that need them.
     """
 
     cache: PlacedCache = field(default_factory=PlacedCache)
@@ -75,18 +79,26 @@ class Canvas:
     output: Any = None
     counts: Counts = field(default_factory=Counts)
     peak_bytes: int = 0
+    depths: Depths | None = None
+    drift: Drift | None = None
 
     @property
     def nbytes(self) -> int:
         """Return the bytes of all kept tensors."""
         logits = 0 if self.logits is None else self.logits.numel() * self.logits.element_size()
-        return self.cache.nbytes + logits
+        kept = [*self.depths.hidden.values()] if self.depths is not None else []
+        kept += self.drift.queries.values() if self.drift is not None else []
+        return self.cache.nbytes + logits + sum(t.numel() * t.element_size() for t in kept)
 
     def drop(self) -> None:
         """Drop every kept tensor. The counts stay."""
         self.cache.clear()
         self.ids = self.logits = self.output = None
         self.inputs = {}
+        if self.depths is not None:
+            self.depths = Depths()
+        if self.drift is not None:
+            self.drift = Drift()
 
     def view(self, now: np.ndarray, mask: int) -> View | None:
         """Return the state before a forward, or None if a canvas begins with it.
@@ -110,17 +122,18 @@ class Canvas:
         changed[:, :kept] = ~same
         prompt = ~masked
         prompt[:, :kept] = self.prompt
-        return View(step=self.counts.forwards, masked=masked, changed=changed, prompt=prompt)
+        tracked = None if self.drift is None else self.drift.positions()
+        return View(step=self.counts.forwards, masked=masked, changed=changed, prompt=prompt, tracked=tracked)
 
     def repeats(self, view: View, inputs: dict[str, Any]) -> bool:
         """Return whether a forward would repeat the last one: neither a token nor another argument has changed.
 
         The networks take no time, so the logits would be the same.
         """
-        return not view.changed.any() and self.output is not None and _equal(inputs, self.inputs)
+        return not view.changed.any() and self.output is not None and equal_inputs(inputs, self.inputs)
 
 
-def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def equal_inputs(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Return whether two calls have the same arguments, by value for tensors."""
     if a.keys() != b.keys():
         return False

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from diffcache.errors import Unusable
 from diffcache.host import unwrapped
 from diffcache.patch import Undo, layer, spot, weak
-from diffcache.tokens.canvas import Canvas
+from diffcache.tokens.attention import AttentionStack, Drift
+from diffcache.tokens.canvas import Canvas, equal_inputs
+from diffcache.tokens.drift import observe
+from diffcache.tokens.layers import Depths, LayerStack
 from diffcache.tokens.spec import TokenRule
-from diffcache.tokens.store import gathered, grown
+from diffcache.tokens.store import PlacedCache, gathered, grown, indices
 from diffcache.tokens.view import View
 
 CACHES = ("cache", "past_key_values")  # the argument's name since and before transformers 5.24
@@ -53,8 +56,15 @@ class TokenCache:
         self._cache_argument = next(name for name in CACHES if name in names)
         self._rest = next((n for n, p in names.items() if p.kind is inspect.Parameter.VAR_KEYWORD), "")
         self._model = weak(model)
+        self._parts: list[LayerStack | AttentionStack] = []
+        if source.needs:
+            stack = LayerStack(model, self._depths)
+            self._parts = [stack]
+            if source.needs == "drift":
+                self._parts.append(AttentionStack(stack.modules, self._observe))
+            self._layers = len(stack.modules)
         self._local = threading.local()
-        self._undo: Undo | None = None
+        self._undo: list[Undo] = []
         self.source, self.mask = source, mask
         self.canvas: Canvas | None = None
         self.runs = 0
@@ -62,13 +72,18 @@ class TokenCache:
 
     def attach(self) -> None:
         """Wrap the forward of the model."""
-        self._undo = layer(*spot(self._model()), self._forward)
+        try:
+            for part in self._parts:
+                self._undo.extend(part.attach())
+            self._undo.append(layer(*spot(self._model()), self._forward))
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Undo the wrapper, and drop every kept tensor."""
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+        while self._undo:
+            self._undo.pop()()
         if self.canvas is not None:
             self.canvas.drop()
         self._local = threading.local()
@@ -88,13 +103,16 @@ class TokenCache:
         if view is not None and canvas.repeats(view, inputs):
             canvas.counts = canvas.counts.after(0, now.size, ran=False)
             return _with_logits(canvas.output, canvas.logits, given)
-        index = None if view is None else self._fresh(canvas, view)
+        index = self._fresh(canvas, now, view, inputs)
+        self._local.running = canvas
         try:
             out = self._compute(canvas, inner, given, index)
         except BaseException:
             canvas.drop()  # some layers may hold rows of this forward, and others not
             raise
-        canvas.counts = canvas.counts.after(now.size if index is None else index.size, now.size, ran=True)
+        finally:
+            self._local.running = None
+        canvas.counts = canvas.counts.after(self._work(canvas, now, index), now.size, ran=True)
         canvas.ids, canvas.inputs = now, inputs
         if view is not None:
             canvas.prompt = view.prompt
@@ -122,18 +140,51 @@ class TokenCache:
             if canvas is not None:
                 canvas.drop()
             canvas = self._local.canvas = Canvas(prompt=now != self.mask)
+            canvas.depths = Depths() if self.source.needs else None
+            if self.source.needs == "drift":
+                canvas.drift, canvas.cache.keeps_before = Drift(), True
             self.runs += 1
         self.canvas = canvas
         return canvas, view
 
-    def _fresh(self, canvas: Canvas, view: View) -> np.ndarray | None:
+    def _fresh(self, canvas: Canvas, now: np.ndarray, view: View | None, inputs: dict[str, Any]) -> np.ndarray | None:
         """Return int64 [B, n], the positions to compute; None for all."""
-        chosen = np.broadcast_to(self.source.fresh(view).positions, view.masked.shape).copy()
-        assert canvas.ids is not None  # the view was made from them
-        chosen[:, canvas.ids.shape[1] :] = True  # positions that have just appeared
+        chosen = np.ones_like(now, bool)
+        state = View.of(now == self.mask) if view is None else view
+        found = self.source.fresh(state) if view is not None or self.source.needs else None
+        if found is not None and view is not None and canvas.ids is not None:
+            chosen = np.broadcast_to(found.positions, now.shape).copy()
+            chosen[:, canvas.ids.shape[1] :] = True  # positions that have just appeared
+            if self.source.needs and (canvas.ids.shape != now.shape or not equal_inputs(inputs, canvas.inputs)):
+                chosen[:] = True  # kept rows of layers have another mask
         if self.source.shift:  # the logits at j - 1 decode position j
-            chosen[:, :-1] |= chosen[:, 1:] & view.masked[:, 1:]
-        return None if chosen.all() else _indices(chosen)
+            chosen[:, :-1] |= chosen[:, 1:] & state.masked[:, 1:]
+        index = None if chosen.all() else indices(chosen)
+        if canvas.depths is not None and found is not None:
+            canvas.depths.begin(index, np.full(len(now), self._layers) if found.start is None else found.start)
+            if canvas.drift is not None:
+                canvas.drift.window = state.masked if found.window is None else found.window
+                canvas.drift.decoded, canvas.drift.gamma = ~state.masked, found.gamma
+        return index
+
+    def _work(self, canvas: Canvas, now: np.ndarray, index: np.ndarray | None) -> int:
+        """Return the number of positions that a forward computed, as a mean over the layers."""
+        if index is None:
+            return now.size
+        if canvas.depths is None:
+            return index.size
+        return round(index.size + canvas.depths.wide / self._layers * (now.size - index.size))
+
+    def _depths(self) -> tuple[Depths, PlacedCache] | None:
+        """Return the state of the forward that this thread runs; None outside of one."""
+        canvas: Canvas | None = getattr(self._local, "running", None)
+        return None if canvas is None or canvas.depths is None else (canvas.depths, canvas.cache)
+
+    def _observe(self, number: int, query: Tensor, keys: Tensor, mask: Any, scaling: float) -> None:
+        """Test the attention of a layer for drift."""
+        canvas: Canvas | None = getattr(self._local, "running", None)
+        if canvas is not None and canvas.depths is not None and canvas.drift is not None:
+            observe(canvas.drift, canvas.depths, canvas.cache, number, query, keys, mask, scaling)
 
     def _compute(self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], index: Any) -> Any:
         """Run the model on the positions ``index``, or on all, and return an output with the logits of all."""
@@ -153,8 +204,10 @@ class TokenCache:
         call.pop("return_dict", None)
         out = inner(**call)
         logits = out.logits.detach()
-        if where is not None:
-            assert canvas.logits is not None  # the first forward computed every position
+        if canvas.depths is not None and canvas.depths.widened:
+            where = canvas.cache.index  # of the last layer
+        canvas.cache.before.clear()
+        if where is not None and canvas.logits is not None:
             kept = grown(canvas.logits, 1, ids.shape[1])
             logits = kept.scatter(1, where[..., None].expand_as(logits), logits)
         canvas.logits, canvas.output = logits, out
@@ -210,14 +263,6 @@ def _with_logits(out: Any, logits: Any, given: dict[str, Any]) -> Any:
     fields = {name: value for name, value in out.items() if name not in CACHES}
     made = type(out)(**fields | {"logits": logits.clone()})
     return made.to_tuple() if given.get("return_dict") is False else made
-
-
-def _indices(chosen: np.ndarray) -> np.ndarray:
-    """Return int64 [B, n], the positions chosen in each row; shorter rows repeat their last position."""
-    counts = chosen.sum(1)
-    order = np.argsort(~chosen, axis=1, kind="stable")[:, : max(int(counts.max()), 1)]
-    last = np.maximum(counts - 1, 0)[:, None]
-    return np.take_along_axis(order, np.minimum(np.arange(order.shape[1])[None], last), 1)
 
 
 def _query_rows(mask: Any, where: Tensor) -> Any:

@@ -27,6 +27,7 @@ class TokenRule:
         function: The function of the rule.
         options: The options of the function.
         mask: The id of the mask token, if the spec states it.
+        needs: "depth" if the rule refreshes from a layer on, "drift" if it also compares attention rows, else "".
         shift: Whether the logits at position j - 1 decode position j, as in Dream. None: the model decides.
     """
 
@@ -34,6 +35,7 @@ class TokenRule:
     function: Callable[..., Fresh]
     options: Mapping[str, Any] = field(default_factory=dict)
     mask: int | None = None
+    needs: str = ""
     shift: bool | None = None
 
     def fresh(self, view: View) -> Fresh:
@@ -74,7 +76,8 @@ def parse_token_rule(spec: object) -> TokenRule:
         return parse_token_rule(f"{DEFAULT},{rest}" if rest else DEFAULT)
     if name not in token_rules():
         raise UnknownName("token rule", name, token_rules(), next_step='A spec reads like "dkv:refresh=8".')
-    function = registry.load(rules.__name__, name, kind="token rule").fresh
+    module = registry.load(rules.__name__, name, kind="token rule")
+    function = module.fresh
     known = [n for n in inspect.signature(function).parameters if n != "view"]
     options = registry.options(spec, spec.partition(":")[2])
     for key in options:
@@ -85,7 +88,8 @@ def parse_token_rule(spec: object) -> TokenRule:
         raise BadOption("mask", mask, "the id of the mask token, a whole number")
     if shift not in (None, 0, 1):
         raise BadOption("shift", shift, "0 or 1")
-    rule = TokenRule(spec, function, options, mask, None if shift is None else bool(shift))
+    shifted = None if shift is None else bool(shift)
+    rule = TokenRule(spec, function, options, mask, getattr(module, "NEEDS", ""), shifted)
     rule.fresh(View.of(np.array([[False, True]])))  # raises for a value out of range here, before the run
     return rule
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -15,12 +16,16 @@ class PlacedCache(DynamicCache):
     Attributes:
         index: int64 [B, n], the positions of the forward in progress; None if it computes all of them.
         size: The number of positions, N.
+        keeps_before: Whether ``before`` is filled.
+        before: The keys of a layer before the forward in progress wrote its rows, by number of the layer.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.index: Tensor | None = None
         self.size = 0
+        self.keeps_before = False
+        self.before: dict[int, Tensor] = {}
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(
@@ -40,6 +45,8 @@ class PlacedCache(DynamicCache):
             return key_states, value_states
         where = self.index[:, None, :, None]
         keys, values = (grown(kept, 2, self.size) for kept in self._kept[layer_idx])
+        if self.keeps_before:
+            self.before[layer_idx] = keys
         keys = keys.scatter(2, where.expand_as(key_states), key_states)
         values = values.scatter(2, where.expand_as(value_states), value_states)
         self._kept[layer_idx] = keys.detach(), values.detach()
@@ -61,12 +68,25 @@ class PlacedCache(DynamicCache):
     def clear(self) -> None:
         """Drop everything kept."""
         self._kept.clear()
+        self.before.clear()
 
 
 def gathered(rows: Tensor, index: Tensor) -> Tensor:
     """Return the rows [B, n, ...] of ``rows`` [B, N, ...] at ``index`` [B, n]."""
     where = index.reshape(*index.shape, *(1,) * (rows.ndim - 2)).expand(*index.shape, *rows.shape[2:])
     return torch.gather(rows, 1, where)
+
+
+def indices(chosen: np.ndarray) -> np.ndarray:
+    """Return int64 [B, n], the positions chosen in each row; shorter rows repeat their last position.
+
+    Args:
+        chosen: bool [B, N]. A row without any has position 0.
+    """
+    counts = chosen.sum(1)
+    order = np.argsort(~chosen, axis=1, kind="stable")[:, : max(int(counts.max()), 1)]
+    last = np.maximum(counts - 1, 0)[:, None]
+    return np.take_along_axis(order, np.minimum(np.arange(order.shape[1])[None], last), 1)
 
 
 def grown(rows: Tensor, axis: int, size: int) -> Tensor:

@@ -17,12 +17,14 @@ class View:
         masked: bool [B, N], the positions that hold the mask token.
         changed: bool [B, N], the positions at which the token is not that of the last forward.
         prompt: bool [B, N], the positions that were not masked at step 0.
+        tracked: bool [B, N], the positions that a layer tracks, if the rule needs drift. None before the first forward.
     """
 
     step: int
     masked: np.ndarray
     changed: np.ndarray
     prompt: np.ndarray
+    tracked: np.ndarray | None = None
 
     @classmethod
     def of(cls, masked: np.ndarray) -> View:
@@ -59,9 +61,15 @@ class Fresh:
 
     Attributes:
         positions: bool [B, N].
+        start: int64 [B], the first layer that computes every position, for rules that need depth. None for no layer.
+        window: bool [B, N], the masks that the step may decode, for rules that need drift.
+        gamma: The cosine of attention rows below which all positions are computed from the next layer on. 0 for never.
     """
 
     positions: np.ndarray
+    start: np.ndarray | None = None
+    window: np.ndarray | None = None
+    gamma: float = 0.0
 
 
 def _first(where: np.ndarray, none: int) -> np.ndarray:
