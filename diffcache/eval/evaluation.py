@@ -53,7 +53,7 @@ class Evaluation:
     ``evaluation["name"]`` holds the results of one method.
 
     Attributes:
-        record: All results, as docs/evaluation.md describes them.
+        record: All results, as docs/evaluation-record.md describes them.
         folder: The folder that holds the record, the table, the pictures and the report.
 
     Example:

@@ -1,4 +1,4 @@
-"""Check the fields of a record against the types in docs/evaluation.md.
+"""Check the fields of a record against the types in docs/evaluation-record.md.
 
 A record may lack fields, which the table and the report then leave out. Fields that are present must have their type;
 otherwise the table and the report would fail.

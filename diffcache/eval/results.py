@@ -22,7 +22,7 @@ class MethodResult:
     ``result.psnr``, ``result.ssim``.
 
     Attributes:
-        record: All results of the method, as docs/evaluation.md describes them.
+        record: All results of the method, as docs/evaluation-record.md describes them.
     """
 
     record: Record
