@@ -11,12 +11,12 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import typer.main
 
-from diffcache import cli, planning, registry, schedulers
+from diffcache import cli, planning, registry, schedulers, tokens
 
 KINDS = {"str": "text", "path": "path", "int": "integer", "float": "number"}  # name of a type -> how the page calls it
 
@@ -151,6 +151,19 @@ def methods() -> str:
     for name in rules:
         summary = (registry.load(schedulers.__name__, name).__doc__ or "").partition("\n\n")[0]
         lines.append(f"| `{rule_spec(name)}` | {cell(summary)} |")
+    lines += [
+        "",
+        "## Token rules",
+        "",
+        'These rules are for [language models](../language-models.md): `accelerate(model, "dkv:refresh=8")`.',
+        "",
+        "| spec, with its defaults | about | source |",
+        "|---|---|---|",
+    ]
+    for name in tokens.token_rules():
+        module = registry.load(tokens.RULES, name)
+        summary = (module.__doc__ or "").partition("\n\n")[0]
+        lines.append(f"| `{spec_of(name, module.fresh)}` | {cell(summary)} | {source(module.SOURCE) or '–'} |")
     lines += ["", "## Options", "", "| name | options of `plan`, with their defaults |", "|---|---|"]
     for one in found:
         options = ", ".join(f"`{option}={value}`" for option, value in one.options.items())
@@ -160,7 +173,12 @@ def methods() -> str:
 
 def rule_spec(name: str) -> str:
     """Return the spec of a rule with the defaults of its options."""
-    parameters = inspect.signature(registry.load(schedulers.__name__, name).rule).parameters.values()
+    return spec_of(name, registry.load(schedulers.__name__, name).rule)
+
+
+def spec_of(name: str, function: Callable[..., Any]) -> str:
+    """Return the spec of a rule with the defaults of its options, which are the keyword-only arguments."""
+    parameters = inspect.signature(function).parameters.values()
     options = [f"{one.name}={one.default}" for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
     given = [option for option in options if not option.endswith("=None")]
     return f"{name}:{','.join(given)}" if given else name

@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     from diffcache.tokens.engine import TokenCache
     from diffcache.tokens.report import TokenReport
 
-__all__ = ["Fresh", "TokenRule", "View", "cache_for", "is_token_rule", "parse_token_rule", "report_of", "token_rules"]
+__all__ = [
+    "RULES",
+    "Fresh",
+    "TokenRule",
+    "View",
+    "cache_for",
+    "is_token_rule",
+    "parse_token_rule",
+    "report_of",
+    "token_rules",
+]
 
+RULES = f"{__name__}.rules"
 SHIFTED = ("Dream",)  # values of config.model_type: the logits at position j - 1 decode position j
 
 

@@ -2,9 +2,9 @@
 
 A sequence holds a prompt and an answer of equal lengths. Both tasks use the vocabulary below.
 
-* ``sums``: running sums modulo 10, with the work shown. The prompt lists signed digits (``+7-5+9``), and the answer
-  repeats each with the sum after it (``+7=7-5=2+9=1``). Each sum depends on the one to its left. A sum starts again
-  after seven digits.
+* ``sums``: running sums modulo 5. The prompt lists digits with blanks (``+3=.+4=.+1=.``), and the answer fills each
+  blank with the sum up to there (``+3=3+4=2+1=3``). Each sum depends on the one to its left. A sum starts again after
+  seven digits.
 * ``sudoku``: 4x4 Sudoku with a unique solution. Three grids are interleaved cell by cell, so the cells of a grid that
   constrain each other are 3 to 45 positions apart. The order of filling is free.
 """
@@ -20,6 +20,7 @@ ID = {token: index for index, token in enumerate(VOCABULARY)}
 MASK, END = ID["[MASK]"], ID["[END]"]
 TASKS = ("sums", "sudoku")
 CHAIN = 7  # digits in a running sum
+MODULUS = 5
 INTERLEAVED = 3  # grids whose cells alternate
 BANK = 16 * INTERLEAVED
 
@@ -61,10 +62,9 @@ def sums(length: int, random: np.random.Generator) -> tuple[list[int], list[int]
     """Return a prompt and an answer of ``length`` tokens each."""
     prompt = answer = "A"
     for _ in range((length - 1) // (4 * CHAIN)):
-        numbers, signs = random.integers(0, 10, CHAIN), random.integers(0, 2, CHAIN) * 2 - 1
-        given = [f"{'+' if sign > 0 else '-'}{number}" for number, sign in zip(numbers, signs, strict=True)]
-        prompt += "".join(given)
-        answer += "".join(f"{one}={total}" for one, total in zip(given, np.cumsum(numbers * signs) % 10, strict=True))
+        numbers = random.integers(0, MODULUS, CHAIN)
+        prompt += "".join(f"+{number}=." for number in numbers)
+        answer += "".join(f"+{n}={total}" for n, total in zip(numbers, np.cumsum(numbers) % MODULUS, strict=True))
     return _padded(prompt, length), _padded(answer, length)
 
 

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 import diffcache
-from diffcache import cli, errors, planning, schedulers
+from diffcache import cli, errors, planning, registry, schedulers, tokens
 
 pytestmark = pytest.mark.fast
 
@@ -43,6 +43,14 @@ def test_every_method_is_on_the_page() -> None:
     for name in schedulers.rules():
         assert f"| `{reference_pages.rule_spec(name)}` |" in page
         schedulers.parse_rule(reference_pages.rule_spec(name))
+
+
+def test_every_token_rule_is_on_both_pages() -> None:
+    for name in tokens.token_rules():
+        spec = reference_pages.spec_of(name, registry.load(tokens.RULES, name).fresh)
+        assert f"| `{spec}` |" in reference_pages.methods()
+        assert f"\n| `{name}` | " in (DOCS / "language-models.md").read_text()
+        tokens.parse_token_rule(spec)
 
 
 def test_every_public_name_has_an_entry() -> None:

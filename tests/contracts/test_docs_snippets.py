@@ -171,6 +171,12 @@ def with_policies(names: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
     names["accelerate"] = diffcache.accelerate
 
 
+def with_language_model(names: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
+    """A language model with random weights, a decoding loop and a prompt."""
+    decoders = pytest.importorskip("decoders", reason="transformers is not installed")
+    names |= {"model": decoders.decoder(), "prompt": decoders.prompts(1), "decode": decoders.decode}
+
+
 SETUPS: dict[str, Callable[[dict[str, Any], pytest.MonkeyPatch], None]] = {
     "pipe": with_pipe,
     "schedule": with_schedule,
@@ -178,6 +184,7 @@ SETUPS: dict[str, Callable[[dict[str, Any], pytest.MonkeyPatch], None]] = {
     "FluxPipeline": with_flux_pipeline,
     "policy": with_policy,
     "policies": with_policies,
+    "language model": with_language_model,
     "restored": lambda names, patch: names.__setitem__("restored", True),  # each block begins without a schedule
 }
 
