@@ -173,8 +173,14 @@ def with_policies(names: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
 
 def with_language_model(names: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
     """A language model with random weights, a decoding loop and a prompt."""
-    decoders = pytest.importorskip("decoders", reason="transformers is not installed")
-    names |= {"model": decoders.decoder(), "prompt": decoders.prompts(1), "decode": decoders.decode}
+    pytest.importorskip("transformers")
+    import decoders
+
+    model = decoders.decoder()
+    names |= {"model": model, "prompt": decoders.prompts(1), "decode": decoders.decode}
+    names["sample"] = lambda prompt, per_step=1: decoders.decode(model, prompt, per_step=per_step)[0]
+    names["prompts"] = [decoders.prompts(2, seed=seed) for seed in range(2)]
+    names["is_right"] = lambda row: int(row[-1]) == 1
 
 
 SETUPS: dict[str, Callable[[dict[str, Any], pytest.MonkeyPatch], None]] = {

@@ -1,0 +1,357 @@
+"""Evaluate token rules on a language model: exact match, agreement with the full loop, tokens per second."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffcache import host, tokens
+from diffcache.api import accelerated, report
+from diffcache.documents import files
+from diffcache.errors import BadOption, UnknownName, Unusable
+from diffcache.eval.methods import FULL, Method
+from diffcache.host import MARK
+from diffcache.patch import layer, spot
+from diffcache.tokens.report import TokenReport
+
+Score = Callable[[Mapping[str, Any], Tensor], Sequence[bool]]
+COLUMNS = (
+    "method",
+    "exact match",
+    "against full",
+    "same tokens",
+    "same answers",
+    "tokens/s",
+    "speed-up",
+    "forwards",
+    "computed",
+    "kept MB",
+)
+Z = 1.959963984540054  # of a 95 % interval
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextResult:
+    """The results of one method on all prompts.
+
+    Attributes:
+        name: The name of the method.
+        rule: The token rule; empty for a loop without a cache.
+        change: The arguments of the loop that the method changes.
+        answers: The number of answers, over all calls.
+        exact: The share of answers that the scorer accepts, with its 95 % Wilson interval. None without a scorer.
+        better: The answers that are accepted with this method, and not in the full loop.
+        worse: The answers that are accepted in the full loop, and not with this method.
+        p_value: The p value of McNemar's exact test of ``better`` and ``worse``. None without a scorer.
+        same_tokens: The share of generated tokens that equal those of the full loop.
+        same_answers: The share of answers that equal those of the full loop in every token.
+        seconds: The seconds of each call.
+        tokens_per_s: Generated tokens per second, over all calls.
+        speedup: The median over the calls of the ratio of seconds to those of the full loop.
+        forwards: The number of forwards, over all calls.
+        computed: The share of the positions that the forwards computed, 0 to 1.
+        peak_bytes: The most bytes of kept tensors at one time.
+    """
+
+    name: str
+    rule: str
+    change: Mapping[str, Any] = field(default_factory=dict)
+    answers: int
+    exact: tuple[float, float, float] | None
+    better: int = 0
+    worse: int = 0
+    p_value: float | None = None
+    same_tokens: float
+    same_answers: float
+    seconds: tuple[float, ...]
+    tokens_per_s: float
+    speedup: float
+    forwards: int
+    computed: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TextEvaluation:
+    """The results of an evaluation of token rules.
+
+    Attributes:
+        results: The results of the methods, the full loop first.
+        folder: The folder with ``record.json`` and ``table.md``.
+    """
+
+    results: tuple[TextResult, ...]
+    folder: Path
+
+    def __getitem__(self, name: str) -> TextResult:
+        """Return the results of a method.
+
+        Raises:
+            UnknownName: There is no method of that name.
+        """
+        for one in self.results:
+            if one.name == name:
+                return one
+        raise UnknownName("method", name, [one.name for one in self.results])
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names of the methods."""
+        return iter([one.name for one in self.results])
+
+    def __repr__(self) -> str:
+        return f"<TextEvaluation of {len(self.results)} methods on {self.results[0].answers} answers>"
+
+    def __str__(self) -> str:
+        return table(self.results)
+
+
+def method(name: str, rule: str = "", **change: Any) -> Method:
+    """Return a way to run a decoding loop.
+
+    Args:
+        name: The name in the table.
+        rule: A token rule. Empty for the loop without a cache.
+        **change: Arguments of the loop that the method changes, such as the number of tokens that a step commits.
+
+    Raises:
+        DiffCacheError: The rule or the name is not valid.
+    """
+    if rule:
+        tokens.parse_token_rule(rule)
+        return Method(name=name, kind="ours", on=lambda pipe: accelerated(pipe, rule), change=change, detail=rule)
+    return Method(name=name, kind="fewer steps", change=change)
+
+
+def evaluate_text(
+    pipe: Any,
+    methods: Mapping[str, str] | Sequence[Method],
+    calls: Sequence[Mapping[str, Any]],
+    *,
+    score: Score | None = None,
+    out: str | Path = "evaluation",
+) -> TextEvaluation:
+    """Run a decoding loop in full and with each method on the same prompts, and compare the answers.
+
+    The calls of all methods alternate, and the order rotates from call to call.
+
+    Args:
+        pipe: A :class:`diffcache.Loop` around a language model, or a diffusers pipeline with one. A call returns token
+            ids, int64 [B, N] or [B, generated tokens]. It is left unchanged.
+        methods: Name -> token rule, or methods that :func:`method` makes.
+        calls: The arguments of the loop, one dictionary for each batch of prompts.
+        score: Judges answers: ``score(call, ids)`` returns one bool for each row. None: answers are only compared.
+        out: The folder for ``record.json`` and ``table.md``.
+
+    Returns:
+        The results, the full loop first.
+
+    Raises:
+        BadOption: An argument is not valid, or a call returns no token ids.
+        AlreadyAccelerated: The model is accelerated.
+    """
+    pipe = host.adopted(pipe)
+    network = host.language_model_of(pipe)
+    if network is None:
+        raise BadOption("pipe", type(pipe).__name__, "a loop around a language model, or a pipeline with one")
+    if host.mask_id_of(pipe) is None:
+        raise BadOption("mask", None, "the id of the mask token: set model.config.mask_token_id")
+    host.demand_full_run(pipe)
+    host.check_calls(pipe, calls, repeatable=False)
+    if isinstance(methods, Mapping):
+        methods = [method(name, rule) for name, rule in methods.items()]
+    every = [Method(name=FULL, kind="full"), *methods]
+    if len({one.name for one in every}) < len(every):
+        raise BadOption(
+            "methods", [one.name for one in methods], f"names that differ from each other and from {FULL!r}"
+        )
+    runs: dict[str, list[_Run]] = {one.name: [] for one in every}
+    for number, call in enumerate(calls):
+        turned = [*every[number % len(every) :], *every[: number % len(every)]]
+        for one in turned:
+            runs[one.name].append(_run(pipe, network, one, call, score))
+    found = tuple(_result(one, runs[one.name], runs[FULL], scored=score is not None) for one in every)
+    folder = Path(out)
+    files.make_folder(folder)
+    record = {"format": "diffcache.text-evaluation", "version": 1, "methods": [asdict(one) for one in found]}
+    files.write(folder / "record.json", json.dumps(record, indent=1, allow_nan=False, default=str) + "\n")
+    files.write(folder / "table.md", table(found) + "\n")
+    return TextEvaluation(found, folder)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One call of one method.
+
+    Attributes:
+        ids: int64 [B, N], the result.
+        accepted: bool [B], the answers that the scorer accepts.
+        seconds: The time of the call.
+        forwards: The number of forwards that the loop asked for.
+        generated: The number of tokens that were masked in the first forward, in all rows.
+        report: The report of the token cache. None without one.
+    """
+
+    ids: np.ndarray
+    accepted: np.ndarray
+    seconds: float
+    forwards: int
+    generated: int
+    report: TokenReport | None
+
+
+def _run(pipe: Any, network: nn.Module, one: Method, call: Mapping[str, Any], score: Score | None) -> _Run:
+    """Run one call with a method."""
+    given = {**call, **one.change}
+    with one.on(pipe), _counted(network, host.mask_id_of(pipe)) as counts, torch.no_grad():
+        _finish(network)
+        began = time.perf_counter()
+        ids = _token_ids(pipe(**given))
+        _finish(network)
+        seconds = time.perf_counter() - began
+        on = MARK in getattr(host.adopted(pipe, bare=True), "__dict__", {})
+        found = report(pipe) if on else None
+    accepted = np.zeros(len(ids), bool)
+    if score is not None:
+        accepted = np.asarray([bool(value) for value in score(call, ids)])
+        if len(accepted) != len(ids):
+            raise BadOption("score", f"{len(accepted)} values for {len(ids)} answers", "one bool for each answer")
+    return _Run(ids.numpy(), accepted, seconds, counts[0], counts[1], found if isinstance(found, TokenReport) else None)
+
+
+@contextlib.contextmanager
+def _counted(network: nn.Module, mask: int | None) -> Iterator[list[int]]:
+    """Count the forwards of a network, and the masks of the first one of each growing canvas."""
+    counts = [0, 0]
+    longest = 0
+
+    def forward(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal longest
+        ids = args[0] if args else kwargs.get("input_ids")
+        if isinstance(ids, Tensor) and ids.ndim == 2:
+            counts[0] += 1
+            if ids.shape[1] > longest:
+                counts[1] += int((ids[:, longest:] == mask).sum())
+                longest = ids.shape[1]
+        return inner(*args, **kwargs)
+
+    undo = layer(*spot(network), forward)
+    try:
+        yield counts
+    finally:
+        undo()
+
+
+def _token_ids(result: Any) -> Tensor:
+    """Return the token ids of a result: a tensor, or the field ``sequences`` of an output."""
+    found = getattr(result, "sequences", result)
+    if not isinstance(found, Tensor) or found.ndim != 2 or found.is_floating_point():
+        raise Unusable(
+            "pipe",
+            f"a call returned {type(result).__name__}, which holds no token ids of shape [batch, positions]",
+            "Return the ids of the loop as a tensor",
+        )
+    return found.cpu()
+
+
+def _finish(network: nn.Module) -> None:
+    """Wait for the device of a network."""
+    if any(parameter.is_cuda for parameter in network.parameters()):
+        torch.cuda.synchronize()
+
+
+def _result(one: Method, runs: list[_Run], full: list[_Run], *, scored: bool) -> TextResult:
+    """Return the results of a method. Runs have the order of the calls."""
+    accepted, before = (np.concatenate([run.accepted for run in them]) for them in (runs, full))
+    same = [_same(run.ids, other.ids) for run, other in zip(runs, full, strict=True)]
+    better, worse = int(np.sum(accepted & ~before)), int(np.sum(before & ~accepted))
+    reports = [run.report for run in runs if run.report is not None]
+    computed = sum(r.computed for r in reports) / max(sum(r.full for r in reports), 1) if reports else 1.0
+    generated = sum(run.generated for run in runs)
+    differing = sum(int(np.sum(~equal)) for equal in same)
+    return TextResult(
+        name=one.name,
+        rule=one.detail if one.kind == "ours" else "",
+        change=dict(one.change),
+        answers=len(accepted),
+        exact=wilson(int(accepted.sum()), len(accepted)) if scored else None,
+        better=better,
+        worse=worse,
+        p_value=mcnemar(better, worse) if scored else None,
+        same_tokens=1 - differing / max(generated, 1),
+        same_answers=float(np.mean(np.concatenate([equal.all(1) for equal in same]))),
+        seconds=tuple(run.seconds for run in runs),
+        tokens_per_s=generated / sum(run.seconds for run in runs),
+        speedup=statistics.median(f.seconds / run.seconds for f, run in zip(full, runs, strict=True)),
+        forwards=sum(run.forwards for run in runs),
+        computed=computed,
+        peak_bytes=max((r.peak_bytes for r in reports), default=0),
+    )
+
+
+def _same(ids: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return bool [B, N], where two results have the same token. A shorter result differs where it ends."""
+    size = max(ids.shape[1], other.shape[1])
+    wide = [
+        np.pad(one, ((0, 0), (0, size - one.shape[1])), constant_values=-1 - i) for i, one in enumerate((ids, other))
+    ]
+    same: np.ndarray = wide[0] == wide[1]
+    return same
+
+
+def wilson(successes: int, n: int) -> tuple[float, float, float]:
+    """Return the share of successes, and the ends of its 95 % interval (Wilson 1927).
+
+    Args:
+        successes: The number of successes.
+        n: The number of trials, at least 1.
+    """
+    share = successes / n
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return share, max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Return the two-sided p value of McNemar's exact test: the smaller of two counts is a fair coin's.
+
+    Args:
+        better: The number of pairs that differ in favour of the method.
+        worse: The number of pairs that differ in favour of the full loop.
+    """
+    n, fewer = better + worse, min(better, worse)
+    if n == 0:
+        return 1.0
+    return float(min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n))
+
+
+def table(results: Sequence[TextResult]) -> str:
+    """Return a Markdown table with one row per method."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for one in results:
+        exact = "–" if one.exact is None else "{:.1%} [{:.1%}, {:.1%}]".format(*one.exact)
+        against = "–" if one.p_value is None else f"+{one.better} −{one.worse}, p = {one.p_value:.2g}"
+        cells = (
+            one.name,
+            exact,
+            against,
+            f"{one.same_tokens:.2%}",
+            f"{one.same_answers:.1%}",
+            f"{one.tokens_per_s:.0f}",
+            f"{one.speedup:.2f}",
+            f"{one.forwards:,}",
+            f"{one.computed:.1%}",
+            f"{one.peak_bytes / 1e6:.1f}" if one.peak_bytes else "–",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""Evaluation of token rules: exact match, agreement with the full loop, work and speed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from decoders import decode, decoder, prompts
+
+import diffcache
+from diffcache.errors import AlreadyAccelerated, DiffCacheError, UnknownName
+from diffcache.eval import text
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(scope="module")
+def loop():
+    model = decoder()
+    return diffcache.Loop(model, lambda prompt, per_step=1: decode(model, prompt, per_step=per_step)[0])
+
+
+CALLS = [{"prompt": prompts(2, seed=seed)} for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def answers(loop):
+    return [loop(**call) for call in CALLS]
+
+
+def exact(answers):
+    """Return a scorer that accepts the answers of the full loop."""
+
+    def score(call, ids):
+        wanted = next(a for a, c in zip(answers, CALLS, strict=True) if c is call)
+        return [torch.equal(row, other) for row, other in zip(ids, wanted, strict=True)]
+
+    return score
+
+
+def test_methods_are_compared_with_the_full_loop(loop, answers, tmp_path):
+    methods = [
+        text.method("exact", "full"),
+        text.method("dkv", "dkv:refresh=8"),
+        text.method("2 per step", per_step=2),
+        text.method("dkv, 2 per step", "dkv:refresh=8", per_step=2),
+    ]
+    found = text.evaluate_text(loop, methods, CALLS, score=exact(answers), out=tmp_path)
+    assert list(found) == ["full run", "exact", "dkv", "2 per step", "dkv, 2 per step"]
+    full, same, dkv, two, both = (found[name] for name in found)
+    assert full.exact[0] == same.exact[0] == 1
+    assert (same.same_tokens, same.same_answers, same.computed, same.better, same.worse) == (1, 1, 1, 0, 0)
+    assert full.forwards == dkv.forwards == 4 * 16
+    assert two.forwards == both.forwards == 4 * 8
+    assert 0 < dkv.computed < 1
+    assert (full.peak_bytes, two.computed) == (0, 1)
+    assert dkv.peak_bytes > 0
+    assert full.tokens_per_s == pytest.approx(8 * 16 / sum(full.seconds))
+    changed = [loop(**call, per_step=2) for call in CALLS]
+    equal = torch.cat([a == b for a, b in zip(changed, answers, strict=True)])[:, 8:]
+    assert two.same_tokens == pytest.approx(equal.double().mean().item())
+    assert two.same_answers == pytest.approx(equal.all(1).double().mean().item())
+    assert two.worse == 8 - int(equal.all(1).sum()) > 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [one["name"] for one in record["methods"]] == list(found)
+    assert str(found) == (tmp_path / "table.md").read_text().strip()
+    with pytest.raises(UnknownName, match="dkv"):
+        found["dkw"]
+
+
+def test_seconds_are_paired_by_call(loop, tmp_path):
+    found = text.evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
+    full, dkv = found["full run"], found["dkv"]
+    assert dkv.speedup == pytest.approx(np.median(np.array(full.seconds) / np.array(dkv.seconds)))
+    assert (full.exact, dkv.p_value) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"), [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (10, 10, 0.72247, 1.0)]
+)
+def test_the_interval_is_wilsons(successes, n, low, high):
+    """The values are those of ``statsmodels.stats.proportion.proportion_confint(method="wilson")``."""
+    assert text.wilson(successes, n) == pytest.approx((successes / n, low, high), abs=1e-5)
+
+
+@pytest.mark.parametrize(("better", "worse", "p"), [(0, 0, 1.0), (1, 1, 1.0), (0, 6, 2 / 64), (2, 8, 0.109375)])
+def test_the_test_is_mcnemars(better, worse, p):
+    assert text.mcnemar(better, worse) == pytest.approx(p)
+
+
+def test_an_accelerated_model_is_refused(loop, tmp_path):
+    with diffcache.accelerated(loop, "dkv"), pytest.raises(AlreadyAccelerated):
+        text.evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"methods": {"a": "dkw"}}, "no token rule"),
+        ({"methods": {"full run": "dkv"}}, "names that differ"),
+        ({"score": lambda call, ids: [True]}, "one bool for each answer"),
+        ({"pipe": diffcache.Loop(torch.nn.Linear(2, 2), lambda: None)}, "a loop around a language model"),
+        ({"calls": [{"prompts": 3}]}, "prompts"),
+    ],
+)
+def test_bad_input_has_one_clear_error(loop, tmp_path, change, words):
+    given = {"pipe": loop, "methods": {"dkv": "dkv"}, "calls": CALLS, "out": tmp_path, **change}
+    with pytest.raises(DiffCacheError, match=words):
+        text.evaluate_text(given.pop("pipe"), given.pop("methods"), given.pop("calls"), **given)
+
+
+def test_a_loop_that_returns_no_ids_is_refused(tmp_path):
+    model = decoder()
+    loop = diffcache.Loop(model, lambda prompt: "text")
+    with pytest.raises(DiffCacheError, match="no token ids"):
+        text.evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
