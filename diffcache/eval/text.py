@@ -164,7 +164,8 @@ def evaluate_text(
     network = host.language_model_of(pipe)
     if network is None:
         raise BadOption("pipe", type(pipe).__name__, "a loop around a language model, or a pipeline with one")
-    if host.mask_id_of(pipe) is None:
+    mask = host.mask_id_of(pipe)
+    if mask is None:
         raise BadOption("mask", None, "the id of the mask token: set model.config.mask_token_id")
     host.demand_full_run(pipe)
     host.check_calls(pipe, calls, repeatable=False)
@@ -179,7 +180,7 @@ def evaluate_text(
     for number, call in enumerate(calls):
         turned = [*every[number % len(every) :], *every[: number % len(every)]]
         for one in turned:
-            runs[one.name].append(_run(pipe, network, one, call, score))
+            runs[one.name].append(_run(pipe, network, mask, one, call, score))
     found = tuple(_result(one, runs[one.name], runs[FULL], scored=score is not None) for one in every)
     folder = Path(out)
     files.make_folder(folder)
@@ -210,10 +211,10 @@ class _Run:
     report: TokenReport | None
 
 
-def _run(pipe: Any, network: nn.Module, one: Method, call: Mapping[str, Any], score: Score | None) -> _Run:
+def _run(pipe: Any, network: nn.Module, mask: int, one: Method, call: Mapping[str, Any], score: Score | None) -> _Run:
     """Run one call with a method."""
     given = {**call, **one.change}
-    with one.on(pipe), _counted(network, host.mask_id_of(pipe)) as counts, torch.no_grad():
+    with one.on(pipe), _counted(network, mask) as counts, torch.no_grad():
         _finish(network)
         began = time.perf_counter()
         ids = _token_ids(pipe(**given))
@@ -230,7 +231,7 @@ def _run(pipe: Any, network: nn.Module, one: Method, call: Mapping[str, Any], sc
 
 
 @contextlib.contextmanager
-def _counted(network: nn.Module, mask: int | None) -> Iterator[list[int]]:
+def _counted(network: nn.Module, mask: int) -> Iterator[list[int]]:
     """Count the forwards of a network, and the masks of the first one of each growing canvas."""
     counts = [0, 0]
     longest = 0
@@ -241,7 +242,7 @@ def _counted(network: nn.Module, mask: int | None) -> Iterator[list[int]]:
         if isinstance(ids, Tensor) and ids.ndim == 2:
             counts[0] += 1
             if ids.shape[1] > longest:
-                counts[1] += int((ids[:, longest:] == mask).sum())
+                counts[1] += int(torch.eq(ids[:, longest:], mask).sum())
                 longest = ids.shape[1]
         return inner(*args, **kwargs)
 
