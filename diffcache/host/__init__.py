@@ -53,6 +53,7 @@ from diffcache.host.inspection import (
     unwrapped,
 )
 from diffcache.host.kinds import Kind, LoopWatch, kind_of
+from diffcache.host.levels import CannotFollow
 from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
@@ -67,6 +68,7 @@ __all__ = [
     "GRIDS",
     "MARK",
     "MOST_STEPS",
+    "CannotFollow",
     "Clock",
     "Forward",
     "Kind",

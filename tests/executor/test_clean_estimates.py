@@ -18,11 +18,10 @@ import diffcache
 from diffcache.cli import show
 from diffcache.documents import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
-from diffcache.planning.resampling import resampled
 from diffcache.profiling import Calibration
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.fitting.fit import fit
-from diffcache.profiling.recording.record import Trajectory
+from diffcache.profiling.recording import Trajectory
 from diffcache.profiling.replay.input_share import input_share
 from diffcache.schedulers.uniform import evenly
 
@@ -232,7 +231,7 @@ def test_a_schedule_of_estimates_is_tied_to_its_steps() -> None:
     denoisers = {"transformer": DenoiserPlan(sites={"model": plan})}
     schedule = CacheSchedule(steps=4, denoisers=denoisers, timesteps=np.array([4.0, 3.0, 2.0, 1.0]))
     with pytest.raises(BadOption, match="predicts from outputs only"):
-        resampled(schedule, [4.0, 2.0, 1.0])
+        diffcache.resampled(schedule, [4.0, 2.0, 1.0])
     assert show.table(plan).splitlines()[:2] == ["  step  newest  w0    v0", "     1       0   1  -0.5"]
 
 

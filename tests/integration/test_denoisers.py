@@ -22,8 +22,7 @@ from pipelines import shared
 from torch import Tensor
 
 from diffcache import accelerate, accelerated, report, restore
-from diffcache.documents import CacheSchedule, DenoiserPlan
-from diffcache.documents.sites import GRANULARITIES
+from diffcache.documents import GRANULARITIES, CacheSchedule, DenoiserPlan
 from diffcache.host import find_sites
 from diffcache.schedulers.uniform import reuse
 
