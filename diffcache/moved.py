@@ -88,7 +88,7 @@ class MovedFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return a spec whose loader raises the error, if ``fullname`` has moved, else None."""
+        """Return a spec with a loader that raises the error, if ``fullname`` has moved, else None."""
         package, _, name = fullname.partition(".")
         return ModuleSpec(fullname, MovedLoader()) if package == "diffcache" and name in MOVED else None
 

@@ -68,7 +68,7 @@ def imported(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def is_inner(module: str) -> bool:
-    """Return whether a module lies inside of a package and is no file of a registry."""
+    """Return whether a module lies inside of a package and is not a file of a registry."""
     package, _, name = module.rpartition(".")
     if module in FACES or (package in REGISTRIES and not name.startswith("_")):
         return False
@@ -97,7 +97,7 @@ def is_same(face: str, module: str, name: str) -> bool:
 
 # Reason -> the modules that tests of other packages may import.
 REASONS = {
-    "commands, whose functions hold what they print": "cli.demo cli.eval cli.presets cli.show",
+    "commands and the tables that they print": "cli.demo cli.eval cli.presets cli.show",
     "files of every kind, and what they may hold": (
         "documents.branches documents.checks documents.collection documents.container documents.document "
         "documents.files documents.hub documents.schedule documents.sites eval.evaluation eval.plausible eval.record "
@@ -112,7 +112,7 @@ REASONS = {
         "executor.cost executor.notices executor.pairing executor.program executor.state executor.store "
         "planning.storage"
     ),
-    "functions whose names are those of their modules, so that a package cannot offer them": (
+    "functions with the names of their modules, so that a package cannot offer them": (
         "profiling.fitting.fit profiling.recording.record profiling.replay.input_share"
     ),
     "mathematics that tests compute with": (
