@@ -137,7 +137,7 @@ FEW = 4  # fits: what is kept, and how it is combined, does not depend on the ma
 
 @functools.cache
 def drawing() -> tuple[diffcache.Loop, CacheSchedule]:
-    """Return a loop whose sampler draws noise, and a schedule fitted to it: for tests that change neither."""
+    """Return a loop with a sampler that draws noise, and a schedule fitted to it. Tests change neither."""
     loop = looped(diffusers.DDPMScheduler)
     return loop, diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
 
