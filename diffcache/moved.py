@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {  # below ``diffcache``: old name -> new name
@@ -69,14 +70,27 @@ MOVED = {  # below ``diffcache``: old name -> new name
 }
 
 
-class MovedFinder(MetaPathFinder):
-    """Raises an error that states the new name. Python asks it last, for modules that no other finder has found."""
+class MovedLoader(Loader):
+    """Raises an error that states the new name when the old module is imported."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        """Raise ModuleNotFoundError if ``fullname`` has moved."""
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Raise ModuleNotFoundError."""
+        name = spec.name.partition(".")[2]
+        raise ModuleNotFoundError(f"diffcache.{name} is now diffcache.{MOVED[name]}. Import that.")
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: ``create_module`` makes no module."""
+
+
+class MovedFinder(MetaPathFinder):
+    """Finds modules that have moved. Python asks it last, for modules that no other finder has found."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec with a loader that raises the error, if ``fullname`` has moved, else None."""
         package, _, name = fullname.partition(".")
-        if package == "diffcache" and name in MOVED:
-            raise ModuleNotFoundError(f"diffcache.{name} is now diffcache.{MOVED[name]}. Import that.")
+        return ModuleSpec(fullname, MovedLoader()) if package == "diffcache" and name in MOVED else None
 
 
 def install() -> None:

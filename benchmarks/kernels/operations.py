@@ -14,35 +14,29 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import Budget, Clock, Copies, circumstances, in_words, results, this_device, write
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffcache.kernels import FORMATS
 from diffcache.kernels.coding import decode
+from diffcache.kernels.examples import TimedTensors, Variant
 from diffcache.kernels.library import has_triton, operations
 
-RETURNED = {
-    "quantize": ("codes", "scales", "sums"),
-    "dequantize": ("out",),
-    "predict": ("out",),
-    "residual_quantize": ("out", "codes", "scales"),
-    "residual_modulate": ("out", "y"),
-}
-OPERATIONS: dict[str, Any] = {name: op for name, op in operations().items() if name in RETURNED}
+OPERATIONS: dict[str, Any] = dict(operations())
+EXAMPLES = {name: import_module(f"diffcache.kernels.{name}.example") for name in OPERATIONS}
+RETURNED: dict[str, tuple[str, ...]] = {name: example.RETURNED for name, example in EXAMPLES.items()}
 SIZES = {
     "14M": (4608, 3072),  # the tokens of FLUX.1 at 1024 pixels
     "10M": (8704, 1152),
     "168M": (54688, 3072),
     "1M": (864, 1152),
 }
-SAMPLES = 2  # in a batch: gates and sums are of each
 AT_MOST_OFF = 1e-3  # share of values that may be a rounding apart
 
 
@@ -50,162 +44,19 @@ class WrongResult(SystemExit):
     """What ours gives is not what the plain form gives: times would be of something else."""
 
 
-class Data:
-    """The tensors of one size, made when asked for and kept."""
-
-    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
-        self.shape, self.device = shape, device
-        self._made: dict[str, Tensor] = {}
-        self._packed: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-
-    def normal(self, name: str, rows: int | None = None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """[rows, length]; columns differ in spread, as channels do. The same for a name, whatever was made before."""
-        if name not in self._made:
-            generator = torch.Generator(self.device).manual_seed(sum(map(ord, name)))
-            count, length = rows or self.shape[0], self.shape[1]
-            spread = torch.linspace(0.5, 2.0, length, device=self.device)
-            values = torch.randn((count, length), generator=generator, device=self.device) * spread
-            self._made[name] = values.to(dtype)
-        return self._made[name]
-
-    def kept(self, index: int) -> Tensor:
-        """An earlier value of x, uncompressed."""
-        name = f"kept {index}"
-        if name not in self._made:
-            self._made[name] = (self.normal("x") + 0.3 * self.normal(f"change {index}")).to(torch.bfloat16)
-            del self._made[f"change {index}"]
-        return self._made[name]
-
-    def packed(self, form: str, index: int = 0) -> tuple[Tensor, Tensor]:
-        """Codes and scales of an earlier value, by the plain form."""
-        if (form, index) not in self._packed:
-            self._packed = {key: found for key, found in self._packed.items() if key[0] == form}  # of one format
-            codes, scales, _ = OPERATIONS["quantize"].plain(self.kept(index), form)
-            self._packed[form, index] = codes, scales
-        return self._packed[form, index]
-
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """One way to call an operation.
-
-    streams       tensors of bfloat16 that it reads or writes
-    kept          tensors in the format that it reads or writes
-    arguments     (data, format) -> positional and keyword arguments
-    uncompressed  what a cache that keeps bfloat16 does instead, in eager torch
-    """
+class Timed:
+    """A variant of an operation."""
 
     op: str
-    name: str
-    streams: int
-    kept: int
-    arguments: Callable[[Data, str], Arguments]
-    uncompressed: Callable[[Data], Any]
-
-    def moved(self, shape: tuple[int, int], form: str) -> int:
-        """Bytes at least."""
-        return self.streams * 2 * math.prod(shape) + self.kept * FORMATS[form].nbytes(shape)
+    how: Variant
 
     @property
-    def formula(self) -> str:
-        return f"{2 * self.streams} + {'' if self.kept == 1 else self.kept} k".replace("  ", " ")
+    def name(self) -> str:
+        return self.how.name
 
 
-def weights(count: int) -> list[float]:
-    """Of the polynomial through ``count`` equally spaced anchors, one step on."""
-    return [float((-1) ** k * math.comb(count, k + 1)) for k in range(count)]
-
-
-def _difference_and_sums(data: Data, form: str) -> Arguments:
-    codes, scales = data.packed(form)
-    previous = {"previous_codes": codes, "previous_scales": scales, "samples": SAMPLES}
-    return (data.normal("x"), form, data.normal("y")), previous
-
-
-def _load(data: Data, form: str) -> Arguments:
-    return (*data.packed(form), form, data.shape[1], torch.bfloat16), {}
-
-
-def _affine_and_add(data: Data, form: str) -> Arguments:
-    affine = data.normal("affine", 2, torch.float32)
-    return _load(data, form)[0], {"affine": affine, "add": data.normal("y")}
-
-
-def _predict(count: int) -> Callable[[Data, str], Arguments]:
-    def arguments(data: Data, form: str) -> Arguments:
-        codes, scales = zip(*(data.packed(form, k) for k in range(count)), strict=True)
-        return (list(codes), list(scales), weights(count), form, data.shape[1], torch.bfloat16), {}
-
-    return arguments
-
-
-def _residual_quantize(data: Data, form: str) -> Arguments:
-    return (data.normal("x"), data.normal("y"), form, data.normal("gate", SAMPLES)), {}
-
-
-def _residual_modulate(data: Data, form: str) -> Arguments:
-    return (data.normal("x"), *data.packed(form), form, *(data.normal(n, SAMPLES) for n in _MODULATION)), {}
-
-
-_MODULATION = ("gate", "shift", "scale")
-
-
-def _sums(data: Data) -> Any:
-    """A bfloat16 cache that looks at drift the usual way: the relative change by means of magnitudes."""
-    d = data.normal("x") - data.normal("y")
-    return d, (d - data.kept(0)).abs().mean() / data.kept(0).abs().mean()
-
-
-def _weighted(count: int) -> Callable[[Data], Any]:
-    def work(data: Data) -> Tensor:
-        first, *rest = weights(count)
-        out = data.kept(0) * first
-        for k, weight in enumerate(rest, 1):
-            out = torch.add(out, data.kept(k), alpha=weight)
-        return out
-
-    return work
-
-
-def _by_sample(data: Data, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """x and a vector of each sample, so that they broadcast."""
-    return x.view(SAMPLES, -1, data.shape[1]), data.normal(name, SAMPLES).unsqueeze(1)
-
-
-def _add_and_keep(data: Data) -> Any:
-    f, gate = _by_sample(data, data.normal("y"), "gate")
-    return data.normal("x").view_as(f) + gate * f, f.clone()
-
-
-def _add_and_normalise(data: Data) -> Any:
-    f, gate = _by_sample(data, data.kept(0), "gate")
-    out = data.normal("x").view_as(f) + gate * f
-    _, shift = _by_sample(data, out, "shift")
-    _, scale = _by_sample(data, out, "scale")
-    return out, F.layer_norm(out, out.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-VARIANTS = (
-    Variant("quantize", "x", 1, 1, lambda d, form: ((d.normal("x"), form), {}), lambda d: d.normal("x").clone()),
-    Variant(
-        "quantize",
-        "difference",
-        2,
-        1,
-        lambda d, form: ((d.normal("x"), form, d.normal("y")), {}),
-        lambda d: d.normal("x") - d.normal("y"),
-    ),
-    Variant("quantize", "difference, drift sums", 2, 2, _difference_and_sums, _sums),
-    Variant("dequantize", "load", 1, 1, _load, lambda d: d.kept(0).clone()),
-    Variant("dequantize", "affine, add", 2, 1, _affine_and_add, lambda d: d.normal("y") + d.kept(0)),
-    *(Variant("predict", f"K={k}", 1, k, _predict(k), _weighted(k)) for k in (1, 2, 3, 6)),
-    Variant("residual_quantize", "gate", 3, 1, _residual_quantize, _add_and_keep),
-    Variant("residual_modulate", "gate, shift, scale", 3, 1, _residual_modulate, _add_and_normalise),
-)
-QUICK = ("x", "affine, add", "K=2", "gate", "gate, shift, scale")  # one of each operation
+VARIANTS = tuple(Timed(name, variant) for name, example in EXAMPLES.items() for variant in example.TIMED)
 
 
 @dataclass(slots=True)
@@ -270,20 +121,20 @@ class Bench:
         self.remark = ""
         print(f"copy_ of {flush_bytes / 2**20:.0f} MiB, reading and writing: {self.ceiling:.1f} GB/s", flush=True)
 
-    def measure(self, size: str, data: Data, variant: Variant, form: str) -> Row:
-        op = OPERATIONS[variant.op]
-        args, kwargs = variant.arguments(data, form)
+    def measure(self, size: str, data: TimedTensors, timed: Timed, form: str) -> Row:
+        op = OPERATIONS[timed.op]
+        args, kwargs = timed.how.arguments(data, form)
         torch._dynamo.reset()  # else the compiled form gives up after eight kinds of arguments
-        check(variant, form, op.plain(*args, **kwargs), op(*args, backend=self.backend, **kwargs))
+        check(timed, form, op.plain(*args, **kwargs), op(*args, backend=self.backend, **kwargs))
         ours = self.clock(lambda: op(*args, backend=self.backend, **kwargs))
-        key = size, variant.op, variant.name
+        key = size, timed.op, timed.name
         if key not in self.uncompressed:
-            self.uncompressed[key] = self.clock(lambda: variant.uncompressed(data)).ms
-        moved = variant.moved(data.shape, form)
+            self.uncompressed[key] = self.clock(lambda: timed.how.uncompressed(data)).ms
+        moved = timed.how.moved(data.shape, form)
         row = Row(
             size=size,
-            op=variant.op,
-            variant=variant.name,
+            op=timed.op,
+            variant=timed.name,
             format=form,
             shape=data.shape,
             moved=moved,
@@ -298,14 +149,14 @@ class Bench:
         self.show(row)
         return row
 
-    def compare_compiled(self, row: Row, data: Data, variant: Variant) -> None:
-        args, kwargs = variant.arguments(data, row.format)
+    def compare_compiled(self, row: Row, data: TimedTensors, timed: Timed) -> None:
+        args, kwargs = timed.how.arguments(data, row.format)
         torch._dynamo.reset()
-        compiled = torch.compile(OPERATIONS[variant.op].plain, dynamic=False)
+        compiled = torch.compile(OPERATIONS[timed.op].plain, dynamic=False)
         try:
             row.compile_ms = self.clock(lambda: compiled(*args, **kwargs)).ms
         except Exception as error:  # what a compiler cannot do is no reason to lose the other rows
-            self.remark += f"torch.compile of {variant.op}, {row.format}: {type(error).__name__}. "
+            self.remark += f"torch.compile of {timed.op}, {row.format}: {type(error).__name__}. "
         self.show(row)
 
     def show(self, row: Row) -> None:
@@ -330,7 +181,7 @@ class Bench:
             "row's own bytes. Uncompressed: a cache that keeps bfloat16, in eager torch; its drift is the relative "
             "change of means.",
             "Bytes a value, at least, k being those of a kept value with its part of the scale (bf16 2, int8 and fp8 "
-            "1.03, int4 0.53): " + "; ".join(f"{v.op} ({v.name}) {v.formula}" for v in VARIANTS) + ".",
+            "1.03, int4 0.53): " + "; ".join(f"{v.op} ({v.name}) {v.how.formula}" for v in VARIANTS) + ".",
         ]
         for size in dict.fromkeys(row.size for row in self.rows):
             rows = [row for row in self.rows if row.size == size]
@@ -340,14 +191,14 @@ class Bench:
         return "\n\n".join([*parts, *filter(None, [self.remark])])
 
 
-def check(variant: Variant, form: str, wanted: Any, found: Any) -> None:
+def check(timed: Timed, form: str, wanted: Any, found: Any) -> None:
     """WrongResult unless ``found`` is what the plain form gave, up to roundings."""
-    pairs = zip(RETURNED[variant.op], _several(wanted), _several(found), strict=True)
+    pairs = zip(RETURNED[timed.op], _several(wanted), _several(found), strict=True)
     for name, right, ours in pairs:
         reason = _shape_apart(right, ours) or apart(name, form, right, ours)
         if reason:
             raise WrongResult(
-                f"{variant.op} ({variant.name}, {form}): {name} is not the plain form's: {reason}. Nothing was timed."
+                f"{timed.op} ({timed.name}, {form}): {name} is not the plain form's: {reason}. Nothing was timed."
             )
 
 
@@ -398,21 +249,21 @@ def _beyond(right: Tensor, ours: Tensor, usual: Tensor, most: Tensor) -> str:
     return f"{share:.2%} of {off.numel()} values are a rounding off" if share > AT_MOST_OFF else ""
 
 
-def run(bench: Bench, sizes: list[str], formats: list[str], variants: list[Variant], budget: Budget) -> None:
+def run(bench: Bench, sizes: list[str], formats: list[str], variants: list[Timed], budget: Budget) -> None:
     """All rows; then, as long as there is time, torch.compile beside them: compiling is what takes long."""
     for size in sizes:
-        data = Data(SIZES[size], bench.device)
+        data = TimedTensors(SIZES[size], bench.device)
         for form in formats:
-            for variant in variants:
+            for timed in variants:
                 if not budget.allows():
                     bench.remark += "Time was over before every row was measured."
                     return
-                bench.measure(size, data, variant, form)
+                bench.measure(size, data, timed, form)
 
 
-def beside_compiled(bench: Bench, variants: list[Variant], budget: Budget) -> None:
+def beside_compiled(bench: Bench, variants: list[Timed], budget: Budget) -> None:
     of = {(v.op, v.name): v for v in variants}
-    data = Data((0, 0), bench.device)
+    data = TimedTensors((0, 0), bench.device)
     for row in bench.rows:
         if row.compile_ms is not None:
             continue
@@ -420,7 +271,7 @@ def beside_compiled(bench: Bench, variants: list[Variant], budget: Budget) -> No
             bench.remark += "Time was over before torch.compile was measured beside every row."
             return
         if data.shape != row.shape:
-            data = Data(row.shape, bench.device)
+            data = TimedTensors(row.shape, bench.device)
         bench.compare_compiled(row, data, of[row.op, row.variant])
 
 
@@ -445,7 +296,7 @@ def main(arguments: list[str] | None = None) -> Bench:
     o = options(device, arguments)
     budget = Budget(o.minutes)
     sizes = o.sizes or (["1M"] if o.quick else ["14M", "10M", "168M"] if device.type == "cuda" else ["10M"])
-    variants = [v for v in VARIANTS if v.op in o.ops and (v.name in QUICK or not o.quick)]
+    variants = [v for v in VARIANTS if v.op in o.ops and (v.how.quick or not o.quick)]
     if device.type == "cuda" and has_triton():
         backend = "triton"
     else:

@@ -6,8 +6,10 @@ from diffcache.documents.circumstances import Guidance, NoiseSchedulerId
 from diffcache.documents.expected import Expected, Origin
 from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Online, SitePlan
+from diffcache.documents.sites import GRANULARITIES
 
 __all__ = [
+    "GRANULARITIES",
     "BranchLayout",
     "Budget",
     "CacheSchedule",

@@ -54,6 +54,7 @@ from diffcache.host.inspection import (
 )
 from diffcache.host.kinds import Kind, LoopWatch, kind_of
 from diffcache.host.language_models import language_model_of, mask_id_of
+from diffcache.host.levels import CannotFollow
 from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
@@ -68,6 +69,7 @@ __all__ = [
     "GRIDS",
     "MARK",
     "MOST_STEPS",
+    "CannotFollow",
     "Clock",
     "Forward",
     "Kind",

@@ -1,16 +1,30 @@
-"""Tensors from which each kernel's ``example.py`` makes the arguments of its contract tests."""
+"""Tensors from which each kernel's ``example.py`` makes the arguments of its contract tests and of its benchmark.
+
+An ``example.py`` defines:
+
+* ``CLOSE``: (relative, absolute), how near the compiled form and the kernel come to the plain form.
+* ``arguments(tensors)``: the arguments of the contract tests.
+* ``RETURNED``: a name for each result. The benchmark has separate bounds for "codes", "scales", "sums" and "y"; every
+  other result is compared as an output.
+* ``TIMED``: the variants that the benchmark, ``benchmarks/kernels/operations.py``, times.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffcache.kernels.formats import FORMATS
 from diffcache.kernels.quantize import quantize
 
 ROWS, LENGTH = 4, 261  # two groups of unequal length
+
+SAMPLES = 2  # in a batch that is timed: gates and sums are of each
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # as few as the operation takes, and all others by name
 
@@ -45,3 +59,80 @@ class Tensors:
         pair = torch.stack([torch.randn(LENGTH), torch.rand(LENGTH) + 0.5]).to(device)
         codes, scales, _ = quantize(f, format, backend="torch")
         return cls(format, x, f, gate, pair, codes, scales)
+
+
+class TimedTensors:
+    """Random tensors of one size. Each is made when it is first asked for, and kept.
+
+    Args:
+        shape: Rows and length.
+        device: Where the tensors are.
+    """
+
+    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
+        self.shape, self.device = shape, device
+        self._made: dict[str, Tensor] = {}
+        self._packed: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    def normal(self, name: str, rows: int | None = None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Return the tensor [rows, length] of this name. Columns differ in spread, as channels do.
+
+        Its values depend on the name, not on what was made before.
+        """
+        if name not in self._made:
+            generator = torch.Generator(self.device).manual_seed(sum(map(ord, name)))
+            count, length = rows or self.shape[0], self.shape[1]
+            spread = torch.linspace(0.5, 2.0, length, device=self.device)
+            values = torch.randn((count, length), generator=generator, device=self.device) * spread
+            self._made[name] = values.to(dtype)
+        return self._made[name]
+
+    def kept(self, index: int) -> Tensor:
+        """Return an earlier value of the tensor "x", uncompressed."""
+        name = f"kept {index}"
+        if name not in self._made:
+            self._made[name] = (self.normal("x") + 0.3 * self.normal(f"change {index}")).to(torch.bfloat16)
+            del self._made[f"change {index}"]
+        return self._made[name]
+
+    def packed(self, format: str, index: int = 0) -> tuple[Tensor, Tensor]:
+        """Return codes and scales of an earlier value, by the plain form."""
+        if (format, index) not in self._packed:
+            self._packed = {key: found for key, found in self._packed.items() if key[0] == format}  # of one format
+            codes, scales, _ = quantize.plain(self.kept(index), format)
+            self._packed[format, index] = codes, scales
+        return self._packed[format, index]
+
+    def by_sample(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return ``x`` as [samples, rows of a sample, length], and the vector ``name`` of each sample."""
+        return x.view(SAMPLES, -1, self.shape[1]), self.normal(name, SAMPLES).unsqueeze(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to call an operation, for the benchmark.
+
+    Attributes:
+        name: The arguments that make it different, in a few words.
+        streams: The number of bfloat16 tensors [rows, length] that it reads or writes.
+        kept: The number of tensors in the format that it reads or writes.
+        arguments: (tensors, format) -> positional and keyword arguments.
+        uncompressed: What a cache that keeps bfloat16 does instead, in eager torch.
+        quick: Whether ``--quick`` times it. One variant of each operation is enough.
+    """
+
+    name: str
+    streams: int
+    kept: int
+    arguments: Callable[[TimedTensors, str], Arguments]
+    uncompressed: Callable[[TimedTensors], Any]
+    quick: bool = False
+
+    def moved(self, shape: tuple[int, int], format: str) -> int:
+        """Return the bytes that cannot be avoided."""
+        return self.streams * 2 * math.prod(shape) + self.kept * FORMATS[format].nbytes(shape)
+
+    @property
+    def formula(self) -> str:
+        """The bytes of a value, with k for those of a kept value."""
+        return f"{2 * self.streams} + {'' if self.kept == 1 else self.kept} k".replace("  ", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
@@ -23,7 +24,9 @@ import flux_size
 import operations
 from measuring import Budget
 
+import diffcache.kernels
 from diffcache.kernels import FORMATS
+from diffcache.kernels.examples import TimedTensors
 
 SMALL = (16, 256)
 CPU = torch.device("cpu")
@@ -60,6 +63,63 @@ def test_every_operation_in_every_format_has_a_row(tmp_path: Path) -> None:
     assert len(record["rows"]) == len(rows)
 
 
+PLANTED = {
+    "__init__.py": """
+from diffcache.kernels.library import Operation
+from diffcache.kernels.halve_of_tests import twin
+
+halve_of_tests = Operation("halve_of_tests", "(Tensor x) -> Tensor", twin.halve_of_tests)
+""",
+    "twin.py": """
+def halve_of_tests(x):
+    return x / 2
+""",
+    "example.py": """
+from diffcache.kernels.examples import Variant
+
+CLOSE = 0.0, 0.0
+RETURNED = ("out",)
+
+
+def arguments(t):
+    return (t.x,), {}
+
+
+TIMED = (Variant("x", 2, 0, lambda t, format: ((t.normal("x"),), {}), lambda t: t.normal("x").clone(), quick=True),)
+""",
+}
+
+
+def test_a_new_kernel_is_timed_without_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels" / "halve_of_tests"
+    folder.mkdir(parents=True)
+    for name, text in PLANTED.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr(diffcache.kernels, "__path__", [*diffcache.kernels.__path__, str(folder.parent)])
+    again = importlib.util.spec_from_file_location("operations_again", operations.__file__)
+    assert again is not None
+    assert again.loader is not None
+    module = importlib.util.module_from_spec(again)
+    monkeypatch.setitem(sys.modules, "operations_again", module)
+    try:
+        again.loader.exec_module(module)
+        monkeypatch.setitem(module.SIZES, "1M", SMALL)
+        monkeypatch.setattr(module, "this_device", lambda: CPU)
+        out = tmp_path / "k.md"
+        arguments = ["--quick", "--repeats", "1", "--no-compile", "--formats", "int8", "--out", str(out)]
+        module.main([*arguments, "--ops", "halve_of_tests"])
+        assert [row[:3] for row in table(out)] == [["`halve_of_tests`", "x", "int8"]]
+        monkeypatch.setitem(
+            module.OPERATIONS, "halve_of_tests", Wrong(module.OPERATIONS["halve_of_tests"], many_values)
+        )
+        with pytest.raises(module.WrongResult, match="out is not the plain form's"):
+            module.main([*arguments, "--ops", "halve_of_tests"])
+    finally:
+        for name in [name for name in sys.modules if name.startswith("diffcache.kernels.halve_of_tests")]:
+            del sys.modules[name]
+        vars(diffcache.kernels).pop("halve_of_tests", None)
+
+
 def test_on_a_cpu_ours_is_compiled_and_right(tmp_path: Path) -> None:
     bench = quick(tmp_path / "k.md", "--formats", "int8", "--ops", "dequantize")
     (row,) = bench.rows
@@ -78,15 +138,15 @@ def test_torch_compile_is_compared_with_code_that_is_not_compiled(tmp_path: Path
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("variant", operations.VARIANTS, ids=lambda v: f"{v.op}-{v.name}")
-def test_bytes_at_least_are_those_of_the_tensors(variant: operations.Variant, form: str) -> None:
-    data = operations.Data((32, 1152), CPU)
-    args, kwargs = variant.arguments(data, form)
-    result = operations.OPERATIONS[variant.op].plain(*args, **kwargs)
+@pytest.mark.parametrize("timed", operations.VARIANTS, ids=lambda v: f"{v.op}-{v.name}")
+def test_bytes_at_least_are_those_of_the_tensors(timed: operations.Timed, form: str) -> None:
+    data = TimedTensors((32, 1152), CPU)
+    args, kwargs = timed.how.arguments(data, form)
+    result = operations.OPERATIONS[timed.op].plain(*args, **kwargs)
     tensors = [t for t in pytree.tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
     moved = sum(t.nbytes for t in tensors if len(t) == 32)  # those of every row: vectors are left out
-    assert variant.moved(data.shape, form) == moved
-    assert math.prod(pytree.tree_leaves(variant.uncompressed(data))[0].shape) == math.prod(data.shape)
+    assert timed.how.moved(data.shape, form) == moved
+    assert math.prod(pytree.tree_leaves(timed.how.uncompressed(data))[0].shape) == math.prod(data.shape)
 
 
 class Wrong:
@@ -137,15 +197,15 @@ def test_a_wrong_result_stops_before_anything_is_timed(
 
 
 def test_wrong_sums_stop_too() -> None:
-    (variant,) = (v for v in operations.VARIANTS if v.name == "difference, drift sums")
-    args, kwargs = variant.arguments(operations.Data(SMALL, CPU), "int8")
+    (timed,) = (v for v in operations.VARIANTS if v.name == "difference, drift sums")
+    args, kwargs = timed.how.arguments(TimedTensors(SMALL, CPU), "int8")
     right = operations.OPERATIONS["quantize"].plain(*args, **kwargs)
-    operations.check(variant, "int8", right, right)
+    operations.check(timed, "int8", right, right)
     for column in range(6):
         wrong = right[2].clone()
         wrong[1, column] *= 1.1
         with pytest.raises(operations.WrongResult, match="sums"):
-            operations.check(variant, "int8", right, (*right[:2], wrong))
+            operations.check(timed, "int8", right, (*right[:2], wrong))
 
 
 def test_what_is_done_when_time_is_over_is_kept(tmp_path: Path) -> None:

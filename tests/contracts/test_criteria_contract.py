@@ -30,7 +30,7 @@ from diffcache.errors import BadOption, DocumentError, UnknownName
 from diffcache.executor import Store, criteria
 from diffcache.executor.criteria import OPTIONAL, About, Memory, Signal, Where
 from diffcache.executor.store import AS_IT_IS
-from diffcache.profiling.calibration.correction import correct
+from diffcache.profiling.calibration import correct
 from diffcache.schedulers import Rule
 
 PACKAGE = Path(criteria.__file__).parents[2]

@@ -35,11 +35,10 @@ from diffcache.errors import (
     UnknownName,
     UnsupportedModel,
 )
-from diffcache.eval.methods import Method
+from diffcache.eval import Method, Trials
 from diffcache.eval.metrics import About, scorer
-from diffcache.eval.trials import Trials
 from diffcache.profiling import Calibration
-from diffcache.profiling.calibration.correction import correct
+from diffcache.profiling.calibration import correct
 
 
 class HasRun(BaseException):

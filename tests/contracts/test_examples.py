@@ -25,8 +25,7 @@ from torch import Tensor
 from diffcache import CacheSchedule, accelerated, estimate, evaluate, optimize, report, restore
 from diffcache.assets import DemoModel, load
 from diffcache.errors import BadOption
-from diffcache.eval import extractors
-from diffcache.eval.distribution import Distribution
+from diffcache.eval import Distribution, extractors
 
 FOLDER = Path(__file__).parents[2] / "examples"
 MOST_LINES = 39

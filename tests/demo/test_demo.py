@@ -14,11 +14,11 @@ from diffcache.cli import app
 from diffcache.cli.demo import demo as demo_command
 from diffcache.demo import Size, run_demo
 from diffcache.demo.run import split
-from diffcache.eval.methods import evenly_reused
+from diffcache.eval import evenly_reused
 from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.eval.noise_schedulers import better_noise_scheduler
 
-SMALL = Size(budgets=(12,), calibration=8, held_out=4, fits=4, repeats=1)
+SMALL = Size(budgets=(12,), calibration=4, held_out=4, fits=2, repeats=1)
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -15,10 +15,10 @@ from evaluations import small_record
 from online import toy_schedule
 
 from diffcache.documents import CacheSchedule, DenoiserPlan, Expected, SitePlan
-from diffcache.eval.evaluation import Evaluation
-from diffcache.executor.cost import Estimate, shown
+from diffcache.eval import Evaluation
+from diffcache.executor import Estimate, Report
+from diffcache.executor.cost import shown
 from diffcache.executor.notices import Notice
-from diffcache.executor.report import Report
 
 pytestmark = pytest.mark.fast
 

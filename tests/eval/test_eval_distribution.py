@@ -16,8 +16,8 @@ from processes import in_processes
 from torch import Tensor, nn
 
 from diffcache.errors import BadOption
-from diffcache.eval import extractors, frechet
-from diffcache.eval.distribution import Distance, Distribution
+from diffcache.eval import Distribution, extractors, frechet
+from diffcache.eval.distribution import Distance
 from diffcache.eval.extractors import PicturesError
 from diffcache.eval.features import FeatureSet
 from diffcache.eval.frechet import Moments, moments

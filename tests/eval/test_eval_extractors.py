@@ -12,8 +12,7 @@ from coloured import by_roots, corners, gaussian, measured, pictures, small
 from torch import nn
 
 from diffcache.errors import BadOption, DiffCacheError, DocumentError, UnknownName
-from diffcache.eval import extractors, frechet
-from diffcache.eval.distribution import Distribution
+from diffcache.eval import Distribution, extractors, frechet
 from diffcache.eval.extractors import INCEPTION, Extractor, PicturesError, inception
 from diffcache.eval.frechet import moments
 from diffcache.eval.reference import MixedExtractorsError, ReferenceStatistics, read

@@ -12,7 +12,7 @@ from coloured import pictures, small
 from commands import Command, command_of, status_of
 from PIL import Image
 
-from diffcache.eval.distribution import Distribution
+from diffcache.eval import Distribution
 
 
 @pytest.fixture

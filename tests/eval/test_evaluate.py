@@ -18,8 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from diffcache import accelerated, evaluate, measure
 from diffcache.assets import DemoModel, load
 from diffcache.errors import BadOption, DiffCacheError, DocumentError, UnknownName
-from diffcache.eval import evaluation, runner
-from diffcache.eval.methods import Method, fewer_steps, full, ours, uniform_reuse
+from diffcache.eval import Method, evaluation, fewer_steps, full, ours, runner, uniform_reuse
 from diffcache.eval.metrics import scorer
 from diffcache.eval.record import read
 from diffcache.eval.timed_run import watched

@@ -20,8 +20,8 @@ from pipelines import TINY, shared
 from diffcache import evaluate, registry
 from diffcache.cli.eval import eval as commands
 from diffcache.documents import Expected
-from diffcache.eval import extractors, frechet, kernel_distance, metrics, record, saved_parts, statistics
-from diffcache.eval.methods import Kind, evenly_reused
+from diffcache.eval import evenly_reused, extractors, frechet, kernel_distance, metrics, record, saved_parts, statistics
+from diffcache.eval.methods import Kind
 from diffcache.eval.metrics import psnr, scorer
 from diffcache.eval.reference import ReferenceStatistics
 

@@ -16,8 +16,8 @@ from pipelines import TINY, shared
 
 from diffcache import evaluate
 from diffcache.errors import DiffCacheError, DocumentError
-from diffcache.eval import runner
-from diffcache.eval.evaluation import Evaluation, again
+from diffcache.eval import Evaluation, runner
+from diffcache.eval.evaluation import again
 from diffcache.eval.plausible import Due
 from diffcache.eval.saved_parts import EvaluationFolder, slug
 

@@ -13,7 +13,7 @@ import pytest
 from evaluations import small_record
 
 from diffcache.errors import BadOption, UnknownName
-from diffcache.eval.evaluation import Evaluation
+from diffcache.eval import Evaluation
 from diffcache.eval.requirements import MissingPackageError
 
 pytestmark = pytest.mark.fast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -17,11 +18,10 @@ import diffcache
 from diffcache.cli import show
 from diffcache.documents import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
-from diffcache.planning.resampling import resampled
 from diffcache.profiling import Calibration
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.fitting.fit import fit
-from diffcache.profiling.recording.record import Trajectory
+from diffcache.profiling.recording import Trajectory
 from diffcache.profiling.replay.input_share import input_share
 from diffcache.schedulers.uniform import evenly
 
@@ -132,11 +132,23 @@ def looped(kind: type, turned: int = 1, **options: Any) -> diffcache.Loop:
 
 
 CALLS = [{"seed": n} for n in range(4)]
+FEW = 4  # fits: what is kept, and how it is combined, does not depend on the mask that a longer search finds
+
+
+@functools.cache
+def drawing() -> tuple[diffcache.Loop, CacheSchedule]:
+    """Return a loop with a sampler that draws noise, and a schedule fitted to it. Tests change neither."""
+    loop = looped(diffusers.DDPMScheduler)
+    return loop, diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
+
+
+def few_fits(loop: diffcache.Loop, computed: int | diffcache.Budget = 6, **options: Any) -> CacheSchedule:
+    """Return a schedule after a search of few fits."""
+    return Calibration.record(loop, CALLS[:2]).schedule(computed, fits=FEW, **options)
 
 
 def test_where_a_sampler_draws_noise_estimates_are_combined_and_run_as_they_were_fitted() -> None:
-    loop = looped(diffusers.DDPMScheduler)
-    schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
+    loop, schedule = drawing()
     assert schedule.provenance["combined"] == "clean estimates"
     (plan,) = (plan for _, _, plan in schedule.plans())
     assert plan.inputs is not None
@@ -157,8 +169,7 @@ def test_where_a_sampler_draws_noise_estimates_are_combined_and_run_as_they_were
 def test_the_promise_holds_on_fresh_samples_where_a_sampler_draws_noise() -> None:
     """One sample in about twelve goes to the other point, and ends far away: with and without it in a small group, the
     mean of the group is off by 4 dB."""
-    loop = looped(diffusers.DDPMScheduler)
-    schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
+    loop, schedule = drawing()
     assert schedule.expected is not None
     real = measured(loop, schedule, [{"seed": n} for n in range(100, 140)])
     assert float(real.mean()) == pytest.approx(schedule.expected.mean_db, abs=1.5)
@@ -177,14 +188,14 @@ def test_a_budget_of_memory_counts_what_is_kept_of_inputs() -> None:
     output = SAMPLES * SHAPE[0] * SHAPE[1] * 4
     for outputs, combined in ((4, True), (2, True), (1, False)):
         budget = diffcache.Budget(computed_steps=6, memory_bytes=outputs * output)
-        schedule = diffcache.optimize(loop, CALLS[:2], budget)
+        schedule = few_fits(loop, budget)
         assert ("combined" in schedule.provenance) == combined
         assert diffcache.estimate(loop, schedule, **CALLS[0]).cache_bytes <= outputs * output
 
 
 def test_where_it_does_not_outputs_are() -> None:
     loop = looped(diffusers.DDIMScheduler, beta_schedule="linear", beta_end=0.2)
-    schedule = diffcache.optimize(loop, CALLS[:2], 6, held_out=CALLS[2:])
+    schedule = few_fits(loop)
     assert "combined" not in schedule.provenance
     assert next(plan for _, _, plan in schedule.plans()).inputs is None
 
@@ -220,7 +231,7 @@ def test_a_schedule_of_estimates_is_tied_to_its_steps() -> None:
     denoisers = {"transformer": DenoiserPlan(sites={"model": plan})}
     schedule = CacheSchedule(steps=4, denoisers=denoisers, timesteps=np.array([4.0, 3.0, 2.0, 1.0]))
     with pytest.raises(BadOption, match="predicts from outputs only"):
-        resampled(schedule, [4.0, 2.0, 1.0])
+        diffcache.resampled(schedule, [4.0, 2.0, 1.0])
     assert show.table(plan).splitlines()[:2] == ["  step  newest  w0    v0", "     1       0   1  -0.5"]
 
 
@@ -248,28 +259,27 @@ class Conditioned(Posterior):
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_estimates_are_combined_only_where_a_run_can_find_the_sample_in_the_input(twice: bool) -> None:
-    loop = conditioned(twice)
-    schedule = diffcache.optimize(loop, CALLS[:2], 6)
+    loop, plain = conditioned(twice), looped(diffusers.DDPMScheduler)
+    schedule, plain_schedule = few_fits(loop), few_fits(plain)
     assert ("combined" in schedule.provenance) is not twice
     for target in (loop, loop.network):
         with diffcache.accelerated(target, schedule):
             fast = loop(**CALLS[2])
             assert sum(row.predicted for row in diffcache.report(target).rows) == STEPS - 6
         if not twice:
-            plain = looped(diffusers.DDPMScheduler)
-            with diffcache.accelerated(plain, diffcache.optimize(plain, CALLS[:2], 6)):
+            with diffcache.accelerated(plain, plain_schedule):
                 assert torch.allclose(fast, plain(**CALLS[2]), atol=1e-4)
 
 
 @pytest.mark.parametrize(("store", "combined"), [("int8", True), ("int4", False)])
 def test_rests_are_not_made_of_what_is_kept_too_coarsely(store: str, combined: bool) -> None:
-    schedule = diffcache.optimize(looped(diffusers.DDPMScheduler), CALLS[:2], 6, store=store)
+    schedule = few_fits(looped(diffusers.DDPMScheduler), store=store)
     assert ("combined" in schedule.provenance) == combined
 
 
 def test_a_loop_that_turns_the_sign_of_outputs_has_slopes_of_the_other_sign() -> None:
     loop = looped(diffusers.DDPMScheduler, turned=-1)
-    schedule = diffcache.optimize(loop, CALLS[:2], 6)
+    schedule = few_fits(loop)
     assert schedule.provenance["combined"] == "clean estimates"
 
 
@@ -285,6 +295,6 @@ class Forgetful(Posterior):
 
 def test_a_network_that_does_not_repeat_its_outputs_cannot_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "Posterior", Forgetful)
-    schedule = diffcache.optimize(looped(diffusers.DDIMScheduler), CALLS[:2], 6)
+    schedule = few_fits(looped(diffusers.DDIMScheduler))
     assert schedule.provenance["fit_target"] == "output"
     assert "called again with the same arguments" in schedule.provenance["fit_target_reason"]

@@ -23,7 +23,7 @@ from diffcache.executor.prediction import predict_output
 from diffcache.executor.program import Terms, compile_plan
 from diffcache.executor.store import Keeping, signature
 from diffcache.kernels import FORMATS, Packed, unpack
-from diffcache.profiling.calibration.correction import correct
+from diffcache.profiling.calibration import correct
 
 FEWER = [name for name in FORMATS if name != "bf16"]
 NEAR = {"bf16": 0.02, "int8": 0.05, "fp8": 0.15, "int4": 0.7}  # of the pictures' own size; tiny networks amplify

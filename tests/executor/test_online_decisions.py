@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from diffcache import accelerated, report
 from diffcache.documents import Online
-from diffcache.executor import Store
+from diffcache.executor import Report, Store
 from diffcache.executor.decider import Decider, Verdict
 from diffcache.executor.pairing import Inputs, reader
-from diffcache.executor.report import Report
 from diffcache.host import find_sites
 from diffcache.patch import layer
 

@@ -12,7 +12,7 @@ from probes import bound, dicts, hold, names, ours
 
 from diffcache import accelerate, accelerated, report, restore
 from diffcache.errors import AlreadyAccelerated, BadOption, DiffCacheError, ScheduleMismatch, UnknownName
-from diffcache.executor.engine import Executor
+from diffcache.executor import Executor
 from diffcache.schedulers import Rule
 
 pytestmark = pytest.mark.fast

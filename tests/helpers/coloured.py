@@ -10,8 +10,8 @@ import scipy.linalg
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcache.eval import extractors
-from diffcache.eval.distribution import Distance, Distribution
+from diffcache.eval import Distribution, extractors
+from diffcache.eval.distribution import Distance
 from diffcache.eval.extractors import Extractor
 from diffcache.eval.frechet import Moments
 

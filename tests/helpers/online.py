@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.documents import DenoiserPlan, Guidance, Online, SitePlan
+from diffcache.executor import Report
 from diffcache.executor.pairing import reader
-from diffcache.executor.report import Report
 from diffcache.host import find_sites
 
 STEPS = 12

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from diffcache import CacheSchedule, accelerated, host, report
-from diffcache.documents import DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
-from diffcache.documents.sites import GRANULARITIES
+from diffcache.documents import GRANULARITIES, DenoiserPlan, Guidance, NoiseSchedulerId, SitePlan
 from diffcache.host import find_sites
 
 BRANCHES = {"none": 1, "separate": 2, "batched": 1}  # denoiser calls at each step

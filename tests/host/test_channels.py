@@ -22,7 +22,7 @@ from diffcache.executor.prediction import repetition
 from diffcache.host.channels import Span, counterpart, find_sample
 from diffcache.patch import layer
 from diffcache.profiling.recording.record import record
-from diffcache.profiling.replay.replay import Replay
+from diffcache.profiling.replay import Replay
 
 # Pipeline -> dimension and first entry of the sample in the denoiser's input; None: the input is the sample.
 WHERE = {

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import diffcache
 from diffcache import accelerate, accelerated, estimate, evaluate, measure, optimize, report, restore
 from diffcache.errors import AlreadyAccelerated, ScheduleMismatch, UnsupportedModel
-from diffcache.eval.methods import Method
+from diffcache.eval import Method
 from diffcache.executor import FailedOpen
 from diffcache.profiling.calibration import correction
 

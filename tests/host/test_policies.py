@@ -23,9 +23,9 @@ from torch import Tensor, nn
 import diffcache
 from diffcache import host
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption, ScheduleMismatch, UnsupportedModel
-from diffcache.eval.methods import baselines
+from diffcache.eval import Trials, baselines
 from diffcache.eval.timed_run import watched
-from diffcache.eval.trials import Trials, wilson
+from diffcache.eval.trials import wilson
 from diffcache.host.policies import FAMILIES
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/policies.md").read_text()

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 import diffcache
 from diffcache import evaluate, host, measure
 from diffcache.errors import BadOption
+from diffcache.eval import Method, Trials, fewer_steps, ours
 from diffcache.eval.extractors import custom
-from diffcache.eval.methods import Method, fewer_steps, ours
 from diffcache.eval.metrics import class_accuracy, scorer
 from diffcache.eval.runner import Judges
 from diffcache.eval.saved_parts import EvaluationFolder
-from diffcache.eval.trials import Trials
 from diffcache.host.digest import NoDigestError
 from diffcache.host.tensor_hash import BLOCK, tensor_hash
 

@@ -19,9 +19,8 @@ from probes import BRANCHES, PLACES, leaf_calls, naive_reuse
 from torch import Tensor
 
 from diffcache import accelerated, report
-from diffcache.executor import FailedOpen, Store, stacks
+from diffcache.executor import FailedOpen, Report, Store, stacks
 from diffcache.executor import site as decide
-from diffcache.executor.report import Report
 from diffcache.host import find_sites
 
 every = pytest.mark.parametrize("name", TINY)

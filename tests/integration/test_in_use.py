@@ -3,8 +3,8 @@ quantised weights. Each is compared with the same setting untouched, and skips a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import accelerate as huggingface
@@ -15,17 +15,22 @@ from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
 from pipelines import TINY, fresh, run, shared
 from pipelines.more.unets import sdxl_ip_call, with_ip_adapters
-from probes import bound, granularities, hold
-from torch import nn
+from probes import bound, granularities, hold, ours
+from torch import Tensor, nn
 
 from diffcache import accelerate, accelerated, measure, report, restore
 from diffcache.errors import AlreadyAccelerated
 
 SOME = ("flux", "sdxl", "wan", "chroma")  # distilled guidance; batched, a U-Net; separate calls, video; separate
+STEPS = 4  # twice a computed step and a predicted one
+
+
+def call_of(pipe: Any, name: str) -> dict[str, Any]:
+    return TINY[name].call(pipe) | {"num_inference_steps": STEPS}
 
 
 def planned(pipe: Any, name: str, granularity: str, mask: str) -> Any:
-    return bound(pipe, hold((mask * TINY[name].steps)[: TINY[name].steps]), granularity)
+    return bound(pipe, hold((mask * STEPS)[:STEPS]), granularity)
 
 
 def skipped(pipe: Any) -> int:
@@ -34,10 +39,20 @@ def skipped(pipe: Any) -> int:
     return sum(row.predicted for row in rows)
 
 
-def assert_serves(pipe: Any, name: str, granularity: str = "model", call: dict[str, Any] | None = None) -> None:
-    """Bit-equal when all is computed, skipping and repeatable when not, as found afterwards; as it is set up now."""
-    call = call or TINY[name].call(pipe)
-    untouched = run(pipe, call)
+def assert_serves(
+    pipe: Any,
+    name: str,
+    granularity: str = "model",
+    call: dict[str, Any] | None = None,
+    untouched: Tensor | None = None,
+) -> None:
+    """Bit-equal when all is computed, skipping and repeatable when not, as found afterwards; as it is set up now.
+
+    Args:
+        untouched: What the pipeline returns without acceleration, if it is known.
+    """
+    call = call or call_of(pipe, name)
+    untouched = run(pipe, call) if untouched is None else untouched
     with accelerated(pipe, planned(pipe, name, granularity, "#")):
         assert torch.equal(run(pipe, call), untouched)
         assert skipped(pipe) == 0
@@ -58,7 +73,7 @@ places = pytest.mark.parametrize(("name", "granularity"), [(n, g) for n in SOME 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision(name: str, granularity: str, dtype: torch.dtype) -> None:
     pipe = fresh(name).to(dtype)
-    call = TINY[name].call(pipe)
+    call = call_of(pipe, name)
     halved = {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in call.items()}
     untouched = run(pipe, halved)
     with accelerated(pipe, planned(pipe, name, granularity, "#")):
@@ -70,27 +85,23 @@ def test_half_precision(name: str, granularity: str, dtype: torch.dtype) -> None
         assert not torch.equal(fast, untouched)
 
 
-@contextmanager
-def sequentially(pipe: Any, name: str) -> Iterator[None]:
+def sequentially(pipe: Any, name: str) -> None:
     """What ``enable_sequential_cpu_offload`` does: weights come layer by layer, and go."""
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             huggingface.cpu_offload(part, torch.device("cpu"), offload_buffers=True)
-    yield
 
 
-@contextmanager
-def in_groups(kind: str, pipe: Any, name: str) -> Iterator[None]:
+def in_groups(kind: str, pipe: Any, name: str) -> None:
     for denoiser in TINY[name].denoisers:
         options: dict[str, Any] = {"num_blocks_per_group": 1} if kind == "block_level" else {}
         apply_group_offloading(
             getattr(pipe, denoiser), onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
             offload_type=kind, **options,
         )  # fmt: skip
-    yield
 
 
-OFFLOADS: dict[str, Callable[[Any, str], Any]] = {
+OFFLOADS: dict[str, Callable[[Any, str], None]] = {
     "sequential": sequentially,
     "groups of blocks": lambda pipe, name: in_groups("block_level", pipe, name),
     "groups of leaves": lambda pipe, name: in_groups("leaf_level", pipe, name),
@@ -100,32 +111,39 @@ OFFLOADS: dict[str, Callable[[Any, str], Any]] = {
 @places
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_offloaded_before(name: str, granularity: str, offload: str) -> None:
+    pipe, untouched = offloaded(name, offload)
+    assert_serves(pipe, name, granularity, untouched=untouched)
+    assert not ours(pipe)
+
+
+@functools.cache
+def offloaded(name: str, offload: str) -> tuple[Any, Tensor]:
+    """Return a pipeline that all granularities share, and what it returns: offloaded, the same as before."""
     pipe = fresh(name)
-    plain = run(pipe, TINY[name].call(pipe))
-    with OFFLOADS[offload](pipe, name):
-        assert torch.equal(run(pipe, TINY[name].call(pipe)), plain)
-        assert_serves(pipe, name, granularity)
+    plain = run(pipe, call_of(pipe, name))
+    OFFLOADS[offload](pipe, name)
+    assert torch.equal(run(pipe, call_of(pipe, name)), plain)
+    return pipe, plain
 
 
 @places
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_offloaded_after(name: str, granularity: str, offload: str) -> None:
     pipe = fresh(name)
-    call = TINY[name].call(pipe)
-    with accelerated(pipe, planned(pipe, name, granularity, "#.")):
-        fast = run(pipe, call)
+    call = call_of(pipe, name)
     accelerate(pipe, planned(pipe, name, granularity, "#."))
-    with OFFLOADS[offload](pipe, name):
-        assert torch.equal(run(pipe, call), fast)
-        assert skipped(pipe) > 0
-        restore(pipe)
+    fast = run(pipe, call)
+    OFFLOADS[offload](pipe, name)
+    assert torch.equal(run(pipe, call), fast)
+    assert skipped(pipe) > 0
+    restore(pipe)
 
 
 def test_tiled_decoding() -> None:
     pipe = fresh("sdxl")
     pipe.vae.enable_tiling()
     pipe.vae.enable_slicing()
-    call = TINY["sdxl"].call(pipe) | {"output_type": "pt"}
+    call = call_of(pipe, "sdxl") | {"output_type": "pt"}
     untouched = run(pipe, call)
     with accelerated(pipe, planned(pipe, "sdxl", "stack", "#")):
         assert torch.equal(run(pipe, call), untouched)
@@ -144,7 +162,7 @@ def counted() -> Iterator[Any]:
 def test_a_compiled_denoiser_is_one_graph_and_compiled_once(name: str, counted: Any) -> None:
     """Under ``fullgraph=True`` a break would be an error."""
     pipe = fresh(name)
-    call = TINY[name].call(pipe)
+    call = call_of(pipe, name)
     (denoiser,) = TINY[name].denoisers
     getattr(pipe, denoiser).compile(backend="eager", fullgraph=True)
     untouched = run(pipe, call)
@@ -162,7 +180,7 @@ def test_a_compiled_denoiser_is_one_graph_and_compiled_once(name: str, counted: 
 @pytest.mark.parametrize("granularity", ["model", "stack", "block"])
 def test_repeated_blocks_are_compiled_once(name: str, granularity: str, counted: Any) -> None:
     pipe = fresh(name)
-    call = TINY[name].call(pipe)
+    call = call_of(pipe, name)
     (denoiser,) = TINY[name].denoisers
     getattr(pipe, denoiser).compile_repeated_blocks(backend="eager", fullgraph=True)
     untouched = run(pipe, call)
@@ -180,7 +198,7 @@ def test_repeated_blocks_are_compiled_once(name: str, granularity: str, counted:
 @pytest.mark.parametrize("name", ["flux", "sdxl"])
 def test_what_is_saved_while_accelerated_is_the_plain_pipeline(name: str, tmp_path: Any) -> None:
     pipe = fresh(name)
-    call = TINY[name].call(pipe)
+    call = call_of(pipe, name)
     untouched = run(pipe, call)
     with accelerated(pipe, planned(pipe, name, granularities(TINY[name])[-1], "#.")):
         pipe.save_pretrained(tmp_path)
@@ -192,12 +210,21 @@ def test_what_is_saved_while_accelerated_is_the_plain_pipeline(name: str, tmp_pa
 
 @places
 def test_quantised_weights(name: str, granularity: str) -> None:
+    pipe, untouched = quantised(name)
+    assert_serves(pipe, name, granularity, untouched=untouched)
+    assert not ours(pipe)
+
+
+@functools.cache
+def quantised(name: str) -> tuple[Any, Tensor]:
+    """Return a pipeline that all granularities share, and what it returns."""
     torchao = pytest.importorskip("torchao.quantization")  # the newest asks for a newer torch than the oldest here
     pipe = fresh(name)
     for denoiser in TINY[name].denoisers:
         torchao.quantize_(getattr(pipe, denoiser), torchao.Int8WeightOnlyConfig())
-    assert not torch.equal(run(pipe, TINY[name].call(pipe)), run(shared(name), TINY[name].call(shared(name))))
-    assert_serves(pipe, name, granularity)
+    untouched = run(pipe, call_of(pipe, name))
+    assert not torch.equal(untouched, run(shared(name), call_of(shared(name), name)))
+    return pipe, untouched
 
 
 def with_lora(pipe: Any, name: str) -> None:
@@ -211,7 +238,7 @@ def with_lora(pipe: Any, name: str) -> None:
 @places
 def test_a_lora_comes_and_goes_before_and_after(name: str, granularity: str) -> None:
     before, after = fresh(name), fresh(name)
-    call = TINY[name].call(before)
+    call = call_of(before, name)
     plain = run(before, call)
     accelerate(after, planned(after, name, granularity, "#."))
     fast = run(after, call)
@@ -235,8 +262,8 @@ def test_a_lora_comes_and_goes_before_and_after(name: str, granularity: str) -> 
 def test_an_image_adapter_that_comes_afterwards(granularity: str) -> None:
     before, after = fresh("sdxl"), fresh("sdxl")
     accelerate(after, planned(after, "sdxl", granularity, "#."))
-    run(after, TINY["sdxl"].call(after))
-    call = sdxl_ip_call(with_ip_adapters(before))
+    run(after, call_of(after, "sdxl"))
+    call = sdxl_ip_call(with_ip_adapters(before)) | {"num_inference_steps": STEPS}
     with_ip_adapters(after)
     assert_serves(before, "sdxl", granularity, call)
     accelerate(before, f"uniform:every=2,sites={granularity}")
@@ -246,7 +273,7 @@ def test_an_image_adapter_that_comes_afterwards(granularity: str) -> None:
 
 def test_diffusers_own_cache_is_refused_and_works_on_after_ours() -> None:
     pipe = fresh("flux")
-    call = TINY["flux"].call(pipe)
+    call = call_of(pipe, "flux")
     untouched = run(pipe, call)
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     theirs = run(pipe, call)

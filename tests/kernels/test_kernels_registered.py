@@ -16,10 +16,9 @@ from torch import Tensor
 
 import diffcache.kernels
 from diffcache.errors import BadOption
-from diffcache.kernels import library
+from diffcache.kernels import FORMATS, library
 from diffcache.kernels.dequantize import dequantize
 from diffcache.kernels.examples import Tensors
-from diffcache.kernels.formats import FORMATS
 from diffcache.kernels.library import check_backend, in_use, operations
 from diffcache.kernels.quantize import quantize
 

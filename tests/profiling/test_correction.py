@@ -14,13 +14,14 @@ from pipelines import fresh
 from torch import Tensor
 
 import diffcache
+from diffcache import optimize
 from diffcache.documents import CacheSchedule, DenoiserPlan, Guidance, Online, SitePlan
 from diffcache.errors import BadOption
 from diffcache.executor import Output
 from diffcache.host import denoisers, find_sites
 from diffcache.patch import layer
-from diffcache.profiling.calibration.correction import PAYS, correct
-from diffcache.profiling.calibration.optimizing import optimize
+from diffcache.profiling.calibration import correct
+from diffcache.profiling.calibration.correction import PAYS
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.recording import final_states
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from diffcache.errors import BadOption
+from diffcache.profiling.fitting import Fit, replayed_psnr_db
 from diffcache.profiling.fitting import fit as fitting
-from diffcache.profiling.fitting.fit import Checkpoint, Fit, fit, replayed_psnr_db, replayed_states
+from diffcache.profiling.fitting.fit import Checkpoint, fit, replayed_states
+from diffcache.profiling.replay import Replay
 from diffcache.profiling.replay.input_share import input_share
-from diffcache.profiling.replay.replay import Replay
 from diffcache.schedulers.uniform import evenly
 
 

@@ -13,11 +13,11 @@ from calibrated import calibration, calls, final_states
 from pipelines import fresh, with_scheduler
 
 from diffcache import accelerated
-from diffcache.host.levels import CannotFollow
+from diffcache.host import CannotFollow
 from diffcache.profiling.calibration.search import NUDGE, Search
 from diffcache.profiling.calibration.strategy import DEFAULT, Strategy
-from diffcache.profiling.fitting import psnr_db
-from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
+from diffcache.profiling.fitting import Fit, psnr_db, replayed_psnr_db
+from diffcache.profiling.fitting.fit import fit
 from diffcache.profiling.replay.warp import Movable, warped
 from diffcache.schedulers.uniform import evenly
 

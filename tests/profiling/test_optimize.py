@@ -14,13 +14,14 @@ from calibrated import BATCH, CALLS, calibration, calls, final_states
 from pipelines import STEPS, TINY, shared
 
 import diffcache
+from diffcache import optimize
 from diffcache.documents import Budget, CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption, ScheduleMismatch, UnknownName
 from diffcache.profiling import Calibration
 from diffcache.profiling.calibration import calibration as calibrating
 from diffcache.profiling.calibration import search as searching
-from diffcache.profiling.calibration.optimizing import optimize
-from diffcache.profiling.fitting.fit import ANCHORS, Fit, fit, replayed_psnr_db
+from diffcache.profiling.fitting import Fit, replayed_psnr_db
+from diffcache.profiling.fitting.fit import ANCHORS, fit
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.replay.warp import Movable
 from diffcache.schedulers.uniform import evenly

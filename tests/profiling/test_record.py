@@ -15,8 +15,8 @@ import diffcache
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
 from diffcache.patch import Layers
 from diffcache.profiling import Calibration
-from diffcache.profiling.recording import with_copied_generators
-from diffcache.profiling.recording.record import Trajectory, record, record_all
+from diffcache.profiling.recording import Trajectory, with_copied_generators
+from diffcache.profiling.recording.record import record, record_all
 
 SOME = ("flux", "flux_img2img", "sd3_heun", "wan22", "dit", "sd15", "ddpm")
 

@@ -19,7 +19,8 @@ from diffcache.documents import BranchLayout, SitePlan
 from diffcache.profiling import Calibration
 from diffcache.profiling.fitting import fit
 from diffcache.profiling.recording.record import record
-from diffcache.profiling.replay.replay import NotReplayable, Replay, _fork
+from diffcache.profiling.replay import NotReplayable, Replay
+from diffcache.profiling.replay.replay import _fork
 from diffcache.schedulers.uniform import evenly
 
 OUTPUT_ONLY = {

@@ -16,7 +16,8 @@ from calibrated import calibration
 from diffcache.errors import BadOption
 from diffcache.profiling.calibration import search as searching
 from diffcache.profiling.calibration.search import FITS, Search
-from diffcache.profiling.fitting.fit import Fit, fit, replayed_psnr_db
+from diffcache.profiling.fitting import Fit, replayed_psnr_db
+from diffcache.profiling.fitting.fit import fit
 from diffcache.schedulers.closed_loop import shifts
 from diffcache.schedulers.uniform import evenly
 

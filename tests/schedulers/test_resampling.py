@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffcache
+from diffcache import resampled
 from diffcache.documents import CacheSchedule, DenoiserPlan, SitePlan
 from diffcache.errors import BadOption
-from diffcache.planning.resampling import Resampled, resampled
+from diffcache.planning.resampling import Resampled
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.recording import final_states
 

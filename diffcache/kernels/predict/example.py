@@ -1,12 +1,17 @@
-"""Arguments of ``predict`` for the contract tests."""
+"""Arguments of ``predict`` for the contract tests and the benchmark."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Callable
 
-from diffcache.kernels.examples import Arguments, Tensors
+import torch
+from torch import Tensor
+
+from diffcache.kernels.examples import Arguments, Tensors, TimedTensors, Variant
 
 CLOSE = 1e-6, 1e-6  # how near the compiled form and the kernel come to the plain form: relative, absolute
+RETURNED = ("out",)
 
 
 def arguments(t: Tensors) -> Arguments:
@@ -21,3 +26,30 @@ def arguments(t: Tensors) -> Arguments:
             "bias": t.f[:2, :1],
         },
     )
+
+
+def _weights(count: int) -> list[float]:
+    """Return the weights of the polynomial through ``count`` equally spaced anchors, one step on."""
+    return [float((-1) ** k * math.comb(count, k + 1)) for k in range(count)]
+
+
+def _predicted(count: int) -> Callable[[TimedTensors, str], Arguments]:
+    def arguments(t: TimedTensors, format: str) -> Arguments:
+        codes, scales = zip(*(t.packed(format, k) for k in range(count)), strict=True)
+        return (list(codes), list(scales), _weights(count), format, t.shape[1], torch.bfloat16), {}
+
+    return arguments
+
+
+def _weighted(count: int) -> Callable[[TimedTensors], Tensor]:
+    def work(t: TimedTensors) -> Tensor:
+        first, *rest = _weights(count)
+        out = t.kept(0) * first
+        for k, weight in enumerate(rest, 1):
+            out = torch.add(out, t.kept(k), alpha=weight)
+        return out
+
+    return work
+
+
+TIMED = tuple(Variant(f"K={k}", 1, k, _predicted(k), _weighted(k), quick=k == 2) for k in (1, 2, 3, 6))

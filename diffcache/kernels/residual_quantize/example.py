@@ -1,12 +1,27 @@
-"""Arguments of ``residual_quantize`` for the contract tests."""
+"""Arguments of ``residual_quantize`` for the contract tests and the benchmark."""
 
 from __future__ import annotations
 
-from diffcache.kernels.examples import Arguments, Tensors
+from typing import Any
+
+from diffcache.kernels.examples import SAMPLES, Arguments, Tensors, TimedTensors, Variant
 
 CLOSE = 1e-6, 1e-6  # how near the compiled form and the kernel come to the plain form: relative, absolute
+RETURNED = ("out", "codes", "scales")
 
 
 def arguments(t: Tensors) -> Arguments:
     """Return the required arguments, and all others by name."""
     return (t.x, t.f, t.format), {"gate": t.gate, "prescale": t.pair}
+
+
+def _gated(t: TimedTensors, format: str) -> Arguments:
+    return (t.normal("x"), t.normal("y"), format, t.normal("gate", SAMPLES)), {}
+
+
+def _add_and_keep(t: TimedTensors) -> Any:
+    f, gate = t.by_sample(t.normal("y"), "gate")
+    return t.normal("x").view_as(f) + gate * f, f.clone()
+
+
+TIMED = (Variant("gate", 3, 1, _gated, _add_and_keep, quick=True),)

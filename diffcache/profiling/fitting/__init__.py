@@ -1,5 +1,6 @@
 """Fit the coefficients of equation (1) to recorded runs, and state the fidelity to expect."""
 
 from diffcache.profiling.fitting.fidelity import psnr_db
+from diffcache.profiling.fitting.fit import Fit, replayed_psnr_db
 
-__all__ = ["psnr_db"]
+__all__ = ["Fit", "psnr_db", "replayed_psnr_db"]

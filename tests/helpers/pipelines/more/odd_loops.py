@@ -18,7 +18,7 @@ from pipelines.tiny import plain, two_calls
 
 def _panorama_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     """Two views of one picture, each with separate states of the noise scheduler."""
-    return {**sd15_call(pipe, batch), "height": 64, "width": 576}
+    return {**sd15_call(pipe, batch), "height": 16, "width": 576}
 
 
 def _forcing() -> Any:
