@@ -10,19 +10,23 @@ if TYPE_CHECKING:
     from diffcache.eval.distribution import Distribution
     from diffcache.eval.evaluation import Evaluation, evaluate
     from diffcache.eval.methods import Method, baselines, evenly_reused, fewer_steps, full, ours, uniform_reuse
+    from diffcache.eval.text import TextEvaluation, evaluate_text, token_method
     from diffcache.eval.trials import Trials
 
 _HOMES = {  # name -> its module; the same as the imports above
     "Distribution": "distribution",
     "Evaluation": "evaluation",
     "Method": "methods",
+    "TextEvaluation": "text",
     "Trials": "trials",
     "baselines": "methods",
     "evaluate": "evaluation",
+    "evaluate_text": "text",
     "evenly_reused": "methods",
     "fewer_steps": "methods",
     "full": "methods",
     "ours": "methods",
+    "token_method": "text",
     "uniform_reuse": "methods",
 }
 
@@ -30,13 +34,16 @@ __all__ = [
     "Distribution",
     "Evaluation",
     "Method",
+    "TextEvaluation",
     "Trials",
     "baselines",
     "evaluate",
+    "evaluate_text",
     "evenly_reused",
     "fewer_steps",
     "full",
     "ours",
+    "token_method",
     "uniform_reuse",
 ]
 

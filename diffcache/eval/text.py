@@ -116,7 +116,7 @@ class TextEvaluation:
         return table(self.results)
 
 
-def method(name: str, rule: str = "", **change: Any) -> Method:
+def token_method(name: str, rule: str = "", **change: Any) -> Method:
     """Return a way to run a decoding loop.
 
     Args:
@@ -148,7 +148,7 @@ def evaluate_text(
     Args:
         pipe: A :class:`diffcache.Loop` around a language model, or a diffusers pipeline with one. A call returns token
             ids, int64 [B, N] or [B, generated tokens]. It is left unchanged.
-        methods: Name -> token rule, or methods that :func:`method` makes.
+        methods: Name -> token rule, or methods that :func:`token_method` makes.
         calls: The arguments of the loop, one dictionary for each batch of prompts.
         score: Judges answers: ``score(call, ids)`` returns one bool for each row. None: answers are only compared.
         out: The folder for ``record.json`` and ``table.md``.
@@ -170,7 +170,7 @@ def evaluate_text(
     host.demand_full_run(pipe)
     host.check_calls(pipe, calls, repeatable=False)
     if isinstance(methods, Mapping):
-        methods = [method(name, rule) for name, rule in methods.items()]
+        methods = [token_method(name, rule) for name, rule in methods.items()]
     every = [Method(name=FULL, kind="full"), *methods]
     if len({one.name for one in every}) < len(every):
         raise BadOption(

@@ -14,7 +14,7 @@ from decoders import decode, decoder, prompts
 
 import diffcache
 from diffcache.errors import AlreadyAccelerated, DiffCacheError, UnknownName
-from diffcache.eval import text
+from diffcache.eval import evaluate_text, text, token_method
 
 pytestmark = pytest.mark.fast
 
@@ -45,12 +45,12 @@ def exact(answers):
 
 def test_methods_are_compared_with_the_full_loop(loop, answers, tmp_path):
     methods = [
-        text.method("exact", "full"),
-        text.method("dkv", "dkv:refresh=8"),
-        text.method("2 per step", per_step=2),
-        text.method("dkv, 2 per step", "dkv:refresh=8", per_step=2),
+        token_method("exact", "full"),
+        token_method("dkv", "dkv:refresh=8"),
+        token_method("2 per step", per_step=2),
+        token_method("dkv, 2 per step", "dkv:refresh=8", per_step=2),
     ]
-    found = text.evaluate_text(loop, methods, CALLS, score=exact(answers), out=tmp_path)
+    found = evaluate_text(loop, methods, CALLS, score=exact(answers), out=tmp_path)
     assert list(found) == ["full run", "exact", "dkv", "2 per step", "dkv, 2 per step"]
     full, same, dkv, two, both = (found[name] for name in found)
     assert full.exact[0] == same.exact[0] == 1
@@ -74,7 +74,7 @@ def test_methods_are_compared_with_the_full_loop(loop, answers, tmp_path):
 
 
 def test_seconds_are_paired_by_call(loop, tmp_path):
-    found = text.evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
+    found = evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
     full, dkv = found["full run"], found["dkv"]
     assert dkv.speedup == pytest.approx(np.median(np.array(full.seconds) / np.array(dkv.seconds)))
     assert (full.exact, dkv.p_value) == (None, None)
@@ -95,7 +95,7 @@ def test_the_test_is_mcnemars(better, worse, p):
 
 def test_an_accelerated_model_is_refused(loop, tmp_path):
     with diffcache.accelerated(loop, "dkv"), pytest.raises(AlreadyAccelerated):
-        text.evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
+        evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_an_accelerated_model_is_refused(loop, tmp_path):
 def test_bad_input_has_one_clear_error(loop, tmp_path, change, words):
     given = {"pipe": loop, "methods": {"dkv": "dkv"}, "calls": CALLS, "out": tmp_path, **change}
     with pytest.raises(DiffCacheError, match=words):
-        text.evaluate_text(given.pop("pipe"), given.pop("methods"), given.pop("calls"), **given)
+        evaluate_text(given.pop("pipe"), given.pop("methods"), given.pop("calls"), **given)
 
 
 def test_a_loop_that_returns_no_ids_is_refused(tmp_path):
     model = decoder()
     loop = diffcache.Loop(model, lambda prompt: "text")
     with pytest.raises(DiffCacheError, match="no token ids"):
-        text.evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
+        evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)

@@ -14,9 +14,8 @@ from decoders import MASK, decode, decoder, prompts  # noqa: E402
 
 import diffcache  # noqa: E402
 from diffcache.errors import BadOption  # noqa: E402
-from diffcache.tokens import Fresh  # noqa: E402
+from diffcache.tokens import Fresh, TokenRule, parse_token_rule  # noqa: E402
 from diffcache.tokens.engine import TokenCache  # noqa: E402
-from diffcache.tokens.spec import TokenRule, parse_token_rule  # noqa: E402
 
 pytestmark = pytest.mark.fast
 LAYERS = 3

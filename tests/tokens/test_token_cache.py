@@ -14,10 +14,9 @@ from decoders import MASK, decode, decoder, prompts  # noqa: E402
 
 from diffcache import registry  # noqa: E402
 from diffcache.errors import DiffCacheError  # noqa: E402
-from diffcache.tokens import Fresh, View, rules  # noqa: E402
+from diffcache.tokens import Fresh, TokenRule, View, parse_token_rule, rules  # noqa: E402
 from diffcache.tokens.canvas import Canvas  # noqa: E402
 from diffcache.tokens.engine import TokenCache  # noqa: E402
-from diffcache.tokens.spec import TokenRule, parse_token_rule  # noqa: E402
 from diffcache.tokens.store import PlacedCache  # noqa: E402
 
 pytestmark = pytest.mark.fast
