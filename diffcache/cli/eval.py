@@ -32,7 +32,10 @@ BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a 
 AsJson = Annotated[bool, flag("--json", help="Print JSON.")]
 Schedules = Annotated[
     list[str],
-    typer.Argument(help="Schedules: files, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE names one."),
+    typer.Argument(
+        help="Schedules: files of one or of a schedule set, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE "
+        "names one."
+    ),
 ]
 Store = Annotated[
     str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")

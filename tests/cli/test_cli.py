@@ -19,7 +19,7 @@ from documents import hold, profile, schedule
 
 from diffcache import cli, planning
 from diffcache.cli import _printing, _samples, show
-from diffcache.documents import Budget, CacheSchedule, Profile, SitePlan
+from diffcache.documents import Budget, CacheSchedule, DenoiserPlan, Profile, ScheduleSet, SitePlan
 from diffcache.errors import BadOption
 from diffcache.schedulers import GROUPS
 
@@ -331,6 +331,29 @@ def test_the_list_describes_one_scheduler(command: Command) -> None:
 def test_show_prints_either_document_as_it_describes_itself(command: Command, tmp_path: Path) -> None:
     for document in (schedule(), profile()):
         assert command("show", document.save(tmp_path / "file.safetensors")) == (0, f"{document.describe()}\n", "")
+
+
+def test_show_prints_all_schedules_of_a_set_or_the_one_that_is_asked_for(command: Command, tmp_path: Path) -> None:
+    four, six = (
+        CacheSchedule(steps=len(mask), denoisers={"unet": DenoiserPlan(sites={"model": hold(mask)})})
+        for mask in ("■·■·", "■··■··")
+    )
+    both = ScheduleSet.of(four, six)
+    path = both.save(tmp_path / "flux.json")
+    assert command("show", path) == (0, both.describe() + "\n", "")
+    assert command("show", path, "--steps", 6) == (0, six.describe() + "\n", "")
+    _, out, _ = command("show", path, "--coefficients")
+    assert out.startswith(both.describe())
+    assert out.index("4 steps, unet model\n") < out.index("6 steps, unet model\n")
+    assert "steps, unet" not in command("show", path, "--steps", 6, "--coefficients")[1]
+    plot = tmp_path / "a.png"
+    assert "holds schedules for 4, 6 steps. Choose one: --steps 4." in refused(command, "show", path, "--plot", plot)
+    assert "steps=5 was given. Allowed: 4, 6" in refused(command, "show", path, "--steps", 5)
+    one = four.save(tmp_path / "one.safetensors")
+    assert "--steps cannot be used" in refused(command, "show", one, "--steps", 4)
+    assert not plot.exists()
+    assert command("show", path, "--steps", 4, "--plot", plot)[0] == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_show_of_what_is_neither(command: Command, tmp_path: Path) -> None:
