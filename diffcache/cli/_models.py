@@ -16,6 +16,7 @@ import torch
 from torch import distributed as dist
 
 from diffcache import host
+from diffcache.assets.models import memory_options
 from diffcache.documents import files, hub
 from diffcache.errors import BadOption, HubUnavailable, UnknownName, UnsupportedModel
 from diffcache.eval.requirements import device_named
@@ -117,7 +118,8 @@ class Named:
         known = () if self.pipeline is None else inspect.signature(self.pipeline).parameters
         absent: dict[str, Any] = {name: None for name in self.absent if name in known}
         try:
-            pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, dtype=kind, **absent)
+            options = absent | memory_options()
+            pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, dtype=kind, **options)
         except Exception as error:  # missing files or packages, wrong names and damaged weights raise many classes
             raise UnsupportedModel(
                 f"{self.name!r} could not be loaded as a diffusers pipeline: {_short(error)}"

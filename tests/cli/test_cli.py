@@ -235,7 +235,11 @@ def test_the_comparison_in_a_pipe_is_tab_separated_and_on_a_terminal_a_table(
             assert row[1:] == ["–", "–", f"cannot plan: {one.reason}"]
         else:
             assert row[1] == f"{one.schedule.computed_steps:g}"
-            assert row[2] == ("–" if one.schedule.expected is None else f"{one.schedule.expected.mean_db:.1f}")
+            expected = one.schedule.expected
+            assert row[2] == ("–" if expected is None else f"{expected.mean_db:.1f}")
+            if expected is not None:  # the mean has its own column
+                assert row[3].startswith(("worst tenth", "no difference"))
+                assert str(expected).endswith(row[3])
     request.getfixturevalue("terminal")
     _, drawn, _ = command(*words)
     assert "\t" not in drawn
