@@ -247,8 +247,18 @@ def _of_function(address: str) -> Loaded:
     if isinstance(found, tuple) and len(found) == 2:
         pipe, calls = found
         lists = calls is None or isinstance(calls, (str, Mapping))  # not lists of calls, which the check reports
-        return Loaded(pipe, calls=calls if lists else list(calls))
-    return Loaded(found)
+        return Loaded(_no_plain(address, pipe), calls=calls if lists else list(calls))
+    return Loaded(_no_plain(address, found))
+
+
+def _no_plain(address: str, found: Any) -> Any:
+    """Return what a function of the user returned. Raise BadOption for None and plain values."""
+    if found is None or isinstance(found, (str, int, float, Mapping, Sequence)):
+        returned = "None" if found is None else f"a {type(found).__name__}"
+        raise BadOption(
+            "model", address, f"a function that returns a pipeline, or a pipeline and calls, not {returned}"
+        )
+    return found
 
 
 def _demand_address(option: str, address: str, allowed: str) -> tuple[str, str]:

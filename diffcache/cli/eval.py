@@ -249,7 +249,7 @@ def fid(
     """Print the Fréchet and kernel distance of a folder of pictures from a reference, and the reference's floor.
 
     Example:
-        diffcache eval fid real-pictures evaluation/pictures --extractor efflite0
+        diffcache eval fid real-pictures evaluation/pictures/ours-* --extractor efflite0
     """
     if folder is None and save_statistics is None:
         raise BadOption("folder", None, "a folder of pictures to be measured, or --save-statistics FILE")

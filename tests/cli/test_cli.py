@@ -262,6 +262,47 @@ def test_markdown_is_drawn_on_a_terminal_and_left_alone_elsewhere(
     assert "Floors: 3." in drawn
 
 
+def results(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines of a table of results in a window of this width."""
+    heads = ["method", "computed steps", "speed-up (loop)", *(f"metric {n} (dB) ↑" for n in range(6)), "verdict"]
+    cells = [f"{n}.25 ({n}.00 to {n}.50)" for n in range(20, 26)]
+    rows = [[name, "5 of 12", "2.00×", *cells, "better than x"] for name in ("full run", "uniform reuse, 5 computed")]
+    lines = [heads, ["---", *["---:"] * 8, "---"], *rows]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _printing.markdown("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\nOnly 4 samples.")
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("columns", [80, 110, 220])
+def test_results_fit_into_the_window_and_no_name_or_number_is_cut(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = results(columns, monkeypatch, capsys)
+    assert max(map(len, lines)) <= columns
+    assert not any("…" in line for line in lines)
+    numbers = "5 of 12 +2.00× +" + " +".join(
+        rf"{n}\.25 \({n}\.00 to {n}\.50\)" if columns == 220 else rf"{n}\.25" for n in range(20, 26)
+    )
+    name = "uniform reuse, 5 computed"
+    if columns == 80:  # the name is above the numbers
+        assert re.fullmatch(f" +{numbers}", lines[lines.index(name) + 1])
+    else:
+        assert any(re.fullmatch(f"{name} +{numbers}", line) for line in lines)
+    assert sum(line.strip() == "verdict: better than x" for line in lines) == 2
+    assert any("Without the intervals" in line for line in lines) == (columns != 220)
+    assert "Only 4 samples." in lines
+
+
+@pytest.mark.usefixtures("terminal")
+def test_presets_fit_into_the_window(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command("presets", "--method", "teacache", "--model", "flux")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "threshold=0.25 (1.5x)" in out
+
+
 # help
 
 

@@ -204,6 +204,7 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     ((*FID, "--device", "gpu"), "device='gpu'"),
     ((*FID, "--save-statistics", "none/s.safetensors"), "save_statistics="),
     (("eval", "fid", "pictures", "empty"), "a folder with pictures in it"),
+    (("eval", "fid", "pictures", "."), "or one of its 1 folders with pictures, such as pictures"),
     (("eval", "fid", "none", "pictures"), "a folder that exists"),
     (("eval", "fid", "pictures"), "folder=None"),
     ((*CLIP, "--batch-size", 0), "batch_size=0"),
@@ -318,6 +319,20 @@ def test_an_error_in_the_users_own_function_is_one_line_too(
 ) -> None:
     code, _, complaint = command_of(monkeypatch, capsys)("profile", "mine:pipe", "--steps", 3, "--prompts", "p.txt")
     assert (code, complaint) == (1, "error: LookupError: the model is loaded (--debug shows where)\n")
+
+
+@pytest.mark.parametrize(("name", "returned"), [("words", "a str"), ("nothing", "None"), ("several", "a list")])
+def test_a_function_that_returns_no_pipeline_is_refused_by_its_name(
+    name: str, returned: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"words": "'a'", "nothing": "None", "several": "[1, 2, 3]"}
+    (here / "mine.py").write_text(f"def {name}():\n    return {values[name]}\n")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for words in (("profile", f"mine:{name}", "--steps", 3), ("eval", "policy", f"mine:{name}", "full")):
+        code, _, complaint = command_of(monkeypatch, capsys)(*words)
+        assert code == 2
+        assert f"model='mine:{name}' was given" in complaint
+        assert complaint.endswith(f"a pipeline and calls, not {returned}.\n")
 
 
 def lines(text: str) -> list[str]:
