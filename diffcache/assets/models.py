@@ -89,7 +89,7 @@ def memory_options() -> dict[str, bool]:
 
     They do what diffusers does after the warning.
     """
-    from diffusers.utils import is_accelerate_available
+    from diffusers.utils.import_utils import is_accelerate_available
 
     return {} if is_accelerate_available() else {"low_cpu_mem_usage": False}
 
