@@ -23,7 +23,9 @@ def test_nothing_is_printed_while_a_model_loads_and_no_setting_of_diffusers_chan
     from diffusers.models import modeling_utils
     from diffusers.utils import logging
 
-    monkeypatch.setattr("diffusers.utils.import_utils.is_accelerate_available", lambda: False)  # as in a fresh environment
+    monkeypatch.setattr(
+        "diffusers.utils.import_utils.is_accelerate_available", lambda: False
+    )  # as in a fresh environment
     monkeypatch.setattr(modeling_utils, "is_accelerate_available", lambda: False)
     heard = []
     monkeypatch.setattr(modeling_utils.logger, "warning", lambda text, *_: heard.append(text))
