@@ -254,9 +254,9 @@ def _of_function(address: str) -> Loaded:
 def _no_plain(address: str, found: Any) -> Any:
     """Return what a function of the user returned. Raise BadOption for None and plain values."""
     if found is None or isinstance(found, (str, int, float, Mapping, Sequence)):
-        returned = "None" if found is None else f"a {type(found).__name__}"
+        returned = "None" if found is None else type(found).__name__
         raise BadOption(
-            "model", address, f"a function that returns a pipeline, or a pipeline and calls, not {returned}"
+            "model", address, f"a function that returns a pipeline, or a pipeline and calls; it returned {returned}"
         )
     return found
 

@@ -321,7 +321,7 @@ def test_an_error_in_the_users_own_function_is_one_line_too(
     assert (code, complaint) == (1, "error: LookupError: the model is loaded (--debug shows where)\n")
 
 
-@pytest.mark.parametrize(("name", "returned"), [("words", "a str"), ("nothing", "None"), ("several", "a list")])
+@pytest.mark.parametrize(("name", "returned"), [("words", "str"), ("nothing", "None"), ("several", "list")])
 def test_a_function_that_returns_no_pipeline_is_refused_by_its_name(
     name: str, returned: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,7 +332,7 @@ def test_a_function_that_returns_no_pipeline_is_refused_by_its_name(
         code, _, complaint = command_of(monkeypatch, capsys)(*words)
         assert code == 2
         assert f"model='mine:{name}' was given" in complaint
-        assert complaint.endswith(f"a pipeline and calls, not {returned}.\n")
+        assert complaint.endswith(f"a pipeline and calls; it returned {returned}.\n")
 
 
 def lines(text: str) -> list[str]:
