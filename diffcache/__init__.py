@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffcache.documents.budget import Budget
     from diffcache.documents.profile import Profile
     from diffcache.documents.schedule import CacheSchedule
+    from diffcache.documents.schedule_set import ScheduleSet
     from diffcache.errors import DiffCacheError
     from diffcache.eval.evaluation import Evaluation, evaluate
     from diffcache.executor import FailedOpen
@@ -35,6 +36,7 @@ _HOMES = {  # public name -> its module below ``diffcache``; the same as the imp
     "FailedOpen": "executor",
     "Loop": "host",
     "Profile": "documents.profile",
+    "ScheduleSet": "documents.schedule_set",
     "WeakerFit": "profiling.fitting.output_fit",
     "accelerate": "api",
     "accelerated": "api",
@@ -58,6 +60,7 @@ __all__ = [
     "FailedOpen",
     "Loop",
     "Profile",
+    "ScheduleSet",
     "WeakerFit",
     "accelerate",
     "accelerated",

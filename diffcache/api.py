@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from diffcache import host, tokens
-from diffcache.documents.collection import schedules_in
+from diffcache.documents.collection import load, schedules_in
 from diffcache.documents.schedule import CacheSchedule
+from diffcache.documents.schedule_set import ScheduleSet, demand_one
 from diffcache.errors import AlreadyAccelerated, BadOption, UnknownName, Unusable
 from diffcache.executor import Executor, Misfit, criteria
 from diffcache.executor.bound import Acceleration, Bound
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 One = CacheSchedule | Rule | str | Path
-Schedule = One | Mapping[int, One]
+Schedule = One | ScheduleSet | Mapping[int, One]
+FILES = (".safetensors", ".json")  # a text that ends so is a path, not a rule
 
 
 def accelerate(
@@ -53,8 +55,8 @@ def accelerate(
             calibration: ``"auto:speedup=3"``, ``"uniform:every=3"``, ``"taylorseer:every=4,order=1"``, ``"full"``.
             ``sites=block`` in a rule applies it to each block. The default, ``"auto"``, computes a third of the steps.
             A dictionary, number of steps -> one of these, chooses by the number of steps of each run (iterations of its
-            loop). So does a folder that holds schedules of several numbers of steps; on the Hub, their names begin with
-            ``schedule``.
+            loop). So do a :class:`ScheduleSet`, its path, and a folder that holds schedules of several numbers of
+            steps; on the Hub, their names begin with ``schedule``.
             For a language model, it is a token rule: ``"dkv:refresh=8"`` (docs/language-models.md).
         strict: Whether to compare the configurations of the denoiser and the noise scheduler, the timesteps and the
             guidance scale with those of the schedule as well. False is meant for fine-tuned models.
@@ -274,6 +276,10 @@ def resolve_all(schedule: Schedule) -> Source:
     """
     if isinstance(schedule, Mapping):
         return BySteps({steps: resolve(one) for steps, one in schedule.items()})
+    if _is_file(schedule):
+        schedule = load(schedule)
+    if isinstance(schedule, ScheduleSet):
+        return BySteps(schedule.schedules)
     if isinstance(schedule, (str, Path)) and _is_collection(schedule):
         found = schedules_in(schedule)
         return BySteps(found) if len(found) > 1 else next(iter(found.values()))
@@ -281,12 +287,17 @@ def resolve_all(schedule: Schedule) -> Source:
 
 
 def _is_collection(schedule: str | Path) -> bool:
-    """Return whether a text or path names a folder, or a repository on the Hub."""
+    """Return whether a text or path that does not name a file names a folder, or a repository on the Hub."""
     if os.path.isdir(schedule):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         return isinstance(schedule, Path) or not is_rule(schedule)
-    if isinstance(schedule, Path) or schedule.endswith(".safetensors") or os.path.isfile(schedule):  # noqa: PTH113
-        return False
-    return "/" in schedule and not is_rule(schedule)
+    return isinstance(schedule, str) and "/" in schedule and not is_rule(schedule)
+
+
+def _is_file(schedule: object) -> TypeGuard[str | Path]:
+    """Return whether ``schedule`` names a file, which may be missing."""
+    if isinstance(schedule, Path):
+        return not os.path.isdir(schedule)  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+    return isinstance(schedule, str) and (schedule.endswith(FILES) or os.path.isfile(schedule))  # noqa: PTH113
 
 
 def resolve(schedule: One) -> CacheSchedule | Rule:
@@ -302,10 +313,12 @@ def resolve(schedule: One) -> CacheSchedule | Rule:
     """
     if isinstance(schedule, (CacheSchedule, Rule)):
         return schedule
+    if isinstance(schedule, ScheduleSet):
+        return demand_one("schedule", schedule)  # raises an error that says how to take one out
     if not isinstance(schedule, (str, Path)):
         raise BadOption("schedule", schedule, f"a CacheSchedule, a path, a hub id, or a rule ({', '.join(rules())})")
-    if isinstance(schedule, Path) or schedule.endswith(".safetensors") or os.path.isfile(schedule):  # noqa: PTH113
-        return CacheSchedule.load(schedule)  # (Path.is_file raises for a name that is too long)
+    if isinstance(schedule, Path) or _is_file(schedule):
+        return CacheSchedule.load(schedule)
     if is_rule(schedule):
         return parse_rule(schedule)
     if "/" in schedule or os.path.isdir(schedule):  # noqa: PTH112

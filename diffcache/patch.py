@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 from diffcache.errors import AcceleratedObjectCopied
@@ -152,7 +153,10 @@ class Layers:
         if self.found is not _ABSENT:
             return self.found  # type: ignore[no-any-return]
         owner = self.owner()
-        return getattr(type(owner), self.name).__get__(owner)  # type: ignore[no-any-return]
+        found = getattr(type(owner), self.name)
+        if isinstance(found, FunctionType):  # the tracer of torch 2.6 cannot follow __get__
+            return MethodType(found, owner)
+        return found.__get__(owner)  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.entries:

@@ -1,11 +1,13 @@
 """Make text from users and files safe to show in a terminal, an error or a Markdown table.
 
-``card`` does so for notebooks.
+``card`` and ``html_table`` do so for notebooks.
 """
 
 from __future__ import annotations
 
 import html
+import re
+from collections.abc import Collection, Sequence
 
 _MARKDOWN = str.maketrans(
     {
@@ -35,19 +37,50 @@ def markdown(value: object) -> str:
     return line.replace("://", "\\://").replace("www.", "www\\.").replace("WWW.", "WWW\\.")
 
 
-def card(title: str, body: str) -> str:
-    """Return a title and a text of several lines as HTML for a notebook.
+def card(title: str, body: str, *, table: str = "") -> str:
+    """Return a title and a text of several lines as HTML for a notebook. Long lines wrap.
 
     The HTML refers to no other file. Its colours are those of the notebook, light or dark.
+
+    Args:
+        title: The title.
+        body: The text.
+        table: HTML between the title and the text; see ``html_table``.
     """
     lines = html.escape("\n".join(map(printable, body.splitlines())))
     return (
-        '<div style="border:1px solid rgba(127,127,127,.4);border-radius:6px;padding:.5em .8em;overflow-x:auto;'
+        f'<div style="border:{_RULE};border-radius:6px;padding:.5em .8em;overflow-x:auto;'
         'color:inherit;background:rgba(127,127,127,.06)">'
-        f"<strong>{html.escape(printable(title))}</strong>"
-        '<pre style="margin:.4em 0 0;color:inherit;background:transparent;line-height:1.35;font-size:.85em">'
-        f"{lines}</pre></div>"
+        f"<strong>{html.escape(printable(title))}</strong>{table}"
+        '<pre style="margin:.4em 0 0;color:inherit;background:transparent;line-height:1.35;font-size:.85em;'
+        f'white-space:pre-wrap;overflow-wrap:anywhere">{lines}</pre></div>'
     )
+
+
+def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:
+    """Return a table as HTML for a notebook. Cells wrap at spaces and after ``_``, ``:`` and ``.``.
+
+    Args:
+        heads: Names of the columns.
+        rows: The cells.
+        right: Names of the columns of numbers, aligned at the right.
+    """
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        parts = []
+        for head, cell in zip(heads, cells, strict=True):
+            align = "right" if head in right else "left"
+            text = re.sub(r"([_:.])(?=\w)", r"\1<wbr>", html.escape(printable(cell)))
+            parts.append(f'<{tag} style="text-align:{align};{_CELL}">{text}</{tag}>')
+        return f"<tr>{''.join(parts)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    style = "color:inherit;background:transparent;border-collapse:collapse;font-size:.8em;margin:.4em 0 0"
+    return f'<table style="{style}">{line("th", heads)}{body}</table>'
+
+
+_RULE = "1px solid rgba(127,127,127,.4)"
+_CELL = f"padding:.2em .35em;border-bottom:{_RULE};color:inherit;white-space:normal;vertical-align:top"
 
 
 def _shown(character: str) -> str:

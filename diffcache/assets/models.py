@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,24 +78,56 @@ def load(name: str = "flux") -> DemoModel:
         raise UnknownName("demo model", name, NAMES)
     import diffusers  # slow to import, so it is imported here
 
-    pipe: Any
-    vae = diffusers.AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
+    with _no_progress_bars():
+        pipe, subjects, encoder = _loaded(diffusers, name)
+    pipe.set_progress_bar_config(disable=True)
+    return DemoModel(name, pipe, subjects, encoder)
+
+
+def memory_options() -> dict[str, bool]:
+    """Return the options of ``from_pretrained`` that keep diffusers from warning that accelerate is not installed.
+
+    They do what diffusers does after the warning.
+    """
+    from diffusers.utils.import_utils import is_accelerate_available
+
+    return {} if is_accelerate_available() else {"low_cpu_mem_usage": False}
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Load the small files without the progress bars of diffusers."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _loaded(diffusers: Any, name: str) -> tuple[Any, tuple[str, ...], PromptEncoder | None]:
+    """Return the pipeline of a model, its subjects, and the encoder of its prompts, if it takes prompts."""
+
+    def network(kind: Any, folder: str) -> Any:
+        return kind.from_pretrained(FOLDER / folder, torch_dtype=torch.float32, **memory_options())
+
+    vae = network(diffusers.AutoencoderKL, "vae")
     if name == "flux":
         pipe = diffusers.FluxPipeline(
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-            transformer=diffusers.FluxTransformer2DModel.from_pretrained(FOLDER / "flux", torch_dtype=torch.float32),
+            transformer=network(diffusers.FluxTransformer2DModel, "flux"),
             vae=vae, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
         )  # fmt: skip
         subjects = tuple(json.loads((FOLDER / "captions.json").read_text()))
-        encoder = PromptEncoder.load(FOLDER / "words.safetensors")
-    else:
-        classes = json.loads((FOLDER / "classes.json").read_text())
-        pipe = diffusers.DiTPipeline(
-            transformer=diffusers.DiTTransformer2DModel.from_pretrained(FOLDER / "dit", torch_dtype=torch.float32),
-            vae=vae,
-            scheduler=diffusers.DDIMScheduler.from_pretrained(FOLDER / "dit"),
-            id2label=dict(enumerate(classes)),
-        )
-        subjects, encoder = tuple(classes), None
-    pipe.set_progress_bar_config(disable=True)
-    return DemoModel(name, pipe, subjects, encoder)
+        return pipe, subjects, PromptEncoder.load(FOLDER / "words.safetensors")
+    classes = json.loads((FOLDER / "classes.json").read_text())
+    pipe = diffusers.DiTPipeline(
+        transformer=network(diffusers.DiTTransformer2DModel, "dit"),
+        vae=vae,
+        scheduler=diffusers.DDIMScheduler.from_pretrained(FOLDER / "dit"),
+        id2label=dict(enumerate(classes)),
+    )
+    return pipe, tuple(classes), None

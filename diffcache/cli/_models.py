@@ -16,6 +16,7 @@ import torch
 from torch import distributed as dist
 
 from diffcache import host
+from diffcache.assets.models import memory_options
 from diffcache.documents import files, hub
 from diffcache.errors import BadOption, HubUnavailable, UnknownName, UnsupportedModel
 from diffcache.eval.requirements import device_named
@@ -117,7 +118,8 @@ class Named:
         known = () if self.pipeline is None else inspect.signature(self.pipeline).parameters
         absent: dict[str, Any] = {name: None for name in self.absent if name in known}
         try:
-            pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, dtype=kind, **absent)
+            options = absent | memory_options()
+            pipe: Any = diffusers.DiffusionPipeline.from_pretrained(self.name, dtype=kind, **options)
         except Exception as error:  # missing files or packages, wrong names and damaged weights raise many classes
             raise UnsupportedModel(
                 f"{self.name!r} could not be loaded as a diffusers pipeline: {_short(error)}"
@@ -245,8 +247,18 @@ def _of_function(address: str) -> Loaded:
     if isinstance(found, tuple) and len(found) == 2:
         pipe, calls = found
         lists = calls is None or isinstance(calls, (str, Mapping))  # not lists of calls, which the check reports
-        return Loaded(pipe, calls=calls if lists else list(calls))
-    return Loaded(found)
+        return Loaded(_no_plain(address, pipe), calls=calls if lists else list(calls))
+    return Loaded(_no_plain(address, found))
+
+
+def _no_plain(address: str, found: Any) -> Any:
+    """Return what a function of the user returned. Raise BadOption for None and plain values."""
+    if found is None or isinstance(found, (str, int, float, Mapping, Sequence)):
+        returned = "None" if found is None else type(found).__name__
+        raise BadOption(
+            "model", address, f"a function that returns a pipeline, or a pipeline and calls; it returned {returned}"
+        )
+    return found
 
 
 def _demand_address(option: str, address: str, allowed: str) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -100,14 +102,81 @@ def remark(text: str) -> None:
 
 
 def markdown(text: str) -> None:
-    """Print text with Markdown tables. On a terminal the tables are drawn; elsewhere the text is printed as it is."""
+    """Print text with Markdown tables. On a terminal the tables are drawn; elsewhere the text is printed as it is.
+
+    In a narrow window, a table is drawn without the intervals in brackets, and then with the name of each row above its
+    numbers.
+    """
     if not on_terminal():
         typer.echo(text)
         return
     from rich.console import Console
     from rich.markdown import Markdown
 
-    Console(file=sys.stdout).print(Markdown(text))
+    console = Console(file=sys.stdout)
+    for block in text.split("\n\n"):
+        lines = block.splitlines()
+        if len(lines) > 1 and all(line.startswith("|") for line in lines):
+            console.print(*_markdown_table(lines, console.width), sep="\n")
+        else:
+            console.print(Markdown(block))
+
+
+def _markdown_table(lines: Sequence[str], width: int) -> list[RenderableType]:
+    """Return a Markdown table for a window of ``width`` characters. Columns of text, except the first, are put below.
+
+    Args:
+        lines: The lines of the table: names of the columns, their alignment, and the rows.
+        width: Width of the window, in characters.
+    """
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, marks, *rows = ([_plain(cell) for cell in _PIPE.split(line.strip()[1:-1])] for line in lines)
+    numbers = [n for n, mark in enumerate(marks) if n and mark.endswith(":")]
+    prose = [n for n in range(1, len(heads)) if n not in numbers]
+
+    def sizes() -> list[int]:
+        cells = [[*heads[n].split(), *(row[n] for row in rows)] for n in numbers]
+        return [max(map(len, column)) for column in cells]
+
+    name = max(len(row[0]) for row in [heads, *rows])
+    remarks = []
+    if name + sum(sizes()) + GAP * len(numbers) > width:
+        shorter = [[_INTERVAL.sub("", cell) if n in numbers else cell for n, cell in enumerate(row)] for row in rows]
+        remarks = ["Without the intervals, which need a wider window."] if shorter != rows else []
+        rows = shorter
+    widths = sizes()
+    above = name + sum(widths) + GAP * len(numbers) > width
+    parts: list[RenderableType] = []
+    for row in [heads, *rows]:
+        style = "bold" if row is heads else ""
+        grid = Table.grid(padding=(0, GAP, 0, 0))
+        if not above:
+            grid.add_column(width=name, vertical="bottom")
+        for size in widths:
+            grid.add_column(justify="right", width=size, overflow="fold", vertical="bottom")
+        cells = [Text(row[n], style=style) for n in numbers]
+        if above:
+            parts.append(Text(row[0], style="bold"))
+            grid.add_row(*cells)
+            parts.append(Padding(grid, (0, 0, 0, GAP)))
+        else:
+            grid.add_row(Text(row[0], style=style), *cells)
+            parts.append(grid)
+        if row is not heads:
+            parts += [Padding(Text(f"{heads[n]}: {row[n]}"), (0, 0, 0, INDENT)) for n in prose]
+    return [*parts, *map(Text, remarks)]
+
+
+_PIPE = re.compile(r"(?<!\\)\|")
+_INTERVAL = re.compile(r" \([^()]* to [^()]*\)")
+
+
+def _plain(cell: str) -> str:
+    """Return the text of a cell of a Markdown table."""
+    return html.unescape(re.sub(r"\\(.)", r"\1", cell.strip()))
 
 
 def note(text: str) -> None:

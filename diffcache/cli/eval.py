@@ -32,7 +32,10 @@ BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a 
 AsJson = Annotated[bool, flag("--json", help="Print JSON.")]
 Schedules = Annotated[
     list[str],
-    typer.Argument(help="Schedules: files, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE names one."),
+    typer.Argument(
+        help="Schedules: files of one or of a schedule set, hub ids or rules (taylorseer:every=3). NAME=SCHEDULE "
+        "names one."
+    ),
 ]
 Store = Annotated[
     str | None, typer.Option(help="Format of kept outputs: bf16, int8, fp8, int4; else as schedules say.")
@@ -246,7 +249,7 @@ def fid(
     """Print the Fréchet and kernel distance of a folder of pictures from a reference, and the reference's floor.
 
     Example:
-        diffcache eval fid real-pictures evaluation/pictures --extractor efflite0
+        diffcache eval fid real-pictures evaluation/pictures/ours-* --extractor efflite0
     """
     if folder is None and save_statistics is None:
         raise BadOption("folder", None, "a folder of pictures to be measured, or --save-statistics FILE")

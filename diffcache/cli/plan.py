@@ -12,6 +12,7 @@ from diffcache.cli._goal import goal
 from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either, flag
 from diffcache.cli._printing import remark, table
 from diffcache.documents.destinations import check_file
+from diffcache.documents.expected import decibels
 from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption, Unusable
 
@@ -137,7 +138,8 @@ def _print_comparison(found: list[planning.Compared]) -> None:
         if expected is None:
             rows.append([one.name, computed, NOTHING, "the final state of such a schedule is not simulated"])
         else:
-            rows.append([one.name, computed, f"{expected.mean_db:.1f}", str(expected)])
+            note = str(expected).removeprefix(f"{decibels(expected.mean_db)}, ")
+            rows.append([one.name, computed, f"{expected.mean_db:.1f}", note])
     table(["scheduler", "computed steps", "expected dB", "note"], {"": rows}, right=["computed steps", "expected dB"])
 
 

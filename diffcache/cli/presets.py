@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from diffcache import presets as published
+from diffcache.cli import _printing
 from diffcache.cli._options import flag
 from diffcache.errors import UnknownName
 from diffcache.text import markdown
+
+HEADS = ("method", "preset", "model", "steps", "recommended by its authors")
 
 
 def presets(
@@ -35,7 +38,10 @@ def presets(
     if table:
         typer.echo(as_markdown(found))
         return
-    typer.echo(listing(found, details=details))
+    if _printing.on_terminal() and not details:
+        _printing.table(HEADS, {"": _rows(found)})
+    else:
+        typer.echo(listing(found, details=details))
     if not (model or network):
         typer.echo("\nnot listed, because no rule of diffcache computes the same:")
         for one in published.left_out():
@@ -72,15 +78,18 @@ def listing(found: Sequence[published.Preset], *, details: bool = False) -> str:
         found: The presets.
         details: Whether to add the network, the conditions, the source and an example.
     """
-    heads = ("method", "preset", "model", "steps", "recommended by its authors")
-    rows = [(p.method, p.name, p.model, str(p.steps), recommended(p)) for p in found]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    rows = _rows(found)
+    widths = [max(map(len, column)) for column in zip(HEADS, *rows, strict=True)]
     lines = []
-    for row, preset in zip([heads, *rows], [None, *found], strict=True):
+    for row, preset in zip([HEADS, *rows], [None, *found], strict=True):
         lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if details and preset is not None:
             lines += [f"    {line}" for line in described(preset)]
     return "\n".join(lines)
+
+
+def _rows(found: Sequence[published.Preset]) -> list[tuple[str, ...]]:
+    return [(p.method, p.name, p.model, str(p.steps), recommended(p)) for p in found]
 
 
 def described(preset: published.Preset) -> list[str]:

@@ -1,4 +1,4 @@
-"""``diffcache show``: print and draw a schedule or a profile."""
+"""``diffcache show``: print and draw a schedule, a schedule set or a profile."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import numpy as np
 import typer
 
 from diffcache.cli._options import flag
+from diffcache.documents import collection
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, SitePlan
+from diffcache.documents.schedule_set import ScheduleSet
 from diffcache.errors import DocumentError, Unusable
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="A schedule or a profile.")],
+    file: Annotated[Path, typer.Argument(help="A schedule, a schedule set or a profile.")],
     coefficients: Annotated[
         bool, flag("--coefficients", help="Also the coefficients of every predicted step.")
     ] = False,
@@ -24,43 +26,63 @@ def show(
     profile: Annotated[
         Path | None, typer.Option(help="Draw a schedule's masks over the distances that this profile measured.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of a schedule set, only the schedule for this number of steps.")
+    ] = None,
 ) -> None:
-    """Print a schedule (masks, coefficients, expected fidelity) or a profile, and draw it.
+    """Print a schedule (masks, coefficients, expected fidelity), all schedules of a set, or a profile, and draw it.
 
     Example:
         diffcache show schedule.safetensors
         diffcache show schedule.safetensors --profile profile.safetensors --plot schedule.png
+        diffcache show schedules.safetensors --steps 28 --plot schedule.png
     """
     if (file / "model_index.json").is_file():
         raise Unusable("file", f"the folder {file} holds a diffusers pipeline", "Pass a schedule or a profile")
     if plot is not None:
         check_file("plot", plot)
     document = load(file)
+    if steps is not None:
+        if not isinstance(document, ScheduleSet):
+            raise Unusable("--steps", f"{file} is not a schedule set", "Leave out --steps")
+        document = document[steps]
     if isinstance(document, Profile) and (coefficients or profile):
         raise Unusable(
             "file", f"{file} is a profile, and --coefficients and --profile need a schedule", "Pass a schedule"
         )
+    if isinstance(document, ScheduleSet) and plot is not None:
+        example = f"Choose one: --steps {next(iter(document))}"
+        raise Unusable("--plot", f"{file} holds schedules for {document.covered} steps", example)
     if profile is not None and plot is None:
         raise Unusable("--profile", "it has an effect only with --plot", "Add --plot FILE, or leave out --profile")
     typer.echo(document.describe())
-    if coefficients and isinstance(document, CacheSchedule):
-        for denoiser, site, plan in document.plans():
-            typer.echo(f"\n{denoiser} {site}\n{table(plan)}")
-    if plot is not None:
+    if coefficients:
+        _print_coefficients(document)
+    if plot is not None and not isinstance(document, ScheduleSet):
         from diffcache.planning import plots
 
         beside = Profile.load(profile) if profile else None
         typer.echo(f"drawn into {plots.save(document, plot, beside)}")
 
 
-def load(file: Path) -> CacheSchedule | Profile:
-    """Return the schedule or the profile in a file."""
+def load(file: Path) -> CacheSchedule | ScheduleSet | Profile:
+    """Return the schedule, the schedule set or the profile in a file."""
     try:
-        return CacheSchedule.load(file)
+        return collection.load(file)
     except DocumentError as error:
         if error.field != "format":
             raise
     return Profile.load(file)
+
+
+def _print_coefficients(document: CacheSchedule | ScheduleSet | Profile) -> None:
+    """Print the coefficients of a schedule, or of each schedule of a set."""
+    schedules = document.schedules.values() if isinstance(document, ScheduleSet) else [document]
+    for schedule in schedules:
+        if isinstance(schedule, CacheSchedule):
+            of = f"{schedule.steps} steps, " if isinstance(document, ScheduleSet) else ""
+            for denoiser, site, plan in schedule.plans():
+                typer.echo(f"\n{of}{denoiser} {site}\n{table(plan)}")
 
 
 def table(plan: SitePlan) -> str:

@@ -1,4 +1,4 @@
-"""The two documents, schedule and profile, which are pure data and can be read and written without torch."""
+"""Documents (schedule, schedule set, profile): pure data that can be read and written without torch."""
 
 from diffcache.documents.branches import BranchLayout
 from diffcache.documents.budget import Budget
@@ -6,6 +6,7 @@ from diffcache.documents.circumstances import Guidance, NoiseSchedulerId
 from diffcache.documents.expected import Expected, Origin
 from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Online, SitePlan
+from diffcache.documents.schedule_set import ScheduleSet
 from diffcache.documents.sites import GRANULARITIES
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Online",
     "Origin",
     "Profile",
+    "ScheduleSet",
     "SitePlan",
     "SiteProfile",
     "Tables",

@@ -1,4 +1,4 @@
-"""Load all schedules of a folder, or of a repository on the Hugging Face Hub, by their number of steps."""
+"""Load all schedules of a file, a folder or a repository on the Hugging Face Hub, by their number of steps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ from pathlib import Path
 
 from diffcache.documents import container, hub
 from diffcache.documents.schedule import CacheSchedule
+from diffcache.documents.schedule_set import ScheduleSet
 from diffcache.errors import BadOption
 
 PATTERN = "schedule*.safetensors"  # on the Hub, where other safetensors files may be weights of many gigabytes
 
 
+def load(path: str | Path) -> CacheSchedule | ScheduleSet:
+    """Return the schedule or the schedule set in a file.
+
+    Raises:
+        DocumentError: If the file holds neither.
+    """
+    is_set = container.format_in(Path(path)) == ScheduleSet.FORMAT
+    return ScheduleSet.load(path) if is_set else CacheSchedule.load(path)
+
+
 def schedules_in(id_or_folder: str | Path) -> dict[int, CacheSchedule]:
     """Return the schedules of a folder or repository, number of steps -> schedule.
 
-    Files of other formats are left out. Of a repository, only files whose names begin with ``schedule`` are read. If
-    several schedules have one number of steps, ``schedule.safetensors`` is used.
+    Of a schedule set, all schedules count. Files of other formats are left out. Of a repository, only files whose names
+    begin with ``schedule`` are read. If several schedules have one number of steps, ``schedule.safetensors`` is used.
 
     Args:
         id_or_folder: A folder, or the id of a repository if there is no folder of that name.
@@ -32,14 +43,18 @@ def schedules_in(id_or_folder: str | Path) -> dict[int, CacheSchedule]:
         return {only.steps: only}
     found: dict[int, tuple[Path, CacheSchedule]] = {}
     for path in sorted(names, key=lambda path: (path.name != CacheSchedule.FILENAME, path.name)):
-        schedule = CacheSchedule.load(path)
-        before = found.setdefault(schedule.steps, (path, schedule))[0]
-        if before is not path and before.name != CacheSchedule.FILENAME:
-            allowed = f"one schedule for each number of steps: {before.name} and {path.name} are both of "
-            raise BadOption("schedule", str(id_or_folder), f"{allowed}{schedule.steps} steps. Name the file instead")
+        document = load(path)
+        for schedule in [document] if isinstance(document, CacheSchedule) else document.schedules.values():
+            before = found.setdefault(schedule.steps, (path, schedule))[0]
+            if before is not path and before.name != CacheSchedule.FILENAME:
+                allowed = f"one schedule for each number of steps: {before.name} and {path.name} both hold one of "
+                raise BadOption(
+                    "schedule", str(id_or_folder), f"{allowed}{schedule.steps} steps. Name the file instead"
+                )
     return {steps: schedule for steps, (_, schedule) in sorted(found.items())}
 
 
 def _schedules(folder: Path) -> list[Path]:
-    """Return the schedules directly in a folder."""
-    return [path for path in folder.glob("*.safetensors") if container.format_in(path) == CacheSchedule.FORMAT]
+    """Return the schedules and schedule sets directly in a folder."""
+    formats = (CacheSchedule.FORMAT, ScheduleSet.FORMAT)
+    return [path for path in folder.glob("*.safetensors") if container.format_in(path) in formats]

@@ -43,6 +43,7 @@ class Document(Record):
         VERSION: The current version.
         FILENAME: The default name of a file.
         OLDER: Older version that can be read -> the function that converts its JSON.
+        ADVICE: Another format that a file may have -> what to do with such a file, for the error.
     """
 
     __slots__ = ()
@@ -50,6 +51,7 @@ class Document(Record):
     VERSION: ClassVar[int]
     FILENAME: ClassVar[str]
     OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({})  # older version -> its upgrade
+    ADVICE: ClassVar[Mapping[str, str]] = MappingProxyType({})  # another format -> a sentence
 
     def to_bytes(self) -> bytes:
         """Return the content of the file. Equal documents have equal bytes under one version of this library.
@@ -80,7 +82,8 @@ class Document(Record):
         tree, arrays = container.unpack(where, data)
         format_, version = tree.pop("format", None), tree.pop("version", None)
         if format_ != cls.FORMAT:
-            refuse(where, "format", f"found {format_!r:.80}", f"{cls.FORMAT!r}, which {cls.__name__} reads")
+            advice = cls.ADVICE.get(format_, "") if isinstance(format_, str) else ""
+            refuse(where, "format", f"found {format_!r:.80}", f"{cls.FORMAT!r}, which {cls.__name__} reads", advice)
         if type(version) is not int or version not in (cls.VERSION, *cls.OLDER):
             allowed = ", ".join(map(str, [*cls.OLDER, cls.VERSION]))
             refuse(where, "version", f"found {version!r:.80}", allowed, "A newer one needs a newer diffcache.")
@@ -222,7 +225,7 @@ def _tree(record: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, 
             arrays[name] = value
             return TENSOR
         if isinstance(value, Mapping):
-            return {key: _tree(v, f"{prefix}{key}/", arrays) if _is_record(v) else v for key, v in value.items()}
+            return {str(key): _tree(v, f"{prefix}{key}/", arrays) if _is_record(v) else v for key, v in value.items()}
         return _tree(value, f"{name}/", arrays) if _is_record(value) else value
 
     return {f.name: encode(getattr(record, f.name), prefix + f.name) for f in dataclasses.fields(record)}
@@ -262,9 +265,16 @@ class _Reader:
         if get_origin(hint) is Mapping:
             if not isinstance(value, dict):
                 self.refuse(prefix + name, value, "an object")
-            item = get_args(hint)[1]
-            return {k: self.record(item, v, f"{prefix}{k}/") if _is_record(item) else v for k, v in value.items()}
+            key, item = get_args(hint)
+            keys = {k: self.whole(prefix + name, k) if key is int else k for k in value}
+            return {keys[k]: self.record(item, v, f"{prefix}{k}/") if _is_record(item) else v for k, v in value.items()}
         return self.record(hint, value, f"{prefix}{name}/") if _is_record(hint) else value
+
+    def whole(self, name: str, key: str) -> int:
+        """Return the whole number that a key of an object is, in its only spelling."""
+        if not (key.isascii() and key.isdecimal() and len(key) <= files.MAX_DIGITS and str(int(key)) == key):
+            refuse(self.where, name, f"found the key {key!r:.80}", "a whole number, without leading zeros")
+        return int(key)
 
     def array(self, value: Any, name: str) -> np.ndarray:
         """Return the array of a field, and remove it from ``arrays``."""

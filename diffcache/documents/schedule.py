@@ -336,6 +336,12 @@ class CacheSchedule(Document):
     VERSION: ClassVar[int] = 3
     FILENAME: ClassVar[str] = "schedule.safetensors"
     OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1, 2: _from_version_2})
+    ADVICE: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "diffcache.schedule_set": "The file holds schedules for several numbers of steps. Take one out: "
+            'ScheduleSet.load(path)[28].save("one.safetensors").'
+        }
+    )
 
     steps: int
     denoisers: Mapping[str, DenoiserPlan]

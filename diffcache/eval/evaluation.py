@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from diffcache import host
+from diffcache.api import Schedule
 from diffcache.documents import files
 from diffcache.documents.destinations import check_folder
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule
+from diffcache.documents.schedule_set import ScheduleSet
 from diffcache.errors import BadOption, Unusable
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import results
@@ -35,6 +37,7 @@ from diffcache.eval.statistics import enough
 from diffcache.eval.subject import Subject
 from diffcache.eval.table import markdown
 from diffcache.eval.trials import Trials
+from diffcache.executor.by_steps import BySteps, members
 from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
 from diffcache.settings import shows_progress
@@ -42,8 +45,6 @@ from diffcache.simulation.simulator import Simulator
 from diffcache.text import printable
 
 PROMISED_IN = "state"  # the metric in which schedules state their expected fidelity
-
-Source = CacheSchedule | Rule | str | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Evaluation:
 
 def evaluate(
     pipe: Any,
-    schedules: Mapping[str, Source] | Sequence[Method],
+    schedules: Mapping[str, Schedule] | Sequence[Method],
     calls: str | Mapping[str, Any] | Sequence[str] | Sequence[Mapping[str, Any]],
     *,
     metrics: Sequence[str] | None = None,
@@ -152,7 +153,8 @@ def evaluate(
     Args:
         pipe: A pipeline, a policy or a :class:`diffcache.Loop` that is not accelerated. It is left unchanged. For a
             loop, final states are compared.
-        schedules: Name -> a schedule, a path, a Hub id or a rule; or a list of methods.
+        schedules: Name -> a schedule, a path, a Hub id or a rule; or a list of methods. Of a schedule set, its path or
+            a dictionary by number of steps, the schedule for the steps of the calls is evaluated.
         calls: Prompts, or dictionaries of arguments for ``pipe(**call)``: one, or a list. Use prompts and seeds that
             were not used for calibration. The prompts get the seeds 0, 1, …; a dictionary holds one generator for each
             sample. All calls have one number of steps.
@@ -203,7 +205,8 @@ def evaluate(
         raise Unusable("trials", f"a {subject.title} plays no episodes", "Leave out trials, or pass a policy")
     known = Profile.load(profile) if isinstance(profile, (str, Path)) else profile
     mine = _methods(schedules)
-    promising = any(getattr(method.source, "expected", None) is not None for method in mine)
+    sources = [one for m in mine if m.source is not None for one in members(m.source).values()]
+    promising = any(getattr(source, "expected", None) is not None for source in sources)
     wanted = dict.fromkeys([*(metrics or traits.metrics), *([PROMISED_IN] if promising else [])])
     check_outputs(subject.title, traits, calls, metrics or traits.metrics, extractor, scorers)
     judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=traits.returns == "state")
@@ -214,11 +217,14 @@ def evaluate(
     me, folder = subject.identity(), EvaluationFolder(Path(out))
     folder.claim(subject.origin, host.digest_of(me))
     steps = subject.steps(calls)
+    several = [method.name for method in (*mine, *extra) if isinstance(method.source, BySteps)]
+    mine, extra = ([method.for_steps(steps) for method in given] for given in (mine, extra))
+    check_methods(pipe, [method for method in (*mine, *extra) if method.name in several], calls)
     check_counted(mine, steps)
     if compare is None:
         budgets = [subject.work(m, calls[0], steps) for m in mine]
         compare = baselines(pipe, steps, budgets, fewer=bool(traits.steps_argument) or calls[0].get(STEPS) == steps)
-    methods = [full(), *mine, *compare, *extra]
+    methods = [full(), *mine, *(method.for_steps(steps) for method in compare), *extra]
     check_methods(pipe, methods, ())
     folder.prepare([slug(method.name) for method in methods])
     found, rank, processes = _run(subject, methods, calls, steps, judges, folder, me, shows_progress(progress))
@@ -256,10 +262,10 @@ def again(folder: str | Path) -> Evaluation:
     return write(read(Path(folder) / "record.json"), Path(folder))
 
 
-def _methods(schedules: Mapping[str, Source] | Sequence[Method]) -> list[Method]:
+def _methods(schedules: Mapping[str, Schedule] | Sequence[Method]) -> list[Method]:
     if isinstance(schedules, Mapping):
         return [ours(name, source) for name, source in schedules.items()]
-    if isinstance(schedules, (str, Path, CacheSchedule, Rule)) or not isinstance(schedules, Sequence):
+    if isinstance(schedules, (str, Path, CacheSchedule, ScheduleSet, Rule)) or not isinstance(schedules, Sequence):
         raise Unusable(
             "schedules",
             f"it is a {type(schedules).__name__}",

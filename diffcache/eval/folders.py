@@ -26,10 +26,18 @@ def pictures(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise BadOption("folder", str(folder), "a folder that exists, with pictures in it")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
+    found = _directly_in(folder)
     if not found:
-        raise BadOption("folder", str(folder), f"a folder with pictures in it, files ending in {', '.join(ENDINGS)}")
+        allowed = f"a folder with pictures in it, files ending in {', '.join(ENDINGS)}"
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and _directly_in(path))
+        if inner:
+            allowed += f"; or one of its {len(inner)} folders with pictures, such as {inner[0]}"
+        raise BadOption("folder", str(folder), allowed)
     return found
+
+
+def _directly_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and path.is_file())
 
 
 def read(path: Path) -> np.ndarray:
@@ -100,7 +108,8 @@ def prompts(source: Path, paths: Sequence[Path]) -> list[str]:
         )
     if len(found) != len(paths):
         raise PromptsError(
-            f"{source} has {len(found)} prompts for {len(paths)} pictures. Allowed: one line per picture, in the order "
+            f"{source} has {len(found)} prompt{'s' * (len(found) != 1)} for {len(paths)} "
+            f"picture{'s' * (len(paths) != 1)}. Allowed: one line per picture, in the order "
             "of the pictures' names."
         )
     if "" in found:

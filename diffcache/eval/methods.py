@@ -6,16 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from diffcache import host
-from diffcache.api import accelerated, resolve
+from diffcache.api import Schedule, accelerated, resolve_all
 from diffcache.documents.checks import is_unicode
 from diffcache.documents.context import ScheduleContext
 from diffcache.documents.schedule import CacheSchedule, check_store
 from diffcache.errors import BadOption, Unusable
 from diffcache.eval.noise_schedulers import better_noise_scheduler, noise_free_scheduler, noise_scheduler_name
+from diffcache.executor.by_steps import BySteps, Source, title
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.schedulers import Rule, function
 from diffcache.schedulers.uniform import evenly, reuse
@@ -37,7 +37,8 @@ class Method:
             reuse, or a method of another package ("peer").
         on: Returns a context manager that applies the method to the pipeline, and removes it without a trace.
         change: Arguments of the call that the method replaces.
-        source: The schedule or the rule of the method, if it has one.
+        source: The schedule or the rule of the method, if it has one; or several of them by number of steps.
+        store: Format in which the outputs of ``source`` are kept. None: as it states.
         detail: Settings, for readers. If ``on`` captures an object without a digest, results are stored under the name
             and this text.
 
@@ -49,8 +50,9 @@ class Method:
     kind: Kind
     on: Callable[[Any], AbstractContextManager[Any]] = contextlib.nullcontext
     change: Mapping[str, Any] = field(default_factory=dict)
-    source: CacheSchedule | Rule | None = None
+    source: Source | None = None
     detail: str = ""
+    store: str | None = None
 
     def __post_init__(self) -> None:
         name = self.name
@@ -80,8 +82,16 @@ class Method:
                 f"Pass a text that names all settings of the method, or give the object {TO_DIGEST}",
             ) from None
 
+    def for_steps(self, steps: int) -> Method:
+        """Return the method for calls of ``steps`` steps. It differs if there are several schedules by number of steps.
 
-def _function_of(source: CacheSchedule | Rule | None) -> Any:
+        Raises:
+            ScheduleMismatch: If there are several schedules, and none is for ``steps`` steps.
+        """
+        return ours(self.name, self.source.of(steps), store=self.store) if isinstance(self.source, BySteps) else self
+
+
+def _function_of(source: Source | None) -> Any:
     """Return the function of a rule, which may be the user's; None if ``source`` is not a rule."""
     return function(source.name, "rule", source.options) if isinstance(source, Rule) else None
 
@@ -91,28 +101,34 @@ def full() -> Method:
     return Method(name=FULL, kind="full")
 
 
-def ours(name: str, source: CacheSchedule | Rule | str | Path, *, store: str | None = None) -> Method:
+def ours(name: str, source: Schedule, *, store: str | None = None) -> Method:
     """Return the method that accelerates the pipeline by a schedule or a rule.
 
     Args:
         name: Name in the table.
-        source: A schedule, a rule, a path or a Hub id.
+        source: A schedule, a rule, a path or a Hub id; or several by number of steps: a schedule set, its path, or a
+            dictionary. The evaluation uses the one for the steps of its calls.
         store: Format in which outputs are kept. None: as the schedule states.
 
     Raises:
         BadOption: If ``store`` is not the name of a format.
         DiffCacheError: If ``source`` is not valid; see :func:`diffcache.accelerate`.
     """
-    found = resolve(source)
+    found = resolve_all(source)
     if store is not None:
         check_store(store)
+    if isinstance(found, CacheSchedule):
+        detail = found.provenance.get("scheduler", "")
+    else:
+        detail = title(found) if isinstance(found, BySteps) else str(found)
+    given: Schedule = dict(found.sources) if isinstance(found, BySteps) else found
     return Method(
         name=name,
         kind="ours",
-        on=lambda pipe: accelerated(pipe, found, store=store),
+        on=lambda pipe: accelerated(pipe, given, store=store),
         source=found,
-        detail=(found.provenance.get("scheduler", "") if isinstance(found, CacheSchedule) else str(found))
-        + (f", kept in {store}" if store else ""),
+        detail=detail + (f", kept in {store}" if store else ""),
+        store=store,
     )
 
 

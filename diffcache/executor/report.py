@@ -9,7 +9,7 @@ from diffcache.documents.schedule import CacheSchedule
 from diffcache.executor import Executor
 from diffcache.executor.notices import Notice, counted
 from diffcache.executor.state import RunState
-from diffcache.text import card
+from diffcache.text import card, html_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,15 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
-        return card("Report", str(self))
+        heads = ["denoiser, site", "computed", "predicted", "failed open", "kept"]
+        several = any(r.branch for r in self.rows)
+        rows = []
+        for r in self.rows:
+            name = f"{r.denoiser} {r.site}{f', branch {r.branch}' if several else ''}"
+            kept = f"{r.kept_as}, {r.peak_bytes:,} bytes" if r.peak_bytes else ""
+            rows.append([name, str(r.computed), str(r.predicted), str(sum(r.failed_open.values())), kept])
+        table = html_table(heads, rows, right=heads[1:4]) if rows else ""
+        return card("Report", "\n".join(self._notes(wide=False)), table=table)
 
     def __str__(self) -> str:
         head = f"{'denoiser':<16}{'site':<34}{'branch':>6}{'computed':>10}{'predicted':>11}{'failed open':>13}"
@@ -102,13 +110,23 @@ class Report:
             failed = sum(r.failed_open.values())
             counts = f"{r.denoiser:<16}{r.site:<34}{r.branch:>6}{r.computed:>10}{r.predicted:>11}{failed:>13}"
             lines.append(counts + (f"{r.kept_as:>9}{r.peak_bytes:>16,}" if r.peak_bytes else ""))
+        return "\n".join(lines + self._notes())
+
+    def _notes(self, *, wide: bool = True) -> list[str]:
+        """Return the lines below the table.
+
+        Args:
+            wide: Whether a site and its strip share a line.
+        """
+        lines = []
         if self.chosen:
             lines.append(f"used {self.chosen}")
         if guarded := sum(r.guarded for r in self.rows):
             lines.append(f"guarded: the input had moved too far ({guarded})")
         for name, rule in self.online.items():
             lines.append(f"{name}: decided in the run by {rule}")
-            lines += [f"  {r.site:<48}{r.branch:>6}  {r.strip}" for r in self.rows if r.denoiser == name]
+            strip = "  {0.site:<48}{0.branch:>6}  {0.strip}" if wide else "  {0.site}, branch {0.branch}\n  {0.strip}"
+            lines += [strip.format(r) for r in self.rows if r.denoiser == name]
         if self.computed or self.predicted:
             forwards = f"forwards: {self.computed} computed in full, {self.predicted} predicted"
             inside = any(r.site != "model" for r in self.rows)
@@ -126,7 +144,7 @@ class Report:
         if self.totals:
             lines.append("over all runs: " + ", ".join(f"{kind} {n}" for kind, n in sorted(self.totals.items())))
         lines.append(f"runs {self.runs}, cache held now {self.bytes_held:,} bytes, at most {self.peak_bytes:,} bytes")
-        return "\n".join(lines)
+        return lines
 
 
 _BACKENDS = {"torch": "plain torch", "compiled": "compiled torch", "triton": "Triton kernels"}

@@ -340,9 +340,10 @@ def _heat(figure: Any, axes: Any, table: np.ndarray, title: str) -> None:
     axes.xaxis.set_major_locator(_whole_ticks())
     axes.yaxis.set_major_locator(_whole_ticks())
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.75, aspect=28, pad=0.02, ticks=_few_ticks())
+    axes.set_anchor("W")
+    bar = figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.035, 0.8)), ticks=_few_ticks())
     bar.outline.set_visible(False)
-    bar.set_label("relative L1", fontsize=8)
+    bar.ax.set_title("relative L1", fontsize=8, loc="left", pad=8)
 
 
 def _spans(axes: Any, compute: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffcache.documents.schedule import CacheSchedule, SitePlan
+from diffcache.documents.schedule_set import demand_one
 from diffcache.errors import BadOption, Unusable
 from diffcache.schedulers import Grid
 from diffcache.schedulers.taylorseer import extrapolation
@@ -35,8 +36,7 @@ def resampled(schedule: CacheSchedule, timesteps: Sequence[float] | np.ndarray) 
         >>> pipe.scheduler.set_timesteps(40)
         >>> schedule = diffcache.resampled(schedule, pipe.scheduler.timesteps)
     """
-    if not isinstance(schedule, CacheSchedule):
-        raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")
+    demand_one("schedule", schedule)
     try:
         new = np.asarray(timesteps, np.float64).reshape(-1)
     except (TypeError, ValueError):

@@ -123,6 +123,10 @@ def _from_npy(path: str) -> Router:
         "diffcache.profiling.router_file.read(path), for a file of Learning-to-Cache or HarmoniCa; or the path of a "
         ".npy file with its table: numpy.save(path, router.compute)"
     )
+    if not path:
+        raise Unusable(
+            "file", "no trained router was given", "Pass file=router.npy, or in Python router_file.read(path)"
+        )
     if not path.endswith(".npy"):
         raise BadOption("file", path, allowed)
     try:

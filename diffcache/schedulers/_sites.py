@@ -8,7 +8,7 @@ import numpy as np
 
 from diffcache.documents.profile import Profile, SiteProfile
 from diffcache.documents.sites import GRANULARITIES, in_order, parse
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 
 
 def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[str, SiteProfile]:
@@ -27,7 +27,12 @@ def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[s
     found = in_order((name for name in denoiser.sites if parse(name).granularity == granularity), stacks)
     if not found:
         there = sorted({parse(name).granularity for name in denoiser.sites}, key=GRANULARITIES.index)
-        raise BadOption("sites", granularity, f"the measured sites: {', '.join(there)}. Or measure {granularity} sites")
+        both = ",".join(sorted({*there, granularity}, key=GRANULARITIES.index))
+        raise Unusable(
+            "profile",
+            f"it measured {', '.join(there)} sites, and {granularity} sites are needed",
+            f"Measure both: diffcache profile … --sites {both}",
+        )
     return {name: denoiser.sites[name] for name in found}
 
 

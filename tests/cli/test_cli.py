@@ -19,7 +19,7 @@ from documents import hold, profile, schedule
 
 from diffcache import cli, planning
 from diffcache.cli import _printing, _samples, show
-from diffcache.documents import Budget, CacheSchedule, Profile, SitePlan
+from diffcache.documents import Budget, CacheSchedule, DenoiserPlan, Profile, ScheduleSet, SitePlan
 from diffcache.errors import BadOption
 from diffcache.schedulers import GROUPS
 
@@ -235,7 +235,11 @@ def test_the_comparison_in_a_pipe_is_tab_separated_and_on_a_terminal_a_table(
             assert row[1:] == ["–", "–", f"cannot plan: {one.reason}"]
         else:
             assert row[1] == f"{one.schedule.computed_steps:g}"
-            assert row[2] == ("–" if one.schedule.expected is None else f"{one.schedule.expected.mean_db:.1f}")
+            expected = one.schedule.expected
+            assert row[2] == ("–" if expected is None else f"{expected.mean_db:.1f}")
+            if expected is not None:  # the mean has its own column
+                assert row[3].startswith(("worst tenth", "no difference"))
+                assert str(expected).endswith(row[3])
     request.getfixturevalue("terminal")
     _, drawn, _ = command(*words)
     assert "\t" not in drawn
@@ -256,6 +260,47 @@ def test_markdown_is_drawn_on_a_terminal_and_left_alone_elsewhere(
     assert "|---" not in drawn
     assert "uniform|2" in drawn
     assert "Floors: 3." in drawn
+
+
+def results(columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines of a table of results in a window of this width."""
+    heads = ["method", "computed steps", "speed-up (loop)", *(f"metric {n} (dB) ↑" for n in range(6)), "verdict"]
+    cells = [f"{n}.25 ({n}.00 to {n}.50)" for n in range(20, 26)]
+    rows = [[name, "5 of 12", "2.00×", *cells, "better than x"] for name in ("full run", "uniform reuse, 5 computed")]
+    lines = [heads, ["---", *["---:"] * 8, "---"], *rows]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _printing.markdown("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\nOnly 4 samples.")
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("columns", [80, 110, 220])
+def test_results_fit_into_the_window_and_no_name_or_number_is_cut(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = results(columns, monkeypatch, capsys)
+    assert max(map(len, lines)) <= columns
+    assert not any("…" in line for line in lines)
+    numbers = "5 of 12 +2.00× +" + " +".join(
+        rf"{n}\.25 \({n}\.00 to {n}\.50\)" if columns == 220 else rf"{n}\.25" for n in range(20, 26)
+    )
+    name = "uniform reuse, 5 computed"
+    if columns == 80:  # the name is above the numbers
+        assert re.fullmatch(f" +{numbers}", lines[lines.index(name) + 1])
+    else:
+        assert any(re.fullmatch(f"{name} +{numbers}", line) for line in lines)
+    assert sum(line.strip() == "verdict: better than x" for line in lines) == 2
+    assert any("Without the intervals" in line for line in lines) == (columns != 220)
+    assert "Only 4 samples." in lines
+
+
+@pytest.mark.usefixtures("terminal")
+def test_presets_fit_into_the_window(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command("presets", "--method", "teacache", "--model", "flux")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "threshold=0.25 (1.5x)" in out
 
 
 # help
@@ -331,6 +376,29 @@ def test_the_list_describes_one_scheduler(command: Command) -> None:
 def test_show_prints_either_document_as_it_describes_itself(command: Command, tmp_path: Path) -> None:
     for document in (schedule(), profile()):
         assert command("show", document.save(tmp_path / "file.safetensors")) == (0, f"{document.describe()}\n", "")
+
+
+def test_show_prints_all_schedules_of_a_set_or_the_one_that_is_asked_for(command: Command, tmp_path: Path) -> None:
+    four, six = (
+        CacheSchedule(steps=len(mask), denoisers={"unet": DenoiserPlan(sites={"model": hold(mask)})})
+        for mask in ("■·■·", "■··■··")
+    )
+    both = ScheduleSet.of(four, six)
+    path = both.save(tmp_path / "flux.json")
+    assert command("show", path) == (0, both.describe() + "\n", "")
+    assert command("show", path, "--steps", 6) == (0, six.describe() + "\n", "")
+    _, out, _ = command("show", path, "--coefficients")
+    assert out.startswith(both.describe())
+    assert out.index("4 steps, unet model\n") < out.index("6 steps, unet model\n")
+    assert "steps, unet" not in command("show", path, "--steps", 6, "--coefficients")[1]
+    plot = tmp_path / "a.png"
+    assert "holds schedules for 4, 6 steps. Choose one: --steps 4." in refused(command, "show", path, "--plot", plot)
+    assert "steps=5 was given. Allowed: 4, 6" in refused(command, "show", path, "--steps", 5)
+    one = four.save(tmp_path / "one.safetensors")
+    assert "--steps cannot be used" in refused(command, "show", one, "--steps", 4)
+    assert not plot.exists()
+    assert command("show", path, "--steps", 4, "--plot", plot)[0] == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_show_of_what_is_neither(command: Command, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import diffcache
 from diffcache import assets, cli
 from diffcache.cli import _models
 from diffcache.demo import run as demo_run
-from diffcache.documents import Guidance, Profile
+from diffcache.documents import Guidance, Profile, ScheduleSet
 from diffcache.documents.document import Document
 from diffcache.errors import DiffCacheError
 from diffcache.eval import alignment, extractors
@@ -63,7 +63,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fresh(name).save_pretrained(folder / name)
     pipe = shared("dit")
     guidance = Guidance(mode="batched", branches=2, scales={"guidance_scale": 4.0})
-    bound(pipe, hold("#.#.#.", 2), guidance=guidance).save(folder / "six.safetensors")
+    six, eight = (bound(pipe, hold(mask, 2), guidance=guidance) for mask in ("#.#.#.", "#.#.#.#."))
+    six.save(folder / "six.safetensors")
+    ScheduleSet.of(six, eight).save(folder / "several.json")
     profile(steps=12, start=0).save(folder / "profile.safetensors")
     return folder
 
@@ -162,6 +164,12 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     ((*RUN[:3], "six.safetensors", *RUN[4:], "--guidance", 1.5), "guidance_scale=4"),
     (("eval", "run", "sd15_ddim", "six.safetensors", "--prompts", "p.txt", "--steps", 6), "'transformer'|DDIM"),
     (("eval", "run", "demo:dit", "six.safetensors", "--steps", 20), "made for 6 steps; this call takes 20"),
+    ((*RUN[:3], "several.json", "--prompts", "labels.csv", "--steps", 20), "Covered: 6, 8 steps"),
+    ((*RUN[:3], "several.json", *RUN[4:], "--guidance", 1.5), "guidance_scale=4"),
+    (("eval", "run", "sd15_ddim", "several.json", "--prompts", "p.txt", "--steps", 6), "'transformer'|DDIM"),
+    (("eval", "run", "demo:dit", "several.json", "--steps", 20), "Covered: 6, 8 steps"),
+    ((*RUN, "--profile", "several.json"), "'diffcache.schedule_set'. Allowed: 'diffcache.profile'"),
+    (("show", "several.json", "--plot", "x.png"), "Choose one: --steps 6"),
     ((*RUN[:3], "none.safetensors", *RUN[4:]), "no such file"),
     ((*RUN[:3], "profile.safetensors", *RUN[4:]), "profile.safetensors"),
     ((*RUN[:3], "unifrom:every=2", *RUN[4:]), "Did you mean 'uniform'?"),
@@ -196,6 +204,7 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     ((*FID, "--device", "gpu"), "device='gpu'"),
     ((*FID, "--save-statistics", "none/s.safetensors"), "save_statistics="),
     (("eval", "fid", "pictures", "empty"), "a folder with pictures in it"),
+    (("eval", "fid", "pictures", "."), "or one of its 1 folders with pictures, such as pictures"),
     (("eval", "fid", "none", "pictures"), "a folder that exists"),
     (("eval", "fid", "pictures"), "folder=None"),
     ((*CLIP, "--batch-size", 0), "batch_size=0"),
@@ -310,6 +319,20 @@ def test_an_error_in_the_users_own_function_is_one_line_too(
 ) -> None:
     code, _, complaint = command_of(monkeypatch, capsys)("profile", "mine:pipe", "--steps", 3, "--prompts", "p.txt")
     assert (code, complaint) == (1, "error: LookupError: the model is loaded (--debug shows where)\n")
+
+
+@pytest.mark.parametrize(("name", "returned"), [("words", "str"), ("nothing", "None"), ("several", "list")])
+def test_a_function_that_returns_no_pipeline_is_refused_by_its_name(
+    name: str, returned: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"words": "'a'", "nothing": "None", "several": "[1, 2, 3]"}
+    (here / "mine.py").write_text(f"def {name}():\n    return {values[name]}\n")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for words in (("profile", f"mine:{name}", "--steps", 3), ("eval", "policy", f"mine:{name}", "full")):
+        code, _, complaint = command_of(monkeypatch, capsys)(*words)
+        assert code == 2
+        assert f"model='mine:{name}' was given" in complaint
+        assert complaint.endswith(f"a pipeline and calls; it returned {returned}.\n")
 
 
 def lines(text: str) -> list[str]:

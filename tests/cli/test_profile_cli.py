@@ -300,7 +300,7 @@ def test_errors_are_one_line_before_anything_is_loaded(command: Command, module:
     assert "there is no module 'nobody'" in refused(command, "nobody:pipe", "--steps", 3)
     assert "'mine' has no 'nothing'" in refused(command, "mine:nothing", "--steps", 3)
     assert "a folder, an id on the Hub" in refused(command, "mine:no-name", "--steps", 3)
-    assert "Allowed: a diffusers pipeline" in refused(command, "mine:number", "--steps", 3)
+    assert "a pipeline and calls; it returned int" in refused(command, "mine:number", "--steps", 3)
     assert "ends in .txt, .csv, .jsonl, .safetensors" in refused(command, "mine:pipe", "--steps", 3)
     assert "word='xylophonist'" in refused(command, "demo:flux", *with_prompt("xylophonist"))
     missing = refused(command, "no/such-model", "--prompts", "p.txt", "--steps", 3)

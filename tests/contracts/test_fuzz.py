@@ -23,7 +23,7 @@ from evaluations import evaluation
 from pipelines import TINY, shared
 
 from diffcache import measure
-from diffcache.documents import container, files
+from diffcache.documents import ScheduleSet, container, files
 from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.evaluation import again
 from diffcache.eval.plausible import Due
@@ -52,7 +52,12 @@ def taken(read: Callable[..., object], *args: object, **options: object) -> bool
     return False
 
 
-@pytest.mark.parametrize("document", [schedule(), profile(), REFERENCE], ids=lambda document: type(document).__name__)
+SET = ScheduleSet.of(schedule())
+
+
+@pytest.mark.parametrize(
+    "document", [schedule(), SET, profile(), REFERENCE], ids=lambda document: type(document).__name__
+)
 def test_mutants_of_documents(document: Any, tmp_path: Path, fuzz: int) -> None:
     kind, data = type(document), document.to_bytes()
     tree, arrays = container.unpack("x", data)

@@ -46,7 +46,9 @@ def test_the_notebook_holds_the_text_and_the_code_of_the_tutorial() -> None:
     assert not wrong, f"run `python docs/draw_notebook.py`: {wrong}"
 
 
-@pytest.mark.parametrize("old", ["every=3,order=1", "STEPS, COMPUTED = 30, 10", "restore(pipe)", "## 4. Skip"])
+@pytest.mark.parametrize(
+    "old", ["every=3,order=1", "STEPS, COMPUTED = 30, 10", "pipe = diffcache.restore(", "## 4. Skip"]
+)
 def test_a_change_of_the_tutorial_is_noticed(old: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert old in page
@@ -64,5 +66,7 @@ def test_all_cells_were_run_in_order_without_errors_and_the_file_is_small() -> N
     outputs = [output for cell in code for output in cell["outputs"]]
     assert {output["output_type"] for output in outputs} == {"stream", "execute_result"}
     assert sum("text/html" in output.get("data", {}) for output in outputs) == 2  # the schedule and the report
+    results = [output for output in outputs if output["output_type"] == "execute_result"]
+    assert len(results) == len(script().SHOWN)  # the two cards and the picture; nothing else is printed by accident
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert NOTEBOOK.stat().st_size < MOST_BYTES

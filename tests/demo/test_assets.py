@@ -18,6 +18,26 @@ def model(request):
     return load(request.param)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_printed_while_a_model_loads_and_no_setting_of_diffusers_changes(name, monkeypatch, capfd):
+    from diffusers.models import modeling_utils
+    from diffusers.utils import logging
+
+    monkeypatch.setattr(
+        "diffusers.utils.import_utils.is_accelerate_available", lambda: False
+    )  # as in a fresh environment
+    monkeypatch.setattr(modeling_utils, "is_accelerate_available", lambda: False)
+    heard = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", lambda text, *_: heard.append(text))
+    load(name)
+    assert heard == []
+    assert "Loading" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
+    monkeypatch.setattr("diffcache.assets.models.memory_options", dict)
+    load(name)
+    assert "accelerate" in heard[0]
+
+
 def images(model, *, seed: int = 5, steps: int = 12, **more) -> np.ndarray:
     subjects = model.subjects[:2]
     return model.pipe(**model.call(subjects, [seed, seed + 1], steps=steps, **more)).images

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from diffcache.eval import Evaluation
 from diffcache.executor import Estimate, Report
 from diffcache.executor.cost import shown
 from diffcache.executor.notices import Notice
+from diffcache.executor.report import Row
+from diffcache.text import card
 
 pytestmark = pytest.mark.fast
 
@@ -33,7 +37,8 @@ class Tags(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open.append(tag)
+        if tag != "wbr":  # it has no end
+            self.open.append(tag)
         self.attributes += f"{attrs}"
         assert not {name for name, _ in attrs} - {"style"}, "a notebook loads nothing else"
 
@@ -48,10 +53,23 @@ def evaluation() -> Evaluation:
     return Evaluation(small_record(), Path("made"))
 
 
+def report() -> Report:
+    """The report of a run with two branches, two sites and a criterion, with long names."""
+    names = ("stack:transformer_blocks", "stack:single_transformer_blocks")
+    rows = [
+        Row("transformer", site, branch, 5, 2, {"shape": 3}, strip="■■■■■··", kept_as="int8", peak_bytes=123456789)
+        for site in names
+        for branch in (0, 1)
+    ]
+    online = {"transformer": "first_block"}
+    return Report(tuple(rows), 1, 0, 493827156, online, "triton", computed=20, predicted=8, skipped=0.286)
+
+
 THINGS = {
     "<Report of run 2: 6 forwards computed, 6 predicted, 50% skipped, late-start 3>": lambda: Report(
         (), 2, 0, 0, notices=(Notice("late-start", 3, "x"),), computed=6, predicted=6, skipped=0.5
     ),
+    "<Report of run 1: 20 forwards computed, 8 predicted, 29% skipped>": lambda: report(),
     "<Report: no run yet>": lambda: Report((), 0, 0, 0),
     "<Estimate 50.0% of the work of 20 steps, 32.8 kB of cache>": lambda: Estimate(20, 0.5, 32768),
     "<Estimate at least 50.0% of the work of 20 steps, 8 bytes of cache>": lambda: Estimate(20, 0.5, 8, online=True),
@@ -98,9 +116,67 @@ def test_lines_are_single_and_cards_stand_alone(make: Any) -> None:
     assert "http" not in page
     assert "rgba(127,127,127" in tags.attributes  # on light and on dark
     assert "inherit" in tags.attributes
-    assert not re.search(r"#[0-9a-f]{3}|black|white", tags.attributes)
-    if not isinstance(thing, Evaluation):
+    assert not re.search(r"#[0-9a-f]{3}|black|white(?!-space)", tags.attributes)
+    if not isinstance(thing, (Evaluation, Report)):
         assert str(thing).splitlines()[0] in tags.words
+
+
+def test_the_card_of_a_report_holds_all_that_it_prints_in_a_table() -> None:
+    page = report()._repr_html_()
+    tags = Tags(page)
+    assert page.count("<tr>") == 5
+    assert page.count("<td ") == 20
+    words = " ".join(tags.words.split())
+    for text in (
+        "denoiser, site computed predicted failed open kept",
+        "transformer stack: transformer_ blocks, branch 0 5 2 3 int8, 123,456,789 bytes",
+        "transformer stack: single_ transformer_ blocks, branch 1 5 2 3 int8, 123,456,789 bytes",
+        "transformer: decided in the run by first_block stack:transformer_blocks, branch 0 ■■■■■·· stack",
+    ):
+        assert text in words
+    assert words.endswith(" ".join(str(report()).splitlines()[-1].split()))
+    one = Report((Row("unet", "model", 0, 5, 2, {}),), 1, 0, 0, computed=5, predicted=2)._repr_html_()
+    assert "unet model</td>" in one
+    assert "branch" not in one
+    assert "<table" not in Report((), 0, 0, 0)._repr_html_()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright, which drives Chromium, is not installed")
+    with driver.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+def overflow(browser: Any, html: str, width: int) -> int:
+    """The pixels by which the widest element is wider than its place."""
+    page = browser.new_page(viewport={"width": width, "height": 600})
+    try:
+        page.set_content(f"<body style='font-family:sans-serif;margin:8px'>{html}")
+        return int(
+            page.evaluate("Math.max(...[...document.querySelectorAll('div')].map(d => d.scrollWidth - d.clientWidth))")
+        )
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("make", [report, schedule, profile])
+@pytest.mark.parametrize("width", [760, 390])
+def test_no_card_is_wider_than_its_place(browser: Any, width: int, make: Any) -> None:
+    assert overflow(browser, make()._repr_html_(), width) == 0
+
+
+def test_a_card_that_does_not_wrap_is_noticed(browser: Any) -> None:
+    page = report()._repr_html_()
+    assert overflow(browser, page.replace("white-space:normal", "white-space:nowrap"), 390) > 0
+    assert overflow(browser, card("Report", str(report())).replace("white-space:pre-wrap", "white-space:pre"), 760) > 0
 
 
 def test_text_of_others_is_escaped() -> None:

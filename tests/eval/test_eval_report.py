@@ -124,6 +124,10 @@ def test_intervals_that_overlap_are_no_clear_difference() -> None:
         if "psnr" in m["scores"]:
             m["scores"]["psnr"] |= {"values": None, "low": 10.0, "high": 60.0}
     assert "not clearly different at all 3 budgets" in findings.sentence(record, "psnr")
+    for count, words in ((2, " at both budgets"), (1, "")):
+        ours = [m["name"] for m in record["methods"] if m["kind"] == "ours"]
+        record["methods"] = [m for m in record["methods"] if m["name"] not in ours[count:]]
+        assert f"not clearly different{words}." in findings.sentence(record, "psnr")
 
 
 def test_what_the_clock_cannot_distinguish_counts_as_the_same_time() -> None:

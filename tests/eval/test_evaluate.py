@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import TINY, fresh, shared
+from probes import bound, hold
 from processes import in_processes
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffcache import accelerated, evaluate, measure
+from diffcache import ScheduleSet, accelerated, evaluate, measure
 from diffcache.assets import DemoModel, load
-from diffcache.errors import BadOption, DiffCacheError, DocumentError, UnknownName
+from diffcache.errors import BadOption, DiffCacheError, DocumentError, ScheduleMismatch, UnknownName
 from diffcache.eval import Method, evaluation, fewer_steps, full, ours, runner, uniform_reuse
 from diffcache.eval.metrics import scorer
 from diffcache.eval.record import read
@@ -245,6 +246,33 @@ def test_where_nothing_is_decoded_states_are_compared(tmp_path: Path) -> None:
         pipe, {"a": "uniform:every=1"}, [call], metrics=("latent",), compare=(), out=tmp_path, progress=False
     )
     assert by_name(same.record)["a"]["scores"]["latent"]["values"] == [0.0, 0.0]
+
+
+def test_of_several_schedules_the_one_for_the_steps_of_the_calls_is_evaluated(tmp_path: Path) -> None:
+    pipe = shared("flux")
+    call = TINY["flux"].call(pipe, batch=2) | {"generator": torch.Generator().manual_seed(3)}
+    steps = call["num_inference_steps"]
+    right, longer = (bound(pipe, hold("#" + "." * (n - 1))) for n in (steps, steps + 1))
+    path = ScheduleSet.of(right, longer).save(tmp_path / "set.json")
+    found = evaluate(
+        pipe,
+        {"alone": right, "set": path, "dict": {steps: right, steps + 1: "full"}},
+        [call],
+        metrics=("latent",),
+        out=tmp_path / "a",
+        progress=False,
+    )
+    methods = by_name(found.record)
+    assert methods["alone"]["computed_steps"] == 1
+    assert methods["alone"]["scores"]["latent"]["values"][0] > 0
+    for name in ("set", "dict"):
+        assert methods[name]["scores"] == methods["alone"]["scores"]
+        assert methods[name]["computed_steps"] == 1
+        assert methods[name]["schedule"] == methods["alone"]["schedule"]
+    assert "uniform reuse, 1 computed" in methods  # the cost is that of the schedule for these steps
+    with pytest.raises(ScheduleMismatch, match=f"Covered: {steps + 1}, {steps + 2} steps"):
+        evaluate(pipe, {"a": {steps + 1: longer, steps + 2: "full"}}, [call], metrics=("latent",), out=tmp_path / "b")
+    assert ours("a", path, store="int8").for_steps(steps).store == "int8"
 
 
 def test_another_model_in_the_same_folder_is_run_anew(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from probes import bound, hold, ours
 from small_loop import loop, noise
 
 import diffcache
-from diffcache import CacheSchedule, Loop, accelerate, accelerated, estimate, report, restore
+from diffcache import CacheSchedule, Loop, ScheduleSet, accelerate, accelerated, estimate, report, resampled, restore
 from diffcache.documents import hub
 from diffcache.documents.collection import schedules_in
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
 from diffcache.executor import FailedOpen
+from diffcache.profiling.calibration.correction import correct
 
 pytestmark = pytest.mark.fast
 
@@ -216,7 +217,7 @@ def test_of_two_with_the_same_steps_the_file_of_the_default_name_counts(tmp_path
     made, other = schedules(pipe)[6], bound(pipe, hold("#....."))
     made.save(tmp_path / "b.safetensors")
     other.save(tmp_path / "a.safetensors")
-    with pytest.raises(BadOption, match=r"a\.safetensors and b\.safetensors are both of 6 steps"):
+    with pytest.raises(BadOption, match=r"a\.safetensors and b\.safetensors both hold one of 6 steps"):
         accelerate(pipe, tmp_path)
     made.save(tmp_path / "schedule.safetensors")
     assert schedules_in(tmp_path) == {6: made}
@@ -258,6 +259,63 @@ def test_a_repository_that_cannot_be_listed_is_asked_for_the_default_file(monkey
     monkeypatch.setattr(hub, "folder", lambda *_: None)
     monkeypatch.setattr(CacheSchedule, "from_pretrained", lambda place: made)
     assert schedules_in("someone/flux") == {6: made}
+
+
+# Schedule sets
+
+
+def test_a_set_and_its_file_run_as_the_dictionary_does(tmp_path: Path) -> None:
+    """Bit by bit, from the object, from a file of any name, and from a folder."""
+    pipe = shared("flux")
+    made = {6: bound(pipe, hold("#.#.#.")), 8: bound(pipe, hold("#..#..#."), site="block")}
+    together = ScheduleSet(made)
+    path = together.save(tmp_path / "flux.json")
+    (tmp_path / "folder").mkdir()
+    together.save(tmp_path / "folder" / ScheduleSet.FILENAME)
+    wanted, plain = {}, {steps: run(pipe, call_of(steps)) for steps in made}
+    with accelerated(pipe, made):
+        for steps in made:
+            wanted[steps] = run(pipe, call_of(steps))
+            assert not torch.equal(wanted[steps], plain[steps])
+    for source in (together, path, str(path), tmp_path / "folder"):
+        with accelerated(pipe, source):
+            for steps in (8, 6, 8):
+                assert torch.equal(run(pipe, call_of(steps)), wanted[steps])
+                assert report(pipe).schedule == made[steps]
+                assert report(pipe).chosen.endswith(", of those for 6, 8 steps")
+            with pytest.raises(ScheduleMismatch, match=r"no schedule is given for 7 steps\. Covered: 6, 8 steps"):
+                run(pipe, call_of(7))
+        assert estimate(pipe, source, **call_of(6)) == estimate(pipe, made[6], **call_of(6))
+    assert not ours(pipe)
+
+
+def test_a_set_of_one_names_the_steps_that_it_covers() -> None:
+    pipe = shared("flux")
+    with accelerated(pipe, ScheduleSet({6: bound(pipe, hold("#.#.#."))})):
+        with pytest.raises(ScheduleMismatch, match="Covered: 6 steps"):
+            run(pipe, call_of(7))
+        run(pipe, call_of(6))
+        assert report(pipe).predicted
+
+
+def test_where_one_schedule_is_needed_a_set_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    pipe = shared("flux")
+    together = ScheduleSet({6: bound(pipe, hold("#.#.#."))})
+    path = together.save(tmp_path / "flux.safetensors")
+    for given in ({6: together}, {6: path}, {6: str(path)}):
+        with pytest.raises((BadOption, DocumentError), match=r"Take one out: (schedules\[6\]|ScheduleSet\.load)"):
+            accelerate(pipe, given)
+    with pytest.raises(BadOption, match=r"Take one out: schedules\[6\]"):
+        resampled(together, np.linspace(1, 0, 5))  # type: ignore[arg-type]
+    with pytest.raises(BadOption, match=r"Take one out: schedules\[6\]"):
+        correct(pipe, together, [call_of(6)])  # type: ignore[arg-type]
+    assert not ours(pipe)
+
+
+@pytest.mark.parametrize("name", ["flux.json", "flux.safetensors", "a/b.json"])
+def test_a_text_that_ends_as_a_file_is_a_path(name: str) -> None:
+    with pytest.raises(DocumentError, match=f"{name}.*no such file"):
+        accelerate(shared("flux"), name)
 
 
 def test_weights_do_not_depend_on_who_else_is_there() -> None:

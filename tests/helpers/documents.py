@@ -25,6 +25,7 @@ from diffcache.documents import (
     NoiseSchedulerId,
     Online,
     Profile,
+    ScheduleSet,
     SitePlan,
     SiteProfile,
     Tables,
@@ -181,7 +182,7 @@ def tables(tensors: np.ndarray, **changes: np.ndarray) -> Tables:
     return Tables(**{"l1": l1, "relative_l1": l1 / size[:, None, :], "gram": gram} | changes)
 
 
-def forge(document: CacheSchedule | Profile, path: Path, edit: Edit) -> Path:
+def forge(document: CacheSchedule | ScheduleSet | Profile, path: Path, edit: Edit) -> Path:
     """The file of ``document`` with its JSON and tensors changed by ``edit``, written without this library."""
     document.save(path)
     with safe_open(path, framework="numpy") as file:

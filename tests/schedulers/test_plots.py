@@ -189,6 +189,22 @@ def test_the_weights_of_predictions_are_drawn_and_computed_steps_stay_blank(over
     assert "change of the input since" in figure.texts[-1].get_text().replace("\n", " ")
 
 
+def test_the_distances_stand_at_the_left_with_their_scale_next_to_them() -> None:
+    """Not away from the weights below, and no label of the scale next to another panel's numbers."""
+    drawn = plots.figure(guided({"model": fitted()}), measured(5, "model"))
+    drawn.draw_without_rendering()
+    (heat,), (weights,) = heats(drawn).values(), weight_tables(drawn).values()
+    assert heat.get_window_extent().x0 == pytest.approx(weights.get_window_extent().x0, abs=2)
+    (scale,) = heat.child_axes
+    assert scale.get_title(loc="left") == "relative L1"
+    assert 0 < scale.get_window_extent().x0 - heat.get_window_extent().x1 < 0.1 * heat.get_window_extent().width
+    page = drawn.bbox
+    for axes in (heat, weights, scale):
+        box = axes.get_tightbbox()
+        assert page.x0 <= box.x0
+        assert box.x1 <= page.x1
+
+
 def test_plain_reuse_has_no_weights_and_equal_sites_share_a_table() -> None:
     reused = guided({"model": hold("■·■··", branches=2)})
     assert weight_tables(plots.figure(reused)) == {}

@@ -226,7 +226,7 @@ def test_options_that_cannot_be_are_refused(budget: float, options: dict[str, An
 
 
 def test_sublayers_must_have_been_measured() -> None:
-    with pytest.raises(BadOption, match=r"sites='sublayer' was given\. Allowed: the measured sites: model"):
+    with pytest.raises(BadOption, match=r"it measured model sites, and sublayer sites are needed"):
         plan(of_outputs({"model": next(iter(walks(0, ["model"]).values()))}), 4)
 
 

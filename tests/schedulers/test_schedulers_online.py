@@ -185,7 +185,7 @@ def test_teacache_needs_what_the_first_normalisation_made() -> None:
 
 @pytest.mark.parametrize("scheduler", [firstblockcache, teacache])
 def test_without_stacks_there_is_nothing_to_govern(scheduler: Any) -> None:
-    with pytest.raises(BadOption, match=r"sites='stack' was given\. Allowed: the measured sites: model"):
+    with pytest.raises(BadOption, match=r"it measured model sites, and stack sites are needed"):
         scheduler.plan(of_sites({"model": site(np.ones((1, 4, 2)))}), 2)
 
 

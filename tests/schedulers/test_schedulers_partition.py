@@ -369,7 +369,7 @@ def test_outputs_are_reused_as_they_are() -> None:
         (2.5, {}, "computed_steps=2.5 was given. Allowed: a whole number, 1 to 6"),
         (7, {}, "computed_steps=7 was given. Allowed: a whole number, 1 to 6"),
         (0, {}, "computed_steps=0 was given"),
-        (2, {"kind": "bac", "n": 0}, "sites='sublayer' was given. Allowed: the measured sites: model"),
+        (2, {"kind": "bac", "n": 0}, "it measured model sites, and sublayer sites are needed"),
         (2, {"norm": "l3"}, "norm='l3' was given. Allowed: one of l1, l2, cosine, coherent"),
         (2, {"bounded": "False"}, "bounded='False' was given. Allowed: True or False, in a spec 1 or 0"),
         (2, {"weighted": 2}, "weighted=2 was given"),

@@ -252,7 +252,7 @@ def test_branches_share_a_mask() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "smoothcache"}, "sites='sublayer' was given. Allowed: the measured sites: model"),
+        ({"kind": "smoothcache"}, "it measured model sites, and sublayer sites are needed"),
         ({"sites": "layer"}, "sites='layer' was given. Allowed: one of model, stack, block, sublayer"),
         ({"most": 0}, "most=0 was given. Allowed: a whole number, 1 or more"),
         ({"most": 1.5}, "most=1.5 was given"),

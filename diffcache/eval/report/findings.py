@@ -122,7 +122,11 @@ def _count(some: int, every: int, first: bool) -> str:
     """Return " at 2 of 3 budgets", or " at 1" if the number of budgets was stated before."""
     if every == 1:
         return ""
-    return f" at {'all' if some == every else f'{some} of'} {every} budgets" if first else f" at {some}"
+    if not first:
+        return f" at {some}"
+    if some < every:
+        return f" at {some} of {every} budgets"
+    return " at both budgets" if every == 2 else f" at all {every} budgets"
 
 
 def _by(some: Sequence[Finding], unit: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule, SitePlan
+from diffcache.documents.schedule_set import demand_one
 from diffcache.errors import BadOption, Unusable
 from diffcache.executor import Executor
 from diffcache.executor.bound import Bound
@@ -56,8 +57,7 @@ def correct(
     Raises:
         BadOption: An argument is out of range. Also what :func:`diffcache.accelerate` raises.
     """
-    if not isinstance(schedule, CacheSchedule):
-        raise BadOption("schedule", type(schedule).__name__, "a CacheSchedule")
+    demand_one("schedule", schedule)
     if not host.is_count(rounds, 1):
         raise BadOption("rounds", rounds, "a whole number, 1 or more")
     if any(map(decides, schedule.denoisers.values())):
