@@ -3,7 +3,7 @@
 from diffcache.executor.cost import Estimate
 from diffcache.executor.engine import Executor, Misfit
 from diffcache.executor.notices import FailedOpen
-from diffcache.executor.report import Report
+from diffcache.executor.report import Report, Row
 from diffcache.executor.store import Anchor, Output, Store
 
-__all__ = ["Anchor", "Estimate", "Executor", "FailedOpen", "Misfit", "Output", "Report", "Store"]
+__all__ = ["Anchor", "Estimate", "Executor", "FailedOpen", "Misfit", "Output", "Report", "Row", "Store"]

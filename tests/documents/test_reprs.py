@@ -18,10 +18,9 @@ from online import toy_schedule
 
 from diffcache.documents import CacheSchedule, DenoiserPlan, Expected, SitePlan
 from diffcache.eval import Evaluation
-from diffcache.executor import Estimate, Report
+from diffcache.executor import Estimate, Report, Row
 from diffcache.executor.cost import shown
 from diffcache.executor.notices import Notice
-from diffcache.executor.report import Row
 from diffcache.text import card
 
 pytestmark = pytest.mark.fast

@@ -20,7 +20,7 @@ from diffcache.documents import hub
 from diffcache.documents.collection import schedules_in
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch
 from diffcache.executor import FailedOpen
-from diffcache.profiling.calibration.correction import correct
+from diffcache.profiling.calibration import correct
 
 pytestmark = pytest.mark.fast
 
