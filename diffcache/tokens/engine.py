@@ -19,6 +19,7 @@ from diffcache.tokens.attention import AttentionStack, Drift
 from diffcache.tokens.canvas import Canvas, equal_inputs
 from diffcache.tokens.drift import observe
 from diffcache.tokens.layers import Depths, LayerStack
+from diffcache.tokens.rotary_blocks import RotaryBlocks, blocks_of
 from diffcache.tokens.spec import TokenRule
 from diffcache.tokens.store import PlacedCache, gathered, grown, indices
 from diffcache.tokens.view import View
@@ -53,13 +54,22 @@ class TokenCache:
         demand_decoder(model)
         self._signature = signature_of(model)
         names = self._signature.parameters
-        self._cache_argument = next(name for name in CACHES if name in names)
+        self._cache_argument = next((name for name in CACHES if name in names), "")
+        self._takes_positions = takes_positions(model)
         self._rest = next((n for n, p in names.items() if p.kind is inspect.Parameter.VAR_KEYWORD), "")
         self._model = weak(model)
-        self._parts: list[LayerStack | AttentionStack] = []
+        self._parts: list[LayerStack | AttentionStack | RotaryBlocks] = []
+        if not self._takes_positions:
+            self._parts.append(RotaryBlocks(model, self._cache_in_progress))
+        if source.needs and not self._takes_positions:
+            raise Unusable(
+                f"the token rule {str(source)!r}",
+                "it computes more positions from a layer on, and the layers of this model take no positions",
+                "Use a rule without depth: dkv, dual, prefix or vicinity",
+            )
         if source.needs:
             stack = LayerStack(model, self._depths)
-            self._parts = [stack]
+            self._parts.append(stack)
             if source.needs == "drift":
                 self._parts.append(AttentionStack(stack.modules, self._observe))
             self._layers = len(stack.modules)
@@ -124,7 +134,7 @@ class TokenCache:
         ids = given.get("input_ids")
         if ids is None or ids.ndim != 2:
             return "no input_ids of shape [batch, positions]"
-        if given.get(self._cache_argument) is not None:
+        if any(given.get(name) is not None for name in CACHES):
             return "another cache was passed"
         for name in WHOLE:
             value = given.get(name)
@@ -175,6 +185,11 @@ class TokenCache:
             return index.size
         return round(index.size + canvas.depths.wide / self._layers * (now.size - index.size))
 
+    def _cache_in_progress(self) -> PlacedCache | None:
+        """Return the cache of the forward that this thread runs; None outside of one."""
+        canvas: Canvas | None = getattr(self._local, "running", None)
+        return None if canvas is None else canvas.cache
+
     def _depths(self) -> tuple[Depths, PlacedCache] | None:
         """Return the state of the forward that this thread runs; None outside of one."""
         canvas: Canvas | None = getattr(self._local, "running", None)
@@ -194,13 +209,15 @@ class TokenCache:
         where = None
         if index is not None:
             where = torch.from_numpy(index).to(ids.device)
-            positions = given.get("position_ids")
             call["input_ids"] = torch.gather(ids, 1, where)
-            call["position_ids"] = where if positions is None else gathered(positions.expand_as(ids), where)
-            call["attention_mask"] = _query_rows(given.get("attention_mask"), where)
+            if self._takes_positions:
+                positions = given.get("position_ids")
+                call["position_ids"] = where if positions is None else gathered(positions.expand_as(ids), where)
+                call["attention_mask"] = _query_rows(given.get("attention_mask"), where)
         canvas.cache.index = where
-        call[self._cache_argument] = canvas.cache
-        call["use_cache"] = True
+        if self._takes_positions:
+            call[self._cache_argument] = canvas.cache
+        call["use_cache"] = self._takes_positions
         call.pop("return_dict", None)
         out = inner(**call)
         logits = out.logits.detach()
@@ -219,6 +236,12 @@ def signature_of(model: nn.Module) -> inspect.Signature:
     return inspect.signature(type(unwrapped(model)).forward.__get__(model))
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Return whether the forward takes ``position_ids`` and a cache of transformers."""
+    names = signature_of(model).parameters
+    return "position_ids" in names and any(cache in names for cache in CACHES)
+
+
 def demand_decoder(model: nn.Module) -> None:
     """Raise Unusable unless the keys and values of ``model`` can be kept by position."""
     names, config = signature_of(model).parameters, getattr(model, "config", None)
@@ -229,10 +252,10 @@ def demand_decoder(model: nn.Module) -> None:
             "it has an encoder, and a decoder with tokens that are all drawn anew at every step",
             "Use it without diffcache: its pipeline keeps the keys and values of the prompt already",
         )
-    if "position_ids" not in names or not any(cache in names for cache in CACHES):
+    if not takes_positions(model) and not blocks_of(model):
         raise Unusable(
             title,
-            "its forward takes no position_ids, or no cache",
+            "its forward takes no position_ids, or no cache, and its blocks are not built like LLaDA's",
             "Pass a decoder with a forward that takes input_ids, position_ids and a transformers cache",
         )
     of_transformers = type(unwrapped(model)).__module__.startswith("transformers.models.")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 MASK, VOCABULARY = 0, 20
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
@@ -57,6 +60,83 @@ class BlockCausal(LlamaForCausalLM):
         return super().forward(
             input_ids, attention_mask=allowed, position_ids=position_ids, **{CACHE: past_key_values}, **kwargs
         )
+
+
+class Rotary(nn.Module):
+    """Rotates queries and keys by their index, as in LLaDA."""
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotated queries and keys, [B, heads, n, head_dim]."""
+        half = q.shape[-1] // 2
+        angles = torch.arange(k.shape[2])[:, None] / 100 ** (torch.arange(half) / half)
+        cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+
+        def turned(x: Tensor) -> Tensor:
+            first = k.shape[2] - x.shape[2]
+            return x * cos[first:] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[first:]
+
+        return turned(q), turned(k)
+
+
+class LLaDABlock(nn.Module):
+    """A block built like LLaDA's: its attention takes no positions and no cache of transformers."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, width)
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.ff = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+        self.rotary_emb = Rotary()
+
+    def _scaled_dot_product_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None) -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output, [B, n, width]."""
+        normed = self.norm(x)
+        shape = (*x.shape[:2], self.heads, -1)
+        q, k, v = (part(normed).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k = self.rotary_emb(q, k)
+        attended = self._scaled_dot_product_attention(q, k, v, attn_mask=None)
+        x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
+        return x + self.ff(x)
+
+
+class LLaDALike(nn.Module):
+    """A network with the interface of ``LLaDAModelLM``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = SimpleNamespace(mask_token_id=MASK, model_type="llada")
+        self.wte = nn.Embedding(VOCABULARY, 32)
+        self.blocks = nn.ModuleList(LLaDABlock(32, 4) for _ in range(3))
+        self.ff_out = nn.Linear(32, VOCABULARY)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the output projection."""
+        return self.ff_out
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Return the logits."""
+        assert not use_cache
+        x = self.wte(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return CausalLMOutputWithPast(logits=4 * self.ff_out(x))
 
 
 def prompts(rows: int = 2, length: int = 8, seed: int = 1) -> Tensor:

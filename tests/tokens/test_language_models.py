@@ -10,7 +10,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from decoders import MASK, BlockCausal, decode, decoder, prompts  # noqa: E402
+from decoders import MASK, BlockCausal, LLaDALike, decode, decoder, prompts  # noqa: E402
 
 import diffcache  # noqa: E402
 from diffcache import host, tokens  # noqa: E402
@@ -258,6 +258,18 @@ def bert():
 def dynamic(model):
     model.config.rope_scaling = model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
     return model
+
+
+def test_a_model_without_positions_leaves_no_trace_and_refuses_depth():
+    model = LLaDALike().eval()
+    parts = list(model.modules())
+    before = [dict(vars(part)) for part in parts]
+    with pytest.raises(BadOption, match="take no positions"):
+        diffcache.accelerate(model, "elastic")
+    with diffcache.accelerated(model, "dual:block=8"):
+        decode(model, prompts())
+        assert diffcache.report(model).skipped > 0.4
+    assert [dict(vars(part)) for part in parts] == before
 
 
 @pytest.mark.parametrize(

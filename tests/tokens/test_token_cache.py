@@ -10,7 +10,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from decoders import MASK, decode, decoder, prompts  # noqa: E402
+from decoders import MASK, LLaDALike, decode, decoder, prompts  # noqa: E402
 
 from diffcache import registry  # noqa: E402
 from diffcache.errors import DiffCacheError  # noqa: E402
@@ -22,9 +22,9 @@ from diffcache.tokens.store import PlacedCache  # noqa: E402
 pytestmark = pytest.mark.fast
 
 
-@pytest.fixture(scope="module")
-def model():
-    return decoder()
+@pytest.fixture(scope="module", params=["with positions", "LLaDA"])
+def model(request):
+    return decoder() if request.param == "with positions" else LLaDALike().eval()
 
 
 @contextlib.contextmanager
