@@ -100,9 +100,7 @@ def accelerate(
     host.demand_no_other_cache(bound.pipe)
     executor: Acceleration
     if _is_for_tokens(pipe, schedule):
-        if store is not None:
-            raise BadOption("store", store, "None, for a token rule: keys and values keep the precision of the model")
-        executor = tokens.cache_for(pipe, schedule)
+        executor = tokens.cache_for(pipe, schedule, store=store, backend=backend)
     else:
         source = resolve_all(schedule)
         executor = Executor(

@@ -34,16 +34,18 @@ RULES = f"{__name__}.rules"
 SHIFTED = ("Dream",)  # values of config.model_type: the logits at position j - 1 decode position j
 
 
-def cache_for(pipe: Any, spec: object) -> TokenCache:
+def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any = "auto") -> TokenCache:
     """Return the token cache of a language model. It is not attached.
 
     Args:
         pipe: A language model, a loop around one, or a diffusers pipeline with one.
         spec: A token rule, such as ``"dkv:refresh=8"``.
+        store: The format in which keys and values are kept. None keeps the precision of the model.
+        backend: What runs operations on kept rows.
 
     Raises:
         UnsupportedModel: ``pipe`` has no language model.
-        UnknownName: There is no such rule, or it has no such option.
+        UnknownName: There is no such rule, option or format.
         BadOption: The id of the mask token is not known, the model cannot be accelerated, or an option is out of range.
     """
     from dataclasses import replace
@@ -63,7 +65,7 @@ def cache_for(pipe: Any, spec: object) -> TokenCache:
         raise BadOption("mask", None, f'the id of the mask token: "{rule},mask=…", or model.config.mask_token_id')
     if rule.shift is None:
         rule = replace(rule, shift=getattr(getattr(network, "config", None), "model_type", "") in SHIFTED)
-    return TokenCache(network, rule, mask)
+    return TokenCache(network, rule, mask, store=store, backend=backend)
 
 
 def report_of(cache: Any) -> TokenReport:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffcache.tokens.attention import Drift, attention_rows, picked
 from diffcache.tokens.layers import Depths
-from diffcache.tokens.store import PlacedCache, indices
+from diffcache.tokens.rows import indices
+from diffcache.tokens.store import PlacedCache
 
 
 def observe(

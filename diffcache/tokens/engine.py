@@ -14,16 +14,20 @@ from torch import Tensor, nn
 
 from diffcache.errors import Unusable
 from diffcache.host import unwrapped
+from diffcache.kernels import format_of
+from diffcache.kernels.library import Backend, check_backend
 from diffcache.patch import Undo, layer, spot, weak
 from diffcache.tokens.attention import AttentionStack, Drift
 from diffcache.tokens.canvas import Canvas, equal_inputs
 from diffcache.tokens.drift import observe
 from diffcache.tokens.layers import Depths, LayerStack
 from diffcache.tokens.rotary_blocks import RotaryBlocks, blocks_of
+from diffcache.tokens.rows import gathered, grown, indices
 from diffcache.tokens.spec import TokenRule
-from diffcache.tokens.store import PlacedCache, gathered, grown, indices
+from diffcache.tokens.store import PlacedCache
 from diffcache.tokens.view import View
 
+EXACT = "exact"  # the name of the precision of the model
 CACHES = ("cache", "past_key_values")  # the argument's name since and before transformers 5.24
 # Arguments that ask for more than the logits of all positions.
 WHOLE = ("labels", "output_hidden_states", "output_attentions", "logits_to_keep", "num_logits_to_keep")
@@ -39,6 +43,8 @@ class TokenCache:
         model: A bidirectional decoder. Its ``forward`` takes ``input_ids``, ``position_ids`` and a cache.
         source: The rule: which positions to compute.
         mask: The id of the mask token.
+        store: The name of the format in which keys and values are kept. None keeps the precision of the model.
+        backend: What runs operations on kept rows.
 
     Attributes:
         source: The rule.
@@ -50,8 +56,13 @@ class TokenCache:
         Unusable: The model takes no positions or no cache, or attends causally.
     """
 
-    def __init__(self, model: nn.Module, source: TokenRule, mask: int) -> None:
+    def __init__(
+        self, model: nn.Module, source: TokenRule, mask: int, *, store: str | None = None, backend: Backend = "auto"
+    ) -> None:
         demand_decoder(model)
+        check_backend(backend)
+        self._format = None if store in (None, EXACT) else format_of(str(store))
+        self.store, self._backend = store or EXACT, backend
         self._signature = signature_of(model)
         names = self._signature.parameters
         self._cache_argument = next((name for name in CACHES if name in names), "")
@@ -149,7 +160,7 @@ class TokenCache:
         if canvas is None or view is None:
             if canvas is not None:
                 canvas.drop()
-            canvas = self._local.canvas = Canvas(prompt=now != self.mask)
+            canvas = self._local.canvas = Canvas(PlacedCache(self._format, self._backend), prompt=now != self.mask)
             canvas.depths = Depths() if self.source.needs else None
             if self.source.needs == "drift":
                 canvas.drift, canvas.cache.keeps_before = Drift(), True

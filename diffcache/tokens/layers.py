@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from diffcache.errors import Unusable
 from diffcache.patch import Undo, layer, spot
-from diffcache.tokens.store import PlacedCache, gathered
+from diffcache.tokens.rows import gathered
+from diffcache.tokens.store import PlacedCache
 
 EMBEDDINGS, MASK = "position_embeddings", "attention_mask"  # arguments of a decoder layer
 

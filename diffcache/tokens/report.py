@@ -21,10 +21,12 @@ class TokenReport:
         repeated: The number of forwards that were not run, because no input had changed.
         computed: The number of positions computed, over all rows and forwards.
         full: The number of positions that the model without a cache computes.
-        bytes_held: The bytes of all tensors that are kept now.
+        kv_bytes: The bytes of the keys and values that are kept now.
+        bytes_held: The bytes of all tensors that are kept now, with the logits.
         peak_bytes: The most bytes of kept tensors at one time.
         shares: The share of the positions that each forward computed, in order.
         passed: The number of forwards that the cache took no part in, by reason, over all canvases.
+        kept_as: The format in which keys and values are kept. ``"exact"`` is the precision of the model.
     """
 
     rule: str
@@ -34,10 +36,12 @@ class TokenReport:
     repeated: int = 0
     computed: int = 0
     full: int = 0
+    kv_bytes: int = 0
     bytes_held: int = 0
     peak_bytes: int = 0
     shares: tuple[float, ...] = ()
     passed: Mapping[str, int] = field(default_factory=dict)
+    kept_as: str = "exact"
 
     @property
     def skipped(self) -> float:
@@ -69,6 +73,8 @@ class TokenReport:
         if self.repeated:
             lines.append(f"not run          {self.repeated} forwards, because no input had changed")
         lines += [f"without cache    {n} forwards: {reason}" for reason, n in self.passed.items()]
+        if self.kept_as != "exact":
+            lines.append(f"keys and values  {self.kv_bytes:,} bytes, kept as {self.kept_as}")
         lines.append(f"runs {self.runs}, cache held now {self.bytes_held:,} bytes, at most {self.peak_bytes:,} bytes")
         return "\n".join(lines)
 
@@ -82,7 +88,7 @@ def report_of(cache: TokenCache) -> TokenReport:
     """Return the report of the last canvas of ``cache``, or of the canvas in progress."""
     canvas = cache.canvas
     if canvas is None:
-        return TokenReport(rule=str(cache.source), runs=0, passed=dict(cache.passed))
+        return TokenReport(rule=str(cache.source), runs=0, passed=dict(cache.passed), kept_as=cache.store)
     counts = canvas.counts
     return TokenReport(
         rule=str(cache.source),
@@ -92,8 +98,10 @@ def report_of(cache: TokenCache) -> TokenReport:
         repeated=counts.repeated,
         computed=counts.computed,
         full=counts.full,
+        kv_bytes=canvas.cache.nbytes,
         bytes_held=canvas.nbytes,
         peak_bytes=canvas.peak_bytes,
         shares=counts.shares,
         passed=dict(cache.passed),
+        kept_as=cache.store,
     )

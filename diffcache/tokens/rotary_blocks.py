@@ -1,4 +1,4 @@
-"""Place keys and values in networks whose forward takes neither positions nor a cache, such as LLaDA's.
+"""Place keys and values in networks with a forward that takes neither positions nor a cache, such as LLaDA's.
 
 LLaDA's blocks, like OLMo's, have a module ``rotary_emb`` that rotates queries and keys by their index, and a method
 ``_scaled_dot_product_attention``. Two wrappers for each block suffice: the first rotates the rows at their positions,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from transformers import DynamicCache
+
+from diffcache.kernels import Format
+from diffcache.kernels.library import Backend
+from diffcache.tokens.compact import CompactRows
+from diffcache.tokens.rows import grown
 
 
 class PlacedCache(DynamicCache):
     """The keys and values of a model, [B, heads, N, head_dim] in each layer, written by position.
+
+    Args:
+        how: The format in which keys and values are kept. None keeps the precision of the model.
+        backend: What runs operations on kept rows.
 
     Attributes:
         index: int64 [B, n], the positions of the forward in progress; None if it computes all of them.
@@ -20,18 +27,19 @@ class PlacedCache(DynamicCache):
         before: The keys of a layer before the forward in progress wrote its rows, by number of the layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, how: Format | None = None, backend: Backend = "auto") -> None:
         super().__init__()
         self.index: Tensor | None = None
         self.size = 0
         self.keeps_before = False
         self.before: dict[int, Tensor] = {}
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._how, self._backend = how, backend
+        self._kept: dict[int, tuple[Tensor, Tensor] | tuple[CompactRows, CompactRows]] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the fresh rows of a layer, and return the rows of all positions.
+        """Write the fresh rows of a layer, and return the rows of all positions. Fresh rows are returned exactly.
 
         Args:
             key_states: [B, heads, n, head_dim], in the order of ``index``.
@@ -40,17 +48,34 @@ class PlacedCache(DynamicCache):
             *args: Arguments of other caches.
             **kwargs: Arguments of other caches.
         """
+        fresh = key_states.detach(), value_states.detach()
         if self.index is None:
-            self._kept[layer_idx] = key_states.detach(), value_states.detach()
+            self._kept[layer_idx] = fresh if self._how is None else self._compact(fresh, self._how)
             return key_states, value_states
-        where = self.index[:, None, :, None]
-        keys, values = (grown(kept, 2, self.size) for kept in self._kept[layer_idx])
+        index, kept = self.index, self._kept[layer_idx]
+        where = index[:, None, :, None]
+        old = [one.read() if isinstance(one, CompactRows) else one for one in kept]
         if self.keeps_before:
-            self.before[layer_idx] = keys
-        keys = keys.scatter(2, where.expand_as(key_states), key_states)
-        values = values.scatter(2, where.expand_as(value_states), value_states)
-        self._kept[layer_idx] = keys.detach(), values.detach()
+            self.before[layer_idx] = old[0]
+        keys, values = (
+            grown(rows, 2, self.size).scatter(2, where.expand_as(new), new)
+            for rows, new in zip(old, (key_states, value_states), strict=True)
+        )
+        if isinstance(kept[0], CompactRows) and isinstance(kept[1], CompactRows):
+            self._kept[layer_idx] = (
+                kept[0].written(fresh[0], index, self.size),
+                kept[1].written(fresh[1], index, self.size),
+            )
+        else:
+            self._kept[layer_idx] = keys.detach(), values.detach()
         return keys, values
+
+    def _compact(self, fresh: tuple[Tensor, Tensor], how: Format) -> tuple[CompactRows, CompactRows]:
+        """Return the keys and values of all positions in fewer bytes."""
+        return (
+            CompactRows.of(fresh[0], how, by_channel=True, backend=self._backend),
+            CompactRows.of(fresh[1], how, by_channel=False, backend=self._backend),
+        )
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
         """Return the number of keys, and the offset of the first."""
@@ -63,37 +88,9 @@ class PlacedCache(DynamicCache):
     @property
     def nbytes(self) -> int:
         """Return the bytes of all kept keys and values."""
-        return sum(t.numel() * t.element_size() for pair in self._kept.values() for t in pair)
+        return sum(kept.nbytes for pair in self._kept.values() for kept in pair)
 
     def clear(self) -> None:
         """Drop everything kept."""
         self._kept.clear()
         self.before.clear()
-
-
-def gathered(rows: Tensor, index: Tensor) -> Tensor:
-    """Return the rows [B, n, ...] of ``rows`` [B, N, ...] at ``index`` [B, n]."""
-    where = index.reshape(*index.shape, *(1,) * (rows.ndim - 2)).expand(*index.shape, *rows.shape[2:])
-    return torch.gather(rows, 1, where)
-
-
-def indices(chosen: np.ndarray) -> np.ndarray:
-    """Return int64 [B, n], the positions chosen in each row; shorter rows repeat their last position.
-
-    Args:
-        chosen: bool [B, N]. A row without any has position 0.
-    """
-    counts = chosen.sum(1)
-    order = np.argsort(~chosen, axis=1, kind="stable")[:, : max(int(counts.max()), 1)]
-    last = np.maximum(counts - 1, 0)[:, None]
-    return np.take_along_axis(order, np.minimum(np.arange(order.shape[1])[None], last), 1)
-
-
-def grown(rows: Tensor, axis: int, size: int) -> Tensor:
-    """Return ``rows`` with zeros after the last one, so that the axis has ``size`` entries."""
-    more = size - rows.shape[axis]
-    if not more:
-        return rows
-    shape = list(rows.shape)
-    shape[axis] = more
-    return torch.cat([rows, rows.new_zeros(shape)], axis)

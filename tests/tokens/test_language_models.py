@@ -295,11 +295,6 @@ def test_an_error_says_what_is_wrong_and_changes_nothing(model, change, spec, wo
     assert vars(network) == before
 
 
-def test_keys_and_values_have_no_other_format_yet(model):
-    with pytest.raises(BadOption, match="store"):
-        diffcache.accelerate(model, "dkv", store="int8")
-
-
 def test_estimate_refuses_a_token_rule(model):
     with pytest.raises(BadOption, match="read report"):
         diffcache.estimate(model, "dkv")

@@ -1,0 +1,35 @@
+"""Pick, write and append rows by position."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def gathered(rows: Tensor, index: Tensor) -> Tensor:
+    """Return the rows [B, n, ...] of ``rows`` [B, N, ...] at ``index`` [B, n]."""
+    where = index.reshape(*index.shape, *(1,) * (rows.ndim - 2)).expand(*index.shape, *rows.shape[2:])
+    return torch.gather(rows, 1, where)
+
+
+def indices(chosen: np.ndarray) -> np.ndarray:
+    """Return int64 [B, n], the positions chosen in each row; shorter rows repeat their last position.
+
+    Args:
+        chosen: bool [B, N]. A row without any has position 0.
+    """
+    counts = chosen.sum(1)
+    order = np.argsort(~chosen, axis=1, kind="stable")[:, : max(int(counts.max()), 1)]
+    last = np.maximum(counts - 1, 0)[:, None]
+    return np.take_along_axis(order, np.minimum(np.arange(order.shape[1])[None], last), 1)
+
+
+def grown(rows: Tensor, axis: int, size: int) -> Tensor:
+    """Return ``rows`` with zeros after the last one, so that the axis has ``size`` entries."""
+    more = size - rows.shape[axis]
+    if not more:
+        return rows
+    shape = list(rows.shape)
+    shape[axis] = more
+    return torch.cat([rows, rows.new_zeros(shape)], axis)
