@@ -175,21 +175,21 @@ class Table:
         print(markdown(self.results))
 
 
-FRONT_PAGE = {"dit": "DiT, guided", "flux": "Flux"}  # the models of the README's table, in its order
+FRONT_PAGE = {"dit": "DiT 5 M, guided", "flux": "Flux 5 M"}  # the models of the README's table, in its order
 FRONT_PAGE_BUDGETS = (17, 12, 8)
 
 
 def write_front_page(folder: Path) -> None:
     """Write the README's table: PSNR of the best of each kind at equal time, three budgets for each model."""
     lines = [
-        "| demo model | computed steps | speed-up | " + " | ".join(KINDS) + " | **diffcache** |",
+        "| demo model | computed steps | speed-up | " + " | ".join(KINDS) + " | **diffcache, calibrated** |",
         "|---|---:|---:|" + "---:|" * len(KINDS) + "---:|",
     ]
     for name, title in FRONT_PAGE.items():
         path = folder / f"methods-{name}.json"
         results = [Result(**row) for row in json.loads(path.read_text())["rows"]] if path.is_file() else []
         for own in (r for r in results if r.method == OURS and r.budget in FRONT_PAGE_BUDGETS):
-            cells = ["–" if (best := best_of(kind, results, own)) is None else f"{best.psnr_db:.1f}" for kind in KINDS]
+            cells = ["–" if (db := at_equal_time(kind, results, own)) is None else f"{db:.1f}" for kind in KINDS]
             lines.append(
                 f"| {title} | {own.budget:g} of {STEPS} | {own.speedup:.1f}x | {' | '.join(cells)} "
                 f"| **{own.psnr_db:.1f}** |"
@@ -376,10 +376,27 @@ KINDS: dict[str, Callable[[Result], bool]] = {
 }
 
 
-def best_of(kind: str, results: Sequence[Result], own: Result) -> Result | None:
-    """Return the result of a kind with the highest PSNR that takes at most 1.05 times as long as ``own``, if any."""
-    others = [r for r in results if KINDS[kind](r) and r.speedup >= own.speedup / 1.05]
-    return max(others, key=lambda r: r.psnr_db, default=None)
+def at_equal_time(kind: str, results: Sequence[Result], own: Result) -> float | None:
+    """Return the PSNR in dB that a kind reaches at the speed-up of ``own``; None if it has no result as fast.
+
+    Settings are discrete, so a kind may have none at exactly this speed-up. The value is then interpolated between the
+    nearest slower and the nearest faster setting, linearly over the logarithm of the speed-up. Settings that are both
+    slower and worse than another are left out. A setting that takes up to 1.05 times as long also counts.
+    """
+    others = [r for r in results if KINDS[kind](r)]
+    within = [r.psnr_db for r in others if r.speedup >= own.speedup / 1.05]
+    if not within:
+        return None
+    front: list[Result] = []
+    for one in sorted(others, key=lambda r: -r.speedup):
+        if not front or one.psnr_db > front[-1].psnr_db:
+            front.append(one)
+    faster = next((r for r in reversed(front) if r.speedup >= own.speedup), None)
+    slower = next((r for r in front if r.speedup < own.speedup), None)
+    if faster is None or slower is None:
+        return max(within)
+    share = np.log(own.speedup / slower.speedup) / np.log(faster.speedup / slower.speedup)
+    return max(max(within), float(slower.psnr_db + share * (faster.psnr_db - slower.psnr_db)))
 
 
 def leads(results: Sequence[Result]) -> list[str]:
@@ -395,8 +412,8 @@ def leads(results: Sequence[Result]) -> list[str]:
         (own,) = (r for r in results if r.method == OURS and r.budget == budget)
         cells = []
         for kind in KINDS:
-            best = best_of(kind, results, own)
-            cells.append("–" if best is None else f"{own.psnr_db - best.psnr_db:+.1f} ({best.psnr_db:.1f})")
+            best = at_equal_time(kind, results, own)
+            cells.append("–" if best is None else f"{own.psnr_db - best:+.1f} ({best:.1f})")
         lines.append(f"| {budget:g} | " + " | ".join(cells) + " |")
     return lines
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 One = CacheSchedule | Rule | str | Path
-Schedule = One | ScheduleSet | Mapping[int, One]
+Schedule = One | ScheduleSet | tokens.TokenRule | Mapping[int, One]
 FILES = (".safetensors", ".json")  # a text that ends so is a path, not a rule
 
 
@@ -113,7 +113,7 @@ def accelerate(
 def _is_for_tokens(pipe: Any, schedule: Schedule) -> bool:
     """Return whether ``schedule`` names a token rule; for a language model, also if it names nothing else."""
     if not isinstance(schedule, str):
-        return False
+        return isinstance(schedule, tokens.TokenRule)
     name = schedule.partition(":")[0].lower().replace("-", "_")
     if host.language_model_of(pipe) is None:
         return tokens.is_token_rule(schedule) and name not in rules()
@@ -298,7 +298,7 @@ def _is_file(schedule: object) -> TypeGuard[str | Path]:
     return isinstance(schedule, str) and (schedule.endswith(FILES) or os.path.isfile(schedule))  # noqa: PTH113
 
 
-def resolve(schedule: One) -> CacheSchedule | Rule:
+def resolve(schedule: One | tokens.TokenRule) -> CacheSchedule | Rule:
     """Return the schedule, or the rule that makes one, that ``schedule`` names.
 
     Args:

@@ -104,8 +104,8 @@ class Canvas:
         """Return the state before a forward, or None if a canvas begins with it.
 
         A canvas begins if the input is not a later state of the last one: the prompt is another, the input is shorter,
-        or nothing is decoded. A longer input continues the canvas, as in block diffusion. A token that is decoded
-        differently, or masked again, is a change.
+        nothing is decoded, or more than half of the decoded tokens are masked again. A longer input continues the
+        canvas, as in block diffusion. A token that is decoded differently, or masked again, is a change.
 
         Args:
             now: int64 [B, N], the tokens of the forward.
@@ -116,13 +116,17 @@ class Canvas:
             return None
         kept = last.shape[1]
         same, begun = now[:, :kept] == last, masked[:, :kept] == ~self.prompt
-        if (~same & self.prompt).any() or begun.all():
+        decoded = (last != mask) & ~self.prompt
+        again = masked[:, :kept] & decoded
+        if (~same & self.prompt).any() or begun.all() or 2 * again.sum() > decoded.sum():
             return None
         changed = np.ones_like(masked)
         changed[:, :kept] = ~same
         prompt = ~masked
         prompt[:, :kept] = self.prompt
-        tracked = None if self.drift is None else self.drift.positions()
+        tracked = None
+        if self.drift is not None:
+            tracked = np.pad(self.drift.positions(), ((0, 0), (0, now.shape[1] - kept)))
         return View(step=self.counts.forwards, masked=masked, changed=changed, prompt=prompt, tracked=tracked)
 
     def repeats(self, view: View, inputs: dict[str, Any]) -> bool:
@@ -133,14 +137,17 @@ class Canvas:
         return not view.changed.any() and self.output is not None and equal_inputs(inputs, self.inputs)
 
 
-def equal_inputs(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Return whether two calls have the same arguments, by value for tensors."""
-    if a.keys() != b.keys():
-        return False
-    return all(_same(a[name], b[name]) for name in a)
+def equal_inputs(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Return whether two calls have the same arguments, by value for tensors.
+
+    Of arguments for each position, [B, N], those of the positions that both calls have count.
+    """
+    return now.keys() == before.keys() and all(_same(now[name], before[name]) for name in now)
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)
+def _same(now: Any, before: Any) -> bool:
+    if isinstance(now, Tensor) and isinstance(before, Tensor):
+        if now.ndim == before.ndim == 2:
+            now = now[:, : before.shape[1]]
+        return now.shape == before.shape and now.dtype == before.dtype and bool(torch.equal(now, before))
+    return not isinstance(now, Tensor) and not isinstance(before, Tensor) and bool(now == before)

@@ -76,10 +76,7 @@ class CompactRows:
         """
         codes, scales = _encoded(_flat(rows), self.format, self.channels, self.backend)
         kept = grown(self.codes, 1, size), grown(self.scales, 1, size)
-        put = [
-            old.scatter(1, index[..., None].expand(-1, -1, new.shape[-1]), new)
-            for old, new in zip(kept, (codes, scales), strict=True)
-        ]
+        put = [_scattered(old, index, new) for old, new in zip(kept, (codes, scales), strict=True)]
         return replace(self, codes=put[0], scales=put[1])
 
     def read(self) -> Tensor:
@@ -93,6 +90,13 @@ class CompactRows:
             flat = flat * spread + centre
         rows: Tensor = flat.to(self.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return rows
+
+
+def _scattered(old: Tensor, index: Tensor, new: Tensor) -> Tensor:
+    """Return [B, N, …] with the rows ``new`` at ``index``. torch cannot scatter float8, so its bytes are."""
+    kind = torch.uint8 if old.dtype.itemsize == 1 else old.dtype
+    where = index[..., None].expand(-1, -1, new.shape[-1])
+    return old.view(kind).scatter(1, where, new.view(kind)).view(old.dtype)
 
 
 def _flat(rows: Tensor) -> Tensor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache.errors import Unusable
-from diffcache.host import unwrapped
+from diffcache.errors import UnsupportedModel, Unusable
+from diffcache.host import is_compiled, unwrapped
 from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, check_backend
 from diffcache.patch import Undo, layer, spot, weak
@@ -30,7 +30,18 @@ from diffcache.tokens.view import View
 EXACT = "exact"  # the name of the precision of the model
 CACHES = ("cache", "past_key_values")  # the argument's name since and before transformers 5.24
 # Arguments that ask for more than the logits of all positions.
-WHOLE = ("labels", "output_hidden_states", "output_attentions", "logits_to_keep", "num_logits_to_keep")
+WHOLE = (
+    "labels",
+    "output_hidden_states",
+    "output_attentions",
+    "output_router_logits",
+    "logits_to_keep",
+    "num_logits_to_keep",
+    "use_cache",
+)
+IN_CONFIG = ("output_hidden_states", "output_attentions", "output_router_logits")  # settings that ask for them as well
+MOST = 2  # canvases that a thread may decode in turns
+BY_MASK = ("opt",)  # values of config.model_type: positions follow from the attention mask
 
 
 class TokenCache:
@@ -78,6 +89,12 @@ class TokenCache:
                 "it computes more positions from a layer on, and the layers of this model take no positions",
                 "Use a rule without depth: dkv, dual, prefix or vicinity",
             )
+        if source.needs and any(is_compiled(part) for part in model.modules()):
+            raise Unusable(
+                f"the token rule {str(source)!r}",
+                "it reads the layers of the model, which is compiled",
+                "Use a rule without depth: dkv, dual; or a model that is not compiled",
+            )
         if source.needs:
             stack = LayerStack(model, self._depths)
             self._parts.append(stack)
@@ -105,6 +122,8 @@ class TokenCache:
         """Undo the wrapper, and drop every kept tensor."""
         while self._undo:
             self._undo.pop()()
+        for canvas in getattr(self._local, "canvases", []):
+            canvas.drop()
         if self.canvas is not None:
             self.canvas.drop()
         self._local = threading.local()
@@ -121,7 +140,7 @@ class TokenCache:
         now = ids.detach().cpu().numpy().copy()  # the loop writes into its ids
         canvas, view = self._canvas_for(now)
         inputs = {name: _copied(value) for name, value in given.items() if name != "input_ids"}
-        if view is not None and canvas.repeats(view, inputs):
+        if self.source.repeat and view is not None and canvas.repeats(view, inputs):
             canvas.counts = canvas.counts.after(0, now.size, ran=False)
             return _with_logits(canvas.output, canvas.logits, given)
         index = self._fresh(canvas, now, view, inputs)
@@ -151,22 +170,41 @@ class TokenCache:
             value = given.get(name)
             if value is not None and (isinstance(value, Tensor) or bool(value)):
                 return f"{name} was passed"
-        return "the model is in training mode" if self._model().training else ""
+        model = self._model()
+        for name in IN_CONFIG:
+            if given.get(name) is None and getattr(getattr(model, "config", None), name, False) is True:
+                return f"config.{name} is on"
+        mask = given.get("attention_mask")
+        if isinstance(mask, Mapping) or (isinstance(mask, Tensor) and mask.ndim not in (2, 4)):
+            return "attention_mask is a dictionary, or has neither two nor four dimensions"
+        if model.training:
+            return "the model is in training mode"
+        wants = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters())
+        return "gradients are enabled" if wants else ""
 
     def _canvas_for(self, now: np.ndarray) -> tuple[Canvas, View | None]:
         """Return the canvas of this thread, and the state before the forward; None for the first of a canvas."""
-        canvas: Canvas | None = getattr(self._local, "canvas", None)
-        view = None if canvas is None else canvas.view(now, self.mask)
-        if canvas is None or view is None:
-            if canvas is not None:
-                canvas.drop()
-            canvas = self._local.canvas = Canvas(PlacedCache(self._format, self._backend), prompt=now != self.mask)
-            canvas.depths = Depths() if self.source.needs else None
-            if self.source.needs == "drift":
-                canvas.drift, canvas.cache.keeps_before = Drift(), True
-            self.runs += 1
+        known: list[Canvas] = getattr(self._local, "canvases", [])
+        views = [(canvas, view) for canvas in known if (view := canvas.view(now, self.mask)) is not None]
+        if views:  # of two canvases in turns, the one that differs least
+            canvas, view = min(views, key=lambda pair: int(pair[1].changed.sum()))
+        else:
+            canvas, view = self._begun(now), None
+        twice = bool(known) and known[0] is canvas
+        for other in known[1:] if view is None or twice else []:
+            other.drop()
+        self._local.canvases = [canvas] if twice else [canvas, *(one for one in known if one is not canvas)][:MOST]
         self.canvas = canvas
         return canvas, view
+
+    def _begun(self, now: np.ndarray) -> Canvas:
+        """Return a canvas that begins with the tokens ``now``, int64 [B, N]."""
+        canvas = Canvas(PlacedCache(self._format, self._backend), prompt=now != self.mask)
+        canvas.depths = Depths() if self.source.needs else None
+        if self.source.needs == "drift":
+            canvas.drift, canvas.cache.keeps_before = Drift(), True
+        self.runs += 1
+        return canvas
 
     def _fresh(self, canvas: Canvas, now: np.ndarray, view: View | None, inputs: dict[str, Any]) -> np.ndarray | None:
         """Return int64 [B, n], the positions to compute; None for all."""
@@ -176,8 +214,9 @@ class TokenCache:
         if found is not None and view is not None and canvas.ids is not None:
             chosen = np.broadcast_to(found.positions, now.shape).copy()
             chosen[:, canvas.ids.shape[1] :] = True  # positions that have just appeared
-            if self.source.needs and (canvas.ids.shape != now.shape or not equal_inputs(inputs, canvas.inputs)):
-                chosen[:] = True  # kept rows of layers have another mask
+            grows = canvas.ids.shape != now.shape
+            if (self.source.needs and grows) or not equal_inputs(inputs, canvas.inputs):
+                chosen[:] = True  # kept rows belong to another mask, or to other positions
         if self.source.shift:  # the logits at j - 1 decode position j
             chosen[:, :-1] |= chosen[:, 1:] & state.masked[:, 1:]
         index = None if chosen.all() else indices(chosen)
@@ -220,17 +259,22 @@ class TokenCache:
         where = None
         if index is not None:
             where = torch.from_numpy(index).to(ids.device)
-            call["input_ids"] = torch.gather(ids, 1, where)
+            for name, value in given.items():
+                if isinstance(value, Tensor) and value.shape == ids.shape and name != "attention_mask":
+                    call[name] = torch.gather(value, 1, where)
             if self._takes_positions:
                 positions = given.get("position_ids")
                 call["position_ids"] = where if positions is None else gathered(positions.expand_as(ids), where)
-                call["attention_mask"] = _query_rows(given.get("attention_mask"), where)
+                call["attention_mask"] = self._query_rows(given.get("attention_mask"), where)
         canvas.cache.index = where
         if self._takes_positions:
             call[self._cache_argument] = canvas.cache
         call["use_cache"] = self._takes_positions
         call.pop("return_dict", None)
+        if "return_dict" in self._signature.parameters:
+            call["return_dict"] = True
         out = inner(**call)
+        self._check(canvas, out)
         logits = out.logits.detach()
         if canvas.depths is not None and canvas.depths.widened:
             where = canvas.cache.index  # of the last layer
@@ -238,8 +282,49 @@ class TokenCache:
         if where is not None and canvas.logits is not None:
             kept = grown(canvas.logits, 1, ids.shape[1])
             logits = kept.scatter(1, where[..., None].expand_as(logits), logits)
-        canvas.logits, canvas.output = logits, out
+        canvas.logits, canvas.output = logits, out if self.source.repeat else None
         return _with_logits(out, logits, given)
+
+    def _check(self, canvas: Canvas, out: Any) -> None:
+        """Raise UnsupportedModel if a forward of all positions has not filled what the rule needs."""
+        title = type(unwrapped(self._model())).__name__
+        if not hasattr(out, "logits"):
+            raise UnsupportedModel(
+                f"the forward of {title} returned a {type(out).__name__} without logits. Allowed: an output with the "
+                "field logits, as in transformers."
+            )
+        layers = self._layers if self.source.needs else 1
+        if canvas.cache.layers_kept < layers:
+            raise UnsupportedModel(
+                f"the layers of {title} did not write their keys and values into the cache that its forward takes. "
+                "Restore it: this model cannot be accelerated by a token rule."
+            )
+        if canvas.drift is not None and len(canvas.drift.queries) < layers:
+            raise UnsupportedModel(
+                f"the attention of {title} is not called through transformers' AttentionInterface. "
+                "Use a rule without drift: dkv, dual."
+            )
+
+    def _query_rows(self, mask: Any, where: Tensor) -> Any:
+        """Return the attention mask for the query rows ``where``.
+
+        Args:
+            mask: None; a mask of keys [B, N]; or one of queries and keys [B, 1 or heads, N or 1, N].
+            where: int64 [B, n].
+        """
+        if not isinstance(mask, Tensor):
+            return mask
+        if mask.ndim == 2:  # real tokens are 1
+            rows = mask.bool()[:, None, None, :].expand(-1, 1, where.shape[1], -1)
+            model = self._model()
+            if getattr(getattr(model, "config", None), "_attn_implementation", "sdpa") in ("sdpa", None):
+                return rows
+            dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+            return torch.zeros(rows.shape, dtype=dtype, device=rows.device).masked_fill(~rows, torch.finfo(dtype).min)
+        if mask.shape[2] == 1:
+            return mask.expand(-1, -1, where.shape[1], -1)
+        rows = where[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+        return torch.gather(mask.expand(where.shape[0], -1, -1, -1), 2, rows)
 
 
 def signature_of(model: nn.Module) -> inspect.Signature:
@@ -276,13 +361,35 @@ def demand_decoder(model: nn.Module) -> None:
             "its attention is causal, so it decodes one token after the other",
             "Pass a model that was trained to decode masks, with config.is_causal = False",
         )
-    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if isinstance(scaling, dict) and "dynamic" in (scaling.get("rope_type"), scaling.get("type")):
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kinds - {"full_attention"} or (window and not kinds):
+        found = ", ".join(sorted(kinds)) or f"a sliding window of {window} positions"
         raise Unusable(
             title,
-            "its rotary frequencies depend on the length (dynamic NTK), so kept keys become wrong",
+            f"its layers do not all attend to every position ({found})",
+            "Use a model with full attention in every layer",
+        )
+    if getattr(config, "model_type", "") in BY_MASK:
+        raise Unusable(title, "it computes positions from the attention mask", "Use a model with rotary embeddings")
+    if rope_types(config) & {"dynamic", "longrope"}:
+        raise Unusable(
+            title,
+            "its rotary frequencies depend on the length (dynamic NTK, longrope), so kept keys become wrong",
             "Use another rope_type",
         )
+
+
+def rope_types(config: Any) -> set[str]:
+    """Return the types of rotary embeddings that a configuration names, of any kind of layer."""
+    found: set[str] = set()
+    left = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping):
+            found |= {str(one[name]) for name in ("rope_type", "type") if name in one}
+            left += one.values()
+    return found
 
 
 def _copied(value: Any) -> Any:
@@ -297,18 +404,3 @@ def _with_logits(out: Any, logits: Any, given: dict[str, Any]) -> Any:
     fields = {name: value for name, value in out.items() if name not in CACHES}
     made = type(out)(**fields | {"logits": logits.clone()})
     return made.to_tuple() if given.get("return_dict") is False else made
-
-
-def _query_rows(mask: Any, where: Tensor) -> Any:
-    """Return the attention mask for the query rows ``where``.
-
-    Args:
-        mask: None or text; a mask of keys [B, N]; or one of queries and keys [B, 1 or heads, N, N].
-        where: int64 [B, n].
-    """
-    if not isinstance(mask, Tensor):
-        return mask
-    if mask.ndim == 2:  # real tokens are 1
-        return mask.bool()[:, None, None, :].expand(-1, 1, where.shape[1], -1)
-    rows = where[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-    return torch.gather(mask.expand(where.shape[0], -1, -1, -1), 2, rows)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.errors import Unusable
+from diffcache.host import parameters
 from diffcache.patch import Undo, layer, spot
 from diffcache.tokens.rows import gathered
 from diffcache.tokens.store import PlacedCache
@@ -29,8 +30,8 @@ class Depths:
 
     Attributes:
         hidden: The newest input of every position, [B, N, d], by number of the layer.
-        embeddings: The cosines and sines of all positions, each [B or 1, N, head_dim].
-        mask: The attention mask of a forward of all positions.
+        embeddings: The cosines and sines of all positions, each [B or 1, N, head_dim], by number of the layer.
+        masks: The attention mask of a forward of all positions, by number of the layer.
         index: int64 [B, n], the positions that the layer in progress computes. None for all.
         start: int64 [B], the first layer that computes every position of a row. ``layers`` or more for none.
         widened: Whether ``index`` is wider than at the first layer.
@@ -38,8 +39,8 @@ class Depths:
     """
 
     hidden: dict[int, Tensor] = field(default_factory=dict)
-    embeddings: tuple[Tensor, Tensor] | None = None
-    mask: Any = None
+    embeddings: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    masks: dict[int, Any] = field(default_factory=dict)
     index: np.ndarray | None = None
     start: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     widened: bool = False
@@ -68,6 +69,13 @@ class LayerStack:
 
     def __init__(self, model: nn.Module, current: Callable[[], tuple[Depths, PlacedCache] | None]) -> None:
         self.modules = decoder_layers(model)
+        for module in self.modules:
+            if EMBEDDINGS not in parameters(module):
+                raise Unusable(
+                    type(model).__name__,
+                    f"the rule computes more positions from a layer on; {type(module).__name__} takes no {EMBEDDINGS}",
+                    "Use a rule without depth: dkv, dual",
+                )
         self._current = current
 
     def attach(self) -> Iterator[Undo]:
@@ -85,7 +93,7 @@ class LayerStack:
             depths, cache = found
             if depths.index is None:
                 depths.hidden[number] = hidden_states.detach()
-                depths.embeddings, depths.mask = kwargs.get(EMBEDDINGS), kwargs.get(MASK)
+                depths.embeddings[number], depths.masks[number] = kwargs[EMBEDDINGS], kwargs.get(MASK)
                 return inner(hidden_states, *args, **kwargs)
             where = torch.from_numpy(depths.index).to(hidden_states.device)
             rows = where[..., None].expand_as(hidden_states)
@@ -98,7 +106,7 @@ class LayerStack:
                 hidden_states = gathered(kept, where)
             if depths.widened:
                 depths.wide += 1
-                kwargs.update(_arguments(depths, where))
+                kwargs.update(_arguments(depths, number, where))
             return inner(hidden_states, *args, **kwargs)
 
         return forward
@@ -127,14 +135,13 @@ def _widened(index: np.ndarray, start: np.ndarray, number: int, size: int) -> np
     return np.where(begins[:, None], np.arange(size)[None], index)
 
 
-def _arguments(depths: Depths, where: Tensor) -> dict[str, Any]:
-    """Return the arguments of a layer that computes the positions ``where``."""
-    changed: dict[str, Any] = {"position_ids": where}
-    if depths.embeddings is not None:
-        batch = (len(where), -1, -1)
-        changed[EMBEDDINGS] = tuple(gathered(part.expand(batch), where) for part in depths.embeddings)
-    if isinstance(depths.mask, Tensor):
-        mask = depths.mask.expand(len(where), *depths.mask.shape[1:])
+def _arguments(depths: Depths, number: int, where: Tensor) -> dict[str, Any]:
+    """Return the arguments of the layer ``number`` when it computes the positions ``where``."""
+    batch = (len(where), -1, -1)
+    turns = tuple(gathered(part.expand(batch), where) for part in depths.embeddings[number])
+    mask = depths.masks[number]
+    if isinstance(mask, Tensor):
+        mask = mask.expand(len(where), *mask.shape[1:])
         rows = where[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-        changed[MASK] = torch.gather(mask, 2, rows)
-    return changed
+        mask = torch.gather(mask, 2, rows)
+    return {"position_ids": where, EMBEDDINGS: turns, MASK: mask}

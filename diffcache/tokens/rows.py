@@ -32,4 +32,4 @@ def grown(rows: Tensor, axis: int, size: int) -> Tensor:
         return rows
     shape = list(rows.shape)
     shape[axis] = more
-    return torch.cat([rows, rows.new_zeros(shape)], axis)
+    return torch.cat([rows, torch.zeros(shape, dtype=rows.dtype, device=rows.device)], axis)

@@ -15,7 +15,7 @@ from diffcache.tokens import rules
 from diffcache.tokens.view import Fresh, View
 
 DEFAULT = "dkv:refresh=8"  # the rule of "auto"
-GENERAL = ("mask", "shift")  # options of every rule
+GENERAL = ("mask", "shift", "repeat")  # options of every rule
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class TokenRule:
         mask: The id of the mask token, if the spec states it.
         needs: "depth" if the rule refreshes from a layer on, "drift" if it also compares attention rows, else "".
         shift: Whether the logits at position j - 1 decode position j, as in Dream. None: the model decides.
+        repeat: Whether a forward with the same arguments as the last one returns the same logits without running. Its
+            weights and adapters must not change between the two.
     """
 
     spec: str
@@ -37,6 +39,7 @@ class TokenRule:
     mask: int | None = None
     needs: str = ""
     shift: bool | None = None
+    repeat: bool = False
 
     def fresh(self, view: View) -> Fresh:
         """Return the positions to compute."""
@@ -57,15 +60,17 @@ def is_token_rule(spec: object) -> bool:
 
 
 def parse_token_rule(spec: object) -> TokenRule:
-    """Return the rule of a spec such as ``"dkv:refresh=8"``. ``"auto"`` is ``"dkv:refresh=8"``.
+    """Return the rule of a spec such as ``"dkv:refresh=8"``. ``"auto"`` is ``"dkv:refresh=8"``. A rule stays as it is.
 
-    Every rule has two more options: ``mask``, the id of the mask token, and ``shift``, 1 if the logits at position
-    j - 1 decode position j.
+    Every rule has three more options: ``mask``, the id of the mask token; ``shift``, 1 if the logits at position j - 1
+    decode position j; and ``repeat``, 1 if a forward that repeats the last one need not run.
 
     Raises:
         UnknownName: There is no such rule, or it has no such option.
         BadOption: The argument is not a spec, or an option is out of range.
     """
+    if isinstance(spec, TokenRule):
+        return spec
     if not isinstance(spec, str):
         raise BadOption(
             "schedule", type(spec).__name__, f"for a language model, a token rule ({', '.join(token_rules())})"
@@ -83,13 +88,15 @@ def parse_token_rule(spec: object) -> TokenRule:
     for key in options:
         if key not in known and key not in GENERAL:
             raise UnknownName(f"option of {name!r}", key, [*known, *GENERAL])
-    mask, shift = options.pop("mask", None), options.pop("shift", None)
+    mask, shift, repeat = options.pop("mask", None), options.pop("shift", None), options.pop("repeat", 0)
     if mask is not None and (not isinstance(mask, int) or mask < 0):
         raise BadOption("mask", mask, "the id of the mask token, a whole number")
     if shift not in (None, 0, 1):
         raise BadOption("shift", shift, "0 or 1")
+    if repeat not in (0, 1):
+        raise BadOption("repeat", repeat, "0 or 1")
     shifted = None if shift is None else bool(shift)
-    rule = TokenRule(spec, function, options, mask, getattr(module, "NEEDS", ""), shifted)
+    rule = TokenRule(spec, function, options, mask, getattr(module, "NEEDS", ""), shifted, bool(repeat))
     rule.fresh(View.of(np.array([[False, True]])))  # raises for a value out of range here, before the run
     return rule
 

@@ -86,6 +86,11 @@ class PlacedCache(DynamicCache):
         return 0
 
     @property
+    def layers_kept(self) -> int:
+        """Return the number of layers that have written keys and values."""
+        return len(self._kept)
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of all kept keys and values."""
         return sum(kept.nbytes for pair in self._kept.values() for kept in pair)

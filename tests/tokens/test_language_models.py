@@ -136,7 +136,7 @@ def test_forwards_that_change_nothing_are_not_run(model):
     x = torch.cat([prompts(), torch.full((2, 8), MASK)], 1)
     ran = []
     undo = model.model.register_forward_pre_hook(lambda *_: ran.append(1))
-    with torch.no_grad(), diffcache.accelerated(model, "full"):
+    with torch.no_grad(), diffcache.accelerated(model, "full:repeat=1"):
         model(x)
         x[:, 12] = 5
         first = model(x).logits
@@ -293,6 +293,18 @@ def test_an_error_says_what_is_wrong_and_changes_nothing(model, change, spec, wo
         diffcache.accelerate(network, spec)
     assert words in str(error.value)
     assert vars(network) == before
+
+
+def test_a_rule_of_another_package_is_passed_as_an_object(model):
+    rule = tokens.TokenRule(
+        "mine", lambda view, *, every: tokens.Fresh(view.masked | (view.step % every == 0)), {"every": 4}
+    )
+    with diffcache.accelerated(model, rule):
+        decode(model, prompts())
+        report = diffcache.report(model)
+    assert (report.rule, report.refreshes) == ("mine", 4)
+    with pytest.raises(DiffCacheError, match="a token rule was given for a Linear"):
+        diffcache.accelerate(torch.nn.Linear(2, 2), rule)
 
 
 def test_estimate_refuses_a_token_rule(model):
