@@ -166,11 +166,13 @@ def evaluate_text(
         raise BadOption("pipe", type(pipe).__name__, "a loop around a language model, or a pipeline with one")
     mask = host.mask_id_of(pipe)
     if mask is None:
-        raise BadOption("mask", None, "the id of the mask token: set model.config.mask_token_id")
+        raise BadOption("model.config.mask_token_id", None, "the id of the mask token: set it before the evaluation")
     host.demand_full_run(pipe)
     host.check_calls(pipe, calls, repeatable=False)
     if isinstance(methods, Mapping):
         methods = [token_method(name, rule) for name, rule in methods.items()]
+    if not all(isinstance(one, Method) for one in methods):
+        raise BadOption("methods", f"{methods!r:.80}", "a dictionary, name -> token rule, or a list of token_method(…)")
     every = [Method(name=FULL, kind="full"), *methods]
     if len({one.name for one in every}) < len(every):
         raise BadOption(
@@ -199,7 +201,7 @@ class _Run:
         accepted: bool [B], the answers that the scorer accepts.
         seconds: The time of the call.
         forwards: The number of forwards that the loop asked for.
-        generated: The number of tokens that were masked in the first forward, in all rows.
+        generated: The number of masks that were decoded, in all rows.
         report: The report of the token cache. None without one.
     """
 
@@ -224,26 +226,31 @@ def _run(pipe: Any, network: nn.Module, mask: int, one: Method, call: Mapping[st
         found = report(pipe) if on else None
     accepted = np.zeros(len(ids), bool)
     if score is not None:
-        accepted = np.asarray([bool(value) for value in score(call, ids)])
-        if len(accepted) != len(ids):
-            raise BadOption("score", f"{len(accepted)} values for {len(ids)} answers", "one bool for each answer")
+        judged: Any = score(call, ids)
+        values = list(judged) if isinstance(judged, (Sequence, np.ndarray, Tensor)) else []
+        if len(values) != len(ids) or any(value not in (0, 1) for value in values):
+            raise BadOption("score", f"{judged!r:.80} for {len(ids)} answers", "one bool for each answer")
+        accepted = np.asarray([bool(value) for value in values])
     return _Run(ids.numpy(), accepted, seconds, counts[0], counts[1], found if isinstance(found, TokenReport) else None)
 
 
 @contextlib.contextmanager
 def _counted(network: nn.Module, mask: int) -> Iterator[list[int]]:
-    """Count the forwards of a network, and the masks of the first one of each growing canvas."""
+    """Count the forwards of a network, and the masks that are decoded.
+
+    Masks that a forward still has are decoded when the next forward has tokens there, or when it is the last forward of
+    its prompt.
+    """
     counts = [0, 0]
-    longest = 0
+    last: Tensor | None = None
 
     def forward(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal longest
+        nonlocal last
         ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, Tensor) and ids.ndim == 2:
             counts[0] += 1
-            if ids.shape[1] > longest:
-                counts[1] += int(torch.eq(ids[:, longest:], mask).sum())
-                longest = ids.shape[1]
+            counts[1] += _decoded(last, ids, mask)
+            last = ids.detach().clone()
         return inner(*args, **kwargs)
 
     undo = layer(*spot(network), forward)
@@ -251,12 +258,26 @@ def _counted(network: nn.Module, mask: int) -> Iterator[list[int]]:
         yield counts
     finally:
         undo()
+        counts[1] += _decoded(last, None, mask)
+
+
+def _decoded(last: Tensor | None, now: Tensor | None, mask: int) -> int:
+    """Return the number of masks of the last forward that are decoded in the next one, or at its end."""
+    if last is None:
+        return 0
+    masked = last == mask
+    if now is None or len(now) != len(last) or now.shape[1] < last.shape[1]:
+        return int(masked.sum())
+    now = now[:, : last.shape[1]]
+    if bool((~masked & (now != last)).any()):  # another prompt
+        return int(masked.sum())
+    return int((masked & (now != mask)).sum())
 
 
 def _token_ids(result: Any) -> Tensor:
     """Return the token ids of a result: a tensor, or the field ``sequences`` of an output."""
     found = getattr(result, "sequences", result)
-    if not isinstance(found, Tensor) or found.ndim != 2 or found.is_floating_point():
+    if not isinstance(found, Tensor) or found.ndim != 2 or found.is_floating_point() or not len(found):
         raise Unusable(
             "pipe",
             f"a call returned {type(result).__name__}, which holds no token ids of shape [batch, positions]",
@@ -271,8 +292,20 @@ def _finish(network: nn.Module) -> None:
         torch.cuda.synchronize()
 
 
+def _demand_rows(one: Method, runs: list[_Run], full: list[_Run]) -> None:
+    """Raise BadOption unless a method returned as many answers as the full loop in every call."""
+    for number, (run, other) in enumerate(zip(runs, full, strict=True)):
+        if len(run.ids) != len(other.ids):
+            raise BadOption(
+                "methods",
+                f"{one.name}: {len(run.ids)} answers in call {number}",
+                f"{len(other.ids)}, as in the full loop",
+            )
+
+
 def _result(one: Method, runs: list[_Run], full: list[_Run], *, scored: bool) -> TextResult:
     """Return the results of a method. Runs have the order of the calls."""
+    _demand_rows(one, runs, full)
     accepted, before = (np.concatenate([run.accepted for run in them]) for them in (runs, full))
     same = [_same(run.ids, other.ids) for run, other in zip(runs, full, strict=True)]
     better, worse = int(np.sum(accepted & ~before)), int(np.sum(before & ~accepted))

@@ -98,7 +98,7 @@ class TokenCache:
         if source.needs:
             stack = LayerStack(model, self._depths)
             self._parts.append(stack)
-            if source.needs == "drift":
+            if source.needs == "attention":
                 self._parts.append(AttentionStack(stack.modules, self._observe))
             self._layers = len(stack.modules)
         self._local = threading.local()
@@ -201,7 +201,7 @@ class TokenCache:
         """Return a canvas that begins with the tokens ``now``, int64 [B, N]."""
         canvas = Canvas(PlacedCache(self._format, self._backend), prompt=now != self.mask)
         canvas.depths = Depths() if self.source.needs else None
-        if self.source.needs == "drift":
+        if self.source.needs == "attention":
             canvas.drift, canvas.cache.keeps_before = Drift(), True
         self.runs += 1
         return canvas

@@ -106,6 +106,10 @@ def test_an_accelerated_model_is_refused(loop, tmp_path):
         ({"score": lambda call, ids: [True]}, "one bool for each answer"),
         ({"pipe": diffcache.Loop(torch.nn.Linear(2, 2), lambda: None)}, "a loop around a language model"),
         ({"calls": [{"prompts": 3}]}, "prompts"),
+        ({"score": lambda call, ids: None}, "one bool for each answer"),
+        ({"score": lambda call, ids: ["right", "wrong"]}, "one bool for each answer"),
+        ({"score": lambda call, ids: [float("nan")] * 2}, "one bool for each answer"),
+        ({"methods": ["dkv"]}, "token_method"),
     ],
 )
 def test_bad_input_has_one_clear_error(loop, tmp_path, change, words):
@@ -119,3 +123,22 @@ def test_a_loop_that_returns_no_ids_is_refused(tmp_path):
     loop = diffcache.Loop(model, lambda prompt: "text")
     with pytest.raises(DiffCacheError, match="no token ids"):
         evaluate_text(loop, {"dkv": "dkv"}, CALLS, out=tmp_path)
+
+
+def test_prompts_that_a_call_decodes_one_by_one_count(tmp_path):
+    model = decoder()
+
+    def sample(prompt):
+        return torch.cat([decode(model, row[None])[0] for row in prompt])
+
+    found = evaluate_text(diffcache.Loop(model, sample), {"exact": "full"}, CALLS[:1], out=tmp_path)
+    full = found["full run"]
+    assert full.tokens_per_s == pytest.approx(2 * 16 / sum(full.seconds))
+    assert found["exact"].same_tokens == 1
+
+
+def test_another_number_of_answers_is_refused(tmp_path):
+    model = decoder()
+    loop = diffcache.Loop(model, lambda prompt, rows=2: decode(model, prompt[:rows])[0])
+    with pytest.raises(DiffCacheError, match="1 answers in call 0"):
+        evaluate_text(loop, [token_method("fewer", rows=1)], CALLS, out=tmp_path)

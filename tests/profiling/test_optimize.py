@@ -131,9 +131,10 @@ def test_progress_is_shown_where_it_is_asked_for(sites: str, capfd: pytest.Captu
     if sites == "model":
         assert f"{CALLS}/{CALLS}" in bars
         assert "5 steps" in bars
+        assert quiet.computed_steps == told.computed_steps
     else:
-        assert "measure" in bars
-    assert quiet.computed_steps == told.computed_steps
+        assert "measure" in bars  # the plan of blocks follows measured times, which differ from run to run
+        assert {*quiet.denoisers["transformer"].sites} == {*told.denoisers["transformer"].sites}
 
 
 def expected_db(schedule: CacheSchedule) -> float:

@@ -271,5 +271,5 @@ def test_measured_is_the_model_site() -> None:
             "unet": dataclasses.replace(measured(site(outputs(branches=2))), sites={"block:b.0": site(outputs())})
         }
     )
-    with pytest.raises(BadOption, match="sites='model' was given"):
+    with pytest.raises(BadOption, match="measured block sites, and model sites are needed"):
         plan(only_blocks, 3, mask="uniform")

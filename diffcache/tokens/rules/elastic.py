@@ -14,7 +14,7 @@ from diffcache.tokens.rules._checks import at_least
 from diffcache.tokens.view import Fresh, View
 
 SOURCE = "Nguyen-Tri et al. 2025, Elastic-Cache (arXiv 2510.14973), section 3.2"
-NEEDS = "drift"
+NEEDS = "attention"
 
 
 def fresh(view: View, *, window: int = 16, gamma: float = 0.9) -> Fresh:
