@@ -128,6 +128,11 @@ class TokenCache:
             self.canvas.drop()
         self._local = threading.local()
 
+    @property
+    def canvases(self) -> int:
+        """Return the number of canvases that this thread decodes in turns."""
+        return len(getattr(self._local, "canvases", []))
+
     def _forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wrap ``forward``: compute the fresh positions, and return the logits of all."""
         given = dict(self._signature.bind(*args, **kwargs).arguments)

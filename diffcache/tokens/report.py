@@ -26,6 +26,7 @@ class TokenReport:
         peak_bytes: The most bytes of kept tensors at one time.
         shares: The share of the positions that each forward computed, in order.
         passed: The number of forwards that the cache took no part in, by reason, over all canvases.
+        canvases: The number of canvases that this thread decodes in turns. ``bytes_held`` counts the last one.
         kept_as: The format in which keys and values are kept. ``"exact"`` is the precision of the model.
     """
 
@@ -41,6 +42,7 @@ class TokenReport:
     peak_bytes: int = 0
     shares: tuple[float, ...] = ()
     passed: Mapping[str, int] = field(default_factory=dict)
+    canvases: int = 0
     kept_as: str = "exact"
 
     @property
@@ -103,5 +105,6 @@ def report_of(cache: TokenCache) -> TokenReport:
         peak_bytes=canvas.peak_bytes,
         shares=counts.shares,
         passed=dict(cache.passed),
+        canvases=cache.canvases,
         kept_as=cache.store,
     )
