@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--millions", type=float, default=14.0, help="tokens of the whole training, in millions")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per batch")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def main() -> None:
     began = saved_at = time.monotonic()
     losses: dict[tuple[str, int], list[float]] = {}
     while (progress := seen / (1e6 * given.millions)) < 1:
-        factor = min(1.0, (step + 1) / 100) * min(1.0, 3.3 * (1 - progress))
+        factor = given.rate * min(1.0, (step + 1) / 100) * min(1.0, 3.3 * (1 - progress))
         for optimizer, starts in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, starts, strict=True):
                 group["lr"] = rate * factor
