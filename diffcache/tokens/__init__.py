@@ -50,7 +50,8 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
     """
     from dataclasses import replace
 
-    from diffcache.tokens.engine import TokenCache, demand_decoder
+    from diffcache.tokens.engine import TokenCache
+    from diffcache.tokens.suitability import demand_decoder
 
     network = host.language_model_of(pipe)
     if network is None:

@@ -142,9 +142,3 @@ def attention_rows(query: Tensor, keys: Tensor, mask: Any, scaling: float) -> Te
     if isinstance(mask, Tensor):
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
     return scores.softmax(-1)
-
-
-def picked(rows: Tensor, slots: np.ndarray) -> Tensor:
-    """Return the rows [B, heads, m, ...] of [B, heads, n, ...] at the places ``slots``, int64 [B, m]."""
-    where = torch.from_numpy(slots).to(rows.device)[:, None, :, None]
-    return torch.gather(rows, 2, where.expand(-1, rows.shape[1], -1, rows.shape[3]))

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcache.tokens.attention import Drift, attention_rows, picked
+from diffcache.tokens.attention import Drift, attention_rows
 from diffcache.tokens.layers import Depths
-from diffcache.tokens.rows import indices
+from diffcache.tokens.rows import indices, picked
 from diffcache.tokens.store import PlacedCache
 
 
@@ -48,10 +48,11 @@ def observe(
         old = drift.queries[number]
         if drift.gamma > 0 and (depths.start > number).any():
             tracked = drift.tracked[number]
-            slots = (index == tracked[:, None]).argmax(1)[:, None]
+            place = torch.from_numpy(tracked[:, None]).to(query.device)
+            slots = torch.from_numpy((index == tracked[:, None]).argmax(1)[:, None]).to(query.device)
             rows = _rows_of(mask, slots)
             now = attention_rows(picked(query, slots), keys, rows, scaling)
-            then = attention_rows(picked(old, tracked[:, None]), cache.before[number], rows, scaling)
+            then = attention_rows(picked(old, place), cache.before[number], rows, scaling)
             cosine = torch.nn.functional.cosine_similarity(now, then, dim=-1).mean((1, 2)).cpu().numpy()
             depths.start = np.where((cosine < drift.gamma) & (depths.start > number), number + 1, depths.start)
         where = torch.from_numpy(index).to(query.device)[:, None, :, None].expand_as(query)
@@ -66,12 +67,13 @@ def _most_attended(
     first = np.ones_like(index, bool)
     first[:, 1:] = index[:, 1:] != index[:, :-1]  # rows repeat their last position
     asking = np.take_along_axis(drift.window, index, 1) & first
-    slots = indices(asking)
-    real = np.arange(slots.shape[1])[None] < asking.sum(1, keepdims=True)
+    chosen = indices(asking)
+    slots = torch.from_numpy(chosen).to(query.device)
+    real = np.arange(chosen.shape[1])[None] < asking.sum(1, keepdims=True)
     rows = attention_rows(picked(query, slots), keys, _rows_of(mask, slots), scaling)
     received = (rows * torch.from_numpy(real).to(rows)[:, None, :, None]).sum((1, 2))
     return received.masked_fill(torch.from_numpy(~drift.decoded).to(rows.device), -1).argmax(1).cpu().numpy()
 
 
-def _rows_of(mask: Any, slots: np.ndarray) -> Any:
+def _rows_of(mask: Any, slots: Tensor) -> Any:
     return picked(mask.expand(len(slots), *mask.shape[1:]), slots) if isinstance(mask, Tensor) else None

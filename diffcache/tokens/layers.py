@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffcache.errors import Unusable
 from diffcache.host import parameters
 from diffcache.patch import Undo, layer, spot
-from diffcache.tokens.rows import gathered
+from diffcache.tokens.rows import gathered, picked
 from diffcache.tokens.store import PlacedCache
 
 EMBEDDINGS, MASK = "position_embeddings", "attention_mask"  # arguments of a decoder layer
@@ -141,7 +141,5 @@ def _arguments(depths: Depths, number: int, where: Tensor) -> dict[str, Any]:
     turns = tuple(gathered(part.expand(batch), where) for part in depths.embeddings[number])
     mask = depths.masks[number]
     if isinstance(mask, Tensor):
-        mask = mask.expand(len(where), *mask.shape[1:])
-        rows = where[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-        mask = torch.gather(mask, 2, rows)
+        mask = picked(mask.expand(len(where), *mask.shape[1:]), where)
     return {"position_ids": where, EMBEDDINGS: turns, MASK: mask}

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from diffcache.text import card
+from diffcache.tokens.canvas import Counts
 from diffcache.tokens.engine import TokenCache
 
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
-class TokenReport:
-    """A summary of the last canvas, or of the canvas in progress.
+class TokenReport(Counts):
+    """A summary of the last canvas, or of the canvas in progress: the ``Counts`` of its work, and the attributes below.
 
     Attributes:
         rule: The spec of the rule.
         runs: The number of canvases that have begun.
-        forwards: The number of forwards that the loop asked for.
-        refreshes: The number of forwards that computed every position.
-        repeated: The number of forwards that were not run, because no input had changed.
-        computed: The number of positions computed, over all rows and forwards.
-        full: The number of positions that the model without a cache computes.
         kv_bytes: The bytes of the keys and values that are kept now.
         bytes_held: The bytes of all tensors that are kept now, with the logits.
         peak_bytes: The most bytes of kept tensors at one time.
-        shares: The share of the positions that each forward computed, in order.
         passed: The number of forwards that the cache took no part in, by reason, over all canvases.
         canvases: The number of canvases that this thread decodes in turns. ``bytes_held`` counts the last one.
         kept_as: The format in which keys and values are kept. ``"exact"`` is the precision of the model.
@@ -32,15 +27,9 @@ class TokenReport:
 
     rule: str
     runs: int
-    forwards: int = 0
-    refreshes: int = 0
-    repeated: int = 0
-    computed: int = 0
-    full: int = 0
     kv_bytes: int = 0
     bytes_held: int = 0
     peak_bytes: int = 0
-    shares: tuple[float, ...] = ()
     passed: Mapping[str, int] = field(default_factory=dict)
     canvases: int = 0
     kept_as: str = "exact"
@@ -91,19 +80,13 @@ def report_of(cache: TokenCache) -> TokenReport:
     canvas = cache.canvas
     if canvas is None:
         return TokenReport(rule=str(cache.source), runs=0, passed=dict(cache.passed), kept_as=cache.store)
-    counts = canvas.counts
     return TokenReport(
         rule=str(cache.source),
         runs=cache.runs,
-        forwards=counts.forwards,
-        refreshes=counts.refreshes,
-        repeated=counts.repeated,
-        computed=counts.computed,
-        full=counts.full,
+        **asdict(canvas.counts),
         kv_bytes=canvas.cache.nbytes,
         bytes_held=canvas.nbytes,
         peak_bytes=canvas.peak_bytes,
-        shares=counts.shares,
         passed=dict(cache.passed),
         canvases=cache.canvases,
         kept_as=cache.store,

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffcache.patch import Undo, layer, spot
+from diffcache.tokens.rows import picked
 from diffcache.tokens.store import PlacedCache
 
 ROTARY, ATTENTION = "rotary_emb", "_scaled_dot_product_attention"
@@ -49,7 +49,7 @@ class RotaryBlocks:
             every = rows.new_zeros(*rows.shape[:2], cache.size, rows.shape[3])
             spread.append(every.scatter(2, where.expand_as(rows), rows))
         turned = inner(*spread, *args, **kwargs)
-        return tuple(torch.gather(t, 2, where.expand(*t.shape[:2], -1, t.shape[3])) for t in turned)
+        return tuple(picked(rows, cache.index) for rows in turned)
 
     def _attention(self, number: int) -> Callable[..., Any]:
         """Return the wrapper of the attention of the block with this number."""

@@ -13,6 +13,11 @@ def gathered(rows: Tensor, index: Tensor) -> Tensor:
     return torch.gather(rows, 1, where)
 
 
+def picked(rows: Tensor, index: Tensor) -> Tensor:
+    """Return the rows [B, heads, n, ...] of ``rows`` [B, heads, N, ...] at ``index`` [B, n]."""
+    return torch.gather(rows, 2, index[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3]))
+
+
 def indices(chosen: np.ndarray) -> np.ndarray:
     """Return int64 [B, n], the positions chosen in each row; shorter rows repeat their last position.
 

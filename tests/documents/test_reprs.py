@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsers import chromium
 from documents import profile, schedule
 from evaluations import small_record
 from online import toy_schedule
@@ -140,18 +140,10 @@ def test_the_card_of_a_report_holds_all_that_it_prints_in_a_table() -> None:
     assert "<table" not in Report((), 0, 0, 0)._repr_html_()
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright, which drives Chromium, is not installed")
-    with driver.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 def overflow(browser: Any, html: str, width: int) -> int:

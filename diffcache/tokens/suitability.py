@@ -1,0 +1,81 @@
+"""Check whether the keys and values of a network can be kept by position."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from diffcache.errors import Unusable
+from diffcache.host import unwrapped
+from diffcache.tokens.rotary_blocks import blocks_of
+
+CACHES = ("cache", "past_key_values")  # the argument's name since and before transformers 5.24
+BY_MASK = ("opt",)  # values of config.model_type: positions follow from the attention mask
+
+
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """Return the signature of the class's forward, without ``self``. A forward on the object may be a wrapper."""
+    return inspect.signature(type(unwrapped(model)).forward.__get__(model))
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Return whether the forward takes ``position_ids`` and a cache of transformers."""
+    names = signature_of(model).parameters
+    return "position_ids" in names and any(cache in names for cache in CACHES)
+
+
+def demand_decoder(model: nn.Module) -> None:
+    """Raise Unusable unless the keys and values of ``model`` can be kept by position."""
+    names, config = signature_of(model).parameters, getattr(model, "config", None)
+    title = type(unwrapped(model)).__name__
+    if "decoder_input_ids" in names:
+        raise Unusable(
+            title,
+            "it has an encoder, and a decoder with tokens that are all drawn anew at every step",
+            "Use it without diffcache: its pipeline keeps the keys and values of the prompt already",
+        )
+    if not takes_positions(model) and not blocks_of(model):
+        raise Unusable(
+            title,
+            "its forward takes no position_ids, or no cache, and its blocks are not built like LLaDA's",
+            "Pass a decoder with a forward that takes input_ids, position_ids and a transformers cache",
+        )
+    of_transformers = type(unwrapped(model)).__module__.startswith("transformers.models.")
+    if of_transformers and getattr(config, "is_causal", True):
+        raise Unusable(
+            title,
+            "its attention is causal, so it decodes one token after the other",
+            "Pass a model that was trained to decode masks, with config.is_causal = False",
+        )
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if kinds - {"full_attention"} or (window and not kinds):
+        found = ", ".join(sorted(kinds)) or f"a sliding window of {window} positions"
+        raise Unusable(
+            title,
+            f"its layers do not all attend to every position ({found})",
+            "Use a model with full attention in every layer",
+        )
+    if getattr(config, "model_type", "") in BY_MASK:
+        raise Unusable(title, "it computes positions from the attention mask", "Use a model with rotary embeddings")
+    if rope_types(config) & {"dynamic", "longrope"}:
+        raise Unusable(
+            title,
+            "its rotary frequencies depend on the length (dynamic NTK, longrope), so kept keys become wrong",
+            "Use another rope_type",
+        )
+
+
+def rope_types(config: Any) -> set[str]:
+    """Return the types of rotary embeddings that a configuration names, of any kind of layer."""
+    found: set[str] = set()
+    left = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping):
+            found |= {str(one[name]) for name in ("rope_type", "type") if name in one}
+            left += one.values()
+    return found
