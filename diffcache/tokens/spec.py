@@ -70,6 +70,7 @@ def parse_token_rule(spec: object) -> TokenRule:
         BadOption: The argument is not a spec, or an option is out of range.
     """
     if isinstance(spec, TokenRule):
+        _demand_known(spec.spec, spec.function, spec.options)
         return spec
     if not isinstance(spec, str):
         raise BadOption(
@@ -80,14 +81,16 @@ def parse_token_rule(spec: object) -> TokenRule:
         rest = spec.partition(":")[2]
         return parse_token_rule(f"{DEFAULT},{rest}" if rest else DEFAULT)
     if name not in token_rules():
-        raise UnknownName("token rule", name, token_rules(), next_step='A spec reads like "dkv:refresh=8".')
+        raise UnknownName(
+            "token rule",
+            name,
+            token_rules(),
+            next_step='A spec reads like "dkv:refresh=8". Pass a rule of yours as diffcache.tokens.TokenRule.',
+        )
     module = registry.load(rules.__name__, name, kind="token rule")
     function = module.fresh
-    known = [n for n in inspect.signature(function).parameters if n != "view"]
     options = registry.options(spec, spec.partition(":")[2])
-    for key in options:
-        if key not in known and key not in GENERAL:
-            raise UnknownName(f"option of {name!r}", key, [*known, *GENERAL])
+    _demand_known(name, function, options, GENERAL)
     mask, shift, repeat = options.pop("mask", None), options.pop("shift", None), options.pop("repeat", 0)
     if mask is not None and (not isinstance(mask, int) or mask < 0):
         raise BadOption("mask", mask, "the id of the mask token, a whole number")
@@ -99,6 +102,16 @@ def parse_token_rule(spec: object) -> TokenRule:
     rule = TokenRule(spec, function, options, mask, getattr(module, "NEEDS", ""), shifted, bool(repeat))
     rule.fresh(View.of(np.array([[False, True]])))  # raises for a value out of range here, before the run
     return rule
+
+
+def _demand_known(
+    name: str, function: Callable[..., Fresh], options: Mapping[str, Any], more: tuple[str, ...] = ()
+) -> None:
+    """Raise UnknownName for an option that neither the function of a rule has nor ``more`` names."""
+    known = [*(n for n in inspect.signature(function).parameters if n != "view"), *more]
+    for key in options:
+        if key not in known:
+            raise UnknownName(f"option of {name!r}", key, known)
 
 
 def _name(spec: str) -> str:

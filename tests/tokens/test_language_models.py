@@ -303,6 +303,8 @@ def test_a_rule_of_another_package_is_passed_as_an_object(model):
         decode(model, prompts())
         report = diffcache.report(model)
     assert (report.rule, report.refreshes) == ("mine", 4)
+    with pytest.raises(DiffCacheError, match="Did you mean 'every'"):
+        diffcache.accelerate(model, tokens.TokenRule("mine", rule.function, {"evry": 4}))
     with pytest.raises(DiffCacheError, match="a token rule was given for a Linear"):
         diffcache.accelerate(torch.nn.Linear(2, 2), rule)
 
