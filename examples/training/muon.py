@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) in float32: ``torch.optim.Muon`` computes in bfloat16, which is slow on most CPUs."""
+"""Muon (Jordan et al. 2024) in a chosen dtype: ``torch.optim.Muon`` computes in bfloat16, which is slow on most CPUs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate.
         momentum: Factor of the momentum buffer.
         weight_decay: Decoupled weight decay.
+        dtype: Dtype of the Newton-Schulz iteration.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -36,7 +43,7 @@ class Muon(torch.optim.Optimizer):
                     continue
                 kept = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 kept.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalised(p.grad.lerp(kept, group["momentum"]))
+                update = orthogonalised(p.grad.lerp(kept, group["momentum"]).to(self.dtype)).to(p.dtype)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
         return loss

@@ -2,9 +2,9 @@
 
 A sequence holds a prompt and an answer of equal lengths. Both tasks use the vocabulary below.
 
-* ``sums``: running sums modulo 5. The prompt lists digits with blanks (``+3=.+4=.+1=.``), and the answer fills each
-  blank with the sum up to there (``+3=3+4=2+1=3``). Each sum depends on the one to its left. A sum starts again after
-  seven digits.
+* ``walk``: walks on a line of ten places. The prompt states the first place and 20 moves (``5+-=++``), and the answer
+  states the place after each move (``565567``). A move beyond the end of the line has no effect, so each place depends
+  on the one to its left.
 * ``sudoku``: 4x4 Sudoku with a unique solution. Three grids are interleaved cell by cell, so the cells of a grid that
   constrain each other are 3 to 45 positions apart. The order of filling is free.
 """
@@ -18,9 +18,10 @@ import numpy as np
 VOCABULARY = ["[MASK]", "[END]", "A", "B", *"0123456789", "+", "-", "=", "."]
 ID = {token: index for index, token in enumerate(VOCABULARY)}
 MASK, END = ID["[MASK]"], ID["[END]"]
-TASKS = ("sums", "sudoku")
-CHAIN = 7  # digits in a running sum
-MODULUS = 5
+TASKS = ("walk", "sudoku")
+WALK = 21  # tokens of a walk: the first place and 20 moves
+PLACES = 10
+GIVENS = 7, 10  # fewest and most cells of a puzzle that the prompt states
 INTERLEAVED = 3  # grids whose cells alternate
 BANK = 16 * INTERLEAVED
 
@@ -53,18 +54,22 @@ def _puzzle(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     solution = GRIDS[random.integers(len(GRIDS))]
     while True:
         given = np.zeros(16, bool)
-        given[random.permutation(16)[: random.integers(5, 10)]] = True
+        given[random.permutation(16)[: random.integers(GIVENS[0], GIVENS[1] + 1)]] = True
         if (GRIDS[:, given] == solution[given]).all(1).sum() == 1:
             return np.where(given, solution, 0), solution
 
 
-def sums(length: int, random: np.random.Generator) -> tuple[list[int], list[int]]:
+def walk(length: int, random: np.random.Generator) -> tuple[list[int], list[int]]:
     """Return a prompt and an answer of ``length`` tokens each."""
     prompt = answer = "A"
-    for _ in range((length - 1) // (4 * CHAIN)):
-        numbers = random.integers(0, MODULUS, CHAIN)
-        prompt += "".join(f"+{number}=." for number in numbers)
-        answer += "".join(f"+{n}={total}" for n, total in zip(numbers, np.cumsum(numbers) % MODULUS, strict=True))
+    for _ in range((length - 1) // WALK):
+        place = int(random.integers(PLACES))
+        moves = random.integers(-1, 2, WALK - 1)
+        prompt += str(place) + "".join("-=+"[move + 1] for move in moves)
+        answer += str(place)
+        for move in moves:
+            place = min(max(place + int(move), 0), PLACES - 1)
+            answer += str(place)
     return _padded(prompt, length), _padded(answer, length)
 
 
@@ -85,6 +90,6 @@ def _padded(text: str, length: int) -> list[int]:
 def batch(task: str, count: int, length: int, seed: int | np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return prompts and answers, int64 [count, length] each, of half a canvas of ``2 * length`` tokens."""
     random = np.random.default_rng(seed)
-    make = {"sums": sums, "sudoku": sudoku}[task]
+    make = {"walk": walk, "sudoku": sudoku}[task]
     pairs = [make(length, random) for _ in range(count)]
     return np.array([p for p, _ in pairs]), np.array([a for _, a in pairs])
