@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from diffcache.documents.profile import Profile
     from diffcache.documents.schedule import CacheSchedule
     from diffcache.documents.schedule_set import ScheduleSet
+    from diffcache.documents.token_profile import TokenProfile
+    from diffcache.documents.token_schedule import TokenSchedule
     from diffcache.errors import DiffCacheError
     from diffcache.eval.evaluation import Evaluation, evaluate
     from diffcache.executor import FailedOpen
@@ -37,6 +39,8 @@ _HOMES = {  # public name -> its module below ``diffcache``; the same as the imp
     "Loop": "host",
     "Profile": "documents.profile",
     "ScheduleSet": "documents.schedule_set",
+    "TokenProfile": "documents.token_profile",
+    "TokenSchedule": "documents.token_schedule",
     "WeakerFit": "profiling.fitting.output_fit",
     "accelerate": "api",
     "accelerated": "api",
@@ -61,6 +65,8 @@ __all__ = [
     "Loop",
     "Profile",
     "ScheduleSet",
+    "TokenProfile",
+    "TokenSchedule",
     "WeakerFit",
     "accelerate",
     "accelerated",

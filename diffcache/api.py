@@ -12,6 +12,7 @@ from diffcache import host, tokens
 from diffcache.documents.collection import load, schedules_in
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.documents.schedule_set import ScheduleSet, demand_one
+from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import AlreadyAccelerated, BadOption, UnknownName, Unusable
 from diffcache.executor import Executor, Misfit, criteria
 from diffcache.executor.bound import Acceleration, Bound
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 One = CacheSchedule | Rule | str | Path
-Schedule = One | ScheduleSet | tokens.TokenRule | Mapping[int, One]
+Schedule = One | ScheduleSet | tokens.TokenRule | TokenSchedule | Mapping[int, One]
 FILES = (".safetensors", ".json")  # a text that ends so is a path, not a rule
 
 
@@ -99,6 +100,8 @@ def accelerate(
         )
     host.demand_no_other_cache(bound.pipe)
     executor: Acceleration
+    if isinstance(schedule, (str, Path)) and _is_file(schedule):
+        schedule = load(schedule)
     if _is_for_tokens(pipe, schedule):
         executor = tokens.cache_for(pipe, schedule, store=store, backend=backend)
     else:
@@ -113,7 +116,7 @@ def accelerate(
 def _is_for_tokens(pipe: Any, schedule: Schedule) -> bool:
     """Return whether ``schedule`` names a token rule; for a language model, also if it names nothing else."""
     if not isinstance(schedule, str):
-        return isinstance(schedule, tokens.TokenRule)
+        return isinstance(schedule, (tokens.TokenRule, TokenSchedule))
     name = schedule.partition(":")[0].lower().replace("-", "_")
     if host.language_model_of(pipe) is None:
         return tokens.is_token_rule(schedule) and name not in rules()

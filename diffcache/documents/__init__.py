@@ -8,6 +8,8 @@ from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, 
 from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Online, SitePlan
 from diffcache.documents.schedule_set import ScheduleSet
 from diffcache.documents.sites import GRANULARITIES
+from diffcache.documents.token_profile import DriftTables, TokenProfile
+from diffcache.documents.token_schedule import TokenExpected, TokenSchedule
 
 __all__ = [
     "GRANULARITIES",
@@ -16,6 +18,7 @@ __all__ = [
     "CacheSchedule",
     "DenoiserPlan",
     "DenoiserProfile",
+    "DriftTables",
     "Dynamics",
     "Expected",
     "Guidance",
@@ -28,4 +31,7 @@ __all__ = [
     "SitePlan",
     "SiteProfile",
     "Tables",
+    "TokenExpected",
+    "TokenProfile",
+    "TokenSchedule",
 ]

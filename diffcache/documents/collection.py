@@ -7,19 +7,24 @@ from pathlib import Path
 from diffcache.documents import container, hub
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.documents.schedule_set import ScheduleSet
+from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption
 
 PATTERN = "schedule*.safetensors"  # on the Hub, where other safetensors files may be weights of many gigabytes
 
 
-def load(path: str | Path) -> CacheSchedule | ScheduleSet:
-    """Return the schedule or the schedule set in a file.
+def load(path: str | Path) -> CacheSchedule | ScheduleSet | TokenSchedule:
+    """Return the schedule, the schedule set or the token schedule in a file.
 
     Raises:
-        DocumentError: If the file holds neither.
+        DocumentError: If the file holds none of them.
     """
-    is_set = container.format_in(Path(path)) == ScheduleSet.FORMAT
-    return ScheduleSet.load(path) if is_set else CacheSchedule.load(path)
+    found = container.format_in(Path(path))
+    kinds: tuple[type[ScheduleSet | TokenSchedule], ...] = (ScheduleSet, TokenSchedule)
+    for kind in kinds:
+        if found == kind.FORMAT:
+            return kind.load(path)
+    return CacheSchedule.load(path)
 
 
 def schedules_in(id_or_folder: str | Path) -> dict[int, CacheSchedule]:

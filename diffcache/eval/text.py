@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from diffcache import host, tokens
 from diffcache.api import accelerated, report
 from diffcache.documents import files
+from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnknownName, Unusable
 from diffcache.eval.methods import FULL, Method
 from diffcache.host import MARK
 from diffcache.patch import layer, spot
+from diffcache.tokens import TokenRule
 from diffcache.tokens.report import TokenReport
 
 Score = Callable[[Mapping[str, Any], Tensor], Sequence[bool]]
@@ -116,20 +118,20 @@ class TextEvaluation:
         return table(self.results)
 
 
-def token_method(name: str, rule: str = "", **change: Any) -> Method:
+def token_method(name: str, rule: str | TokenRule | TokenSchedule = "", **change: Any) -> Method:
     """Return a way to run a decoding loop.
 
     Args:
         name: The name in the table.
-        rule: A token rule. Empty for the loop without a cache.
+        rule: A token rule or schedule. Empty for the loop without a cache.
         **change: Arguments of the loop that the method changes, such as the number of tokens that a step commits.
 
     Raises:
         DiffCacheError: The rule or the name is not valid.
     """
     if rule:
-        tokens.parse_token_rule(rule)
-        return Method(name=name, kind="ours", on=lambda pipe: accelerated(pipe, rule), change=change, detail=rule)
+        detail = str(tokens.parse_token_rule(rule))
+        return Method(name=name, kind="ours", on=lambda pipe: accelerated(pipe, rule), change=change, detail=detail)
     return Method(name=name, kind="fewer steps", change=change)
 
 

@@ -12,12 +12,14 @@ from diffcache.planning.planner import (
     plan,
     steps_for_speedup,
 )
+from diffcache.planning.token_plans import TokenPlan, token_plans
 
 __all__ = [
     "DEMO_FILE",
     "DEMO_STEPS",
     "Compared",
     "Scheduler",
+    "TokenPlan",
     "available",
     "cache_bytes",
     "check_scheduler",
@@ -27,4 +29,5 @@ __all__ = [
     "expected",
     "plan",
     "steps_for_speedup",
+    "token_plans",
 ]

@@ -69,6 +69,7 @@ class Canvas:
         peak_bytes: The most bytes of kept tensors at one time.
         depths: The kept inputs of layers, for rules that need them.
         drift: The kept queries, for rules that need them.
+        memory: What the rule keeps from forward to forward.
     """
 
     cache: PlacedCache = field(default_factory=PlacedCache)
@@ -81,6 +82,7 @@ class Canvas:
     peak_bytes: int = 0
     depths: Depths | None = None
     drift: Drift | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +96,7 @@ class Canvas:
         """Drop every kept tensor. The counts stay."""
         self.cache.clear()
         self.ids = self.logits = self.output = None
-        self.inputs = {}
+        self.inputs, self.memory = {}, {}
         if self.depths is not None:
             self.depths = Depths()
         if self.drift is not None:
@@ -127,7 +129,14 @@ class Canvas:
         tracked = None
         if self.drift is not None:
             tracked = np.pad(self.drift.positions(), ((0, 0), (0, now.shape[1] - kept)))
-        return View(step=self.counts.forwards, masked=masked, changed=changed, prompt=prompt, tracked=tracked)
+        return View(
+            step=self.counts.forwards,
+            masked=masked,
+            changed=changed,
+            prompt=prompt,
+            tracked=tracked,
+            memory=self.memory,
+        )
 
     def repeats(self, view: View, inputs: dict[str, Any]) -> bool:
         """Return whether a forward would repeat the last one: neither a token nor another argument has changed.

@@ -132,8 +132,15 @@ class TokenCache:
         """Return the number of canvases that this thread decodes in turns."""
         return len(getattr(self._local, "canvases", []))
 
+    @property
+    def trying(self) -> bool:
+        """Return whether this thread runs a ``trial``."""
+        return bool(getattr(self._local, "trial", False))
+
     def _forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wrap ``forward``: compute the fresh positions, and return the logits of all."""
+        if self.trying:
+            return inner(*args, **kwargs)
         given = dict(self._signature.bind(*args, **kwargs).arguments)
         given.update(given.pop(self._rest, {}))
         reason = self._reason_to_pass(given)
@@ -162,6 +169,26 @@ class TokenCache:
             canvas.prompt = view.prompt
         canvas.peak_bytes = max(canvas.peak_bytes, canvas.nbytes)
         return out
+
+    def trial(self, ids: Tensor, rows: Mapping[int, tuple[Tensor, Tensor]], index: np.ndarray | None) -> Tensor:
+        """Return the logits of the positions ``index`` if all others have these keys and values, [B, n, V].
+
+        The other arguments are those of the last forward. No canvas changes. The cache must be attached.
+
+        Args:
+            ids: int64 [B, N], the tokens.
+            rows: Keys and values of all positions, by number of the layer.
+            index: int64 [B, n]. None computes every position.
+        """
+        canvas = Canvas(PlacedCache())
+        canvas.cache.place(rows)
+        given = {**(self.canvas.inputs if self.canvas is not None else {}), "input_ids": ids}
+        model = self._model()
+        self._local.running, self._local.trial = canvas, True
+        try:
+            return self._compute(canvas, model, given, index).logits
+        finally:
+            self._local.running, self._local.trial = None, False
 
     def _reason_to_pass(self, given: dict[str, Any]) -> str:
         """Return why a forward cannot be cached; empty if it can."""

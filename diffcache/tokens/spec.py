@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffcache import registry
+from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnknownName
 from diffcache.tokens import rules
 from diffcache.tokens.view import Fresh, View
@@ -69,6 +70,10 @@ def parse_token_rule(spec: object) -> TokenRule:
         UnknownName: There is no such rule, or it has no such option.
         BadOption: The argument is not a spec, or an option is out of range.
     """
+    if isinstance(spec, TokenSchedule):
+        from diffcache.tokens.planned import rule_of
+
+        return rule_of(spec)
     if isinstance(spec, TokenRule):
         _demand_known(spec.spec, spec.function, spec.options)
         return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -84,6 +85,19 @@ class PlacedCache(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: no position comes before those of the forward."""
         return 0
+
+    def rows(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return the kept keys and values by number of the layer, [B, heads, N, head_dim] each."""
+        read = {n: [r.read() if isinstance(r, CompactRows) else r for r in pair] for n, pair in self._kept.items()}
+        return {number: (keys, values) for number, (keys, values) in read.items()}
+
+    def place(self, rows: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Keep these keys and values, in the precision they have.
+
+        Args:
+            rows: As ``rows`` returns them.
+        """
+        self._kept = dict(rows)
 
     @property
     def layers_kept(self) -> int:

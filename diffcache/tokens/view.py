@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class View:
         changed: bool [B, N], the positions at which the token is not that of the last forward.
         prompt: bool [B, N], the positions that were not masked at step 0.
         tracked: bool [B, N], the positions that a layer tracks, if the rule needs drift. None before the first forward.
+        memory: What a rule keeps from forward to forward of one canvas. It is empty when a canvas begins.
     """
 
     step: int
@@ -25,6 +27,7 @@ class View:
     changed: np.ndarray
     prompt: np.ndarray
     tracked: np.ndarray | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, masked: np.ndarray) -> View:

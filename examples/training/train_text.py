@@ -1,4 +1,4 @@
-"""Train the text model: a masked diffusion language model of 3.1 M parameters, on the tasks of ``text_tasks.py``.
+"""Train the text model: a masked diffusion language model of 3.1 M parameters, on the tasks of ``diffcache.assets.text_tasks``.
 
     python examples/training/train_text.py --out weights/text
 
@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from muon import Muon
-from text_tasks import MASK, TASKS, VOCABULARY, batch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from diffcache.assets.text import decode
+from diffcache.assets.text_tasks import MASK, TASKS, VOCABULARY, batch
 
 WIDTH, LAYERS, HEADS, INNER = 192, 7, 6, 512
 
@@ -53,30 +55,21 @@ def lengths(progress: float, random: np.random.Generator) -> int:
 
 
 def accuracy(model: LlamaForCausalLM, task: str, length: int, count: int = 16) -> float:
-    """Return the share of exact answers when the most confident token of each 32-token block is committed per step."""
+    """Return the share of exact answers when each step commits the most confident token of a block of 32."""
     prompts, answers = batch(task, count, length, 10_000_000)
-    x = torch.cat([torch.from_numpy(prompts), torch.full((count, length), MASK)], 1)
-    with torch.no_grad():
-        for start in range(length, 2 * length, 32):
-            end = min(start + 32, 2 * length)
-            for _ in range(end - start):
-                p = model(x).logits[:, start:end].softmax(-1)
-                p[..., MASK] = 0
-                confidence, token = p.max(-1)
-                confidence[x[:, start:end] != MASK] = -1
-                best = confidence.argmax(1)
-                rows = torch.arange(count)
-                x[rows, start + best] = token[rows, best]
-    return float((x[:, length:].numpy() == answers).all(1).mean())
+    found = decode(model, torch.from_numpy(prompts))
+    return float((found[:, length:].numpy() == answers).all(1).mean())
 
 
 def main() -> None:
     """Train, print the loss, and write checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--millions", type=float, default=16.0, help="tokens of the whole training, in millions")
+    parser.add_argument("--millions", type=float, default=9.0, help="tokens of the whole training, in millions")
     parser.add_argument("--rate", type=float, default=0.5, help="factor of the learning rates")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, which is faster where the processor has it")
+    parser.add_argument(
+        "--bf16", action="store_true", help="compute in bfloat16, which is faster where the processor has it"
+    )
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

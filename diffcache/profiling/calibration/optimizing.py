@@ -14,14 +14,17 @@ from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
 from diffcache.documents.schedule import CacheSchedule, Expected
+from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import Unusable
 from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.calibration.correction import correct
 from diffcache.profiling.calibration.fit_bar import FitBar
 from diffcache.profiling.calibration.requests import check_request
+from diffcache.profiling.calibration.token_search import optimize_decoding
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.measuring.measure import measure
+from diffcache.profiling.measuring.token_measure import demand_loop
 from diffcache.profiling.recording.states import final_states
 from diffcache.settings import shows_progress
 
@@ -41,7 +44,7 @@ def optimize(
     store: str | None = None,
     progress: bool | None = None,
     **common: Any,
-) -> CacheSchedule:
+) -> CacheSchedule | TokenSchedule:
     """Measure ``pipe`` on ``calls`` and return the best schedule found within ``budget``.
 
     Calls run once, in full; then parts of their loops are repeated: at the model site, the search fits each candidate
@@ -88,6 +91,8 @@ def optimize(
     """
     progress = shows_progress(progress)
     pipe = host.adopted(pipe)
+    if host.language_model_of(pipe) is not None:
+        return _of_language_model(pipe, calls, Budget.of(budget), held_out, common, progress)
     host.demand_full_run(pipe)
     host.denoisers(pipe)
     calls = host.calls_of(pipe, calls, common, optimize)
@@ -158,3 +163,16 @@ def _psnr_db(pipe: Any, schedules: Sequence[CacheSchedule], calls: Calls) -> lis
         pairs = zip(ends, full, strict=True)
         found.append(torch.cat([psnr_db(end, reference) for end, reference in pairs]).numpy())
     return found
+
+
+def _of_language_model(
+    pipe: Any, calls: Asked, budget: Budget, held_out: Asked | None, common: Mapping[str, Any], progress: bool
+) -> TokenSchedule:
+    """Return the best token schedule for a loop around a language model."""
+    demand_loop(pipe)
+    host.demand_full_run(pipe)
+    made = host.calls_of(pipe, calls, common, optimize)
+    apart = None if held_out is None else host.calls_of(pipe, held_out, common, optimize, "held_out")
+    for name, given in (("calls", made), ("held_out", apart or made)):
+        host.check_calls(pipe, given, name, repeatable=False)
+    return optimize_decoding(pipe, made, budget, held_out=apart, progress=progress)

@@ -15,11 +15,13 @@ from diffcache import host
 from diffcache.documents.destinations import check_folder
 from diffcache.documents.profile import Profile
 from diffcache.documents.sites import Granularity
-from diffcache.errors import BadOption
+from diffcache.documents.token_profile import TokenProfile
+from diffcache.errors import BadOption, Unusable
 from diffcache.executor.bound import Bound
 from diffcache.profiling.measuring.call_measurement import CallMeasurement
 from diffcache.profiling.measuring.partial_profile import PartialProfile
 from diffcache.profiling.measuring.resume import MeasurementFolder
+from diffcache.profiling.measuring.token_measure import demand_loop, measure_decodes
 from diffcache.profiling.recording.generators import demand_own_generators, restored_generators
 from diffcache.profiling.recording.measured_sites import granularities, inner_places
 from diffcache.profiling.recording.observe import Observer
@@ -58,7 +60,7 @@ def measure(
     resume: str | Path | None = None,
     progress: bool | None = None,
     **common: Any,
-) -> Profile:
+) -> Profile | TokenProfile:
     """Run ``pipe(**call)`` in full for each call, and measure what a scheduler needs.
 
     If the loop can be repeated without its pipeline, the loops of the first four calls run once more with half of their
@@ -83,7 +85,7 @@ def measure(
         **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
-        The profile.
+        The profile. Of a loop around a language model, a :class:`TokenProfile`.
 
     Raises:
         UnsupportedModel, AlreadyAccelerated, BadOption, UnknownName.
@@ -97,6 +99,8 @@ def measure(
     asked = granularities(sites)
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
     options = MeasureOptions(asked, influence_steps if with_influence else 0)
+    if host.language_model_of(pipe) is not None:
+        return _of_language_model(pipe, calls, common, sites=asked, resume=resume, progress=shows_progress(progress))
     bound = Bound.of(pipe)
     pipe = bound.pipe
     host.demand_full_run(pipe)  # before a folder is made
@@ -177,3 +181,24 @@ class Watch:
         """Return a context in which the module's observer expects one forward."""
         observer = self.observers.get(id(module))
         return contextlib.nullcontext() if observer is None else observer.forward(step, ordinal, len(x))
+
+
+def _of_language_model(
+    pipe: Any,
+    calls: Any,
+    common: Mapping[str, Any],
+    *,
+    sites: Sequence[Granularity],
+    resume: str | Path | None,
+    progress: bool,
+) -> TokenProfile:
+    """Return the profile of a loop around a language model."""
+    if len(sites) > 1 or resume is not None:
+        name = "resume" if resume is not None else "sites"
+        raise Unusable(name, "it does not apply to language models", f"Leave out {name}")
+    pipe = host.adopted(pipe)
+    demand_loop(pipe)
+    host.demand_full_run(pipe)
+    made = host.calls_of(pipe, calls, common, measure)
+    host.check_calls(pipe, made)
+    return measure_decodes(pipe, made, progress=progress)

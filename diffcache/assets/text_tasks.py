@@ -1,4 +1,4 @@
-"""Generate the two tasks of the text model, with exact scorers.
+"""Generate the prompts and answers of the text model.
 
 A sequence holds a prompt and an answer of equal lengths. Both tasks use the vocabulary below.
 
@@ -93,3 +93,37 @@ def batch(task: str, count: int, length: int, seed: int | np.random.Generator) -
     make = {"walk": walk, "sudoku": sudoku}[task]
     pairs = [make(length, random) for _ in range(count)]
     return np.array([p for p, _ in pairs]), np.array([a for _, a in pairs])
+
+
+def solved(prompt: np.ndarray) -> np.ndarray:
+    """Return the answer to a prompt, int64 [n].
+
+    Args:
+        prompt: int64 [n], the ids of a prompt that ``batch`` made.
+
+    Raises:
+        ValueError: The prompt has another form.
+    """
+    text = [VOCABULARY[i] for i in prompt]
+    body = text[1 : text.index("[END]")] if "[END]" in text else text[1:]
+    if text[0] == "A":
+        answer, place = "A", 0
+        for token in body:
+            place = int(token) if token.isdigit() else min(max(place + "-=+".index(token) - 1, 0), PLACES - 1)
+            answer += str(place)
+    else:
+        answer = "B"
+        for start in range(0, len(body), BANK):
+            cells = np.array([0 if token == "." else int(token) for token in body[start : start + BANK]])
+            grids = [_solution(cells[which::INTERLEAVED]) for which in range(INTERLEAVED)]
+            answer += "".join(str(grid[cell]) for cell in range(16) for grid in grids)
+    return np.array(_padded(answer, len(prompt)))
+
+
+def _solution(given: np.ndarray) -> np.ndarray:
+    """Return the only grid with these cells, int64 [16]. 0 is an empty cell."""
+    fitting = GRIDS[((GRIDS == given) | (given == 0)).all(1)]
+    if len(fitting) != 1:
+        raise ValueError(f"{len(fitting)} grids have these cells; 1 is needed")
+    found: np.ndarray = fitting[0]
+    return found

@@ -1,0 +1,136 @@
+"""Find the best token schedule within a budget: plan from a profile, and decode with the plans that look best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from diffcache.api import accelerated
+from diffcache.documents.budget import Budget
+from diffcache.documents.token_schedule import TokenExpected, TokenSchedule
+from diffcache.errors import Unusable
+from diffcache.planning import TokenPlan, token_plans
+from diffcache.planning.token_plans import FRESH, WEIGHTS
+from diffcache.planning.token_refreshes import seconds_of
+from diffcache.profiling.measuring.token_measure import profile_of, results_of
+from diffcache.profiling.recording.decoding import record_decodes, time_decode
+
+TRIES = 12  # plans that are decoded with
+JUDGING_SHARE = 4  # one call of so many is kept apart, for what to expect
+
+Calls = Sequence[Mapping[str, Any]]
+
+
+def optimize_decoding(
+    pipe: Any, calls: Calls, budget: Budget, *, held_out: Calls | None, progress: bool
+) -> TokenSchedule:
+    """Record ``calls`` in full, plan within ``budget``, and return the plan that agrees best with the full loop.
+
+    Args:
+        pipe: A loop around a language model, or a pipeline with one.
+        calls: The arguments of the loop, one dictionary for each batch.
+        budget: A goal of speed-up or of computed steps.
+        held_out: Calls that choose nothing and give ``expected``. None: the last quarter of ``calls``.
+        progress: Whether to show bars.
+
+    Raises:
+        Unusable: There are too few calls, or no plan meets the budget.
+    """
+    if held_out is None:
+        if len(calls) == 1:
+            raise Unusable("calls", "there is one, and another one has to judge the plan", "Pass two calls or more")
+        apart = max(1, len(calls) // JUDGING_SHARE)
+        calls, held_out = calls[:-apart], calls[-apart:]
+    times = time_decode(pipe, calls[0])
+    with tqdm(total=len(calls), desc="record", unit="call", disable=not progress) as bar:
+        decodes = record_decodes(pipe, calls, lambda: bar.update(1))
+    profile = profile_of(pipe, decodes, times)
+    plans = token_plans(profile, budget)
+    full = results_of(decodes)
+    with tqdm(total=TRIES, desc="decode", unit="plan", disable=not progress) as bar:
+
+        def score(plan: TokenPlan) -> tuple[float, float]:
+            same, _ = agreement(pipe, plan.schedule(profile), calls, full, profile.masks)
+            bar.update(1)
+            return same, -plan.seconds
+
+        best = climbed(plans, score)
+    reference = [ids_of(pipe, call) for call in held_out]
+    schedule = best.schedule(profile)
+    same_tokens, same_answers = agreement(pipe, schedule, held_out, reference, profile.masks)
+    expected = TokenExpected(
+        answers=sum(len(one) for one in reference),
+        same_tokens=same_tokens,
+        same_answers=same_answers,
+        speedup=profile.full_seconds / seconds_of(profile, best.fresh, best.starts),
+        flips=min(1.0, best.flips),
+    )
+    notes = {"made by": "optimize", "budget": str(budget), "calls": f"{len(calls)} chose it, {len(held_out)} judged it"}
+    return dataclasses.replace(schedule, expected=expected, provenance=notes)
+
+
+def climbed(plans: Sequence[TokenPlan], score: Callable[[TokenPlan], tuple[float, float]]) -> TokenPlan:
+    """Return the best plan that a hill climb finds, from the one with the fewest predicted flips.
+
+    Neighbours have the next number of fresh positions, the next weight, or other refreshes.
+
+    Args:
+        plans: The plans, with the fewest predicted flips first.
+        score: Decodes with a plan, and returns its score. At most ``TRIES`` plans are tried.
+    """
+    best, found = plans[0], score(plans[0])
+    tried = {best}
+    moving = True
+    while moving:
+        moving = False
+        for plan in _neighbours(best, plans):
+            if plan in tried or len(tried) == TRIES:
+                continue
+            tried.add(plan)
+            value = score(plan)
+            if value > found:
+                best, found, moving = plan, value, True
+                break
+    return best
+
+
+def _neighbours(plan: TokenPlan, plans: Sequence[TokenPlan]) -> Iterator[TokenPlan]:
+    """Yield the plans that differ from ``plan`` by one step, in the order of ``plans``."""
+    for other in plans:
+        fresh = abs(FRESH.index(other.fresh) - FRESH.index(plan.fresh))
+        weight = abs(WEIGHTS.index(other.weight) - WEIGHTS.index(plan.weight))
+        if fresh + weight == 1 or (fresh + weight == 0 and other.starts != plan.starts):
+            yield other
+
+
+def ids_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
+    """Return the token ids that a call returns, int64 [B, N]."""
+    with torch.no_grad():
+        result = pipe(**call)
+    found: np.ndarray = getattr(result, "sequences", result).cpu().numpy()
+    return found
+
+
+def agreement(
+    pipe: Any, schedule: TokenSchedule, calls: Calls, full: Sequence[np.ndarray], masks: float
+) -> tuple[float, float]:
+    """Return the share of generated tokens, and of answers, that equal those of the full loop.
+
+    Args:
+        pipe: A loop around a language model.
+        schedule: The schedule.
+        calls: The arguments of the loop.
+        full: The results of the full loop, int64 [B, N] for each call.
+        masks: The number of tokens that an answer generates.
+    """
+    with accelerated(pipe, schedule):
+        found = [ids_of(pipe, call) for call in calls]
+    same = [a == b for a, b in zip(found, full, strict=True)]
+    differing = sum(int((~one).sum()) for one in same)
+    generated = masks * sum(len(one) for one in same)
+    return 1 - differing / generated, float(np.concatenate([one.all(1) for one in same]).mean())

@@ -1,0 +1,332 @@
+"""Record full decodes of a language model: what each commit changes, and what old keys and values cost."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffcache import host, tokens
+from diffcache.errors import UnsupportedModel, Unusable
+from diffcache.patch import layer, spot
+
+if TYPE_CHECKING:
+    from diffcache.tokens.engine import TokenCache
+
+PARTS = 32  # parts of a decode, of equally many commits; keys and values are kept once in each
+AGES = (1, 2, 4, 8)  # in parts
+PROBED = (8, 16, 24)  # parts at which old keys and values are tried
+CANDIDATES = 32  # masked positions, the most confident ones, that a trial computes
+REPEATS = 3  # of a timed forward
+
+Rows = dict[int, tuple[Tensor, Tensor]]  # number of the layer -> its keys and values, [B, heads, N, head_dim]
+
+
+@dataclass(slots=True)
+class Decoding:
+    """One decode of a batch, in full.
+
+    Attributes:
+        ids: int64 [B, N], the result of the call.
+        masked: One bool [B, N] for each forward, the positions that it found masked.
+        drift: One float64 [B, N] for each forward: at masked positions the change of the probabilities since the
+            forward before (total variation), at others the relative change of keys and values, averaged over layers.
+        committed: int64 [B, N], the forward after which a position was committed, from 1 on; 0 in the prompt.
+        margins: float64 [B, N], the probability of the best token less that of the second best at the commit.
+        errors: One float64 [L, A] for each trial: the error of the probabilities with one layer's keys and values old.
+        changes: One float64 [L, 3, A] for each trial: the relative change of keys and values. NaN without positions.
+        flips: The number of positions in all trials at which another token was best.
+        risks: The sum over these positions of the error divided by the margin, at most 1 each.
+    """
+
+    ids: np.ndarray
+    masked: list[np.ndarray] = field(default_factory=list)
+    drift: list[np.ndarray] = field(default_factory=list)
+    committed: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    margins: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    errors: list[np.ndarray] = field(default_factory=list)
+    changes: list[np.ndarray] = field(default_factory=list)
+    flips: int = 0
+    risks: float = 0.0
+
+
+def record_decodes(pipe: Any, calls: Sequence[Mapping[str, Any]], done: Callable[[], object]) -> list[Decoding]:
+    """Run the calls in full, and return what their forwards did.
+
+    Args:
+        pipe: A loop around a language model, or a pipeline with one.
+        calls: The arguments of the loop.
+        done: Called after each call.
+
+    Raises:
+        Unusable: A call decodes nothing, or its canvas changes its length.
+    """
+    found = []
+    for call in calls:
+        recorder = _Recorder(pipe)
+        ids = recorder.run(call)
+        found.append(recorder.decoding(ids))
+        done()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The seconds of forwards.
+
+    Attributes:
+        counts: Numbers of positions, rising; the last is that of a canvas.
+        seconds: The time of a forward that computes so many positions of each row.
+        outside: The time between two forwards of the loop.
+        forwards: The number of forwards of the call.
+    """
+
+    counts: tuple[int, ...]
+    seconds: tuple[float, ...]
+    outside: float
+    forwards: int
+
+
+def time_decode(pipe: Any, call: Mapping[str, Any]) -> Times:
+    """Run a call in full, and time forwards of fewer and fewer positions after its last one.
+
+    Args:
+        pipe: See ``record_decodes``.
+        call: The arguments of the loop.
+    """
+    clock = _Clock(pipe)
+    return clock.run(call)
+
+
+class _Watch:
+    """Watches the forwards of one call, each of which computes every position.
+
+    Args:
+        pipe: A loop around a language model.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        network = host.language_model_of(pipe)
+        if network is None:
+            raise UnsupportedModel(f"{type(pipe).__name__} has no language model")
+        self.network: nn.Module = network
+        self.cache: TokenCache = tokens.cache_for(pipe, "full")
+        self.mask = self.cache.mask
+
+    def run(self, call: Mapping[str, Any]) -> Any:
+        """Run the call, and return its result."""
+        self.cache.attach()
+        undo = layer(*spot(self.network), self.forward)
+        try:
+            with torch.no_grad():
+                return self.pipe(**call)
+        finally:
+            undo()
+            self.cache.detach()
+
+    def forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Wrap a forward of the network."""
+        raise NotImplementedError
+
+    def rows(self) -> Rows:
+        """Return the keys and values that the last forward wrote."""
+        canvas = self.cache.canvas
+        return {} if canvas is None else canvas.cache.rows()
+
+
+class _Clock(_Watch):
+    """Times the forwards of a call."""
+
+    inside = 0.0
+    forwards = 0
+    given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+
+    def run(self, call: Mapping[str, Any]) -> Times:
+        """Run the call, and return its times."""
+        self.pipe(**call)  # the first call of a process is slower than the next ones
+        undo = layer(*spot(self.network), self.forward)
+        began = time.perf_counter()
+        try:
+            with torch.no_grad():
+                self.pipe(**call)
+                _finish(self.network)
+        finally:
+            undo()
+        outside = max(0.0, (time.perf_counter() - began - self.inside) / max(self.forwards, 1))
+        args, kwargs = self.given
+        ids = args[0] if args else kwargs["input_ids"]
+        size = ids.shape[1]
+        counts = sorted({*(n for n in (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if n < size), size})
+        self.cache.attach()
+        try:
+            with torch.no_grad():
+                self.network(*args, **kwargs)
+                seconds = [self._time(ids, count) for count in counts]
+        finally:
+            self.cache.detach()
+        return Times(tuple(counts), tuple(np.maximum.accumulate(seconds)), outside, self.forwards)
+
+    def forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        _finish(self.network)
+        began = time.perf_counter()
+        out = inner(*args, **kwargs)
+        _finish(self.network)
+        self.inside += time.perf_counter() - began
+        self.forwards += 1
+        self.given = args, kwargs
+        return out
+
+    def _time(self, ids: Tensor, count: int) -> float:
+        """Return the least time of a forward of ``count`` positions spread over the canvas."""
+        index = np.linspace(0, ids.shape[1] - 1, count).astype(np.int64)[None].repeat(len(ids), 0)
+        rows = self.rows()
+        best = float("inf")
+        for _ in range(REPEATS):
+            _finish(self.network)
+            began = time.perf_counter()
+            self.cache.trial(ids, rows, None if count == ids.shape[1] else index)
+            _finish(self.network)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+
+class _Recorder(_Watch):
+    """Records the forwards of a call."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self.record = Decoding(np.zeros((0, 0), np.int64))
+        self.ids: np.ndarray | None = None
+        self.chances: Tensor | None = None  # [B, N, V], the probabilities of the last forward
+        self.kept: Rows = {}  # of the last forward
+        self.parts: deque[tuple[int, np.ndarray, Rows]] = deque(maxlen=max(AGES) + 1)
+
+    def forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = inner(*args, **kwargs)
+        if self.cache.trying:
+            return out
+        given = args[0] if args else kwargs.get("input_ids")
+        canvas = self.cache.canvas
+        if canvas is None or canvas.logits is None or not isinstance(given, Tensor):
+            reasons = "; ".join(self.cache.passed) or "it got no input_ids"
+            raise UnsupportedModel(f"a forward of the loop cannot be recorded: {reasons}. See docs/language-models.md")
+        if self.ids is not None and given.shape != self.ids.shape:
+            raise Unusable(
+                "pipe",
+                f"its canvas grows from {self.ids.shape[1]} to {given.shape[1]} positions",
+                'Use a rule without calibration, such as "block_causal" or "dkv"',
+            )
+        self._see(given.detach(), canvas.logits)
+        return out
+
+    def _see(self, ids: Tensor, logits: Tensor) -> None:
+        """Record a forward."""
+        now, record = ids.cpu().numpy().copy(), self.record
+        masked = now == self.mask
+        if self.ids is None:
+            record.committed, record.margins = np.zeros(now.shape, np.int64), np.zeros(now.shape)
+        else:
+            self._commit(record.masked[-1] & ~masked, len(record.masked))
+        chances = probabilities(logits, self.mask)
+        kept = self.rows()
+        record.drift.append(self._drift(chances, kept, masked))
+        record.masked.append(masked)
+        self.ids, self.chances, self.kept = now, chances, kept
+        begun = record.masked[0].sum()
+        part = int((begun - masked.sum()) * PARTS // max(begun, 1))
+        if not self.parts or part > self.parts[-1][0]:
+            self.parts.append((part, masked, kept))
+            if part in PROBED and masked.any():
+                self._probe(ids)
+
+    def _commit(self, committed: np.ndarray, forward: int) -> None:
+        """Record the positions that were committed after a forward, numbered from 1 on."""
+        if self.chances is None:
+            return
+        best = self.chances.topk(2, dim=-1).values
+        margin = (best[..., 0] - best[..., 1]).double().cpu().numpy()
+        self.record.committed[committed] = forward
+        self.record.margins[committed] = margin[committed]
+
+    def _drift(self, chances: Tensor, kept: Rows, masked: np.ndarray) -> np.ndarray:
+        """Return the drift of every position since the last forward, float64 [B, N]. Masks that were committed: 0."""
+        if self.chances is None or self.ids is None:
+            return np.zeros(masked.shape)
+        moved = (0.5 * (chances - self.chances).abs().sum(-1)).double().cpu().numpy()
+        changed = np.mean([_change(self.kept[n], kept[n]) for n in kept], axis=0)
+        before = self.record.masked[-1]
+        drift: np.ndarray = np.where(masked, moved, changed) * (masked == before)
+        return drift
+
+    def _probe(self, ids: Tensor) -> None:
+        """Try older keys and values in one layer after the other, and record the error of the probabilities."""
+        (part, masked, kept), past = self.parts[-1], {number: (m, rows) for number, m, rows in self.parts}
+        if self.chances is None:
+            return
+        confidence = np.where(masked, self.chances.amax(-1).cpu().numpy(), -1)
+        count = min(CANDIDATES, int(masked.sum(1).min()))
+        ages = [age for age in AGES if part - age in past]
+        if count == 0 or len(ages) < len(AGES):
+            return
+        index = np.argsort(-confidence, axis=1, kind="stable")[:, :count]
+        exact = torch.gather(
+            self.chances,
+            1,
+            torch.from_numpy(index).to(ids.device)[..., None].expand(-1, -1, self.chances.shape[-1]),
+        )
+        best = exact.topk(2, dim=-1).values
+        margin = (best[..., 0] - best[..., 1]).clamp_min(1e-6)
+        errors, changes = np.zeros((len(kept), len(ages))), np.full((len(kept), 3, len(ages)), np.nan)
+        for column, age in enumerate(ages):
+            then, old = past[part - age]
+            classes = (~self.record.masked[0], self.record.masked[0] & ~masked & ~then, masked & then)
+            for row, number in enumerate(kept):
+                logits = self.cache.trial(ids, {**kept, number: old[number]}, index)
+                found = probabilities(logits, self.mask)
+                error = 0.5 * (found - exact).abs().sum(-1)
+                errors[row, column] = float(error.mean())
+                self.record.flips += int((found.argmax(-1) != exact.argmax(-1)).sum())
+                self.record.risks += float((error / margin).clamp(max=1).sum())
+                change = _change(old[number], kept[number])
+                for which, where in enumerate(classes):
+                    if where.any():
+                        changes[row, which, column] = change[where].mean()
+        self.record.errors.append(errors)
+        self.record.changes.append(changes)
+
+    def decoding(self, result: Any) -> Decoding:
+        """Return the record of the call, which has ended with ``result``."""
+        ids = getattr(result, "sequences", result)
+        if not self.record.masked or not self.record.masked[0].any():
+            raise Unusable("calls", "a call decoded no mask", "Pass prompts for which the loop decodes masks")
+        self._commit(self.record.masked[-1], len(self.record.masked))
+        self.record.ids = ids.cpu().numpy()
+        return self.record
+
+
+def probabilities(logits: Tensor, mask: int) -> Tensor:
+    """Return the probabilities of the tokens, without the mask token, float32."""
+    logits = logits.float().clone()
+    logits[..., mask] = -torch.inf
+    return logits.softmax(-1)
+
+
+def _change(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> np.ndarray:
+    """Return the relative change of the keys and values of one layer, float64 [B, N]."""
+    moved = sum((b - a).float().pow(2).sum((1, 3)) for a, b in zip(before, now, strict=True))
+    size = sum(a.float().pow(2).sum((1, 3)) for a in before)
+    change: np.ndarray = (moved / size.clamp_min(1e-12)).sqrt().double().cpu().numpy()  # type: ignore[union-attr]
+    return change
+
+
+def _finish(network: nn.Module) -> None:
+    """Wait for the device of a network."""
+    if any(parameter.is_cuda for parameter in network.parameters()):
+        torch.cuda.synchronize()

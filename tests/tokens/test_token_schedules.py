@@ -1,0 +1,342 @@
+"""Token schedules: a profile of full decodes, a plan within a budget, and a rule that follows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decoders import MASK, VOCABULARY, decode, decoder
+
+import diffcache
+from diffcache import Budget, Loop
+from diffcache.documents import DriftTables, TokenProfile, TokenSchedule
+from diffcache.errors import BadOption, DocumentError, Unusable
+from diffcache.planning import token_plans
+from diffcache.simulation import chances, drifted, stalest
+from diffcache.tokens import View, parse_token_rule
+
+ANSWER = 32
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return decoder()
+
+
+@pytest.fixture(scope="module")
+def loop(model: Any) -> Loop:
+    return Loop(model, lambda prompt: decode(model, prompt, ANSWER)[0])
+
+
+def prompts(count: int, seed: int = 0, rows: int = 2) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [{"prompt": torch.randint(1, VOCABULARY, (rows, 8), generator=generator)} for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def profile(loop: Loop) -> TokenProfile:
+    return diffcache.measure(loop, prompts(2), progress=False)
+
+
+def tables(size: int, **given: np.ndarray) -> DriftTables:
+    wide = np.zeros(2 * size - 1)
+    return DriftTables(**({"masked": wide, "decoded": wide, "next": np.ones(size)} | given))
+
+
+def schedule(**given: Any) -> TokenSchedule:
+    wide = np.linspace(0, 1, 79)
+    common = {
+        "class_name": "LlamaForCausalLM",
+        "layers": 3,
+        "positions": 40,
+        "fresh": 4,
+        "weight": 0.0,
+        "drift": DriftTables(masked=wide, decoded=wide, next=np.ones(40)),
+        "starts": np.array([0.0, 3, 0, 3]),
+    }
+    return TokenSchedule(**(common | given))
+
+
+def test_drift_sums_the_table_at_the_offsets_of_the_commits() -> None:
+    rng = np.random.default_rng(0)
+    size = 6
+    found = tables(size, masked=rng.random(11), decoded=rng.random(11))
+    committed, masked = rng.random((2, size)) < 0.4, rng.random((2, size)) < 0.5
+    drift = drifted(np.zeros((2, size)), committed, masked, found)
+    for row, j in itertools.product(range(2), range(size)):
+        table = found.masked if masked[row, j] else found.decoded
+        wanted = sum(table[size - 1 + j - i] for i in range(size) if committed[row, i])
+        assert drift[row, j] == pytest.approx(wanted)
+
+
+def test_offsets_beyond_the_tables_count_as_the_last_one() -> None:
+    found = tables(2, masked=np.array([1.0, 0, 2]))
+    drift = drifted(np.zeros((1, 6)), np.eye(6, dtype=bool)[[3]], np.ones((1, 6), bool), found)
+    assert drift.tolist() == [[1, 1, 1, 0, 2, 2]]
+
+
+def test_the_stalest_positions_weigh_drift_by_the_chance_of_a_commit() -> None:
+    found = tables(4, next=np.array([0.1, 0.9, 0.0, 0.0]))
+    masked = np.array([[False, True, True, True]])
+    assert chances(masked, found).tolist() == [[0, 0.1, 0.9, 0]]
+    drift = np.array([[5.0, 2, 1, 9]])
+    assert np.flatnonzero(stalest(drift, masked, found, 1, 0.0)).tolist() == [2]
+    assert np.flatnonzero(stalest(drift, masked, found, 2, 0.0)).tolist() == [1, 2]
+    assert np.flatnonzero(stalest(drift, masked, found, 1, 1.0)).tolist() == [0]
+    assert not stalest(np.zeros((1, 4)), masked, found, 2, 1.0).any()
+
+
+def planted(commits: int) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]], np.ndarray]:
+    """Return decodes whose drift is the sum of a table at the offsets of the commits."""
+    rng = np.random.default_rng(1)
+    size = 12
+    table = np.exp(-np.abs(np.arange(-size + 1, size)) / 3)
+    masked, drift = [], []
+    for _ in range(150):
+        hidden = np.ones((1, size), bool)
+        order = rng.permutation(size)
+        states, moves = [hidden.copy()], [np.zeros((1, size))]
+        for step in range(0, size, commits):
+            gone = order[step : step + commits]
+            hidden[0, gone] = False
+            move = sum(table[size - 1 - i : 2 * size - 1 - i] for i in gone)
+            states.append(hidden.copy())
+            moves.append(move[None] * ~np.isin(np.arange(size), gone))
+        masked.append(states)
+        drift.append(moves)
+    return masked, drift, table
+
+
+@pytest.mark.parametrize("commits", [1, 2])
+def test_the_fit_finds_a_planted_table(commits: int) -> None:
+    from diffcache.profiling.fitting import fit_drift
+
+    masked, drift, table = planted(commits)
+    found = fit_drift(masked, drift)
+    near = slice(6, 17)  # offsets of up to 5, which have many samples
+    assert np.abs(found.masked[near] - table[near])[np.arange(11) != 5].max() < 0.12
+    assert np.abs(found.decoded[near] - table[near])[np.arange(11) != 5].max() < 0.12
+
+
+def test_old_keys_and_values_of_the_same_forward_change_nothing(model: Any, loop: Loop) -> None:
+    from diffcache.tokens import cache_for
+
+    cache = cache_for(model, "full")
+    ids = torch.cat([prompts(1)[0]["prompt"], torch.full((2, 8), MASK)], 1)
+    cache.attach()
+    try:
+        with torch.no_grad():
+            whole = model(ids).logits
+        rows = cache.canvas.cache.rows()
+        index = np.array([[3, 9, 12], [0, 1, 15]])
+        with torch.no_grad():
+            found = cache.trial(ids, rows, index)
+            other = cache.trial(ids, {**rows, 1: tuple(part + 1 for part in rows[1])}, index)
+    finally:
+        cache.detach()
+    wanted = torch.stack([whole[row, at] for row, at in enumerate(index)])
+    torch.testing.assert_close(found, wanted)
+    assert (other - wanted).abs().max() > 1e-3
+
+
+def test_a_profile_holds_what_the_decodes_did(profile: TokenProfile) -> None:
+    assert (profile.positions, profile.masks, profile.forwards) == (40, ANSWER, ANSWER)
+    assert (profile.committed[:, :8] == 0).all()
+    assert np.sort(profile.committed[:, 8:], axis=1).tolist() == [list(range(1, ANSWER + 1))] * 4
+    assert profile.errors.shape == (3, 5) and (profile.errors[:, 0] == 0).all() and profile.errors[:, 1:].max() > 0
+    assert profile.counts[-1] == 40
+    assert TokenProfile.from_bytes(profile.to_bytes()) == profile
+
+
+def test_chances_of_the_profile_follow_the_blocks_of_the_loop(profile: TokenProfile) -> None:
+    assert profile.drift.next[:8].min() > 0.02 and profile.drift.next[20:].max() < 0.02
+
+
+def whole_cost(profile: TokenProfile) -> TokenProfile:
+    """Return the profile with times that do not depend on the machine."""
+    counts = np.array([4.0, 40])
+    return dataclasses.replace(profile, counts=counts, seconds=counts / 40, outside=0.0)
+
+
+def test_plans_fit_the_budget(profile: TokenProfile) -> None:
+    profile = whole_cost(profile)
+    for goal in (Budget(speedup=1.5), Budget(speedup=3), Budget(computed_steps=8)):
+        allowed = profile.full_seconds / goal.speedup if goal.speedup else goal.computed_steps
+        found = token_plans(profile, goal)
+        assert all(plan.seconds <= allowed * (1 + 1e-9) for plan in found)
+        assert [plan.flips for plan in found] == sorted(plan.flips for plan in found)
+
+
+def test_more_time_gives_fewer_predicted_flips(profile: TokenProfile) -> None:
+    profile = whole_cost(profile)
+    flips = [token_plans(profile, Budget(speedup=speed))[0].flips for speed in (1.5, 3, 5)]
+    assert flips == sorted(flips) and flips[0] < flips[-1]
+
+
+def test_the_cheapest_refreshes_are_those_of_an_exhaustive_search(
+    profile: TokenProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffcache.planning import token_refreshes as plans
+
+    monkeypatch.setattr(plans, "PARTS", 6)
+    errors = np.array([[0, 0.1, 0.2, 0.5, 0.9], [0, 0.3, 0.5, 0.6, 0.7], [0, 0.2, 0.2, 0.9, 1.0]])
+    profile = dataclasses.replace(whole_cost(profile), errors=errors)
+    for price in (0.01, 0.1, 0.3, 0.7, 2.0):
+
+        def value(starts: tuple[int, ...], price: float = price) -> float:
+            return plans.total_error(profile, starts) + price * plans.seconds_of(profile, 4, starts)
+
+        every = [(0, *rest) for rest in itertools.product((0, 1, 3), repeat=5)]
+        found = plans.cheapest(profile, 4, price, (0, 1))
+        assert value(found) == pytest.approx(min(map(value, every)))
+
+
+def test_a_budget_out_of_reach_is_one_error_with_the_most_there_is(profile: TokenProfile) -> None:
+    with pytest.raises(Unusable, match=r"no plan reaches speedup 500; .* reach \d+\.\dx"):
+        token_plans(whole_cost(profile), Budget(speedup=500))
+    with pytest.raises(Unusable, match="have no PSNR"):
+        token_plans(profile, Budget(min_psnr_db=40))
+
+
+def test_each_forward_computes_the_planned_number_of_positions(model: Any) -> None:
+    with diffcache.accelerated(model, schedule()):
+        decode(model, prompts(1)[0]["prompt"], ANSWER)
+        found = diffcache.report(model)
+    # Parts of 8 commits. The first forward of part 2 follows 16 commits; the others compute 4 and the last commit.
+    assert found.refreshes == 2 and found.shares[16] == 1
+    assert [round(share * 40) for share in found.shares[1:16]] == [5] * 15
+
+
+def test_a_refresh_of_the_deep_layers_computes_their_share(model: Any) -> None:
+    with diffcache.accelerated(model, schedule(starts=np.array([0.0, 3, 1, 3]))):
+        decode(model, prompts(1)[0]["prompt"], ANSWER)
+        found = diffcache.report(model)
+    assert found.refreshes == 1
+    assert found.shares[16] == pytest.approx((5 + 2 * 40) / 3 / 40, abs=0.02)
+
+
+def test_a_schedule_that_computes_everything_gives_the_tokens_of_the_full_loop(model: Any) -> None:
+    prompt = prompts(1)[0]["prompt"]
+    full, logits = decode(model, prompt, ANSWER)
+    with diffcache.accelerated(model, schedule(starts=np.zeros(ANSWER))):
+        found, others = decode(model, prompt, ANSWER)
+    assert torch.equal(found, full)
+    for one, other in zip(logits, others, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rows_of_a_batch_do_not_depend_on_each_other(model: Any) -> None:
+    prompt = prompts(1, seed=5, rows=3)[0]["prompt"]
+    with diffcache.accelerated(model, schedule(weight=1.0)):
+        together, _ = decode(model, prompt, ANSWER)
+        alone = torch.cat([decode(model, row[None], ANSWER)[0] for row in prompt])
+    assert torch.equal(together, alone)
+
+
+def test_rows_with_unequal_progress_refresh_by_themselves() -> None:
+    rule = parse_token_rule(schedule())
+    prompt = np.zeros((2, 16), bool)
+    masked = np.ones((2, 16), bool)
+    view = View(step=1, masked=masked, changed=np.zeros_like(masked), prompt=prompt)
+    rule.fresh(view)
+    masked = masked.copy()
+    masked[0, :9] = False
+    later = View(step=2, masked=masked, changed=~masked, prompt=prompt, memory=view.memory)
+    found = rule.fresh(later).positions
+    assert found[0].all() and found[1].sum() == 0
+
+
+def test_a_new_canvas_begins_with_the_first_part(model: Any) -> None:
+    with diffcache.accelerated(model, schedule()):
+        shares = []
+        for call in prompts(2, seed=3):
+            decode(model, call["prompt"], ANSWER)
+            shares.append(diffcache.report(model).shares)
+    assert shares[0] == shares[1]
+
+
+@pytest.fixture(scope="module")
+def optimized(loop: Loop) -> TokenSchedule:
+    return diffcache.optimize(loop, prompts(3), Budget(computed_steps=16), progress=False)
+
+
+def test_optimize_returns_a_schedule_that_agrees_as_expected(loop: Loop, optimized: TokenSchedule) -> None:
+    assert isinstance(optimized, TokenSchedule)
+    assert optimized.expected is not None and optimized.expected.answers == 2
+    held_out = prompts(3)[2]
+    full = loop(**held_out)
+    with diffcache.accelerated(loop, optimized):
+        found = loop(**held_out)
+        skipped = diffcache.report(loop).skipped
+    assert optimized.expected.same_tokens == pytest.approx(1 - float((found != full).sum()) / (2 * ANSWER))
+    assert skipped > 0.3
+
+
+def test_a_schedule_is_used_from_a_file(loop: Loop, optimized: TokenSchedule, tmp_path: Any) -> None:
+    path = optimized.save(tmp_path / "schedule.safetensors")
+    assert TokenSchedule.load(path) == optimized
+    with diffcache.accelerated(loop, str(path)):
+        loop(**prompts(1)[0])
+        assert "TokenSchedule" in str(diffcache.report(loop))
+
+
+def test_a_schedule_states_what_it_computes(optimized: TokenSchedule) -> None:
+    text = optimized.describe()
+    assert f"computes   {optimized.fresh} positions of each row" in text
+    assert "of 2 answers as in the full loop" in text
+
+
+def test_a_plan_agrees_better_than_one_with_wrong_chances_and_no_refresh(loop: Loop, profile: TokenProfile) -> None:
+    made = token_plans(profile, Budget(computed_steps=12))[0].schedule(profile)
+    blind = dataclasses.replace(
+        made, drift=dataclasses.replace(made.drift, next=made.drift.next[::-1].copy()), starts=np.r_[0.0, [3.0] * 31]
+    )
+    calls = prompts(3, seed=9)
+
+    def equal(one: TokenSchedule) -> float:
+        same = []
+        for call in calls:
+            full = loop(**call)
+            with diffcache.accelerated(loop, one):
+                same.append((loop(**call) == full).float().mean().item())
+        return float(np.mean(same))
+
+    assert equal(made) > equal(blind)
+
+
+def test_one_call_cannot_choose_and_judge(loop: Loop) -> None:
+    with pytest.raises(Unusable, match="another one has to judge the plan. Pass two calls or more"):
+        diffcache.optimize(loop, prompts(1), Budget(speedup=2), progress=False)
+
+
+def test_a_network_without_a_loop_is_refused(model: Any) -> None:
+    with pytest.raises(BadOption, match=r"diffcache\.Loop\(model, sample\)"):
+        diffcache.optimize(model, prompts(2), Budget(speedup=2), progress=False)
+
+
+def test_a_canvas_that_grows_is_refused(model: Any) -> None:
+    def sample(prompt: torch.Tensor) -> torch.Tensor:
+        x, _ = decode(model, prompt, 8)
+        return decode(model, x, 8)[0][:, :8]
+
+    with pytest.raises(Unusable, match="its canvas grows from 16 to 24 positions"):
+        diffcache.measure(Loop(model, sample), prompts(1), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"starts": np.array([1.0, 0])}, "the first is 1"),
+        ({"starts": np.array([0.0, 3.5])}, "whole numbers from 0 to 3"),
+        ({"starts": np.array([0.0, 4])}, "whole numbers from 0 to 3"),
+        ({"fresh": -1}, "fresh"),
+        ({"weight": -0.5}, "weight"),
+    ],
+)
+def test_a_schedule_with_impossible_values_is_refused(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(DocumentError, match=problem):
+        schedule(**change)
