@@ -281,6 +281,8 @@ def resolve_all(schedule: Schedule) -> Source:
         schedule = load(schedule)
     if isinstance(schedule, ScheduleSet):
         return BySteps(schedule.schedules)
+    if isinstance(schedule, TokenSchedule):
+        raise Unusable("schedule", "it is a TokenSchedule, for a language model", "Pass a CacheSchedule")
     if isinstance(schedule, (str, Path)) and _is_collection(schedule):
         found = schedules_in(schedule)
         return BySteps(found) if len(found) > 1 else next(iter(found.values()))

@@ -82,8 +82,8 @@ def load_text() -> TextModel:
     """Return the text model from files inside the package, in float32 on the CPU."""
     from transformers import LlamaForCausalLM  # slow to import, so it is imported here
 
-    network = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    network.requires_grad_(False)
+    network: nn.Module = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    network.train(False).requires_grad_(False)
     return TextModel(network)
 
 

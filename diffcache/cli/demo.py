@@ -13,7 +13,11 @@ from diffcache.documents.destinations import check_folder
 
 def demo(
     model: Annotated[
-        Literal["flux", "dit"], typer.Option(help="flux: text to picture, no guidance; dit: class to picture, guided.")
+        Literal["flux", "dit", "text"],
+        typer.Option(
+            help="flux: text to picture, no guidance; dit: class to picture, guided; text: a masked diffusion language "
+            "model."
+        ),
     ] = "dit",
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(
         "diffcache-demo"
@@ -26,6 +30,9 @@ def demo(
         diffcache demo --model dit --quick
     """
     check_folder("out", out)
+    if model == "text":
+        _text(out, quick=quick)
+        return
     from diffcache.demo import Size, run_demo, table  # imports torch and diffusers
 
     found = run_demo(model, out, Size.quick() if quick else Size())
@@ -35,4 +42,18 @@ def demo(
     typer.echo(
         'Your own pipeline, without calibration:  pipe = diffcache.accelerate(pipe, "auto")\n'
         "and with it:  pipe = diffcache.accelerate(pipe, diffcache.optimize(pipe, calls, 12))"
+    )
+
+
+def _text(out: Path, *, quick: bool) -> None:
+    """Run the demo of the text model."""
+    from diffcache.demo.text import TextSize, run_text_demo  # imports torch and transformers
+
+    found = run_text_demo(out, TextSize.quick() if quick else TextSize())
+    typer.echo(f"\n{found}")
+    typer.echo(f"\n{out.resolve()} holds text.txt (this text), the schedules, and a table and a record for each task.")
+    typer.echo(
+        "Your own model:  loop = diffcache.Loop(model, sample)\n"
+        "                 schedule = diffcache.optimize(loop, calls, diffcache.Budget(speedup=3))\n"
+        "                 diffcache.accelerate(model, schedule)"
     )

@@ -9,11 +9,13 @@ import numpy as np
 import typer
 
 from diffcache.cli._options import flag
-from diffcache.documents import collection
+from diffcache.documents import collection, container
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import CacheSchedule, SitePlan
 from diffcache.documents.schedule_set import ScheduleSet
+from diffcache.documents.token_profile import TokenProfile
+from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import DocumentError, Unusable
 
 
@@ -46,6 +48,12 @@ def show(
         if not isinstance(document, ScheduleSet):
             raise Unusable("--steps", f"{file} is not a schedule set", "Leave out --steps")
         document = document[steps]
+    if isinstance(document, (TokenSchedule, TokenProfile)):
+        for name, given in (("--coefficients", coefficients), ("--plot", plot), ("--profile", profile)):
+            if given:
+                raise Unusable(name, f"{file} is of a language model, and has no coefficients", f"Leave out {name}")
+        typer.echo(document.describe())
+        return
     if isinstance(document, Profile) and (coefficients or profile):
         raise Unusable(
             "file", f"{file} is a profile, and --coefficients and --profile need a schedule", "Pass a schedule"
@@ -65,8 +73,10 @@ def show(
         typer.echo(f"drawn into {plots.save(document, plot, beside)}")
 
 
-def load(file: Path) -> CacheSchedule | ScheduleSet | Profile:
-    """Return the schedule, the schedule set or the profile in a file."""
+def load(file: Path) -> CacheSchedule | ScheduleSet | TokenSchedule | Profile | TokenProfile:
+    """Return the document in a file: a schedule, a schedule set or a profile, of pictures or of a language model."""
+    if container.format_in(file) == TokenProfile.FORMAT:
+        return TokenProfile.load(file)
     try:
         return collection.load(file)
     except DocumentError as error:

@@ -49,7 +49,9 @@ def schedules_in(id_or_folder: str | Path) -> dict[int, CacheSchedule]:
     found: dict[int, tuple[Path, CacheSchedule]] = {}
     for path in sorted(names, key=lambda path: (path.name != CacheSchedule.FILENAME, path.name)):
         document = load(path)
-        for schedule in [document] if isinstance(document, CacheSchedule) else document.schedules.values():
+        if isinstance(document, TokenSchedule):
+            continue
+        for schedule in document.schedules.values() if isinstance(document, ScheduleSet) else [document]:
             before = found.setdefault(schedule.steps, (path, schedule))[0]
             if before is not path and before.name != CacheSchedule.FILENAME:
                 allowed = f"one schedule for each number of steps: {before.name} and {path.name} both hold one of "

@@ -78,7 +78,8 @@ def token_plans(profile: TokenProfile, budget: Budget) -> list[TokenPlan]:
         least = seconds_of(profile, FRESH[0], (0, *[profile.layers] * (PARTS - 1)))
         raise Unusable(
             "budget",
-            f"no plan reaches {budget}; {FRESH[0]} positions without a refresh reach {profile.full_seconds / least:.1f}x",
+            f"no plan reaches {budget}; {FRESH[0]} positions without a refresh reach "
+            f"{profile.full_seconds / least:.1f}x",
             "Ask for less, or pass larger batches, which cost less for each position",
         )
     return sorted(plans, key=lambda plan: (plan.flips, plan.seconds))

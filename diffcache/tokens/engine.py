@@ -186,7 +186,8 @@ class TokenCache:
         model = self._model()
         self._local.running, self._local.trial = canvas, True
         try:
-            return self._compute(canvas, model, given, index).logits
+            logits: Tensor = self._compute(canvas, model, given, index).logits
+            return logits
         finally:
             self._local.running, self._local.trial = None, False
 

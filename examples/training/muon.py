@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) in a chosen dtype: ``torch.optim.Muon`` computes in bfloat16, which is slow on most CPUs."""
+"""Muon (Jordan et al. 2024) in a chosen dtype. ``torch.optim.Muon`` computes in bfloat16, slow on most CPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train the text model: a masked diffusion language model of 3.1 M parameters, on the tasks of ``diffcache.assets.text_tasks``.
+"""Train the text model, a masked diffusion language model of 3.1 M parameters, on ``diffcache.assets.text_tasks``.
 
     python examples/training/train_text.py --out weights/text
 

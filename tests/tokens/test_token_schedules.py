@@ -147,13 +147,16 @@ def test_a_profile_holds_what_the_decodes_did(profile: TokenProfile) -> None:
     assert (profile.positions, profile.masks, profile.forwards) == (40, ANSWER, ANSWER)
     assert (profile.committed[:, :8] == 0).all()
     assert np.sort(profile.committed[:, 8:], axis=1).tolist() == [list(range(1, ANSWER + 1))] * 4
-    assert profile.errors.shape == (3, 5) and (profile.errors[:, 0] == 0).all() and profile.errors[:, 1:].max() > 0
+    assert profile.errors.shape == (3, 5)
+    assert (profile.errors[:, 0] == 0).all()
+    assert profile.errors[:, 1:].max() > 0
     assert profile.counts[-1] == 40
     assert TokenProfile.from_bytes(profile.to_bytes()) == profile
 
 
 def test_chances_of_the_profile_follow_the_blocks_of_the_loop(profile: TokenProfile) -> None:
-    assert profile.drift.next[:8].min() > 0.02 and profile.drift.next[20:].max() < 0.02
+    assert profile.drift.next[:8].min() > 0.02
+    assert profile.drift.next[20:].max() < 0.02
 
 
 def whole_cost(profile: TokenProfile) -> TokenProfile:
@@ -174,7 +177,8 @@ def test_plans_fit_the_budget(profile: TokenProfile) -> None:
 def test_more_time_gives_fewer_predicted_flips(profile: TokenProfile) -> None:
     profile = whole_cost(profile)
     flips = [token_plans(profile, Budget(speedup=speed))[0].flips for speed in (1.5, 3, 5)]
-    assert flips == sorted(flips) and flips[0] < flips[-1]
+    assert flips == sorted(flips)
+    assert flips[0] < flips[-1]
 
 
 def test_the_cheapest_refreshes_are_those_of_an_exhaustive_search(
@@ -207,7 +211,8 @@ def test_each_forward_computes_the_planned_number_of_positions(model: Any) -> No
         decode(model, prompts(1)[0]["prompt"], ANSWER)
         found = diffcache.report(model)
     # Parts of 8 commits. The first forward of part 2 follows 16 commits; the others compute 4 and the last commit.
-    assert found.refreshes == 2 and found.shares[16] == 1
+    assert found.refreshes == 2
+    assert found.shares[16] == 1
     assert [round(share * 40) for share in found.shares[1:16]] == [5] * 15
 
 
@@ -247,7 +252,8 @@ def test_rows_with_unequal_progress_refresh_by_themselves() -> None:
     masked[0, :9] = False
     later = View(step=2, masked=masked, changed=~masked, prompt=prompt, memory=view.memory)
     found = rule.fresh(later).positions
-    assert found[0].all() and found[1].sum() == 0
+    assert found[0].all()
+    assert found[1].sum() == 0
 
 
 def test_a_new_canvas_begins_with_the_first_part(model: Any) -> None:
@@ -266,7 +272,8 @@ def optimized(loop: Loop) -> TokenSchedule:
 
 def test_optimize_returns_a_schedule_that_agrees_as_expected(loop: Loop, optimized: TokenSchedule) -> None:
     assert isinstance(optimized, TokenSchedule)
-    assert optimized.expected is not None and optimized.expected.answers == 2
+    assert optimized.expected is not None
+    assert optimized.expected.answers == 2
     held_out = prompts(3)[2]
     full = loop(**held_out)
     with diffcache.accelerated(loop, optimized):
@@ -309,7 +316,7 @@ def test_a_plan_agrees_better_than_one_with_wrong_chances_and_no_refresh(loop: L
 
 
 def test_one_call_cannot_choose_and_judge(loop: Loop) -> None:
-    with pytest.raises(Unusable, match="another one has to judge the plan. Pass two calls or more"):
+    with pytest.raises(Unusable, match=r"another one has to judge the plan\. Pass two calls or more"):
         diffcache.optimize(loop, prompts(1), Budget(speedup=2), progress=False)
 
 

@@ -14,6 +14,7 @@ from diffcache import host, planning
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
 from diffcache.documents.schedule import CacheSchedule, Expected
+from diffcache.documents.token_profile import TokenProfile
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import Unusable
 from diffcache.profiling.calibration.calibration import Calibration
@@ -132,6 +133,8 @@ def _at_inner_sites(
     apart = max(1, len(calls) // JUDGING_SHARE) if held_out is None and len(calls) > 1 else 0
     fitting, judging = calls[: len(calls) - apart], held_out or calls[len(calls) - apart :] or calls
     profile = measure(pipe, fitting, sites=("model", sites), progress=progress)
+    if isinstance(profile, TokenProfile):
+        raise Unusable("sites", "a language model has none", "Leave out sites")
     name = "allocate" if scheduler == "search" else scheduler
     planned = planning.plan(profile, name, budget, store=store, sites=sites)
     schedule = correct(pipe, planned, fitting)

@@ -63,7 +63,7 @@ def _shrunk(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     inner, window = slice(NEARBY, -NEARBY), np.ones(2 * NEARBY + 1)
     near = np.convolve(total, window)[inner] / np.maximum(np.convolve(count, window)[inner], 1)
     mean: np.ndarray = (total + PRIOR * near) / (count + PRIOR)
-    return np.maximum(mean, 0)
+    return mean.clip(0)
 
 
 def _next(masked: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
