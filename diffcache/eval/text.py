@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,15 @@ class TextEvaluation:
         return table(self.results)
 
 
-def token_method(name: str, rule: str | TokenRule | TokenSchedule = "", **change: Any) -> Method:
+def token_method(
+    name: str, rule: str | TokenRule | TokenSchedule = "", *, store: str | None = None, **change: Any
+) -> Method:
     """Return a way to run a decoding loop.
 
     Args:
         name: The name in the table.
         rule: A token rule or schedule. Empty for the loop without a cache.
+        store: The format in which keys and values are kept. None keeps the precision of the model.
         **change: Arguments of the loop that the method changes, such as the number of tokens that a step commits.
 
     Raises:
@@ -131,7 +135,9 @@ def token_method(name: str, rule: str | TokenRule | TokenSchedule = "", **change
     """
     if rule:
         detail = str(tokens.parse_token_rule(rule))
-        return Method(name=name, kind="ours", on=lambda pipe: accelerated(pipe, rule), change=change, detail=detail)
+        kept = f"{detail}, {store}" if store else detail
+        on = partial(accelerated, schedule=rule, store=store)
+        return Method(name=name, kind="ours", on=on, change=change, detail=kept)
     return Method(name=name, kind="fewer steps", change=change)
 
 
