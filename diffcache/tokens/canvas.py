@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffcache.tokens.attention import Drift
 from diffcache.tokens.layers import Depths
+from diffcache.tokens.shares import Shares
 from diffcache.tokens.store import PlacedCache
 from diffcache.tokens.view import View
 
@@ -69,6 +70,7 @@ class Canvas:
         peak_bytes: The most bytes of kept tensors at one time.
         depths: The kept inputs of layers, for rules that need them.
         drift: The kept queries, for rules that need them.
+        shares: What the layers added to their inputs, for rules that need it.
     """
 
     cache: PlacedCache = field(default_factory=PlacedCache)
@@ -81,6 +83,7 @@ class Canvas:
     peak_bytes: int = 0
     depths: Depths | None = None
     drift: Drift | None = None
+    shares: Shares | None = None
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +91,8 @@ class Canvas:
         logits = 0 if self.logits is None else self.logits.numel() * self.logits.element_size()
         kept = [*self.depths.hidden.values()] if self.depths is not None else []
         kept += self.drift.queries.values() if self.drift is not None else []
-        return self.cache.nbytes + logits + sum(t.numel() * t.element_size() for t in kept)
+        shares = 0 if self.shares is None else self.shares.nbytes
+        return self.cache.nbytes + logits + shares + sum(t.numel() * t.element_size() for t in kept)
 
     def drop(self) -> None:
         """Drop every kept tensor. The counts stay."""
@@ -99,6 +103,8 @@ class Canvas:
             self.depths = Depths()
         if self.drift is not None:
             self.drift = Drift()
+        if self.shares is not None:
+            self.shares = Shares()
 
     def view(self, now: np.ndarray, mask: int) -> View | None:
         """Return the state before a forward, or None if a canvas begins with it.

@@ -20,9 +20,10 @@ from diffcache.patch import Undo, layer, spot, weak
 from diffcache.tokens.attention import AttentionStack, Drift
 from diffcache.tokens.canvas import Canvas, equal_inputs
 from diffcache.tokens.drift import observe
-from diffcache.tokens.layers import Depths, LayerStack
-from diffcache.tokens.rotary_blocks import RotaryBlocks
+from diffcache.tokens.layers import Depths, LayerStack, decoder_layers
+from diffcache.tokens.rotary_blocks import RotaryBlocks, blocks_of
 from diffcache.tokens.rows import gathered, grown, indices, picked
+from diffcache.tokens.shares import Shares, ShareStack
 from diffcache.tokens.spec import TokenRule
 from diffcache.tokens.store import PlacedCache
 from diffcache.tokens.suitability import CACHES, demand_decoder, signature_of, takes_positions
@@ -40,6 +41,7 @@ WHOLE = (
     "use_cache",
 )
 IN_CONFIG = ("output_hidden_states", "output_attentions", "output_router_logits")  # settings that ask for them as well
+DEEP = ("depth", "attention")  # needs of rules that compute more positions from a layer on
 MOST = 2  # canvases that a thread may decode in turns
 
 
@@ -79,10 +81,10 @@ class TokenCache:
         self._takes_positions = takes_positions(model)
         self._rest = next((n for n, p in names.items() if p.kind is inspect.Parameter.VAR_KEYWORD), "")
         self._model = weak(model)
-        self._parts: list[LayerStack | AttentionStack | RotaryBlocks] = []
+        self._parts: list[LayerStack | AttentionStack | ShareStack | RotaryBlocks] = []
         if not self._takes_positions:
             self._parts.append(RotaryBlocks(model, self._cache_in_progress))
-        if source.needs and not self._takes_positions:
+        if source.needs in DEEP and not self._takes_positions:
             raise Unusable(
                 f"the token rule {str(source)!r}",
                 "it computes more positions from a layer on, and the layers of this model take no positions",
@@ -94,12 +96,16 @@ class TokenCache:
                 "it reads the layers of the model, which is compiled",
                 "Use a rule without depth: dkv, dual; or a model that is not compiled",
             )
-        if source.needs:
+        if source.needs in DEEP:
             stack = LayerStack(model, self._depths)
             self._parts.append(stack)
             if source.needs == "attention":
                 self._parts.append(AttentionStack(stack.modules, self._observe))
             self._layers = len(stack.modules)
+        elif source.needs:
+            layers = decoder_layers(model) if self._takes_positions else blocks_of(model)
+            self._parts.append(ShareStack(layers, self._shares))
+            self._layers = len(layers)
         self._local = threading.local()
         self._undo: list[Undo] = []
         self.source, self.mask = source, mask
@@ -147,7 +153,7 @@ class TokenCache:
         if self.source.repeat and view is not None and canvas.repeats(view, inputs):
             canvas.counts = canvas.counts.after(0, now.size, ran=False)
             return _with_logits(canvas.output, canvas.logits, given)
-        index = self._fresh(canvas, now, view, inputs)
+        index = self._fresh(canvas, now, view, inputs, ids.device)
         self._local.running = canvas
         try:
             out = self._compute(canvas, inner, given, index)
@@ -204,26 +210,32 @@ class TokenCache:
     def _begun(self, now: np.ndarray) -> Canvas:
         """Return a canvas that begins with the tokens ``now``, int64 [B, N]."""
         canvas = Canvas(PlacedCache(self._format, self._backend), prompt=now != self.mask)
-        canvas.depths = Depths() if self.source.needs else None
+        canvas.depths = Depths() if self.source.needs in DEEP else None
+        canvas.shares = Shares() if self.source.needs == "values" else None
         if self.source.needs == "attention":
             canvas.drift, canvas.cache.keeps_before = Drift(), True
         self.runs += 1
         return canvas
 
-    def _fresh(self, canvas: Canvas, now: np.ndarray, view: View | None, inputs: dict[str, Any]) -> np.ndarray | None:
-        """Return int64 [B, n], the positions to compute; None for all."""
-        chosen = np.ones_like(now, bool)
+    def _fresh(
+        self, canvas: Canvas, now: np.ndarray, view: View | None, inputs: dict[str, Any], device: torch.device
+    ) -> np.ndarray | None:
+        """Return int64 [B, n], the positions to compute; None for all. Begin the forward in the parts of the canvas."""
+        chosen, among = np.ones_like(now, bool), None
         state = View.of(now == self.mask) if view is None else view
         found = self.source.fresh(state) if view is not None or self.source.needs else None
         if found is not None and view is not None and canvas.ids is not None:
             chosen = np.broadcast_to(found.positions, now.shape).copy()
             chosen[:, canvas.ids.shape[1] :] = True  # positions that have just appeared
+            among = found.among
             grows = canvas.ids.shape != now.shape
             if (self.source.needs and grows) or not equal_inputs(inputs, canvas.inputs):
-                chosen[:] = True  # kept rows belong to another mask, or to other positions
+                chosen[:], among = True, None  # kept rows belong to another mask, or to other positions
         if self.source.shift:  # the logits at j - 1 decode position j
             chosen[:, :-1] |= chosen[:, 1:] & state.masked[:, 1:]
         index = None if chosen.all() else indices(chosen)
+        if canvas.shares is not None and found is not None:
+            canvas.shares.begin(index, among, found.share, found.whole, device)
         if canvas.depths is not None and found is not None:
             canvas.depths.begin(index, np.full(len(now), self._layers) if found.start is None else found.start)
             if canvas.drift is not None:
@@ -233,6 +245,8 @@ class TokenCache:
 
     def _work(self, canvas: Canvas, now: np.ndarray, index: np.ndarray | None) -> int:
         """Return the number of positions that a forward computed, as a mean over the layers."""
+        if canvas.shares is not None:
+            return round(canvas.shares.computed / self._layers)
         if index is None:
             return now.size
         if canvas.depths is None:
@@ -248,6 +262,11 @@ class TokenCache:
         """Return the state of the forward that this thread runs; None outside of one."""
         canvas: Canvas | None = getattr(self._local, "running", None)
         return None if canvas is None or canvas.depths is None else (canvas.depths, canvas.cache)
+
+    def _shares(self) -> tuple[Shares, PlacedCache] | None:
+        """Return the state of the forward that this thread runs; None outside of one."""
+        canvas: Canvas | None = getattr(self._local, "running", None)
+        return None if canvas is None or canvas.shares is None else (canvas.shares, canvas.cache)
 
     def _observe(self, number: int, query: Tensor, keys: Tensor, mask: Any, scaling: float) -> None:
         """Test the attention of a layer for drift."""
@@ -282,7 +301,7 @@ class TokenCache:
         logits = out.logits.detach()
         if canvas.depths is not None and canvas.depths.widened:
             where = canvas.cache.index  # of the last layer
-        canvas.cache.before.clear()
+        canvas.cache.end()
         if where is not None and canvas.logits is not None:
             kept = grown(canvas.logits, 1, ids.shape[1])
             logits = kept.scatter(1, where[..., None].expand_as(logits), logits)

@@ -27,7 +27,8 @@ class TokenRule:
         function: The function of the rule.
         options: The options of the function.
         mask: The id of the mask token, if the spec states it.
-        needs: "depth" if the rule refreshes from a layer on, "attention" if it also compares attention rows, else "".
+        needs: "depth" if the rule refreshes from a layer on, "attention" if it also compares attention rows, "values"
+            if each layer computes a share of the positions, else "".
         shift: Whether the logits at position j - 1 decode position j, as in Dream. None: the model decides.
         repeat: Whether a forward with the same arguments as the last one returns the same logits without running. Its
             weights and adapters must not change between the two.

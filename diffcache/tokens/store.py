@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from diffcache.kernels import Format
 from diffcache.kernels.library import Backend
 from diffcache.tokens.compact import CompactRows
-from diffcache.tokens.rows import grown
+from diffcache.tokens.rows import grown, picked
 
 
 class PlacedCache(DynamicCache):
@@ -25,6 +26,7 @@ class PlacedCache(DynamicCache):
         size: The number of positions, N.
         keeps_before: Whether ``before`` is filled.
         before: The keys of a layer before the forward in progress wrote its rows, by number of the layer.
+        values_now: The values that a layer wrote last, [B, heads, n, head_dim], during a forward.
     """
 
     def __init__(self, how: Format | None = None, backend: Backend = "auto") -> None:
@@ -33,6 +35,7 @@ class PlacedCache(DynamicCache):
         self.size = 0
         self.keeps_before = False
         self.before: dict[int, Tensor] = {}
+        self.values_now: Tensor | None = None
         self._how, self._backend = how, backend
         self._kept: dict[int, tuple[Tensor, Tensor] | tuple[CompactRows, CompactRows]] = {}
 
@@ -49,6 +52,7 @@ class PlacedCache(DynamicCache):
             **kwargs: Arguments of other caches.
         """
         fresh = key_states.detach(), value_states.detach()
+        self.values_now = fresh[1]
         if self.index is None:
             self._kept[layer_idx] = fresh if self._how is None else self._compact(fresh, self._how)
             return key_states, value_states
@@ -69,6 +73,36 @@ class PlacedCache(DynamicCache):
         else:
             self._kept[layer_idx] = keys.detach(), values.detach()
         return keys, values
+
+    def values_at(self, number: int, index: Tensor | None) -> Tensor:
+        """Return the kept values of a layer, [B, n, heads · head_dim].
+
+        Args:
+            number: The number of the layer.
+            index: int64 [B, n], their positions. None for all.
+        """
+        kept = self._kept[number][1]
+        rows = kept.read() if isinstance(kept, CompactRows) else kept
+        return (rows if index is None else picked(rows, index)).transpose(1, 2).flatten(2)
+
+    def write_values(self, number: int, values: Tensor, index: Tensor | None) -> None:
+        """Write values of a layer without their keys.
+
+        Args:
+            number: The number of the layer.
+            values: [B, n, heads · head_dim].
+            index: int64 [B, n], their positions. None for all.
+        """
+        keys, kept = self._kept[number]
+        heads = kept.heads if isinstance(kept, CompactRows) else kept.shape[1]
+        rows = values.view(*values.shape[:2], heads, -1).transpose(1, 2)
+        if index is None:
+            index = torch.arange(rows.shape[2], device=rows.device).expand(len(rows), -1)
+        if isinstance(kept, CompactRows):
+            self._kept[number] = keys, kept.written(rows, index, self.size)  # type: ignore[assignment]
+        else:
+            where = index[:, None, :, None].expand_as(rows)
+            self._kept[number] = keys, kept.scatter(2, where, rows)  # type: ignore[assignment]
 
     def _compact(self, fresh: tuple[Tensor, Tensor], how: Format) -> tuple[CompactRows, CompactRows]:
         """Return the keys and values of all positions in fewer bytes."""
@@ -98,4 +132,9 @@ class PlacedCache(DynamicCache):
     def clear(self) -> None:
         """Drop everything kept."""
         self._kept.clear()
+        self.end()
+
+    def end(self) -> None:
+        """Drop what is needed during a forward only."""
         self.before.clear()
+        self.values_now = None

@@ -64,12 +64,19 @@ class Fresh:
         start: int64 [B], the first layer that computes every position, for rules that need depth. None for no layer.
         window: bool [B, N], the masks that the step may decode, for rules that need drift.
         gamma: The cosine of attention rows below which all positions are computed from the next layer on. 0 for never.
+        among: bool [B, N], the positions of which each layer computes a share, for rules that need values. The others
+            of ``positions`` are computed in every layer. None: every layer computes all of ``positions``.
+        share: The share of ``among`` that each layer computes, in each row.
+        whole: The number of layers, from the first one, that compute all of ``positions`` in spite of ``among``.
     """
 
     positions: np.ndarray
     start: np.ndarray | None = None
     window: np.ndarray | None = None
     gamma: float = 0.0
+    among: np.ndarray | None = None
+    share: float = 1.0
+    whole: int = 0
 
 
 def _first(where: np.ndarray, none: int) -> np.ndarray:
