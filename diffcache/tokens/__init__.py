@@ -23,6 +23,7 @@ __all__ = [
     "Fresh",
     "TokenRule",
     "View",
+    "announce",
     "cache_for",
     "is_token_rule",
     "parse_token_rule",
@@ -67,6 +68,24 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
     if rule.shift is None:
         rule = replace(rule, shift=getattr(getattr(network, "config", None), "model_type", "") in SHIFTED)
     return TokenCache(network, rule, mask, store=store, backend=backend)
+
+
+def announce(model: Any, positions: Any) -> None:
+    """State the positions that a loop decodes after the next forward, for rules that compute them.
+
+    Call it before each forward, in a loop that chooses its positions in advance. Without a token rule it does nothing.
+
+    Args:
+        model: The model that the loop calls.
+        positions: bool [B, N], or int64 [B, n], the positions of each row.
+
+    Raises:
+        BadOption: ``positions`` is neither.
+    """
+    mark = getattr(host.adopted(model, bare=True), "__dict__", {}).get(host.MARK)
+    put = getattr(getattr(mark, "executor", None), "announce", None)
+    if put is not None:
+        put(positions)
 
 
 def report_of(cache: Any) -> TokenReport:

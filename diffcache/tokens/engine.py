@@ -6,13 +6,14 @@ import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache.errors import UnsupportedModel, Unusable
+from diffcache.errors import BadOption, UnsupportedModel, Unusable
 from diffcache.host import is_compiled, unwrapped
 from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, check_backend
@@ -133,6 +134,15 @@ class TokenCache:
             self.canvas.drop()
         self._local = threading.local()
 
+    def announce(self, positions: Any) -> None:
+        """Keep the positions that the loop of this thread decodes after its next forward. See ``diffcache.tokens``."""
+        given = torch.as_tensor(positions)
+        if given.ndim != 2 or given.is_floating_point():
+            raise BadOption(
+                "positions", f"{given.dtype} of shape {list(given.shape)}", "bool [B, N], or whole numbers [B, n]"
+            )
+        self._local.announced = given.detach().cpu().numpy()
+
     @property
     def canvases(self) -> int:
         """Return the number of canvases that this thread decodes in turns."""
@@ -153,6 +163,9 @@ class TokenCache:
         if self.source.repeat and view is not None and canvas.repeats(view, inputs):
             canvas.counts = canvas.counts.after(0, now.size, ran=False)
             return _with_logits(canvas.output, canvas.logits, given)
+        announced = self._announced(now)
+        if view is not None:
+            view = replace(view, announced=announced)
         index = self._fresh(canvas, now, view, inputs, ids.device)
         self._local.running = canvas
         try:
@@ -206,6 +219,23 @@ class TokenCache:
         self._local.canvases = [canvas] if twice else [canvas, *(one for one in known if one is not canvas)][:MOST]
         self.canvas = canvas
         return canvas, view
+
+    def _announced(self, now: np.ndarray) -> np.ndarray | None:
+        """Return bool [B, N], the positions that were announced for the forward of ``now``. None if there are none."""
+        given = getattr(self._local, "announced", None)
+        self._local.announced = None
+        if given is None or (given.dtype == bool and given.shape == now.shape):
+            return given
+        places = given.dtype != bool and len(given) == len(now) and given.size
+        if not places or given.min() < 0 or given.max() >= now.shape[1]:
+            raise BadOption(
+                "positions",
+                f"{given.dtype} of shape {list(given.shape)}",
+                f"bool {list(now.shape)}, or {len(now)} rows of whole numbers below {now.shape[1]}, as in input_ids",
+            )
+        found = np.zeros_like(now, bool)
+        np.put_along_axis(found, given, True, 1)
+        return found
 
     def _begun(self, now: np.ndarray) -> Canvas:
         """Return a canvas that begins with the tokens ``now``, int64 [B, N]."""

@@ -18,6 +18,7 @@ class View:
         changed: bool [B, N], the positions at which the token is not that of the last forward.
         prompt: bool [B, N], the positions that were not masked at step 0.
         tracked: bool [B, N], the positions that a layer tracks, if the rule needs drift. None before the first forward.
+        announced: bool [B, N], the positions that the loop decodes after this forward, if it states them.
     """
 
     step: int
@@ -25,6 +26,7 @@ class View:
     changed: np.ndarray
     prompt: np.ndarray
     tracked: np.ndarray | None = None
+    announced: np.ndarray | None = None
 
     @classmethod
     def of(cls, masked: np.ndarray) -> View:
