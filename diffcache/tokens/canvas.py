@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcache.tokens.attention import Drift
+from diffcache.tokens.head import Projection
 from diffcache.tokens.layers import Depths
 from diffcache.tokens.shares import Shares
 from diffcache.tokens.store import PlacedCache
@@ -24,6 +25,7 @@ class Counts:
         forwards: The number of forwards that the loop asked for.
         computed: The number of positions computed, over all rows and forwards. Rows padded to the longest count.
         full: The number of positions that the model without a cache computes.
+        projected: The number of positions with logits that were computed, over all rows and forwards.
         refreshes: The number of forwards that computed every position.
         repeated: The number of forwards that were not run, because no input had changed since the last one.
         shares: The share of the positions that each forward computed, in order.
@@ -32,16 +34,18 @@ class Counts:
     forwards: int = 0
     computed: int = 0
     full: int = 0
+    projected: int = 0
     refreshes: int = 0
     repeated: int = 0
     shares: tuple[float, ...] = ()
 
-    def after(self, computed: int, full: int, *, ran: bool) -> Counts:
+    def after(self, computed: int, full: int, projected: int, *, ran: bool) -> Counts:
         """Return the counts after one more forward.
 
         Args:
             computed: The number of positions that it computed.
             full: The number of positions of the canvas.
+            projected: The number of positions with new logits.
             ran: Whether the network ran.
         """
         return replace(
@@ -49,6 +53,7 @@ class Counts:
             forwards=self.forwards + 1,
             computed=self.computed + computed,
             full=self.full + full,
+            projected=self.projected + projected,
             refreshes=self.refreshes + (ran and computed == full),
             repeated=self.repeated + (not ran),
             shares=(*self.shares, computed / full),
@@ -71,6 +76,7 @@ class Canvas:
         depths: The kept inputs of layers, for rules that need them.
         drift: The kept queries, for rules that need them.
         shares: What the layers added to their inputs, for rules that need it.
+        projection: The logits that the last forward computed, if these are not those of all of its positions.
     """
 
     cache: PlacedCache = field(default_factory=PlacedCache)
@@ -84,6 +90,7 @@ class Canvas:
     depths: Depths | None = None
     drift: Drift | None = None
     shares: Shares | None = None
+    projection: Projection | None = None
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +113,7 @@ class Canvas:
         if self.shares is not None:
             self.shares = Shares()
 
-    def view(self, now: np.ndarray, mask: int) -> View | None:
+    def view(self, now: np.ndarray, mask: int, *, repeat: bool = False) -> View | None:
         """Return the state before a forward, or None if a canvas begins with it.
 
         A canvas begins if the input is not a later state of the last one: the prompt is another, the input is shorter,
@@ -116,6 +123,7 @@ class Canvas:
         Args:
             now: int64 [B, N], the tokens of the forward.
             mask: The id of the mask token.
+            repeat: Whether the tokens of the last forward continue the canvas even if nothing is decoded.
         """
         last, masked = self.ids, now == mask
         if last is None or len(now) != len(last) or now.shape[1] < last.shape[1]:
@@ -124,7 +132,8 @@ class Canvas:
         same, begun = now[:, :kept] == last, masked[:, :kept] == ~self.prompt
         decoded = (last != mask) & ~self.prompt
         again = masked[:, :kept] & decoded
-        if (~same & self.prompt).any() or begun.all() or 2 * again.sum() > decoded.sum():
+        first = begun.all() and not (repeat and now.shape == last.shape and same.all())
+        if (~same & self.prompt).any() or first or 2 * again.sum() > decoded.sum():
             return None
         changed = np.ones_like(masked)
         changed[:, :kept] = ~same
@@ -133,7 +142,8 @@ class Canvas:
         tracked = None
         if self.drift is not None:
             tracked = np.pad(self.drift.positions(), ((0, 0), (0, now.shape[1] - kept)))
-        return View(step=self.counts.forwards, masked=masked, changed=changed, prompt=prompt, tracked=tracked)
+        step = self.counts.forwards - self.counts.repeated
+        return View(step=step, masked=masked, changed=changed, prompt=prompt, tracked=tracked)
 
     def repeats(self, view: View, inputs: dict[str, Any]) -> bool:
         """Return whether a forward would repeat the last one: neither a token nor another argument has changed.

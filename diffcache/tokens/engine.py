@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,13 +22,14 @@ from diffcache.patch import Undo, layer, spot, weak
 from diffcache.tokens.attention import AttentionStack, Drift
 from diffcache.tokens.canvas import Canvas, equal_inputs
 from diffcache.tokens.drift import observe
+from diffcache.tokens.head import Head, Projection
 from diffcache.tokens.layers import Depths, LayerStack, decoder_layers
 from diffcache.tokens.rotary_blocks import RotaryBlocks, blocks_of
 from diffcache.tokens.rows import gathered, grown, indices, picked
 from diffcache.tokens.shares import Shares, ShareStack
 from diffcache.tokens.spec import TokenRule
 from diffcache.tokens.store import PlacedCache
-from diffcache.tokens.suitability import CACHES, demand_decoder, signature_of, takes_positions
+from diffcache.tokens.suitability import CACHES, demand_decoder, demand_two_directions, signature_of, takes_positions
 from diffcache.tokens.view import View
 
 EXACT = "exact"  # the name of the precision of the model
@@ -73,6 +75,7 @@ class TokenCache:
         self, model: nn.Module, source: TokenRule, mask: int, *, store: str | None = None, backend: Backend = "auto"
     ) -> None:
         demand_decoder(model)
+        demand_two_directions(model)
         check_backend(backend)
         self._format = None if store in (None, EXACT) else format_of(str(store))
         self.store, self._backend = store or EXACT, backend
@@ -82,7 +85,7 @@ class TokenCache:
         self._takes_positions = takes_positions(model)
         self._rest = next((n for n, p in names.items() if p.kind is inspect.Parameter.VAR_KEYWORD), "")
         self._model = weak(model)
-        self._parts: list[LayerStack | AttentionStack | ShareStack | RotaryBlocks] = []
+        self._parts: list[LayerStack | AttentionStack | ShareStack | RotaryBlocks | Head] = []
         if not self._takes_positions:
             self._parts.append(RotaryBlocks(model, self._cache_in_progress))
         if source.needs in DEEP and not self._takes_positions:
@@ -107,6 +110,8 @@ class TokenCache:
             layers = decoder_layers(model) if self._takes_positions else blocks_of(model)
             self._parts.append(ShareStack(layers, self._shares))
             self._layers = len(layers)
+        if source.logits == "masks":
+            self._parts.append(Head(model, self._projection))
         self._local = threading.local()
         self._undo: list[Undo] = []
         self.source, self.mask = source, mask
@@ -160,22 +165,24 @@ class TokenCache:
         now = ids.detach().cpu().numpy().copy()  # the loop writes into its ids
         canvas, view = self._canvas_for(now)
         inputs = {name: _copied(value) for name, value in given.items() if name != "input_ids"}
+        inputs.update(self._settings(ids.device))
         if self.source.repeat and view is not None and canvas.repeats(view, inputs):
-            canvas.counts = canvas.counts.after(0, now.size, ran=False)
+            canvas.counts = canvas.counts.after(0, now.size, 0, ran=False)
             return _with_logits(canvas.output, canvas.logits, given)
         announced = self._announced(now)
         if view is not None:
             view = replace(view, announced=announced)
         index = self._fresh(canvas, now, view, inputs, ids.device)
         self._local.running = canvas
+        canvas.projection = self._projected(canvas, now, index) if self.source.logits == "masks" else None
         try:
-            out = self._compute(canvas, inner, given, index)
+            out, projected = self._compute(canvas, inner, given, index)
         except BaseException:
             canvas.drop()  # some layers may hold rows of this forward, and others not
             raise
         finally:
             self._local.running = None
-        canvas.counts = canvas.counts.after(self._work(canvas, now, index), now.size, ran=True)
+        canvas.counts = canvas.counts.after(self._work(canvas, now, index), now.size, projected, ran=True)
         canvas.ids, canvas.inputs = now, inputs
         if view is not None:
             canvas.prompt = view.prompt
@@ -208,7 +215,8 @@ class TokenCache:
     def _canvas_for(self, now: np.ndarray) -> tuple[Canvas, View | None]:
         """Return the canvas of this thread, and the state before the forward; None for the first of a canvas."""
         known: list[Canvas] = getattr(self._local, "canvases", [])
-        views = [(canvas, view) for canvas in known if (view := canvas.view(now, self.mask)) is not None]
+        repeat = self.source.repeat
+        views = [(canvas, view) for canvas in known if (view := canvas.view(now, self.mask, repeat=repeat)) is not None]
         if views:  # of two canvases in turns, the one that differs least
             canvas, view = min(views, key=lambda pair: int(pair[1].changed.sum()))
         else:
@@ -293,6 +301,29 @@ class TokenCache:
         canvas: Canvas | None = getattr(self._local, "running", None)
         return None if canvas is None or canvas.depths is None else (canvas.depths, canvas.cache)
 
+    def _projection(self) -> Projection | None:
+        """Return what the forward that this thread runs projects; None for every position, or outside of a forward."""
+        canvas: Canvas | None = getattr(self._local, "running", None)
+        return None if canvas is None else canvas.projection
+
+    def _projected(self, canvas: Canvas, now: np.ndarray, index: np.ndarray | None) -> Projection:
+        """Return the projection of a forward of the positions ``index``: the logits that decode masks."""
+        needed = now == self.mask
+        if self.source.shift:
+            needed = np.concatenate([needed[:, :1] | needed[:, 1:2], needed[:, 2:], np.zeros_like(needed[:, :1])], 1)
+        depths = canvas.depths
+        return Projection(needed, lambda: index if depths is None else depths.index)
+
+    def _settings(self, device: torch.device) -> dict[str, Any]:
+        """Return what a forward depends on besides its arguments. The names are not those of arguments."""
+        kind, first = device.type, next(self._model().parameters(), None)
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        found: dict[str, Any] = {"*precision": (cast, None if first is None else first.dtype)}
+        if self.source.repeat:
+            weights = itertools.chain(self._model().parameters(), self._model().buffers())
+            found["*weights"] = [(id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        return found
+
     def _shares(self) -> tuple[Shares, PlacedCache] | None:
         """Return the state of the forward that this thread runs; None outside of one."""
         canvas: Canvas | None = getattr(self._local, "running", None)
@@ -304,8 +335,12 @@ class TokenCache:
         if canvas is not None and canvas.depths is not None and canvas.drift is not None:
             observe(canvas.drift, canvas.depths, canvas.cache, number, query, keys, mask, scaling)
 
-    def _compute(self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], index: Any) -> Any:
-        """Run the model on the positions ``index``, or on all, and return an output with the logits of all."""
+    def _compute(self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], index: Any) -> tuple[Any, int]:
+        """Run the model on the positions ``index``, or on all.
+
+        Returns:
+            An output with the logits of all positions, and the number of positions with new logits.
+        """
         ids = given["input_ids"]
         canvas.cache.size = ids.shape[1]
         call = dict(given)
@@ -332,11 +367,21 @@ class TokenCache:
         if canvas.depths is not None and canvas.depths.widened:
             where = canvas.cache.index  # of the last layer
         canvas.cache.end()
-        if where is not None and canvas.logits is not None:
-            kept = grown(canvas.logits, 1, ids.shape[1])
+        projected = logits.shape[0] * logits.shape[1]
+        if canvas.projection is not None and canvas.projection.where is not None:
+            where = canvas.projection.where
+        if where is not None:
+            if where.shape[1] != logits.shape[1]:
+                raise UnsupportedModel(
+                    f"{type(unwrapped(self._model())).__name__} returned logits of {logits.shape[1]} positions, and "
+                    f"ran on {where.shape[1]}. Allowed: one row of logits for each position. Use a rule without "
+                    "logits=masks, or restore the model."
+                )
+            kept = logits.new_zeros(len(logits), 0, logits.shape[2]) if canvas.logits is None else canvas.logits
+            kept = grown(kept.to(logits.dtype), 1, ids.shape[1])
             logits = kept.scatter(1, where[..., None].expand_as(logits), logits)
         canvas.logits, canvas.output = logits, out if self.source.repeat else None
-        return _with_logits(out, logits, given)
+        return _with_logits(out, logits, given), projected
 
     def _check(self, canvas: Canvas, out: Any) -> None:
         """Raise UnsupportedModel if a forward of all positions has not filled what the rule needs."""

@@ -13,7 +13,7 @@ class View:
     """The state of one canvas before a forward.
 
     Attributes:
-        step: The number of forwards since the canvas began. At 0 every position is computed.
+        step: The number of forwards that ran since the canvas began. At 0 every position is computed.
         masked: bool [B, N], the positions that hold the mask token.
         changed: bool [B, N], the positions at which the token is not that of the last forward.
         prompt: bool [B, N], the positions that were not masked at step 0.

@@ -73,7 +73,8 @@ class Rotary(nn.Module):
 
         def turned(x: Tensor) -> Tensor:
             first = k.shape[2] - x.shape[2]
-            return x * cos[first:] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[first:]
+            turned = x * cos[first:] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[first:]
+            return turned.to(x.dtype)
 
         return turned(q), turned(k)
 
