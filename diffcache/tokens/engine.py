@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from diffcache.errors import BadOption, UnsupportedModel, Unusable
 from diffcache.host import is_compiled, unwrapped
-from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, check_backend
 from diffcache.patch import Undo, layer, spot, weak
 from diffcache.tokens.attention import AttentionStack, Drift
@@ -24,6 +23,7 @@ from diffcache.tokens.canvas import Canvas, equal_inputs
 from diffcache.tokens.drift import observe
 from diffcache.tokens.head import Head, Projection
 from diffcache.tokens.layers import Depths, LayerStack, decoder_layers
+from diffcache.tokens.mixed import parse_store
 from diffcache.tokens.rotary_blocks import RotaryBlocks, blocks_of
 from diffcache.tokens.rows import gathered, grown, indices, picked
 from diffcache.tokens.shares import Shares, ShareStack
@@ -32,7 +32,6 @@ from diffcache.tokens.store import PlacedCache
 from diffcache.tokens.suitability import CACHES, demand_decoder, demand_two_directions, signature_of, takes_positions
 from diffcache.tokens.view import View
 
-EXACT = "exact"  # the name of the precision of the model
 # Arguments that ask for more than the logits of all positions.
 WHOLE = (
     "labels",
@@ -58,7 +57,8 @@ class TokenCache:
         model: A bidirectional decoder. Its ``forward`` takes ``input_ids``, ``position_ids`` and a cache.
         source: The rule: which positions to compute.
         mask: The id of the mask token.
-        store: The name of the format in which keys and values are kept. None keeps the precision of the model.
+        store: The format in which keys and values are kept, such as ``"int8"``, or ``"int8:far=int4,distance=32"`` for
+            masks far from every decoded token in another one. None keeps the precision of the model.
         backend: What runs operations on kept rows.
 
     Attributes:
@@ -77,8 +77,8 @@ class TokenCache:
         demand_decoder(model)
         demand_two_directions(model)
         check_backend(backend)
-        self._format = None if store in (None, EXACT) else format_of(str(store))
-        self.store, self._backend = store or EXACT, backend
+        self._store, self._backend = parse_store(store), backend
+        self.store = self._store.spec
         self._signature = signature_of(model)
         names = self._signature.parameters
         self._cache_argument = next((name for name in CACHES if name in names), "")
@@ -176,7 +176,7 @@ class TokenCache:
         self._local.running = canvas
         canvas.projection = self._projected(canvas, now, index) if self.source.logits == "masks" else None
         try:
-            out, projected = self._compute(canvas, inner, given, index)
+            out, projected = self._compute(canvas, inner, given, now, index)
         except BaseException:
             canvas.drop()  # some layers may hold rows of this forward, and others not
             raise
@@ -247,7 +247,7 @@ class TokenCache:
 
     def _begun(self, now: np.ndarray) -> Canvas:
         """Return a canvas that begins with the tokens ``now``, int64 [B, N]."""
-        canvas = Canvas(PlacedCache(self._format, self._backend), prompt=now != self.mask)
+        canvas = Canvas(PlacedCache(self._store, self._backend), prompt=now != self.mask)
         canvas.depths = Depths() if self.source.needs in DEEP else None
         canvas.shares = Shares() if self.source.needs == "values" else None
         if self.source.needs == "attention":
@@ -335,7 +335,9 @@ class TokenCache:
         if canvas is not None and canvas.depths is not None and canvas.drift is not None:
             observe(canvas.drift, canvas.depths, canvas.cache, number, query, keys, mask, scaling)
 
-    def _compute(self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], index: Any) -> tuple[Any, int]:
+    def _compute(
+        self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], now: np.ndarray, index: Any
+    ) -> tuple[Any, int]:
         """Run the model on the positions ``index``, or on all.
 
         Returns:
@@ -343,6 +345,7 @@ class TokenCache:
         """
         ids = given["input_ids"]
         canvas.cache.size = ids.shape[1]
+        canvas.cache.layout = self._store.layout(now == self.mask, ids.device)
         call = dict(given)
         where = None
         if index is not None:
