@@ -130,6 +130,16 @@ def test_error_and_bytes_lie_between_those_of_the_two_formats(kind):
     assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
 
 
+def test_the_report_counts_the_bytes_of_every_layer():
+    _, got = second_step(decoder(), "int8:far=int4,distance=64")
+    batch, size, near = 2, 256, 33 + 64  # 33 decoded tokens
+    far, channels = size - near, 2 * 8  # 2 heads
+    codes = near * (channels + 4) + far * (channels // 2 + 4)  # one float32 scale for each token
+    centres = 2 * 2 * channels * 2  # of keys: centre and spread of each channel in bfloat16, for both groups
+    layout = batch * size * (2 * (1 + 8) + 8 + 1)  # group and slot of each position for both groups; places, real
+    assert got == 3 * batch * (2 * codes + centres) + layout
+
+
 @pytest.mark.parametrize("rule", ["dkv:refresh=4", "dllm:gen_interval_steps=4", "elastic:window=4"])
 def test_loops_decode_and_rows_do_not_depend_on_each_other(rule):
     model, together = decoder(), prompts(3)
