@@ -23,6 +23,7 @@ __all__ = [
     "Fresh",
     "TokenRule",
     "View",
+    "announce",
     "cache_for",
     "is_token_rule",
     "parse_token_rule",
@@ -46,12 +47,13 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
     Raises:
         UnsupportedModel: ``pipe`` has no language model.
         UnknownName: There is no such rule, option or format.
-        BadOption: The id of the mask token is not known, the model cannot be accelerated, or an option is out of range.
+        BadOption: The id of the mask token is not known or not in the vocabulary, the model cannot be accelerated, or
+            an option is out of range.
     """
     from dataclasses import replace
 
     from diffcache.tokens.engine import TokenCache
-    from diffcache.tokens.suitability import demand_decoder
+    from diffcache.tokens.suitability import demand_decoder, vocabulary_of
 
     network = host.language_model_of(pipe)
     if network is None:
@@ -64,9 +66,30 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
     mask = host.mask_id_of(pipe) if rule.mask is None else rule.mask
     if mask is None:
         raise BadOption("mask", None, f'the id of the mask token: "{rule},mask=…", or model.config.mask_token_id')
+    size = vocabulary_of(network)
+    if size is not None and not 0 <= mask < size:
+        raise BadOption("mask", mask, f"the id of the mask token, from 0 to {size - 1}: the model has {size} tokens")
     if rule.shift is None:
         rule = replace(rule, shift=getattr(getattr(network, "config", None), "model_type", "") in SHIFTED)
     return TokenCache(network, rule, mask, store=store, backend=backend)
+
+
+def announce(model: Any, positions: Any) -> None:
+    """State the positions that a loop decodes after the next forward, for rules that compute them.
+
+    Call it before each forward, in a loop that chooses its positions in advance. Without a token rule it does nothing.
+
+    Args:
+        model: The model that the loop calls.
+        positions: bool [B, N], or int64 [B, n], the positions of each row.
+
+    Raises:
+        BadOption: ``positions`` is neither.
+    """
+    mark = getattr(host.adopted(model, bare=True), "__dict__", {}).get(host.MARK)
+    put = getattr(getattr(mark, "executor", None), "announce", None)
+    if put is not None:
+        put(positions)
 
 
 def report_of(cache: Any) -> TokenReport:

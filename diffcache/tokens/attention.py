@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,9 @@ from diffcache.patch import Undo
 
 SUPPORTED = ("sdpa", "eager")
 PREFIX = "diffcache_"
+IMPLEMENTATION = "_attn_implementation"  # the attribute of a configuration that names its attention function
+_USERS: Counter[str] = Counter()  # registered names -> models that use them
+_LOCK = threading.Lock()
 _OBSERVERS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
@@ -72,7 +77,7 @@ class AttentionStack:
 
         self._observe = observe
         self.modules = [m for one in layers for m in one.modules() if hasattr(m, "layer_idx") and hasattr(m, "config")]
-        names = {getattr(m.config, "_attn_implementation", None) for m in self.modules}
+        names = {getattr(m.config, IMPLEMENTATION, None) for m in self.modules}
         if not hasattr(transformers, "AttentionInterface") or not self.modules or not names <= set(SUPPORTED):
             found = ", ".join(sorted(map(str, names))) or "none of transformers"
             raise Unusable(
@@ -80,11 +85,11 @@ class AttentionStack:
                 f"the rule compares attention rows, and its attention is: {found}",
                 f"Load it with attn_implementation={SUPPORTED[0]!r}, or use a rule without drift: dkv, dual",
             )
-        for name in names:
-            transformers.AttentionInterface.register(PREFIX + str(name), _function(str(name)))
 
     def attach(self) -> Iterator[Undo]:
         """Observe every attention module. Yield the function that undoes it."""
+        for name in {str(getattr(module.config, IMPLEMENTATION)) for module in self.modules}:
+            yield _registered(name)
         for module in self.modules:
             yield self._observed(module)
 
@@ -101,6 +106,27 @@ class AttentionStack:
                 module.config = config
 
         return undo
+
+
+def _registered(name: str) -> Undo:
+    """Register the function that observes and then calls ``name``. Return what removes it after its last use."""
+    import transformers
+
+    full = PREFIX + name
+    with _LOCK:
+        _USERS[full] += 1
+        transformers.AttentionInterface.register(full, _function(name))
+    left = [full]
+
+    def undo() -> None:
+        with _LOCK:
+            while left:
+                _USERS[left.pop()] -= 1
+            if not _USERS[full]:
+                del _USERS[full]
+                transformers.AttentionInterface._global_mapping.pop(full, None)
+
+    return undo
 
 
 def _function(name: str) -> Callable[..., Any]:

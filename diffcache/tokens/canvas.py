@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from diffcache.tokens.attention import Drift
+from diffcache.tokens.head import Projection
 from diffcache.tokens.layers import Depths
+from diffcache.tokens.shares import Shares
 from diffcache.tokens.store import PlacedCache
 from diffcache.tokens.view import View
 
@@ -23,6 +25,7 @@ class Counts:
         forwards: The number of forwards that the loop asked for.
         computed: The number of positions computed, over all rows and forwards. Rows padded to the longest count.
         full: The number of positions that the model without a cache computes.
+        projected: The number of positions with logits that were computed, over all rows and forwards.
         refreshes: The number of forwards that computed every position.
         repeated: The number of forwards that were not run, because no input had changed since the last one.
         shares: The share of the positions that each forward computed, in order.
@@ -31,16 +34,18 @@ class Counts:
     forwards: int = 0
     computed: int = 0
     full: int = 0
+    projected: int = 0
     refreshes: int = 0
     repeated: int = 0
     shares: tuple[float, ...] = ()
 
-    def after(self, computed: int, full: int, *, ran: bool) -> Counts:
+    def after(self, computed: int, full: int, projected: int, *, ran: bool) -> Counts:
         """Return the counts after one more forward.
 
         Args:
             computed: The number of positions that it computed.
             full: The number of positions of the canvas.
+            projected: The number of positions with new logits.
             ran: Whether the network ran.
         """
         return replace(
@@ -48,6 +53,7 @@ class Counts:
             forwards=self.forwards + 1,
             computed=self.computed + computed,
             full=self.full + full,
+            projected=self.projected + projected,
             refreshes=self.refreshes + (ran and computed == full),
             repeated=self.repeated + (not ran),
             shares=(*self.shares, computed / full),
@@ -70,6 +76,8 @@ class Canvas:
         depths: The kept inputs of layers, for rules that need them.
         drift: The kept queries, for rules that need them.
         memory: What the rule keeps from forward to forward.
+        shares: What the layers added to their inputs, for rules that need it.
+        projection: The logits that the last forward computed, if these are not those of all of its positions.
     """
 
     cache: PlacedCache = field(default_factory=PlacedCache)
@@ -83,6 +91,8 @@ class Canvas:
     depths: Depths | None = None
     drift: Drift | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    shares: Shares | None = None
+    projection: Projection | None = None
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +100,8 @@ class Canvas:
         logits = 0 if self.logits is None else self.logits.numel() * self.logits.element_size()
         kept = [*self.depths.hidden.values()] if self.depths is not None else []
         kept += self.drift.queries.values() if self.drift is not None else []
-        return self.cache.nbytes + logits + sum(t.numel() * t.element_size() for t in kept)
+        shares = 0 if self.shares is None else self.shares.nbytes
+        return self.cache.nbytes + logits + shares + sum(t.numel() * t.element_size() for t in kept)
 
     def drop(self) -> None:
         """Drop every kept tensor. The counts stay."""
@@ -101,8 +112,10 @@ class Canvas:
             self.depths = Depths()
         if self.drift is not None:
             self.drift = Drift()
+        if self.shares is not None:
+            self.shares = Shares()
 
-    def view(self, now: np.ndarray, mask: int) -> View | None:
+    def view(self, now: np.ndarray, mask: int, *, repeat: bool = False) -> View | None:
         """Return the state before a forward, or None if a canvas begins with it.
 
         A canvas begins if the input is not a later state of the last one: the prompt is another, the input is shorter,
@@ -112,6 +125,7 @@ class Canvas:
         Args:
             now: int64 [B, N], the tokens of the forward.
             mask: The id of the mask token.
+            repeat: Whether the tokens of the last forward continue the canvas even if nothing is decoded.
         """
         last, masked = self.ids, now == mask
         if last is None or len(now) != len(last) or now.shape[1] < last.shape[1]:
@@ -120,7 +134,8 @@ class Canvas:
         same, begun = now[:, :kept] == last, masked[:, :kept] == ~self.prompt
         decoded = (last != mask) & ~self.prompt
         again = masked[:, :kept] & decoded
-        if (~same & self.prompt).any() or begun.all() or 2 * again.sum() > decoded.sum():
+        first = begun.all() and not (repeat and now.shape == last.shape and same.all())
+        if (~same & self.prompt).any() or first or 2 * again.sum() > decoded.sum():
             return None
         changed = np.ones_like(masked)
         changed[:, :kept] = ~same
@@ -130,7 +145,7 @@ class Canvas:
         if self.drift is not None:
             tracked = np.pad(self.drift.positions(), ((0, 0), (0, now.shape[1] - kept)))
         return View(
-            step=self.counts.forwards,
+            step=self.counts.forwards - self.counts.repeated,
             masked=masked,
             changed=changed,
             prompt=prompt,

@@ -16,7 +16,7 @@ from diffcache.kernels import Format
 from diffcache.kernels.dequantize import dequantize
 from diffcache.kernels.library import Backend
 from diffcache.kernels.quantize import quantize
-from diffcache.tokens.rows import grown
+from diffcache.tokens.rows import gathered, grown
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ class CompactRows:
     backend: Backend
 
     @classmethod
-    def of(cls, rows: Tensor, how: Format, *, by_channel: bool, backend: Backend) -> CompactRows:
+    def of(
+        cls, rows: Tensor, how: Format, *, by_channel: bool, backend: Backend, real: Tensor | None = None
+    ) -> CompactRows:
         """Return the rows of all positions in fewer bytes.
 
         Args:
@@ -52,11 +54,12 @@ class CompactRows:
             how: The format.
             by_channel: Whether the channels are centred and scaled first.
             backend: What runs the operations.
+            real: bool [B, N], the rows that count for the channels; the others repeat one of them. None: all count.
         """
         flat = _flat(rows)
         channels = None
         if by_channel and how.group:
-            spread, centre = torch.std_mean(flat.float(), dim=1, keepdim=True, correction=0)
+            spread, centre = _spread_and_centre(flat.float(), real)
             channels = torch.stack([centre, torch.where(spread > 0, spread, 1)]).to(torch.bfloat16)
         codes, scales = _encoded(flat, how, channels, backend)
         return cls(codes, scales, how, rows.shape[1], flat.shape[-1], rows.dtype, channels, backend)
@@ -79,6 +82,26 @@ class CompactRows:
         put = [_scattered(old, index, new) for old, new in zip(kept, (codes, scales), strict=True)]
         return replace(self, codes=put[0], scales=put[1])
 
+    def like(self, rows: Tensor) -> CompactRows:
+        """Return other rows, [B, heads, n, head_dim], with the channels of these."""
+        codes, scales = _encoded(_flat(rows), self.format, self.channels, self.backend)
+        return replace(self, codes=codes, scales=scales)
+
+    def where(self, keep: Tensor, old: CompactRows, slots: Tensor) -> CompactRows:
+        """Return these rows, or rows of ``old`` where ``keep`` is True.
+
+        Args:
+            keep: bool [B, n].
+            old: Rows of the same format.
+            slots: int64 [B, n], the row of ``old`` that takes the place of each one.
+        """
+        made = []
+        for new, kept in ((self.codes, old.codes), (self.scales, old.scales)):
+            kind = torch.uint8 if new.dtype.itemsize == 1 else new.dtype  # torch cannot gather float8
+            taken = gathered(kept.view(kind), slots.clamp(max=kept.shape[1] - 1))
+            made.append(torch.where(keep[..., None], taken, new.view(kind)).view(new.dtype))
+        return replace(self, codes=made[0], scales=made[1])
+
     def read(self) -> Tensor:
         """Return the rows of all positions, [B, heads, N, head_dim], approximately."""
         batch, size = self.codes.shape[:2]
@@ -97,6 +120,16 @@ def _scattered(old: Tensor, index: Tensor, new: Tensor) -> Tensor:
     kind = torch.uint8 if old.dtype.itemsize == 1 else old.dtype
     where = index[..., None].expand(-1, -1, new.shape[-1])
     return old.view(kind).scatter(1, where, new.view(kind)).view(old.dtype)
+
+
+def _spread_and_centre(flat: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation and the mean of each channel, [B, 1, channels], over the rows that are real."""
+    if real is None:
+        spread, centre = torch.std_mean(flat, dim=1, keepdim=True, correction=0)
+        return spread, centre
+    weight = real[..., None].float() / real.sum(1).clamp(min=1)[:, None, None]
+    centre = (flat * weight).sum(1, keepdim=True)
+    return ((flat - centre) ** 2 * weight).sum(1, keepdim=True).sqrt(), centre
 
 
 def _flat(rows: Tensor) -> Tensor:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache.errors import UnsupportedModel, Unusable
+from diffcache.errors import BadOption, UnsupportedModel, Unusable
 from diffcache.host import is_compiled, unwrapped
-from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, check_backend
 from diffcache.patch import Undo, layer, spot, weak
 from diffcache.tokens.attention import AttentionStack, Drift
 from diffcache.tokens.canvas import Canvas, equal_inputs
 from diffcache.tokens.drift import observe
-from diffcache.tokens.layers import Depths, LayerStack
-from diffcache.tokens.rotary_blocks import RotaryBlocks
+from diffcache.tokens.head import Head, Projection
+from diffcache.tokens.layers import Depths, LayerStack, decoder_layers
+from diffcache.tokens.mixed import parse_store
+from diffcache.tokens.rotary_blocks import RotaryBlocks, blocks_of
 from diffcache.tokens.rows import gathered, grown, indices, picked
+from diffcache.tokens.shares import Shares, ShareStack
 from diffcache.tokens.spec import TokenRule
 from diffcache.tokens.store import PlacedCache
-from diffcache.tokens.suitability import CACHES, demand_decoder, signature_of, takes_positions
+from diffcache.tokens.suitability import CACHES, demand_decoder, demand_two_directions, signature_of, takes_positions
 from diffcache.tokens.view import View
 
-EXACT = "exact"  # the name of the precision of the model
 # Arguments that ask for more than the logits of all positions.
 WHOLE = (
     "labels",
@@ -40,6 +43,7 @@ WHOLE = (
     "use_cache",
 )
 IN_CONFIG = ("output_hidden_states", "output_attentions", "output_router_logits")  # settings that ask for them as well
+DEEP = ("depth", "attention")  # needs of rules that compute more positions from a layer on
 MOST = 2  # canvases that a thread may decode in turns
 
 
@@ -53,7 +57,8 @@ class TokenCache:
         model: A bidirectional decoder. Its ``forward`` takes ``input_ids``, ``position_ids`` and a cache.
         source: The rule: which positions to compute.
         mask: The id of the mask token.
-        store: The name of the format in which keys and values are kept. None keeps the precision of the model.
+        store: The format in which keys and values are kept, such as ``"int8"``, or ``"int8:far=int4,distance=32"`` for
+            masks far from every decoded token in another one. None keeps the precision of the model.
         backend: What runs operations on kept rows.
 
     Attributes:
@@ -70,19 +75,20 @@ class TokenCache:
         self, model: nn.Module, source: TokenRule, mask: int, *, store: str | None = None, backend: Backend = "auto"
     ) -> None:
         demand_decoder(model)
+        demand_two_directions(model)
         check_backend(backend)
-        self._format = None if store in (None, EXACT) else format_of(str(store))
-        self.store, self._backend = store or EXACT, backend
+        self._store, self._backend = parse_store(store), backend
+        self.store = self._store.spec
         self._signature = signature_of(model)
         names = self._signature.parameters
         self._cache_argument = next((name for name in CACHES if name in names), "")
         self._takes_positions = takes_positions(model)
         self._rest = next((n for n, p in names.items() if p.kind is inspect.Parameter.VAR_KEYWORD), "")
         self._model = weak(model)
-        self._parts: list[LayerStack | AttentionStack | RotaryBlocks] = []
+        self._parts: list[LayerStack | AttentionStack | ShareStack | RotaryBlocks | Head] = []
         if not self._takes_positions:
             self._parts.append(RotaryBlocks(model, self._cache_in_progress))
-        if source.needs and not self._takes_positions:
+        if source.needs in DEEP and not self._takes_positions:
             raise Unusable(
                 f"the token rule {str(source)!r}",
                 "it computes more positions from a layer on, and the layers of this model take no positions",
@@ -94,12 +100,18 @@ class TokenCache:
                 "it reads the layers of the model, which is compiled",
                 "Use a rule without depth: dkv, dual; or a model that is not compiled",
             )
-        if source.needs:
+        if source.needs in DEEP:
             stack = LayerStack(model, self._depths)
             self._parts.append(stack)
             if source.needs == "attention":
                 self._parts.append(AttentionStack(stack.modules, self._observe))
             self._layers = len(stack.modules)
+        elif source.needs:
+            layers = decoder_layers(model) if self._takes_positions else blocks_of(model)
+            self._parts.append(ShareStack(layers, self._shares))
+            self._layers = len(layers)
+        if source.logits == "masks":
+            self._parts.append(Head(model, self._projection))
         self._local = threading.local()
         self._undo: list[Undo] = []
         self.source, self.mask = source, mask
@@ -127,6 +139,15 @@ class TokenCache:
             self.canvas.drop()
         self._local = threading.local()
 
+    def announce(self, positions: Any) -> None:
+        """Keep the positions that the loop of this thread decodes after its next forward. See ``diffcache.tokens``."""
+        given = torch.as_tensor(positions)
+        if given.ndim != 2 or given.is_floating_point():
+            raise BadOption(
+                "positions", f"{given.dtype} of shape {list(given.shape)}", "bool [B, N], or whole numbers [B, n]"
+            )
+        self._local.announced = given.detach().cpu().numpy()
+
     @property
     def canvases(self) -> int:
         """Return the number of canvases that this thread decodes in turns."""
@@ -151,19 +172,24 @@ class TokenCache:
         now = ids.detach().cpu().numpy().copy()  # the loop writes into its ids
         canvas, view = self._canvas_for(now)
         inputs = {name: _copied(value) for name, value in given.items() if name != "input_ids"}
+        inputs.update(self._settings(ids.device))
         if self.source.repeat and view is not None and canvas.repeats(view, inputs):
-            canvas.counts = canvas.counts.after(0, now.size, ran=False)
+            canvas.counts = canvas.counts.after(0, now.size, 0, ran=False)
             return _with_logits(canvas.output, canvas.logits, given)
-        index = self._fresh(canvas, now, view, inputs)
+        announced = self._announced(now)
+        if view is not None:
+            view = replace(view, announced=announced)
+        index = self._fresh(canvas, now, view, inputs, ids.device)
         self._local.running = canvas
+        canvas.projection = self._projected(canvas, now, index) if self.source.logits == "masks" else None
         try:
-            out = self._compute(canvas, inner, given, index)
+            out, projected = self._compute(canvas, inner, given, now, index)
         except BaseException:
             canvas.drop()  # some layers may hold rows of this forward, and others not
             raise
         finally:
             self._local.running = None
-        canvas.counts = canvas.counts.after(self._work(canvas, now, index), now.size, ran=True)
+        canvas.counts = canvas.counts.after(self._work(canvas, now, index), now.size, projected, ran=True)
         canvas.ids, canvas.inputs = now, inputs
         if view is not None:
             canvas.prompt = view.prompt
@@ -217,7 +243,8 @@ class TokenCache:
     def _canvas_for(self, now: np.ndarray) -> tuple[Canvas, View | None]:
         """Return the canvas of this thread, and the state before the forward; None for the first of a canvas."""
         known: list[Canvas] = getattr(self._local, "canvases", [])
-        views = [(canvas, view) for canvas in known if (view := canvas.view(now, self.mask)) is not None]
+        repeat = self.source.repeat
+        views = [(canvas, view) for canvas in known if (view := canvas.view(now, self.mask, repeat=repeat)) is not None]
         if views:  # of two canvases in turns, the one that differs least
             canvas, view = min(views, key=lambda pair: int(pair[1].changed.sum()))
         else:
@@ -229,29 +256,52 @@ class TokenCache:
         self.canvas = canvas
         return canvas, view
 
+    def _announced(self, now: np.ndarray) -> np.ndarray | None:
+        """Return bool [B, N], the positions that were announced for the forward of ``now``. None if there are none."""
+        given = getattr(self._local, "announced", None)
+        self._local.announced = None
+        if given is None or (given.dtype == bool and given.shape == now.shape):
+            return given
+        places = given.dtype != bool and len(given) == len(now) and given.size
+        if not places or given.min() < 0 or given.max() >= now.shape[1]:
+            raise BadOption(
+                "positions",
+                f"{given.dtype} of shape {list(given.shape)}",
+                f"bool {list(now.shape)}, or {len(now)} rows of whole numbers below {now.shape[1]}, as in input_ids",
+            )
+        found = np.zeros_like(now, bool)
+        np.put_along_axis(found, given, True, 1)
+        return found
+
     def _begun(self, now: np.ndarray) -> Canvas:
         """Return a canvas that begins with the tokens ``now``, int64 [B, N]."""
-        canvas = Canvas(PlacedCache(self._format, self._backend), prompt=now != self.mask)
-        canvas.depths = Depths() if self.source.needs else None
+        canvas = Canvas(PlacedCache(self._store, self._backend), prompt=now != self.mask)
+        canvas.depths = Depths() if self.source.needs in DEEP else None
+        canvas.shares = Shares() if self.source.needs == "values" else None
         if self.source.needs == "attention":
             canvas.drift, canvas.cache.keeps_before = Drift(), True
         self.runs += 1
         return canvas
 
-    def _fresh(self, canvas: Canvas, now: np.ndarray, view: View | None, inputs: dict[str, Any]) -> np.ndarray | None:
-        """Return int64 [B, n], the positions to compute; None for all."""
-        chosen = np.ones_like(now, bool)
+    def _fresh(
+        self, canvas: Canvas, now: np.ndarray, view: View | None, inputs: dict[str, Any], device: torch.device
+    ) -> np.ndarray | None:
+        """Return int64 [B, n], the positions to compute; None for all. Begin the forward in the parts of the canvas."""
+        chosen, among = np.ones_like(now, bool), None
         state = View.of(now == self.mask) if view is None else view
         found = self.source.fresh(state) if view is not None or self.source.needs else None
         if found is not None and view is not None and canvas.ids is not None:
             chosen = np.broadcast_to(found.positions, now.shape).copy()
             chosen[:, canvas.ids.shape[1] :] = True  # positions that have just appeared
+            among = found.among
             grows = canvas.ids.shape != now.shape
             if (self.source.needs and grows) or not equal_inputs(inputs, canvas.inputs):
-                chosen[:] = True  # kept rows belong to another mask, or to other positions
+                chosen[:], among = True, None  # kept rows belong to another mask, or to other positions
         if self.source.shift:  # the logits at j - 1 decode position j
             chosen[:, :-1] |= chosen[:, 1:] & state.masked[:, 1:]
         index = None if chosen.all() else indices(chosen)
+        if canvas.shares is not None and found is not None:
+            canvas.shares.begin(index, among, found.share, found.whole, device)
         if canvas.depths is not None and found is not None:
             canvas.depths.begin(index, np.full(len(now), self._layers) if found.start is None else found.start)
             if canvas.drift is not None:
@@ -261,6 +311,8 @@ class TokenCache:
 
     def _work(self, canvas: Canvas, now: np.ndarray, index: np.ndarray | None) -> int:
         """Return the number of positions that a forward computed, as a mean over the layers."""
+        if canvas.shares is not None:
+            return round(canvas.shares.computed / self._layers)
         if index is None:
             return now.size
         if canvas.depths is None:
@@ -277,16 +329,51 @@ class TokenCache:
         canvas: Canvas | None = getattr(self._local, "running", None)
         return None if canvas is None or canvas.depths is None else (canvas.depths, canvas.cache)
 
+    def _projection(self) -> Projection | None:
+        """Return what the forward that this thread runs projects; None for every position, or outside of a forward."""
+        canvas: Canvas | None = getattr(self._local, "running", None)
+        return None if canvas is None else canvas.projection
+
+    def _projected(self, canvas: Canvas, now: np.ndarray, index: np.ndarray | None) -> Projection:
+        """Return the projection of a forward of the positions ``index``: the logits that decode masks."""
+        needed = now == self.mask
+        if self.source.shift:
+            needed = np.concatenate([needed[:, :1] | needed[:, 1:2], needed[:, 2:], np.zeros_like(needed[:, :1])], 1)
+        depths = canvas.depths
+        return Projection(needed, lambda: index if depths is None else depths.index)
+
+    def _settings(self, device: torch.device) -> dict[str, Any]:
+        """Return what a forward depends on besides its arguments. The names are not those of arguments."""
+        kind, first = device.type, next(self._model().parameters(), None)
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        found: dict[str, Any] = {"*precision": (cast, None if first is None else first.dtype)}
+        if self.source.repeat:
+            weights = itertools.chain(self._model().parameters(), self._model().buffers())
+            found["*weights"] = [(id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        return found
+
+    def _shares(self) -> tuple[Shares, PlacedCache] | None:
+        """Return the state of the forward that this thread runs; None outside of one."""
+        canvas: Canvas | None = getattr(self._local, "running", None)
+        return None if canvas is None or canvas.shares is None else (canvas.shares, canvas.cache)
+
     def _observe(self, number: int, query: Tensor, keys: Tensor, mask: Any, scaling: float) -> None:
         """Test the attention of a layer for drift."""
         canvas: Canvas | None = getattr(self._local, "running", None)
         if canvas is not None and canvas.depths is not None and canvas.drift is not None:
             observe(canvas.drift, canvas.depths, canvas.cache, number, query, keys, mask, scaling)
 
-    def _compute(self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], index: Any) -> Any:
-        """Run the model on the positions ``index``, or on all, and return an output with the logits of all."""
+    def _compute(
+        self, canvas: Canvas, inner: Callable[..., Any], given: dict[str, Any], now: np.ndarray, index: Any
+    ) -> tuple[Any, int]:
+        """Run the model on the positions ``index``, or on all.
+
+        Returns:
+            An output with the logits of all positions, and the number of positions with new logits.
+        """
         ids = given["input_ids"]
         canvas.cache.size = ids.shape[1]
+        canvas.cache.layout = self._store.layout(now == self.mask, ids.device)
         call = dict(given)
         where = None
         if index is not None:
@@ -310,12 +397,22 @@ class TokenCache:
         logits = out.logits.detach()
         if canvas.depths is not None and canvas.depths.widened:
             where = canvas.cache.index  # of the last layer
-        canvas.cache.before.clear()
-        if where is not None and canvas.logits is not None:
-            kept = grown(canvas.logits, 1, ids.shape[1])
+        canvas.cache.end()
+        projected = logits.shape[0] * logits.shape[1]
+        if canvas.projection is not None and canvas.projection.where is not None:
+            where = canvas.projection.where
+        if where is not None:
+            if where.shape[1] != logits.shape[1]:
+                raise UnsupportedModel(
+                    f"{type(unwrapped(self._model())).__name__} returned logits of {logits.shape[1]} positions, and "
+                    f"ran on {where.shape[1]}. Allowed: one row of logits for each position. Use a rule without "
+                    "logits=masks, or restore the model."
+                )
+            kept = logits.new_zeros(len(logits), 0, logits.shape[2]) if canvas.logits is None else canvas.logits
+            kept = grown(kept.to(logits.dtype), 1, ids.shape[1])
             logits = kept.scatter(1, where[..., None].expand_as(logits), logits)
         canvas.logits, canvas.output = logits, out if self.source.repeat else None
-        return _with_logits(out, logits, given)
+        return _with_logits(out, logits, given), projected
 
     def _check(self, canvas: Canvas, out: Any) -> None:
         """Raise UnsupportedModel if a forward of all positions has not filled what the rule needs."""

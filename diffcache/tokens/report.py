@@ -61,6 +61,8 @@ class TokenReport(Counts):
                 f"positions        {self.computed:,} of {self.full:,} computed, {self.skipped:.0%} skipped",
                 f"each forward     {strip(self.shares)}",
             ]
+        if 0 < self.projected < self.computed:
+            lines.append(f"logits           {self.projected:,} of {self.computed:,} computed positions projected")
         if self.repeated:
             lines.append(f"not run          {self.repeated} forwards, because no input had changed")
         lines += [f"without cache    {n} forwards: {reason}" for reason, n in self.passed.items()]

@@ -16,7 +16,8 @@ from diffcache.tokens import rules
 from diffcache.tokens.view import Fresh, View
 
 DEFAULT = "dkv:refresh=8"  # the rule of "auto"
-GENERAL = ("mask", "shift", "repeat")  # options of every rule
+LOGITS = ("all", "masks")
+GENERAL = ("mask", "shift", "repeat", "logits")  # options of every rule
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class TokenRule:
         function: The function of the rule.
         options: The options of the function.
         mask: The id of the mask token, if the spec states it.
-        needs: "depth" if the rule refreshes from a layer on, "attention" if it also compares attention rows, else "".
+        needs: "depth" if the rule refreshes from a layer on, "attention" if it also compares attention rows, "values"
+            if each layer computes a share of the positions, else "".
         shift: Whether the logits at position j - 1 decode position j, as in Dream. None: the model decides.
         repeat: Whether a forward with the same arguments as the last one returns the same logits without running. Its
-            weights and adapters must not change between the two.
+            adapters must not change between the two. Weights that change in place, or are replaced, are seen.
+        logits: "masks" computes logits at masks only, for loops that read no others. "all" computes those of every
+            position that a forward computes.
     """
 
     spec: str
@@ -41,6 +45,7 @@ class TokenRule:
     needs: str = ""
     shift: bool | None = None
     repeat: bool = False
+    logits: str = "all"
 
     def fresh(self, view: View) -> Fresh:
         """Return the positions to compute."""
@@ -63,8 +68,9 @@ def is_token_rule(spec: object) -> bool:
 def parse_token_rule(spec: object) -> TokenRule:
     """Return the rule of a spec such as ``"dkv:refresh=8"``. ``"auto"`` is ``"dkv:refresh=8"``. A rule stays as it is.
 
-    Every rule has three more options: ``mask``, the id of the mask token; ``shift``, 1 if the logits at position j - 1
-    decode position j; and ``repeat``, 1 if a forward that repeats the last one need not run.
+    Every rule has four more options: ``mask``, the id of the mask token; ``shift``, 1 if the logits at position j - 1
+    decode position j; ``repeat``, 1 if a forward that repeats the last one need not run; and ``logits``, "masks" if the
+    loop reads the logits of masks only.
 
     Raises:
         UnknownName: There is no such rule, or it has no such option.
@@ -101,10 +107,13 @@ def parse_token_rule(spec: object) -> TokenRule:
         raise BadOption("mask", mask, "the id of the mask token, a whole number")
     if shift not in (None, 0, 1):
         raise BadOption("shift", shift, "0 or 1")
+    logits = options.pop("logits", "all")
+    if logits not in LOGITS:
+        raise BadOption("logits", logits, ", ".join(LOGITS))
     if repeat not in (0, 1):
         raise BadOption("repeat", repeat, "0 or 1")
     shifted = None if shift is None else bool(shift)
-    rule = TokenRule(spec, function, options, mask, getattr(module, "NEEDS", ""), shifted, bool(repeat))
+    rule = TokenRule(spec, function, options, mask, getattr(module, "NEEDS", ""), shifted, bool(repeat), logits)
     rule.fresh(View.of(np.array([[False, True]])))  # raises for a value out of range here, before the run
     return rule
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from diffcache.kernels import Format
 from diffcache.kernels.library import Backend
 from diffcache.tokens.compact import CompactRows
-from diffcache.tokens.rows import grown
+from diffcache.tokens.mixed import Layout, MixedRows, Store, fresh_mask, with_rows
+from diffcache.tokens.rows import picked
+
+Kept = Tensor | CompactRows | MixedRows
 
 
 class PlacedCache(DynamicCache):
     """The keys and values of a model, [B, heads, N, head_dim] in each layer, written by position.
 
     Args:
-        how: The format in which keys and values are kept. None keeps the precision of the model.
+        how: The formats in which keys and values are kept. None keeps the precision of the model.
         backend: What runs operations on kept rows.
 
     Attributes:
@@ -26,16 +29,20 @@ class PlacedCache(DynamicCache):
         size: The number of positions, N.
         keeps_before: Whether ``before`` is filled.
         before: The keys of a layer before the forward in progress wrote its rows, by number of the layer.
+        layout: Which positions this forward keeps in which format; None if there is one format.
+        values_now: The values that a layer wrote last, [B, heads, n, head_dim], during a forward.
     """
 
-    def __init__(self, how: Format | None = None, backend: Backend = "auto") -> None:
+    def __init__(self, how: Store | None = None, backend: Backend = "auto") -> None:
         super().__init__()
         self.index: Tensor | None = None
         self.size = 0
         self.keeps_before = False
         self.before: dict[int, Tensor] = {}
+        self.values_now: Tensor | None = None
         self._how, self._backend = how, backend
-        self._kept: dict[int, tuple[Tensor, Tensor] | tuple[CompactRows, CompactRows]] = {}
+        self.layout: Layout | None = None
+        self._kept: dict[int, tuple[Kept, Kept]] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -50,32 +57,77 @@ class PlacedCache(DynamicCache):
             **kwargs: Arguments of other caches.
         """
         fresh = key_states.detach(), value_states.detach()
+        self.values_now = fresh[1]
         if self.index is None:
-            self._kept[layer_idx] = fresh if self._how is None else self._compact(fresh, self._how)
+            self._kept[layer_idx] = self._compact(fresh)
             return key_states, value_states
         index, kept = self.index, self._kept[layer_idx]
-        where = index[:, None, :, None]
-        old = [one.read() if isinstance(one, CompactRows) else one for one in kept]
+        old = [_rows_of(one) for one in kept]
         if self.keeps_before:
             self.before[layer_idx] = old[0]
-        keys, values = (
-            grown(rows, 2, self.size).scatter(2, where.expand_as(new), new)
-            for rows, new in zip(old, (key_states, value_states), strict=True)
+        keys = with_rows(old[0], key_states, index, self.size)
+        values = with_rows(old[1], value_states, index, self.size)
+        self._kept[layer_idx] = (
+            self._written(kept[0], fresh[0], index, keys.detach()),
+            self._written(kept[1], fresh[1], index, values.detach()),
         )
-        if isinstance(kept[0], CompactRows) and isinstance(kept[1], CompactRows):
-            self._kept[layer_idx] = (
-                kept[0].written(fresh[0], index, self.size),
-                kept[1].written(fresh[1], index, self.size),
-            )
-        else:
-            self._kept[layer_idx] = keys.detach(), values.detach()
         return keys, values
 
-    def _compact(self, fresh: tuple[Tensor, Tensor], how: Format) -> tuple[CompactRows, CompactRows]:
-        """Return the keys and values of all positions in fewer bytes."""
+    def _written(self, kept: Kept, new: Tensor, index: Tensor, every: Tensor) -> Kept:
+        """Return kept rows with others at some positions.
+
+        Args:
+            kept: The kept rows.
+            new: [B, heads, n, head_dim], the others.
+            index: int64 [B, n], their positions.
+            every: [B, heads, N, head_dim], the rows of all positions after that.
+        """
+        if isinstance(kept, CompactRows):
+            return kept.written(new, index, self.size)
+        if isinstance(kept, MixedRows) and self.layout is not None:
+            return kept.written(every, fresh_mask(index, self.size), self.layout)
+        return every
+
+    def values_at(self, number: int, index: Tensor | None) -> Tensor:
+        """Return the kept values of a layer, [B, n, heads · head_dim].
+
+        Args:
+            number: The number of the layer.
+            index: int64 [B, n], their positions. None for all.
+        """
+        rows = _rows_of(self._kept[number][1])
+        return (rows if index is None else picked(rows, index)).transpose(1, 2).flatten(2)
+
+    def write_values(self, number: int, values: Tensor, index: Tensor | None) -> None:
+        """Write values of a layer without their keys.
+
+        Args:
+            number: The number of the layer.
+            values: [B, n, heads · head_dim].
+            index: int64 [B, n], their positions. None for all.
+        """
+        keys, kept = self._kept[number]
+        heads = kept.shape[1] if isinstance(kept, Tensor) else kept.heads
+        rows = values.view(*values.shape[:2], heads, -1).transpose(1, 2)
+        if index is None:
+            index = torch.arange(rows.shape[2], device=rows.device).expand(len(rows), -1)
+        every = with_rows(_rows_of(kept), rows, index, self.size)
+        self._kept[number] = keys, self._written(kept, rows, index, every)
+
+    def _compact(self, fresh: tuple[Tensor, Tensor]) -> tuple[Kept, Kept]:
+        """Return the keys and values of all positions in the formats in which they are kept."""
+        how, backend = self._how, self._backend
+        if how is None or how.near is None:
+            return fresh
+        if how.far is None or self.layout is None:
+            return (
+                CompactRows.of(fresh[0], how.near, by_channel=True, backend=backend),
+                CompactRows.of(fresh[1], how.near, by_channel=False, backend=backend),
+            )
+        formats = how.near, how.far
         return (
-            CompactRows.of(fresh[0], how, by_channel=True, backend=self._backend),
-            CompactRows.of(fresh[1], how, by_channel=False, backend=self._backend),
+            MixedRows.of(fresh[0], formats, self.layout, by_channel=True, backend=backend),
+            MixedRows.of(fresh[1], formats, self.layout, by_channel=False, backend=backend),
         )
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
@@ -107,9 +159,21 @@ class PlacedCache(DynamicCache):
     @property
     def nbytes(self) -> int:
         """Return the bytes of all kept keys and values."""
-        return sum(kept.nbytes for pair in self._kept.values() for kept in pair)
+        layout = 0 if self.layout is None else self.layout.nbytes
+        return layout + sum(kept.nbytes for pair in self._kept.values() for kept in pair)
 
     def clear(self) -> None:
         """Drop everything kept."""
         self._kept.clear()
+        self.layout = None
+        self.end()
+
+    def end(self) -> None:
+        """Drop what is needed during a forward only."""
         self.before.clear()
+        self.values_now = None
+
+
+def _rows_of(kept: Kept) -> Tensor:
+    """Return kept rows, [B, heads, N, head_dim], approximately if they are in fewer bytes."""
+    return kept if isinstance(kept, Tensor) else kept.read()

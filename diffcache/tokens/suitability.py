@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffcache.errors import Unusable
@@ -13,6 +14,8 @@ from diffcache.host import unwrapped
 from diffcache.tokens.rotary_blocks import blocks_of
 
 CACHES = ("cache", "past_key_values")  # the argument's name since and before transformers 5.24
+OF_TRANSFORMERS = "transformers.models."  # the modules of its decoders, which read config.is_causal
+EQUAL = 1e-5  # the largest difference between logits that are equal, as a share of the largest logit
 BY_MASK = ("opt",)  # values of config.model_type: positions follow from the attention mask
 
 
@@ -43,7 +46,7 @@ def demand_decoder(model: nn.Module) -> None:
             "its forward takes no position_ids, or no cache, and its blocks are not built like LLaDA's",
             "Pass a decoder with a forward that takes input_ids, position_ids and a transformers cache",
         )
-    of_transformers = type(unwrapped(model)).__module__.startswith("transformers.models.")
+    of_transformers = type(unwrapped(model)).__module__.startswith(OF_TRANSFORMERS)
     if of_transformers and getattr(config, "is_causal", True):
         raise Unusable(
             title,
@@ -67,6 +70,38 @@ def demand_decoder(model: nn.Module) -> None:
             "its rotary frequencies depend on the length (dynamic NTK, longrope), so kept keys become wrong",
             "Use another rope_type",
         )
+
+
+def demand_two_directions(model: nn.Module) -> None:
+    """Raise Unusable if a decoder of another package attends to earlier positions only.
+
+    Such a class need not read ``config.is_causal``. So the decoder runs on two rows of four tokens that differ after
+    the first one. If the logits at the first position are equal, it has not seen the others.
+    """
+    plain: Any = unwrapped(model)
+    first = next(plain.parameters(), None)
+    if type(plain).__module__.startswith(OF_TRANSFORMERS) or plain.training or first is None or first.is_meta:
+        return
+    ids = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1]], device=first.device)
+    try:
+        with torch.no_grad():
+            # the function of the class: the model may be accelerated by a rule that this one replaces
+            logits = type(plain).forward(plain, ids).logits[:, 0].float()
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return  # it needs other arguments; its first forward shows whether it can be cached
+    if (logits[0] - logits[1]).abs().max() <= EQUAL * logits.abs().max():
+        raise Unusable(
+            type(plain).__name__,
+            "its attention is causal: the logits at a position do not depend on the tokens after it",
+            "Pass a model that was trained to decode masks, with attention in both directions",
+        )
+
+
+def vocabulary_of(model: nn.Module) -> int | None:
+    """Return the number of token ids of a model, from its output projection. None if that does not state it."""
+    head = unwrapped(model).get_output_embeddings()
+    found = getattr(head, "out_features", getattr(head, "num_embeddings", None))
+    return found if isinstance(found, int) else None
 
 
 def rope_types(config: Any) -> set[str]:

@@ -14,12 +14,13 @@ class View:
     """The state of one canvas before a forward.
 
     Attributes:
-        step: The number of forwards since the canvas began. At 0 every position is computed.
+        step: The number of forwards that ran since the canvas began. At 0 every position is computed.
         masked: bool [B, N], the positions that hold the mask token.
         changed: bool [B, N], the positions at which the token is not that of the last forward.
         prompt: bool [B, N], the positions that were not masked at step 0.
         tracked: bool [B, N], the positions that a layer tracks, if the rule needs drift. None before the first forward.
         memory: What a rule keeps from forward to forward of one canvas. It is empty when a canvas begins.
+        announced: bool [B, N], the positions that the loop decodes after this forward, if it states them.
     """
 
     step: int
@@ -28,6 +29,7 @@ class View:
     prompt: np.ndarray
     tracked: np.ndarray | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    announced: np.ndarray | None = None
 
     @classmethod
     def of(cls, masked: np.ndarray) -> View:
@@ -67,12 +69,19 @@ class Fresh:
         start: int64 [B], the first layer that computes every position, for rules that need depth. None for no layer.
         window: bool [B, N], the masks that the step may decode, for rules that need drift.
         gamma: The cosine of attention rows below which all positions are computed from the next layer on. 0 for never.
+        among: bool [B, N], the positions of which each layer computes a share, for rules that need values. The others
+            of ``positions`` are computed in every layer. None: every layer computes all of ``positions``.
+        share: The share of ``among`` that each layer computes, in each row.
+        whole: The number of layers, from the first one, that compute all of ``positions`` in spite of ``among``.
     """
 
     positions: np.ndarray
     start: np.ndarray | None = None
     window: np.ndarray | None = None
     gamma: float = 0.0
+    among: np.ndarray | None = None
+    share: float = 1.0
+    whole: int = 0
 
 
 def _first(where: np.ndarray, none: int) -> np.ndarray:

@@ -73,7 +73,8 @@ class Rotary(nn.Module):
 
         def turned(x: Tensor) -> Tensor:
             first = k.shape[2] - x.shape[2]
-            return x * cos[first:] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[first:]
+            turned = x * cos[first:] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[first:]
+            return turned.to(x.dtype)
 
         return turned(q), turned(k)
 
@@ -84,8 +85,8 @@ class LLaDABlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, width)
-        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.attn_norm, self.attn_out = nn.LayerNorm(width), nn.Linear(width, width)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.ff = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
@@ -96,12 +97,12 @@ class LLaDABlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output, [B, n, width]."""
-        normed = self.norm(x)
+        normed = self.attn_norm(x)
         shape = (*x.shape[:2], self.heads, -1)
-        q, k, v = (part(normed).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k, v = (part(normed).view(shape).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.rotary_emb(q, k)
         attended = self._scaled_dot_product_attention(q, k, v, attn_mask=None)
-        x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
+        x = x + self.attn_out(attended.transpose(1, 2).reshape(x.shape))
         return x + self.ff(x)
 
 

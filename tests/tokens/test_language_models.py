@@ -276,7 +276,7 @@ def test_a_model_without_positions_leaves_no_trace_and_refuses_depth():
     ("change", "spec", "words"),
     [
         (lambda m: m, "dkw", "no token rule called 'dkw'"),
-        (lambda m: m, "dkv:every=2", "Known: refresh, prompt, mask, shift"),
+        (lambda m: m, "dkv:every=2", "Known: refresh, prompt, greedy, window, mask, shift"),
         (lambda m: m, "dkv:mask=-1", "the id of the mask token"),
         (lambda m: m, "dkv:shift=2", "Allowed: 0 or 1"),
         (lambda m: without(m, "mask_token_id"), "dkv", '"dkv,mask=…", or model.config.mask_token_id'),

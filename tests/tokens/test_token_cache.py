@@ -203,7 +203,7 @@ def test_every_rule_names_its_source_and_returns_positions(name):
     ("spec", "words"),
     [
         ("dkw", "Did you mean 'dkv'?"),
-        ("dkv:every=3", "Known: refresh, prompt, mask, shift"),
+        ("dkv:every=3", "Known: refresh, prompt, greedy, window, mask, shift"),
         ("dkv:refresh=0", "refresh=0 was given. Allowed: a whole number of at least 1"),
         ("dkv:refresh=2.5", "refresh=2.5 was given"),
         ("dkv:prompt=never", "Allowed: refresh, keep"),
