@@ -22,7 +22,7 @@ TASKS = ("walk", "sudoku")
 WALK = 21  # tokens of a walk: the first place and 20 moves
 PLACES = 10
 GIVENS = 7, 10  # fewest and most cells of a puzzle that the prompt states
-INTERLEAVED = 3  # grids whose cells alternate
+INTERLEAVED = 3  # grids, with cells in turn
 BANK = 16 * INTERLEAVED
 
 

@@ -212,8 +212,9 @@ class TokenCache:
         model = self._model()
         self._local.running, self._local.trial = canvas, True
         try:
-            logits: Tensor = self._compute(canvas, model, given, index).logits
-            return logits
+            out, _ = self._compute(canvas, model, given, ids.cpu().numpy(), index)
+            logits: Tensor = out.logits
+            return logits if index is None else gathered(logits, torch.from_numpy(index).to(logits.device))
         finally:
             self._local.running, self._local.trial = None, False
 

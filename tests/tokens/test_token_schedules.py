@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from diffcache import Budget, Loop
 from diffcache.documents import DriftTables, TokenProfile, TokenSchedule
 from diffcache.errors import BadOption, DocumentError, Unusable
 from diffcache.planning import token_plans
-from diffcache.simulation import chances, drifted, stalest
 from diffcache.tokens import View, parse_token_rule
 
 ANSWER = 32
@@ -42,11 +40,6 @@ def profile(loop: Loop) -> TokenProfile:
     return diffcache.measure(loop, prompts(2), progress=False)
 
 
-def tables(size: int, **given: np.ndarray) -> DriftTables:
-    wide = np.zeros(2 * size - 1)
-    return DriftTables(**({"masked": wide, "decoded": wide, "next": np.ones(size)} | given))
-
-
 def schedule(**given: Any) -> TokenSchedule:
     wide = np.linspace(0, 1, 79)
     common = {
@@ -59,67 +52,6 @@ def schedule(**given: Any) -> TokenSchedule:
         "starts": np.array([0.0, 3, 0, 3]),
     }
     return TokenSchedule(**(common | given))
-
-
-def test_drift_sums_the_table_at_the_offsets_of_the_commits() -> None:
-    rng = np.random.default_rng(0)
-    size = 6
-    found = tables(size, masked=rng.random(11), decoded=rng.random(11))
-    committed, masked = rng.random((2, size)) < 0.4, rng.random((2, size)) < 0.5
-    drift = drifted(np.zeros((2, size)), committed, masked, found)
-    for row, j in itertools.product(range(2), range(size)):
-        table = found.masked if masked[row, j] else found.decoded
-        wanted = sum(table[size - 1 + j - i] for i in range(size) if committed[row, i])
-        assert drift[row, j] == pytest.approx(wanted)
-
-
-def test_offsets_beyond_the_tables_count_as_the_last_one() -> None:
-    found = tables(2, masked=np.array([1.0, 0, 2]))
-    drift = drifted(np.zeros((1, 6)), np.eye(6, dtype=bool)[[3]], np.ones((1, 6), bool), found)
-    assert drift.tolist() == [[1, 1, 1, 0, 2, 2]]
-
-
-def test_the_stalest_positions_weigh_drift_by_the_chance_of_a_commit() -> None:
-    found = tables(4, next=np.array([0.1, 0.9, 0.0, 0.0]))
-    masked = np.array([[False, True, True, True]])
-    assert chances(masked, found).tolist() == [[0, 0.1, 0.9, 0]]
-    drift = np.array([[5.0, 2, 1, 9]])
-    assert np.flatnonzero(stalest(drift, masked, found, 1, 0.0)).tolist() == [2]
-    assert np.flatnonzero(stalest(drift, masked, found, 2, 0.0)).tolist() == [1, 2]
-    assert np.flatnonzero(stalest(drift, masked, found, 1, 1.0)).tolist() == [0]
-    assert not stalest(np.zeros((1, 4)), masked, found, 2, 1.0).any()
-
-
-def planted(commits: int) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]], np.ndarray]:
-    """Return decodes whose drift is the sum of a table at the offsets of the commits."""
-    rng = np.random.default_rng(1)
-    size = 12
-    table = np.exp(-np.abs(np.arange(-size + 1, size)) / 3)
-    masked, drift = [], []
-    for _ in range(150):
-        hidden = np.ones((1, size), bool)
-        order = rng.permutation(size)
-        states, moves = [hidden.copy()], [np.zeros((1, size))]
-        for step in range(0, size, commits):
-            gone = order[step : step + commits]
-            hidden[0, gone] = False
-            move = sum(table[size - 1 - i : 2 * size - 1 - i] for i in gone)
-            states.append(hidden.copy())
-            moves.append(move[None] * ~np.isin(np.arange(size), gone))
-        masked.append(states)
-        drift.append(moves)
-    return masked, drift, table
-
-
-@pytest.mark.parametrize("commits", [1, 2])
-def test_the_fit_finds_a_planted_table(commits: int) -> None:
-    from diffcache.profiling.fitting import fit_drift
-
-    masked, drift, table = planted(commits)
-    found = fit_drift(masked, drift)
-    near = slice(6, 17)  # offsets of up to 5, which have many samples
-    assert np.abs(found.masked[near] - table[near])[np.arange(11) != 5].max() < 0.12
-    assert np.abs(found.decoded[near] - table[near])[np.arange(11) != 5].max() < 0.12
 
 
 def test_old_keys_and_values_of_the_same_forward_change_nothing(model: Any, loop: Loop) -> None:
@@ -157,53 +89,6 @@ def test_a_profile_holds_what_the_decodes_did(profile: TokenProfile) -> None:
 def test_chances_of_the_profile_follow_the_blocks_of_the_loop(profile: TokenProfile) -> None:
     assert profile.drift.next[:8].min() > 0.02
     assert profile.drift.next[20:].max() < 0.02
-
-
-def whole_cost(profile: TokenProfile) -> TokenProfile:
-    """Return the profile with times that do not depend on the machine."""
-    counts = np.array([4.0, 40])
-    return dataclasses.replace(profile, counts=counts, seconds=counts / 40, outside=0.0)
-
-
-def test_plans_fit_the_budget(profile: TokenProfile) -> None:
-    profile = whole_cost(profile)
-    for goal in (Budget(speedup=1.5), Budget(speedup=3), Budget(computed_steps=8)):
-        allowed = profile.full_seconds / goal.speedup if goal.speedup else goal.computed_steps
-        found = token_plans(profile, goal)
-        assert all(plan.seconds <= allowed * (1 + 1e-9) for plan in found)
-        assert [plan.flips for plan in found] == sorted(plan.flips for plan in found)
-
-
-def test_more_time_gives_fewer_predicted_flips(profile: TokenProfile) -> None:
-    profile = whole_cost(profile)
-    flips = [token_plans(profile, Budget(speedup=speed))[0].flips for speed in (1.5, 3, 5)]
-    assert flips == sorted(flips)
-    assert flips[0] < flips[-1]
-
-
-def test_the_cheapest_refreshes_are_those_of_an_exhaustive_search(
-    profile: TokenProfile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffcache.planning import token_refreshes as plans
-
-    monkeypatch.setattr(plans, "PARTS", 6)
-    errors = np.array([[0, 0.1, 0.2, 0.5, 0.9], [0, 0.3, 0.5, 0.6, 0.7], [0, 0.2, 0.2, 0.9, 1.0]])
-    profile = dataclasses.replace(whole_cost(profile), errors=errors)
-    for price in (0.01, 0.1, 0.3, 0.7, 2.0):
-
-        def value(starts: tuple[int, ...], price: float = price) -> float:
-            return plans.total_error(profile, starts) + price * plans.seconds_of(profile, 4, starts)
-
-        every = [(0, *rest) for rest in itertools.product((0, 1, 3), repeat=5)]
-        found = plans.cheapest(profile, 4, price, (0, 1))
-        assert value(found) == pytest.approx(min(map(value, every)))
-
-
-def test_a_budget_out_of_reach_is_one_error_with_the_most_there_is(profile: TokenProfile) -> None:
-    with pytest.raises(Unusable, match=r"no plan reaches speedup 500; .* reach \d+\.\dx"):
-        token_plans(whole_cost(profile), Budget(speedup=500))
-    with pytest.raises(Unusable, match="have no PSNR"):
-        token_plans(profile, Budget(min_psnr_db=40))
 
 
 def test_each_forward_computes_the_planned_number_of_positions(model: Any) -> None:
