@@ -12,8 +12,8 @@ identity, state, counting, shapes and guidance, never for quality.
 sample its own generator. Torch does not promise equal bits at another batch size (they differ in the last digits here):
 to show that a sample ignores its batch mates, change the mates and keep the size.
 
-A pipeline is one row of a module's ``PIPELINES``. To add one, name its class, the parts that it shares with others of its
-kind, what differs, and its arguments:
+A pipeline is one row of a module's ``PIPELINES``. To add one, name its class, the parts that it shares with others of
+its kind, what differs, and its arguments:
 
     plain("flux_kontext", FLUX.within("FluxKontextPipeline"), called(flux_call, image=pictured("image")))
 
