@@ -12,7 +12,7 @@ from diffcache.errors import BadOption
 PATTERN = "schedule*.safetensors"  # on the Hub, where other safetensors files may be weights of many gigabytes
 
 
-def load(path: str | Path) -> CacheSchedule | ScheduleSet:
+def read_schedules(path: str | Path) -> CacheSchedule | ScheduleSet:
     """Return the schedule or the schedule set in a file.
 
     Raises:
@@ -43,7 +43,7 @@ def schedules_in(id_or_folder: str | Path) -> dict[int, CacheSchedule]:
         return {only.steps: only}
     found: dict[int, tuple[Path, CacheSchedule]] = {}
     for path in sorted(names, key=lambda path: (path.name != CacheSchedule.FILENAME, path.name)):
-        document = load(path)
+        document = read_schedules(path)
         for schedule in [document] if isinstance(document, CacheSchedule) else document.schedules.values():
             before = found.setdefault(schedule.steps, (path, schedule))[0]
             if before is not path and before.name != CacheSchedule.FILENAME:

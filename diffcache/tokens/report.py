@@ -59,7 +59,7 @@ class TokenReport(Counts):
                 f"rule             {self.rule}",
                 f"forwards         {self.forwards}, {self.refreshes} of all positions",
                 f"positions        {self.computed:,} of {self.full:,} computed, {self.skipped:.0%} skipped",
-                f"each forward     {strip(self.shares)}",
+                f"each forward     {_drawn(self.shares)}",
             ]
         if self.repeated:
             lines.append(f"not run          {self.repeated} forwards, because no input had changed")
@@ -70,7 +70,7 @@ class TokenReport(Counts):
         return "\n".join(lines)
 
 
-def strip(shares: tuple[float, ...]) -> str:
+def _drawn(shares: tuple[float, ...]) -> str:
     """Return a character for each forward: ``█`` for all positions, ``▁`` for few, ``·`` for none."""
     return "".join("·" if not share else "▁▂▃▄▅▆▇█"[min(int(share * 8), 7)] for share in shares)
 
