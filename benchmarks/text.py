@@ -112,8 +112,8 @@ def write(cells: dict[str, Any]) -> None:
         "# Token rules and schedules on the text model",
         "",
         "`python benchmarks/text.py`. Answers are right if every token is. *against full*: answers won and lost",
-        "against the full loop, with McNemar's exact test. *by confidence*: a step also commits every token of probability",
-        f"{THRESHOLD} or more.",
+        "against the full loop, with McNemar's exact test. *by confidence*: a step also commits every token of",
+        f"probability {THRESHOLD} or more.",
     ]
     for key, cell in sorted(cells.items()):
         circumstances = f"{cell['prompts']} prompts, {cell['threads']} threads, torch {cell['torch']}"

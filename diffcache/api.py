@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from diffcache import host, tokens
-from diffcache.documents.collection import load, schedules_in
+from diffcache.documents.collection import read_schedules, schedules_in
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.documents.schedule_set import ScheduleSet, demand_one
 from diffcache.documents.token_schedule import TokenSchedule
@@ -278,7 +278,7 @@ def resolve_all(schedule: Schedule) -> Source:
     if isinstance(schedule, Mapping):
         return BySteps({steps: resolve(one) for steps, one in schedule.items()})
     if _is_file(schedule):
-        schedule = load(schedule)
+        schedule = read_schedules(schedule)
     if isinstance(schedule, ScheduleSet):
         return BySteps(schedule.schedules)
     if isinstance(schedule, TokenSchedule):

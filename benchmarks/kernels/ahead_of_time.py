@@ -2,9 +2,10 @@
 
     python benchmarks/kernels/ahead_of_time.py [--out benchmarks/results/kernels-ahead-of-time.md] [--json]
 
-Every kernel is compiled for three GPUs with just the arguments that its ``launch`` passes for a tensor of a model's
-width. Figures of NVIDIA GPUs are read from the machine code with the cuobjdump that comes with Triton, those of AMD
-GPUs from the assembly. 16 bits in a column of narrowest accesses would be a bfloat16 tensor read one value at a time.
+Every kernel is compiled for three GPUs, with the arguments that its ``launch`` passes for each call in ``COMPILED`` of
+its ``example.py``. Figures of NVIDIA GPUs are read from the machine code with the cuobjdump that comes with Triton,
+those of AMD GPUs from the assembly. 16 bits in a column of narrowest accesses would be a bfloat16 tensor read one value
+at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from diffcache.documents import files  # noqa: E402
-from diffcache.kernels.formats import FORMATS  # noqa: E402
+from diffcache.kernels.examples import COMPILED_ROWS, Compiled, EmptyTensors  # noqa: E402
+from diffcache.kernels.library import operations  # noqa: E402
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -49,7 +51,9 @@ TYPES = {
     torch.uint8: "u8",
     torch.float8_e4m3fn: "fp8e4nv",
 }
-ROWS = 4096
+CASES: dict[str, tuple[Compiled, ...]] = {
+    name: import_module(f"diffcache.kernels.{name}.example").COMPILED for name in operations()
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Launch:
     options: str
     format: str
     length: int
+    nvidia_registers: int  # at most
+    amd_registers: int
     function: Any
     args: dict[str, Any]
     launch_options: dict[str, Any]
@@ -79,6 +85,7 @@ class Figures:
     target: str
     warps: int
     registers: int
+    most_registers: int
     spills: int
     shared_bytes: int
     widest_load: int
@@ -115,33 +122,26 @@ def launches(target: str) -> Iterator[Launch]:
 
 
 def every_launch() -> Iterator[Launch]:
-    for format in FORMATS:
-        yield from recorded("quantize", "", format, 1152, quantize())
-        yield from recorded(
-            "quantize", "minus, prescale, sums", format, 1152, quantize(minus=True, prescale=True, sums=True)
-        )
-        yield from recorded("residual_quantize", "gate, prescale", format, 1152, residual_quantize)
-        yield from recorded("dequantize", "affine, add", format, 1152, dequantize)
-        yield from recorded("predict", "3 anchors, prescale, x, scale, bias", format, 1152, predict(3))
-        yield from recorded("residual_modulate", "all", format, 1152, residual_modulate)
-    yield from recorded("quantize", "minus", "int8", 130, quantize(minus=True))
-    for format in FORMATS:
-        options = quantize(minus=True, prescale=True, sums=True)
-        yield from recorded("quantize", "minus, prescale, sums", format, 261, options)
-    yield from recorded("predict", "8 anchors, prescale, x, scale, bias", "int8", 1152, predict(8))
-    for length in (3072, 5120):
-        yield from recorded("residual_modulate", "all", "int8", length, residual_modulate)
+    for operation, cases in CASES.items():
+        for case in cases:
+            for format in case.formats:
+                yield from recorded(operation, case, format)
+
+
+def case_of(operation: str, options: str, length: int) -> Compiled:
+    """The call with these options, of tensors with this many columns."""
+    return replace(next(case for case in CASES[operation] if case.options == options), length=length)
 
 
 def faults() -> Iterator[tuple[str, Launch]]:
     """Kernels compiled as they should not be: what is read from them must say so."""
-    (good,) = recorded("quantize", "minus", "int8", 1152, quantize(minus=True))
+    (good,) = recorded("quantize", case_of("quantize", "minus", 1152), "int8")
     apart = {name: one_further(a) if isinstance(a, Tensor) else a for name, a in good.args.items()}
     yield "unaligned", replace(good, args=apart)
-    (wide,) = recorded("residual_modulate", "all", "int8", 5120, residual_modulate)
-    codes = torch.empty(ROWS, dtype=torch.uint8)
+    (wide,) = recorded("residual_modulate", case_of("residual_modulate", "all", 5120), "int8")
+    codes = torch.empty(COMPILED_ROWS, dtype=torch.uint8)
     arguments = {"x": codes, "out": codes, "count": 261, "BLOCK": 512}
-    yield "filled", Launch("", "", "int4", 261, _copy_zeros_beyond, arguments, {"num_warps": 1})
+    yield "filled", Launch("", "", "int4", 261, 0, 0, _copy_zeros_beyond, arguments, {"num_warps": 1})
     yield "few warps", replace(wide, launch_options=wide.launch_options | {"num_warps": 1})
 
 
@@ -171,9 +171,7 @@ class Recorder:
         self.found.append((self.function, given, {name: v for name, v in kwargs.items() if name not in names}))
 
 
-def recorded(
-    operation: str, options: str, format: str, length: int, arguments: Callable[[str, int], dict[str, Any]]
-) -> Iterator[Launch]:
+def recorded(operation: str, case: Compiled, format: str) -> Iterator[Launch]:
     """The launches of one call of an operation."""
     module = import_module(f"diffcache.kernels.{operation}.kernel")
     found: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
@@ -181,76 +179,14 @@ def recorded(
         for name, function in vars(module).copy().items():
             if isinstance(function, triton.runtime.JITFunction):
                 stack.enter_context(mock.patch.object(module, name, Recorder(function, found)))
-        module.launch(**arguments(format, length))
-    for function, args, launch_options in found:
+        args, options = case.arguments(EmptyTensors(format, case.length))
+        module.launch(*args, **options)
+    for function, arguments, launch_options in found:
         second = function.__name__ != f"_{operation}"
-        if not second or (format, length) == ("int8", 1152):  # the second launch has neither
-            what = (f"{options}: second launch", "", 0) if second else (options, format, length)
-            yield Launch(operation, *what, function, args, launch_options)
-
-
-def kept(format: str, length: int) -> tuple[Tensor, Tensor]:
-    how = FORMATS[format]
-    return torch.empty(ROWS, how.codes(length), dtype=how.dtype), torch.empty(ROWS, how.groups(length))
-
-
-def stream(length: int) -> Tensor:
-    return torch.empty(ROWS, length, dtype=torch.bfloat16)
-
-
-def quantize(
-    *, minus: bool = False, prescale: bool = False, sums: bool = False
-) -> Callable[[str, int], dict[str, Any]]:
-    def arguments(format: str, length: int) -> dict[str, Any]:
-        found: dict[str, Any] = {"x": stream(length), "format": format, "samples": 2}
-        if minus:
-            found["minus"] = stream(length)
-        if prescale:
-            found["prescale"] = torch.empty(2, length, dtype=torch.bfloat16)
-        if sums:
-            found["previous_codes"], found["previous_scales"] = kept(format, length)
-        return found
-
-    return arguments
-
-
-def residual_quantize(format: str, length: int) -> dict[str, Any]:
-    gate = torch.empty(2, length, dtype=torch.bfloat16)
-    return {
-        "x": stream(length), "f": stream(length), "format": format, "gate": gate,
-        "prescale": torch.empty(2, length, dtype=torch.bfloat16),
-    }  # fmt: skip
-
-
-def dequantize(format: str, length: int) -> dict[str, Any]:
-    codes, scales = kept(format, length)
-    affine = torch.empty(2, length)
-    return {
-        "codes": codes, "scales": scales, "format": format, "length": length, "dtype": torch.bfloat16,
-        "affine": affine, "add": stream(length),
-    }  # fmt: skip
-
-
-def predict(anchors: int) -> Callable[[str, int], dict[str, Any]]:
-    def arguments(format: str, length: int) -> dict[str, Any]:
-        codes, scales = kept(format, length)
-        return {
-            "codes": [codes] * anchors, "scales": [scales] * anchors, "weights": [0.5] * anchors, "format": format,
-            "length": length, "dtype": torch.bfloat16, "x": stream(length),
-            "prescale": torch.empty(anchors, 2, length, dtype=torch.bfloat16), "kappa": 0.5,
-            "scale": torch.empty(1, length), "bias": torch.empty(1, length),
-        }  # fmt: skip
-
-    return arguments
-
-
-def residual_modulate(format: str, length: int) -> dict[str, Any]:
-    codes, scales = kept(format, length)
-    gate = torch.empty(2, length, dtype=torch.bfloat16)
-    return {
-        "x": stream(length), "codes": codes, "scales": scales, "format": format, "gate": gate, "shift": gate,
-        "scale": gate, "affine": torch.empty(2, length),
-    }  # fmt: skip
+        if not second or (format, case.length) == ("int8", 1152):  # the second launch has neither
+            what = (f"{case.options}: second launch", "", 0) if second else (case.options, format, case.length)
+            most = case.registers, case.amd_registers
+            yield Launch(operation, *what, *most, function, arguments, launch_options)
 
 
 def compiled(launch: Launch, target: str) -> Figures:
@@ -273,9 +209,11 @@ def compiled(launch: Launch, target: str) -> Figures:
             multiples[place,] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.function, signature=signature, constexprs=constants, attrs=multiples)
     made = triton.compile(source, target=TARGETS[target], options=launch.launch_options)
-    read = read_amd if target.startswith("gfx") else read_nvidia
+    amd = target.startswith("gfx")
+    most, read = (launch.amd_registers, read_amd) if amd else (launch.nvidia_registers, read_nvidia)
     options = {name: getattr(launch, name) for name in ("operation", "options", "format", "length")}
-    return Figures(**options, target=target, warps=made.metadata.num_warps, **read(made.asm))
+    warps = made.metadata.num_warps
+    return Figures(**options, target=target, warps=warps, most_registers=most, **read(made.asm))
 
 
 # A predicated load, after a constant in its register.
@@ -333,7 +271,8 @@ def widths(kind: str, bits: list[int]) -> dict[str, int]:
 HEAD = f"""# What the Triton kernels compile to
 
 `python benchmarks/kernels/ahead_of_time.py --out benchmarks/results/kernels-ahead-of-time.md`, with Triton
-{triton.__version__}; no GPU was there. Tensors are bfloat16 [{ROWS}, length]. Scales are one number of 32 bits a group,
+{triton.__version__}; no GPU was there. Tensors are bfloat16 [{COMPILED_ROWS}, length]. At most: the registers that the
+kernel's `example.py` allows. Scales are one number of 32 bits a group,
 which is the narrowest access that should be. Masked lanes not 0: loads that fill them with another constant, which
 Triton before 3.9 gets wrong for bytes from 0x80 on; not read for AMD GPUs.
 """
@@ -341,9 +280,9 @@ Triton before 3.9 gets wrong for bytes from 0x80 on; not read for AMD GPUs.
 
 def table(rows: list[Figures]) -> str:
     lines = [
-        "| kernel | options | format | length | GPU | warps | registers | spills | shared memory, bytes | "
+        "| kernel | options | format | length | GPU | warps | registers | at most | spills | shared memory, bytes | "
         "widest load, bits | narrowest | widest store, bits | narrowest | masked lanes not 0 |",
-        "|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [f"| {' | '.join('–' if v is None else str(v) for v in asdict(row).values())} |" for row in rows]
     return "\n".join(lines)

@@ -160,11 +160,6 @@ def named(name: str, dtype: str | None, device: str | None) -> Named:
     return Named(name, "pretrained", kind, where, _classes(index), _absent(name, index))
 
 
-def load(name: str, dtype: str | None, device: str | None) -> Loaded:
-    """Return the pipeline of :func:`named`."""
-    return named(name, dtype, device).load()
-
-
 def _index(name: str) -> dict[str, Any]:
     """Return the index of a saved pipeline.
 

@@ -43,7 +43,7 @@ def show(
         raise Unusable("file", f"the folder {file} holds a diffusers pipeline", "Pass a schedule or a profile")
     if plot is not None:
         check_file("plot", plot)
-    document = load(file)
+    document = read_document(file)
     if steps is not None:
         if not isinstance(document, ScheduleSet):
             raise Unusable("--steps", f"{file} is not a schedule set", "Leave out --steps")
@@ -73,12 +73,12 @@ def show(
         typer.echo(f"drawn into {plots.save(document, plot, beside)}")
 
 
-def load(file: Path) -> CacheSchedule | ScheduleSet | TokenSchedule | Profile | TokenProfile:
+def read_document(file: Path) -> CacheSchedule | ScheduleSet | TokenSchedule | Profile | TokenProfile:
     """Return the document in a file: a schedule, a schedule set or a profile, of pictures or of a language model."""
     if container.format_in(file) == TokenProfile.FORMAT:
         return TokenProfile.load(file)
     try:
-        return collection.load(file)
+        return collection.read_schedules(file)
     except DocumentError as error:
         if error.field != "format":
             raise

@@ -5,7 +5,7 @@ from diffcache.documents.budget import Budget
 from diffcache.documents.circumstances import Guidance, NoiseSchedulerId
 from diffcache.documents.expected import Expected, Origin
 from diffcache.documents.profile import DenoiserProfile, Dynamics, KeptProfile, Profile, SiteProfile, Tables
-from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Online, SitePlan
+from diffcache.documents.schedule import CacheSchedule, DenoiserPlan, Online, SitePlan, StoreFormat
 from diffcache.documents.schedule_set import ScheduleSet
 from diffcache.documents.sites import GRANULARITIES
 from diffcache.documents.token_profile import DriftTables, TokenProfile
@@ -30,6 +30,7 @@ __all__ = [
     "ScheduleSet",
     "SitePlan",
     "SiteProfile",
+    "StoreFormat",
     "Tables",
     "TokenExpected",
     "TokenProfile",

@@ -13,7 +13,7 @@ from diffcache.errors import BadOption
 PATTERN = "schedule*.safetensors"  # on the Hub, where other safetensors files may be weights of many gigabytes
 
 
-def load(path: str | Path) -> CacheSchedule | ScheduleSet | TokenSchedule:
+def read_schedules(path: str | Path) -> CacheSchedule | ScheduleSet | TokenSchedule:
     """Return the schedule, the schedule set or the token schedule in a file.
 
     Raises:
@@ -48,7 +48,7 @@ def schedules_in(id_or_folder: str | Path) -> dict[int, CacheSchedule]:
         return {only.steps: only}
     found: dict[int, tuple[Path, CacheSchedule]] = {}
     for path in sorted(names, key=lambda path: (path.name != CacheSchedule.FILENAME, path.name)):
-        document = load(path)
+        document = read_schedules(path)
         if isinstance(document, TokenSchedule):
             continue
         for schedule in document.schedules.values() if isinstance(document, ScheduleSet) else [document]:

@@ -2,8 +2,8 @@
 
 from diffcache.executor.cost import Estimate
 from diffcache.executor.engine import Executor, Misfit
-from diffcache.executor.notices import FailedOpen
+from diffcache.executor.notices import FailedOpen, Notice
 from diffcache.executor.report import Report, Row
 from diffcache.executor.store import Anchor, Output, Store
 
-__all__ = ["Anchor", "Estimate", "Executor", "FailedOpen", "Misfit", "Output", "Report", "Row", "Store"]
+__all__ = ["Anchor", "Estimate", "Executor", "FailedOpen", "Misfit", "Notice", "Output", "Report", "Row", "Store"]

@@ -22,7 +22,7 @@ from diffcache.documents.schedule import DenoiserPlan, Online
 from diffcache.executor import criteria
 from diffcache.executor.criteria import Memory, Signal, Where
 from diffcache.executor.notices import OTHER_INPUT, Reason
-from diffcache.executor.store import AS_IT_IS, Anchor, Keeping, Kept, Store, signature
+from diffcache.executor.store import AS_IT_IS, Anchor, Kept, Packer, Store, signature
 from diffcache.kernels import Format, format_of
 
 SEEN = "seen"  # the signal of the reference call, in the memory of a criterion
@@ -49,17 +49,17 @@ class Decider:
         store: The store of the run. All tensors that are compared are kept in it.
         denoiser: The component name of the network.
         branch: The number of the branch.
-        keeping: How signals are kept for later comparisons.
+        packer: How signals are kept for later comparisons.
 
     Raises:
         UnknownName: There is no criterion of the rule's name, or it has not one of the options.
     """
 
-    def __init__(self, online: Online, store: Store, denoiser: str, branch: int, keeping: Keeping = AS_IT_IS) -> None:
+    def __init__(self, online: Online, store: Store, denoiser: str, branch: int, packer: Packer = AS_IT_IS) -> None:
         self.online = online
         self.criterion = criteria.load(online.rule, online.options)
         self._memory = Memory(store, denoiser, branch)
-        self._keeping = keeping
+        self._packer = packer
         self._level = 0.0
         self._predicted = 0  # number of predicted steps in a row
 
@@ -92,7 +92,7 @@ class Decider:
             self._level = 0.0
         if about.accumulates or (not asked if about.keeps_anchors else computes):
             kept = None if change is None else change.kept
-            self._memory.put(SEEN, now, kept or [self._keeping.keep(t) for t in now])
+            self._memory.put(SEEN, now, kept or [self._packer.keep(t) for t in now])
         return verdict
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class Decider:
             return None
         if then.signature != signature(now):
             return None if self.criterion.about.keeps_anchors else Change(reason=OTHER_INPUT)
-        signal = Signal(step, now, then.kept, self._keeping)
+        signal = Signal(step, now, then.kept, self._packer)
         relative = self.criterion.change(signal, self._memory)
         return Change(relative, signal.packed)
 

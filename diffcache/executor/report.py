@@ -116,7 +116,7 @@ class Report:
         """Return the lines below the table.
 
         Args:
-            wide: Whether a site and its strip share a line.
+            wide: Whether a site and its forwards share a line.
         """
         lines = []
         if self.chosen:
@@ -125,8 +125,8 @@ class Report:
             lines.append(f"guarded: the input had moved too far ({guarded})")
         for name, rule in self.online.items():
             lines.append(f"{name}: decided in the run by {rule}")
-            strip = "  {0.site:<48}{0.branch:>6}  {0.strip}" if wide else "  {0.site}, branch {0.branch}\n  {0.strip}"
-            lines += [strip.format(r) for r in self.rows if r.denoiser == name]
+            line = "  {0.site:<48}{0.branch:>6}  {0.strip}" if wide else "  {0.site}, branch {0.branch}\n  {0.strip}"
+            lines += [line.format(r) for r in self.rows if r.denoiser == name]
         if self.computed or self.predicted:
             forwards = f"forwards: {self.computed} computed in full, {self.predicted} predicted"
             inside = any(r.site != "model" for r in self.rows)

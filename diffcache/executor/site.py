@@ -211,15 +211,15 @@ def store_output(call: Call, site: str, inputs: Inputs, value: Any, flow: Mappin
             inputs, output.tensors, flow or {}, root=root, sample_slot=sample_slot
         )
         x = pairing.x(inputs)
-    keeping = call.state.keeping(call.denoiser, site, output.tensors[0].device)
+    packer = call.state.packer(call.denoiser, site, output.tensors[0].device)
     kept_x: tuple[Kept, ...] = ()
     differs = call.step in program.differences
-    own = own_inputs(output.tensors, x, pairing, keeping.how) if differs else None
+    own = own_inputs(output.tensors, x, pairing, packer.how) if differs else None
     if own is not None:
-        kept = tuple(keeping.keep_difference(f, x_f) for f, x_f in zip(output.tensors, own, strict=True))
+        kept = tuple(packer.keep_difference(f, x_f) for f, x_f in zip(output.tensors, own, strict=True))
     else:
-        kept = tuple(keeping.keep(t) for t in output.tensors)
-        kept_x = tuple(keeping.keep(t, mine=True) for t in x) if call.step in program.keeps_x else ()
+        kept = tuple(packer.keep(t) for t in output.tensors)
+        kept_x = tuple(packer.keep(t, mine=True) for t in x) if call.step in program.keeps_x else ()
     anchor = Anchor(output.form(), kept, kept_x, store.signature(x), difference=own is not None)
     call.state.store.put(key, step, anchor)
 

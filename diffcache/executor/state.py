@@ -18,7 +18,7 @@ from diffcache.executor.decider import Decider, Verdict, signal_format
 from diffcache.executor.notices import Notice, Reason
 from diffcache.executor.pairing import Inputs, Pairing
 from diffcache.executor.program import Program
-from diffcache.executor.store import Keeping, Output, Store
+from diffcache.executor.store import Output, Packer, Store
 from diffcache.host.channels import Place, find_sample
 from diffcache.kernels import format_of
 from diffcache.kernels.library import Backend, in_use
@@ -117,7 +117,7 @@ class RunState:
         on_prediction: See ``OnPrediction``.
         backend: The backend that was asked for, for tensors kept in fewer bytes.
         backend_used: The backend that ran. It is empty if no tensor was kept in fewer bytes.
-        keepings: How outputs are kept, by denoiser, site and device.
+        packers: How outputs are kept, by denoiser, site and device.
         deciding: The stack whose first block decides, and where in the block, by denoiser.
         predicts: Whether the schedule, or the rule that made it, has predictions.
         chosen: Which of several schedules was chosen for the run. It is empty if there was only one.
@@ -149,7 +149,7 @@ class RunState:
     on_prediction: OnPrediction | None = None
     backend: Backend = "auto"
     backend_used: str = ""
-    keepings: dict[tuple[str, str, torch.device], Keeping] = field(default_factory=dict)
+    packers: dict[tuple[str, str, torch.device], Packer] = field(default_factory=dict)
     deciding: Mapping[str, tuple[str, Where | None]] = field(default_factory=dict)
     predicts: bool = False
     chosen: str = ""
@@ -161,18 +161,18 @@ class RunState:
         """Return the counts of a site for a branch."""
         return self.counts[denoiser, site, branch]
 
-    def keeping(self, denoiser: str, site: str, device: torch.device) -> Keeping:
+    def packer(self, denoiser: str, site: str, device: torch.device) -> Packer:
         """Return how the outputs of a site are kept on ``device``."""
         key = denoiser, site, device
-        if key not in self.keepings:
+        if key not in self.packers:
             program = self.programs[denoiser, site]
             how = None if program.store is None else format_of(program.store)
             prescale = program.prescale
             scaled = None if prescale is None else torch.tensor(prescale, dtype=torch.float32, device=device)
-            self.keepings[key] = Keeping(how, scaled, self.backend)
+            self.packers[key] = Packer(how, scaled, self.backend)
             if how is not None:
                 self.backend_used = in_use(self.backend, device)
-        return self.keepings[key]
+        return self.packers[key]
 
     def decider(self, denoiser: str, branch: int) -> Decider | None:
         """Return what decides for one branch, or None if the plan has no online rule."""
@@ -180,8 +180,8 @@ class RunState:
         if plan is None or plan.online is None:
             return None
         if (denoiser, branch) not in self.deciders:
-            keeping = Keeping(signal_format(plan), backend=self.backend)
-            self.deciders[denoiser, branch] = Decider(plan.online, self.store, denoiser, branch, keeping)
+            packer = Packer(signal_format(plan), backend=self.backend)
+            self.deciders[denoiser, branch] = Decider(plan.online, self.store, denoiser, branch, packer)
         return self.deciders[denoiser, branch]
 
     def plans_prediction(self, denoiser: str, step: int) -> bool:
@@ -213,7 +213,7 @@ class RunState:
         self.store.clear()
         self.deciders.clear()
         self.placeholders.clear()
-        self.keepings.clear()
+        self.packers.clear()
         self.lost.clear()
         self.unmatched_inputs.clear()
 

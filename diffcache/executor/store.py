@@ -67,7 +67,7 @@ _LEAF = pytree.tree_structure(_TENSOR)
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class Packer:
     """How the tensors of a site are kept.
 
     Attributes:
@@ -100,11 +100,11 @@ class Keeping:
             ValueError: There is no format.
         """
         if self.how is None:
-            raise ValueError("keep_difference packs its result, and this Keeping has no format (how=None)")
+            raise ValueError("keep_difference packs its result, and this Packer has no format (how=None)")
         return pack(f, self.how, minus=x, backend=self.backend)
 
 
-AS_IT_IS = Keeping()
+AS_IT_IS = Packer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def scaled(x: Tensor, how: Format, channels: int | None) -> bool:
 
 
 def kept_bytes(tensors: Sequence[Tensor], how: Format | None, channels: int | None = None) -> int:
-    """Return the bytes of ``tensors`` as ``Keeping`` keeps them. Their values do not matter.
+    """Return the bytes of ``tensors`` as ``Packer`` keeps them. Their values do not matter.
 
     Args:
         tensors: The tensors.

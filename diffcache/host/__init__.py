@@ -7,7 +7,7 @@ No other package depends on how pipelines, policies and loops behave. ``kinds`` 
 If two pipelines share a denoiser, a forward belongs to the pipeline whose loop is open.
 """
 
-from diffcache.host.arguments import GRIDS, is_count, planned
+from diffcache.host.arguments import GRIDS, Parameters, is_count, parameters_of, planned
 from diffcache.host.branches import Forward, branch
 from diffcache.host.call_values import MOST_STEPS, check_values, generators
 from diffcache.host.calls import (
@@ -78,6 +78,7 @@ __all__ = [
     "LoopRun",
     "LoopWatch",
     "LoopWatcher",
+    "Parameters",
     "PolicyLoop",
     "Traits",
     "Wrapping",
@@ -124,6 +125,7 @@ __all__ = [
     "noise_scheduler",
     "other_settings",
     "parameters",
+    "parameters_of",
     "parts",
     "planned",
     "prediction_type",

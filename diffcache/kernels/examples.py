@@ -7,6 +7,7 @@ An ``example.py`` defines:
 * ``RETURNED``: a name for each result. The benchmark has separate bounds for "codes", "scales", "sums" and "y"; every
   other result is compared as an output.
 * ``TIMED``: the variants that the benchmark, ``benchmarks/kernels/operations.py``, times.
+* ``COMPILED``: the calls that ``benchmarks/kernels/ahead_of_time.py`` compiles, and the registers that each may need.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from diffcache.kernels.quantize import quantize
 
 ROWS, LENGTH = 4, 261  # two groups of unequal length
 
-SAMPLES = 2  # in a batch that is timed: gates and sums are of each
+SAMPLES = 2  # in a batch that is timed or compiled: gates and sums are of each
+COMPILED_ROWS = 4096
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # as few as the operation takes, and all others by name
 
@@ -136,3 +138,52 @@ class Variant:
     def formula(self) -> str:
         """The bytes of a value, with k for those of a kept value."""
         return f"{2 * self.streams} + {'' if self.kept == 1 else self.kept} k".replace("  ", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyTensors:
+    """Tensors of a model's size, without values, for a call that is compiled and never runs.
+
+    Attributes:
+        format: A name of FORMATS.
+        length: The number of columns.
+    """
+
+    format: str
+    length: int
+
+    def rows(self) -> Tensor:
+        """Return a bfloat16 tensor [COMPILED_ROWS, length]."""
+        return torch.empty(COMPILED_ROWS, self.length, dtype=torch.bfloat16)
+
+    def vectors(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Return a tensor [*shape, length]."""
+        return torch.empty(*shape, self.length, dtype=dtype)
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Return codes and scales of COMPILED_ROWS rows."""
+        how = FORMATS[self.format]
+        codes = torch.empty(COMPILED_ROWS, how.codes(self.length), dtype=how.dtype)
+        return codes, torch.empty(COMPILED_ROWS, how.groups(self.length))
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One way to call an operation, for the figures of what its kernel compiles to.
+
+    Attributes:
+        options: The arguments that make it different, in a few words.
+        arguments: (tensors) -> positional and keyword arguments.
+        length: The number of columns.
+        formats: The formats of the kept tensors.
+        registers: The registers that a thread on an NVIDIA GPU may need. With 102, five programs fit on a
+            multiprocessor. With 168, three programs fit.
+        amd_registers: The same for AMD GPUs, of 512. With 168, three waves fit. With 256, two waves fit.
+    """
+
+    options: str
+    arguments: Callable[[EmptyTensors], Arguments]
+    length: int = 1152
+    formats: tuple[str, ...] = tuple(FORMATS)
+    registers: int = 102
+    amd_registers: int = 168

@@ -91,14 +91,14 @@ def plan(
     budget = Budget.of(budget)
     name, options = schedulers.parse_spec(scheduler, "plan", options)
     make = schedulers.function(name, "plan", options)
-    keeping = _Keeping(budget.memory_bytes, store, prescale)
+    limit = _MemoryLimit(budget.memory_bytes, store, prescale)
     _demand_types(make, options)
     if not isinstance(profile, Profile):
         raise BadOption("profile", type(profile).__name__, "a Profile: Profile.load(path) reads one")
     _only_denoiser(profile)
 
     def planned(computed_steps: float) -> Planned:
-        return _within_memory(profile, name, make, options, computed_steps, keeping)
+        return _within_memory(profile, name, make, options, computed_steps, limit)
 
     if budget.computed_steps is not None:
         found = planned(_steps(profile, budget.computed_steps))
@@ -118,7 +118,7 @@ def check_scheduler(scheduler: str) -> None:
 
 def check_store(store: str | None, budget: Budget) -> None:
     """Raise BadOption unless ``store`` is a format. "auto" needs a budget that limits memory."""
-    _Keeping(budget.memory_bytes, store, prescale=False)
+    _MemoryLimit(budget.memory_bytes, store, prescale=False)
 
 
 def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> CacheSchedule:
@@ -237,7 +237,7 @@ def _cheapest(profile: Profile, planned: Callable[[float], Planned], least_db: f
 
 
 @dataclass(frozen=True, slots=True)
-class _Keeping:
+class _MemoryLimit:
     """How the outputs of a plan are kept.
 
     Attributes:
@@ -296,7 +296,7 @@ def _within_memory(
     make: Callable[..., Planned],
     options: dict[str, Any],
     computed_steps: float,
-    keeping: _Keeping,
+    limit: _MemoryLimit,
 ) -> Planned:
     """Return a plan that fits into memory, with fewer anchors than the options ask for if necessary.
 
@@ -305,12 +305,12 @@ def _within_memory(
     Raises:
         BadOption: No number of anchors fits.
     """
-    most = keeping.most
+    most = limit.most
     while True:
-        found, fits = keeping.of(profile, make(profile, computed_steps, **options))
+        found, fits = limit.of(profile, make(profile, computed_steps, **options))
         if fits:
             notes = {**found.notes, "scheduler": _spec(name, options)}
-            return dataclasses.replace(keeping.prescaled(profile, found), notes=notes)
+            return dataclasses.replace(limit.prescaled(profile, found), notes=notes)
         assert most is not None
         needed = cache_bytes(profile, found)
         kept = max(plan.anchors for plan in found.sites.values())

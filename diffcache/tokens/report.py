@@ -59,7 +59,7 @@ class TokenReport(Counts):
                 f"rule             {self.rule}",
                 f"forwards         {self.forwards}, {self.refreshes} of all positions",
                 f"positions        {self.computed:,} of {self.full:,} computed, {self.skipped:.0%} skipped",
-                f"each forward     {strip(self.shares)}",
+                f"each forward     {_drawn(self.shares)}",
             ]
         if 0 < self.projected < self.computed:
             lines.append(f"logits           {self.projected:,} of {self.computed:,} computed positions projected")
@@ -72,7 +72,7 @@ class TokenReport(Counts):
         return "\n".join(lines)
 
 
-def strip(shares: tuple[float, ...]) -> str:
+def _drawn(shares: tuple[float, ...]) -> str:
     """Return a character for each forward: ``█`` for all positions, ``▁`` for few, ``·`` for none."""
     return "".join("·" if not share else "▁▂▃▄▅▆▇█"[min(int(share * 8), 7)] for share in shares)
 

@@ -26,8 +26,7 @@ import diffcache
 from diffcache import assets, cli
 from diffcache.cli import _models
 from diffcache.demo import run as demo_run
-from diffcache.documents import Guidance, Profile, ScheduleSet
-from diffcache.documents.document import Document
+from diffcache.documents import CacheSchedule, Guidance, Profile, ScheduleSet
 from diffcache.errors import DiffCacheError
 from diffcache.eval import alignment, extractors
 
@@ -293,10 +292,10 @@ def test_types_have_short_names(name: str, kind: torch.dtype, here: Path) -> Non
 def test_errors_of_others_are_one_line_with_the_traceback_on_demand(
     error: Exception, line: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: Document, path: Path) -> Path:
+    def fail(self: CacheSchedule, path: Path) -> Path:
         raise error
 
-    monkeypatch.setattr(Document, "save", fail)
+    monkeypatch.setattr(CacheSchedule, "save", fail)
     words = ("plan", "profile.safetensors", "--steps", 4)
     command = command_of(monkeypatch, capsys)
     code, _, complaint = command(*words)

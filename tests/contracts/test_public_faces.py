@@ -28,6 +28,8 @@ REGISTRIES = (
     "diffcache.host.kinds",
     "diffcache.tokens.rules",
 )
+# Modules that users import: an error message names the first, and the ``example.py`` of a kernel imports the second.
+PUBLIC = ("diffcache.profiling.router_file", "diffcache.kernels.examples")
 # Folder of tests -> the packages that it tests besides the one of its name.
 ALSO = {"demo": ("assets",), "schedulers": ("planning", "presets", "simulation")}
 
@@ -68,9 +70,9 @@ def imported(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def is_inner(module: str) -> bool:
-    """Return whether a module lies inside of a package and is not a file of a registry."""
+    """Return whether a module lies inside of a package, is not a file of a registry, and is not public."""
     package, _, name = module.rpartition(".")
-    if module in FACES or (package in REGISTRIES and not name.startswith("_")):
+    if module in FACES or module in PUBLIC or (package in REGISTRIES and not name.startswith("_")):
         return False
     return ROOT.joinpath(*module.split(".")).with_suffix(".py").exists()
 
@@ -97,28 +99,21 @@ def is_same(face: str, module: str, name: str) -> bool:
 
 # Reason -> the modules that tests of other packages may import.
 REASONS = {
-    "commands and the tables that they print": "cli.demo cli.eval cli.presets cli.show",
+    "the table that a command prints of a plan": "cli.show",
     "files of every kind, and what they may hold": (
-        "documents.branches documents.checks documents.collection documents.container documents.document "
-        "documents.files documents.hub documents.schedule documents.sites eval.evaluation eval.plausible eval.record "
+        "documents.checks documents.container documents.files eval.evaluation eval.plausible eval.record "
         "eval.reference eval.saved_parts profiling.measuring.partial_profile profiling.measuring.plausible "
-        "profiling.router_file schedulers._router"
+        "schedulers._router"
     ),
     "where tests plant faults, or watch that nothing runs": (
         "demo.run eval.alignment eval.runner profiling.calibration.correction profiling.calibration.optimizing "
-        "executor.prediction executor.site executor.stacks executor.wrappers"
+        "executor.site executor.stacks executor.wrappers"
     ),
     "what a run keeps and states": (
-        "executor.cost executor.notices executor.pairing executor.program executor.state executor.store "
-        "planning.storage"
+        "executor.cost executor.pairing executor.program executor.state executor.store planning.storage"
     ),
-    "functions with the names of their modules, so that a package cannot offer them": (
-        "profiling.fitting.fit profiling.recording.record profiling.replay.input_share"
-    ),
-    "mathematics that tests compute with": (
-        "eval.distribution eval.frechet eval.noise_schedulers eval.timed_run eval.trials host.arguments "
-        "kernels.examples"
-    ),
+    "a function with the name of its module, so that a package cannot offer it": "profiling.recording.record",
+    "mathematics that tests compute with": ("eval.distribution eval.frechet eval.noise_schedulers eval.timed_run"),
 }
 INNER = {f"diffcache.{module}" for modules in REASONS.values() for module in modules.split()}
 FILES = sorted((ROOT / "tests").rglob("*.py"))
@@ -157,6 +152,7 @@ def test_a_test_imports_what_packages_offer(path: Path) -> None:
         ("host", "from diffcache.schedulers.uniform import evenly", ""),
         ("host", "from diffcache.schedulers._cuts import following", "_cuts lies inside of"),
         ("host", "from diffcache.errors import BadOption", ""),
+        ("schedulers", "from diffcache.profiling import router_file", ""),
     ],
 )
 def test_an_import_from_inside_of_a_package_is_noticed(folder: str, source: str, problem: str) -> None:

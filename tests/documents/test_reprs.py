@@ -18,9 +18,7 @@ from online import toy_schedule
 
 from diffcache.documents import CacheSchedule, DenoiserPlan, Expected, SitePlan
 from diffcache.eval import Evaluation
-from diffcache.executor import Estimate, Report, Row
-from diffcache.executor.cost import shown
-from diffcache.executor.notices import Notice
+from diffcache.executor import Estimate, Notice, Report, Row
 from diffcache.text import card
 
 pytestmark = pytest.mark.fast
@@ -176,18 +174,3 @@ def test_text_of_others_is_escaped() -> None:
     assert "PSNR &lt;b&gt;" in page
     assert "<i>" not in schedule(provenance={"note": "<i>"})._repr_html_()
     assert "&lt;i&gt;" in schedule(provenance={"note": "<i>"})._repr_html_()
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1 kB"),
-        (32768, "32.8 kB"),
-        (5_240_000, "5.24 MB"),
-        (2**31, "2.15 GB"),
-    ],
-)
-def test_bytes_have_the_largest_unit(size: int, text: str) -> None:
-    assert shown(size) == text

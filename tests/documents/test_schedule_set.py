@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors
 from test_reprs import Tags
 
 from diffcache.documents import CacheSchedule, DenoiserPlan, Online, ScheduleSet, container
-from diffcache.documents.collection import load, schedules_in
+from diffcache.documents.collection import read_schedules, schedules_in
 from diffcache.documents.schedule_set import demand_one
 from diffcache.errors import BadOption, DocumentError
 
@@ -180,10 +180,10 @@ def test_each_reader_says_which_one_reads_the_other_file(tmp_path: Path) -> None
         CacheSchedule.load(tmp_path / "set")
     with pytest.raises(DocumentError, match=r"holds one schedule: read it with CacheSchedule\.load"):
         ScheduleSet.load(tmp_path / "one")
-    assert load(tmp_path / "set") == BOTH
-    assert load(str(tmp_path / "one")) == FOUR
+    assert read_schedules(tmp_path / "set") == BOTH
+    assert read_schedules(str(tmp_path / "one")) == FOUR
     with pytest.raises(DocumentError, match="no such file"):
-        load(tmp_path / "missing")
+        read_schedules(tmp_path / "missing")
 
 
 def test_where_one_schedule_is_needed_the_error_says_how_to_take_it_out() -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from pipelines import TINY, shared
+from typer.main import get_command
 
 from diffcache import evaluate, registry
-from diffcache.cli.eval import eval as commands
+from diffcache.cli import app
 from diffcache.documents import Expected
 from diffcache.eval import evenly_reused, extractors, frechet, kernel_distance, metrics, record, saved_parts, statistics
 from diffcache.eval.methods import Kind
@@ -194,7 +195,7 @@ def test_every_metric_is_there_with_its_options() -> None:
 
 
 def test_every_command_extractor_and_argument_is_there() -> None:
-    named = {f"diffcache eval {command.name}" for command in commands.registered_commands}
+    named = {f"diffcache eval {name}" for name in get_command(app).get_command(None, "eval").commands}
     assert set(re.findall(r"`(diffcache eval \w+)", DOCUMENT)) == named
     body = DOCUMENT.split("| extractor | reported as |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)`", body, re.M)) == set(registry.names(extractors.__name__))

@@ -21,7 +21,7 @@ from diffcache.errors import BadOption
 from diffcache.executor import Anchor, Output
 from diffcache.executor.prediction import predict_output
 from diffcache.executor.program import Terms, compile_plan
-from diffcache.executor.store import Keeping, signature
+from diffcache.executor.store import Packer, signature
 from diffcache.kernels import FORMATS, Packed, unpack
 from diffcache.profiling.calibration import correct
 
@@ -169,7 +169,7 @@ def test_what_is_not_finite_is_computed_again(store: str) -> None:
 
 
 def packed(value: Tensor, store: str, prescale: Tensor | None = None) -> Any:
-    return Keeping(FORMATS[store], prescale).keep(value)
+    return Packer(FORMATS[store], prescale).keep(value)
 
 
 def anchor(value: Tensor, x: Tensor, store: str, prescale: Tensor | None = None) -> Anchor:
@@ -268,7 +268,7 @@ def test_differences_are_kept_where_they_say_all_that_is_needed(plan: SitePlan) 
         form = Output.of((f,)).form()
         whole = Anchor(form, (f,), (x_0,), signature((x,)))
         less = Anchor(form, (f - x_0,), (), signature((x,)), difference=True)
-        as_codes = Anchor(form, (Keeping(FORMATS["int8"]).keep_difference(f, x_0),), (), signature((x,)), True)
+        as_codes = Anchor(form, (Packer(FORMATS["int8"]).keep_difference(f, x_0),), (), signature((x,)), True)
         (wanted,) = predict_output([whole], terms, (x,), 0)  # type: ignore[misc]
         torch.testing.assert_close(predict_output([less], terms, (x,), 0), (wanted,), rtol=1e-4, atol=1e-5)
         assert off(predict_output([as_codes], terms, (x,), 0)[0], wanted) < 0.01  # type: ignore[index]

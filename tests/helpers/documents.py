@@ -28,10 +28,10 @@ from diffcache.documents import (
     ScheduleSet,
     SitePlan,
     SiteProfile,
+    StoreFormat,
     Tables,
 )
 from diffcache.documents.checks import MOST
-from diffcache.documents.schedule import StoreFormat
 from diffcache.errors import DiffCacheError, DocumentError
 
 DIGEST = "0123456789abcdef" * 4

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcache.host import Clock, Kind, LoopWatch, LoopWatcher, Traits
-from diffcache.host.arguments import Parameters, parameters_of
+from diffcache.host import Clock, Kind, LoopWatch, LoopWatcher, Parameters, Traits, parameters_of
 from diffcache.patch import Undo, layer
 
 MASK, WORDS, WIDTH = 0, 11, 16

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import diffcache
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.documents import DenoiserPlan, Guidance
-from diffcache.documents.branches import BRANCH_NAMES
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.executor import FailedOpen
 from diffcache.host.branches import Branches, recognised
@@ -204,7 +203,7 @@ def test_coefficients_go_with_the_names_of_the_branches_that_they_were_fitted_to
     schedule = CacheSchedule(steps=STEPS, denoisers={"network": DenoiserPlan(sites={"model": plan})}, guidance=guidance)
     net = Net()
     for names, scaled in (['["c", "u"]', "u"], ['["u", "c"]', "c"]):
-        with accelerated(net, schedule.with_provenance(**{BRANCH_NAMES: names})):
+        with accelerated(net, schedule.with_provenance(**{"branch names": names})):
             found = loop(net, lambda i: "uc" if i % 4 < 2 else "cu", named=True)
         assert {which for _, which, error in found if error > 1} == {scaled}
     with accelerated(net, schedule), pytest.warns(FailedOpen, match="no coefficients for this branch"):
@@ -216,7 +215,7 @@ def test_a_fitted_schedule_holds_the_names_of_its_branches() -> None:
     pipe = fresh("wan")
     call = {**TINY["wan"].call(pipe), "generator": torch.Generator().manual_seed(0)}
     schedule = diffcache.optimize(pipe, [call], 3, time_limit_s=0)
-    assert schedule.provenance[BRANCH_NAMES] == '["cond", "uncond"]'
+    assert schedule.provenance["branch names"] == '["cond", "uncond"]'
 
 
 @pytest.mark.parametrize("name", ["", None, 3])

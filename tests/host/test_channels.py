@@ -18,7 +18,6 @@ from diffcache import accelerated, host, report
 from diffcache.documents import Guidance
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen
-from diffcache.executor.prediction import repetition
 from diffcache.host.channels import Span, counterpart, find_sample
 from diffcache.patch import layer
 from diffcache.profiling.recording.record import record
@@ -174,16 +173,6 @@ def test_a_condition_that_samples_share_does_not_count_as_guidance() -> None:
     pipe.guide = "batched"
     with accelerated(pipe, bound(pipe, hold("#.#.#.#.", 2), guidance=BATCHED)):
         pipe(x)
-
-
-def test_repetition() -> None:
-    x = torch.randn(1, 3, 4, 6, 6)
-    other = torch.randn(1, 3, 4, 6, 6)
-    assert repetition([torch.cat([x, x])], 2) is True
-    assert repetition([torch.cat([x, other])], 2) is False
-    assert repetition([torch.cat([torch.cat([x, x]), torch.cat([x, other])], 2)], 2) is None
-    assert repetition([x], 2) is False
-    assert repetition([], 2) is False
 
 
 # --- where the sample lies -------------------------------------------------------------------------------------------

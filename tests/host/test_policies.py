@@ -25,7 +25,6 @@ from diffcache import host
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption, ScheduleMismatch, UnsupportedModel
 from diffcache.eval import Trials, baselines
 from diffcache.eval.timed_run import watched
-from diffcache.eval.trials import wilson
 from diffcache.host.policies import FAMILIES
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/policies.md").read_text()
@@ -318,12 +317,6 @@ def test_a_pipeline_plays_no_episodes(tmp_path: Path) -> None:
     loop = diffcache.Loop(Transformer(), lambda num_inference_steps: None)
     with pytest.raises(diffcache.DiffCacheError, match="trials"):
         diffcache.evaluate(loop, {}, [{"seed": 1, "num_inference_steps": 3}], trials=Trials(play, 2), out=tmp_path)
-
-
-@pytest.mark.parametrize(("won", "low", "high"), [(10, 0.7225, 1.0), (8, 0.4902, 0.9433), (0, 0.0, 0.2775)])
-def test_the_interval_of_successes_is_wilsons(won: int, low: float, high: float) -> None:
-    found = wilson([1.0] * won + [0.0] * (10 - won))
-    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
 # What went wrong once.

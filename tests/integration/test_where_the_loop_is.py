@@ -23,7 +23,6 @@ from diffcache import host as hosting
 from diffcache.documents import DenoiserPlan, Guidance
 from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen, wrappers
-from diffcache.executor.prediction import repeats
 from diffcache.host.kinds import pipeline
 
 SWAPS = [(name, scheduler) for name in ("sd3", "flux", "wan", "sd15", "ddpm") for scheduler in SCHEDULERS[name]]
@@ -241,19 +240,6 @@ def test_guidance_turned_on_in_one_batch_is_refused_by_a_schedule_without(name: 
         same_noise = {**tiny.call(pipe, batch=2), **BATCH_GUIDED[name]}
         run(pipe, same_noise, seed=[5, 5])  # a batch that happens to repeat itself is not guidance
         assert torch.equal(run(pipe, call), fast)
-
-
-def test_batched_guidance_is_recognised_though_the_condition_channels_differ() -> None:
-    """InstructPix2Pix puts the picture behind the latents of one branch and zeros behind those of the other."""
-    latents, picture = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6)
-    guided = torch.cat([torch.cat([latents] * 2), torch.cat([picture, torch.zeros_like(picture)])], dim=1)
-    assert repeats([guided], 2)
-    assert not repeats([torch.randn(2, 8, 6, 6)], 2)
-    assert not repeats([guided], 3)
-    samples = [torch.randn(4, 1, 6, 6), torch.randn(4, 1, 6, 6)]
-    assert repeats([*samples, *(s.clone() for s in samples)], 2)
-    assert not repeats([samples[0], samples[0], samples[1], samples[1]], 2)
-    assert not repeats([], 2)
 
 
 CALLS_CHANGE = {

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from diffcache.kernels.library import operations
+
 triton = pytest.importorskip("triton")
 if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
     pytest.skip("needs the cuobjdump that comes with Triton", allow_module_level=True)
@@ -24,13 +26,6 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernels" / "ahead_of_time.py"
 Figures = dict[str, Any]
-
-# Registers of a thread, at most: with 102, five programs fit on a multiprocessor of an NVIDIA GPU.
-REGISTERS = {"quantize": 102, "residual_quantize": 84, "dequantize": 56, "predict": 102, "residual_modulate": 64}
-MOST_REGISTERS = 102  # of an operation that has no lower limit above
-OF_EIGHT_ANCHORS = 168  # three programs, each with eight tensors on their way
-OF_UNEVEN_ROWS = 168  # three programs: every column has a mask, and every few values have an address
-AMD_REGISTERS, AMD_OF_EIGHT_ANCHORS = 168, 256  # of 512: three waves, and two
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +49,7 @@ def spilling(figures: Figures) -> bool:
 
 
 def greedy(figures: Figures) -> bool:
-    amd, many = figures["target"].startswith("gfx"), figures["options"].startswith("8 anchors")
-    if amd:
-        most = AMD_OF_EIGHT_ANCHORS if many else AMD_REGISTERS
-    elif figures["length"] % 128:
-        most = OF_UNEVEN_ROWS
-    else:
-        most = OF_EIGHT_ANCHORS if many else REGISTERS.get(figures["operation"], MOST_REGISTERS)
-    return bool(figures["registers"] > most)
+    return bool(figures["registers"] > figures["most_registers"])
 
 
 def narrow(figures: Figures) -> bool:
@@ -80,7 +68,7 @@ def test_every_kernel_and_format_is_there_for_every_gpu(kernels: list[Figures]) 
     formats = {"sm_80": {"bf16", "int8", "int4"}}
     expected = {
         (operation, format, target)
-        for operation in REGISTERS
+        for operation in operations()
         for target in ("sm_80", "sm_90", "gfx942")
         for format in formats.get(target, {"bf16", "int8", "fp8", "int4"})
     }

@@ -23,7 +23,6 @@ from probes import ours
 from torch import Tensor
 
 from diffcache import CacheSchedule, accelerate, accelerated, estimate, presets, report
-from diffcache.cli.presets import as_markdown, matching
 from diffcache.errors import BadOption, DocumentError, UnknownName, UnsupportedModel
 from diffcache.host import find_sites, network_facts
 from diffcache.presets import Match, NetworkFacts, Preset
@@ -515,22 +514,23 @@ def test_the_command_lists_presets_by_model_class_and_method(command: Command) -
     assert "flux" not in wan.lower()
     assert "teacache" not in wan
     assert named("magcache", "wan2.1-t2v-14b").source in wan
-    assert {row.class_name for row in matching(None, "MochiTransformer3DModel", None)} == {"MochiTransformer3DModel"}
+    of_class = command("--class", "MochiTransformer3DModel")[1]
+    assert all((row.name in of_class) == (row.class_name == "MochiTransformer3DModel") for row in ROWS)
     assert "diffcache presets --model" in command("--help")[1]
 
 
 @pytest.mark.parametrize(
     ("filters", "says"),
     [
-        (("nope", None, None), "no model with presets called 'nope'."),
-        ((None, "UNet2DConditionModel", None), "no network class with presets called 'UNet2DConditionModel'."),
-        ((None, None, "fora"), "no method with presets called 'fora'. Known: firstblockcache, magcache, teacache."),
+        (("--model", "nope"), "no model with presets called 'nope'."),
+        (("--class", "UNet2DConditionModel"), "no network class with presets called 'UNet2DConditionModel'."),
+        (("--method", "fora"), "no method with presets called 'fora'. Known: firstblockcache, magcache, teacache."),
     ],
 )
-def test_a_filter_that_nothing_fits_is_refused(filters: tuple[str | None, ...], says: str) -> None:
-    with pytest.raises(UnknownName) as refused:
-        matching(*filters)
-    assert says in str(refused.value)
+def test_a_filter_that_nothing_fits_is_refused(filters: tuple[str, str], says: str, command: Command) -> None:
+    status, _, complaint = command(*filters)
+    assert status == 2
+    assert says in complaint
 
 
 def test_the_examples_of_the_command_are_rules(command: Command) -> None:
@@ -541,6 +541,6 @@ def test_the_examples_of_the_command_are_rules(command: Command) -> None:
         assert parse_rule(spec).granularity == "stack"
 
 
-def test_the_page_holds_the_table_of_the_data_file() -> None:
+def test_the_page_holds_the_table_of_the_data_file(command: Command) -> None:
     page = (Path(__file__).parents[2] / "docs" / "presets.md").read_text(encoding="utf-8")
-    assert as_markdown(ROWS) in page
+    assert command("--markdown")[1] in page

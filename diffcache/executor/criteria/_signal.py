@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffcache.executor.store import AS_IT_IS, Anchor, Keeping, Kept, Output, Store, signature
+from diffcache.executor.store import AS_IT_IS, Anchor, Kept, Output, Packer, Store, signature
 from diffcache.kernels import Packed, pack_again, unpack
 
 
@@ -18,16 +18,16 @@ class Signal:
         step: The step of the sampling loop.
         now: The tensors of this call.
         kept: The tensors of the reference call, as the store keeps them.
-        keeping: The format in which the store keeps them.
+        packer: How the store keeps them.
     """
 
-    __slots__ = ("_compared", "_keeping", "_kept", "now", "step")
+    __slots__ = ("_compared", "_kept", "_packer", "now", "step")
 
-    def __init__(self, step: int, now: Sequence[Tensor], kept: Sequence[Kept], keeping: Keeping) -> None:
+    def __init__(self, step: int, now: Sequence[Tensor], kept: Sequence[Kept], packer: Packer) -> None:
         self.step = step
         self.now = now
         self._kept = kept
-        self._keeping = keeping
+        self._packer = packer
         self._compared: tuple[Tensor, Tensor, Sequence[Kept] | None] | None = None
 
     @property
@@ -62,7 +62,7 @@ class Signal:
             then = self.then
             return distance(self.now, then), size(then), None
         found = [
-            (*pack_again(n, t, self._keeping.backend),)
+            (*pack_again(n, t, self._packer.backend),)
             for n, t in zip(self.now, self._kept, strict=True)
             if isinstance(t, Packed)
         ]

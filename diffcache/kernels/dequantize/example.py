@@ -1,10 +1,10 @@
-"""Arguments of ``dequantize`` for the contract tests and the benchmark."""
+"""Arguments of ``dequantize`` for the contract tests and the benchmarks."""
 
 from __future__ import annotations
 
 import torch
 
-from diffcache.kernels.examples import Arguments, Tensors, TimedTensors, Variant
+from diffcache.kernels.examples import Arguments, Compiled, EmptyTensors, Tensors, TimedTensors, Variant
 
 CLOSE = 1e-6, 1e-6  # how near the compiled form and the kernel come to the plain form: relative, absolute
 RETURNED = ("out",)
@@ -28,3 +28,11 @@ TIMED = (
     Variant("load", 1, 1, _load, lambda t: t.kept(0).clone()),
     Variant("affine, add", 2, 1, _affine_and_add, lambda t: t.normal("y") + t.kept(0), quick=True),
 )
+
+
+def _compiled(t: EmptyTensors) -> Arguments:
+    affine = t.vectors(2, dtype=torch.float32)
+    return (*t.kept(), t.format, t.length, torch.bfloat16), {"affine": affine, "add": t.rows()}
+
+
+COMPILED = (Compiled("affine, add", _compiled, registers=56),)

@@ -1,4 +1,4 @@
-"""Arguments of ``predict`` for the contract tests and the benchmark."""
+"""Arguments of ``predict`` for the contract tests and the benchmarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffcache.kernels.examples import Arguments, Tensors, TimedTensors, Variant
+from diffcache.kernels.examples import SAMPLES, Arguments, Compiled, EmptyTensors, Tensors, TimedTensors, Variant
 
 CLOSE = 1e-6, 1e-6  # how near the compiled form and the kernel come to the plain form: relative, absolute
 RETURNED = ("out",)
@@ -53,3 +53,25 @@ def _weighted(count: int) -> Callable[[TimedTensors], Tensor]:
 
 
 TIMED = tuple(Variant(f"K={k}", 1, k, _predicted(k), _weighted(k), quick=k == 2) for k in (1, 2, 3, 6))
+
+
+def _compiled(count: int) -> Callable[[EmptyTensors], Arguments]:
+    def arguments(t: EmptyTensors) -> Arguments:
+        codes, scales = t.kept()
+        anchors = ([codes] * count, [scales] * count, [0.5] * count)
+        return (*anchors, t.format, t.length, torch.bfloat16), {
+            "x": t.rows(),
+            "prescale": t.vectors(count, SAMPLES),
+            "kappa": 0.5,
+            "scale": t.vectors(1, dtype=torch.float32),
+            "bias": t.vectors(1, dtype=torch.float32),
+        }
+
+    return arguments
+
+
+_OPTIONS = "anchors, prescale, x, scale, bias"
+COMPILED = (
+    Compiled(f"3 {_OPTIONS}", _compiled(3)),
+    Compiled(f"8 {_OPTIONS}", _compiled(8), formats=("int8",), registers=168, amd_registers=256),
+)

@@ -1,10 +1,11 @@
-"""Arguments of ``quantize`` for the contract tests and the benchmark."""
+"""Arguments of ``quantize`` for the contract tests and the benchmarks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from diffcache.kernels.examples import SAMPLES, Arguments, Tensors, TimedTensors, Variant
+from diffcache.kernels.examples import SAMPLES, Arguments, Compiled, EmptyTensors, Tensors, TimedTensors, Variant
 
 CLOSE = 1e-6, 1e-6  # how near the compiled form and the kernel come to the plain form: relative, absolute
 RETURNED = ("codes", "scales", "sums")
@@ -43,4 +44,27 @@ TIMED = (
         lambda t: t.normal("x") - t.normal("y"),
     ),
     Variant("difference, drift sums", 2, 2, _difference_and_sums, _uncompressed_sums),
+)
+
+
+def _compiled(*, prescale_and_sums: bool = False, minus: bool = False) -> Callable[[EmptyTensors], Arguments]:
+    def arguments(t: EmptyTensors) -> Arguments:
+        options: dict[str, Any] = {"samples": SAMPLES}
+        if minus:
+            options["minus"] = t.rows()
+        if prescale_and_sums:
+            options["prescale"] = t.vectors(SAMPLES)
+            options["previous_codes"], options["previous_scales"] = t.kept()
+        return (t.rows(), t.format), options
+
+    return arguments
+
+
+_ALL = "minus, prescale, sums", _compiled(minus=True, prescale_and_sums=True)
+COMPILED = (
+    Compiled("", _compiled()),
+    Compiled(*_ALL),
+    # In rows that groups do not fill, every column has a mask, and every few values have an address.
+    Compiled("minus", _compiled(minus=True), 130, ("int8",), registers=168),
+    Compiled(*_ALL, 261, registers=168),
 )

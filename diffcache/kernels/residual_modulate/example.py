@@ -1,12 +1,13 @@
-"""Arguments of ``residual_modulate`` for the contract tests and the benchmark."""
+"""Arguments of ``residual_modulate`` for the contract tests and the benchmarks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.nn import functional as F
 
-from diffcache.kernels.examples import SAMPLES, Arguments, Tensors, TimedTensors, Variant
+from diffcache.kernels.examples import SAMPLES, Arguments, Compiled, EmptyTensors, Tensors, TimedTensors, Variant
 
 CLOSE = 2**-7, 1e-3  # how near the compiled form and the kernel come to the plain form: relative, absolute
 # Sums are in another order, then rounded to bfloat16.
@@ -35,3 +36,16 @@ def _add_and_normalise(t: TimedTensors) -> Any:
 
 
 TIMED = (Variant("gate, shift, scale", 3, 1, _modulated, _add_and_normalise, quick=True),)
+
+
+def _all(t: EmptyTensors) -> Arguments:
+    gate = t.vectors(SAMPLES)
+    options = {"gate": gate, "shift": gate, "scale": gate, "affine": t.vectors(2, dtype=torch.float32)}
+    return (t.rows(), *t.kept(), t.format), options
+
+
+COMPILED = (
+    Compiled("all", _all, registers=64),
+    Compiled("all", _all, 3072, ("int8",), registers=64),
+    Compiled("all", _all, 5120, ("int8",), registers=64),
+)

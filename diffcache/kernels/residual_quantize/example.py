@@ -1,10 +1,10 @@
-"""Arguments of ``residual_quantize`` for the contract tests and the benchmark."""
+"""Arguments of ``residual_quantize`` for the contract tests and the benchmarks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffcache.kernels.examples import SAMPLES, Arguments, Tensors, TimedTensors, Variant
+from diffcache.kernels.examples import SAMPLES, Arguments, Compiled, EmptyTensors, Tensors, TimedTensors, Variant
 
 CLOSE = 1e-6, 1e-6  # how near the compiled form and the kernel come to the plain form: relative, absolute
 RETURNED = ("out", "codes", "scales")
@@ -25,3 +25,10 @@ def _add_and_keep(t: TimedTensors) -> Any:
 
 
 TIMED = (Variant("gate", 3, 1, _gated, _add_and_keep, quick=True),)
+
+
+def _gate_and_prescale(t: EmptyTensors) -> Arguments:
+    return (t.rows(), t.rows(), t.format), {"gate": t.vectors(SAMPLES), "prescale": t.vectors(SAMPLES)}
+
+
+COMPILED = (Compiled("gate, prescale", _gate_and_prescale, registers=84),)

@@ -231,9 +231,9 @@ def _demand(replays: Sequence[Replay], compute: np.ndarray) -> None:
     """Raise BadOption unless ``compute`` is a mask of this loop."""
     steps, first_steps = len(replays[0].steps), replays[0].first_steps
     if compute.shape != (steps,) or not compute[list(first_steps)].all():
-        strip = "".join("■" if computed else "·" for computed in compute.flat)
+        given = "".join("■" if computed else "·" for computed in compute.flat)
         musts = ", ".join(map(str, first_steps))
-        raise BadOption("compute", strip, f"one entry for each of the loop's {steps} steps, computed at {musts}")
+        raise BadOption("compute", given, f"one entry for each of the loop's {steps} steps, computed at {musts}")
 
 
 def _start(replays: Sequence[Replay]) -> Checkpoint:

@@ -21,7 +21,7 @@ from diffcache.profiling.measuring.costs import count_flops, time_sites
 from diffcache.profiling.measuring.influence import measure_influence, steps_to_measure
 from diffcache.profiling.measuring.partial_profile import Arrays, CallProfile, FirstCall, PartialProfile, SiteCosts
 from diffcache.profiling.measuring.tables import Sums
-from diffcache.profiling.recording.format_costs import AT_STEPS, Kept
+from diffcache.profiling.recording.format_costs import AT_STEPS, FormatCosts
 from diffcache.profiling.recording.measured_sites import main_output, of_samples
 from diffcache.profiling.recording.observe import Observer, Series
 from diffcache.profiling.recording.record import DenoiserCall, Trajectory
@@ -137,7 +137,7 @@ class CallMeasurement:
             like = [c.seconds for s in steps for c in s.calls if c.output.shape == call.output.shape]
             seconds = {"model": float(np.median(like))}
         size = sum(t.numel() * t.element_size() for t in call.outputs)
-        whole = Kept()
+        whole = FormatCosts()
         for n in AT_STEPS:
             if n < len(steps):
                 whole.add(steps[n].calls[0].outputs, main=0)
@@ -161,7 +161,7 @@ class CallMeasurement:
         return costs, notes | {"influence_steps": ", ".join(map(str, at))}
 
 
-def _kept(found: Kept) -> dict[str, Any]:
+def _kept(found: FormatCosts) -> dict[str, Any]:
     """Return the fields of SiteCosts that describe kept outputs."""
     return {"kept": found.profiles(), "channels": found.channels()}
 

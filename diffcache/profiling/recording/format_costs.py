@@ -17,7 +17,7 @@ AT_STEPS = (0, 8, 24)  # errors differ little from step to step; all of them wou
 
 
 @dataclass(slots=True)
-class Kept:
+class FormatCosts:
     """Sums over the outputs of one site.
 
     Attributes:

@@ -20,7 +20,7 @@ from diffcache import host
 from diffcache.executor.store import Output
 from diffcache.host.structure import first_norm
 from diffcache.patch import Wrapper
-from diffcache.profiling.recording.format_costs import AT_STEPS, Kept
+from diffcache.profiling.recording.format_costs import AT_STEPS, FormatCosts
 from diffcache.profiling.recording.measured_sites import Places, few, layered, main_output
 
 
@@ -118,7 +118,7 @@ class Observer:
         self.device = torch.device("cpu")
         self._memory = _Memory()
         self._loops = 0
-        self.kept: dict[str, Kept] = {}
+        self.kept: dict[str, FormatCosts] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -213,7 +213,7 @@ class Observer:
             self.output_bytes[site] = sum(t.numel() * t.element_size() for t in outputs)
             self.device = outputs[0].device
         if now.whole:
-            self.kept.setdefault(site, Kept()).add(outputs, self.main[site])
+            self.kept.setdefault(site, FormatCosts()).add(outputs, self.main[site])
         visit.output = now.look(outputs[self.main[site]]) if self.main[site] < len(outputs) else None
 
     def _norm(self, site: str) -> Wrapper:

@@ -11,6 +11,13 @@ identity, state, counting, shapes and guidance, never for quality.
 `call(pipe, batch=n)` makes a call for n prompts whose rows do not depend on n, and `run(..., seed=[3, 5])` gives every
 sample its own generator. Torch does not promise equal bits at another batch size (they differ in the last digits here):
 to show that a sample ignores its batch mates, change the mates and keep the size.
+
+A pipeline is one row of a module's ``PIPELINES``. To add one, name its class, the parts that it shares with others of
+its kind, what differs, and its arguments:
+
+    plain("flux_kontext", FLUX.within("FluxKontextPipeline"), called(flux_call, image=pictured("image")))
+
+A kind is a ``Parts``: classes of diffusers, by name, and their settings (``parts.py``).
 """
 
 # How the loops behave, read in the source of diffusers 0.42.1 and seen at run time.

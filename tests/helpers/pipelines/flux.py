@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import torch
 
-from pipelines.parts import HEIGHT, IMAGE, POOLED, TEXT, WIDTH, assemble, flow_euler, image_vae, picture, text
+from pipelines.parts import (
+    CONTROL,
+    HEIGHT,
+    IMAGE,
+    IMAGE_TO_IMAGE,
+    INPAINT,
+    POOLED,
+    TEXT,
+    WIDTH,
+    Parts,
+    called,
+    flow_euler,
+    image_vae,
+    part,
+    pictured,
+    words,
+)
 from pipelines.tiny import plain, two_calls
 
 _FLUX_SIZE: dict[str, Any] = {
@@ -18,61 +33,32 @@ _FLUX_SIZE: dict[str, Any] = {
     "joint_attention_dim": TEXT,
     "pooled_projection_dim": POOLED,
     "axes_dims_rope": (4, 4, 8),
+    "guidance_embeds": True,
 }
-
-
-def flux(name: str, pipeline: type, *, distilled: bool = True, controlnet: bool = False, **over: Any) -> Any:
-    size = {**_FLUX_SIZE, "guidance_embeds": distilled, **over}
-    parts: dict[str, Any] = {
-        "transformer": lambda: diffusers.FluxTransformer2DModel(num_layers=2, num_single_layers=3, **size),
+FLUX = Parts(
+    "flux",
+    {
+        "transformer": part("FluxTransformer2DModel", num_layers=2, num_single_layers=3, **_FLUX_SIZE),
         "vae": image_vae(),
         "scheduler": flow_euler(shift=3.0, use_dynamic_shifting=True),
-    }
-    if controlnet:
-        parts["controlnet"] = lambda: diffusers.FluxControlNetModel(num_layers=1, num_single_layers=1, **size)
-    return assemble(name, pipeline, **parts)
+    },
+)
+NOT_DISTILLED = {"guidance_embeds": False}
+WITH_CONTROL = {"in_channels": 32, "out_channels": 16}  # of the transformer
+flux_controlnet = part("FluxControlNetModel", num_layers=1, num_single_layers=1, **_FLUX_SIZE)
 
+flux_call = called(words(pooled=True, negative=False), IMAGE, guidance_scale=3.5)
+flux_true_cfg_call = called(words(pooled=True), IMAGE, guidance_scale=3.5, true_cfg_scale=3.0)
+flux_img2img_call = called(flux_call, IMAGE_TO_IMAGE)
+flux_inpaint_call = called(flux_call, INPAINT)
+flux_control_call = called(flux_call, CONTROL)
+KONTEXT = {"image": pictured("image"), "max_area": HEIGHT * WIDTH, "_auto_resize": False}
 
-def _flux_control() -> Any:
-    return flux("flux_control", diffusers.FluxControlPipeline, in_channels=32, out_channels=16)
-
-
-def _flux_controlnet() -> Any:
-    return flux("flux", diffusers.FluxControlNetPipeline, controlnet=True)
-
-
-def flux_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, pooled=True, negative=False), **IMAGE, "guidance_scale": 3.5}
-
-
-def flux_true_cfg_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, pooled=True), **IMAGE, "guidance_scale": 3.5, "true_cfg_scale": 3.0}
-
-
-def flux_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
-
-
-def flux_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    mask = torch.zeros(1, 1, HEIGHT, WIDTH)
-    mask[..., : HEIGHT // 2, :] = 1
-    return {**flux_img2img_call(pipe, batch), "mask_image": mask}
-
-
-def flux_control_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
-
-
-def flux_kontext_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    image = picture("image", HEIGHT, WIDTH, batch)
-    return {**flux_call(pipe, batch), "image": image, "max_area": HEIGHT * WIDTH, "_auto_resize": False}
-
-
-def flux2() -> Any:
-    return assemble(
-        "flux2",
-        diffusers.Flux2Pipeline,
-        transformer=lambda: diffusers.Flux2Transformer2DModel(
+FLUX2 = Parts(
+    "flux2",
+    {
+        "transformer": part(
+            "Flux2Transformer2DModel",
             in_channels=16,
             num_layers=1,
             num_single_layers=3,
@@ -82,26 +68,24 @@ def flux2() -> Any:
             timestep_guidance_channels=16,
             axes_dims_rope=(4, 4, 4, 4),
         ),
-        vae=lambda: diffusers.AutoencoderKLFlux2(
+        "vae": part(
+            "AutoencoderKLFlux2",
             block_out_channels=(4, 4),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
             latent_channels=4,
             norm_num_groups=2,
         ),
-        scheduler=flow_euler(use_dynamic_shifting=True),
-    )
+        "scheduler": flow_euler(use_dynamic_shifting=True),
+    },
+)
+flux2_call = called(words(negative=False), IMAGE)
 
-
-def flux2_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, negative=False), **IMAGE}
-
-
-def chroma() -> Any:
-    return assemble(
-        "chroma",
-        diffusers.ChromaPipeline,
-        transformer=lambda: diffusers.ChromaTransformer2DModel(
+CHROMA = Parts(
+    "chroma",
+    {
+        "transformer": part(
+            "ChromaTransformer2DModel",
             in_channels=16,
             num_layers=2,
             num_single_layers=2,
@@ -113,54 +97,50 @@ def chroma() -> Any:
             approximator_hidden_dim=16,
             approximator_layers=1,
         ),
-        vae=image_vae(),
-        scheduler=flow_euler(),
-    )
+        "vae": image_vae(),
+        "scheduler": flow_euler(),
+    },
+)
+chroma_call = called(words(mask="prompt_attention_mask"), IMAGE, guidance_scale=4.0)
 
-
-def chroma_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, mask="prompt_attention_mask"), **IMAGE, "guidance_scale": 4.0}
-
-
-def _qwen_image() -> Any:
-    return assemble(
-        "qwen_image",
-        diffusers.QwenImagePipeline,
-        transformer=lambda: diffusers.QwenImageTransformer2DModel(
-            in_channels=16,
-            out_channels=4,
-            num_layers=3,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=TEXT,
-            axes_dims_rope=(8, 4, 4),
-        ),
-        vae=lambda: diffusers.AutoencoderKLQwenImage(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False],
-            latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[1.1, 0.9, 1.2, 1.0],
-        ),
-        scheduler=flow_euler(use_dynamic_shifting=True, shift_terminal=0.02),
-    )
-
-
-def qwen_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, mask="prompt_embeds_mask", dtype=torch.int64), **IMAGE, "true_cfg_scale": 4.0}
-
+QWEN_SIZE: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (8, 4, 4),
+}
+QWEN_VAE: dict[str, Any] = {
+    "base_dim": 4,
+    "z_dim": 4,
+    "num_res_blocks": 1,
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [1.1, 0.9, 1.2, 1.0],
+}
+QWEN_IMAGE = Parts(
+    "qwen_image",
+    {
+        "transformer": part("QwenImageTransformer2DModel", num_layers=3, **QWEN_SIZE),
+        "vae": part("AutoencoderKLQwenImage", dim_mult=[1, 1], temperal_downsample=[False], **QWEN_VAE),
+        "scheduler": flow_euler(use_dynamic_shifting=True, shift_terminal=0.02),
+    },
+)
+qwen_image_call = called(words(mask="prompt_embeds_mask", dtype=torch.int64), IMAGE, true_cfg_scale=4.0)
 
 PIPELINES = (
-    plain("flux", lambda: flux("flux", diffusers.FluxPipeline), flux_call),
-    two_calls("flux_true_cfg", lambda: flux("flux", diffusers.FluxPipeline, distilled=False), flux_true_cfg_call),
-    plain("flux_img2img", lambda: flux("flux", diffusers.FluxImg2ImgPipeline), flux_img2img_call, steps=4),
-    plain("flux_inpaint", lambda: flux("flux", diffusers.FluxInpaintPipeline), flux_inpaint_call, steps=4),
-    plain("flux_control", _flux_control, flux_control_call),
-    plain("flux_kontext", lambda: flux("flux", diffusers.FluxKontextPipeline), flux_kontext_call),
-    plain("flux_controlnet", _flux_controlnet, flux_control_call),
-    plain("flux2", flux2, flux2_call),
-    two_calls("chroma", chroma, chroma_call),
-    two_calls("qwen_image", _qwen_image, qwen_image_call),
+    plain("flux", FLUX.within("FluxPipeline"), flux_call),
+    two_calls("flux_true_cfg", FLUX.within("FluxPipeline", transformer=NOT_DISTILLED), flux_true_cfg_call),
+    plain("flux_img2img", FLUX.within("FluxImg2ImgPipeline"), flux_img2img_call, steps=4),
+    plain("flux_inpaint", FLUX.within("FluxInpaintPipeline"), flux_inpaint_call, steps=4),
+    plain(
+        "flux_control",
+        FLUX.within("FluxControlPipeline", "flux_control", transformer=WITH_CONTROL),
+        flux_control_call,
+    ),
+    plain("flux_kontext", FLUX.within("FluxKontextPipeline"), called(flux_call, KONTEXT)),
+    plain("flux_controlnet", FLUX.within("FluxControlNetPipeline", controlnet=flux_controlnet), flux_control_call),
+    plain("flux2", FLUX2.within("Flux2Pipeline"), flux2_call),
+    two_calls("chroma", CHROMA.within("ChromaPipeline"), chroma_call),
+    two_calls("qwen_image", QWEN_IMAGE.within("QwenImagePipeline"), qwen_image_call),
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -50,6 +52,32 @@ def text(
         if mask:  # its last positions are padding, as a real prompt's are
             arguments[sign + mask] = (torch.arange(TOKENS) < TOKENS - padding).to(dtype).repeat(batch, 1)
     return arguments
+
+
+def words(**options: Any) -> Callable[..., dict[str, Tensor]]:
+    """Return a function of the pipeline and the batch that returns ``text`` with these options."""
+    return lambda _pipe, batch: text(batch, **options)
+
+
+LEFT_OUT = object()  # the value of an argument that ``called`` removes
+
+
+def called(*given: Any, **over: Any) -> Callable[..., dict[str, Any]]:
+    """Return ``Tiny.call``: the arguments of a pipeline, for a batch.
+
+    given   dictionaries of arguments, and functions of the pipeline and the batch that return one; later ones win
+    over    arguments that replace these, or add to them; ``LEFT_OUT`` removes one
+    A value that is a function, in a dictionary or in ``over``, is called with the batch.
+    """
+
+    def call(pipe: Any, batch: int = 1) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for some in (*given, over):
+            values = some(pipe, batch) if callable(some) else some
+            made |= {name: value(batch) if callable(value) else value for name, value in values.items()}
+        return {name: value for name, value in made.items() if value is not LEFT_OUT}
+
+    return call
 
 
 def rows(output: Any) -> Tensor:
@@ -102,28 +130,76 @@ def assemble(name: str, pipeline: type, /, gain: float = 1.5, **parts: Any) -> A
     return pipe
 
 
-def anew(module: Any, **over: Any) -> Callable[[], Any]:
-    """Another network of the same configuration, but for these settings."""
-    size = {name: value for name, value in module.config.items() if not name.startswith("_")}
-    return lambda: type(module)(**{**size, **over})
+@dataclass(frozen=True)
+class Part:
+    """A part of a pipeline: a class of diffusers, by name, and the arguments that make it."""
+
+    kind: str
+    settings: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return getattr(diffusers, self.kind)(**self.settings)
+
+    def but(self, **over: Any) -> Part:
+        return type(self)(self.kind, {**self.settings, **over})
 
 
-def network(name: str, **over: Any) -> Callable[[], Any]:
+class Network(Part):
     """A network as it stands among the tiny denoisers, but for these settings."""
 
-    def make() -> Any:
+    def __call__(self) -> Any:
         from denoisers import TINY as NETWORKS  # not above: they are made of parts of this package
 
-        return anew(NETWORKS[name].make(), **over)() if over else NETWORKS[name].make()
-
-    return make
-
-
-def flow_euler(**over: Any) -> Callable[[], Any]:
-    return lambda: diffusers.FlowMatchEulerDiscreteScheduler(**over)
+        module = NETWORKS[self.kind].make()
+        if not self.settings:
+            return module
+        size = {name: value for name, value in module.config.items() if not name.startswith("_")}
+        return type(module)(**{**size, **self.settings})
 
 
-def image_vae(levels: int = 2, **over: Any) -> Callable[[], Any]:
+def part(kind: str, /, **settings: Any) -> Part:
+    return Part(kind, settings)
+
+
+def network(name: str, /, **over: Any) -> Network:
+    return Network(name, over)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What pipelines of one kind are made of.
+
+    weights   parts of one name have one set of weights in all pipelines
+    """
+
+    weights: str
+    parts: dict[str, Any]
+    gain: float = 1.5
+
+    def within(
+        self, pipeline: str, weights: str = "", /, *, then: Callable[[Any], Any] = lambda pipe: pipe, **over: Any
+    ) -> Callable[[], Any]:
+        """Return a function that builds the pipeline of this class, by name.
+
+        weights   another name for the weights
+        then      changes the pipeline
+        over      what differs: the settings of a part that do, as a dictionary; another part; one more
+        """
+
+        def build() -> Any:
+            made = dict(self.parts)
+            for name, change in over.items():
+                made[name] = made[name].but(**change) if isinstance(change, dict) else change
+            return then(assemble(weights or self.weights, getattr(diffusers, pipeline), self.gain, **made))
+
+        return build
+
+
+def flow_euler(**over: Any) -> Part:
+    return Part("FlowMatchEulerDiscreteScheduler", over)
+
+
+def image_vae(levels: int = 2, **over: Any) -> Part:
     """The image autoencoder most pipelines share: 4 latent channels, every level but the first halves the picture."""
     settings: dict[str, Any] = {
         "block_out_channels": (4,) * levels,
@@ -135,7 +211,7 @@ def image_vae(levels: int = 2, **over: Any) -> Callable[[], Any]:
         "shift_factor": 0.05,
         "scaling_factor": 0.9,
     }
-    return lambda: diffusers.AutoencoderKL(**{**settings, **over})
+    return Part("AutoencoderKL", {**settings, **over})
 
 
 # Gentler than any published model's: a random network does not predict the noise, and the division by a vanishing alpha
@@ -146,3 +222,21 @@ BETAS: dict[str, Any] = {"beta_start": 0.0005, "beta_end": 0.005}
 HEIGHT, WIDTH = 32, 24
 IMAGE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "latent"}
 VIDEO: dict[str, Any] = {**IMAGE, "height": 48, "width": 32, "num_frames": 9}
+
+
+def upper_half(batch: int = 1) -> Tensor:
+    """A mask whose upper half is to be made anew."""
+    mask = torch.zeros(batch, 1, HEIGHT, WIDTH)
+    mask[..., : HEIGHT // 2, :] = 1
+    return mask
+
+
+def pictured(tag: str, height: int = HEIGHT, width: int = WIDTH) -> Callable[[int], Tensor]:
+    return functools.partial(picture, tag, height, width)
+
+
+# Arguments of calls that read pictures.
+UNSIZED: dict[str, Any] = {"height": LEFT_OUT, "width": LEFT_OUT}  # of pipelines that take the size from the picture
+IMAGE_TO_IMAGE: dict[str, Any] = {"image": pictured("image"), "strength": 0.6}
+INPAINT: dict[str, Any] = {**IMAGE_TO_IMAGE, "mask_image": lambda _batch: upper_half()}  # one mask for all
+CONTROL: dict[str, Any] = {"control_image": pictured("control")}

@@ -132,6 +132,11 @@ def with_scheduler(pipe: Any, name: str) -> Any:
     return pipe
 
 
+def stepped_by(name: str) -> Callable[[Any], Any]:
+    """Return ``with_scheduler`` of this noise scheduler."""
+    return lambda pipe: with_scheduler(pipe, name)
+
+
 NOISE: dict[str, Any] = {
     "euler": diffusers.EulerDiscreteScheduler,
     "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
@@ -154,4 +159,7 @@ plain = functools.partial(Tiny, denoisers=("transformer",), guidance="none", mod
 two_calls = functools.partial(Tiny, denoisers=("transformer",), guidance="separate", modality="image")
 one_batch = functools.partial(Tiny, denoisers=("transformer",), guidance="batched", modality="image")
 unet = functools.partial(Tiny, denoisers=("unet",), guidance="batched", modality="image")
+video_plain = functools.partial(plain, modality="video")
+video_two_calls = functools.partial(two_calls, modality="video")
+video_one_batch = functools.partial(one_batch, modality="video")
 TWICE = 2 * STEPS - 1  # a second-order scheduler evaluates twice, but for the last step

@@ -2,59 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-import diffusers
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
-from pipelines.parts import POOLED, TEXT, TOKENS, VIDEO, assemble, flow_euler, text
-from pipelines.tiny import one_batch, plain, two_calls
+from pipelines.parts import POOLED, TEXT, TOKENS, VIDEO, Parts, called, flow_euler, part, words
+from pipelines.tiny import video_one_batch, video_plain, video_two_calls
 
-
-def _wan(**extra: Any) -> Any:
-    def transformer() -> Any:
-        return diffusers.WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=TEXT,
-            freq_dim=16,
-            ffn_dim=32,
-            num_layers=3,
-            rope_max_seq_len=32,
-        )
-
-    return assemble(
-        "wan",
-        diffusers.WanPipeline,
-        transformer=transformer,
-        **({"transformer_2": transformer} if "boundary_ratio" in extra else {}),
-        **extra,
-        vae=lambda: diffusers.AutoencoderKLWan(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[1.1, 0.9, 1.2, 1.0],
-        ),
-        scheduler=lambda: diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-    )
-
-
-def _wan_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **VIDEO, "guidance_scale": 4.0}
-
-
-def _cogvideox(scheduler: type) -> Any:
-    return assemble(
-        "cogvideox",
-        diffusers.CogVideoXPipeline,
-        transformer=lambda: diffusers.CogVideoXTransformer3DModel(
+flow_unipc = part("UniPCMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+wan_vae = part(
+    "AutoencoderKLWan",
+    base_dim=4,
+    z_dim=4,
+    dim_mult=[1, 1, 1, 1],
+    num_res_blocks=1,
+    latents_mean=[0.1, -0.2, 0.3, 0.0],
+    latents_std=[1.1, 0.9, 1.2, 1.0],
+)
+wan_network = part(
+    "WanTransformer3DModel",
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=4,
+    out_channels=4,
+    text_dim=TEXT,
+    freq_dim=16,
+    ffn_dim=32,
+    num_layers=3,
+    rope_max_seq_len=32,
+)
+WAN = Parts("wan", {"transformer": wan_network, "vae": wan_vae, "scheduler": flow_unipc})
+wan_call = called(words(), VIDEO, guidance_scale=4.0)
+_V_PREDICTION = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",  # without it the run ends at noise
+}  # as the published models have it
+COGVIDEOX_DPM = part("CogVideoXDPMScheduler", **_V_PREDICTION)
+COGVIDEOX = Parts(
+    "cogvideox",
+    {
+        "transformer": part(
+            "CogVideoXTransformer3DModel",
             num_attention_heads=2,
             attention_head_dim=16,
             in_channels=4,
@@ -68,25 +59,22 @@ def _cogvideox(scheduler: type) -> Any:
             max_text_seq_length=TOKENS,
             use_rotary_positional_embeddings=True,
         ),
-        vae=lambda: diffusers.AutoencoderKLCogVideoX(
-            block_out_channels=(4, 4, 4, 4), latent_channels=4, layers_per_block=1, norm_num_groups=2
+        "vae": part(
+            "AutoencoderKLCogVideoX",
+            block_out_channels=(4, 4, 4, 4),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
         ),
-        # The settings the published models come with; without the trailing spacing the run ends at noise.
-        scheduler=lambda: scheduler(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        ),
-    )
+        "scheduler": part("CogVideoXDDIMScheduler", **_V_PREDICTION),
+    },
+)
 
-
-def _cogvideox_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **VIDEO, "guidance_scale": 4.0}
-
-
-def _hunyuan_video() -> Any:
-    return assemble(
-        "hunyuan_video",
-        diffusers.HunyuanVideoPipeline,
-        transformer=lambda: diffusers.HunyuanVideoTransformer3DModel(
+HUNYUAN_VIDEO = Parts(
+    "hunyuan_video",
+    {
+        "transformer": part(
+            "HunyuanVideoTransformer3DModel",
             in_channels=4,
             out_channels=4,
             num_attention_heads=2,
@@ -99,64 +87,23 @@ def _hunyuan_video() -> Any:
             pooled_projection_dim=POOLED,
             rope_axes_dim=(4, 4, 8),
         ),
-        vae=lambda: diffusers.AutoencoderKLHunyuanVideo(
-            latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+        "vae": part(
+            "AutoencoderKLHunyuanVideo",
+            latent_channels=4,
+            block_out_channels=(4, 4, 4, 4),
+            layers_per_block=1,
+            norm_num_groups=2,
         ),
-        scheduler=flow_euler(shift=7.0),
-    )
+        "scheduler": flow_euler(shift=7.0),
+    },
+)
 
-
-def _hunyuan_video_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words = text(batch, mask="prompt_attention_mask", pooled=True, negative=False)
-    return {**words, **VIDEO, "num_frames": 5, "guidance_scale": 6.0}
-
-
-def _hunyuan_video_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words = text(batch, mask="prompt_attention_mask", pooled=True)
-    return {**_hunyuan_video_call(pipe, batch), **words, "true_cfg_scale": 3.0}
-
-
-def _ltx() -> Any:
-    def vae() -> Any:
-        vae = diffusers.AutoencoderKLLTXVideo(
-            latent_channels=8,
-            block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8, 8),
-            layers_per_block=(1, 1, 1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1, 1, 1),
-            spatio_temporal_scaling=(True, True, False, False),
-            decoder_spatio_temporal_scaling=(True, True, False, False),
-            patch_size=2,
-        )
-        vae.use_framewise_encoding = vae.use_framewise_decoding = False  # 9 frames are fewer than one tile
-        return vae
-
-    return assemble(
-        "ltx",
-        diffusers.LTXPipeline,
-        transformer=lambda: diffusers.LTXVideoTransformer3DModel(
-            in_channels=8,
-            out_channels=8,
-            num_attention_heads=4,
-            attention_head_dim=8,
-            cross_attention_dim=32,
-            num_layers=3,
-            caption_channels=TEXT,
-        ),
-        vae=vae,
-        scheduler=flow_euler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1),
-    )
-
-
-def _ltx_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, mask="prompt_attention_mask"), **VIDEO, "height": 64, "guidance_scale": 3.0}
-
-
-def _ltx2() -> Any:
-    return assemble(
-        "ltx2",
-        diffusers.LTX2Pipeline,
-        transformer=lambda: diffusers.LTX2VideoTransformer3DModel(
+ltx_call = called(words(mask="prompt_attention_mask"), VIDEO, height=64, guidance_scale=3.0)
+LTX2 = Parts(
+    "ltx2",
+    {
+        "transformer": part(
+            "LTX2VideoTransformer3DModel",
             in_channels=4,
             out_channels=4,
             num_attention_heads=2,
@@ -171,7 +118,8 @@ def _ltx2() -> Any:
             caption_channels=8,
             vae_scale_factors=(8, 32, 32),
         ),
-        connectors=lambda: LTX2TextConnectors(
+        "connectors": functools.partial(
+            LTX2TextConnectors,
             caption_channels=8,
             text_proj_in_factor=3,
             video_connector_num_attention_heads=2,
@@ -183,7 +131,8 @@ def _ltx2() -> Any:
             audio_connector_num_layers=1,
             audio_connector_num_learnable_registers=None,
         ),
-        vae=lambda: diffusers.AutoencoderKLLTX2Video(
+        "vae": part(
+            "AutoencoderKLLTX2Video",
             latent_channels=4,
             block_out_channels=(8,),
             decoder_block_out_channels=(8,),
@@ -197,10 +146,17 @@ def _ltx2() -> Any:
             upsample_residual=(False,),
             upsample_factor=(1,),
         ),
-        audio_vae=lambda: diffusers.AutoencoderKLLTX2Audio(
-            base_channels=4, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=2, mel_bins=8, resolution=32
+        "audio_vae": part(
+            "AutoencoderKLLTX2Audio",
+            base_channels=4,
+            ch_mult=(1, 1, 1),
+            num_res_blocks=1,
+            latent_channels=2,
+            mel_bins=8,
+            resolution=32,
         ),
-        vocoder=lambda: LTX2Vocoder(
+        "vocoder": functools.partial(
+            LTX2Vocoder,
             in_channels=16,  # two channels of eight mel bins
             hidden_channels=8,
             upsample_kernel_sizes=[4, 4],
@@ -208,21 +164,15 @@ def _ltx2() -> Any:
             resnet_kernel_sizes=[3],
             resnet_dilations=[[1, 3]],
         ),
-        scheduler=flow_euler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1),
-    )
+        "scheduler": flow_euler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1),
+    },
+)
 
-
-def _ltx2_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    # Each of these, above its rest value, adds a call of half the batch to every step.
-    rest = {"stg_scale": 0.0, "audio_stg_scale": 0.0, "modality_scale": 1.0, "audio_modality_scale": 1.0}
-    return {**_ltx_call(pipe, batch), **rest, "num_frames": 5}
-
-
-def _mochi() -> Any:
-    return assemble(
-        "mochi",
-        diffusers.MochiPipeline,
-        transformer=lambda: diffusers.MochiTransformer3DModel(
+MOCHI = Parts(
+    "mochi",
+    {
+        "transformer": part(
+            "MochiTransformer3DModel",
             num_attention_heads=2,
             attention_head_dim=16,
             num_layers=3,
@@ -232,34 +182,79 @@ def _mochi() -> Any:
             time_embed_dim=16,
             max_sequence_length=TOKENS,
         ),
-        vae=lambda: diffusers.AutoencoderKLMochi(
+        "vae": part(
+            "AutoencoderKLMochi",
             encoder_block_out_channels=(32, 32, 32, 32),
             decoder_block_out_channels=(32, 32, 32, 32),
             layers_per_block=(1, 1, 1, 1, 1),
         ),
-        scheduler=flow_euler(invert_sigmas=True),
-    )
+        "scheduler": flow_euler(invert_sigmas=True),
+    },
+)
+
+mochi_call = called(words(mask="prompt_attention_mask"), VIDEO, num_frames=7, guidance_scale=4.0)
+
+hunyuan_video_call = called(
+    words(mask="prompt_attention_mask", pooled=True, negative=False), VIDEO, num_frames=5, guidance_scale=6.0
+)
+hunyuan_video_true_cfg_call = called(
+    hunyuan_video_call, words(mask="prompt_attention_mask", pooled=True), true_cfg_scale=3.0
+)
 
 
-def _mochi_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, mask="prompt_attention_mask"), **VIDEO, "num_frames": 7, "guidance_scale": 4.0}
+def _few_frames(pipe: Any) -> Any:
+    pipe.vae.use_framewise_encoding = pipe.vae.use_framewise_decoding = False  # 9 frames are fewer than one tile
+    return pipe
 
+
+ltx_vae = part(
+    "AutoencoderKLLTXVideo",
+    latent_channels=8,
+    block_out_channels=(8, 8, 8, 8),
+    decoder_block_out_channels=(8, 8, 8, 8),
+    layers_per_block=(1, 1, 1, 1, 1),
+    decoder_layers_per_block=(1, 1, 1, 1, 1),
+    spatio_temporal_scaling=(True, True, False, False),
+    decoder_spatio_temporal_scaling=(True, True, False, False),
+    patch_size=2,
+)
+LTX = Parts(
+    "ltx",
+    {
+        "transformer": part(
+            "LTXVideoTransformer3DModel",
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=4,
+            attention_head_dim=8,
+            cross_attention_dim=32,
+            num_layers=3,
+            caption_channels=TEXT,
+        ),
+        "vae": ltx_vae,
+        "scheduler": flow_euler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1),
+    },
+)
+# Each of these, above its rest value, adds a call of half the batch to every step.
+_REST = {"stg_scale": 0.0, "audio_stg_scale": 0.0, "modality_scale": 1.0, "audio_modality_scale": 1.0}
+ltx2_call = called(ltx_call, _REST, num_frames=5)
 
 PIPELINES = (
-    two_calls("wan", _wan, _wan_call, modality="video"),
-    two_calls(
+    video_two_calls("wan", WAN.within("WanPipeline"), wan_call),
+    video_two_calls(
         "wan22",
-        lambda: _wan(boundary_ratio=0.8),
-        _wan_call,
+        WAN.within("WanPipeline", transformer_2=wan_network, boundary_ratio=0.8),
+        wan_call,
         denoisers=("transformer", "transformer_2"),
-        modality="video",
     ),
-    two_calls("wan_per_token", lambda: _wan(expand_timesteps=True), _wan_call, modality="video"),
-    one_batch("cogvideox", lambda: _cogvideox(diffusers.CogVideoXDDIMScheduler), _cogvideox_call, modality="video"),
-    one_batch("cogvideox_dpm", lambda: _cogvideox(diffusers.CogVideoXDPMScheduler), _cogvideox_call, modality="video"),
-    plain("hunyuan_video", _hunyuan_video, _hunyuan_video_call, modality="video"),
-    two_calls("hunyuan_video_true_cfg", _hunyuan_video, _hunyuan_video_true_cfg_call, modality="video"),
-    one_batch("ltx", _ltx, _ltx_call, modality="video"),
-    one_batch("ltx2", _ltx2, _ltx2_call, modality="video"),
-    one_batch("mochi", _mochi, _mochi_call, modality="video"),
+    video_two_calls("wan_per_token", WAN.within("WanPipeline", expand_timesteps=True), wan_call),
+    video_one_batch("cogvideox", COGVIDEOX.within("CogVideoXPipeline"), wan_call),
+    video_one_batch("cogvideox_dpm", COGVIDEOX.within("CogVideoXPipeline", scheduler=COGVIDEOX_DPM), wan_call),
+    video_plain("hunyuan_video", HUNYUAN_VIDEO.within("HunyuanVideoPipeline"), hunyuan_video_call),
+    video_two_calls(
+        "hunyuan_video_true_cfg", HUNYUAN_VIDEO.within("HunyuanVideoPipeline"), hunyuan_video_true_cfg_call
+    ),
+    video_one_batch("ltx", LTX.within("LTXPipeline", then=_few_frames), ltx_call),
+    video_one_batch("ltx2", LTX2.within("LTX2Pipeline"), ltx2_call),
+    video_one_batch("mochi", MOCHI.within("MochiPipeline"), mochi_call),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,30 +25,39 @@ from transformers import (
 )
 
 from pipelines.flux import (
-    chroma,
+    CHROMA,
+    FLUX,
+    FLUX2,
+    KONTEXT,
+    NOT_DISTILLED,
+    WITH_CONTROL,
     chroma_call,
-    flux,
-    flux2,
     flux2_call,
     flux_call,
+    flux_controlnet,
     flux_img2img_call,
     flux_inpaint_call,
-    flux_kontext_call,
     flux_true_cfg_call,
 )
 from pipelines.parts import (
+    CONTROL,
     HEIGHT,
     IMAGE,
+    IMAGE_TO_IMAGE,
+    INPAINT,
     POOLED,
     STEPS,
     TEXT,
     TOKENS,
     WIDTH,
-    assemble,
+    Parts,
+    called,
     flow_euler,
     image_vae,
     normal,
+    part,
     picture,
+    pictured,
     prompt,
     seeded,
 )
@@ -69,54 +79,13 @@ def _seed(tag: str) -> Iterator[None]:
         yield
 
 
-def around(pipeline: type, pipe: Any, **over: Any) -> Any:
-    """Another pipeline around the parts of this one."""
-    made: Any = pipeline(**{**pipe.components, **over})
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def _control(pipeline: type) -> Any:
-    return flux("flux_control", pipeline, in_channels=32, out_channels=16)
-
-
-def _control_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_img2img_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
-
-
-def _control_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_inpaint_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
-
-
-def _fill() -> Any:
-    """The transformer sees the noisy latents, the picture without what the mask covers, and the mask in full size."""
-    return flux("flux_fill", diffusers.FluxFillPipeline, in_channels=48, out_channels=16)
-
-
-def _fill_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_inpaint_call(pipe, batch), "guidance_scale": 30.0, "strength": 1.0}
-
-
-def _kontext_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    call = {**flux_inpaint_call(pipe, batch), "image_reference": picture("reference", HEIGHT, WIDTH, batch)}
-    return {**call, "max_area": HEIGHT * WIDTH, "_auto_resize": False}
-
-
-def _two_controlnets() -> Any:
-    pipe = flux("flux", diffusers.FluxControlNetPipeline, controlnet=True)
-    both = diffusers.FluxMultiControlNetModel([pipe.controlnet, flux("two", type(pipe), controlnet=True).controlnet])
-    pipe.register_modules(controlnet=both)
+def _with_two_controlnets(pipe: Any) -> Any:
+    other = FLUX.within("FluxControlNetPipeline", "two", controlnet=flux_controlnet)()
+    pipe.register_modules(controlnet=diffusers.FluxMultiControlNetModel([pipe.controlnet, other.controlnet]))
     return pipe
 
 
-def _two_controlnets_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    images = [picture("control", HEIGHT, WIDTH, batch), picture("depth", HEIGHT, WIDTH, batch)]
-    scales = {"controlnet_conditioning_scale": [0.7, 0.4], "control_guidance_end": [1.0, 0.5]}
-    return {**flux_true_cfg_call(pipe, batch), "control_image": images, "control_mode": [None, None], **scales}
-
-
-def _ip_adapter() -> Any:
-    pipe = flux("flux", diffusers.FluxPipeline, distilled=False)
+def _with_ip_adapter(pipe: Any) -> Any:
     width, blocks = pipe.transformer.inner_dim, range(len(pipe.transformer.transformer_blocks))
     adapter = {
         f"{block}.to_{part}_ip.{kind}": normal(f"ip adapter {block} {part}", width, *shape)
@@ -139,12 +108,8 @@ def _ip_adapter() -> Any:
     return pipe
 
 
-def _ip_adapter_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    embeds = {
-        f"{sign}ip_adapter_image_embeds": [normal(f"{sign}image", 1, _IMAGE_CHANNELS, batch=batch)]
-        for sign in ("", "negative_")
-    }
-    return {**flux_true_cfg_call(pipe, batch), **embeds}
+def _image_embeds(tag: str) -> Any:
+    return lambda batch: [normal(tag, 1, _IMAGE_CHANNELS, batch=batch)]
 
 
 def with_lora(pipe: Any, *more: str, fused: bool = False) -> Any:
@@ -161,65 +126,9 @@ def with_lora(pipe: Any, *more: str, fused: bool = False) -> Any:
     return pipe
 
 
-def _lora(*, fused: bool = False) -> Any:
-    return with_lora(flux("flux", diffusers.FluxPipeline, distilled=False), "proj_mlp", fused=fused)
-
-
-def _lora_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_true_cfg_call(pipe, batch), "joint_attention_kwargs": {"scale": 0.7}}
-
-
-def _klein_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux2_call(pipe, batch), "negative_prompt_embeds": prompt("negative", batch), "guidance_scale": 4.0}
-
-
-def _klein_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_klein_call(pipe, batch), "image": _reference()}
-
-
-def _klein_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    images = flux_inpaint_call(pipe, batch)
-    pictures = {key: images[key] for key in ("image", "mask_image", "strength")}
-    return {**_klein_call(pipe, batch), **pictures, "image_reference": picture("reference", HEIGHT, WIDTH, batch)}
-
-
-def _own_sigmas_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_call(pipe, batch), "sigmas": [1.0, 0.95, 0.8, 0.6, 0.3, 0.1]}
-
-
-def _img2img_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_img2img_call(pipe, batch), **flux_true_cfg_call(pipe, batch)}
-
-
-def _inpaint_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_inpaint_call(pipe, batch), **flux_true_cfg_call(pipe, batch)}
-
-
-def _kontext_true_cfg_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux_kontext_call(pipe, batch), **flux_true_cfg_call(pipe, batch)}
-
-
-def _klein_distilled() -> Any:
-    return around(diffusers.Flux2KleinPipeline, flux2(), is_distilled=True)
-
-
-def flux2_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**flux2_call(pipe, batch), "image": _reference()}
-
-
-def _chroma_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**chroma_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
-
-
-def _chroma_inpaint() -> Any:
-    pipe = around(diffusers.ChromaInpaintPipeline, chroma())
+def _asked_for_guidance(pipe: Any) -> Any:
     pipe.transformer.register_to_config(guidance_embeds=False)  # the pipeline asks; only a file of the original has it
     return pipe
-
-
-def _chroma_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    mask = flux_inpaint_call(pipe, batch)["mask_image"]
-    return {**_chroma_img2img_call(pipe, batch), "mask_image": mask, "true_cfg_scale": 4.0}
 
 
 def letters(**over: Any) -> Any:
@@ -230,7 +139,7 @@ def letters(**over: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", unk_token="<unknown>", **over)
 
 
-def _visual_cloze() -> Any:
+def _with_encoders(pipe: Any) -> Any:
     """As Flux Fill, whose picture is a grid of examples; it always makes its own embeddings."""
     sizes: dict[str, Any] = {"vocab_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPTextConfig(hidden_size=POOLED, intermediate_size=16, **sizes)
@@ -238,19 +147,9 @@ def _visual_cloze() -> Any:
     with _seed("visual cloze"):
         encoders = {"text_encoder": CLIPTextModel(clip).eval(), "text_encoder_2": T5EncoderModel(t5).eval()}
     tokenizers = {"tokenizer": letters(model_max_length=TOKENS), "tokenizer_2": letters()}
-    return around(diffusers.VisualClozeGenerationPipeline, _fill(), **encoders, **tokenizers, resolution=HEIGHT)
-
-
-def _visual_cloze_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    prompts = {"task_prompt": ["turn it upside down"] * batch, "content_prompt": [f"figure {i}" for i in range(batch)]}
-    grids = [[[_reference(), _reference()], [_reference(), None]]] * batch
-    return {
-        **prompts,
-        "image": grids,
-        "max_sequence_length": 2 * TOKENS,
-        "num_inference_steps": STEPS,
-        "output_type": "latent",
-    }
+    made = diffusers.VisualClozeGenerationPipeline(**{**pipe.components, **encoders, **tokenizers}, resolution=HEIGHT)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def _language(layers: int, width: int) -> Any:
@@ -263,13 +162,11 @@ def _language(layers: int, width: int) -> Any:
     return LlamaModel(LlamaConfig(vocab_size=128, num_key_value_heads=1, **size))
 
 
-def _longcat(pipeline: type, **parts: Any) -> Any:
-    """It takes embeddings and yet asks for the prompt's length, so it has to make them."""
-    made: dict[str, Any] = {"vae": image_vae(), **parts}
-    pipe = assemble(
-        "longcat_image",
-        pipeline,
-        transformer=lambda: diffusers.LongCatImageTransformer2DModel(
+LONGCAT = Parts(
+    "longcat_image",
+    {
+        "transformer": part(
+            "LongCatImageTransformer2DModel",
             in_channels=64,
             num_layers=2,
             num_single_layers=3,
@@ -279,18 +176,18 @@ def _longcat(pipeline: type, **parts: Any) -> Any:
             pooled_projection_dim=TEXT,
             axes_dims_rope=[8, 4, 4],
         ),
-        scheduler=flow_euler(use_dynamic_shifting=True),
-        text_encoder=lambda: _language(layers=1, width=TEXT),
-        tokenizer=lambda: letters(additional_special_tokens=["<|vision_start|>"]),
-        **made,
-    )
+        "scheduler": flow_euler(use_dynamic_shifting=True),
+        # It takes embeddings and yet asks for the prompt's length, so it has to make them.
+        "text_encoder": lambda: _language(layers=1, width=TEXT),
+        "tokenizer": lambda: letters(additional_special_tokens=["<|vision_start|>"]),
+        "vae": image_vae(),
+    },
+)
+
+
+def _reads_twice_as_much(pipe: Any) -> Any:
     pipe.tokenizer_max_length = 2 * TOKENS
     return pipe
-
-
-def _longcat_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    prompts = {"prompt": [f"figure {i}" for i in range(batch)], "negative_prompt": ["a blur"] * batch}
-    return {**prompts, **IMAGE, "guidance_scale": 4.0, "enable_prompt_rewrite": False}
 
 
 class _Squares(diffusers.AutoencoderKL):
@@ -313,28 +210,18 @@ class _Eye:
         return {"pixel_values": torch.zeros(4, 4), "image_grid_thw": torch.tensor([[1, 2, 2]])}
 
 
-def _longcat_edit() -> Any:
+def _squares() -> Any:
     levels = ("DownEncoderBlock2D",) * 7, ("UpDecoderBlock2D",) * 7
     vae = {"down_block_types": levels[0], "up_block_types": levels[1], "block_out_channels": (4,) * 7}
-    return _longcat(
-        diffusers.LongCatImageEditPipeline,
-        vae=lambda: _Squares(**vae, latent_channels=16, norm_num_groups=2, shift_factor=0.05, scaling_factor=0.9),
-        text_processor=_Eye,
-    )
+    return _Squares(**vae, latent_channels=16, norm_num_groups=2, shift_factor=0.05, scaling_factor=0.9)
 
 
-def _longcat_edit_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    prompts = {"prompt": ["turn it upside down"] * batch, "negative_prompt": ["a blur"] * batch}
-    steps = {"num_inference_steps": STEPS, "output_type": "latent"}
-    return {**prompts, **steps, "image": _reference(), "guidance_scale": 4.0}
-
-
-def _bria_fibo(pipeline: type) -> Any:
-    """Each of its blocks reads another layer of the text encoder."""
-    return assemble(
-        "bria_fibo",
-        pipeline,
-        transformer=lambda: diffusers.BriaFiboTransformer2DModel(
+BRIA_FIBO = Parts(
+    "bria_fibo",
+    {
+        # Each of its blocks reads another layer of the text encoder.
+        "transformer": part(
+            "BriaFiboTransformer2DModel",
             in_channels=8,
             num_layers=2,
             num_single_layers=3,
@@ -344,7 +231,8 @@ def _bria_fibo(pipeline: type) -> Any:
             text_encoder_dim=TEXT,
             axes_dims_rope=[8, 4, 4],
         ),
-        vae=lambda: diffusers.AutoencoderKLWan(
+        "vae": part(
+            "AutoencoderKLWan",
             base_dim=4,
             z_dim=8,
             dim_mult=[1] * 5,
@@ -353,83 +241,168 @@ def _bria_fibo(pipeline: type) -> Any:
             latents_mean=[0.1] * 8,
             latents_std=[1.1] * 8,
         ),
-        scheduler=flow_euler(use_dynamic_shifting=True),
-        text_encoder=lambda: _language(layers=5, width=TEXT),
-        tokenizer=letters,
-    )
+        "scheduler": flow_euler(use_dynamic_shifting=True),
+        "text_encoder": lambda: _language(layers=5, width=TEXT),
+        "tokenizer": letters,
+    },
+)
 
 
-def _bria_fibo_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    prompts = {"prompt": [f"figure {i}" for i in range(batch)], "negative_prompt": ["a blur, a smear"] * batch}
-    return {**prompts, **IMAGE, "height": 96, "width": 64, "guidance_scale": 4.0}
+def _figures(batch: int) -> list[str]:
+    return [f"figure {i}" for i in range(batch)]
 
 
-def _bria_fibo_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    call = {**_bria_fibo_call(pipe, batch), "prompt": json.dumps({"edit_instruction": "turn it upside down"})}
-    return {**call, "negative_prompt": "a blur, a smear", "image": _reference()}
+def _repeated(value: Any) -> Callable[[int], list[Any]]:
+    """One for each sample."""
+    return lambda batch: [value] * batch
 
+
+_AS_LATENTS = {"num_inference_steps": STEPS, "output_type": "latent"}
+_REFERENCE = {"image": lambda _batch: _reference()}
+_fill_call = called(flux_inpaint_call, guidance_scale=30.0, strength=1.0)
+_longcat_words = called(negative_prompt=_repeated("a blur"), guidance_scale=4.0)
+_bria_fibo_call = called(
+    IMAGE,
+    prompt=_figures,
+    negative_prompt=_repeated("a blur, a smear"),
+    height=96,
+    width=64,
+    guidance_scale=4.0,
+)
+_klein_call = called(flux2_call, negative_prompt_embeds=functools.partial(prompt, "negative"), guidance_scale=4.0)
+flux2_edit_call = called(flux2_call, _REFERENCE)
+_chroma_img2img_call = called(chroma_call, IMAGE_TO_IMAGE)
+_KLEIN = FLUX2.within("Flux2KleinPipeline")
+_FILL = {"in_channels": 48, "out_channels": 16}  # the noisy latents, the picture without what is masked, the mask
 
 _LORAS = (
-    two_calls("flux_lora", _lora, _lora_call),
-    two_calls("flux_lora_fused", lambda: _lora(fused=True), flux_true_cfg_call),
+    two_calls(
+        "flux_lora",
+        FLUX.within("FluxPipeline", transformer=NOT_DISTILLED, then=lambda pipe: with_lora(pipe, "proj_mlp")),
+        called(flux_true_cfg_call, joint_attention_kwargs={"scale": 0.7}),
+    ),
+    two_calls(
+        "flux_lora_fused",
+        FLUX.within(
+            "FluxPipeline", transformer=NOT_DISTILLED, then=lambda pipe: with_lora(pipe, "proj_mlp", fused=True)
+        ),
+        flux_true_cfg_call,
+    ),
 )
 
 PIPELINES = (
-    plain("flux_schnell", lambda: flux("flux", diffusers.FluxPipeline, distilled=False), flux_call),
-    plain("flux_own_sigmas", lambda: flux("flux", diffusers.FluxPipeline), _own_sigmas_call),
+    plain("flux_schnell", FLUX.within("FluxPipeline", transformer=NOT_DISTILLED), flux_call),
+    plain("flux_own_sigmas", FLUX.within("FluxPipeline"), called(flux_call, sigmas=[1.0, 0.95, 0.8, 0.6, 0.3, 0.1])),
     two_calls(
-        "flux_img2img_true_cfg", lambda: flux("flux", diffusers.FluxImg2ImgPipeline), _img2img_true_cfg_call, steps=4
+        "flux_img2img_true_cfg",
+        FLUX.within("FluxImg2ImgPipeline"),
+        called(flux_true_cfg_call, IMAGE_TO_IMAGE),
+        steps=4,
     ),
     two_calls(
-        "flux_inpaint_true_cfg", lambda: flux("flux", diffusers.FluxInpaintPipeline), _inpaint_true_cfg_call, steps=4
+        "flux_inpaint_true_cfg", FLUX.within("FluxInpaintPipeline"), called(flux_true_cfg_call, INPAINT), steps=4
     ),
-    two_calls("flux_kontext_true_cfg", lambda: flux("flux", diffusers.FluxKontextPipeline), _kontext_true_cfg_call),
-    plain("visual_cloze", _visual_cloze, _visual_cloze_call),
-    plain("flux_fill", _fill, _fill_call),
+    two_calls("flux_kontext_true_cfg", FLUX.within("FluxKontextPipeline"), called(flux_true_cfg_call, KONTEXT)),
     plain(
-        "flux_control_img2img", lambda: _control(diffusers.FluxControlImg2ImgPipeline), _control_img2img_call, steps=4
+        "visual_cloze",
+        FLUX.within("FluxFillPipeline", "flux_fill", transformer=_FILL, then=_with_encoders),
+        called(
+            _AS_LATENTS,
+            task_prompt=_repeated("turn it upside down"),
+            content_prompt=_figures,
+            image=lambda batch: [[[_reference(), _reference()], [_reference(), None]]] * batch,
+            max_sequence_length=2 * TOKENS,
+        ),
+    ),
+    plain("flux_fill", FLUX.within("FluxFillPipeline", "flux_fill", transformer=_FILL), _fill_call),
+    plain(
+        "flux_control_img2img",
+        FLUX.within("FluxControlImg2ImgPipeline", "flux_control", transformer=WITH_CONTROL),
+        called(flux_img2img_call, CONTROL),
+        steps=4,
     ),
     plain(
-        "flux_control_inpaint", lambda: _control(diffusers.FluxControlInpaintPipeline), _control_inpaint_call, steps=4
+        "flux_control_inpaint",
+        FLUX.within("FluxControlInpaintPipeline", "flux_control", transformer=WITH_CONTROL),
+        called(flux_inpaint_call, CONTROL),
+        steps=4,
     ),
     plain(
         "flux_controlnet_img2img",
-        lambda: flux("flux", diffusers.FluxControlNetImg2ImgPipeline, controlnet=True),
-        _control_img2img_call,
+        FLUX.within("FluxControlNetImg2ImgPipeline", controlnet=flux_controlnet),
+        called(flux_img2img_call, CONTROL),
         steps=4,
     ),
     plain(
         "flux_controlnet_inpaint",
-        lambda: flux("flux", diffusers.FluxControlNetInpaintPipeline, controlnet=True),
-        _control_inpaint_call,
+        FLUX.within("FluxControlNetInpaintPipeline", controlnet=flux_controlnet),
+        called(flux_inpaint_call, CONTROL),
         steps=4,
     ),
-    two_calls("flux_two_controlnets", _two_controlnets, _two_controlnets_call),
+    two_calls(
+        "flux_two_controlnets",
+        FLUX.within("FluxControlNetPipeline", controlnet=flux_controlnet, then=_with_two_controlnets),
+        called(
+            flux_true_cfg_call,
+            control_image=lambda batch: [picture(tag, HEIGHT, WIDTH, batch) for tag in ("control", "depth")],
+            control_mode=[None, None],
+            controlnet_conditioning_scale=[0.7, 0.4],
+            control_guidance_end=[1.0, 0.5],
+        ),
+    ),
     plain(
         "flux_kontext_inpaint",
-        lambda: flux("flux", diffusers.FluxKontextInpaintPipeline),
-        _kontext_inpaint_call,
+        FLUX.within("FluxKontextInpaintPipeline"),
+        called(flux_inpaint_call, {**KONTEXT, "image_reference": pictured("reference")}),
         steps=4,
     ),
-    two_calls("flux_ip_adapter", _ip_adapter, _ip_adapter_call),
-    one_batch("bria_fibo", lambda: _bria_fibo(diffusers.BriaFiboPipeline), _bria_fibo_call),
-    one_batch("bria_fibo_edit", lambda: _bria_fibo(diffusers.BriaFiboEditPipeline), _bria_fibo_edit_call),
-    two_calls("longcat_image", lambda: _longcat(diffusers.LongCatImagePipeline), _longcat_call),
-    two_calls("longcat_image_edit", _longcat_edit, _longcat_edit_call),
-    plain("flux2_edit", flux2, flux2_edit_call),
-    plain("flux2_klein_distilled", _klein_distilled, flux2_call),
-    two_calls("flux2_klein", lambda: around(diffusers.Flux2KleinPipeline, flux2()), _klein_call),
-    two_calls("flux2_klein_edit", lambda: around(diffusers.Flux2KleinPipeline, flux2()), _klein_edit_call),
-    plain("flux2_klein_kv_from_text", lambda: around(diffusers.Flux2KleinKVPipeline, flux2()), flux2_call),
+    two_calls(
+        "flux_ip_adapter",
+        FLUX.within("FluxPipeline", transformer=NOT_DISTILLED, then=_with_ip_adapter),
+        called(
+            flux_true_cfg_call,
+            ip_adapter_image_embeds=_image_embeds("image"),
+            negative_ip_adapter_image_embeds=_image_embeds("negative_image"),
+        ),
+    ),
+    one_batch("bria_fibo", BRIA_FIBO.within("BriaFiboPipeline"), _bria_fibo_call),
+    one_batch(
+        "bria_fibo_edit",
+        BRIA_FIBO.within("BriaFiboEditPipeline"),
+        called(
+            _bria_fibo_call,
+            _REFERENCE,
+            prompt=json.dumps({"edit_instruction": "turn it upside down"}),
+            negative_prompt="a blur, a smear",
+        ),
+    ),
+    two_calls(
+        "longcat_image",
+        LONGCAT.within("LongCatImagePipeline", then=_reads_twice_as_much),
+        called(_longcat_words, IMAGE, prompt=_figures, enable_prompt_rewrite=False),
+    ),
+    two_calls(
+        "longcat_image_edit",
+        LONGCAT.within("LongCatImageEditPipeline", vae=_squares, text_processor=_Eye, then=_reads_twice_as_much),
+        called(_longcat_words, _AS_LATENTS, _REFERENCE, prompt=_repeated("turn it upside down")),
+    ),
+    plain("flux2_edit", FLUX2.within("Flux2Pipeline"), flux2_edit_call),
+    plain("flux2_klein_distilled", FLUX2.within("Flux2KleinPipeline", is_distilled=True), flux2_call),
+    two_calls("flux2_klein", _KLEIN, _klein_call),
+    two_calls("flux2_klein_edit", _KLEIN, called(_klein_call, _REFERENCE)),
+    plain("flux2_klein_kv_from_text", FLUX2.within("Flux2KleinKVPipeline"), flux2_call),
     two_calls(
         "flux2_klein_inpaint",
-        lambda: around(diffusers.Flux2KleinInpaintPipeline, flux2()),
-        _klein_inpaint_call,
+        FLUX2.within("Flux2KleinInpaintPipeline"),
+        called(_klein_call, INPAINT, image_reference=pictured("reference")),
         steps=4,
     ),
+    two_calls("chroma_img2img", CHROMA.within("ChromaImg2ImgPipeline"), _chroma_img2img_call, steps=4),
     two_calls(
-        "chroma_img2img", lambda: around(diffusers.ChromaImg2ImgPipeline, chroma()), _chroma_img2img_call, steps=4
+        "chroma_inpaint",
+        CHROMA.within("ChromaInpaintPipeline", then=_asked_for_guidance),
+        called(chroma_call, INPAINT, true_cfg_scale=4.0),
+        steps=4,
     ),
-    two_calls("chroma_inpaint", _chroma_inpaint, _chroma_inpaint_call, steps=4),
     *_LORAS,
 )

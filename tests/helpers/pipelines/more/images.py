@@ -2,89 +2,63 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from torch import nn
 
-from pipelines.images import PIPELINES as IMAGES
+from pipelines.images import (
+    AURAFLOW,
+    PIXART_SIGMA,
+    SANA,
+    SD3,
+    auraflow_call,
+    pixart_sigma_call,
+    sana_call,
+    sd3_call,
+)
 from pipelines.parts import (
     BETAS,
+    CONTROL,
     HEIGHT,
     IMAGE,
+    IMAGE_TO_IMAGE,
+    INPAINT,
+    LEFT_OUT,
     POOLED,
     TEXT,
     TOKENS,
-    WIDTH,
-    anew,
-    assemble,
+    Part,
+    Parts,
+    called,
     flow_euler,
     image_vae,
     network,
     normal,
-    picture,
+    part,
+    pictured,
     prompt,
-    text,
+    upper_half,
+    words,
 )
 from pipelines.tiny import Tiny, one_batch, plain, two_calls
 
-_KNOWN = {tiny.name: tiny for tiny in IMAGES}
 PERTURBED = "perturbed, a third branch in the batch"
+PAG = {"pag_scale": 3.0}
 
 
-def _in(pipeline: Any, pipe: Any) -> Any:
-    """The parts of one pipeline in a relative of it."""
-    taken = inspect.signature(pipeline).parameters
-    relative = pipeline(**{name: part for name, part in pipe.components.items() if name in taken})
-    relative.set_progress_bar_config(disable=True)
-    return relative
+def _changed(network: Part, change: Callable[[nn.Module], None]) -> Callable[[], nn.Module]:
+    """Return a function that makes a network and changes it, before every parameter is given a say."""
 
-
-def _known(name: str, pipeline: Any) -> Any:
-    return _in(pipeline, _KNOWN[name].build())
-
-
-def _half() -> torch.Tensor:
-    """A mask whose upper half is to be painted anew."""
-    mask = torch.zeros(1, 1, HEIGHT, WIDTH)
-    mask[..., : HEIGHT // 2, :] = 1
-    return mask
-
-
-# --- Stable Diffusion 3 ----------------------------------------------------------------------------------------------
-
-_sd3_call = _KNOWN["sd3"].call
-
-
-def _sd3(name: str, pipeline: Any, changed: Any = None, channels: int = 4, **more: Any) -> Any:
-    known = _KNOWN["sd3"].build().transformer
-
-    def transformer() -> nn.Module:
-        module = anew(known, in_channels=channels, out_channels=channels, dual_attention_layers=())()
-        if changed:
-            changed(module)
+    def make() -> nn.Module:
+        module: nn.Module = network()
+        change(module)
         return module
 
-    vae, scheduler = image_vae(latent_channels=channels), flow_euler(shift=3.0)
-    return assemble(name, pipeline, transformer=transformer, vae=vae, scheduler=scheduler, **more)
-
-
-def _sd3_inpaint() -> Any:
-    # Sixteen channels: the pipeline knows by them that the mask is not part of the network's input.
-    return _sd3("sd3_inpaint", diffusers.StableDiffusion3InpaintPipeline, channels=16)
-
-
-def _sd3_controlnet_inpaint() -> Any:
-    size = {**_KNOWN["sd3"].build().transformer.config, "num_layers": 1, "extra_conditioning_channels": 1}  # the mask
-    return _sd3(
-        "sd3_controlnet_inpaint",
-        diffusers.StableDiffusion3ControlNetInpaintingPipeline,
-        controlnet=lambda: diffusers.SD3ControlNetModel.from_config(size),
-    )
+    return make
 
 
 def _add_lora(module: Any) -> None:
@@ -93,10 +67,6 @@ def _add_lora(module: Any) -> None:
     # Not the usual start, where one matrix is zero.
     config = LoraConfig(r=2, lora_alpha=1, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
     module.add_adapter(config)
-
-
-def _sd3_lora() -> Any:
-    return _sd3("sd3_lora", diffusers.StableDiffusion3Pipeline, _add_lora)
 
 
 def _with_image_prompts(module: Any) -> None:
@@ -108,64 +78,70 @@ def _with_image_prompts(module: Any) -> None:
     )
 
 
-def _sd3_ip_adapter() -> Any:
-    return _sd3("sd3_ip_adapter", diffusers.StableDiffusion3Pipeline, _with_image_prompts)
+# --- Stable Diffusion 3 ----------------------------------------------------------------------------------------------
+
+_NO_DUAL = {"dual_attention_layers": ()}
+_SD3_CONTROLNET = part(
+    "SD3ControlNetModel",
+    **{**SD3.parts["transformer"].settings, "num_layers": 1},
+    extra_conditioning_channels=1,  # the mask
+)
+_SD3_NETWORK = SD3.parts["transformer"].but(**_NO_DUAL)
+_SD3_STEPS_2_AND_3 = {"skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.6}
 
 
-def _sd3_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sd3_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
-
-
-def _sd3_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sd3_img2img_call(pipe, batch), "mask_image": _half()}
-
-
-def _sd3_controlnet_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {
-        **_sd3_call(pipe, batch),
-        "control_image": picture("control", HEIGHT, WIDTH, batch),
-        "control_mask": _half().repeat(batch, 1, 1, 1),
-    }
-
-
-def _sd3_skipping_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    steps_2_and_3 = {"skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.6}
-    return {**_sd3_call(pipe, batch), "skip_guidance_layers": [1], **steps_2_and_3}
-
-
-def _sd3_lora_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sd3_call(pipe, batch), "joint_attention_kwargs": {"scale": 0.7}}
-
-
-def _sd3_ip_adapter_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    picture = normal("picture", 6, TEXT)  # one for all prompts
-    return {**_sd3_call(pipe, batch), "ip_adapter_image_embeds": torch.cat([torch.zeros_like(picture), picture])}
-
-
-def _sd3_pag_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sd3_call(pipe, batch), "pag_scale": 3.0}
-
-
-def _sd3_pag_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sd3_img2img_call(pipe, batch), "pag_scale": 3.0, "pag_adaptive_scale": 0.004}
+def _one_picture_for_all(_batch: int) -> torch.Tensor:
+    picture = normal("picture", 6, TEXT)
+    return torch.cat([torch.zeros_like(picture), picture])
 
 
 _SD3 = (
+    one_batch("sd3_img2img", SD3.within("StableDiffusion3Img2ImgPipeline"), called(sd3_call, IMAGE_TO_IMAGE), steps=4),
     one_batch(
-        "sd3_img2img", lambda: _known("sd3", diffusers.StableDiffusion3Img2ImgPipeline), _sd3_img2img_call, steps=4
+        "sd3_inpaint",
+        # Sixteen channels: the pipeline knows by them that the mask is not part of the network's input.
+        SD3.within(
+            "StableDiffusion3InpaintPipeline",
+            "sd3_inpaint",
+            transformer={"in_channels": 16, "out_channels": 16, **_NO_DUAL},
+            vae={"latent_channels": 16},
+        ),
+        called(sd3_call, INPAINT),
+        steps=4,
     ),
-    one_batch("sd3_inpaint", _sd3_inpaint, _sd3_inpaint_call, steps=4),
-    one_batch("sd3_controlnet_inpaint", _sd3_controlnet_inpaint, _sd3_controlnet_inpaint_call),
-    one_batch("sd3_skipped_layers", _KNOWN["sd3"].build, _sd3_skipping_call, guidance="batched, a half more at times"),
-    one_batch("sd3_lora", _sd3_lora, _sd3_lora_call),
-    one_batch("sd3_ip_adapter", _sd3_ip_adapter, _sd3_ip_adapter_call),
     one_batch(
-        "sd3_pag", lambda: _known("sd3", diffusers.StableDiffusion3PAGPipeline), _sd3_pag_call, guidance=PERTURBED
+        "sd3_controlnet_inpaint",
+        SD3.within(
+            "StableDiffusion3ControlNetInpaintingPipeline",
+            "sd3_controlnet_inpaint",
+            transformer=_NO_DUAL,
+            controlnet=_SD3_CONTROLNET,
+        ),
+        called(sd3_call, CONTROL, control_mask=upper_half),
     ),
+    one_batch(
+        "sd3_skipped_layers",
+        SD3.within("StableDiffusion3Pipeline"),
+        called(sd3_call, _SD3_STEPS_2_AND_3, skip_guidance_layers=[1]),
+        guidance="batched, a half more at times",
+    ),
+    one_batch(
+        "sd3_lora",
+        SD3.within("StableDiffusion3Pipeline", "sd3_lora", transformer=_changed(_SD3_NETWORK, _add_lora)),
+        called(sd3_call, joint_attention_kwargs={"scale": 0.7}),
+    ),
+    one_batch(
+        "sd3_ip_adapter",
+        SD3.within(
+            "StableDiffusion3Pipeline", "sd3_ip_adapter", transformer=_changed(_SD3_NETWORK, _with_image_prompts)
+        ),
+        called(sd3_call, ip_adapter_image_embeds=_one_picture_for_all),
+    ),
+    one_batch("sd3_pag", SD3.within("StableDiffusion3PAGPipeline"), called(sd3_call, PAG), guidance=PERTURBED),
     one_batch(
         "sd3_pag_img2img",
-        lambda: _known("sd3", diffusers.StableDiffusion3PAGImg2ImgPipeline),
-        _sd3_pag_img2img_call,
+        SD3.within("StableDiffusion3PAGImg2ImgPipeline"),
+        called(sd3_call, IMAGE_TO_IMAGE, PAG, pag_adaptive_scale=0.004),
         guidance=PERTURBED,
         steps=4,
     ),
@@ -174,246 +150,206 @@ _SD3 = (
 
 # --- PixArt, HunyuanDiT ----------------------------------------------------------------------------------------------
 
-
-def _pixart_alpha() -> Any:
-    known = _KNOWN["pixart_sigma"].build()
-    # A sample size of 128: only then the pipeline passes the size of the picture to the network.
-    size = {"sample_size": 128, "use_additional_conditions": True, "num_attention_heads": 3, "cross_attention_dim": 24}
-    return assemble(
-        "pixart_alpha",
-        diffusers.PixArtAlphaPipeline,
-        transformer=anew(known.transformer, **size),
-        vae=anew(known.vae),
-        scheduler=known.scheduler,
-    )
-
-
-_pixart_call = _KNOWN["pixart_sigma"].call
-
-
-def _pixart_pag_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_pixart_call(pipe, batch), "pag_scale": 3.0}
+_HUNYUAN_DIT = Parts(
+    "hunyuan_dit",
+    {
+        "transformer": network("HunyuanDiT2DModel"),
+        "vae": image_vae(levels=4),  # the pipeline takes a factor of 8 for granted
+        "scheduler": part("DDPMScheduler", prediction_type="v_prediction", clip_sample=False, **BETAS),
+        "requires_safety_checker": False,
+    },
+)
+_HUNYUAN_DIT_CONTROLNET = part(
+    "HunyuanDiT2DControlNetModel",
+    **{"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "patch_size": 2, "sample_size": 8},
+    **{"hidden_size": 16, "transformer_num_layers": 6, "text_len": TOKENS, "text_len_t5": TOKENS},
+    **{"cross_attention_dim": TEXT, "cross_attention_dim_t5": TEXT, "pooled_projection_dim": POOLED},
+)
+_HUNYUAN_DIT_WORDS = words(mask="prompt_attention_mask", dtype=torch.int64)
 
 
-def _hunyuan_dit(pipeline: type, **more: Any) -> Any:
-    return assemble(
-        "hunyuan_dit",
-        pipeline,
-        transformer=network("HunyuanDiT2DModel"),
-        vae=image_vae(levels=4),  # the pipeline takes a factor of 8 for granted
-        scheduler=lambda: diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False, **BETAS),
-        requires_safety_checker=False,
-        **more,
-    )
+def _hunyuan_dit_words_of_t5(pipe: Any, batch: int) -> dict[str, Any]:
+    return {f"{name}_2": tensor.roll(1, -1) for name, tensor in _HUNYUAN_DIT_WORDS(pipe, batch).items()}
 
 
-def _hunyuan_dit_controlnet() -> Any:
-    controlnet = lambda: diffusers.HunyuanDiT2DControlNetModel(  # noqa: E731
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=8, hidden_size=16,
-        transformer_num_layers=6, cross_attention_dim=TEXT, cross_attention_dim_t5=TEXT, pooled_projection_dim=POOLED,
-        text_len=TOKENS, text_len_t5=TOKENS,
-    )  # fmt: skip
-    return _hunyuan_dit(diffusers.HunyuanDiTControlNetPipeline, controlnet=controlnet)
-
-
-def _hunyuan_dit_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words = text(batch, mask="prompt_attention_mask", dtype=torch.int64)
-    of_t5 = {f"{name}_2": tensor.roll(1, -1) for name, tensor in words.items()}
-    sizes = {"height": 64, "width": 48, "use_resolution_binning": False}
-    return {**words, **of_t5, **IMAGE, **sizes, "guidance_scale": 4.0, "guidance_rescale": 0.3}
-
-
-def _hunyuan_dit_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_hunyuan_dit_call(pipe, batch), "control_image": picture("control", 64, 48, batch)}
-
-
-def _hunyuan_dit_pag_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_hunyuan_dit_call(pipe, batch), "pag_scale": 3.0}
-
+_hunyuan_dit_call = called(
+    *(_HUNYUAN_DIT_WORDS, _hunyuan_dit_words_of_t5, IMAGE),
+    height=64,
+    width=48,
+    use_resolution_binning=False,
+    guidance_scale=4.0,
+    guidance_rescale=0.3,
+)
 
 _PIXART_AND_HUNYUAN_DIT = (
-    one_batch("pixart_alpha", _pixart_alpha, _pixart_call),
+    one_batch(
+        "pixart_alpha",
+        PIXART_SIGMA.within(
+            "PixArtAlphaPipeline",
+            "pixart_alpha",
+            # A sample size of 128: only then the pipeline passes the size of the picture to the network.
+            transformer={
+                **{"sample_size": 128, "use_additional_conditions": True},
+                **{"num_attention_heads": 3, "cross_attention_dim": 24},
+            },
+        ),
+        pixart_sigma_call,
+    ),
     one_batch(
         "pixart_sigma_pag",
-        lambda: _known("pixart_sigma", diffusers.PixArtSigmaPAGPipeline),
-        _pixart_pag_call,
+        PIXART_SIGMA.within("PixArtSigmaPAGPipeline"),
+        called(pixart_sigma_call, PAG),
         guidance=PERTURBED,
     ),
-    one_batch("hunyuan_dit", lambda: _hunyuan_dit(diffusers.HunyuanDiTPipeline), _hunyuan_dit_call),
-    one_batch("hunyuan_dit_controlnet", _hunyuan_dit_controlnet, _hunyuan_dit_controlnet_call),
+    one_batch("hunyuan_dit", _HUNYUAN_DIT.within("HunyuanDiTPipeline"), _hunyuan_dit_call),
+    one_batch(
+        "hunyuan_dit_controlnet",
+        _HUNYUAN_DIT.within("HunyuanDiTControlNetPipeline", controlnet=_HUNYUAN_DIT_CONTROLNET),
+        called(_hunyuan_dit_call, control_image=pictured("control", 64, 48)),
+    ),
     one_batch(
         "hunyuan_dit_pag",
-        lambda: _hunyuan_dit(diffusers.HunyuanDiTPAGPipeline),
-        _hunyuan_dit_pag_call,
+        _HUNYUAN_DIT.within("HunyuanDiTPAGPipeline"),
+        called(_hunyuan_dit_call, PAG),
         guidance=PERTURBED,
     ),
 )
 
 # --- CogView ---------------------------------------------------------------------------------------------------------
 
-
-def _cogview3(scheduler: type) -> Any:
-    return assemble(
-        "cogview3",
-        diffusers.CogView3PlusPipeline,
-        transformer=network("CogView3PlusTransformer2DModel"),
-        vae=image_vae(),
-        scheduler=lambda: scheduler(prediction_type="v_prediction", timestep_spacing="trailing", **BETAS),
-    )
-
-
-def _cogview3_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **IMAGE, "guidance_scale": 4.0}
-
-
-def _cogview4(pipeline: type, channels: int = 4) -> Any:
-    return assemble(
-        f"cogview4 of {channels}",
-        pipeline,
-        transformer=network("CogView4Transformer2DModel", in_channels=channels),
-        vae=image_vae(shift_factor=None),
-        scheduler=flow_euler(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
-    )
-
-
-def _cogview4_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words = _cogview3_call(pipe, batch)
-    shorter = words["negative_prompt_embeds"][:, 4:]  # branches have different lengths
-    return {**words, "negative_prompt_embeds": shorter, "width": 48}
-
-
-def _cogview4_control_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    control = picture("control", HEIGHT, 48, batch)
-    return {**_cogview3_call(pipe, batch), "width": 48, "control_image": control}
-
+_COGVIEW3_NOISE: dict[str, Any] = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", **BETAS}
+_COGVIEW3 = Parts(
+    "cogview3",
+    {
+        "transformer": network("CogView3PlusTransformer2DModel"),
+        "vae": image_vae(),
+        "scheduler": part("CogVideoXDDIMScheduler", **_COGVIEW3_NOISE),
+    },
+)
+_COGVIEW4 = Parts(
+    "cogview4 of 4",
+    {
+        "transformer": network("CogView4Transformer2DModel", in_channels=4),
+        "vae": image_vae(shift_factor=None),
+        "scheduler": flow_euler(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
+    },
+)
+_cogview3_call = called(words(), IMAGE, guidance_scale=4.0)
 
 _COGVIEW = (
-    one_batch("cogview3", lambda: _cogview3(diffusers.CogVideoXDDIMScheduler), _cogview3_call),
-    one_batch("cogview3_dpm", lambda: _cogview3(diffusers.CogVideoXDPMScheduler), _cogview3_call),
-    two_calls("cogview4", lambda: _cogview4(diffusers.CogView4Pipeline), _cogview4_call),
-    two_calls("cogview4_control", lambda: _cogview4(diffusers.CogView4ControlPipeline, 8), _cogview4_control_call),
+    one_batch("cogview3", _COGVIEW3.within("CogView3PlusPipeline"), _cogview3_call),
+    one_batch(
+        "cogview3_dpm",
+        _COGVIEW3.within("CogView3PlusPipeline", scheduler=part("CogVideoXDPMScheduler", **_COGVIEW3_NOISE)),
+        _cogview3_call,
+    ),
+    two_calls(
+        "cogview4",
+        _COGVIEW4.within("CogView4Pipeline"),
+        # Branches have different lengths.
+        called(_cogview3_call, width=48, negative_prompt_embeds=lambda batch: prompt("negative", batch)[:, 4:]),
+    ),
+    two_calls(
+        "cogview4_control",
+        _COGVIEW4.within("CogView4ControlPipeline", "cogview4 of 8", transformer={"in_channels": 8}),
+        called(_cogview3_call, width=48, control_image=pictured("control", HEIGHT, 48)),
+    ),
 )
 
 # --- Sana ------------------------------------------------------------------------------------------------------------
 
-_sana_call = _KNOWN["sana"].call
-
-
-def _sana_sprint(pipeline: type) -> Any:
-    known = _KNOWN["sana"].build()
-    return assemble(
-        "sana_sprint",
-        pipeline,
-        transformer=anew(known.transformer, guidance_embeds=True, qk_norm="rms_norm_across_heads"),
-        vae=anew(known.vae),
-        scheduler=diffusers.SCMScheduler,
-    )
-
-
-def _sana_controlnet() -> Any:
-    known = _KNOWN["sana"].build()
-    return assemble(
-        "sana_controlnet",
-        diffusers.SanaControlNetPipeline,
-        transformer=anew(known.transformer),
-        controlnet=lambda: diffusers.SanaControlNetModel.from_config({**known.transformer.config, "num_layers": 2}),
-        vae=anew(known.vae),
-        scheduler=known.scheduler,
-    )
-
-
-def _sana_sprint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    call = {name: value for name, value in _sana_call(pipe, batch).items() if not name.startswith("negative")}
-    return {**call, "intermediate_timesteps": None}  # those are for a run of two steps
-
-
-def _sana_sprint_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sana_sprint_call(pipe, batch), "image": picture("image", 64, 32, batch), "strength": 0.6}
-
-
-def _sana_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sana_call(pipe, batch), "control_image": picture("control", 64, 32, batch)}
-
-
-def _sana_pag_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_sana_call(pipe, batch), "pag_scale": 3.0}
-
+_SPRINT = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+_SCM = part("SCMScheduler")
+_sana_sprint_call = called(
+    sana_call,
+    {f"negative_prompt{of}": LEFT_OUT for of in ("", "_embeds", "_attention_mask")},
+    intermediate_timesteps=None,  # those are for a run of two steps
+)
 
 _SANA = (
-    plain("sana_sprint", lambda: _sana_sprint(diffusers.SanaSprintPipeline), _sana_sprint_call),
+    plain(
+        "sana_sprint",
+        SANA.within("SanaSprintPipeline", "sana_sprint", transformer=_SPRINT, scheduler=_SCM),
+        _sana_sprint_call,
+    ),
     plain(
         "sana_sprint_img2img",
-        lambda: _sana_sprint(diffusers.SanaSprintImg2ImgPipeline),
-        _sana_sprint_img2img_call,
+        SANA.within("SanaSprintImg2ImgPipeline", "sana_sprint", transformer=_SPRINT, scheduler=_SCM),
+        called(_sana_sprint_call, image=pictured("image", 64, 32), strength=0.6),
         steps=4,
     ),
-    one_batch("sana_controlnet", _sana_controlnet, _sana_controlnet_call),
-    one_batch("sana_pag", lambda: _known("sana", diffusers.SanaPAGPipeline), _sana_pag_call, guidance=PERTURBED),
+    one_batch(
+        "sana_controlnet",
+        SANA.within(
+            "SanaControlNetPipeline",
+            "sana_controlnet",
+            controlnet=part("SanaControlNetModel", **{**SANA.parts["transformer"].settings, "num_layers": 2}),
+        ),
+        called(sana_call, control_image=pictured("control", 64, 32)),
+    ),
+    one_batch("sana_pag", SANA.within("SanaPAGPipeline"), called(sana_call, PAG), guidance=PERTURBED),
 )
 
 
 # --- Lumina, AuraFlow, HiDream ---------------------------------------------------------------------------------------
 
-
-def _lumina() -> Any:
-    return assemble(
-        "lumina",
-        diffusers.LuminaPipeline,
-        transformer=network("LuminaNextDiT2DModel"),
-        vae=image_vae(levels=4),  # the pipeline takes a factor of 8 for granted
-        scheduler=flow_euler(shift=1.0),
-    )
-
-
-def _lumina_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words = text(batch, mask="prompt_attention_mask", dtype=torch.int64)
-    # The positions are scaled one way in the first steps, and another way later.
-    return {**words, **IMAGE, "height": 96, "width": 64, "guidance_scale": 4.0, "scaling_watershed": 0.4}
-
-
-def _auraflow_lora() -> Any:
-    known = _KNOWN["auraflow"].build()
-
-    def transformer() -> nn.Module:
-        module = anew(known.transformer)()
-        _add_lora(module)
-        return module
-
-    return assemble(
-        "auraflow_lora",
-        diffusers.AuraFlowPipeline,
-        gain=2.0,  # text passes two gates in a row here
-        transformer=transformer,
-        vae=anew(known.vae),
-        scheduler=known.scheduler,
-    )
+_LUMINA = Parts(
+    "lumina",
+    {
+        "transformer": network("LuminaNextDiT2DModel"),
+        "vae": image_vae(levels=4),  # the pipeline takes a factor of 8 for granted
+        "scheduler": flow_euler(shift=1.0),
+    },
+)
+_HIDREAM = Parts(
+    "hidream",
+    {
+        "transformer": network("HiDreamImageTransformer2DModel"),
+        "vae": image_vae(),
+        "scheduler": flow_euler(shift=3.0),
+    },
+)
 
 
-def _hidream() -> Any:
-    pipe = assemble(
-        "hidream",
-        diffusers.HiDreamImagePipeline,
-        transformer=network("HiDreamImageTransformer2DModel"),
-        vae=image_vae(),
-        scheduler=flow_euler(shift=3.0),
-    )
+def _small(pipe: Any) -> Any:
     pipe.default_sample_size = 8  # every picture is brought to this area
     return pipe
 
 
-def _hidream_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words: dict[str, Any] = {}
+def _hidream_words(_pipe: Any, batch: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
     for sign, tag in (("", "prompt"), ("negative_", "negative")):
-        words[f"{sign}prompt_embeds_t5"] = prompt(tag, batch)
-        words[f"{sign}prompt_embeds_llama3"] = torch.stack([prompt(f"layer {i} of {tag}", batch) for i in range(6)])
-        words[f"{sign}pooled_prompt_embeds"] = normal(f"{tag} pooled", POOLED, batch=batch)
-    return {**words, **IMAGE, "guidance_scale": 4.0}
+        made[f"{sign}prompt_embeds_t5"] = prompt(tag, batch)
+        made[f"{sign}prompt_embeds_llama3"] = torch.stack([prompt(f"layer {i} of {tag}", batch) for i in range(6)])
+        made[f"{sign}pooled_prompt_embeds"] = normal(f"{tag} pooled", POOLED, batch=batch)
+    return made
 
 
 _OTHERS = (
-    one_batch("lumina", _lumina, _lumina_call),
-    one_batch("hidream", _hidream, _hidream_call),
-    one_batch("auraflow_lora", _auraflow_lora, _KNOWN["auraflow"].call),
+    one_batch(
+        "lumina",
+        _LUMINA.within("LuminaPipeline"),
+        called(
+            words(mask="prompt_attention_mask", dtype=torch.int64),
+            IMAGE,
+            height=96,
+            width=64,
+            guidance_scale=4.0,
+            scaling_watershed=0.4,  # the positions are scaled one way in the first steps, and another way later
+        ),
+    ),
+    one_batch(
+        "hidream",
+        _HIDREAM.within("HiDreamImagePipeline", then=_small),
+        called(_hidream_words, IMAGE, guidance_scale=4.0),
+    ),
+    one_batch(
+        "auraflow_lora",
+        AURAFLOW.within(
+            "AuraFlowPipeline", "auraflow_lora", transformer=_changed(AURAFLOW.parts["transformer"], _add_lora)
+        ),
+        auraflow_call,
+    ),
 )
 
 

@@ -2,84 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pipelines.flux import FLUX2
+from pipelines.more.flux import flux2_edit_call
+from pipelines.more.newer_videos import HELIOS, helios_call
+from pipelines.more.qwen import QWEN_21, qwen_21_call
+from pipelines.more.unets import SD15, tiny
+from pipelines.more.wan import ANY_FLOW, SKY_REELS
+from pipelines.parts import LEFT_OUT, called, network, part
+from pipelines.tiny import plain, two_calls, video_two_calls
+from pipelines.unets import sd15_call
+from pipelines.videos import wan_call
 
-import diffusers
-
-from pipelines.flux import flux2
-from pipelines.more.flux import around, flux2_edit_call
-from pipelines.more.newer_videos import helios_call
-from pipelines.more.qwen import qwen_21, qwen_21_call
-from pipelines.more.unets import sd15_call, sd15_plain, tiny
-from pipelines.more.wan import sky_reels, wan_call, wan_vae
-from pipelines.parts import assemble, network
-from pipelines.tiny import plain, two_calls
-
-
-def _panorama_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Two views of one picture, each with separate states of the noise scheduler."""
-    return {**sd15_call(pipe, batch), "height": 16, "width": 576}
-
-
-def _forcing() -> Any:
-    return sky_reels(diffusers.SkyReelsV2DiffusionForcingPipeline)
-
-
-def _forcing_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**wan_call(pipe, batch), "prompt": None}
-
-
-def _forcing_in_turn_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Later frames wait: more iterations than the noise scheduler has timesteps."""
-    return {**_forcing_call(pipe, batch), "ar_step": 2, "causal_block_size": 1}
-
-
-def _pyramid() -> Any:
-    return assemble(
-        "helios",
-        diffusers.HeliosPyramidPipeline,
-        transformer=network("HeliosTransformer3DModel"),
-        vae=wan_vae,
-        scheduler=lambda: diffusers.HeliosScheduler(gamma=0.3),  # a third makes the noise of a block singular
-    )
-
-
-def _pyramid_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Three sizes, one after the other, with two steps each."""
-    call = {**helios_call(pipe, batch), "num_frames": 5, "pyramid_num_inference_steps_list": [2, 2, 2]}
-    del call["num_inference_steps"]
-    return call
-
-
-def _far() -> Any:
-    return assemble(
-        "any_flow",
-        diffusers.AnyFlowFARPipeline,
-        transformer=network("AnyFlowFARTransformer3DModel", chunk_partition=(1, 1, 1)),
-        vae=wan_vae,
-        scheduler=lambda: diffusers.FlowMapEulerDiscreteScheduler(shift=5.0),
-    )
-
-
-def _klein_kv() -> Any:
-    return around(diffusers.Flux2KleinKVPipeline, flux2())
-
-
-def _qwen_21_cached_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**qwen_21_call(pipe, batch), "use_kv_cache": True}
-
+_FORCING = SKY_REELS.within("SkyReelsV2DiffusionForcingPipeline")
+_forcing_call = called(wan_call, prompt=None)
 
 PIPELINES = (
-    tiny("sd15_panorama", sd15_plain, "StableDiffusionPanoramaPipeline", _panorama_call),
-    two_calls("sky_reels_forcing", _forcing, _forcing_call, modality="video"),
-    two_calls("helios_pyramid", _pyramid, _pyramid_call, modality="video"),
+    # Two views of one picture, each with separate states of the noise scheduler.
+    tiny("sd15_panorama", SD15, "StableDiffusionPanoramaPipeline", called(sd15_call, height=16, width=576)),
+    video_two_calls("sky_reels_forcing", _FORCING, _forcing_call),
+    video_two_calls(
+        "helios_pyramid",
+        # A gamma of a third makes the noise of a block singular.
+        HELIOS.within("HeliosPyramidPipeline", scheduler=part("HeliosScheduler", gamma=0.3)),
+        # Three sizes, one after the other, with two steps each.
+        called(helios_call, num_frames=5, pyramid_num_inference_steps_list=[2, 2, 2], num_inference_steps=LEFT_OUT),
+    ),
 )
 
 # What cannot be cached, or not at once, and how the reported outcome begins.
 LIMITS = {
-    tiny("sd15_sag", sd15_plain, "StableDiffusionSAGPipeline", sd15_call): "UnsupportedModel",
-    two_calls("sky_reels_forcing_in_turn", _forcing, _forcing_in_turn_call, modality="video", steps=10): "failed open",
-    two_calls("any_flow_far", _far, wan_call, modality="video"): "no effect",
-    plain("flux2_klein_kv", _klein_kv, flux2_edit_call): "failed open",
-    two_calls("qwen_21_cached", qwen_21, _qwen_21_cached_call): "failed open",
+    tiny("sd15_sag", SD15, "StableDiffusionSAGPipeline", sd15_call): "UnsupportedModel",
+    video_two_calls(
+        "sky_reels_forcing_in_turn",
+        _FORCING,
+        # Later frames wait: more iterations than the noise scheduler has timesteps.
+        called(_forcing_call, ar_step=2, causal_block_size=1),
+        steps=10,
+    ): "failed open",
+    video_two_calls(
+        "any_flow_far",
+        ANY_FLOW.within(
+            "AnyFlowFARPipeline", transformer=network("AnyFlowFARTransformer3DModel", chunk_partition=(1, 1, 1))
+        ),
+        wan_call,
+    ): "no effect",
+    plain("flux2_klein_kv", FLUX2.within("Flux2KleinKVPipeline"), flux2_edit_call): "failed open",
+    two_calls(
+        "qwen_21_cached", QWEN_21.within("QwenImage21Pipeline"), called(qwen_21_call, use_kv_cache=True)
+    ): "failed open",
 }

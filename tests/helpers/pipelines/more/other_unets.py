@@ -2,95 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
-import diffusers
 import torch
 
 from pipelines.more.stand_ins import Words, reader, viewer
-from pipelines.more.unets import SD15, SD_BETAS, ddim, image, sdxl, sdxl_call, unsized
+from pipelines.more.unets import SD_BETAS, SDXL, SHOWN, ddim, stable_unet, vae
 from pipelines.parts import (
     BETAS,
     HEIGHT,
     IMAGE,
+    IMAGE_TO_IMAGE,
     POOLED,
     STEPS,
     TEXT,
+    UNSIZED,
     WIDTH,
-    assemble,
-    image_vae,
+    Parts,
+    called,
     network,
     normal,
+    part,
+    picture,
+    pictured,
     prompt,
-    text,
+    words,
 )
 from pipelines.tiny import Tiny
+from pipelines.unets import sdxl_call
 
-
-def movq(channels: int = 4) -> Any:
-    return diffusers.VQModel(
-        block_out_channels=(4, 4),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
-        norm_num_groups=2,
-        num_vq_embeddings=8,
-    )
-
-
-def variance_learned() -> Any:
-    return diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False, **BETAS)
-
-
-def simple_attention(**over: Any) -> Callable[[], Any]:
-    """The U-Nets of Kandinsky 2 and of DeepFloyd: blocks that also halve and double the size by residual blocks."""
-    settings: dict[str, Any] = {
-        "sample_size": 16,
-        "block_out_channels": (8, 16, 16),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
-        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-        "up_block_types": ("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        "attention_head_dim": 4,
-        "cross_attention_dim": 16,
-        "resnet_time_scale_shift": "scale_shift",
-    }
-    return lambda: diffusers.UNet2DConditionModel(**{**settings, **over})
+movq = part(
+    "VQModel",
+    block_out_channels=(4, 4),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    latent_channels=4,
+    norm_num_groups=2,
+    num_vq_embeddings=8,
+)
+ddpm = part("DDPMScheduler", clip_sample=False, **BETAS)
+variance_learned = ddpm.but(variance_type="learned_range")
+image_noising = part("DDPMScheduler", **BETAS)
+# The U-Nets of Kandinsky 2 and of DeepFloyd: blocks that also halve and double the size by residual blocks.
+simple_attention = part(
+    "UNet2DConditionModel",
+    sample_size=16,
+    block_out_channels=(8, 16, 16),
+    layers_per_block=1,
+    norm_num_groups=4,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"),
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    attention_head_dim=4,
+    cross_attention_dim=16,
+    resnet_time_scale_shift="scale_shift",
+)
 
 
 def tiny(
     name: str,
     pipeline: str,
-    call: Callable[..., dict[str, Any]],
+    call: Any,
     *,
     denoiser: str = "unet",
     guidance: str = "batched",
     modality: Literal["image", "video"] = "image",
     steps: int = STEPS,
-    then: Callable[[Any], Any] = lambda pipe: pipe,
     **parts: Any,
 ) -> Tiny:
-    """``then`` changes what was built."""
-
-    def build() -> Any:
-        return then(assemble(f"other unets, {name}", getattr(diffusers, pipeline), **parts))
-
+    """``parts``: what the pipeline is made of, and ``then``, as ``Parts.within`` takes them."""
+    build = Parts(f"other unets, {name}", {}).within(pipeline, **parts)
     return Tiny(name, build, call, (denoiser,), guidance, modality, steps)
 
 
-def unclip_scheduler() -> Any:
-    return diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0)
-
-
-def stable_unet(**over: Any) -> Callable[[], Any]:
-    up = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-    return lambda: diffusers.UNet2DConditionModel(**{**SD15, "sample_size": 16, "up_block_types": up, **over})
-
-
-def lcm() -> Any:
-    return diffusers.LCMScheduler(clip_sample=False, **SD_BETAS)
+unclip_scheduler = part(
+    "UnCLIPScheduler", variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
+)
+lcm = part("LCMScheduler", clip_sample=False, **SD_BETAS)
 
 
 def normalizer(channels: int = POOLED) -> Any:
@@ -99,25 +87,25 @@ def normalizer(channels: int = POOLED) -> Any:
     return StableUnCLIPImageNormalizer(channels)
 
 
-def cascade_decoder() -> Any:
-    return diffusers.StableCascadeUNet(
-        in_channels=4,
-        out_channels=4,
-        timestep_ratio_embedding_dim=8,
-        patch_size=2,
-        conditioning_dim=16,
-        block_out_channels=(16, 16),
-        num_attention_heads=(0, 2),
-        down_num_layers_per_block=(1, 2),
-        up_num_layers_per_block=(2, 1),
-        block_types_per_layer=(
-            ("SDCascadeResBlock", "SDCascadeTimestepBlock"),
-            ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),
-        ),
-        clip_text_pooled_in_channels=POOLED,
-        effnet_in_channels=4,
-        timestep_conditioning_type=("sca",),
-    )
+cascade_decoder = part(
+    "StableCascadeUNet",
+    in_channels=4,
+    out_channels=4,
+    timestep_ratio_embedding_dim=8,
+    patch_size=2,
+    conditioning_dim=16,
+    block_out_channels=(16, 16),
+    num_attention_heads=(0, 2),
+    down_num_layers_per_block=(1, 2),
+    up_num_layers_per_block=(2, 1),
+    block_types_per_layer=(
+        ("SDCascadeResBlock", "SDCascadeTimestepBlock"),
+        ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),
+    ),
+    clip_text_pooled_in_channels=POOLED,
+    effnet_in_channels=4,
+    timestep_conditioning_type=("sca",),
+)
 
 
 def wuerstchen() -> Any:
@@ -126,19 +114,19 @@ def wuerstchen() -> Any:
     return WuerstchenPrior(c_in=4, c=16, c_cond=TEXT, c_r=8, depth=3, nhead=2)
 
 
-def from_noise() -> Any:
-    """Sees three channels of noise and those of a small picture."""
-    return diffusers.UNet2DModel(
-        sample_size=16,
-        in_channels=6,
-        out_channels=3,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
+# Sees three channels of noise and those of a small picture.
+from_noise = part(
+    "UNet2DModel",
+    sample_size=16,
+    in_channels=6,
+    out_channels=3,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    attention_head_dim=4,
+    norm_num_groups=4,
+)
 
 
 def faint(pipe: Any) -> Any:
@@ -154,105 +142,52 @@ def knows_empty_prompt(pipe: Any) -> Any:
     return pipe
 
 
-def lcm_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch, negative=False), **IMAGE}
+def texts(name: str, each: str = "thing") -> Any:
+    """A text of its number for each sample."""
+    return {name: lambda batch: [f"{each} {i}" for i in range(batch)]}
 
 
-def lcm_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**unsized(lcm_call(pipe, batch)), "image": image(batch), "strength": 0.6}
-
-
-def kandinsky_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    embeds = {f"{sign}image_embeds": normal(f"{sign}image", POOLED, batch=batch) for sign in ("", "negative_")}
-    return {**IMAGE, **embeds, "guidance_scale": 4.0}
-
-
-def kandinsky_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """The pipeline itself takes the height for the width, and the width for the height."""
-    return {**kandinsky_call(pipe, batch), "image": 2 * image(batch) - 1, "strength": 0.6}
-
-
-def prior_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    texts = {"prompt": [f"thing {i}" for i in range(batch)], "negative_prompt": [f"other {i}" for i in range(batch)]}
-    return {**texts, "num_inference_steps": STEPS, "guidance_scale": 4.0}
-
-
-def kandinsky3_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words = text(batch, mask="attention_mask", dtype=torch.int64)
-    return {**IMAGE, **words, "height": 128, "width": 64, "guidance_scale": 3.0}
-
-
-def kandinsky3_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**unsized(kandinsky3_call(pipe, batch)), "image": image(batch, 32, 16), "strength": 0.6}
+lcm_call = called(words(negative=False), IMAGE)
+kandinsky_call = called(
+    IMAGE,
+    image_embeds=lambda batch: normal("image", POOLED, batch=batch),
+    negative_image_embeds=lambda batch: normal("negative_image", POOLED, batch=batch),
+    guidance_scale=4.0,
+)
+kandinsky3_call = called(
+    IMAGE, words(mask="attention_mask", dtype=torch.int64), height=128, width=64, guidance_scale=3.0
+)
 
 
 def faint_noise(batch: int) -> torch.Tensor:
     return 0.02 * normal("noise", 4, HEIGHT // 2, WIDTH // 2, batch=batch)
 
 
-def cascade_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    words = {f"{sign}prompt_embeds": prompt(f"{sign}prompt", batch) for sign in ("", "negative_")}
-    pooled = {f"{name}_pooled": normal(f"{name} pooled", 1, POOLED, batch=batch) for name in words}
-    rest = {"latents": faint_noise(batch), "output_type": "pt", "guidance_scale": 4.0}
-    return {**words, **pooled, **IMAGE, **rest}
+def cascade_words(_pipe: Any, batch: int) -> dict[str, Any]:
+    embeds = {f"{sign}prompt_embeds": prompt(f"{sign}prompt", batch) for sign in ("", "negative_")}
+    return embeds | {f"{name}_pooled": normal(f"{name} pooled", 1, POOLED, batch=batch) for name in embeds}
 
 
-def cascade_decoder_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    small = normal("image latents", 4, HEIGHT // 4, WIDTH // 4, batch=batch)
-    return {**unsized(cascade_call(pipe, batch)), "image_embeddings": small, "output_type": "latent"}
+cascade_call = called(cascade_words, IMAGE, latents=faint_noise, output_type="pt", guidance_scale=4.0)
+pixels_call = called(words(), IMAGE, height=16, width=12, output_type="pt", guidance_scale=4.0)
+depth_call = called(
+    SHOWN,
+    processing_resolution=0,
+    output_latent=True,
+    output_type="pt",
+    num_inference_steps=STEPS,
+    batch_size=lambda batch: batch,
+)
+A_THING: dict[str, Any] = {
+    "prompt": lambda batch: ["a thing"] * batch,
+    "negative_prompt": lambda batch: ["no thing"] * batch,
+    "guidance_scale": 4.0,
+}
 
 
-def wuerstchen_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **IMAGE, "latents": faint_noise(batch), "output_type": "pt", "guidance_scale": 4.0}
-
-
-def pixels_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **IMAGE, "height": 16, "width": 12, "output_type": "pt", "guidance_scale": 4.0}
-
-
-def larger_pixels_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**pixels_call(pipe, batch), "image": image(batch, 8, 6), "noise_level": 100}
-
-
-def words_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    texts = {"prompt": [f"thing {i}" for i in range(batch)], "output_type": "pt", "guidance_scale": 4.0}
-    return {**IMAGE, **texts, "height": 128, "width": 96}  # an eighth of it are the latents
-
-
-def larger_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    small = 2 * image(batch, HEIGHT // 2, WIDTH // 2) - 1
-    return {"image": small, "num_inference_steps": STEPS, "output_type": "pt"}
-
-
-def depth_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    settings = {"processing_resolution": 0, "output_latent": True, "output_type": "pt"}
-    return {**settings, "image": image(batch), "num_inference_steps": STEPS, "batch_size": batch}
-
-
-def depth_of_two_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """One after another."""
-    return {**depth_call(pipe, 2 * batch), "batch_size": batch}
-
-
-def edited_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    texts = {"prompt": ["a thing"] * batch, "negative_prompt": ["no thing"] * batch, "editing_prompt": ["large", "red"]}
-    return {**IMAGE, **texts, "edit_warmup_steps": 1, "guidance_scale": 4.0}
-
-
-def unclip_of_words_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    texts = {"prompt": ["a thing"] * batch, "negative_prompt": ["no thing"] * batch, "guidance_scale": 4.0}
-    return {**IMAGE, **texts, "noise_level": 100, "prior_num_inference_steps": 4}
-
-
-def unclip_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    embeds = normal("image", POOLED, batch=batch)
-    return {**text(batch), **IMAGE, "image_embeds": embeds, "noise_level": 100, "guidance_scale": 4.0}
-
-
-VAE = image_vae(shift_factor=None, force_upcast=False)
-SD = {"vae": VAE, "scheduler": ddim}
-LCM = {"vae": VAE, "scheduler": lcm, "requires_safety_checker": False}
-KANDINSKY = simple_attention(
+SD: dict[str, Any] = {"vae": vae, "scheduler": ddim}
+LCM: dict[str, Any] = {"vae": vae, "scheduler": lcm, "requires_safety_checker": False}
+KANDINSKY = simple_attention.but(
     out_channels=8,
     encoder_hid_dim=POOLED,
     encoder_hid_dim_type="image_proj",
@@ -260,18 +195,18 @@ KANDINSKY = simple_attention(
 )
 DISTILLED = {"time_cond_proj_dim": 16}
 PIPELINES = (
-    tiny("lcm", "LatentConsistencyModelPipeline", lcm_call, guidance="none", unet=stable_unet(**DISTILLED), **LCM),
+    tiny("lcm", "LatentConsistencyModelPipeline", lcm_call, guidance="none", unet=stable_unet.but(**DISTILLED), **LCM),
     tiny(
         "lcm_img2img",
         "LatentConsistencyModelImg2ImgPipeline",
-        lcm_img2img_call,
+        called(lcm_call, UNSIZED, IMAGE_TO_IMAGE),
         guidance="none",
-        unet=stable_unet(**DISTILLED),
+        unet=stable_unet.but(**DISTILLED),
         **LCM,
     ),
     Tiny(
         "sdxl_lcm",
-        lambda: sdxl(diffusers.StableDiffusionXLPipeline, DISTILLED, scheduler=lcm),
+        SDXL.within("StableDiffusionXLPipeline", unet=DISTILLED, scheduler=lcm),
         sdxl_call,
         ("unet",),
         "none",
@@ -281,7 +216,8 @@ PIPELINES = (
     tiny(
         "kandinsky22_img2img",
         "KandinskyV22Img2ImgPipeline",
-        kandinsky_img2img_call,
+        # The pipeline itself takes the height for the width, and the width for the height.
+        called(kandinsky_call, image=lambda batch: 2 * picture("image", HEIGHT, WIDTH, batch) - 1, strength=0.6),
         steps=3,
         unet=KANDINSKY,
         movq=movq,
@@ -290,7 +226,7 @@ PIPELINES = (
     tiny(
         "kandinsky22_prior",
         "KandinskyV22PriorPipeline",
-        prior_call,
+        called(texts("prompt"), texts("negative_prompt", "other"), num_inference_steps=STEPS, guidance_scale=4.0),
         denoiser="prior",
         prior=network("PriorTransformer"),
         tokenizer=Words,
@@ -303,16 +239,16 @@ PIPELINES = (
         kandinsky3_call,
         unet=network("Kandinsky3UNet"),
         movq=movq,
-        scheduler=lambda: diffusers.DDPMScheduler(clip_sample=False, **BETAS),
+        scheduler=ddpm,
     ),
     tiny(
         "kandinsky3_img2img",
         "Kandinsky3Img2ImgPipeline",
-        kandinsky3_img2img_call,
+        called(kandinsky3_call, UNSIZED, image=pictured("image", 32, 16), strength=0.6),
         steps=3,
         unet=network("Kandinsky3UNet"),
         movq=movq,
-        scheduler=lambda: diffusers.DDPMScheduler(clip_sample=False, **BETAS),
+        scheduler=ddpm,
     ),
     tiny(
         "stable_cascade_prior",
@@ -323,22 +259,27 @@ PIPELINES = (
         prior=network("StableCascadeUNet"),
         text_encoder=reader(),  # asked for its type of numbers
         resolution_multiple=2,
-        scheduler=diffusers.DDPMWuerstchenScheduler,
+        scheduler=part("DDPMWuerstchenScheduler"),
     ),
     tiny(
         "stable_cascade_decoder",
         "StableCascadeDecoderPipeline",
-        cascade_decoder_call,
+        called(
+            cascade_call,
+            UNSIZED,
+            image_embeddings=lambda batch: normal("image latents", 4, HEIGHT // 4, WIDTH // 4, batch=batch),
+            output_type="latent",
+        ),
         denoiser="decoder",
         then=faint,
         decoder=cascade_decoder,
         latent_dim_scale=2.0,
-        scheduler=diffusers.DDPMWuerstchenScheduler,
+        scheduler=part("DDPMWuerstchenScheduler"),
     ),
     tiny(
         "wuerstchen_prior",
         "WuerstchenPriorPipeline",
-        wuerstchen_call,
+        called(words(), IMAGE, latents=faint_noise, output_type="pt", guidance_scale=4.0),
         denoiser="prior",
         then=faint,
         prior=wuerstchen,
@@ -346,13 +287,13 @@ PIPELINES = (
         resolution_multiple=2,
         latent_mean=1.0,
         latent_std=0.0,
-        scheduler=diffusers.DDPMWuerstchenScheduler,
+        scheduler=part("DDPMWuerstchenScheduler"),
     ),
     tiny(
         "deepfloyd",
         "IFPipeline",
         pixels_call,
-        unet=simple_attention(
+        unet=simple_attention.but(
             in_channels=3,
             out_channels=6,
             encoder_hid_dim=TEXT,
@@ -365,8 +306,8 @@ PIPELINES = (
     tiny(
         "deepfloyd_larger",
         "IFSuperResolutionPipeline",
-        larger_pixels_call,
-        unet=simple_attention(
+        called(pixels_call, image=pictured("image", 8, 6), noise_level=100),
+        unet=simple_attention.but(
             in_channels=6,
             out_channels=6,
             encoder_hid_dim=TEXT,
@@ -375,15 +316,16 @@ PIPELINES = (
             class_embed_type="timestep",
         ),
         scheduler=variance_learned,
-        image_noising_scheduler=lambda: diffusers.DDPMScheduler(**BETAS),
+        image_noising_scheduler=image_noising,
         requires_safety_checker=False,
     ),
     tiny(
         "ldm",
         "LDMTextToImagePipeline",
-        words_call,
-        unet=stable_unet(),
-        vqvae=VAE,
+        # An eighth of the size are the latents.
+        called(IMAGE, texts("prompt"), output_type="pt", guidance_scale=4.0, height=128, width=96),
+        unet=stable_unet,
+        vqvae=vae,
         bert=reader(),
         tokenizer=Words,
         scheduler=ddim,
@@ -391,10 +333,14 @@ PIPELINES = (
     tiny(
         "ldm_larger",
         "LDMSuperResolutionPipeline",
-        larger_call,
+        called(
+            image=lambda batch: 2 * picture("image", HEIGHT // 2, WIDTH // 2, batch) - 1,
+            num_inference_steps=STEPS,
+            output_type="pt",
+        ),
         guidance="none",
         unet=from_noise,
-        vqvae=lambda: movq(3),
+        vqvae=movq.but(latent_channels=3),
         scheduler=ddim,
     ),
     tiny(
@@ -403,25 +349,26 @@ PIPELINES = (
         depth_call,
         guidance="none",
         then=knows_empty_prompt,
-        unet=stable_unet(in_channels=8),
+        unet=stable_unet.but(in_channels=8),
         **SD,
     ),
     tiny(
         "marigold_depth_of_two",
         "MarigoldDepthPipeline",
-        depth_of_two_call,
+        # One after another.
+        called(depth_call, image=lambda batch: picture("image", HEIGHT, WIDTH, 2 * batch)),
         guidance="none",
         steps=2 * STEPS,
         then=knows_empty_prompt,
-        unet=stable_unet(in_channels=8),
+        unet=stable_unet.but(in_channels=8),
         **SD,
     ),
     tiny(
         "semantic_guidance",
         "SemanticStableDiffusionPipeline",
-        edited_call,
+        called(IMAGE, A_THING, editing_prompt=["large", "red"], edit_warmup_steps=1),
         guidance="batched, four branches",
-        unet=stable_unet(),
+        unet=stable_unet,
         tokenizer=Words,
         text_encoder=reader(),
         requires_safety_checker=False,
@@ -430,8 +377,8 @@ PIPELINES = (
     tiny(
         "stable_unclip",  # the loop of the prior, with another noise scheduler, comes first
         "StableUnCLIPPipeline",
-        unclip_of_words_call,
-        unet=stable_unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * TEXT),
+        called(IMAGE, A_THING, noise_level=100, prior_num_inference_steps=4),
+        unet=stable_unet.but(class_embed_type="projection", projection_class_embeddings_input_dim=2 * TEXT),
         tokenizer=Words,
         text_encoder=reader(),
         prior=network("PriorTransformer"),
@@ -439,17 +386,23 @@ PIPELINES = (
         prior_text_encoder=reader("CLIPTextModelWithProjection"),
         prior_scheduler=unclip_scheduler,
         image_normalizer=lambda: normalizer(TEXT),
-        image_noising_scheduler=lambda: diffusers.DDPMScheduler(**BETAS),
+        image_noising_scheduler=image_noising,
         **SD,
     ),
     tiny(
         "stable_unclip_img2img",
         "StableUnCLIPImg2ImgPipeline",
-        unclip_call,
-        unet=stable_unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * POOLED),
+        called(
+            words(),
+            IMAGE,
+            image_embeds=lambda batch: normal("image", POOLED, batch=batch),
+            noise_level=100,
+            guidance_scale=4.0,
+        ),
+        unet=stable_unet.but(class_embed_type="projection", projection_class_embeddings_input_dim=2 * POOLED),
         image_encoder=viewer,
         image_normalizer=normalizer,
-        image_noising_scheduler=lambda: diffusers.DDPMScheduler(**BETAS),
+        image_noising_scheduler=image_noising,
         **SD,
     ),
 )

@@ -10,26 +10,29 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from pipelines.flux import qwen_image_call
+from pipelines.flux import QWEN_IMAGE, QWEN_SIZE, QWEN_VAE, qwen_image_call
+from pipelines.images import Z_IMAGE, z_image_call
 from pipelines.more.flux import with_lora
-from pipelines.parts import HEIGHT, IMAGE, TEXT, WIDTH, assemble, flow_euler, image_vae, network, picture, prompt, text
+from pipelines.parts import (
+    CONTROL,
+    HEIGHT,
+    IMAGE,
+    IMAGE_TO_IMAGE,
+    INPAINT,
+    LEFT_OUT,
+    UNSIZED,
+    WIDTH,
+    Parts,
+    called,
+    flow_euler,
+    image_vae,
+    network,
+    part,
+    picture,
+    upper_half,
+    words,
+)
 from pipelines.tiny import one_batch, plain, two_calls
-
-_QWEN_SIZE: dict[str, Any] = {
-    "in_channels": 16,
-    "out_channels": 4,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": TEXT,
-    "axes_dims_rope": (8, 4, 4),
-}
-_QWEN_VAE: dict[str, Any] = {
-    "base_dim": 4,
-    "z_dim": 4,
-    "num_res_blocks": 1,
-    "latents_mean": [0.1, -0.2, 0.3, 0.0],
-    "latents_std": [1.1, 0.9, 1.2, 1.0],
-}
 
 
 class _Shrinking(diffusers.AutoencoderKLQwenImage):
@@ -43,75 +46,15 @@ class _Shrinking(diffusers.AutoencoderKLQwenImage):
         return DecoderOutput(sample=z[:, :3])
 
 
+_QWEN_CONTROLNET = part("QwenImageControlNetModel", num_layers=2, extra_condition_channels=0, **QWEN_SIZE)
+
+
 def _pil(tag: str) -> Any:
     return Image.fromarray((picture(tag, HEIGHT, WIDTH)[0].movedim(0, -1) * 255).byte().numpy())
 
 
-def _upper_half() -> Tensor:
-    mask = torch.zeros(1, 1, HEIGHT, WIDTH)
-    mask[..., : HEIGHT // 2, :] = 1
-    return mask
-
-
-def _qwen(pipeline: type, *, huge: bool = False, over: dict[str, bool] | None = None, **parts: Any) -> Any:
-    levels = 6 if huge else 1
-    vae: Any = _Shrinking if huge else diffusers.AutoencoderKLQwenImage
-    size = {"num_layers": 3, **_QWEN_SIZE, **(over or {})}
-    return assemble(
-        "qwen_image",
-        pipeline,
-        transformer=parts.pop("transformer", lambda: diffusers.QwenImageTransformer2DModel(**size)),
-        vae=lambda: vae(dim_mult=[1] * (levels + 1), temperal_downsample=[False] * levels, **_QWEN_VAE),
-        scheduler=flow_euler(use_dynamic_shifting=True, shift_terminal=0.02),
-        **parts,
-    )
-
-
-def _qwen_lightning_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """Without guidance, and without padding, so that there is no mask."""
-    return {**text(batch, negative=False), **IMAGE}
-
-
-def _qwen_two_pictures_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**qwen_image_call(pipe, batch), "num_images_per_prompt": 2}
-
-
-def _qwen_controlnet(pipeline: type, extra: int = 0) -> Any:
-    return _qwen(
-        pipeline,
-        controlnet=lambda: diffusers.QwenImageControlNetModel(
-            num_layers=2, extra_condition_channels=extra, **_QWEN_SIZE
-        ),
-    )
-
-
-def _qwen_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**qwen_image_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
-
-
-def _qwen_controlnet_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_qwen_controlnet_call(pipe, batch), "control_mask": _upper_half().repeat(batch, 1, 1, 1)}
-
-
-def _qwen_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**qwen_image_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
-
-
-def _qwen_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_qwen_img2img_call(pipe, batch), "mask_image": _upper_half()}
-
-
-def _qwen_edit_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**qwen_image_call(pipe, batch), "image": _pil("image"), "height": 512, "width": 384}
-
-
-def _qwen_edit_plus_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_qwen_edit_call(pipe, batch), "image": [_pil("image"), _pil("another image")]}
-
-
-def _qwen_edit_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    call = {**qwen_image_call(pipe, batch), "image": _pil("image"), "mask_image": _upper_half(), "strength": 0.6}
-    return {key: value for key, value in call.items() if key not in ("height", "width")}
+def _shrinking() -> Any:
+    return _Shrinking(dim_mult=[1] * 7, temperal_downsample=[False] * 6, **QWEN_VAE)
 
 
 class _Words(nn.Module):
@@ -133,24 +76,12 @@ class _Places:
         return [1]
 
 
-def _qwen_layered() -> Any:
-    over = {"use_additional_t_cond": True, "use_layer3d_rope": True}
-    return _qwen(diffusers.QwenImageLayeredPipeline, huge=True, over=over, text_encoder=_Words)
-
-
-def _qwen_layered_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    call = {**qwen_image_call(pipe, batch), "image": _pil("image"), "layers": 2, "resolution": 640}
-    call["prompt"] = ["its embeddings are given"] * batch  # else a caption is made
-    call["output_type"] = "np"  # it stumbles over "latent"
-    return {key: value for key, value in call.items() if key not in ("height", "width")}
-
-
-def qwen_21() -> Any:
-    return assemble(
-        "qwen_image_21",
-        diffusers.QwenImage21Pipeline,
-        transformer=network("QwenImage21Transformer2DModel"),
-        vae=lambda: diffusers.AutoencoderKLQwenImage21(
+QWEN_21 = Parts(
+    "qwen_image_21",
+    {
+        "transformer": network("QwenImage21Transformer2DModel"),
+        "vae": part(
+            "AutoencoderKLQwenImage21",
             base_dim=4,
             decoder_base_dim=4,
             z_dim=8,
@@ -159,17 +90,16 @@ def qwen_21() -> Any:
             latents_mean=[0.1] * 8,
             latents_std=[1.1] * 8,
         ),
-        processor=_Places,
-        scheduler=flow_euler(use_dynamic_shifting=True),
-    )
+        "processor": _Places,
+        "scheduler": flow_euler(use_dynamic_shifting=True),
+    },
+)
+qwen_21_call = called(qwen_image_call, height=96, width=64, use_kv_cache=False)
 
 
-def qwen_21_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**qwen_image_call(pipe, batch), "height": 96, "width": 64, "use_kv_cache": False}
-
-
-def _krea2() -> Any:
-    return _qwen(diffusers.Krea2Pipeline, transformer=network("Krea2Transformer2DModel"))
+def _like_flux(name: str, kind: str) -> Parts:
+    parts = {"transformer": network(kind), "vae": image_vae(), "scheduler": flow_euler(use_dynamic_shifting=True)}
+    return Parts(name, parts)
 
 
 def _krea2_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
@@ -181,169 +111,168 @@ def _krea2_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     return call
 
 
-def _ovis() -> Any:
-    return assemble(
-        "ovis_image",
-        diffusers.OvisImagePipeline,
-        transformer=network("OvisImageTransformer2DModel"),
-        vae=image_vae(),
-        scheduler=flow_euler(use_dynamic_shifting=True),
+def _z_image_control(channels: int) -> Any:
+    return part(
+        "ZImageControlNetModel",
+        control_layers_places=[0],
+        control_refiner_layers_places=[0],
+        control_in_dim=channels,
+        dim=32,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
     )
 
 
-def _ovis_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **IMAGE, "negative_prompt": None, "guidance_scale": 4.0}
+def _seen() -> Any:
+    """Return a network that sees pictures."""
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-
-def _bria() -> Any:
-    return assemble(
-        "bria",
-        diffusers.BriaPipeline,
-        transformer=network("BriaTransformer2DModel"),
-        vae=image_vae(),
-        scheduler=flow_euler(use_dynamic_shifting=True),
-    )
-
-
-def _bria_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **IMAGE, "guidance_scale": 4.0}
-
-
-_Z_SIZE: dict[str, Any] = {"dim": 32, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
-
-
-def _z_image(pipeline: type, *, over: dict[str, Any] | None = None, **parts: Any) -> Any:
-    sizes = {**_Z_SIZE, "n_layers": 2, "in_channels": 4, "cap_feat_dim": TEXT, **(over or {})}
-    return assemble(
-        "z_image",
-        pipeline,
-        transformer=lambda: diffusers.ZImageTransformer2DModel(axes_dims=[8, 4, 4], axes_lens=[128, 32, 32], **sizes),
-        vae=image_vae(),
-        scheduler=flow_euler(shift=3.0, use_dynamic_shifting=True),
-        **parts,
-    )
-
-
-def _z_image_controlnet(pipeline: type, channels: int) -> Any:
-    return _z_image(
-        pipeline,
-        controlnet=lambda: diffusers.ZImageControlNetModel(
-            control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=channels, **_Z_SIZE
-        ),
-    )
-
-
-def _z_image_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    negative = list(prompt("negative", batch)[:, 3:])  # shorter: samples have different lengths
-    call = {"prompt_embeds": list(prompt("prompt", batch)), "negative_prompt_embeds": negative}
-    return {**call, **IMAGE, "guidance_scale": 3.0}
-
-
-def _z_image_turbo_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_z_image_call(pipe, batch), "guidance_scale": 0.0}
-
-
-def _z_image_truncated_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_z_image_call(pipe, batch), "cfg_truncation": 0.4, "cfg_normalization": True}
-
-
-def _z_image_img2img_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_z_image_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch), "strength": 0.6}
-
-
-def _z_image_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_z_image_img2img_call(pipe, batch), "mask_image": _upper_half()}
-
-
-def _z_image_controlnet_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**_z_image_call(pipe, batch), "control_image": picture("control", HEIGHT, WIDTH, batch)}
-
-
-def _z_image_controlnet_inpaint_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    mask = _upper_half().repeat(batch, 1, 1, 1)
-    images = {"image": picture("image", HEIGHT, WIDTH, batch), "mask_image": mask}
-    return {**_z_image_controlnet_call(pipe, batch), **images}
-
-
-def _z_image_omni() -> Any:
-    """Two conditions: the latents of a picture, and what another network sees in it."""
-    from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
-
-    seen = Siglip2VisionConfig(
+    config = Siglip2VisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_patches=16, patch_size=8
     )
-    pipe = _z_image(
-        diffusers.ZImageOmniPipeline,
-        over={"siglip_feat_dim": 16},
-        siglip=lambda: Siglip2VisionModel(seen),
-        siglip_processor=lambda: Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
-    )
+    return Siglip2VisionModel(config)
+
+
+def _seen_as() -> Any:
+    from transformers import Siglip2ImageProcessor
+
+    return Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+
+
+def _halved(pipe: Any) -> Any:
     pipe.vae.to(torch.bfloat16)  # the pipeline gives it such pictures
     return pipe
 
 
 def _z_image_omni_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
     pixels = picture("reference", 64, 64)[0].movedim(0, -1) * 255
-    call = {**_z_image_call(pipe, batch), "image": [Image.fromarray(pixels.byte().numpy())]}
+    call = {**z_image_call(pipe, batch), "image": [Image.fromarray(pixels.byte().numpy())]}
     for key in ("prompt_embeds", "negative_prompt_embeds"):
         call[key] = [[row[:4], row[4:6], row[6:]] for row in call[key]]  # before the picture, between, after
     return call
 
 
+_PICTURE = {"image": lambda _batch: _pil("image")}
+_Z_IMAGE = Z_IMAGE.within("ZImagePipeline")
 _LORAS = (
-    two_calls("qwen_lora", lambda: with_lora(_qwen(diffusers.QwenImagePipeline), "add_q_proj"), qwen_image_call),
-    one_batch("z_image_lora", lambda: with_lora(_z_image(diffusers.ZImagePipeline), "w1"), _z_image_call),
+    two_calls(
+        "qwen_lora",
+        QWEN_IMAGE.within("QwenImagePipeline", then=lambda pipe: with_lora(pipe, "add_q_proj")),
+        qwen_image_call,
+    ),
+    one_batch("z_image_lora", Z_IMAGE.within("ZImagePipeline", then=lambda pipe: with_lora(pipe, "w1")), z_image_call),
 )
 
 PIPELINES = (
-    two_calls("qwen_two_pictures", lambda: _qwen(diffusers.QwenImagePipeline), _qwen_two_pictures_call),
-    plain("qwen_lightning", lambda: _qwen(diffusers.QwenImagePipeline), _qwen_lightning_call),
     two_calls(
-        "qwen_controlnet", lambda: _qwen_controlnet(diffusers.QwenImageControlNetPipeline), _qwen_controlnet_call
+        "qwen_two_pictures", QWEN_IMAGE.within("QwenImagePipeline"), called(qwen_image_call, num_images_per_prompt=2)
+    ),
+    # Without guidance, and without padding, so that there is no mask.
+    plain("qwen_lightning", QWEN_IMAGE.within("QwenImagePipeline"), called(words(negative=False), IMAGE)),
+    two_calls(
+        "qwen_controlnet",
+        QWEN_IMAGE.within("QwenImageControlNetPipeline", controlnet=_QWEN_CONTROLNET),
+        called(qwen_image_call, CONTROL),
     ),
     two_calls(
         "qwen_controlnet_inpaint",
-        lambda: _qwen_controlnet(diffusers.QwenImageControlNetInpaintPipeline, extra=4),
-        _qwen_controlnet_inpaint_call,
+        QWEN_IMAGE.within(
+            "QwenImageControlNetInpaintPipeline", controlnet=_QWEN_CONTROLNET.but(extra_condition_channels=4)
+        ),
+        called(qwen_image_call, CONTROL, control_mask=upper_half),
     ),
-    two_calls("qwen_img2img", lambda: _qwen(diffusers.QwenImageImg2ImgPipeline), _qwen_img2img_call, steps=4),
-    two_calls("qwen_inpaint", lambda: _qwen(diffusers.QwenImageInpaintPipeline), _qwen_inpaint_call, steps=4),
-    two_calls("qwen_edit", lambda: _qwen(diffusers.QwenImageEditPipeline, huge=True), _qwen_edit_call),
+    two_calls(
+        "qwen_img2img", QWEN_IMAGE.within("QwenImageImg2ImgPipeline"), called(qwen_image_call, IMAGE_TO_IMAGE), steps=4
+    ),
+    two_calls("qwen_inpaint", QWEN_IMAGE.within("QwenImageInpaintPipeline"), called(qwen_image_call, INPAINT), steps=4),
+    two_calls(
+        "qwen_edit",
+        QWEN_IMAGE.within("QwenImageEditPipeline", vae=_shrinking),
+        called(qwen_image_call, _PICTURE, height=512, width=384),
+    ),
     two_calls(
         "qwen_edit_plus",
-        lambda: _qwen(diffusers.QwenImageEditPlusPipeline, huge=True, over={"zero_cond_t": True}),
-        _qwen_edit_plus_call,
+        QWEN_IMAGE.within("QwenImageEditPlusPipeline", vae=_shrinking, transformer={"zero_cond_t": True}),
+        called(
+            qwen_image_call,
+            image=lambda _batch: [_pil("image"), _pil("another image")],
+            height=512,
+            width=384,
+        ),
     ),
     two_calls(
         "qwen_edit_inpaint",
-        lambda: _qwen(diffusers.QwenImageEditInpaintPipeline, huge=True),
-        _qwen_edit_inpaint_call,
+        QWEN_IMAGE.within("QwenImageEditInpaintPipeline", vae=_shrinking),
+        called(qwen_image_call, INPAINT, _PICTURE, UNSIZED),
         steps=4,
     ),
-    two_calls("qwen_layered", _qwen_layered, _qwen_layered_call),
-    two_calls("qwen_21", qwen_21, qwen_21_call),
-    two_calls("krea2", _krea2, _krea2_call),
-    two_calls("ovis_image", _ovis, _ovis_call),
-    one_batch("bria", _bria, _bria_call),
-    plain("z_image_turbo", lambda: _z_image(diffusers.ZImagePipeline), _z_image_turbo_call),
+    two_calls(
+        "qwen_layered",
+        QWEN_IMAGE.within(
+            "QwenImageLayeredPipeline",
+            vae=_shrinking,
+            transformer={"use_additional_t_cond": True, "use_layer3d_rope": True},
+            text_encoder=_Words,
+        ),
+        called(
+            qwen_image_call,
+            _PICTURE,
+            UNSIZED,
+            layers=2,
+            resolution=640,
+            prompt=lambda batch: ["its embeddings are given"] * batch,  # else a caption is made
+            output_type="np",  # it stumbles over "latent"
+        ),
+    ),
+    two_calls("qwen_21", QWEN_21.within("QwenImage21Pipeline"), qwen_21_call),
+    two_calls(
+        "krea2",
+        QWEN_IMAGE.within("Krea2Pipeline", transformer=network("Krea2Transformer2DModel")),
+        _krea2_call,
+    ),
+    two_calls(
+        "ovis_image",
+        _like_flux("ovis_image", "OvisImageTransformer2DModel").within("OvisImagePipeline"),
+        called(words(), IMAGE, negative_prompt=None, guidance_scale=4.0),
+    ),
+    one_batch(
+        "bria",
+        _like_flux("bria", "BriaTransformer2DModel").within("BriaPipeline"),
+        called(words(), IMAGE, guidance_scale=4.0),
+    ),
+    plain("z_image_turbo", _Z_IMAGE, called(z_image_call, guidance_scale=0.0)),
     one_batch(
         "z_image_truncated",
-        lambda: _z_image(diffusers.ZImagePipeline),
-        _z_image_truncated_call,
+        _Z_IMAGE,
+        called(z_image_call, cfg_truncation=0.4, cfg_normalization=True),
         guidance="batched, at the first steps alone",
     ),
-    one_batch("z_image_img2img", lambda: _z_image(diffusers.ZImageImg2ImgPipeline), _z_image_img2img_call, steps=4),
-    one_batch("z_image_inpaint", lambda: _z_image(diffusers.ZImageInpaintPipeline), _z_image_inpaint_call, steps=4),
+    one_batch(
+        "z_image_img2img", Z_IMAGE.within("ZImageImg2ImgPipeline"), called(z_image_call, IMAGE_TO_IMAGE), steps=4
+    ),
+    one_batch("z_image_inpaint", Z_IMAGE.within("ZImageInpaintPipeline"), called(z_image_call, INPAINT), steps=4),
     one_batch(
         "z_image_controlnet",
-        lambda: _z_image_controlnet(diffusers.ZImageControlNetPipeline, 4),
-        _z_image_controlnet_call,
+        Z_IMAGE.within("ZImageControlNetPipeline", controlnet=_z_image_control(4)),
+        called(z_image_call, CONTROL),
     ),
     one_batch(
         "z_image_controlnet_inpaint",
-        lambda: _z_image_controlnet(diffusers.ZImageControlNetInpaintPipeline, 9),
-        _z_image_controlnet_inpaint_call,
+        Z_IMAGE.within("ZImageControlNetInpaintPipeline", controlnet=_z_image_control(9)),
+        called(z_image_call, INPAINT, CONTROL, mask_image=upper_half, strength=LEFT_OUT),
     ),
-    one_batch("z_image_omni", _z_image_omni, _z_image_omni_call),
+    one_batch(
+        "z_image_omni",
+        # Two conditions: the latents of a picture, and what another network sees in it.
+        Z_IMAGE.within(
+            "ZImageOmniPipeline",
+            transformer={"siglip_feat_dim": 16},
+            siglip=_seen,
+            siglip_processor=_seen_as,
+            then=_halved,
+        ),
+        _z_image_omni_call,
+    ),
     *_LORAS,
 )

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import torch
 
-from pipelines.more.other_unets import SD, VAE, tiny
+from pipelines.more.other_unets import SD, tiny
 from pipelines.more.stand_ins import Words, reader, view, viewer
-from pipelines.more.unets import euler, sd15_control
-from pipelines.parts import HEIGHT, POOLED, STEPS, TEXT, WIDTH, network, picture, text
+from pipelines.more.unets import euler, sd15_control, vae
+from pipelines.parts import (
+    HEIGHT,
+    LEFT_OUT,
+    POOLED,
+    STEPS,
+    TEXT,
+    WIDTH,
+    called,
+    network,
+    part,
+    picture,
+    pictured,
+    words,
+)
 
 FRAMES = 3
 CLIP: dict[str, Any] = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "output_type": "latent"}
-XL = {
+XL: dict[str, Any] = {
     "down_block_types": ("DownBlockMotion", "CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion"),
     "up_block_types": ("CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion", "UpBlockMotion"),
     "transformer_layers_per_block": (1, 1, 2),
@@ -27,20 +38,19 @@ XL = {
 }
 
 
-def motion(**over: Any) -> Callable[[], Any]:
-    settings: dict[str, Any] = {
-        "sample_size": 16,
-        "block_out_channels": (8, 16, 16),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "cross_attention_dim": TEXT,
-        "down_block_types": ("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
-        "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
-        "num_attention_heads": 2,
-        "motion_num_attention_heads": 2,
-        "motion_max_seq_length": 8,
-    }
-    return lambda: diffusers.UNetMotionModel(**{**settings, **over})
+motion = part(
+    "UNetMotionModel",
+    sample_size=16,
+    block_out_channels=(8, 16, 16),
+    layers_per_block=1,
+    norm_num_groups=4,
+    cross_attention_dim=TEXT,
+    down_block_types=("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
+    up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
+    num_attention_heads=2,
+    motion_num_attention_heads=2,
+    motion_max_seq_length=8,
+)
 
 
 def with_free_init(pipe: Any) -> Any:
@@ -53,52 +63,25 @@ def with_free_noise(pipe: Any) -> Any:
     return pipe
 
 
-def clip_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**text(batch), **CLIP, "num_frames": FRAMES, "guidance_scale": 4.0}
-
-
-def clip_xl_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**clip_call(pipe, batch), **text(batch, pooled=True)}
-
-
-def clip_of_words_call(_pipe: Any, _batch: int = 1) -> dict[str, Any]:
-    """One clip only, of words that can change from frame to frame."""
-    return {**CLIP, "prompt": "one thing", "negative_prompt": "another", "num_frames": 6, "guidance_scale": 4.0}
-
-
 def film(batch: int) -> torch.Tensor:
     return torch.stack([picture(f"film {i}", HEIGHT, WIDTH, FRAMES) for i in range(batch)])
 
 
-def controlled_clip_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    """The pipeline takes the frames of one clip only."""
-    return {**clip_call(pipe, batch), "conditioning_frames": list(film(1)[0])}
-
-
-def clip_to_clip_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    call = {**clip_call(pipe, batch), "video": film(batch), "strength": 0.6}
-    del call["num_frames"]
-    return call
-
-
-def picture_to_clip_call(pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**clip_call(pipe, batch), "image": picture("image", HEIGHT, WIDTH, batch)}
-
-
-def stable_video_call(_pipe: Any, batch: int = 1) -> dict[str, Any]:
-    return {**CLIP, "image": picture("image", HEIGHT, HEIGHT, batch), "num_frames": FRAMES}
-
+clip_call = called(words(), CLIP, num_frames=FRAMES, guidance_scale=4.0)
+picture_to_clip_call = called(clip_call, image=pictured("image"))
+# One clip only, of words that can change from frame to frame.
+clip_of_words_call = called(CLIP, prompt="one thing", negative_prompt="another", num_frames=6, guidance_scale=4.0)
 
 video = functools.partial(tiny, modality="video")
 PIPELINES = (
-    video("animatediff", "AnimateDiffPipeline", clip_call, unet=motion(), **SD),
+    video("animatediff", "AnimateDiffPipeline", clip_call, unet=motion, **SD),
     video(
         "animatediff_free_init",
         "AnimateDiffPipeline",
         clip_call,
         steps=2 * STEPS,
         then=with_free_init,
-        unet=motion(),
+        unet=motion,
         **SD,
     ),
     video(
@@ -106,8 +89,9 @@ PIPELINES = (
         "AnimateDiffPipeline",
         clip_of_words_call,
         then=with_free_noise,
-        unet=motion(),
-        motion_adapter=lambda: diffusers.MotionAdapter(
+        unet=motion,
+        motion_adapter=part(
+            "MotionAdapter",
             block_out_channels=(8, 16),
             motion_norm_num_groups=4,
             motion_num_attention_heads=2,
@@ -118,38 +102,55 @@ PIPELINES = (
         text_encoder=reader(),
         **SD,
     ),
-    video("animatediff_sdxl", "AnimateDiffSDXLPipeline", clip_xl_call, unet=motion(**XL), vae=VAE, scheduler=euler),
+    video(
+        "animatediff_sdxl",
+        "AnimateDiffSDXLPipeline",
+        called(clip_call, words(pooled=True)),
+        unet=motion.but(**XL),
+        vae=vae,
+        scheduler=euler,
+    ),
     video(
         "animatediff_controlnet",
         "AnimateDiffControlNetPipeline",
-        controlled_clip_call,
-        unet=motion(),
-        controlnet=lambda: sd15_control(layers_per_block=1),
+        # The pipeline takes the frames of one clip only.
+        called(clip_call, conditioning_frames=lambda _batch: list(film(1)[0])),
+        unet=motion,
+        controlnet=sd15_control.but(layers_per_block=1),
         **SD,
     ),
     video(
-        "animatediff_video2video", "AnimateDiffVideoToVideoPipeline", clip_to_clip_call, steps=3, unet=motion(), **SD
+        "animatediff_video2video",
+        "AnimateDiffVideoToVideoPipeline",
+        called(clip_call, video=film, strength=0.6, num_frames=LEFT_OUT),
+        steps=3,
+        unet=motion,
+        **SD,
     ),
     video(
         "animatediff_pag",
         "AnimateDiffPAGPipeline",
         clip_call,
         guidance="batched, and a perturbed branch",
-        unet=motion(),
+        unet=motion,
         **SD,
     ),
-    video("pia", "PIAPipeline", picture_to_clip_call, unet=motion(in_channels=9), **SD),
+    video("pia", "PIAPipeline", picture_to_clip_call, unet=motion.but(in_channels=9), **SD),
     video(
         "stable_video",
         "StableVideoDiffusionPipeline",
-        stable_video_call,
+        called(CLIP, image=pictured("image", HEIGHT, HEIGHT), num_frames=FRAMES),
         unet=network("UNetSpatioTemporalConditionModel"),
-        vae=lambda: diffusers.AutoencoderKLTemporalDecoder(
-            block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4
+        vae=part(
+            "AutoencoderKLTemporalDecoder",
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            latent_channels=4,
         ),
         image_encoder=viewer,
         feature_extractor=view,
-        scheduler=lambda: diffusers.EulerDiscreteScheduler(
+        scheduler=part(
+            "EulerDiscreteScheduler",
             prediction_type="v_prediction",
             timestep_type="continuous",
             use_karras_sigmas=True,
