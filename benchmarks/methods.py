@@ -175,12 +175,12 @@ class Table:
         print(markdown(self.results))
 
 
-FRONT_PAGE = {"dit": "DiT 5 M, guided", "flux": "Flux 5 M"}  # the models of the README's table, in its order
-FRONT_PAGE_BUDGETS = (17, 12, 8)
+FRONT_PAGE = {"dit": "DiT, guided", "flux": "Flux"}  # the models of the README's table, in its order
+FRONT_PAGE_BUDGETS = (17, 8)
 
 
 def write_front_page(folder: Path) -> None:
-    """Write the README's table: PSNR of the best of each kind at equal time, three budgets for each model."""
+    """Write the README's table: PSNR of the best of each kind at equal time, two budgets for each model."""
     lines = [
         "| demo model | computed steps | speed-up | " + " | ".join(KINDS) + " | **diffcache, calibrated** |",
         "|---|---:|---:|" + "---:|" * len(KINDS) + "---:|",

@@ -14,6 +14,7 @@ from diffcache.schedulers import parse_rule
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+MOST_WORDS, MOST_LINES = 900, 130  # one page, that a newcomer reads in a few minutes
 
 
 def check(root: Path) -> int:
@@ -51,3 +52,20 @@ def test_the_example_in_contributing_makes_a_schedule() -> None:
     found: dict[str, object] = {}
     exec(code, found)
     assert isinstance(found["schedule"], CacheSchedule)
+
+
+def test_it_is_short() -> None:
+    assert len(README.split()) <= MOST_WORDS
+    assert len(README.splitlines()) <= MOST_LINES
+
+
+LEAD = re.compile(
+    r"runs (\d+\.\d)x faster at\s(\d+\.\d) dB \(PSNR against the full run\), and (\d+\.\d)x faster at (\d+\.\d) dB"
+)
+
+
+def test_the_speed_ups_in_the_first_paragraph_are_in_the_table() -> None:
+    found = LEAD.search(README)
+    assert found is not None
+    for speedup, psnr in (found.group(1, 2), found.group(3, 4)):
+        assert re.search(rf"^\| DiT, guided .*\| {speedup}x \|.*\*\*{psnr}\*\* \|$", README, re.MULTILINE)
