@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from diffcache.schedulers import parse_rule
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks/results"
 MOST_WORDS, MOST_LINES = 900, 130  # one page, that a newcomer reads in a few minutes
 
 
@@ -52,6 +54,13 @@ def test_the_example_in_contributing_makes_a_schedule() -> None:
     found: dict[str, object] = {}
     exec(code, found)
     assert isinstance(found["schedule"], CacheSchedule)
+
+
+def test_the_summary_of_auto_follows_from_its_record() -> None:
+    rows = json.loads((RESULTS / "first-try.json").read_text())["rows"]
+    (line,) = re.findall(r"^\| `taylorseer` \| (\d+) of (\d+) \| ([+-][\d.]+) dB \|$", README, re.MULTILINE)
+    gains = [row["auto"][s] - row["taylorseer"][s] for row in rows.values() for s in row["auto"]]
+    assert line == (str(sum(g > 0 for g in gains)), str(len(gains)), f"{sum(gains) / len(gains):+.1f}")
 
 
 def test_it_is_short() -> None:
