@@ -6,9 +6,9 @@
 The constants of ``auto`` were chosen on measured profiles of the demo models, and its power without guidance on those
 of all five models. Seeds and classes differ.
 
-Writes ``results/first-try.md`` and ``.json``. Every row is one model and setting. The columns are PSNR in dB of the
-final state, against the full run of the same seeds, at 2, 3 and 4 times fewer network evaluations. The peak is the
-range of each sample's final state.
+Writes ``results/first-try.md`` and ``.json``, and ``results/first-try-front-page.md`` for the README. Every row is one
+model and setting. The columns are PSNR in dB of the final state, against the full run of the same seeds, at 2, 3 and 4
+times fewer network evaluations. The peak is the range of each sample's final state.
 """
 
 from __future__ import annotations
@@ -153,28 +153,46 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def wins(rows: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Return one line for each other method: in how many cases auto is ahead, and by how much on average."""
-    lines = []
+    return [
+        f"- auto against {method}: ahead in {ahead} of {cases} cases, {gain:+.1f} dB on average"
+        for method, ahead, cases, gain in compared(rows)
+    ]
+
+
+def compared(rows: dict[str, dict[str, dict[str, float]]]) -> Iterator[tuple[str, int, int, float]]:
+    """Yield each other method, in how many cases auto is ahead of it, the number of cases, and the mean gain in dB."""
     for method in METHODS:
         gains = [
             found["auto"][s] - found[method][s] for found in rows.values() if method in found for s in found[method]
         ]
         if method != "auto" and gains:
-            ahead = sum(gain > 0 for gain in gains)
-            lines.append(
-                f"- auto against {method}: ahead in {ahead} of {len(gains)} cases, {np.mean(gains):+.1f} dB on average"
-            )
-    return lines
+            yield method, sum(gain > 0 for gain in gains), len(gains), float(np.mean(gains))
+
+
+def front_page(rows: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return the README's table: how often auto is ahead of each other method, and by how much on average."""
+    lines = ["| `auto` against | ahead in | mean gain in PSNR |", "|---|---:|---:|"]
+    for method, ahead, cases, gain in compared(rows):
+        name = f"`{method}`" if RULES.get(method, "").startswith(method) else method
+        lines.append(f"| {name} | {ahead} of {cases} | {gain:+.1f} dB |")
+    return "\n".join(lines) + "\n"
+
+
+def write(rows: dict[str, dict[str, dict[str, float]]], folder: Path) -> None:
+    """Write the tables of a record."""
+    files.write(folder / "first-try.md", table(rows))
+    files.write(folder / "first-try-front-page.md", front_page(rows))
 
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--tiny", type=Path, help="folder of benchmarks/tiny_models.py")
-    args.add_argument("--again", action="store_true", help="write the table of the record under --out anew")
+    args.add_argument("--again", action="store_true", help="write the tables of the record under --out anew")
     args.add_argument("--samples", type=int, default=16)
     args.add_argument("--out", type=Path, default=RESULTS)
     o = args.parse_args()
     if o.again:
-        files.write(o.out / "first-try.md", table(json.loads((o.out / "first-try.json").read_text())["rows"]))
+        write(json.loads((o.out / "first-try.json").read_text())["rows"], o.out)
         return
     if o.tiny is None:
         args.error("--tiny is needed")
@@ -184,7 +202,7 @@ def main() -> None:
             rows[case.name] = json.loads(json.dumps(measure(case)))
             print(table({case.name: rows[case.name]}).splitlines()[-1], flush=True)
     files.write(o.out / "first-try.json", json.dumps({"samples": o.samples, "rows": rows}, indent=1) + "\n")
-    files.write(o.out / "first-try.md", table(rows))
+    write(rows, o.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ from diffcache.profiling import Calibration, measure
 from diffcache.profiling.calibration.correction import correct
 
 RESULTS = Path(__file__).parent / "results"
+DPI = 160
 OURS = "optimize"
 CORRECTED_ON = 2  # calls of eight pictures: a scale and a bias need fewer samples than a mask
 
@@ -175,21 +177,23 @@ class Table:
         print(markdown(self.results))
 
 
-FRONT_PAGE = {"dit": "DiT 5 M, guided", "flux": "Flux 5 M"}  # the models of the README's table, in its order
-FRONT_PAGE_BUDGETS = (17, 12, 8)
+FRONT_PAGE = {"dit": "DiT, guided", "flux": "Flux"}  # the models of the README's table, in its order
+FRONT_PAGE_BUDGETS = (17, 8)
+FRONT_PAGE_KINDS = ("fewer steps", "published methods", "cache-dit, diffusers")
 
 
 def write_front_page(folder: Path) -> None:
-    """Write the README's table: PSNR of the best of each kind at equal time, three budgets for each model."""
+    """Write the README's table: PSNR of the best of each kind at equal time, two budgets for each model."""
     lines = [
-        "| demo model | computed steps | speed-up | " + " | ".join(KINDS) + " | **diffcache, calibrated** |",
-        "|---|---:|---:|" + "---:|" * len(KINDS) + "---:|",
+        "| demo model | computed steps | speed-up | " + " | ".join(FRONT_PAGE_KINDS) + " | **diffcache, calibrated** |",
+        "|---|---:|---:|" + "---:|" * len(FRONT_PAGE_KINDS) + "---:|",
     ]
     for name, title in FRONT_PAGE.items():
         path = folder / f"methods-{name}.json"
         results = [Result(**row) for row in json.loads(path.read_text())["rows"]] if path.is_file() else []
         for own in (r for r in results if r.method == OURS and r.budget in FRONT_PAGE_BUDGETS):
-            cells = ["–" if (db := at_equal_time(kind, results, own)) is None else f"{db:.1f}" for kind in KINDS]
+            found = [at_equal_time(kind, results, own) for kind in FRONT_PAGE_KINDS]
+            cells = ["–" if db is None else f"{db:.1f}" for db in found]
             lines.append(
                 f"| {title} | {own.budget:g} of {STEPS} | {own.speedup:.1f}x | {' | '.join(cells)} "
                 f"| **{own.psnr_db:.1f}** |"
@@ -418,11 +422,29 @@ def leads(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-INK, MUTED, PALE = "#22223b", "#5c606c", "#bfc3cd"
-COLOURS = ("#d55e00", "#009e73", "#a0568a", "#8c6d1f")  # of the methods that are named, after ours
+INK, MUTED = "#22223b", "#5c606c"
 OWN = "#0063a6"
+# Name of a method without its variant -> colour and dashes, the same in all panels. Text in each has enough contrast.
+STYLES: dict[str, tuple[str, Any]] = {
+    "MeanCache": ("#c85200", "-"),
+    "LeMiCa": ("#008060", "-"),
+    "TaylorSeer": ("#b3202a", "-"),
+    "DPCache": ("#5b3fa8", "-"),
+    "diffusers": ("#a0568a", "-"),
+    "fewer steps": ("#8c6d1f", "-"),
+    "MagCache": ("#4d7c0f", (0, (5, 1.5))),
+    "ERTACache": ("#0e7490", (0, (3, 1, 1, 1))),
+    "CacheQuant": ("#6b6b6b", (0, (5, 1.5))),
+    "SmoothCache": ("#be185d", (0, (3, 1, 1, 1))),
+    "uniform reuse": ("#22223b", (0, (1, 1))),
+    "cache-dit": ("#444444", "-"),
+    "diffcache, no fit": ("#2272b4", (0, (3, 1.5))),
+}
 TICKS = (2, 3, 4, 5, 6, 8)
-NAMED_AT = (17, 12, 8)  # budgets by which the methods to name are chosen
+NAMED_AT = (17, 12, 8)  # budgets by which the methods to emphasise are chosen
+LOW, HIGH = 1.6, 8.8  # speed-ups: what hardly saves anything, and the full run itself, would squeeze the rest
+EARLY = 5.5  # a line that ends at a lower speed-up has its name at its end, not at the right
+NAME_SIZE = 10  # points
 PANEL_TITLES = {"dit": "DiT, classifier-free guidance 4 (DDIM)", "flux": "Flux transformer, no guidance (Euler)"}
 
 
@@ -441,25 +463,30 @@ def plot_all(folder: Path) -> None:
 
 
 def _draw(models: dict[str, Sequence[Result]], path: Path) -> None:
-    import matplotlib
+    figure = figure_of(models)
+    files.write(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+
+def figure_of(models: dict[str, Sequence[Result]]) -> Any:
+    """Return the figure: one panel for each model, in which every line has its name."""
+    import matplotlib.figure
 
     # 1600 px for two panels: at half the size, as in a README, the text is still 11 px high.
-    figure, panels = plt.subplots(1, len(models), figsize=(0.4 + 4.8 * len(models), 4.7), squeeze=False)
-    figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=1, top=0.91, bottom=0.17, wspace=0.08)
+    figure = matplotlib.figure.Figure(figsize=(0.4 + 4.8 * len(models), 5.6), dpi=DPI)
+    panels = figure.subplots(1, len(models), squeeze=False)
+    figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=1, top=0.93, wspace=0.08)
+    text = (
+        "Band: from the mean down to the worst tenth of held-out pictures. "
+        "One line for each paper: its best variant. Packages: their best settings."
+    )
+    caption = textwrap.fill(text, int(15 * (figure.get_figwidth() - 0.65)))  # 15 characters take an inch
+    figure.subplots_adjust(bottom=0.14 + 0.035 * caption.count("\n"))
     for n, (axes, (name, results)) in enumerate(zip(panels[0], models.items(), strict=True)):
         _panel(axes, results, name)
         if not n:
             axes.set_ylabel("PSNR against the full run (dB)", fontsize=10.5, color=INK)
-    text = (
-        "Band: from the mean down to the worst tenth of the held-out pictures. Packages: their best settings. "
-        "Grey: all other methods."
-    )
-    figure.text(0.6 / figure.get_figwidth(), 0.015, text, fontsize=9.5, color=MUTED)
-    files.write(path, lambda file: figure.savefig(file, format="png", dpi=160))
-    plt.close(figure)
+    figure.text(0.6 / figure.get_figwidth(), 0.012, caption, fontsize=9.5, color=MUTED, linespacing=1.4)
+    return figure
 
 
 def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -474,65 +501,85 @@ def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
-def named(results: Sequence[Result]) -> list[str]:
-    """Return the lines that a plot names, after ours: the best of each kind, and the best rule of a second paper."""
-    groups = lines_of(results)
+def reached(groups: dict[str, list[Result]], method: str) -> float:
+    """Return the mean over budgets of the best PSNR in dB that a method has in about the time of ours."""
     own = {r.budget: r for r in groups[OURS]}
+    found = [
+        max((r.psnr_db for r in groups[method] if r.speedup >= own[budget].speedup / 1.05), default=0.0)
+        for budget in NAMED_AT
+        if budget in own
+    ]
+    return float(np.mean(found)) if found else 0.0
 
-    def reached(method: str) -> float:
-        """Mean over budgets of the best PSNR in about the time of ours."""
-        found = [
-            max((r.psnr_db for r in groups[method] if r.speedup >= own[budget].speedup / 1.05), default=0.0)
-            for budget in NAMED_AT
-            if budget in own
-        ]
-        return float(np.mean(found)) if found else 0.0
 
-    rules = [m for m in groups if m in PUBLISHED and m != "uniform reuse" and "diffcache" not in m]
-    fewer = [m for m in groups if m.startswith("fewer")]
-    packages = [m for m, rows in groups.items() if ": " in rows[0].method]
-    papers = {}  # name of the method in the paper -> its best variant
-    for rule in sorted(rules, key=reached):
-        papers[_short(rule)] = rule
-    best = [(papers.values(), 2), (packages, 1), (fewer, 1)]
-    return [m for methods, count in best for m in sorted(methods, key=reached, reverse=True)[:count]]
+def best_variants(groups: dict[str, list[Result]]) -> dict[str, str]:
+    """Return the name of each method without its variant -> its best variant, a key of ``groups``."""
+    return {_family(m): m for m in sorted(groups, key=lambda m: reached(groups, m)) if m != OURS}
+
+
+def named(results: Sequence[Result]) -> list[str]:
+    """Return the lines that a plot emphasises: the best of each kind, and the best rule of a second paper."""
+    groups = lines_of(results)
+    lines = list(best_variants(groups).values())
+    rules = [m for m in lines if m in PUBLISHED and m != "uniform reuse" and "diffcache" not in m]
+    packages = [m for m in lines if ": " in groups[m][0].method]
+    fewer = [m for m in lines if m.startswith("fewer")]
+    best = [(rules, 2), (packages, 1), (fewer, 1)]
+    return [m for some, n in best for m in sorted(some, key=lambda m: reached(groups, m), reverse=True)[:n]]
+
+
+def _family(method: str) -> str:
+    """Return the name of a method or package without its variant, a key of ``STYLES``."""
+    if "diffcache" in method:
+        return "diffcache, no fit"
+    return next(family for family in STYLES if method.startswith(family))
 
 
 def _short(method: str) -> str:
     """Return a name that fits next to a line."""
     if method.startswith("fewer"):
         return method.replace(" (", ", ").rstrip(")").replace("DPM-Solver++", "DPM++")
-    return method.partition(",")[0].removesuffix(" path").removesuffix(" mask")
+    if "diffcache" in method:
+        return "diffcache" if method == "diffcache" else _family(method)
+    if _family(method) in ("diffusers", "cache-dit"):
+        return _family(method)  # without the version
+    return method.removesuffix(" path").removesuffix(" mask")
 
 
 def _panel(axes: Any, results: Sequence[Result], name: str) -> None:
-    """Draw the lines of one model, with names at the right ends."""
+    """Draw the lines of one model, each with its name."""
     groups = lines_of(results)
-    own = groups.pop(OURS)
-    colours = dict(zip(named(results), COLOURS, strict=False))
-    low, high = 1.6, 8.8  # what hardly saves anything, and the full run itself, would squeeze the rest
-    shown = [r for rows in (*groups.values(), own) for r in rows if low < r.speedup < high]
-    bottom, top = min(r.psnr_db for r in shown) - 1, max(r.psnr_db for r in own) + 2
-    ends = []
-    for method, rows in sorted(groups.items(), key=lambda item: item[0] in colours):
-        rows = [r for r in rows if low < r.speedup < high]
-        if not rows:
-            continue
-        strong = method in colours
+    emphasised = named(results)
+    own = [r for r in groups[OURS] if r.speedup < HIGH]
+    lines = {m: [r for r in groups[m] if LOW < r.speedup < HIGH] for m in best_variants(groups).values()}
+    lines = {m: rows for m, rows in lines.items() if rows}
+    shown = [r for rows in (*lines.values(), own) for r in rows]
+    bottom, top = min(r.psnr_db for r in shown) - 1.5, max(r.psnr_db for r in own) + 2
+    bottom -= (top - bottom) / 25  # a name below the lowest end
+    axes.set(xscale="log", xlim=(LOW, 29), ylim=(bottom, top))
+    ends = [("diffcache", OWN, own[-1])]
+    for method, rows in lines.items():
+        strong = method in emphasised
+        colour, dashes = STYLES[_family(method)]
         axes.plot(
-            [r.speedup for r in rows], [r.psnr_db for r in rows], "o-" if strong else "-",
-            color=colours.get(method, PALE), linewidth=1.8 if strong else 0.9, markersize=4, zorder=3 if strong else 1,
+            [r.speedup for r in rows], [r.psnr_db for r in rows], color=colour, linestyle="-" if strong else dashes,
+            marker="o", linewidth=1.9 if strong else 1, markersize=4.5 if strong else 2, zorder=3 if strong else 1,
+            label=_short(method),
         )  # fmt: skip
-        if strong:
-            ends.append((method, colours[method], rows[-1]))
-    own = [r for r in own if r.speedup < high]
+        if rows[-1].speedup < EARLY:
+            axes.annotate(
+                _short(method), (rows[-1].speedup, rows[-1].psnr_db), (0, -4), textcoords="offset points",
+                color=colour, fontsize=NAME_SIZE, va="top", ha="left" if rows[-1].speedup < TICKS[0] else "center",
+            )  # fmt: skip
+        else:
+            ends.append((method, colour, rows[-1]))
     speeds = [r.speedup for r in own]
     axes.fill_between(
-        speeds, [r.psnr_low_db for r in own], [r.psnr_db for r in own], color=OWN, alpha=0.13, lw=0, zorder=2
+        speeds, [r.psnr_low_db for r in own], [r.psnr_db for r in own], color=OWN, alpha=0.13, lw=0, zorder=0
     )
-    axes.plot(speeds, [r.psnr_db for r in own], "o-", color=OWN, linewidth=2.8, markersize=6, zorder=4)
-    ends.append(("diffcache", OWN, own[-1]))
-    axes.set(xscale="log", xlim=(low, 24), ylim=(bottom, top))
+    axes.plot(
+        speeds, [r.psnr_db for r in own], "o-", color=OWN, linewidth=2.8, markersize=6, zorder=4, label="diffcache"
+    )
     axes.set_xticks(TICKS, [f"{t}x" for t in TICKS], minor=False)
     axes.minorticks_off()
     axes.tick_params(labelsize=10.5, color=MUTED, labelcolor=INK, length=3)
@@ -543,19 +590,40 @@ def _panel(axes: Any, results: Sequence[Result], name: str) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
-    _names(axes, ends, high, (top - bottom) / 15)
+    _names(axes, ends, (top - bottom) / 26)
 
 
-def _names(axes: Any, ends: list[tuple[str, str, Result]], left: float, apart: float) -> None:
+def _names(axes: Any, ends: list[tuple[str, str, Result]], apart: float) -> None:
     """Write the names of lines at the right, at least ``apart`` dB from each other, each with a line to its end."""
     ends.sort(key=lambda end: end[2].psnr_db)
-    heights = [end[2].psnr_db for end in ends]
-    for n in range(1, len(heights)):
-        heights[n] = max(heights[n], heights[n - 1] + apart)
+    lowest, highest = axes.get_ylim()
+    heights = spread([end[2].psnr_db for end in ends], apart, lowest + apart / 2, highest - apart / 2)
     for (method, colour, last), height in zip(ends, heights, strict=True):
-        weight = "bold" if method.startswith("diffcache") else "normal"
-        axes.plot([last.speedup, left, left * 1.04], [last.psnr_db, height, height], color=colour, lw=0.8, ls=":")
-        axes.text(left * 1.06, height, _short(method), color=colour, fontsize=10.5, va="center", weight=weight)
+        weight = "bold" if method == "diffcache" else "normal"
+        at = [last.speedup, HIGH * 0.99, HIGH * 1.22, HIGH * 1.25]
+        axes.plot(at, [last.psnr_db, last.psnr_db, height, height], color=colour, lw=0.8, ls=":", label="_leader")
+        axes.text(HIGH * 1.27, height, _short(method), color=colour, fontsize=NAME_SIZE, va="center", weight=weight)
+
+
+def spread(wanted: Sequence[float], apart: float, lowest: float, highest: float) -> list[float]:
+    """Return the heights nearest to ``wanted``, in ascending order, that differ by at least ``apart``.
+
+    Args:
+        wanted: Heights in ascending order.
+        apart: Least distance.
+        lowest: Least height.
+        highest: Largest height. It yields to ``lowest`` and ``apart``.
+    """
+    # Without the distances, neighbours in the wrong order share their mean: an isotonic regression.
+    groups: list[tuple[float, int]] = []
+    for n, height in enumerate(wanted):
+        groups.append((height - n * apart, 1))
+        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
+            (second, count), (first, before) = groups.pop(), groups.pop()
+            groups.append(((first * before + second * count) / (before + count), before + count))
+    flat = [height for height, count in groups for _ in range(count)]
+    most = highest - (len(wanted) - 1) * apart
+    return [max(min(height, most), lowest) + n * apart for n, height in enumerate(flat)]
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def card(title: str, body: str, *, table: str = "") -> str:
 
 
 def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:
-    """Return a table as HTML for a notebook. Cells wrap at spaces and after ``_``, ``:`` and ``.``.
+    """Return a table as HTML for a notebook. Cells wrap at spaces. Text also wraps after ``_``, ``:`` and ``.``, and
+    before a capital letter within a word.
 
     Args:
         heads: Names of the columns.
@@ -69,8 +70,11 @@ def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Co
     def line(tag: str, cells: Sequence[str]) -> str:
         parts = []
         for head, cell in zip(heads, cells, strict=True):
-            align = "right" if head in right else "left"
-            text = re.sub(r"([_:.])(?=\w)", r"\1<wbr>", html.escape(printable(cell)))
+            align, text = "right", html.escape(printable(cell))
+            if head not in right or tag == "th":
+                text = re.sub(r"([_:.])(?=\w)|(?<=[a-z])(?=[A-Z])", r"\1<wbr>", text)
+            if head not in right:
+                align = "left"
             parts.append(f'<{tag} style="text-align:{align};{_CELL}">{text}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 

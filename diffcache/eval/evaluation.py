@@ -42,7 +42,7 @@ from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
 from diffcache.settings import shows_progress
 from diffcache.simulation.simulator import Simulator
-from diffcache.text import printable
+from diffcache.text import card, printable
 
 PROMISED_IN = "state"  # the metric in which schedules state their expected fidelity
 
@@ -118,8 +118,8 @@ class Evaluation:
         return printable(f"<Evaluation of {counted}, {self.record['pipeline']['class']}, in {str(self.folder)!r}>")
 
     def _repr_html_(self) -> str:
-        """Return a small table as HTML, for notebooks."""
-        return results.to_html(self.record)
+        """Return a card with a table of the results, for notebooks."""
+        return card("Evaluation", repr(self)[1:-1].removeprefix("Evaluation of "), table=results.to_html(self.record))
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,12 @@ from typing import Any
 from diffcache.errors import BadOption, UnknownName
 from diffcache.eval.methods import FULL
 from diffcache.eval.requirements import package
+from diffcache.text import html_table
 
 Record = Mapping[str, Any]
+
+# Columns of numbers in the tables of a notebook: as many as fit into 390 px. Names of metrics are the longer ones.
+FIRST_COLUMNS, LATER_COLUMNS = 5, 4
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -126,28 +130,28 @@ def _row(method: Record) -> dict[str, Any]:
 
 
 def to_html(record: Record) -> str:
-    """Return a small table for a notebook: work, time and means, one row per method."""
+    """Return tables for a notebook: work, time and means, one row per method.
+
+    The first table has at most two metrics. Further ones are in further tables, which also name the methods.
+    """
     metrics = {name: about for name, about in record["metrics"].items() if _scored(record, name)}
-    titles = [f"{about.get('title') or name}" for name, about in metrics.items()]
-    cells = [["method", "computed steps", "seconds (loop)", "speed-up (loop)", *titles]]
-    for method in record["methods"]:
-        one = MethodResult(method)
-        computed = f"{one.computed_steps:g} of {method['steps']}"
-        scores = [
-            "–"
-            if one.scores.get(name) is None or (one.name == FULL and about.get("of_pairs"))
-            else f"{one.scores[name]:.4g}"
-            for name, about in metrics.items()
-        ]
-        cells.append([one.name, computed, f"{one.seconds:.3g}", f"{one.speedup:.2f}×", *scores])
-    rows = [
-        "<tr>" + "".join(f"<{tag}{_STYLE}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in zip(["th", *["td"] * (len(cells) - 1)], cells, strict=True)
+    methods = [MethodResult(method) for method in record["methods"]]
+    numbers = [
+        ("computed steps", [f"{one.computed_steps:g} of {one.record['steps']}" for one in methods]),
+        ("seconds (loop)", [f"{one.seconds:.3g}" for one in methods]),
+        ("speed-up (loop)", [f"{one.speedup:.2f}×" for one in methods]),
     ]
-    return f'<table style="color:inherit;background:transparent;border-collapse:collapse">{"".join(rows)}</table>'
-
-
-_STYLE = ' style="text-align:left;padding:.2em .7em;border-bottom:1px solid rgba(127,127,127,.4)"'
+    for name, about in metrics.items():
+        exact = about.get("of_pairs")  # the full run against itself
+        scores = [None if exact and one.name == FULL else one.scores.get(name) for one in methods]
+        numbers.append((str(about.get("title") or name), ["–" if s is None else f"{s:.4g}" for s in scores]))
+    tables = []
+    cuts = [0, *range(FIRST_COLUMNS, len(numbers), LATER_COLUMNS), len(numbers)]
+    for part in (numbers[begin:end] for begin, end in itertools.pairwise(cuts)):
+        heads = [title for title, _ in part]
+        rows = [[one.name, *(cells[n] for _, cells in part)] for n, one in enumerate(methods)]
+        tables.append(html_table(["method", *heads], rows, right=heads))
+    return "".join(tables)
 
 
 def _scored(record: Record, metric: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from diffcache.schedulers import parse_rule
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks/results"
+MOST_WORDS, MOST_LINES = 900, 130  # one page, that a newcomer reads in a few minutes
 
 
 def check(root: Path) -> int:
@@ -51,3 +54,27 @@ def test_the_example_in_contributing_makes_a_schedule() -> None:
     found: dict[str, object] = {}
     exec(code, found)
     assert isinstance(found["schedule"], CacheSchedule)
+
+
+def test_the_summary_of_auto_follows_from_its_record() -> None:
+    rows = json.loads((RESULTS / "first-try.json").read_text())["rows"]
+    (line,) = re.findall(r"^\| `taylorseer` \| (\d+) of (\d+) \| ([+-][\d.]+) dB \|$", README, re.MULTILINE)
+    gains = [row["auto"][s] - row["taylorseer"][s] for row in rows.values() for s in row["auto"]]
+    assert line == (str(sum(g > 0 for g in gains)), str(len(gains)), f"{sum(gains) / len(gains):+.1f}")
+
+
+def test_it_is_short() -> None:
+    assert len(README.split()) <= MOST_WORDS
+    assert len(README.splitlines()) <= MOST_LINES
+
+
+LEAD = re.compile(
+    r"runs (\d+\.\d)x faster at\s(\d+\.\d) dB \(PSNR against the full run\), and (\d+\.\d)x faster at (\d+\.\d) dB"
+)
+
+
+def test_the_speed_ups_in_the_first_paragraph_are_in_the_table() -> None:
+    found = LEAD.search(README)
+    assert found is not None
+    for speedup, psnr in (found.group(1, 2), found.group(3, 4)):
+        assert re.search(rf"^\| DiT, guided .*\| {speedup}x \|.*\*\*{psnr}\*\* \|$", README, re.MULTILINE)

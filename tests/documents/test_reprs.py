@@ -50,6 +50,27 @@ def evaluation() -> Evaluation:
     return Evaluation(small_record(), Path("made"))
 
 
+def wide_evaluation() -> Evaluation:
+    """An evaluation by ten metrics, with long names of methods and metrics."""
+    record = small_record()
+    names = (
+        "PSNR",
+        "SSIM",
+        "LPIPS-EffLite0",
+        "FD-EffLite0",
+        "latent error",
+        "worst tenth",
+        "ImageReward",
+        "CLIP score",
+    )
+    for name in names:
+        record["metrics"][name] = {"title": name, "better": "higher", "of_pairs": name != "FD-EffLite0"}
+    for n, method in enumerate(record["methods"]):
+        method["scores"] |= {name: {"mean": 31.4159 * (n + 1)} for name in names}
+    record["methods"][2]["name"] = "diffusers FirstBlockCache, threshold 0.12"
+    return Evaluation(record, Path("made"))
+
+
 def report() -> Report:
     """The report of a run with two branches, two sites and a criterion, with long names."""
     names = ("stack:transformer_blocks", "stack:single_transformer_blocks")
@@ -114,7 +135,9 @@ def test_lines_are_single_and_cards_stand_alone(make: Any) -> None:
     assert "rgba(127,127,127" in tags.attributes  # on light and on dark
     assert "inherit" in tags.attributes
     assert not re.search(r"#[0-9a-f]{3}|black|white(?!-space)", tags.attributes)
-    if not isinstance(thing, (Evaluation, Report)):
+    if isinstance(thing, Evaluation):
+        assert repr(thing)[1:-1].removeprefix("Evaluation of ") in tags.words
+    elif not isinstance(thing, Report):
         assert str(thing).splitlines()[0] in tags.words
 
 
@@ -156,7 +179,20 @@ def overflow(browser: Any, html: str, width: int) -> int:
         page.close()
 
 
-@pytest.mark.parametrize("make", [report, schedule, profile])
+def test_the_card_of_an_evaluation_holds_all_metrics_in_tables_that_name_the_methods() -> None:
+    page = wide_evaluation()._repr_html_()
+    assert page.count("<table") == 3  # of 3 columns of work and time, and 10 metrics
+    words = " ".join(Tags(page).words.split())
+    for title in ("PSNR <b>", "latent error", "LPIPS-Eff Lite0", "Image Reward"):
+        assert title in words
+    assert words.count("diffusers First Block Cache, threshold 0. 12") == 3
+    assert words.count("94.25") == 8
+    assert "full run 8 of 8 4 1.00× – –" in words  # not compared with itself
+    small = evaluation()._repr_html_()
+    assert small.count("<table") == 1
+
+
+@pytest.mark.parametrize("make", [report, schedule, profile, evaluation, wide_evaluation])
 @pytest.mark.parametrize("width", [760, 390])
 def test_no_card_is_wider_than_its_place(browser: Any, width: int, make: Any) -> None:
     assert overflow(browser, make()._repr_html_(), width) == 0
@@ -165,6 +201,8 @@ def test_no_card_is_wider_than_its_place(browser: Any, width: int, make: Any) ->
 def test_a_card_that_does_not_wrap_is_noticed(browser: Any) -> None:
     page = report()._repr_html_()
     assert overflow(browser, page.replace("white-space:normal", "white-space:nowrap"), 390) > 0
+    wide = wide_evaluation()._repr_html_()
+    assert overflow(browser, wide.replace("white-space:normal", "white-space:nowrap"), 390) > 0
     assert overflow(browser, card("Report", str(report())).replace("white-space:pre-wrap", "white-space:pre"), 760) > 0
 
 
