@@ -194,8 +194,8 @@ INTRODUCTION = (
     "sampler's update, and promises a fidelity |",
     "| output | The loop cannot be replayed, for the reason given. `optimize` fits the network's outputs at evenly "
     "spaced steps, which is less accurate, and warns (`WeakerFit`) |",
-    "| none | The loop cannot be recorded, for the reason given. `optimize` raises `UnsupportedModel`, which states the "
-    "next step |",
+    "| none | The loop cannot be recorded, for the reason given. `optimize` raises `UnsupportedModel`, which says what "
+    "to do |",
     "",
     "The other columns are outcomes:",
     "",

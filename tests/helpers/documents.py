@@ -103,7 +103,7 @@ def profile(**changes: Any) -> Profile:
     fields: dict[str, Any] = {
         "steps": steps,
         "start": 3,
-        "after": 2,
+        "after": 0,
         "timesteps": np.linspace(999, 1, steps),
         "sigmas": np.linspace(1, 0, steps + 1),
         "denoisers": {"unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": site(outputs)})},
