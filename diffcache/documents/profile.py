@@ -292,6 +292,12 @@ class Profile(Document):
     VERSION: ClassVar[int] = 3
     FILENAME: ClassVar[str] = "profile.safetensors"
     OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1, 2: _from_version_2})
+    ADVICE: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "diffcache.schedule": "The file is a schedule and needs no planning. Pass it to diffcache.accelerate, or "
+            "measure a profile: diffcache profile MODEL."
+        }
+    )
 
     steps: int
     start: int = 0

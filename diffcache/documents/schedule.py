@@ -365,7 +365,8 @@ class CacheSchedule(Document):
     ADVICE: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "diffcache.schedule_set": "The file holds schedules for several numbers of steps. Take one out: "
-            'ScheduleSet.load(path)[28].save("one.safetensors").'
+            'ScheduleSet.load(path)[28].save("one.safetensors").',
+            "diffcache.profile": "The file is a profile. Plan a schedule from it: diffcache plan FILE --computed 10.",
         }
     )
 
