@@ -144,9 +144,7 @@ class SitePlan(Record):
         if not before and not after:
             return self
 
-        def padded(array: np.ndarray | None, value: float = 0.0) -> np.ndarray | None:
-            if array is None:
-                return None
+        def padded(array: np.ndarray, value: float = 0.0) -> np.ndarray:
             widths = [(0, 0), (before, after), *[(0, 0)] * (array.ndim - 2)]
             return np.pad(array, widths, constant_values=value)
 
@@ -154,10 +152,10 @@ class SitePlan(Record):
             self,
             compute=np.pad(self.compute, (before, after), constant_values=True),
             weights=padded(self.weights),
-            kappa=padded(self.kappa),
-            inputs=padded(self.inputs),
-            scale=padded(self.scale, 1.0),
-            bias=padded(self.bias),
+            kappa=None if self.kappa is None else padded(self.kappa),
+            inputs=None if self.inputs is None else padded(self.inputs),
+            scale=None if self.scale is None else padded(self.scale, 1.0),
+            bias=None if self.bias is None else padded(self.bias),
         )
 
     @property

@@ -174,7 +174,7 @@ def test_the_command_takes_a_folder(
     assert re.fullmatch(r"CLIP score \(tiny-clip\) \S+ ± \S+  N 5  floor \S+ \(prompts of other pictures\)\n", line)
 
 
-def test_a_folder_that_is_no_clip_model_or_has_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_clip_model_or_with_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"cannot be loaded as a CLIP model: .*by save_pretrained") as refused:
         ClipScore(tmp_path)
     assert "\n" not in str(refused.value)

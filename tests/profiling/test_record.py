@@ -167,7 +167,7 @@ def test_a_loop_that_is_cut_short_is_recorded_as_far_as_it_goes() -> None:
     assert not torch.equal(last(cut), last(whole))
 
 
-EARLY = {  # pipelines whose loop ends before the last step of the noise scheduler: start, end, steps of the grid
+EARLY = {  # pipelines with a loop that ends before the last step of the noise scheduler: start, end, steps of the grid
     "sdxl_ends_early": (0, 4, 6),
     "stable_cascade_prior": (0, 6, 7),
     "stable_cascade_decoder": (0, 6, 7),
@@ -208,7 +208,7 @@ def rows_of(name: str, schedule: diffcache.CacheSchedule) -> list[Any]:
 
 
 SEVERAL = "the pipeline calls scheduler.step several times in one step of its loop."
-PARTS = {  # pipelines whose loop does not call scheduler.step once in each step: calls of the network in a step, why
+PARTS = {  # pipelines that do not call scheduler.step once in each step: calls of the network in a step, why
     "cosmos": (2, SEVERAL),
     "cosmos_video_to_world": (2, SEVERAL),
     "sd15_panorama": (2, SEVERAL),
