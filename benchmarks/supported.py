@@ -14,12 +14,14 @@ runs made there and then:
   else       what was said
 
 The column "fit" is the target that ``optimize`` takes for the recording of one call: the state of the sampling loop.
-Where the loop cannot be replayed, the target is the output of the network, and the reason stands with it.
+Where the loop cannot be replayed, the target is the output of the network, and the reason stands with it. Where it
+cannot be recorded, there is none.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import importlib.metadata
 import inspect
 import io
@@ -45,6 +47,7 @@ from pipelines import ALL, fresh  # noqa: E402
 from probes import counted, offered, outcome  # noqa: E402
 
 from diffcache.documents import files  # noqa: E402
+from diffcache.errors import UnsupportedModel  # noqa: E402
 from diffcache.host.structure import find_sites  # noqa: E402
 from diffcache.text import markdown  # noqa: E402
 
@@ -122,8 +125,14 @@ def ours(name: str) -> str:
 
 
 def fit_target(name: str) -> str:
-    """What `optimize` fits to: "state", or "output" and why the loop cannot be replayed. One run in full, recorded."""
-    found = recorded(name)
+    """What `optimize` fits to, by one run in full, recorded.
+
+    "state"; "output" and why the loop cannot be replayed; or "none" and why it cannot be recorded.
+    """
+    try:
+        found = recorded(name)
+    except UnsupportedModel as error:
+        return f"none: {markdown(str(error).partition('. ')[0])}"
     return found.target if found.target == "state" else f"output: {markdown(found.why_output.rstrip('.'))}"
 
 
@@ -185,7 +194,8 @@ INTRODUCTION = (
     "sampler's update, and promises a fidelity |",
     "| output | The loop cannot be replayed, for the reason given. `optimize` fits the network's outputs at evenly "
     "spaced steps, which is less accurate, and warns (`WeakerFit`) |",
-    "| other text | The error that `optimize` raises |",
+    "| none | The loop cannot be recorded, for the reason given. `optimize` raises `UnsupportedModel`, which says what "
+    "to do |",
     "",
     "The other columns are outcomes:",
     "",
@@ -208,14 +218,14 @@ def counts(rows: list[tuple[str, dict[str, str]]]) -> list[str]:
     classes = {name: getattr(diffusers, name) for name in networks_known() if hasattr(diffusers, name)}
     mixed = sum(issubclass(kind, CacheMixin) for kind in classes.values())
     version = importlib.metadata.version("cache-dit")
-    fits = [found["fit"] for _, found in rows]
+    fits = collections.Counter(found["fit"].partition(":")[0] for _, found in rows)
     return [
         f"Of {len(rows)} pipelines and ways of calling them, {yes['diffcache']} work here, {yes['cache-dit']} with "
         f"cache-dit {version} (DBCache), {yes['diffusers']} with diffusers' FirstBlockCache.",
         f"Of {len(classes)} networks in diffusers' folders of transformers and U-Nets, "
         f"{len(classes) - len(denoisers.NO_DENOISERS)} can be cached here, {mixed} have diffusers' `enable_cache`.",
-        f"`optimize` fits the state in {fits.count('state')} of the {len(rows)}, and outputs in "
-        f"{sum(fit.startswith('output') for fit in fits)}.",
+        f"`optimize` fits the state in {fits['state']} of the {len(rows)}, and outputs in {fits['output']}. It cannot "
+        f"record {fits['none']}.",
     ]
 
 

@@ -19,6 +19,7 @@ from diffcache.errors import BadOption, DiffCacheError, UnknownName
 from diffcache.text import printable
 
 DEBUG = "--debug"
+INTERRUPTED = 130  # exit status of a command that Ctrl-C stops
 LONGEST = 600  # characters of an error that another library raised
 
 app = typer.Typer(
@@ -50,7 +51,8 @@ def command(
         diffcache eval run my-flux schedule.safetensors \\
             --prompts others.txt --steps 28
 
-    Exit status: 0; 1 where loading or running failed; 2 where an option is wrong.
+    Exit status: 0; 1 where loading or running failed; 2 where an option is wrong;
+    130 where Ctrl-C stopped it.
     """
 
 
@@ -63,7 +65,9 @@ for _name in registry.names(__name__):
 
 
 def main() -> None:
-    """Run the command. An error is printed on one line. The exit status is 2 for a wrong option, 1 for other errors.
+    """Run the command. An error is printed on one line.
+
+    The exit status is 2 for a wrong option, 130 if Ctrl-C stops the command, and 1 for other errors.
 
     With ``--debug`` at any position, the traceback is printed too.
     """
@@ -72,13 +76,36 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            app(words)
+            status = app(words, standalone_mode=False)
+            if status == INTERRUPTED:
+                _end_bars()
+                typer.echo("stopped", err=True)
+            raise SystemExit(status or 0)
         except Exception as error:
             _end_bars()
+            if _is_usage(error):
+                _show_usage(error)
+                raise SystemExit(2) from None
             if debug:
                 traceback.print_exc()
             typer.echo(f"error: {printable(_line(error))}", err=True)
             raise SystemExit(2 if isinstance(error, (BadOption, UnknownName)) else 1) from None
+
+
+def _is_usage(error: Exception) -> bool:
+    """Return whether click raised an error about the words of the command. typer has its own copy of click."""
+    return hasattr(error, "format_message") and hasattr(error, "ctx")
+
+
+def _show_usage(error: Any) -> None:
+    """Print an error about the words of the command on one line; where there are no words, the help page."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    text = " ".join(error.format_message().split())
+    text += "" if text.endswith((".", "?")) else "."
+    path = getattr(error.ctx, "command_path", "diffcache")
+    typer.echo(f"error: {printable(text)} {path} --help lists what is allowed.", err=True)
 
 
 def _end_bars() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -177,6 +179,24 @@ _INTERVAL = re.compile(r" \([^()]* to [^()]*\)")
 def _plain(cell: str) -> str:
     """Return the text of a cell of a Markdown table."""
     return html.unescape(re.sub(r"\\(.)", r"\1", cell.strip()))
+
+
+def use_next(schedule: Path, measure: Sequence[str] = (), *, variable: str = "pipe", seen: str = "prompts") -> None:
+    """Print what to do with a schedule that was just written.
+
+    Args:
+        schedule: The file.
+        measure: The words of the command that measures it; none if it is not known.
+        variable: The name of the object in the example.
+        seen: What the calls of the calibration were made of.
+    """
+    lines = [
+        "\nUse it with the same steps, size and guidance:",
+        f"  {variable} = diffcache.accelerate({variable}, {str(schedule)!r})",
+        f"Look at it, and measure it on {seen} that it has not seen:" if measure else "Look at it:",
+        f"  {shlex.join(['diffcache', 'show', str(schedule)])}",
+    ]
+    typer.echo("\n".join([*lines, *([f"  {shlex.join(measure)}"] if measure else [])]))
 
 
 def note(text: str) -> None:

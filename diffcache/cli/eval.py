@@ -295,8 +295,13 @@ def clip(
             help="A text file with one line per picture, in the order of the names; or a folder with NAME.txt files."
         ),
     ],
-    model: Annotated[str, typer.Option(help="Name of a model in open_clip.")] = "ViT-B-32",
-    pretrained: Annotated[str, typer.Option(help="A tag of its weights, or the file of a checkpoint.")] = "openai",
+    model: Annotated[
+        str, typer.Option(help="Name of a model in open_clip; or a folder of a CLIPModel and its processor.")
+    ] = "ViT-B-32",
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="A tag of open_clip's weights (openai if not given), or the file of a checkpoint."),
+    ] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
     as_json: AsJson = False,
@@ -305,6 +310,7 @@ def clip(
 
     Example:
         diffcache eval clip pictures prompts.txt --model ViT-B-32
+        diffcache eval clip pictures prompts.txt --model my-clip
     """
     _check_least(batch_size=(batch_size, 1))
     from diffcache.eval import folders

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from diffcache.cli._options import (
     Seeds,
     Speedup,
 )
-from diffcache.cli._printing import note
+from diffcache.cli._printing import note, use_next
 from diffcache.documents.budget import check_seconds
 from diffcache.documents.destinations import check_file
 from diffcache.errors import Unusable
@@ -96,6 +95,7 @@ def optimize(
     options = _samples.options(call, steps=steps, guidance=guidance, height=height, width=width)
     rows = _samples.read(prompts) if prompts else None
 
+    from diffcache import host
     from diffcache.cli import _calls, _models  # imports torch and diffusers
     from diffcache.profiling.calibration.optimizing import optimize as search
     from diffcache.profiling.calibration.requests import check_method
@@ -134,17 +134,7 @@ def optimize(
     same = [word for name, value in given.items() if value is not None for word in (name, f"{value:g}")]
     same += [word for text in call or () for word in ("--call", text)]
     others = [] if prompts is None else ["--prompts", f"other-prompts{prompts.suffix}"]
-    typer.echo(_next_steps(model, out, [*others, *same]))
-
-
-def _next_steps(model: str, out: Path, options: list[str]) -> str:
-    """Return what to do with the schedule: use it, look at it, measure it with these options."""
-    file = shlex.quote(str(out))
-    measure = shlex.join(["diffcache", "eval", "run", model, str(out), *options])
-    return (
-        "\nUse it with the same steps, size and guidance:\n"
-        f"  pipe = diffcache.accelerate(pipe, {str(out)!r})\n"
-        "Look at it, and measure it on prompts that it has not seen:\n"
-        f"  diffcache show {file}\n"
-        f"  {measure}"
-    )
+    if host.traits(host.adopted(loaded.pipe)).plays_episodes:
+        use_next(out, ["diffcache", "eval", "policy", model, str(out)], variable="policy", seen="observations")
+    else:
+        use_next(out, ["diffcache", "eval", "run", model, str(out), *others, *same])

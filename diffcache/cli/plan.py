@@ -10,7 +10,7 @@ import typer
 from diffcache import planning, registry, schedulers
 from diffcache.cli._goal import goal
 from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either, flag
-from diffcache.cli._printing import remark, table
+from diffcache.cli._printing import remark, table, use_next
 from diffcache.documents.destinations import check_file
 from diffcache.documents.expected import decibels
 from diffcache.documents.profile import Profile
@@ -81,6 +81,7 @@ def plan(
     schedule = planning.plan(Profile.load(profile), scheduler, budget, store=store)
     typer.echo(schedule.describe())
     typer.echo(f"written to {schedule.save(out)}")
+    use_next(out)
 
 
 def _demand_comparable(context: typer.Context) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -107,3 +108,7 @@ def profile(
         shutil.rmtree(folder)
     typer.echo(found.describe())
     typer.echo(f"written to {out}")
+    third = ["--computed", str(max(1, found.steps // 3))]
+    typer.echo("\nPlan a schedule from it, or compare all schedulers:")
+    for words in (third, [*third, "--compare"]):
+        typer.echo(f"  {shlex.join(['diffcache', 'plan', str(out), *words])}")

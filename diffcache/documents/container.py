@@ -23,6 +23,7 @@ from diffcache.errors import DocumentError
 KEY = "diffcache"
 MAX_HEADER_BYTES = 4 * 2**20
 LEAST_BYTES = 10  # 8 bytes for the length of the header, and 2 for "{}"
+TEXT = (*range(32, 127), *b"\t\n\r")  # bytes of a text; in a length, they would mean a header of 10¹⁶ bytes or more
 AGAIN = "Copy or download it again."
 FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle", b"{": "a JSON text"}
 
@@ -107,6 +108,8 @@ def _check_size(where: str, data: bytes) -> int:
         )
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER_BYTES:
+        if all(byte in TEXT for byte in data[:8]):
+            refuse(where, "file", "found a text", "a safetensors file", "Check the path.")
         refuse(
             where,
             "file",

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffcache.documents import checks
 from diffcache.documents.checks import first, index_text, put, refuse
-from diffcache.documents.document import Document, Record, Upgrade, spoken
+from diffcache.documents.document import Document, Record, Tree, Upgrade, spoken
 from diffcache.documents.schedule import (
     Guidance,
     NoiseSchedulerId,
@@ -246,6 +246,19 @@ class Dynamics(Record):
         return np.asarray(self.grams.mean(0))
 
 
+def _from_version_1(tree: Tree) -> None:
+    """Convert the JSON of version 1, with one guidance scale, in place."""
+    upgrade_guidance(tree)
+    _from_version_2(tree)
+
+
+def _from_version_2(tree: Tree) -> None:
+    """Convert the JSON of version 2, of a loop that ends on the last step of the grid, in place."""
+    if "after" in tree:
+        refuse("profile", "after", "the field is unknown", "in version 3")
+    tree["after"] = 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Profile(Document):
     """The measurements of a pipeline in full runs.
@@ -253,6 +266,7 @@ class Profile(Document):
     Attributes:
         steps: Number of iterations of the sampling loop.
         start: Steps of the noise scheduler's grid before the first step of the loop. It is above 0 for image to image.
+        after: Steps of the grid after the last step of the loop. It is above 0 for loops that end early.
         timesteps: float64 [T], the timesteps of the loop.
         sigmas: float64 [T + 1], the noise levels, the last one at the end of the loop. None if there are none.
         denoisers: Name of a pipeline component -> its measurements; at least one.
@@ -275,12 +289,19 @@ class Profile(Document):
     """
 
     FORMAT: ClassVar[str] = "diffcache.profile"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     FILENAME: ClassVar[str] = "profile.safetensors"
-    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: upgrade_guidance})
+    OLDER: ClassVar[Mapping[int, Upgrade]] = MappingProxyType({1: _from_version_1, 2: _from_version_2})
+    ADVICE: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "diffcache.schedule": "The file is a schedule and needs no planning. Pass it to diffcache.accelerate, or "
+            "measure a profile: diffcache profile MODEL."
+        }
+    )
 
     steps: int
     start: int = 0
+    after: int = 0
     timesteps: np.ndarray
     sigmas: np.ndarray | None = None
     denoisers: Mapping[str, DenoiserProfile]
@@ -291,11 +312,25 @@ class Profile(Document):
     samples: int
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
+    @classmethod
+    def _lower(cls, tree: Tree) -> int:
+        """Convert JSON of a loop that ends on the last step of the grid to that of version 2, in place."""
+        if tree["after"]:
+            return cls.VERSION
+        del tree["after"]
+        return 2
+
+    @property
+    def grid_steps(self) -> int:
+        """The number of steps of the noise scheduler's grid."""
+        return self.start + self.steps + self.after
+
     def __post_init__(self) -> None:
         me = type(self).__name__
         for name in ("steps", "samples"):
             put(self, **{name: checks.count(me, name, getattr(self, name), least=1)})
-        put(self, start=checks.count(me, "start", self.start, least=0))
+        for name in ("start", "after"):
+            put(self, **{name: checks.count(me, name, getattr(self, name), least=0)})
         put(self, seconds=checks.real(me, "seconds", self.seconds, least=0))
         put(self, timesteps=checks.array(me, "timesteps", self.timesteps, np.float64, step=self.steps))
         if self.sigmas is not None:

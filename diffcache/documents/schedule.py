@@ -134,6 +134,30 @@ class SitePlan(Record):
             found = f"{index_text(rows, index)} is predicted, with all coefficients zero"
             refuse(me, "weights", found, "a prediction other than zero")
 
+    def on_grid(self, before: int, after: int) -> SitePlan:
+        """Return the plan for a longer grid, of which the loop enters only the steps of this plan.
+
+        Args:
+            before: Number of steps before the loop, which starts late (image to image). They count as computed.
+            after: Number of steps after the loop, which ends early. They count as computed.
+        """
+        if not before and not after:
+            return self
+
+        def padded(array: np.ndarray, value: float = 0.0) -> np.ndarray:
+            widths = [(0, 0), (before, after), *[(0, 0)] * (array.ndim - 2)]
+            return np.pad(array, widths, constant_values=value)
+
+        return dataclasses.replace(
+            self,
+            compute=np.pad(self.compute, (before, after), constant_values=True),
+            weights=padded(self.weights),
+            kappa=None if self.kappa is None else padded(self.kappa),
+            inputs=None if self.inputs is None else padded(self.inputs),
+            scale=None if self.scale is None else padded(self.scale, 1.0),
+            bias=None if self.bias is None else padded(self.bias),
+        )
+
     @property
     def steps_computed(self) -> int:
         """The number of computed steps."""
@@ -252,8 +276,8 @@ class DenoiserPlan(Record):
     Attributes:
         sites: ``model``, ``stack:PATH``, ``block:PATH`` or ``sublayer:PATH`` -> its plan; at least one.
         online: The criterion that decides in the run. None: no criterion.
-        called: bool [T], steps at which the loop calls this denoiser. False before a late start (image to image) and at
-            the steps of another denoiser. None: not known; the plan fits any run.
+        called: bool [T], steps at which the loop calls this denoiser. False before a late start (image to image), after
+            an early end, and at the steps of another denoiser. None: not known; the plan fits any run.
         class_name: Class of the network. None: the plan fits any.
         config_digest: sha256 of its configuration. None: the plan fits any.
 
@@ -339,7 +363,8 @@ class CacheSchedule(Document):
     ADVICE: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "diffcache.schedule_set": "The file holds schedules for several numbers of steps. Take one out: "
-            'ScheduleSet.load(path)[28].save("one.safetensors").'
+            'ScheduleSet.load(path)[28].save("one.safetensors").',
+            "diffcache.profile": "The file is a profile. Plan a schedule from it: diffcache plan FILE --computed 10.",
         }
     )
 
@@ -475,9 +500,10 @@ class CacheSchedule(Document):
     def describe(self) -> str:
         """Return a summary for readers, with one strip per site: ■ computed, · predicted, blank if not called."""
         run = self.called
-        begins = "" if run[0] else f"; the loop runs steps {int(run.argmax())} to {self.steps - 1} of {self.steps}"
+        own = np.flatnonzero(run)
+        part = "" if run[[0, -1]].all() else f"; the loop runs steps {own[0]} to {own[-1]} of {self.steps}"
         nothing = "" if self.skips else "; nothing is skipped"
-        lines = [f"{self.computed_steps} of {run.sum()} steps computed{begins}{nothing}"]
+        lines = [f"{self.computed_steps} of {run.sum()} steps computed{part}{nothing}"]
         if self.noise_scheduler:
             lines.append(f"noise scheduler {noise_scheduler_title(self.noise_scheduler.class_name)}")
         if self.guidance:

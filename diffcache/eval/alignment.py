@@ -1,7 +1,7 @@
 """Compute the CLIP score, which measures how well pictures fit their prompts.
 
-The score is 100 · max(cos(picture, prompt), 0) of the embeddings of an open_clip model (Hessel et al. 2021, arXiv
-2104.08718).
+The score is 100 · max(cos(picture, prompt), 0) of the embeddings of an open_clip model, or of a CLIPModel of
+transformers in a folder (Hessel et al. 2021, arXiv 2104.08718).
 
 The paper has w · max(cos, 0) with w = 2.5 and puts the prefix "A photo depicts" before the prompt. Here, as in
 torchmetrics, w = 1, the scale is 100 and prompts are unchanged. Values are comparable only for one model with one set
@@ -34,8 +34,9 @@ class ClipScore:
     warns. With a file, the name of the model decides: OpenAI's own weights need ViT-B-32-quickgelu.
 
     Args:
-        model: Name of a model in open_clip.
-        pretrained: One of open_clip's tags for that model, or the file of a checkpoint.
+        model: Name of a model in open_clip; or a folder that holds a CLIPModel of transformers and its processor.
+        pretrained: One of open_clip's tags for that model, or the file of a checkpoint. None: "openai", or the weights
+            in the folder.
         device: The device on which the model runs.
         batch_size: Number of pictures that the model takes at once.
 
@@ -44,37 +45,34 @@ class ClipScore:
             meaning.
 
     Raises:
-        MissingPackageError: If open_clip is not installed.
-        BadOption: If open_clip does not know the model or the tag, there is no such device, or the batch size is below
-            1.
+        MissingPackageError: If open_clip, or transformers for a folder, is not installed.
+        BadOption: If open_clip does not know the model or the tag, weights are given with a folder, there is no such
+            device, or the batch size is below 1.
         WeightsError: If the weights cannot be fetched, or belong to another model.
     """
 
     def __init__(
         self,
-        model: str = MODEL,
-        pretrained: str | Path = PRETRAINED,
+        model: str | Path = MODEL,
+        pretrained: str | Path | None = None,
         *,
         device: str | torch.device = "cpu",
         batch_size: int = BATCH,
     ) -> None:
         if batch_size < 1:
             raise BadOption("batch_size", batch_size, "1 or more")
-        clip = package("open_clip", purpose="the CLIP score", install="'diffcache[eval]'")
         self.device, self.batch_size = device_named(device), batch_size
-        self.title = f"CLIP score ({model}, {_shown(pretrained)})"
-        options = _weights(clip, model, str(pretrained))
-        try:
-            network, _, self._preprocess = clip.create_model_and_transforms(
-                model, pretrained=str(pretrained), device=self.device, **options
-            )
-        except Exception as error:  # a file of another format can raise any class
-            raise WeightsError(
-                f"{pretrained} cannot be loaded into the CLIP model {model}: {_short(error)}. Allowed: a checkpoint of "
-                "that model, as open_clip or torch.save(state_dict) writes it. Name the model it was made for: --model."
-            ) from error
-        self._network: Any = network.eval()
-        self._tokenizer: Any = clip.get_tokenizer(model)
+        self._encoder: _OpenClip | _Folder
+        if Path(model).is_dir():
+            if pretrained is not None:
+                allowed = f"none together with the folder {model}, which holds its weights"
+                raise BadOption("pretrained", str(pretrained), allowed)
+            self.title = f"CLIP score ({Path(model).resolve().name})"
+            self._encoder = _Folder(Path(model), self.device)
+        else:
+            weights = PRETRAINED if pretrained is None else pretrained
+            self.title = f"CLIP score ({model}, {_shown(weights)})"
+            self._encoder = _OpenClip(str(model), str(weights), self.device)
 
     def __call__(self, pictures: np.ndarray | Tensor, prompts: Sequence[str]) -> np.ndarray:
         """Return the CLIP score of each picture and its prompt.
@@ -110,12 +108,79 @@ class ClipScore:
         seen, read = [], []
         with torch.no_grad():
             for n in range(0, len(bytes_), self.batch_size):
-                batch = [self._preprocess(Image.fromarray(picture)) for picture in bytes_[n : n + self.batch_size]]
-                seen.append(self._network.encode_image(torch.stack(batch).to(self.device)).double().cpu())
-                words = self._tokenizer(list(prompts[n : n + self.batch_size]))
-                read.append(self._network.encode_text(words.to(self.device)).double().cpu())
+                batch = [Image.fromarray(picture) for picture in bytes_[n : n + self.batch_size]]
+                seen.append(self._encoder.images(batch).double().cpu())
+                read.append(self._encoder.texts(list(prompts[n : n + self.batch_size])).double().cpu())
         image, text = (torch.nn.functional.normalize(torch.cat(rows), dim=1).numpy() for rows in (seen, read))
         return image, text
+
+
+class _OpenClip:
+    """A model of open_clip."""
+
+    def __init__(self, model: str, pretrained: str, device: torch.device) -> None:
+        clip = package("open_clip", purpose="the CLIP score", install="'diffcache[eval]'")
+        options = _weights(clip, model, pretrained)
+        try:
+            network, _, self._preprocess = clip.create_model_and_transforms(
+                model, pretrained=pretrained, device=device, **options
+            )
+        except Exception as error:  # a file of another format can raise any class
+            raise WeightsError(
+                f"{pretrained} cannot be loaded into the CLIP model {model}: {_short(error)}. Allowed: a checkpoint of "
+                "that model, as open_clip or torch.save(state_dict) writes it. Name the model it was made for: --model."
+            ) from error
+        self.network: Any = network.eval()
+        self._tokenizer: Any = clip.get_tokenizer(model)
+        self._device = device
+
+    def images(self, pictures: Sequence[Any]) -> Tensor:
+        """Return the embeddings of PIL pictures, [N, D]."""
+        batch = torch.stack([self._preprocess(picture) for picture in pictures])
+        return torch.as_tensor(self.network.encode_image(batch.to(self._device)))
+
+    def texts(self, prompts: list[str]) -> Tensor:
+        """Return the embeddings of prompts, [N, D]."""
+        return torch.as_tensor(self.network.encode_text(self._tokenizer(prompts).to(self._device)))
+
+
+class _Folder:
+    """A CLIPModel of transformers and its processor, from a folder."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        found = package("transformers", purpose="a CLIP model in a folder", install="transformers")
+        logging = found.utils.logging
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # the weights are loaded at once
+        try:
+            self.network: Any = found.CLIPModel.from_pretrained(folder, local_files_only=True).eval().to(device)
+            self._processor: Any = found.CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # missing files and other models raise many classes
+            raise WeightsError(
+                f"{folder} cannot be loaded as a CLIP model: {_short(error)}. Allowed: a folder to which a CLIPModel "
+                "and a CLIPProcessor of transformers were saved by save_pretrained, or the name of an open_clip model."
+            ) from error
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+        self._device = device
+
+    def images(self, pictures: Sequence[Any]) -> Tensor:
+        """Return the embeddings of PIL pictures, [N, D]."""
+        given = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
+        return _embeddings(self.network.get_image_features(**given))
+
+    def texts(self, prompts: list[str]) -> Tensor:
+        """Return the embeddings of prompts, [N, D]."""
+        longest = self.network.config.text_config.max_position_embeddings
+        cut = {"padding": True, "truncation": True, "max_length": longest}
+        given = self._processor(text=prompts, return_tensors="pt", **cut).to(self._device)
+        return _embeddings(self.network.get_text_features(**given))
+
+
+def _embeddings(found: Any) -> Tensor:
+    """Return the embeddings in what transformers returns: version 4 a tensor, version 5 an output that holds it."""
+    return torch.as_tensor(getattr(found, "pooler_output", found))
 
 
 def score(image: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -149,7 +214,7 @@ def _weights(clip: Any, model: str, pretrained: str) -> dict[str, Any]:
     names = clip.list_models()
     if model not in names:
         near = get_close_matches(model, names, n=3, cutoff=0.4)
-        raise BadOption("model", model, f"one of open_clip's {len(names)} models, such as {', '.join(near or [MODEL])}")
+        raise BadOption("model", model, _models(len(names), near or [MODEL]))
     if not pretrained:
         raise BadOption("pretrained", pretrained, "a tag or a file of weights")
     tags = clip.list_pretrained_tags_by_model(model)
@@ -169,6 +234,11 @@ def _weights(clip: Any, model: str, pretrained: str) -> dict[str, Any]:
             "(pretrained=)."
         ) from error
     return {"force_quick_gelu": True} if settings.get("quick_gelu") else {}
+
+
+def _models(number: int, some: Sequence[str]) -> str:
+    """Return the allowed values of ``model``, for an error."""
+    return f"one of open_clip's {number} models, such as {', '.join(some)}; or the folder of a CLIPModel"
 
 
 def _shown(pretrained: str | Path) -> str:

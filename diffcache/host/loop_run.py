@@ -196,6 +196,14 @@ class LoopRun:
             'with diffcache.branch("cond") around each call of the network.'
         )
 
+    def steps_again(self, timestep: Any) -> bool:
+        """Return whether the noise scheduler is about to step from the ``timestep`` of the step before once more.
+
+        Some pipelines step it several times in an iteration: for parts of a large picture, or to convert an output.
+        """
+        here = position(timestep, self.timesteps)
+        return here is not None and here + 1 == self.index
+
     def step_done(self, timestep: Any = None) -> None:
         """End a step: the noise scheduler has stepped from ``timestep``.
 

@@ -17,7 +17,7 @@ from diffcache.documents.budget import Budget
 from diffcache.documents.context import Network, ScheduleContext
 from diffcache.documents.document import configurations
 from diffcache.documents.profile import DenoiserProfile, Profile
-from diffcache.documents.schedule import CacheSchedule, Expected, Online, SitePlan, StoreFormat, most_db
+from diffcache.documents.schedule import CacheSchedule, Expected, Online, StoreFormat, most_db
 from diffcache.errors import BadOption, DocumentError, Unusable
 from diffcache.planning.storage import bytes_held, fit_formats
 from diffcache.schedulers import Planned
@@ -130,10 +130,10 @@ def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> Cache
         notes: Entries of the schedule's provenance.
     """
     name, _ = _only_denoiser(profile)
-    before = profile.start  # a loop that starts late never enters the steps before; they count as computed
+    around = profile.start, profile.after
     return _context(profile).schedule(
-        {name: {site: _begun_late(plan, before) for site, plan in planned.sites.items()}},
-        online=planned.online and _asked_late(planned.online, before),
+        {name: {site: plan.on_grid(*around) for site, plan in planned.sites.items()}},
+        online=planned.online and _on_grid(planned.online, *around),
         sigmas=planned.sigmas,
         expected=planned.expected or expected(profile, planned),
         notes={**planned.notes, **notes},
@@ -143,14 +143,13 @@ def document(profile: Profile, planned: Planned, notes: dict[str, str]) -> Cache
 def _context(profile: Profile) -> ScheduleContext:
     """Return the loop and the network of a profile."""
     name, denoiser = _only_denoiser(profile)
-    steps = profile.start + profile.steps
-    called = np.arange(steps) >= profile.start
+    called = np.pad(np.ones(profile.steps, bool), (profile.start, profile.after))
     return ScheduleContext(
-        steps=steps,
+        steps=profile.grid_steps,
         networks={name: Network(denoiser.class_name, denoiser.config_digest, called)},
         noise_scheduler=profile.noise_scheduler,
         guidance=profile.guidance,
-        timesteps=None if profile.start else profile.timesteps,
+        timesteps=profile.timesteps if called.all() else None,
         notes={"profile": profile.digest(), **configurations(profile.provenance)},
     )
 
@@ -348,28 +347,9 @@ def _only_denoiser(profile: Profile) -> tuple[str, DenoiserProfile]:
     return name, denoiser
 
 
-def _begun_late(plan: SitePlan, before: int) -> SitePlan:
-    """Return the plan with ``before`` steps in front, which count as computed."""
-    if not before:
-        return plan
-
-    def later(array: np.ndarray | None) -> np.ndarray | None:
-        return None if array is None else np.pad(array, [(0, 0), (before, 0), *[(0, 0)] * (array.ndim - 2)])
-
-    return dataclasses.replace(
-        plan,
-        compute=np.concatenate([np.ones(before, bool), plan.compute]),
-        weights=np.pad(plan.weights, ((0, 0), (before, 0), (0, 0))),
-        kappa=later(plan.kappa),
-        inputs=later(plan.inputs),
-        scale=later(plan.scale),
-        bias=later(plan.bias),
-    )
-
-
-def _asked_late(online: Online, before: int) -> Online:
-    """Return the decision with ``before`` steps in front, which are computed."""
-    return dataclasses.replace(online, limit=np.concatenate([np.zeros(before), online.limit]))
+def _on_grid(online: Online, before: int, after: int) -> Online:
+    """Return the decision with steps before and after the loop, which are computed."""
+    return dataclasses.replace(online, limit=np.pad(online.limit, (before, after)))
 
 
 def _spec(name: str, options: dict[str, Any]) -> str:

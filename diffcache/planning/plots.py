@@ -294,7 +294,7 @@ def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.nda
     Raises:
         BadOption: The profile has other steps or sites than the schedule.
     """
-    steps = profile.start + profile.steps
+    steps = profile.grid_steps
     if schedule.steps != steps:
         raise Unusable(
             "profile",
@@ -316,7 +316,7 @@ def _panels(schedule: CacheSchedule, profile: Profile) -> list[tuple[str, np.nda
     panels = []
     for (granularity, _), members in sorted(groups.items(), key=lambda group: -len(group[1])):
         name = members[0][0] if len(members) == 1 else f"{granularity}, {len(members)} sites"
-        compute = members[0][2].compute[profile.start :]
+        compute = members[0][2].compute[profile.start : profile.start + profile.steps]
         # The headline states the computed steps of the only panel.
         title = f"{name}\n{compute.sum()} of {len(compute)} steps computed" if len(groups) > 1 else name
         panels.append((title, _mean_distance([site for _, site, _ in members]), compute))

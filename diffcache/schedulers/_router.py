@@ -99,12 +99,12 @@ def planned(profile: Profile, computed_steps: float, file: Router | str) -> Plan
             sublayers.
     """
     router = file if isinstance(file, Router) else _from_npy(file)
-    if profile.start or profile.steps != router.steps:
-        late = f" and starts at step {profile.start}" if profile.start else ""
+    if profile.start or profile.after or profile.steps != router.steps:
+        late = f" of {profile.grid_steps}, from step {profile.start} on" if profile.start or profile.after else ""
         raise Unusable(
             "file",
             f"{router} is a router of {router.steps} steps, and the profile has {profile.steps} steps{late}",
-            f"Pass a router of {profile.steps} steps and a profile that starts at step 0",
+            f"Pass a router of {profile.steps} steps and a profile of a loop that takes every step from step 0 on",
         )
     measured = at(profile, "sublayer")
     router.check_sites(measured)

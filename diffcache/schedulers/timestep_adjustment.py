@@ -54,11 +54,11 @@ def movable(profile: Profile) -> np.ndarray:
         BadOption: If the loop cannot run over other levels.
     """
     name = profile.noise_scheduler.class_name if profile.noise_scheduler else "an unknown noise scheduler"
-    if profile.start:
+    if profile.steps != profile.grid_steps:
         raise Unusable(
             "profile",
-            f"its loop starts at step {profile.start}",
-            "Pass a profile of a loop that starts at step 0",
+            f"its loop takes {profile.steps} of {profile.grid_steps} steps, from step {profile.start} on",
+            "Pass a profile of a loop that starts at step 0 and takes every step",
         )
     if profile.sigmas is None:
         raise Unusable(

@@ -57,6 +57,71 @@ def test_every_file_of_the_folder_is_a_subcommand_with_a_line_of_help(command: C
         assert re.search(rf"{name} +[A-Z]", out)
 
 
+COMMANDS = (
+    "demo",
+    "optimize",
+    "plan",
+    "presets",
+    "profile",
+    "show",
+    "eval run",
+    "eval policy",
+    "eval fid",
+    "eval clip",
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_wrong_option_is_one_line_that_names_the_page(command: Command, name: str) -> None:
+    code, out, complaint = command(*name.split(), "--hlep")
+    assert (code, out) == (2, "")
+    assert complaint.count("\n") == 1
+    assert complaint.startswith("error: No such option: --hlep")
+    assert complaint.endswith(f"{name} --help lists what is allowed.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plann"], "No such command 'plann'. Did you mean 'plan'?"),
+        (["eval", "fidd"], "No such command 'fidd'. Did you mean 'fid'?"),
+        (["show"], "Missing argument 'file'."),
+        (["plan", "x", "--computed", "ten"], "Invalid value for '--computed': "),
+        (["demo", "--model", "sdxl"], "Invalid value for '--model': "),
+    ],
+)
+def test_wrong_words_are_one_line(command: Command, words: list[str], said: str) -> None:
+    code, out, complaint = command(*words)
+    assert (code, out) == (2, "")
+    assert complaint.startswith(f"error: {said}")
+    assert complaint.count("\n") == 1
+
+
+def test_no_words_print_the_help_page(command: Command) -> None:
+    for words in ([], ["eval"]):
+        code, out, complaint = command(*words)
+        assert code == 2
+        assert "Usage:" in out + complaint
+        assert "error:" not in out + complaint
+
+
+def test_ctrl_c_is_one_word_and_an_exit_status(
+    command: Command, measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planning, "plan", stop)
+    assert command("plan", measured, "--computed", 5) == (130, "", "stopped\n")
+
+
+def test_a_file_of_another_kind_is_an_error_with_the_next_step(command: Command, tmp_path: Path) -> None:
+    path = schedule().save(tmp_path / "s.safetensors")
+    assert "The file is a schedule and needs no planning. Pass it to diffcache.accelerate" in refused(
+        command, "plan", path, "--computed", 5
+    )
+
+
 BARE = """
 import sys
 sys.argv = ["diffcache", *sys.argv[1:]]
@@ -103,7 +168,8 @@ def test_plan_writes_and_prints_what_the_library_plans(
     code, said, complaint = command("plan", measured, "--scheduler", "closed_loop:anchors=3", *words, "--out", out)
     assert (code, complaint) == (0, "")
     assert CacheSchedule.load(out) == wanted
-    assert said == f"{wanted.describe()}\nwritten to {out}\n"
+    assert said.startswith(f"{wanted.describe()}\nwritten to {out}\n\nUse it with the same steps, size and guidance:\n")
+    assert said.endswith(f"  pipe = diffcache.accelerate(pipe, '{out}')\nLook at it:\n  diffcache show {out}\n")
 
 
 def test_plan_without_a_scheduler_takes_this_projects_own(command: Command, measured: Path, tmp_path: Path) -> None:

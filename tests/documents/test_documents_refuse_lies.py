@@ -271,6 +271,7 @@ PROFILE_LIES = [
     lie("version", put(0), "found 0. Allowed: 1, 2"),
     lie("steps", put(-1), "found -1. Allowed: a whole number, at least 1"),
     lie("samples", put(0), "found 0. Allowed: a whole number, at least 1"),
+    lie("after", put(-1), "found -1. Allowed: a whole number, at least 0"),
     lie("start", put(-1), "found -1. Allowed: a whole number, at least 0"),
     lie("timesteps", put(None), "found None. Allowed: 'tensor'"),
     lie("timesteps", change(lambda a: a[:-1]), "found shape [5]. Allowed: [step 6]"),

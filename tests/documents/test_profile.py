@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffcache.documents import CacheSchedule, DenoiserProfile, Guidance, KeptProfile, Profile
+from diffcache.documents import CacheSchedule, DenoiserProfile, Guidance, KeptProfile, Profile, container
 from diffcache.errors import DocumentError
 
 pytestmark = pytest.mark.fast
@@ -56,6 +56,7 @@ def test_save_returns_the_path_and_load_reads_it(tmp_path: Path) -> None:
         ),
         pytest.param({"denoisers": {"unet": measured(site(np.nextafter(OUTPUTS, 9)))}}, id="last bits of the tables"),
         pytest.param({"timesteps": np.linspace(998, 1, STEPS)}, id="timesteps"),
+        pytest.param({"after": 1}, id="after"),
         pytest.param({"sigmas": None}, id="no sigmas"),
         pytest.param({"noise_scheduler": None}, id="no noise scheduler"),
         pytest.param({"guidance": Guidance(mode="batched", branches=2, scales={"guidance_scale": 7.5})}, id="guidance"),
@@ -71,6 +72,18 @@ def test_the_smallest_difference_makes_profiles_unequal(changes: dict[str, Any])
     assert profile(**usual) == profile(**usual)
     assert profile(**usual | changes) != profile(**usual)
     assert profile(**usual | changes).digest() != profile(**usual).digest()
+
+
+@pytest.mark.parametrize(("after", "version"), [(0, 2), (1, 3)])
+def test_only_a_loop_that_ends_early_needs_version_3(after: int, version: int) -> None:
+    original = profile(after=after)
+    tree, arrays = container.unpack("bytes", original.to_bytes())
+    assert tree["version"] == version
+    assert ("after" in tree) == (version == 3)
+    assert Profile.from_bytes(original.to_bytes()) == original
+    other = container.pack("bytes", tree | {"version": 5 - version}, arrays)
+    with pytest.raises(DocumentError, match="'after': the field is"):
+        Profile.from_bytes(other)
 
 
 def test_a_profile_is_not_a_schedule(tmp_path: Path) -> None:

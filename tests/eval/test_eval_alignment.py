@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -120,6 +121,67 @@ def test_a_long_prompt_is_cut_and_the_picture_s_size_does_not_matter(judge: Clip
     assert judge(pictures(2, size=(20, 90)), PROMPTS[:2]).shape == (2,)
 
 
+# --- a folder of transformers ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random weights of a tiny CLIPModel, and a processor that knows single letters."""
+    transformers = pytest.importorskip("transformers")
+    found = tmp_path_factory.mktemp("saved") / "tiny-clip"
+    found.mkdir()
+    ends = ["<|startoftext|>", "<|endoftext|>"]
+    letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
+    (found / "vocab.json").write_text(json.dumps({piece: n for n, piece in enumerate([*letters, *ends])}))
+    (found / "merges.txt").write_text("#version: 0.2\n")
+    words = transformers.CLIPTokenizer(str(found / "vocab.json"), str(found / "merges.txt"))
+    sizes = {"shortest_edge": 32}, {"height": 32, "width": 32}
+    picture = transformers.CLIPImageProcessor(size=sizes[0], crop_size=sizes[1])
+    transformers.CLIPProcessor(picture, words).save_pretrained(found)
+    each = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**each, "vocab_size": len(letters) + 2, "max_position_embeddings": 24, "eos_token_id": len(letters) + 1}
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config={**each, "image_size": 32, "patch_size": 16}, projection_dim=16
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(found)
+    return found
+
+
+def test_a_folder_of_transformers_scores_as_its_model_does(folder: Path) -> None:
+    import transformers
+
+    judge = ClipScore(folder, batch_size=2)
+    assert judge.title == "CLIP score (tiny-clip)"
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    images = [Image.fromarray(picture) for picture in pictures()]
+    given = processor(text=PROMPTS, images=images, return_tensors="pt", padding=True, truncation=True, max_length=24)
+    with torch.no_grad():
+        out = model(**given)
+    expected = 100 * (out.image_embeds * out.text_embeds).sum(1).clamp(min=0)
+    assert np.allclose(judge(pictures(), PROMPTS), expected, atol=1e-4)
+    assert not np.allclose(judge(pictures(), PROMPTS[::-1]), expected, atol=1e-2)
+    assert judge(pictures(1), ["word " * 200]).shape == (1,)
+
+
+def test_the_command_takes_a_folder(
+    made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = command_of(monkeypatch, capsys, "eval", "clip")
+    code, line, complaint = run(made, made.parent / "prompts.txt", "--model", folder)
+    assert (code, complaint) == (0, "")
+    assert re.fullmatch(r"CLIP score \(tiny-clip\) \S+ ± \S+  N 5  floor \S+ \(prompts of other pictures\)\n", line)
+
+
+def test_a_folder_without_a_clip_model_or_with_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"cannot be loaded as a CLIP model: .*by save_pretrained") as refused:
+        ClipScore(tmp_path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(BadOption, match="none together with the folder"):
+        ClipScore(folder, "openai")
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -202,9 +264,9 @@ def test_a_tag_s_weights_get_the_activation_they_were_trained_with(
         warnings.simplefilter("error")
         made = ClipScore(NAME, "openai")
     assert seen["force_quick_gelu"] is True
-    assert any(type(m).__name__ == "QuickGELU" for m in made._network.modules())
+    assert any(type(m).__name__ == "QuickGELU" for m in made._encoder.network.modules())
     tag["quick_gelu"] = False
-    assert not any(type(m).__name__ == "QuickGELU" for m in ClipScore(NAME, "openai")._network.modules())
+    assert not any(type(m).__name__ == "QuickGELU" for m in ClipScore(NAME, "openai")._encoder.network.modules())
 
 
 def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

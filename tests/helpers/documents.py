@@ -103,6 +103,7 @@ def profile(**changes: Any) -> Profile:
     fields: dict[str, Any] = {
         "steps": steps,
         "start": 3,
+        "after": 0,
         "timesteps": np.linspace(999, 1, steps),
         "sigmas": np.linspace(1, 0, steps + 1),
         "denoisers": {"unet": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites={"model": site(outputs)})},
@@ -121,6 +122,7 @@ def of_sites(sites: dict[str, SiteProfile], **changes: Any) -> Profile:
     fields: dict[str, Any] = {
         "steps": next(iter(sites.values())).output.gram.shape[1],
         "start": 0,
+        "after": 0,
         "guidance": None,
         "dynamics": None,
         "denoisers": {"transformer": DenoiserProfile(class_name="Net", config_digest=DIGEST, sites=sites)},
@@ -348,6 +350,7 @@ def profiles(draw: st.DrawFn) -> Profile:
     return Profile(
         steps=steps,
         start=draw(st.integers(0, 9)),
+        after=draw(st.integers(0, 9)),
         timesteps=draw(arrays(steps)),
         sigmas=draw(st.none() | arrays(steps + 1, elements=st.floats(0, 1e6))),
         denoisers=draw(st.dictionaries(paths, denoisers, min_size=1, max_size=2)),

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from calibrated import BATCH, CALLS, calibration, calls, final_states
-from pipelines import TINY, fresh, shared, watch
+from calibrated import BATCH, CALLS, calibration, calls, final_states, recorded
+from pipelines import ALL, TINY, fresh, run, shared, watch
 
 import diffcache
 from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
 from diffcache.patch import Layers
 from diffcache.profiling import Calibration
 from diffcache.profiling.recording import Trajectory, with_copied_generators
-from diffcache.profiling.recording.record import record, record_all
+from diffcache.profiling.recording.record import _demand_one_grid, record, record_all
 
 SOME = ("flux", "flux_img2img", "sd3_heun", "wan22", "dit", "sd15", "ddpm")
 
@@ -153,16 +153,108 @@ def test_an_accelerated_pipeline_is_refused() -> None:
 
 
 @pytest.mark.fast
-def test_a_loop_that_is_cut_short_is_refused() -> None:
+def test_a_loop_that_is_cut_short_is_recorded_as_far_as_it_goes() -> None:
     pipe = fresh("flux")
 
     def stop(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
         pipe._interrupt = step == 2
         return {}
 
-    with pytest.raises(UnsupportedModel, match=r"called scheduler\.step 3 times; its noise scheduler planned 6"):
-        record(pipe, call("flux") | {"callback_on_step_end": stop})
+    cut, whole = record(pipe, call("flux") | {"callback_on_step_end": stop}), record(pipe, call("flux"))
     assert not traces(pipe)
+    assert (cut.start, cut.end, len(cut.timesteps)) == (0, 3, 6)
+    assert torch.equal(last(cut), whole.steps[2].result)  # type: ignore[arg-type]
+    assert not torch.equal(last(cut), last(whole))
+
+
+EARLY = {  # pipelines with a loop that ends before the last step of the noise scheduler: start, end, steps of the grid
+    "sdxl_ends_early": (0, 4, 6),
+    "stable_cascade_prior": (0, 6, 7),
+    "stable_cascade_decoder": (0, 6, 7),
+    "wuerstchen_prior": (0, 6, 7),
+    "sana_sprint": (0, 6, 7),
+    "sana_sprint_img2img": (2, 6, 7),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_loop_that_ends_early_is_recorded_and_accelerated(name: str) -> None:
+    found = recorded(name)
+    (trajectory,) = found.trajectories
+    start, end, planned = EARLY[name]
+    assert (trajectory.start, trajectory.end, len(trajectory.timesteps)) == (start, end, planned)
+    schedule = found.schedule(3)
+    assert schedule.called.tolist() == [start <= step < end for step in range(planned)]
+    assert f"3 of {end - start} steps computed; the loop runs steps {start} to {end - 1} of {planned}" in str(schedule)
+    rows = rows_of(name, schedule)
+    assert sum(row.computed for row in rows) == 3
+    assert sum(row.predicted for row in rows) == end - start - 3
+    profile = found.profile()
+    assert (profile.start, profile.steps, profile.after) == (start, end - start, planned - end)
+    made = diffcache.plan(profile, "uniform", 3)
+    assert made.called.tolist() == schedule.called.tolist()
+    assert sum(row.predicted for row in rows_of(name, made)) == end - start - 3
+
+
+def rows_of(name: str, schedule: diffcache.CacheSchedule) -> list[Any]:
+    """Return the rows of the report of a run with ``schedule``. No prediction failed in it."""
+    pipe = fresh(name)
+    with torch.random.fork_rng(devices=[]), diffcache.accelerated(pipe, schedule):
+        torch.manual_seed(0)
+        run(pipe, ALL[name].call(pipe))
+        rows = diffcache.report(pipe).rows
+    assert not any(row.failed_open for row in rows)
+    return rows
+
+
+SEVERAL = "the pipeline calls scheduler.step several times in one step of its loop."
+PARTS = {  # pipelines that do not call scheduler.step once in each step: calls of the network in a step, why
+    "cosmos": (2, SEVERAL),
+    "cosmos_video_to_world": (2, SEVERAL),
+    "sd15_panorama": (2, SEVERAL),
+    "sky_reels_forcing": (2, "the pipeline steps copies of its noise scheduler."),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_steps_in_several_parts_are_recorded_as_one_and_fitted_to_outputs(name: str) -> None:
+    found = recorded(name)
+    (trajectory,) = found.trajectories
+    calls_each, why = PARTS[name]
+    assert [len(step.calls) for step in trajectory.steps] == [calls_each] * 6
+    assert (found.target, found.why_output) == ("output", why)
+    with pytest.warns(diffcache.WeakerFit, match=why):
+        schedule = found.schedule(3)
+    assert schedule.provenance["samples"] == "1"
+    rows = rows_of(name, schedule)
+    assert [row.computed for row in rows] == [3] * calls_each
+    assert [row.predicted for row in rows] == [3] * calls_each
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    {
+        "any_flow_far": "was not seen: it runs in no pipe.progress_bar",
+        "helios_pyramid": "3 stages, each with other timesteps",
+        "sky_reels_forcing_in_turn": "takes 10 steps, and a schedule holds only the 6",
+    }.items(),
+)
+def test_a_loop_that_no_schedule_can_describe_is_refused_with_the_next_step(name: str, why: str) -> None:
+    pipe = fresh(name)
+    with pytest.raises(UnsupportedModel, match=why) as refused:
+        record(pipe, ALL[name].call(pipe))
+    assert "diffcache.trajectory" in str(refused.value) or 'diffcache.accelerate(pipe, "auto")' in str(refused.value)
+    assert not traces(pipe)
+
+
+@pytest.mark.fast
+def test_a_loop_that_leaves_steps_out_in_between_is_refused() -> None:
+    trajectory = record(shared("flux"), call("flux"))
+    trajectory.steps = trajectory.steps[::2]
+    with pytest.raises(UnsupportedModel, match="3 steps of the 6 that the noise scheduler planned, and leaves some"):
+        _demand_one_grid("Some", trajectory, 1)
+    trajectory.steps = record(shared("flux"), call("flux")).steps[:3]
+    _demand_one_grid("Some", trajectory, 1)
 
 
 @pytest.mark.fast

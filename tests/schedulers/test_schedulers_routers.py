@@ -248,7 +248,8 @@ def test_a_table_can_be_kept_in_a_file_that_needs_no_torch(tmp_path: Path) -> No
     ("router", "found", "words"),
     [
         (table(steps=5), measured(), "a router of 5 steps, and the profile has 6 steps"),
-        (table(), measured(start=2), "a router of 6 steps, and the profile has 6 steps and starts at step 2"),
+        (table(), measured(start=2), "a router of 6 steps, and the profile has 6 steps of 8, from step 2 on"),
+        (table(), measured(after=1), "a router of 6 steps, and the profile has 6 steps of 7, from step 0 on"),
         (
             table(depth=4),
             measured(),

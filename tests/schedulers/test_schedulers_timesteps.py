@@ -212,7 +212,8 @@ HEUN = np.array([14, 8, 8, 3, 3, 1, 0.0])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"start": 2}, "its loop starts at step 2"),
+        ({"start": 2}, r"its loop takes \d+ of \d+ steps, from step 2 on"),
+        ({"after": 2}, r"its loop takes \d+ of \d+ steps, from step 0 on"),
         ({"sigmas": None}, r"its noise scheduler \(Euler\) has no noise levels.*DDIM, DDPM and PNDM"),
         ({"sigmas": None, "noise_scheduler": None}, r"\(an unknown noise scheduler\)"),
         ({"sigmas": np.linspace(0, 1, 7)}, "the noise levels of Euler rise"),

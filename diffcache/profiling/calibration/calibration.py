@@ -80,7 +80,7 @@ class Calibration:
         self.pipe = pipe
         self.trajectories = trajectories
         self.strategy = strategy
-        self.start = trajectories[0].start
+        self.start, self.end = trajectories[0].start, trajectories[0].end
         self.steps = len(trajectories[0].timesteps)
         everyone, self.why_output = run_facts.replay_all([*trajectories, *held_out])
         self.replays, self.held = everyone[: len(trajectories)], everyone[len(trajectories) :]
@@ -147,7 +147,7 @@ class Calibration:
         """
         start_s = time.monotonic()
         budget = Budget.of(budget)
-        budget.check(self.steps - self.start, whole=scheduler == "search")
+        budget.check(self.end - self.start, whole=scheduler == "search")
         if scheduler != "search":
             planning.check_scheduler(scheduler)
         if store is not None:
@@ -380,12 +380,12 @@ class Calibration:
         if [site for site, _ in plans] != ["model"]:
             sites = ", ".join(site for site, _ in plans)[:80]
             raise BadOption("scheduler", scheduler, f"one that plans for 'model' (this one: {sites})")
-        return plans[0][1].compute[self.start :]
+        return plans[0][1].compute[self.start : self.end]
 
     def _by_outputs(self, budget: Budget, scheduler: str) -> CacheSchedule:
         """Return a schedule that is fitted to the outputs, for a loop that cannot be replayed."""
         warn_of_weaker_fit(self.why_output, scheduler)
-        first_steps, steps = self.trajectories[0].first_steps, self.steps - self.start
+        first_steps, steps = self.trajectories[0].first_steps, self.end - self.start
         if scheduler != "search":
             compute = self._mask(budget, scheduler)
         elif budget.computed_steps is not None:
@@ -418,23 +418,20 @@ class Calibration:
 
     def _plan(self, module: nn.Module, plan: SitePlan) -> SitePlan:
         """Return the part of a plan of the whole loop that concerns ``module``."""
-        own = run_facts.steps_called(self.trajectories[0], module)[self.start :]
+        own = run_facts.steps_called(self.trajectories[0], module)[self.start : self.end]
         mine = plan.compute & own
         mine[0] = True
         # At the steps of another denoiser, which this one never sees, it reuses: that refers to nothing new.
         reused = np.where(mine[:, None], 0.0, np.eye(plan.weights.shape[2])[0])
 
-        def begun(array: np.ndarray, before: float = 0.0) -> np.ndarray:
-            """A loop that starts late (image to image) never enters the steps before; they count as computed."""
-            return np.pad(array, [(0, 0), (self.start, 0), *[(0, 0)] * (array.ndim - 2)], constant_values=before)
-
-        return SitePlan(
-            compute=np.concatenate([np.ones(self.start, bool), mine]),
-            weights=begun(np.where(own[:, None], plan.weights, reused)),
-            kappa=None if plan.kappa is None else begun(np.where(own, plan.kappa, 0.0)),
-            inputs=None if plan.inputs is None else begun(np.where(own[:, None], plan.inputs, 0.0)),
-            scale=None if plan.scale is None else begun(plan.scale, 1.0),
+        fitted = SitePlan(
+            compute=mine,
+            weights=np.where(own[:, None], plan.weights, reused),
+            kappa=None if plan.kappa is None else np.where(own, plan.kappa, 0.0),
+            inputs=None if plan.inputs is None else np.where(own[:, None], plan.inputs, 0.0),
+            scale=plan.scale,
         )
+        return fitted.on_grid(self.start, self.steps - self.end)
 
 
 def _input_share(replay: Replay) -> np.ndarray | None:

@@ -108,7 +108,7 @@ class CallMeasurement:
         """Return the values that the first call provides for all calls."""
         trajectory = self.trajectory
         steps = trajectory.steps
-        arrays = {"timesteps": trajectory.timesteps[trajectory.start :].double().cpu().numpy()}
+        arrays = {"timesteps": trajectory.timesteps[trajectory.start : trajectory.end].double().cpu().numpy()}
         sigmas = noise_levels(trajectory)
         arrays |= {} if sigmas is None else {"sigmas": sigmas}
         arrays |= {} if self.replay is None else {"reach": measure_reach(self.replay)}

@@ -22,7 +22,7 @@ from diffcache.profiling.measuring.tables import Sums, site_tables
 from diffcache.profiling.replay.run_facts import RunFacts, demand_agreement, guidance_of
 
 FORMAT = "diffcache.findings"
-VERSION = 2
+VERSION = 3
 
 COST_ARRAYS = ("influence", "channels")  # fields of SiteCosts
 
@@ -141,6 +141,7 @@ class PartialProfile:
         return Profile(
             steps=steps,
             start=runs[0].grid[1],
+            after=runs[0].grid[0] - runs[0].grid[2],
             timesteps=first.arrays["timesteps"],
             sigmas=first.arrays.get("sigmas"),
             denoisers={name: DenoiserProfile(class_name=class_name, config_digest=digest, sites=sites)},

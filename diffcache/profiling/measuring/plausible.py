@@ -51,22 +51,24 @@ def demand_sound(where: str, found: PartialProfile, index: int) -> None:
 
 def _run_facts(where: str, here: RunFacts) -> int:
     """Check the facts about a run and return its number of steps."""
-    total, start = here.grid
+    total, start, end = here.grid
     total = checks.count(where, "grid", total, least=1)
     start = checks.count(where, "grid", start, least=0)
-    if start >= total:
-        refuse(where, "grid", f"found a loop of {total} steps that begins at {start}", "a beginning before the end")
+    end = checks.count(where, "grid", end, least=0)
+    if not start < end <= total:
+        found = f"found a loop over {total} steps that begins at {start} and ends before {end}"
+        refuse(where, "grid", found, "a beginning before the end, on the grid")
     for name, least in (("samples", 0), ("branches", 1), ("in_batch", 1), ("copies", 1)):
         checks.count(where, name, getattr(here, name), least=least)
     for begin in here.begins:
-        if checks.count(where, "begins", begin, least=0) >= total - start:
-            refuse(where, "begins", f"found {begin}", f"a step below {total - start}")
+        if checks.count(where, "begins", begin, least=0) >= end - start:
+            refuse(where, "begins", f"found {begin}", f"a step below {end - start}")
     for name, kind in (("obstacle", str), ("repeats", bool), ("bent", bool)):
         checks.instance(where, name, getattr(here, name), kind)
     for name, scale in here.guidance_scales.items():
         checks.text(where, "guidance_scales", name)
         checks.real(where, f"guidance_scales/{name}", scale)
-    return total - start
+    return end - start
 
 
 def _dynamics(where: str, arrays: Arrays, here: RunFacts, steps: int) -> None:

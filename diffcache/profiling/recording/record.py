@@ -30,6 +30,7 @@ from diffcache.profiling.recording.generators import (
 )
 
 EXPLAINED = 1e-2  # largest unexplained share of a step's move in a loop that counts as affine in the network's output
+SAME_TIME = 1e-4  # relative difference up to which two times count as equal
 FEEDERS = "controlnet"  # prefix of the names of components that run before the denoiser and feed it
 
 
@@ -82,7 +83,8 @@ class LoopStep:
     """One iteration: the denoiser calls, then ``scheduler.step(model_output, timestep, state, **extra) -> result``.
 
     Generators in ``extra`` are copies, standing where they stood before the step drew from them. ``feeds`` are forwards
-    of networks that see the state too and whose outputs the denoiser is given.
+    of networks that see the state too and whose outputs the denoiser is given. If the loop calls ``scheduler.step``
+    several times in the iteration, ``model_output``, ``state`` and ``result`` are those of the last call.
     """
 
     feeds: list[Forward] = field(default_factory=list)
@@ -101,7 +103,7 @@ class Trajectory:
     Attributes:
         scheduler: A copy of the noise scheduler before the first step.
         start: Index of the first iteration. ``steps[0]`` is iteration ``start``.
-        timesteps: The noise scheduler's timesteps [T].
+        timesteps: The noise scheduler's timesteps [T]. The loop may end before the last of them.
         guidance_scales: Name of an argument -> its value, as far as they can be read.
         steps: The iterations.
         rest_s: Seconds of the loop outside the denoiser, without the time that the recording takes.
@@ -115,6 +117,11 @@ class Trajectory:
     steps: list[LoopStep]
     rest_s: float = 0.0
     obstacle: str = ""
+
+    @property
+    def end(self) -> int:
+        """Index after the last iteration. It is below T if the loop ends early."""
+        return self.start + len(self.steps)
 
     @property
     def first_steps(self) -> tuple[int, ...]:
@@ -141,26 +148,56 @@ def record(
     trajectories, recorder.trajectories = recorder.trajectories, []
     if not trajectories:
         raise UnsupportedModel(
-            f"{name} finished without a sampling loop this library can see: its loop calls neither "
-            "pipe.progress_bar nor scheduler.step. It cannot be measured; accelerate it with a rule instead."
+            f"the sampling loop of {name} was not seen: it runs in no pipe.progress_bar. The pipeline can be neither "
+            "recorded nor accelerated. Write the loop yourself inside `with diffcache.trajectory(network, timesteps):`."
         )
     trajectory = trajectories[-1]
     if getattr(trajectory.scheduler, "counts_forwards", False):
         _identify(trajectory, recorder.result, value)
-    else:
+    elif not trajectory.steps[-1].calls and trajectory.steps[-1].result is None:
         trajectory.steps.pop()  # was opened for a step that did not come
     _order(trajectory)
-    planned = len(trajectory.timesteps) - trajectory.start
-    if len(trajectory.steps) != planned:
-        raise UnsupportedModel(
-            f"{name} called scheduler.step {len(trajectory.steps)} times; its noise scheduler planned {planned} steps. "
-            "A loop that ends early or steps several times at once cannot be measured; accelerate it with a rule."
-        )
+    _demand_one_grid(name, trajectory, recorder.grids)
     if not all(bool(torch.isfinite(s.result).all()) for s in trajectory.steps if s.result is not None):
         raise Unusable(
             "calls", "the full run of a call produced NaN or Inf", "Try another dtype, such as torch.float32"
         )
     return trajectory
+
+
+def _demand_one_grid(name: str, trajectory: Trajectory, grids: int) -> None:
+    """Raise UnsupportedModel if one schedule cannot describe the loop, because its steps are not those of one grid.
+
+    Args:
+        name: The name of the pipeline, for the error.
+        trajectory: The recording of the last loop.
+        grids: How many grids of the noise scheduler the loop ran on.
+    """
+    planned = len(trajectory.timesteps) - trajectory.start
+    here = f"{len(trajectory.steps)} step{'s' * (len(trajectory.steps) != 1)}"
+    if grids > 1:
+        why = f"its loop has {grids} stages, each with other timesteps, and a schedule holds one list of timesteps"
+    elif not trajectory.steps:
+        why = f"its network was not called at any of the {planned} steps that the noise scheduler planned"
+    elif len(trajectory.steps) > planned:
+        why = f"its loop takes {here}, and a schedule holds only the {planned} that the noise scheduler planned"
+    elif len(trajectory.steps) < planned and _elsewhere(trajectory):
+        why = f"its loop takes {here} of the {planned} that the noise scheduler planned, and leaves some out in between"
+    else:
+        return
+    raise UnsupportedModel(
+        f"{name} cannot be recorded: {why}. Accelerate it with a rule, which needs no recording: "
+        'diffcache.accelerate(pipe, "auto").'
+    )
+
+
+def _elsewhere(trajectory: Trajectory) -> bool:
+    """Return whether the last step of a loop that ends early is known to have another time than the grid has there."""
+    given = trajectory.steps[-1].timestep
+    if not isinstance(given, (Tensor, int, float)):
+        return False
+    here, there = float(torch.as_tensor(given).flatten()[0]), float(trajectory.timesteps[trajectory.end - 1])
+    return abs(here - there) > SAME_TIME * abs(there)
 
 
 def _order(trajectory: Trajectory) -> None:
@@ -240,6 +277,8 @@ class _Recorder(host.LoopObserver):
         self.host = host.LoopWatcher(pipe, self)
         self.trajectories: list[Trajectory] = []
         self.result: Any = None  # result of a loop that passes it
+        self.grids = 0  # how many grids of the noise scheduler the last loop ran on
+        self._run: host.LoopRun | None = None
         self._step_layer = contextlib.ExitStack()
         self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._clock = 0.0  # when the loop, or what of it is the pipeline's own, went on
@@ -258,6 +297,8 @@ class _Recorder(host.LoopObserver):
 
     def loop_began(self, run: host.LoopRun) -> None:
         self._step_layer.close()
+        entered = run is self._run and any(step.calls for step in self.trajectories[-1].steps)
+        self.grids, self._run = self.grids + 1 if entered else 1, run
         scheduler = copy.deepcopy(run.scheduler)
         scales = host.guidance_scales(self.host.pipe)
         self.trajectories.append(Trajectory(scheduler, run.start, run.timesteps.clone(), scales, [LoopStep()]))
@@ -297,17 +338,18 @@ class _Recorder(host.LoopObserver):
         time_of, conditions_of = host.time_of(module), host.conditions_of(module)
 
         def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            run = self.host.entered()
-            if run is None:
+            found = self.host.forward(name, time_of(args, kwargs), lambda: conditions_of(args, kwargs))
+            if found is None:
                 return inner(*args, **kwargs)
             self._pause()
+            run, place = found
             steps = self.trajectories[-1].steps
             x = main_of(args, kwargs)
             branch = self.host.branch(name)
             if run.forwards:
-                time_given = time_of(args, kwargs)
-                place = run.forward(name, time_given, branch, lambda: conditions_of(args, kwargs))
                 self._count(steps, x, place.step)
+            else:
+                self._enter(steps, place.step - run.start)
             keep = self._copied if self.writes_arguments else _repacked
             given_args, given_kwargs = keep(args, kwargs)
             with self.inside(module, len(steps) - 1, len(steps[-1].calls), x):
@@ -346,9 +388,28 @@ class _Recorder(host.LoopObserver):
         if not steps[-1].calls:
             steps[-1].state, steps[-1].timestep = x.detach().clone(), len(steps) - 1
 
+    def _enter(self, steps: list[LoopStep], index: int) -> None:
+        """Make the step ``index`` of the loop the last of ``steps``, which is filled by what follows.
+
+        The noise scheduler ends a step, unless the progress bar shows the end: some pipelines step copies of it.
+        """
+        if index == len(steps):
+            steps.append(LoopStep())
+            self.trajectories[-1].obstacle = "the pipeline steps copies of its noise scheduler."
+        elif index == len(steps) - 2 and not steps[-1].calls:
+            self._reopen(steps)
+
+    def _reopen(self, steps: list[LoopStep]) -> None:
+        """Continue the step before: the loop calls ``scheduler.step`` several times in it."""
+        fresh = steps.pop()
+        steps[-1].feeds += fresh.feeds
+        steps[-1].calls += fresh.calls
+        self.trajectories[-1].obstacle = "the pipeline calls scheduler.step several times in one step of its loop."
+
     def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._pause()
         assert self.host.run is not None
+        steps = self.trajectories[-1].steps
         signature = inspect.signature(self.host.run.scheduler.step)  # through all layers
         given = signature.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
@@ -362,10 +423,11 @@ class _Recorder(host.LoopObserver):
             extra["generator"] = copy_of_global_generator(
                 given["sample"].device
             )  # the noise scheduler then draws noise from it
+        if self.host.run.steps_again(given["timestep"]) and len(steps) > 1 and steps[-1].result is None:
+            self._reopen(steps)
         self._go_on()
         value = inner(*args, **kwargs)
         self._pause()
-        steps = self.trajectories[-1].steps
         step = steps[-1]
         step.model_output = _kept(given["model_output"], *(t for call in step.calls for t in call.outputs))
         step.timestep = given["timestep"]

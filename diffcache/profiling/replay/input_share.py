@@ -19,11 +19,11 @@ OTHERWISE = ("EDM", "Cosine", "Inverse", "SDE")
 
 
 def noise_levels(trajectory: Trajectory) -> np.ndarray | None:
-    """Return the noise levels (``sigmas``) of the loop's steps and the final one; None if there are none."""
+    """Return the noise levels (``sigmas``) of the loop's steps and of its last state; None if there are none."""
     sigmas = getattr(trajectory.scheduler, "sigmas", None)
     if sigmas is None or len(sigmas) != len(trajectory.timesteps) + 1:
         return None
-    levels = torch.as_tensor(sigmas).double().cpu().numpy()[trajectory.start :]
+    levels = torch.as_tensor(sigmas).double().cpu().numpy()[trajectory.start : trajectory.end + 1]
     return levels if np.isfinite(levels).all() and (levels >= 0).all() else None
 
 
@@ -54,12 +54,12 @@ def _shares(trajectory: Trajectory, flow: bool) -> tuple[np.ndarray, np.ndarray]
 
     They are NaN if they are not known.
     """
-    scheduler, begin = trajectory.scheduler, trajectory.start
+    scheduler = trajectory.scheduler
     sigmas = noise_levels(trajectory)
     if sigmas is not None:
         sigmas = sigmas[:-1]
         return (1 - sigmas, sigmas) if flow else (1 / np.hypot(1, sigmas), sigmas / np.hypot(1, sigmas))
-    times = trajectory.timesteps[begin:]
+    times = trajectory.timesteps[trajectory.start : trajectory.end]
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None or times.is_floating_point() or int(times.max()) >= len(table):
         return np.full(len(times), np.nan), np.full(len(times), np.nan)

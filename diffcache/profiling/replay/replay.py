@@ -83,7 +83,7 @@ class Replay:
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
         self.steps = [s for s in trajectory.steps if s.model_output is not None]
-        if not self.steps or any(s.result is None for s in self.steps):
+        if trajectory.obstacle or len(self.steps) < len(trajectory.steps) or any(s.result is None for s in self.steps):
             raise NotReplayable(
                 trajectory.obstacle
                 or "what the loop makes of the network's outputs, or what it ends with, is not known: give it a "

@@ -23,7 +23,7 @@ class RunFacts:
     """Facts about one run, in plain values. The names of the fields are keys in files.
 
     Attributes:
-        grid: The number of steps of the noise scheduler, and the step at which the loop begins.
+        grid: The number of steps of the noise scheduler, the step at which the loop begins, and that after its last.
         begins: Steps of the loop at which a denoiser takes over.
         samples: Number of samples.
         guidance_scales: Name of an argument -> its value, as far as they can be read.
@@ -35,7 +35,7 @@ class RunFacts:
         bent: Whether the noise scheduler is not affine in the guided output at some step: ``Replay.nonlinear_steps``.
     """
 
-    grid: tuple[int, int]
+    grid: tuple[int, int, int]
     begins: tuple[int, ...]
     samples: int
     guidance_scales: Mapping[str, float]
@@ -49,8 +49,8 @@ class RunFacts:
     @classmethod
     def of(cls, trajectory: Trajectory, replay: Replay | None, obstacle: str = "") -> RunFacts:
         """Collect the facts about a recorded run."""
-        states = trajectory.steps[0].state
-        samples = 0 if states is None else len(states)
+        first = trajectory.steps[0]
+        samples = len(first.calls[0].output if first.state is None else first.state)
         known: dict[str, Any] = {}
         if replay is not None:
             samples //= replay.batch_copies
@@ -61,7 +61,7 @@ class RunFacts:
                 "repeats": replay.inputs_repeat,
                 "bent": bool(replay.nonlinear_steps),
             }
-        grid = len(trajectory.timesteps), trajectory.start
+        grid = len(trajectory.timesteps), trajectory.start, trajectory.end
         return cls(grid, trajectory.first_steps, samples, trajectory.guidance_scales, obstacle, **known)
 
     @property
@@ -182,9 +182,9 @@ def context(pipe: Any, trajectories: Sequence[Trajectory], samples: int, guidanc
 
 def steps_called(trajectory: Trajectory, module: nn.Module) -> np.ndarray:
     """Return the steps of the grid at which the loop calls ``module``, bool [T]."""
-    start, steps = trajectory.start, len(trajectory.timesteps)
-    own = [any(call.module is module for call in step.calls) for step in trajectory.steps]
-    return np.array([False] * start + own[: steps - start])
+    called = np.zeros(len(trajectory.timesteps), bool)
+    called[trajectory.start : trajectory.end] = [any(c.module is module for c in s.calls) for s in trajectory.steps]
+    return called
 
 
 def guidance(trajectories: Sequence[Trajectory], replays: Sequence[Replay]) -> Guidance | None:
