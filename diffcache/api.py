@@ -101,7 +101,7 @@ def accelerate(
     host.demand_no_other_cache(bound.pipe)
     executor: Acceleration
     if isinstance(schedule, (str, Path)) and _is_file(schedule):
-        schedule = load(schedule)
+        schedule = read_schedules(schedule)
     if _is_for_tokens(pipe, schedule):
         executor = tokens.cache_for(pipe, schedule, store=store, backend=backend)
     else:

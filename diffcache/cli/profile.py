@@ -25,6 +25,7 @@ from diffcache.cli._options import (
     flag,
 )
 from diffcache.documents.destinations import check_file, check_folder
+from diffcache.documents.token_profile import TokenProfile
 from diffcache.errors import BadOption, Unusable
 
 
@@ -108,6 +109,8 @@ def profile(
         shutil.rmtree(folder)
     typer.echo(found.describe())
     typer.echo(f"written to {out}")
+    if isinstance(found, TokenProfile):  # its plans are made by optimize
+        return
     third = ["--computed", str(max(1, found.steps // 3))]
     typer.echo("\nPlan a schedule from it, or compare all schedulers:")
     for words in (third, [*third, "--compare"]):

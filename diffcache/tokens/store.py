@@ -140,8 +140,7 @@ class PlacedCache(DynamicCache):
 
     def rows(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Return the kept keys and values by number of the layer, [B, heads, N, head_dim] each."""
-        read = {n: [r.read() if isinstance(r, CompactRows) else r for r in pair] for n, pair in self._kept.items()}
-        return {number: (keys, values) for number, (keys, values) in read.items()}
+        return {number: (_rows_of(keys), _rows_of(values)) for number, (keys, values) in self._kept.items()}
 
     def place(self, rows: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         """Keep these keys and values, in the precision they have.
