@@ -65,8 +65,8 @@ class TokenSchedule(Document):
             before the next refresh.
         drift: The drift of a position for one committed token.
         starts: float64 [M], the refreshes. The decode of a row is divided into M parts of equally many commits. The
-            first forward of part k computes every position from layer ``starts[k]`` on; L is no refresh. ``starts[0]``
-            is 0: the first forward computes everything.
+            first forward of part k computes every position from layer ``starts[k]`` on; with L, there is no refresh.
+            ``starts[0]`` is 0: the first forward computes everything.
         expected: What to expect. None if it was not measured.
         provenance: Notes on how the schedule was made.
 

@@ -12,7 +12,7 @@ from diffcache.planning.planner import (
     plan,
     steps_for_speedup,
 )
-from diffcache.planning.token_plans import TokenPlan, token_plans
+from diffcache.planning.token_planner import TokenPlan, token_plans
 
 __all__ = [
     "DEMO_FILE",

@@ -86,6 +86,14 @@ def test_a_profile_holds_what_the_decodes_did(profile: TokenProfile) -> None:
     assert TokenProfile.from_bytes(profile.to_bytes()) == profile
 
 
+@pytest.mark.parametrize(("answer", "per_step"), [(16, 1), (32, 4)])
+def test_decodes_of_few_steps_give_a_profile(model: Any, answer: int, per_step: int) -> None:
+    short = Loop(model, lambda prompt: decode(model, prompt, answer, per_step=per_step)[0])
+    found = diffcache.measure(short, prompts(1), progress=False)
+    assert found.forwards == answer / per_step
+    assert (found.errors[:, 1:].sum(0) > 0).all()
+
+
 def test_chances_of_the_profile_follow_the_blocks_of_the_loop(profile: TokenProfile) -> None:
     assert profile.drift.next[:8].min() > 0.02
     assert profile.drift.next[20:].max() < 0.02

@@ -15,7 +15,7 @@ from diffcache.documents.budget import Budget
 from diffcache.documents.token_schedule import TokenExpected, TokenSchedule
 from diffcache.errors import Unusable
 from diffcache.planning import TokenPlan, token_plans
-from diffcache.planning.token_plans import FRESH, WEIGHTS
+from diffcache.planning.token_planner import FRESH, WEIGHTS
 from diffcache.planning.token_refreshes import seconds_of
 from diffcache.profiling.measuring.token_measure import profile_of, results_of
 from diffcache.profiling.recording.decoding import record_decodes, time_decode

@@ -55,7 +55,7 @@ def profile_of(pipe: Any, decodes: Sequence[Decoding], times: Times) -> TokenPro
     if not errors:
         raise Unusable(
             "calls",
-            f"no decode has {PARTS} parts: each step commits too large a share of the masks",
+            "no decode has a step after a quarter of its masks and before the last one",
             "Pass calls with more steps",
         )
     network = host.language_model_of(pipe)

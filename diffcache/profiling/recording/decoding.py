@@ -242,8 +242,9 @@ class _Recorder(_Watch):
         begun = record.masked[0].sum()
         part = int((begun - masked.sum()) * PARTS // max(begun, 1))
         if not self.parts or part > self.parts[-1][0]:
+            last = self.parts[-1][0] if self.parts else part
             self.parts.append((part, masked, kept))
-            if part in PROBED and masked.any():
+            if masked.any() and any(last < probed <= part for probed in PROBED):
                 self._probe(ids)
 
     def _commit(self, committed: np.ndarray, forward: int) -> None:
@@ -266,14 +267,21 @@ class _Recorder(_Watch):
         return drift
 
     def _probe(self, ids: Tensor) -> None:
-        """Try older keys and values in one layer after the other, and record the error of the probabilities."""
-        (part, masked, kept), past = self.parts[-1], {number: (m, rows) for number, m, rows in self.parts}
+        """Try older keys and values in one layer after the other, and record the error of the probabilities.
+
+        If several tokens are committed at a time, some ages have no keys and values. Errors are interpolated to them.
+        """
+        (part, masked, kept), past = self.parts[-1], list(self.parts)[:-1]
         if self.chances is None:
             return
         confidence = np.where(masked, self.chances.amax(-1).cpu().numpy(), -1)
         count = min(CANDIDATES, int(masked.sum(1).min()))
-        ages = [age for age in AGES if part - age in past]
-        if count == 0 or len(ages) < len(AGES):
+        olds = {}  # age in parts -> the newest keys and values of at least the wanted age
+        for age in AGES:
+            if found := [one for one in past if part - one[0] >= age]:
+                olds[part - found[-1][0]] = found[-1]
+        ages = sorted(olds)
+        if count == 0 or not ages:
             return
         index = np.argsort(-confidence, axis=1, kind="stable")[:, :count]
         exact = torch.gather(
@@ -285,7 +293,7 @@ class _Recorder(_Watch):
         margin = (best[..., 0] - best[..., 1]).clamp_min(1e-6)
         errors, changes = np.zeros((len(kept), len(ages))), np.full((len(kept), 3, len(ages)), np.nan)
         for column, age in enumerate(ages):
-            then, old = past[part - age]
+            _, then, old = olds[age]
             classes = (~self.record.masked[0], self.record.masked[0] & ~masked & ~then, masked & then)
             for row, number in enumerate(kept):
                 logits = self.cache.trial(ids, {**kept, number: old[number]}, index)
@@ -298,8 +306,8 @@ class _Recorder(_Watch):
                 for which, where in enumerate(classes):
                     if where.any():
                         changes[row, which, column] = change[where].mean()
-        self.record.errors.append(errors)
-        self.record.changes.append(changes)
+        self.record.errors.append(_at_ages(ages, errors))
+        self.record.changes.append(_at_ages(ages, changes))
 
     def decoding(self, result: Any) -> Decoding:
         """Return the record of the call, which has ended with ``result``."""
@@ -309,6 +317,11 @@ class _Recorder(_Watch):
         self._commit(self.record.masked[-1], len(self.record.masked))
         self.record.ids = ids.cpu().numpy()
         return self.record
+
+
+def _at_ages(ages: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """Return values [..., ages], measured at ``ages``, interpolated to those of ``AGES``. At age 0 they are 0."""
+    return np.apply_along_axis(lambda row: np.interp(AGES, [0, *ages], [0, *row]), -1, values)
 
 
 def probabilities(logits: Tensor, mask: int) -> Tensor:

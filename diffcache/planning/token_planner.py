@@ -109,7 +109,7 @@ def _seconds_allowed(profile: TokenProfile, budget: Budget) -> float:
 def predicted_flips(profile: TokenProfile, fresh: int, weight: float, starts: Sequence[int]) -> float:
     """Return the predicted share of tokens that differ, on recorded sequences.
 
-    The error of the probabilities at a commit is the drift of its own position since it was computed, and that of the
+    The error of the probabilities at a commit is the drift of the position since it was computed, and that of the
     keys and values of the others by age, less what fresh positions renew. A token flips with a probability in
     proportion to its error over its margin; the trials of the profile give the factor.
 
