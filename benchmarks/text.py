@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from diffcache import Budget, Loop, TokenSchedule, optimize
+from diffcache import Budget, Loop, TokenSchedule
 from diffcache.assets.text import is_exact, load_text, text_calls
 from diffcache.assets.text_tasks import TASKS
 from diffcache.eval import evaluate_text, token_method
+from diffcache.profiling import DecodingCalibration
 
 RESULTS = Path(__file__).parent / "results"
 SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
-CALIBRATION = 32  # prompts
+CALIBRATION = 24  # prompts
 THRESHOLD = 0.9  # Fast-dLLM's, of commits by confidence
 RULES = {
     "full rule": "full",
@@ -59,14 +60,15 @@ def calibrated(loop: Loop, task: str, length: int) -> dict[float, TokenSchedule]
     """Return the schedules of a task, target speed-up -> schedule. They are kept in ``results/text-schedules``."""
     folder = RESULTS / "text-schedules"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for speed in SPEEDUPS:
-        file = folder / f"{task}-{2 * length}-{speed:g}x.safetensors"
-        if not file.exists():
-            calls = text_calls(task, CALIBRATION, length=length, seed=1)
-            optimize(loop, calls, Budget(speedup=speed)).save(file)
-        found[speed] = TokenSchedule.load(file)
-        print(file.name, found[speed].expected, flush=True)
+    files = {speed: folder / f"{task}-{2 * length}-{speed:g}x.safetensors" for speed in SPEEDUPS}
+    if not all(file.exists() for file in files.values()):
+        calls = text_calls(task, CALIBRATION, length=length, seed=1)
+        calibration = DecodingCalibration.record(loop, calls, progress=False)
+        for speed, file in files.items():
+            calibration.schedule(Budget(speedup=speed)).save(file)
+    found = {speed: TokenSchedule.load(file) for speed, file in files.items()}
+    for speed, one in found.items():
+        print(f"{task}, {speed:g}x\n{one}", flush=True)
     return found
 
 

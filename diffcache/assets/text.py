@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache.assets.text_tasks import MASK, TASKS, VOCABULARY, batch
+from diffcache.assets.text_tasks import MASK, TASKS, VOCABULARY, batch, solved
 from diffcache.errors import BadOption, UnknownName
 
 FOLDER = Path(__file__).parent / "weights" / "text"
@@ -81,8 +81,15 @@ def decode(
 def load_text() -> TextModel:
     """Return the text model from files inside the package, in float32 on the CPU."""
     from transformers import LlamaForCausalLM  # slow to import, so it is imported here
+    from transformers.utils import logging
 
-    network: nn.Module = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        network: nn.Module = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     network.train(False).requires_grad_(False)
     return TextModel(network)
 
@@ -121,7 +128,5 @@ def is_exact(call: Mapping[str, Any], ids: Tensor) -> Sequence[bool]:
         call: The arguments of the decoding loop.
         ids: int64 [B, 2 n], its result.
     """
-    from diffcache.assets.text_tasks import solved
-
     length = ids.shape[1] // 2
     return [bool((solved(row[:length].numpy()) == row[length:].numpy()).all()) for row in ids]

@@ -65,7 +65,7 @@ def main() -> None:
     """Train, print the loss, and write checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--millions", type=float, default=9.0, help="tokens of the whole training, in millions")
+    parser.add_argument("--millions", type=float, default=14.0, help="tokens of the whole training, in millions")
     parser.add_argument("--rate", type=float, default=0.5, help="factor of the learning rates")
     parser.add_argument(
         "--bf16", action="store_true", help="compute in bfloat16, which is faster where the processor has it"

@@ -18,7 +18,7 @@ import mutants
 import numpy as np
 import pytest
 import torch
-from documents import profile, schedule
+from documents import profile, schedule, token_profile, token_schedule
 from evaluations import evaluation
 from pipelines import TINY, shared
 
@@ -56,7 +56,9 @@ SET = ScheduleSet.of(schedule())
 
 
 @pytest.mark.parametrize(
-    "document", [schedule(), SET, profile(), REFERENCE], ids=lambda document: type(document).__name__
+    "document",
+    [schedule(), SET, profile(), REFERENCE, token_schedule(), token_profile()],
+    ids=lambda document: type(document).__name__,
 )
 def test_mutants_of_documents(document: Any, tmp_path: Path, fuzz: int) -> None:
     kind, data = type(document), document.to_bytes()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from documents import DIGEST, STEPS, Arrays, Tree, forge, profile, refused, schedule
+from documents import DIGEST, STEPS, Arrays, Tree, forge, profile, refused, schedule, token_profile, token_schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -426,7 +426,9 @@ def test_a_profile_that_lies(tmp_path: Path, field: str, edit: Lie, words: tuple
     refused(Profile, forged(profile(after=1), tmp_path / "profile.safetensors", edit, field), field, *words)
 
 
-DOCUMENTS = pytest.mark.parametrize("document", [schedule(), profile(after=1)], ids=["schedule", "profile"])
+DOCUMENTS = pytest.mark.parametrize(
+    "document", [schedule(), profile(after=1), token_schedule(), token_profile()], ids=type
+)
 
 
 @DOCUMENTS

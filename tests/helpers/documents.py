@@ -18,6 +18,7 @@ from diffcache.documents import (
     CacheSchedule,
     DenoiserPlan,
     DenoiserProfile,
+    DriftTables,
     Dynamics,
     Expected,
     Guidance,
@@ -30,6 +31,9 @@ from diffcache.documents import (
     SiteProfile,
     StoreFormat,
     Tables,
+    TokenExpected,
+    TokenProfile,
+    TokenSchedule,
 )
 from diffcache.documents.checks import MOST
 from diffcache.errors import DiffCacheError, DocumentError
@@ -375,3 +379,51 @@ def refused(kind: type[CacheSchedule] | type[Profile], path: Path, field: str, *
         assert word in message
     assert len(message) < 1000  # the message fits on a screen for any content of the file
     return message
+
+
+def drift_tables(positions: int) -> DriftTables:
+    """Return tables with a drift that falls off with the distance."""
+    near = np.exp(-np.abs(np.arange(-positions + 1, positions)) / 4)
+    return DriftTables(masked=0.1 * near, decoded=0.05 * near, next=np.full(positions, 0.1))
+
+
+def token_profile(**changes: Any) -> TokenProfile:
+    """Return a profile of four sequences of 40 positions, with one commit in each forward and 32 masks."""
+    size, masks, layers = 40, 32, 3
+    rng = np.random.default_rng(0)
+    committed = np.zeros((4, size))
+    committed[:, size - masks :] = [1 + rng.permutation(masks) for _ in range(4)]
+    counts = np.array([4.0, size])
+    fields: dict[str, Any] = {
+        "class_name": "Network",
+        "layers": layers,
+        "forwards": float(masks),
+        "drift": drift_tables(size),
+        "ages": np.array([0, 0.03, 0.06, 0.12, 0.25]),
+        "errors": np.array([[0, 0.01, 0.02, 0.05, 0.09], [0, 0.03, 0.05, 0.06, 0.07], [0, 0.02, 0.02, 0.09, 0.1]]),
+        "changes": np.full((layers, 3, 5), 0.1),
+        "counts": counts,
+        "seconds": counts / size,
+        "outside": 0.0,
+        "committed": committed,
+        "margins": np.full((4, size), 0.9),
+        "flip_rate": 0.5,
+        "provenance": {"calls": "2"},
+    }
+    return TokenProfile(**fields | changes)
+
+
+def token_schedule(**changes: Any) -> TokenSchedule:
+    """Return a schedule of four parts with one refresh."""
+    fields: dict[str, Any] = {
+        "class_name": "LlamaForCausalLM",
+        "layers": 3,
+        "positions": 40,
+        "fresh": 4,
+        "weight": 0.0,
+        "drift": drift_tables(40),
+        "starts": np.array([0.0, 3, 0, 3]),
+        "expected": TokenExpected(answers=8, same_tokens=0.99, same_answers=0.75, speedup=3.0, flips=0.01),
+        "provenance": {"made by": "optimize"},
+    }
+    return TokenSchedule(**fields | changes)

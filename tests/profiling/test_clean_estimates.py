@@ -21,7 +21,7 @@ from diffcache.errors import BadOption
 from diffcache.profiling import Calibration
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.fitting.fit import fit
-from diffcache.profiling.recording import Trajectory
+from diffcache.profiling.recording import LoopStep, Trajectory
 from diffcache.profiling.replay.input_share import input_share
 from diffcache.schedulers.uniform import evenly
 
@@ -50,7 +50,9 @@ def made(name: str, prediction: str | None, options: dict[str, Any]) -> Any:
 
 
 def watched(scheduler: Any) -> Trajectory:
-    return Trajectory(scheduler=scheduler, start=0, timesteps=scheduler.timesteps, guidance_scales={}, steps=[])
+    return Trajectory(
+        scheduler=scheduler, start=0, timesteps=scheduler.timesteps, guidance_scales={}, steps=[LoopStep()] * STEPS
+    )
 
 
 @pytest.mark.parametrize(("name", "prediction", "options"), SAMPLERS)

@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+from documents import token_profile
 
 from diffcache import Budget
 from diffcache.documents import DriftTables, TokenProfile
@@ -15,31 +16,10 @@ from diffcache.planning import token_plans
 from diffcache.planning import token_refreshes as plans
 from diffcache.simulation import chances, drifted, stalest
 
-SIZE, MASKS, LAYERS = 40, 32, 3
-
 
 @pytest.fixture(scope="module")
 def profile() -> TokenProfile:
-    rng = np.random.default_rng(0)
-    near = np.exp(-np.abs(np.arange(-SIZE + 1, SIZE)) / 4)
-    committed = np.zeros((4, SIZE))
-    committed[:, SIZE - MASKS :] = [1 + rng.permutation(MASKS) for _ in range(4)]
-    counts = np.array([4.0, SIZE])
-    return TokenProfile(
-        class_name="Network",
-        layers=LAYERS,
-        forwards=float(MASKS),
-        drift=DriftTables(masked=0.1 * near, decoded=0.05 * near, next=np.full(SIZE, 0.1)),
-        ages=np.array([0, 0.03, 0.06, 0.12, 0.25]),
-        errors=np.array([[0, 0.01, 0.02, 0.05, 0.09], [0, 0.03, 0.05, 0.06, 0.07], [0, 0.02, 0.02, 0.09, 0.1]]),
-        changes=np.zeros((LAYERS, 3, 5)),
-        counts=counts,
-        seconds=counts / SIZE,
-        outside=0.0,
-        committed=committed,
-        margins=np.full((4, SIZE), 0.9),
-        flip_rate=0.5,
-    )
+    return token_profile()
 
 
 def tables(size: int, **given: np.ndarray) -> DriftTables:

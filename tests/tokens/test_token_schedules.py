@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import MASK, VOCABULARY, decode, decoder
+from documents import token_schedule
 
 import diffcache
 from diffcache import Budget, Loop
@@ -42,16 +43,7 @@ def profile(loop: Loop) -> TokenProfile:
 
 def schedule(**given: Any) -> TokenSchedule:
     wide = np.linspace(0, 1, 79)
-    common = {
-        "class_name": "LlamaForCausalLM",
-        "layers": 3,
-        "positions": 40,
-        "fresh": 4,
-        "weight": 0.0,
-        "drift": DriftTables(masked=wide, decoded=wide, next=np.ones(40)),
-        "starts": np.array([0.0, 3, 0, 3]),
-    }
-    return TokenSchedule(**(common | given))
+    return token_schedule(drift=DriftTables(masked=wide, decoded=wide, next=np.ones(40)), **given)
 
 
 def test_old_keys_and_values_of_the_same_forward_change_nothing(model: Any, loop: Loop) -> None:

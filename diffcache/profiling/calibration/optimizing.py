@@ -21,7 +21,7 @@ from diffcache.profiling.calibration.calibration import Calibration
 from diffcache.profiling.calibration.correction import correct
 from diffcache.profiling.calibration.fit_bar import FitBar
 from diffcache.profiling.calibration.requests import check_request
-from diffcache.profiling.calibration.token_search import optimize_decoding
+from diffcache.profiling.calibration.token_search import DecodingCalibration
 from diffcache.profiling.fitting import psnr_db
 from diffcache.profiling.fitting.promise import JUDGING_SHARE
 from diffcache.profiling.measuring.measure import measure
@@ -178,4 +178,5 @@ def _of_language_model(
     apart = None if held_out is None else host.calls_of(pipe, held_out, common, optimize, "held_out")
     for name, given in (("calls", made), ("held_out", apart or made)):
         host.check_calls(pipe, given, name, repeatable=False)
-    return optimize_decoding(pipe, made, budget, held_out=apart, progress=progress)
+    calibration = DecodingCalibration.record(pipe, made, held_out=apart, progress=progress)
+    return calibration.schedule(budget, progress=progress)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from diffcache.api import accelerated
 from diffcache.documents.budget import Budget
+from diffcache.documents.token_profile import TokenProfile
 from diffcache.documents.token_schedule import TokenExpected, TokenSchedule
 from diffcache.errors import Unusable
 from diffcache.planning import TokenPlan, token_plans
@@ -20,58 +21,88 @@ from diffcache.planning.token_refreshes import seconds_of
 from diffcache.profiling.measuring.token_measure import profile_of, results_of
 from diffcache.profiling.recording.decoding import record_decodes, time_decode
 
-TRIES = 12  # plans that are decoded with
+TRIES = 8  # plans that are decoded with
 JUDGING_SHARE = 4  # one call of so many is kept apart, for what to expect
 
 Calls = Sequence[Mapping[str, Any]]
 
 
-def optimize_decoding(
-    pipe: Any, calls: Calls, budget: Budget, *, held_out: Calls | None, progress: bool
-) -> TokenSchedule:
-    """Record ``calls`` in full, plan within ``budget``, and return the plan that agrees best with the full loop.
+@dataclasses.dataclass(frozen=True, slots=True)
+class DecodingCalibration:
+    """Recorded decodes, from which schedules for several budgets are made.
 
-    Args:
-        pipe: A loop around a language model, or a pipeline with one.
-        calls: The arguments of the loop, one dictionary for each batch.
-        budget: A goal of speed-up or of computed steps.
-        held_out: Calls that choose nothing and give ``expected``. None: the last quarter of ``calls``.
-        progress: Whether to show bars.
-
-    Raises:
-        Unusable: There are too few calls, or no plan meets the budget.
+    Attributes:
+        pipe: The loop around a language model.
+        profile: The measurements.
+        calls: The calls that choose a plan.
+        full: The result of each of these calls in the full loop.
+        held_out: The calls that judge it.
+        reference: The result of each of these calls in the full loop.
     """
-    if held_out is None:
-        if len(calls) == 1:
-            raise Unusable("calls", "there is one, and another one has to judge the plan", "Pass two calls or more")
-        apart = max(1, len(calls) // JUDGING_SHARE)
-        calls, held_out = calls[:-apart], calls[-apart:]
-    times = time_decode(pipe, calls[0])
-    with tqdm(total=len(calls), desc="record", unit="call", disable=not progress) as bar:
-        decodes = record_decodes(pipe, calls, lambda: bar.update(1))
-    profile = profile_of(pipe, decodes, times)
-    plans = token_plans(profile, budget)
-    full = results_of(decodes)
-    with tqdm(total=TRIES, desc="decode", unit="plan", disable=not progress) as bar:
 
-        def score(plan: TokenPlan) -> tuple[float, float]:
-            same, _ = agreement(pipe, plan.schedule(profile), calls, full, profile.masks)
-            bar.update(1)
-            return same, -plan.seconds
+    pipe: Any
+    profile: TokenProfile
+    calls: Calls
+    full: Sequence[np.ndarray]
+    held_out: Calls
+    reference: Sequence[np.ndarray]
 
-        best = climbed(plans, score)
-    reference = [ids_of(pipe, call) for call in held_out]
-    schedule = best.schedule(profile)
-    same_tokens, same_answers = agreement(pipe, schedule, held_out, reference, profile.masks)
-    expected = TokenExpected(
-        answers=sum(len(one) for one in reference),
-        same_tokens=same_tokens,
-        same_answers=same_answers,
-        speedup=profile.full_seconds / seconds_of(profile, best.fresh, best.starts),
-        flips=min(1.0, best.flips),
-    )
-    notes = {"made by": "optimize", "budget": str(budget), "calls": f"{len(calls)} chose it, {len(held_out)} judged it"}
-    return dataclasses.replace(schedule, expected=expected, provenance=notes)
+    @classmethod
+    def record(cls, pipe: Any, calls: Calls, *, held_out: Calls | None = None, progress: bool) -> DecodingCalibration:
+        """Run the calls in full.
+
+        Args:
+            pipe: A loop around a language model, or a pipeline with one.
+            calls: The arguments of the loop, one dictionary for each batch.
+            held_out: Calls that choose nothing and give ``expected``. None: the last quarter of ``calls``.
+            progress: Whether to show a bar.
+
+        Raises:
+            Unusable: There is one call, and none is held out; or a call cannot be recorded.
+        """
+        if held_out is None:
+            if len(calls) == 1:
+                raise Unusable("calls", "there is one, and another one has to judge the plan", "Pass two calls or more")
+            apart = max(1, len(calls) // JUDGING_SHARE)
+            calls, held_out = calls[:-apart], calls[-apart:]
+        times = time_decode(pipe, calls[0])
+        with tqdm(total=len(calls), desc="record", unit="call", disable=not progress) as bar:
+            decodes = record_decodes(pipe, calls, lambda: bar.update(1))
+        reference = [ids_of(pipe, call) for call in held_out]
+        return cls(pipe, profile_of(pipe, decodes, times), calls, results_of(decodes), held_out, reference)
+
+    def schedule(self, budget: Budget, *, progress: bool = False) -> TokenSchedule:
+        """Plan within ``budget``, and return the plan that agrees best with the full loop.
+
+        Args:
+            budget: A goal of speed-up or of computed steps.
+            progress: Whether to show a bar.
+
+        Raises:
+            Unusable: No plan meets the budget.
+        """
+        profile = self.profile
+        plans = token_plans(profile, budget)
+        with tqdm(total=TRIES, desc="decode", unit="plan", disable=not progress) as bar:
+
+            def score(plan: TokenPlan) -> tuple[float, float]:
+                same, _ = agreement(self.pipe, plan.schedule(profile), self.calls, self.full, profile.masks)
+                bar.update(1)
+                return same, -plan.seconds
+
+            best = climbed(plans, score)
+        schedule = best.schedule(profile)
+        same_tokens, same_answers = agreement(self.pipe, schedule, self.held_out, self.reference, profile.masks)
+        expected = TokenExpected(
+            answers=sum(len(one) for one in self.reference),
+            same_tokens=same_tokens,
+            same_answers=same_answers,
+            speedup=profile.full_seconds / seconds_of(profile, best.fresh, best.starts),
+            flips=min(1.0, best.flips),
+        )
+        counts = f"{len(self.calls)} chose it, {len(self.held_out)} judged it"
+        notes = {"made by": "optimize", "budget": str(budget), "calls": counts}
+        return dataclasses.replace(schedule, expected=expected, provenance=notes)
 
 
 def climbed(plans: Sequence[TokenPlan], score: Callable[[TokenPlan], tuple[float, float]]) -> TokenPlan:
