@@ -255,6 +255,12 @@ def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, timed: 
     Example:
         >>> print(diffcache.estimate(pipe, "uniform:every=3", prompt="a lighthouse", num_inference_steps=30))
     """
+    if isinstance(schedule, TokenSchedule):
+        raise Unusable(
+            "schedule",
+            "it is a TokenSchedule, which states what to expect itself",
+            "Read schedule.expected, or run the loop once with accelerate(model, schedule) and read report(model)",
+        )
     if _is_for_tokens(pipe, schedule):
         raise Unusable(
             f"the token rule {schedule!r}",
