@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffcache import host
+from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnsupportedModel
 from diffcache.tokens.spec import TokenRule, is_token_rule, parse_token_rule, token_rules
 from diffcache.tokens.view import Fresh, View
@@ -40,18 +41,20 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
 
     Args:
         pipe: A language model, a loop around one, or a diffusers pipeline with one.
-        spec: A token rule, such as ``"dkv:refresh=8"``.
+        spec: A token rule, such as ``"dkv:refresh=8"``, or a token schedule.
         store: The format in which keys and values are kept. None keeps the precision of the model.
         backend: What runs operations on kept rows.
 
     Raises:
         UnsupportedModel: ``pipe`` has no language model.
         UnknownName: There is no such rule, option or format.
+        ScheduleMismatch: A schedule was made for another network.
         BadOption: The id of the mask token is not known or not in the vocabulary, the model cannot be accelerated, or
             an option is out of range.
     """
     from dataclasses import replace
 
+    from diffcache.tokens import planned
     from diffcache.tokens.engine import TokenCache
     from diffcache.tokens.suitability import demand_decoder, vocabulary_of
 
@@ -63,6 +66,8 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
         )
     rule = parse_token_rule(spec)
     demand_decoder(network)
+    if isinstance(spec, TokenSchedule):
+        planned.demand_network(spec, network)
     mask = host.mask_id_of(pipe) if rule.mask is None else rule.mask
     if mask is None:
         raise BadOption("mask", None, f'the id of the mask token: "{rule},mask=…", or model.config.mask_token_id')

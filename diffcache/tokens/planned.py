@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from torch import nn
 
+from diffcache import host
 from diffcache.documents.token_schedule import TokenSchedule
+from diffcache.errors import ScheduleMismatch
 from diffcache.simulation import drifted, stalest
 from diffcache.tokens.spec import TokenRule
 from diffcache.tokens.view import Fresh, View
@@ -15,6 +18,23 @@ from diffcache.tokens.view import Fresh, View
 def rule_of(schedule: TokenSchedule) -> TokenRule:
     """Return the rule that follows a schedule."""
     return TokenRule(repr(schedule), partial(fresh, schedule=schedule), needs=schedule.needs)
+
+
+def demand_network(schedule: TokenSchedule, network: nn.Module) -> None:
+    """Raise ScheduleMismatch if a schedule was made for another network.
+
+    Args:
+        schedule: The schedule.
+        network: The language model.
+    """
+    from diffcache.tokens.layers import decoder_layers
+
+    found, layers = type(host.unwrapped(network)).__name__, len(decoder_layers(network))
+    if (found, layers) != (schedule.class_name, schedule.layers):
+        raise ScheduleMismatch(
+            f"the schedule was made for {schedule.class_name} with {schedule.layers} layers, and this model is "
+            f"{found} with {layers}. Make one for this model: diffcache.optimize(loop, calls, budget)."
+        )
 
 
 def fresh(view: View, *, schedule: TokenSchedule) -> Fresh:

@@ -14,7 +14,7 @@ from documents import token_schedule
 import diffcache
 from diffcache import Budget, Loop
 from diffcache.documents import DriftTables, TokenProfile, TokenSchedule
-from diffcache.errors import BadOption, DocumentError, Unusable
+from diffcache.errors import BadOption, DocumentError, ScheduleMismatch, Unusable
 from diffcache.planning import token_plans
 from diffcache.tokens import View, parse_token_rule
 
@@ -117,6 +117,14 @@ def test_a_schedule_that_computes_everything_gives_the_tokens_of_the_full_loop(m
     assert torch.equal(found, full)
     for one, other in zip(logits, others, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("change", [{"class_name": "Qwen3ForCausalLM"}, {"layers": 4, "starts": np.array([0.0, 4])}])
+def test_a_schedule_of_another_network_is_refused(model: Any, change: dict[str, Any]) -> None:
+    with pytest.raises(ScheduleMismatch, match="this model is LlamaForCausalLM with 3"):
+        diffcache.accelerate(model, schedule(**change))
+    with pytest.raises(BadOption, match="accelerate"):
+        diffcache.report(model)
 
 
 def test_rows_of_a_batch_do_not_depend_on_each_other(model: Any) -> None:
