@@ -86,7 +86,7 @@ def load_text() -> TextModel:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        network: nn.Module = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+        network: nn.Module = LlamaForCausalLM.from_pretrained(FOLDER).float()
     finally:
         if shown:
             logging.enable_progress_bar()

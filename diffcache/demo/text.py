@@ -20,8 +20,8 @@ from diffcache.profiling.calibration.optimizing import optimize
 
 CALIBRATION_SEED, HELD_OUT_SEED = 1, 2
 TITLES = {
-    "walk": "walk: places on a line after each move, which depend on each other from left to right",
-    "sudoku": "sudoku: 4x4 grids, interleaved cell by cell, which can be filled in any order",
+    "walk": "walk: the place on a line after each move, which depends on the one before",
+    "sudoku": "sudoku: 4x4 grids, interleaved cell by cell, to be filled in any order",
 }
 HEADINGS = ("method", "exact", "same tokens", "tokens/s", "speed-up", "computed")
 

@@ -80,6 +80,11 @@ class TokenProfile(Document):
 
     Raises:
         DocumentError: If a field has an impossible value.
+
+    Example:
+        >>> profile = diffcache.measure(diffcache.Loop(model, sample), calls)
+        >>> profile.save("token_profile.safetensors")
+        >>> profile = diffcache.TokenProfile.load("token_profile.safetensors")
     """
 
     FORMAT: ClassVar[str] = "diffcache.token_profile"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import io
+import logging
 import re
 import shlex
 import sys
@@ -259,7 +260,10 @@ def _few_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(Calibration.schedule.__kwdefaults__, "fits", 1)
     torch._dynamo.reset()
+    logger = logging.getLogger("diffcache")
+    before = list(logger.handlers)
     yield
+    logger.handlers[:] = before  # a page adds a handler
     torch._dynamo.reset()
 
 

@@ -70,8 +70,8 @@ def test_the_subject_decides_the_picture(model):
 
 
 @pytest.mark.fast
-def test_all_weights_together_stay_within_25_megabytes():
-    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 25e6
+def test_all_weights_together_stay_within_32_megabytes():
+    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 32e6
 
 
 @pytest.mark.fast

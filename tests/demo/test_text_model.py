@@ -96,11 +96,11 @@ def test_a_task_or_length_that_does_not_exist_is_one_error() -> None:
 
 
 def test_the_demo_writes_schedules_tables_and_answers(tmp_path: Path) -> None:
-    found = run_text_demo(tmp_path, TextSize(length=64, calibration=4, held_out=2, batch=2))
+    found = run_text_demo(tmp_path, TextSize(length=64, calibration=4, held_out=2, batch=2, speedup=1.2))
     for task in TASKS:
         assert isinstance(TokenSchedule.load(tmp_path / f"text-{task}.safetensors"), TokenSchedule)
         assert (tmp_path / task / "table.md").read_text().startswith("| method")
-        assert found.evaluations[task]["diffcache, calibrated"].computed < 0.6
+        assert found.evaluations[task]["diffcache, calibrated"].computed < 0.95
     text = (tmp_path / "text.txt").read_text()
     assert text == f"{found}\n"
     assert max(map(len, text.splitlines())) <= 80

