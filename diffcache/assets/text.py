@@ -81,17 +81,17 @@ def decode(
 def load_text() -> TextModel:
     """Return the text model from files inside the package, in float32 on the CPU."""
     from transformers import LlamaForCausalLM  # slow to import, so it is imported here
-    from transformers.utils import logging
+    from transformers.utils import logging as messages
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    settings: Any = messages
+    shown = settings.is_progress_bar_enabled()
+    settings.disable_progress_bar()
     try:
-        network: nn.Module = LlamaForCausalLM.from_pretrained(FOLDER).float()
+        network: Any = LlamaForCausalLM.from_pretrained(FOLDER)
     finally:
         if shown:
-            logging.enable_progress_bar()
-    network.train(False).requires_grad_(False)
-    return TextModel(network)
+            settings.enable_progress_bar()
+    return TextModel(network.float().train(False).requires_grad_(False))
 
 
 def text_calls(task: str, count: int, *, length: int = 128, batch_size: int = 8, seed: int = 0) -> list[dict[str, Any]]:

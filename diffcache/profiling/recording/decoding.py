@@ -278,8 +278,8 @@ class _Recorder(_Watch):
         count = min(CANDIDATES, int(masked.sum(1).min()))
         olds = {}  # age in parts -> the newest keys and values of at least the wanted age
         for age in AGES:
-            if found := [one for one in past if part - one[0] >= age]:
-                olds[part - found[-1][0]] = found[-1]
+            if enough := [one for one in past if part - one[0] >= age]:
+                olds[part - enough[-1][0]] = enough[-1]
         ages = sorted(olds)
         if count == 0 or not ages:
             return
