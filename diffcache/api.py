@@ -102,6 +102,8 @@ def accelerate(
     executor: Acceleration
     if isinstance(schedule, (str, Path)) and _is_file(schedule):
         schedule = read_schedules(schedule)
+    elif isinstance(schedule, (str, Path)) and _is_collection(schedule) and host.language_model_of(pipe) is not None:
+        schedule = TokenSchedule.from_pretrained(schedule)
     if _is_for_tokens(pipe, schedule):
         executor = tokens.cache_for(pipe, schedule, store=store, backend=backend)
     else:

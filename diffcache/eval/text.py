@@ -21,11 +21,13 @@ from diffcache import host, tokens
 from diffcache.api import accelerated, report
 from diffcache.documents import files
 from diffcache.documents.token_schedule import TokenSchedule
-from diffcache.errors import BadOption, UnknownName, Unusable
+from diffcache.errors import BadOption, UnknownName
 from diffcache.eval.methods import FULL, Method
 from diffcache.host import MARK
 from diffcache.patch import layer, spot
+from diffcache.profiling.recording import wait
 from diffcache.tokens import TokenRule
+from diffcache.tokens.answers import same_tokens, token_ids
 from diffcache.tokens.report import TokenReport
 
 Score = Callable[[Mapping[str, Any], Tensor], Sequence[bool]]
@@ -225,10 +227,10 @@ def _run(pipe: Any, network: nn.Module, mask: int, one: Method, call: Mapping[st
     """Run one call with a method."""
     given = {**call, **one.change}
     with one.on(pipe), _counted(network, mask) as counts, torch.no_grad():
-        _finish(network)
+        wait()
         began = time.perf_counter()
-        ids = _token_ids(pipe(**given))
-        _finish(network)
+        ids = token_ids(pipe(**given))
+        wait()
         seconds = time.perf_counter() - began
         on = MARK in getattr(host.adopted(pipe, bare=True), "__dict__", {})
         found = report(pipe) if on else None
@@ -282,24 +284,6 @@ def _decoded(last: Tensor | None, now: Tensor | None, mask: int) -> int:
     return int((masked & (now != mask)).sum())
 
 
-def _token_ids(result: Any) -> Tensor:
-    """Return the token ids of a result: a tensor, or the field ``sequences`` of an output."""
-    found = getattr(result, "sequences", result)
-    if not isinstance(found, Tensor) or found.ndim != 2 or found.is_floating_point() or not len(found):
-        raise Unusable(
-            "pipe",
-            f"a call returned {type(result).__name__}, which holds no token ids of shape [batch, positions]",
-            "Return the ids of the loop as a tensor",
-        )
-    return found.cpu()
-
-
-def _finish(network: nn.Module) -> None:
-    """Wait for the device of a network."""
-    if any(parameter.is_cuda for parameter in network.parameters()):
-        torch.cuda.synchronize()
-
-
 def _demand_rows(one: Method, runs: list[_Run], full: list[_Run]) -> None:
     """Raise BadOption unless a method returned as many answers as the full loop in every call."""
     for number, (run, other) in enumerate(zip(runs, full, strict=True)):
@@ -315,7 +299,7 @@ def _result(one: Method, runs: list[_Run], full: list[_Run], *, scored: bool) ->
     """Return the results of a method. Runs have the order of the calls."""
     _demand_rows(one, runs, full)
     accepted, before = (np.concatenate([run.accepted for run in them]) for them in (runs, full))
-    same = [_same(run.ids, other.ids) for run, other in zip(runs, full, strict=True)]
+    same = [same_tokens(run.ids, other.ids) for run, other in zip(runs, full, strict=True)]
     better, worse = int(np.sum(accepted & ~before)), int(np.sum(before & ~accepted))
     reports = [run.report for run in runs if run.report is not None]
     computed = sum(r.computed for r in reports) / max(sum(r.full for r in reports), 1) if reports else 1.0
@@ -339,16 +323,6 @@ def _result(one: Method, runs: list[_Run], full: list[_Run], *, scored: bool) ->
         computed=computed,
         peak_bytes=max((r.peak_bytes for r in reports), default=0),
     )
-
-
-def _same(ids: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return bool [B, N], where two results have the same token. A shorter result differs where it ends."""
-    size = max(ids.shape[1], other.shape[1])
-    wide = [
-        np.pad(one, ((0, 0), (0, size - one.shape[1])), constant_values=-1 - i) for i, one in enumerate((ids, other))
-    ]
-    same: np.ndarray = wide[0] == wide[1]
-    return same
 
 
 def wilson(successes: int, n: int) -> tuple[float, float, float]:

@@ -56,21 +56,24 @@ class TokenPlan:
         )
 
 
-def token_plans(profile: TokenProfile, budget: Budget) -> list[TokenPlan]:
+def token_plans(profile: TokenProfile, budget: Budget, *, deep: bool = True) -> list[TokenPlan]:
     """Return plans within a budget, the one with the fewest predicted flips first.
 
     Args:
         profile: The measurements.
         budget: A goal of speed-up, or of computed steps: the work of a decode in forwards of all positions.
+        deep: Whether a refresh may begin above the first layer. Not every model can.
 
     Raises:
         Unusable: The budget has another goal, or no plan meets it. The error states the most that can be reached.
     """
+    if budget.memory_bytes is not None:
+        raise Unusable("budget", "it sets memory_bytes, which language models do not support", "Leave out memory_bytes")
     profile = _in_units_of(profile, budget)
     most = _seconds_allowed(profile, budget)
     plans = []
     for fresh in [n for n in FRESH if n < profile.positions]:
-        for start in plan_starts(profile, fresh, most):
+        for start in plan_starts(profile, fresh, most, deep=deep):
             seconds = seconds_of(profile, fresh, start)
             for weight in WEIGHTS:
                 plans.append(TokenPlan(fresh, weight, start, seconds, predicted_flips(profile, fresh, weight, start)))

@@ -40,17 +40,18 @@ def _extra(profile: TokenProfile, one: float, start: int) -> float:
     return (1 - start / profile.layers) * max(float(profile.seconds[-1]) - one, 0.0)
 
 
-def plan_starts(profile: TokenProfile, fresh: int, most: float) -> Iterator[tuple[int, ...]]:
+def plan_starts(profile: TokenProfile, fresh: int, most: float, *, deep: bool) -> Iterator[tuple[int, ...]]:
     """Yield the refreshes with the least error that fit into the time, of all layers only and of two depths.
 
     Args:
         profile: The measurements.
         fresh: The number of fresh positions of a forward.
         most: The most seconds of a decode.
+        deep: Whether a refresh may begin above the first layer.
     """
     layers = profile.layers
     found = set()
-    for depths in ((0,), (0, layers // 2)):
+    for depths in ((0,), (0, layers // 2)) if deep and layers > 1 else ((0,),):
         low, high = 1e-4, 1e4  # the price of a second, in error
         best: tuple[int, ...] | None = None
         for _ in range(ROUNDS):

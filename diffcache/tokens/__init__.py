@@ -70,7 +70,8 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
         planned.demand_network(spec, network)
     mask = host.mask_id_of(pipe) if rule.mask is None else rule.mask
     if mask is None:
-        raise BadOption("mask", None, f'the id of the mask token: "{rule},mask=…", or model.config.mask_token_id')
+        option = "" if isinstance(spec, TokenSchedule) else f'"{rule},mask=…", or '
+        raise BadOption("mask", None, f"the id of the mask token: {option}model.config.mask_token_id")
     size = vocabulary_of(network)
     if size is not None and not 0 <= mask < size:
         raise BadOption("mask", mask, f"the id of the mask token, from 0 to {size - 1}: the model has {size} tokens")

@@ -95,6 +95,11 @@ class Canvas:
     projection: Projection | None = None
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the other arguments of the last forward, without the settings that ``inputs`` holds as well."""
+        return {name: value for name, value in self.inputs.items() if name.isidentifier()}
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of all kept tensors."""
         logits = 0 if self.logits is None else self.logits.numel() * self.logits.element_size()

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffcache.errors import BadOption, UnsupportedModel, Unusable
-from diffcache.host import is_compiled, unwrapped
+from diffcache.errors import BadOption, UnsupportedModel
+from diffcache.host import unwrapped
 from diffcache.kernels.library import Backend, check_backend
 from diffcache.patch import Undo, layer, spot, weak
 from diffcache.tokens.attention import AttentionStack, Drift
@@ -29,7 +29,15 @@ from diffcache.tokens.rows import gathered, grown, indices, picked
 from diffcache.tokens.shares import Shares, ShareStack
 from diffcache.tokens.spec import TokenRule
 from diffcache.tokens.store import PlacedCache
-from diffcache.tokens.suitability import CACHES, demand_decoder, demand_two_directions, signature_of, takes_positions
+from diffcache.tokens.suitability import (
+    CACHES,
+    demand_decoder,
+    demand_depth,
+    demand_layers,
+    demand_two_directions,
+    signature_of,
+    takes_positions,
+)
 from diffcache.tokens.view import View
 
 # Arguments that ask for more than the logits of all positions.
@@ -88,18 +96,10 @@ class TokenCache:
         self._parts: list[LayerStack | AttentionStack | ShareStack | RotaryBlocks | Head] = []
         if not self._takes_positions:
             self._parts.append(RotaryBlocks(model, self._cache_in_progress))
-        if source.needs in DEEP and not self._takes_positions:
-            raise Unusable(
-                f"the token rule {str(source)!r}",
-                "it computes more positions from a layer on, and the layers of this model take no positions",
-                "Use a rule without depth: dkv, dual, prefix or vicinity",
-            )
-        if source.needs and any(is_compiled(part) for part in model.modules()):
-            raise Unusable(
-                f"the token rule {str(source)!r}",
-                "it reads the layers of the model, which is compiled",
-                "Use a rule without depth: dkv, dual; or a model that is not compiled",
-            )
+        if source.needs in DEEP:
+            demand_depth(model, str(source))
+        elif source.needs:
+            demand_layers(model, str(source))
         if source.needs in DEEP:
             stack = LayerStack(model, self._depths)
             self._parts.append(stack)
@@ -208,7 +208,7 @@ class TokenCache:
         """
         canvas = Canvas(PlacedCache())
         canvas.cache.place(rows)
-        given = {**(self.canvas.inputs if self.canvas is not None else {}), "input_ids": ids}
+        given = {**(self.canvas.arguments if self.canvas is not None else {}), "input_ids": ids}
         model = self._model()
         self._local.running, self._local.trial = canvas, True
         try:

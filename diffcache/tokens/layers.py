@@ -7,8 +7,9 @@ to the last compute every position. A row of the batch that needs no refresh rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.errors import Unusable
-from diffcache.host import parameters
 from diffcache.patch import Undo, layer, spot
 from diffcache.tokens.rows import gathered, picked
 from diffcache.tokens.store import PlacedCache
@@ -69,47 +69,46 @@ class LayerStack:
 
     def __init__(self, model: nn.Module, current: Callable[[], tuple[Depths, PlacedCache] | None]) -> None:
         self.modules = decoder_layers(model)
-        for module in self.modules:
-            if EMBEDDINGS not in parameters(module):
-                raise Unusable(
-                    type(model).__name__,
-                    f"the rule computes more positions from a layer on; {type(module).__name__} takes no {EMBEDDINGS}",
-                    "Use a rule without depth: dkv, dual",
-                )
         self._current = current
 
     def attach(self) -> Iterator[Undo]:
         """Wrap the forward of every layer. Yield the function that undoes each wrapper."""
-        for number, module in enumerate(self.modules):
-            yield layer(*spot(module), self._wrapper(number))
+        yield from wrapped(self.modules, self._forward)
 
-    def _wrapper(self, number: int) -> Callable[..., Any]:
-        """Return the wrapper of the layer with this number."""
-
-        def forward(inner: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            found = self._current()
-            if found is None:
-                return inner(hidden_states, *args, **kwargs)
-            depths, cache = found
-            if depths.index is None:
-                depths.hidden[number] = hidden_states.detach()
-                depths.embeddings[number], depths.masks[number] = kwargs[EMBEDDINGS], kwargs.get(MASK)
-                return inner(hidden_states, *args, **kwargs)
-            where = torch.from_numpy(depths.index).to(hidden_states.device)
-            rows = where[..., None].expand_as(hidden_states)
-            kept = depths.hidden[number].scatter(1, rows, hidden_states)
-            depths.hidden[number] = kept.detach()
-            wider = _widened(depths.index, depths.start, number, kept.shape[1])
-            if wider is not None:
-                depths.index, depths.widened = wider, True
-                where = cache.index = torch.from_numpy(wider).to(hidden_states.device)
-                hidden_states = gathered(kept, where)
-            if depths.widened:
-                depths.wide += 1
-                kwargs.update(_arguments(depths, number, where))
+    def _forward(self, number: int, inner: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Wrap the forward of the layer with this number."""
+        found = self._current()
+        if found is None:
             return inner(hidden_states, *args, **kwargs)
+        depths, cache = found
+        if depths.index is None:
+            depths.hidden[number] = hidden_states.detach()
+            depths.embeddings[number], depths.masks[number] = kwargs[EMBEDDINGS], kwargs.get(MASK)
+            return inner(hidden_states, *args, **kwargs)
+        where = torch.from_numpy(depths.index).to(hidden_states.device)
+        rows = where[..., None].expand_as(hidden_states)
+        kept = depths.hidden[number].scatter(1, rows, hidden_states)
+        depths.hidden[number] = kept.detach()
+        wider = _widened(depths.index, depths.start, number, kept.shape[1])
+        if wider is not None:
+            depths.index, depths.widened = wider, True
+            where = cache.index = torch.from_numpy(wider).to(hidden_states.device)
+            hidden_states = gathered(kept, where)
+        if depths.widened:
+            depths.wide += 1
+            kwargs.update(_arguments(depths, number, where))
+        return inner(hidden_states, *args, **kwargs)
 
-        return forward
+
+def wrapped(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[Undo]:
+    """Wrap the forward of every layer. Yield the function that undoes each wrapper.
+
+    Args:
+        modules: The layers.
+        forward: The wrapper. It takes the number of the layer, its forward, and the arguments of the call.
+    """
+    for number, module in enumerate(modules):
+        yield layer(*spot(module), partial(forward, number))
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

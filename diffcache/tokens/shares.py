@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from diffcache.errors import UnsupportedModel, Unusable
-from diffcache.patch import Undo, layer, spot
-from diffcache.tokens.layers import EMBEDDINGS, MASK
+from diffcache.patch import Undo
+from diffcache.tokens.layers import EMBEDDINGS, MASK, wrapped
 from diffcache.tokens.rows import gathered, picked
 from diffcache.tokens.store import PlacedCache
 
@@ -120,27 +120,22 @@ class ShareStack:
 
     def attach(self) -> Iterator[Undo]:
         """Wrap the forward of every layer. Yield the function that undoes each wrapper."""
-        for number, module in enumerate(self.modules):
-            yield layer(*spot(module), self._wrapper(number))
+        yield from wrapped(self.modules, self._forward)
 
-    def _wrapper(self, number: int) -> Callable[..., Any]:
-        """Return the wrapper of the layer with this number."""
-
-        def forward(inner: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            found = self._current()
-            if found is None:
-                return inner(hidden_states, *args, **kwargs)
-            shares, cache = found
-            cache.index = shares.where
-            if shares.fixed is None or number < shares.whole:
-                out = inner(hidden_states, *args, **kwargs)
-                self._check(number, hidden_states, cache)
-                shares.added[number] = _written(shares.added.get(number), shares.where, _rows(out) - hidden_states)
-                shares.computed += hidden_states.shape[0] * hidden_states.shape[1]
-                return out
-            return self._partly(number, inner, hidden_states, args, kwargs)
-
-        return forward
+    def _forward(self, number: int, inner: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Wrap the forward of the layer with this number."""
+        found = self._current()
+        if found is None:
+            return inner(hidden_states, *args, **kwargs)
+        shares, cache = found
+        cache.index = shares.where
+        if shares.fixed is None or number < shares.whole:
+            out = inner(hidden_states, *args, **kwargs)
+            self._check(number, hidden_states, cache)
+            shares.added[number] = _written(shares.added.get(number), shares.where, _rows(out) - hidden_states)
+            shares.computed += hidden_states.shape[0] * hidden_states.shape[1]
+            return out
+        return self._partly(number, inner, hidden_states, args, kwargs)
 
     def _partly(self, number: int, inner: Callable[..., Any], hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a layer on the places that it chooses, and return its output at every place."""

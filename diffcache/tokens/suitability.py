@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from diffcache.errors import Unusable
-from diffcache.host import unwrapped
+from diffcache.host import is_compiled, parameters, unwrapped
+from diffcache.tokens.layers import EMBEDDINGS, decoder_layers
 from diffcache.tokens.rotary_blocks import blocks_of
 
 CACHES = ("cache", "past_key_values")  # the argument's name since and before transformers 5.24
@@ -70,6 +71,53 @@ def demand_decoder(model: nn.Module) -> None:
             "its rotary frequencies depend on the length (dynamic NTK, longrope), so kept keys become wrong",
             "Use another rope_type",
         )
+
+
+def demand_layers(model: nn.Module, rule: str) -> None:
+    """Raise Unusable if the layers of ``model`` cannot be wrapped, because it is compiled.
+
+    Args:
+        model: A language model.
+        rule: The spec of the rule that reads the layers, for the error.
+    """
+    if any(is_compiled(part) for part in model.modules()):
+        raise Unusable(
+            f"the token rule {rule!r}",
+            "it reads the layers of the model, which is compiled",
+            "Use a rule without depth: dkv, dual; or a model that is not compiled",
+        )
+
+
+def demand_depth(model: nn.Module, rule: str) -> None:
+    """Raise Unusable unless the layers of ``model`` can compute more positions than the layers before them.
+
+    Args:
+        model: A language model.
+        rule: The spec of the rule that needs it, for the error.
+    """
+    if not takes_positions(model):
+        raise Unusable(
+            f"the token rule {rule!r}",
+            "it computes more positions from a layer on, and the layers of this model take no positions",
+            "Use a rule without depth: dkv, dual, prefix or vicinity",
+        )
+    demand_layers(model, rule)
+    for module in decoder_layers(model):
+        if EMBEDDINGS not in parameters(module):
+            raise Unusable(
+                type(model).__name__,
+                f"the rule computes more positions from a layer on; {type(module).__name__} takes no {EMBEDDINGS}",
+                "Use a rule without depth: dkv, dual",
+            )
+
+
+def takes_depth(model: nn.Module) -> bool:
+    """Return whether the layers of ``model`` can compute more positions than the layers before them."""
+    try:
+        demand_depth(model, "")
+    except Unusable:
+        return False
+    return True
 
 
 def demand_two_directions(model: nn.Module) -> None:

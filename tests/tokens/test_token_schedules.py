@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoders import MASK, VOCABULARY, decode, decoder
+from decoders import MASK, VOCABULARY, LLaDALike, decode, decoder
 from documents import token_schedule
 
 import diffcache
 from diffcache import Budget, Loop
 from diffcache.documents import DriftTables, TokenProfile, TokenSchedule
-from diffcache.errors import BadOption, DocumentError, ScheduleMismatch, Unusable
+from diffcache.errors import BadOption, DocumentError, ScheduleMismatch, UnsupportedModel, Unusable
 from diffcache.planning import token_plans
 from diffcache.tokens import View, parse_token_rule
 
@@ -240,3 +240,97 @@ def test_a_canvas_that_grows_is_refused(model: Any) -> None:
 def test_a_schedule_with_impossible_values_is_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(DocumentError, match=problem):
         schedule(**change)
+
+
+def test_a_network_built_like_llada_is_calibrated_without_depth() -> None:
+    model = LLaDALike().eval()
+    loop = Loop(model, lambda prompt: decode(model, prompt, ANSWER)[0])
+    found = diffcache.optimize(loop, prompts(2), Budget(computed_steps=20), progress=False)
+    assert found.needs == ""
+    with diffcache.accelerated(model, found):
+        decode(model, prompts(1)[0]["prompt"], ANSWER)
+        assert diffcache.report(model).skipped > 0.2
+
+
+def test_shifted_logits_are_read_at_the_position_before(model: Any) -> None:
+    calls = prompts(1)
+    plain = diffcache.measure(Loop(model, lambda prompt: decode(model, prompt, ANSWER)[0]), calls, progress=False)
+    model.config.model_type = "Dream"
+    try:
+        shifted = Loop(model, lambda prompt: decode(model, prompt, ANSWER, shift=True)[0])
+        found = diffcache.measure(shifted, calls, progress=False)
+        best = decode_margins(model, calls[0]["prompt"])
+    finally:
+        model.config.model_type = "llama"
+    assert found.margins[0, 8:] == pytest.approx(best, abs=1e-5)
+    assert plain.margins[0, 8:] != pytest.approx(best, abs=1e-5)
+
+
+def decode_margins(model: Any, prompt: torch.Tensor) -> list[float]:
+    """Return the margin of each token of the first row at its commit, in a loop with shifted logits."""
+    x, logits = decode(model, prompt, ANSWER, shift=True)
+    now = torch.cat([prompt, torch.full((len(prompt), ANSWER), MASK)], 1)
+    margins = {}
+    for step in logits:
+        step = torch.cat([step[:, :1], step[:, :-1]], 1)
+        step[..., MASK] = -torch.inf
+        best = step.softmax(-1).topk(2, -1).values
+        block = 8 + 8 * int((now[0, 8:] != MASK).sum() // 8)
+        confidence = best[0, :, 0].masked_fill(now[0] != MASK, -1)
+        at = block + int(confidence[block : block + 8].argmax())
+        margins[at] = float(best[0, at, 0] - best[0, at, 1])
+        for row in range(len(now)):
+            confidence = best[row, :, 0].masked_fill(now[row] != MASK, -1)
+            at = block + int(confidence[block : block + 8].argmax())
+            now[row, at] = x[row, at]
+    return [margins[at] for at in sorted(margins)]
+
+
+def test_a_model_in_training_mode_is_one_error() -> None:
+    model = decoder().train()
+    with pytest.raises(UnsupportedModel, match="cannot be recorded: the model is in training mode"):
+        diffcache.measure(Loop(model, lambda prompt: decode(model, prompt, 8)[0]), prompts(1), progress=False)
+
+
+def test_a_call_with_two_canvases_is_refused(model: Any) -> None:
+    def sample(prompt: torch.Tensor) -> torch.Tensor:
+        decode(model, prompt, ANSWER)
+        return decode(model, prompt.flip(1), ANSWER)[0]
+
+    with pytest.raises(Unusable, match="a call decodes more than one canvas"):
+        diffcache.measure(Loop(model, sample), prompts(1), progress=False)
+
+
+@pytest.mark.parametrize(
+    "option", [{"scheduler": "uniform"}, {"time_limit_s": 5}, {"sites": "block"}, {"store": "int8"}], ids=str
+)
+def test_an_option_for_pictures_is_refused(loop: Loop, option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(Unusable, match=f"{name} cannot be used: it does not apply to the calibration of a language"):
+        diffcache.optimize(loop, prompts(2), 8, progress=False, **option)
+
+
+@pytest.mark.parametrize("option", [{"sites": "block"}, {"influence": False}, {"resume": "folder"}], ids=str)
+def test_an_option_of_measure_for_pictures_is_refused(loop: Loop, option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(Unusable, match=f"{name} cannot be used: it does not apply to language models"):
+        diffcache.measure(loop, prompts(1), progress=False, **option)
+
+
+def test_a_budget_of_memory_is_refused(loop: Loop, profile: TokenProfile) -> None:
+    with pytest.raises(Unusable, match="memory_bytes"):
+        token_plans(profile, Budget(speedup=2, memory_bytes=10**9))
+
+
+def test_the_mask_token_is_asked_for_where_a_schedule_can_find_it() -> None:
+    model = decoder()
+    del model.config.mask_token_id
+    with pytest.raises(BadOption, match=r"the id of the mask token: model\.config\.mask_token_id"):
+        diffcache.accelerate(model, schedule())
+
+
+def test_a_schedule_is_used_from_a_folder(model: Any, tmp_path: Any) -> None:
+    schedule().save(tmp_path / "schedule.safetensors")
+    with diffcache.accelerated(model, tmp_path):
+        decode(model, prompts(1)[0]["prompt"], ANSWER)
+        assert "TokenSchedule" in str(diffcache.report(model))

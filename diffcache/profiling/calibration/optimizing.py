@@ -93,6 +93,8 @@ def optimize(
     progress = shows_progress(progress)
     pipe = host.adopted(pipe)
     if host.language_model_of(pipe) is not None:
+        given = {"scheduler": scheduler != "search", "time_limit_s": time_limit_s is not None}
+        _demand_left_out(given | {"sites": sites != "model", "store": store is not None})
         return _of_language_model(pipe, calls, Budget.of(budget), held_out, common, progress)
     host.demand_full_run(pipe)
     host.denoisers(pipe)
@@ -166,6 +168,13 @@ def _psnr_db(pipe: Any, schedules: Sequence[CacheSchedule], calls: Calls) -> lis
         pairs = zip(ends, full, strict=True)
         found.append(torch.cat([psnr_db(end, reference) for end, reference in pairs]).numpy())
     return found
+
+
+def _demand_left_out(given: Mapping[str, bool]) -> None:
+    """Raise Unusable for the first option that was given, name -> whether it was."""
+    for name in (name for name, is_given in given.items() if is_given):
+        next_step = "Pass store to accelerate" if name == "store" else f"Leave out {name}"
+        raise Unusable(name, "it does not apply to the calibration of a language model", next_step)
 
 
 def _of_language_model(

@@ -18,8 +18,11 @@ from diffcache.errors import Unusable
 from diffcache.planning import TokenPlan, token_plans
 from diffcache.planning.token_planner import FRESH, WEIGHTS
 from diffcache.planning.token_refreshes import seconds_of
-from diffcache.profiling.measuring.token_measure import profile_of, results_of
-from diffcache.profiling.recording.decoding import record_decodes, time_decode
+from diffcache.profiling.measuring.token_measure import profile_of
+from diffcache.profiling.recording.decode_times import time_decode
+from diffcache.profiling.recording.decoding import network_of, record_decodes
+from diffcache.tokens.answers import same_tokens, token_ids
+from diffcache.tokens.suitability import takes_depth
 
 TRIES = 8  # plans that are decoded with
 JUDGING_SHARE = 4  # one call of so many is kept apart, for what to expect
@@ -69,7 +72,7 @@ class DecodingCalibration:
         with tqdm(total=len(calls), desc="record", unit="call", disable=not progress) as bar:
             decodes = record_decodes(pipe, calls, lambda: bar.update(1))
         reference = [ids_of(pipe, call) for call in held_out]
-        return cls(pipe, profile_of(pipe, decodes, times), calls, results_of(decodes), held_out, reference)
+        return cls(pipe, profile_of(pipe, decodes, times), calls, [one.ids for one in decodes], held_out, reference)
 
     def schedule(self, budget: Budget, *, progress: bool = False) -> TokenSchedule:
         """Plan within ``budget``, and return the plan that agrees best with the full loop.
@@ -82,7 +85,7 @@ class DecodingCalibration:
             Unusable: No plan meets the budget.
         """
         profile = self.profile
-        plans = token_plans(profile, budget)
+        plans = token_plans(profile, budget, deep=takes_depth(network_of(self.pipe)))
         with tqdm(total=TRIES, desc="decode", unit="plan", disable=not progress) as bar:
 
             def score(plan: TokenPlan) -> tuple[float, float]:
@@ -142,9 +145,7 @@ def _neighbours(plan: TokenPlan, plans: Sequence[TokenPlan]) -> Iterator[TokenPl
 def ids_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
     """Return the token ids that a call returns, int64 [B, N]."""
     with torch.no_grad():
-        result = pipe(**call)
-    found: np.ndarray = getattr(result, "sequences", result).cpu().numpy()
-    return found
+        return token_ids(pipe(**call)).numpy()
 
 
 def agreement(
@@ -161,7 +162,7 @@ def agreement(
     """
     with accelerated(pipe, schedule):
         found = [ids_of(pipe, call) for call in calls]
-    same = [a == b for a, b in zip(found, full, strict=True)]
+    same = [same_tokens(a, b) for a, b in zip(found, full, strict=True)]
     differing = sum(int((~one).sum()) for one in same)
     generated = masks * sum(len(one) for one in same)
     return 1 - differing / generated, float(np.concatenate([one.all(1) for one in same]).mean())

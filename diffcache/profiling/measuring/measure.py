@@ -100,7 +100,10 @@ def measure(
     with_influence = len(asked) > 1 if influence is None else influence and len(asked) > 1
     options = MeasureOptions(asked, influence_steps if with_influence else 0)
     if host.language_model_of(pipe) is not None:
-        return _of_language_model(pipe, calls, common, sites=asked, resume=resume, progress=shows_progress(progress))
+        given = {"sites": len(asked) > 1, "influence": influence is not None, "resume": resume is not None}
+        for name in (name for name, is_given in given.items() if is_given):
+            raise Unusable(name, "it does not apply to language models", f"Leave out {name}")
+        return _of_language_model(pipe, calls, common, progress=shows_progress(progress))
     bound = Bound.of(pipe)
     pipe = bound.pipe
     host.demand_full_run(pipe)  # before a folder is made
@@ -183,19 +186,8 @@ class Watch:
         return contextlib.nullcontext() if observer is None else observer.forward(step, ordinal, len(x))
 
 
-def _of_language_model(
-    pipe: Any,
-    calls: Any,
-    common: Mapping[str, Any],
-    *,
-    sites: Sequence[Granularity],
-    resume: str | Path | None,
-    progress: bool,
-) -> TokenProfile:
+def _of_language_model(pipe: Any, calls: Any, common: Mapping[str, Any], *, progress: bool) -> TokenProfile:
     """Return the profile of a loop around a language model."""
-    if len(sites) > 1 or resume is not None:
-        name = "resume" if resume is not None else "sites"
-        raise Unusable(name, "it does not apply to language models", f"Leave out {name}")
     pipe = host.adopted(pipe)
     demand_loop(pipe)
     host.demand_full_run(pipe)

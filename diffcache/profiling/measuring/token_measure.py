@@ -14,7 +14,8 @@ from diffcache.documents.token_profile import TokenProfile
 from diffcache.errors import BadOption, Unusable
 from diffcache.host import unwrapped
 from diffcache.profiling.fitting.drift_tables import fit_drift
-from diffcache.profiling.recording.decoding import AGES, PARTS, Decoding, Times, record_decodes, time_decode
+from diffcache.profiling.recording.decode_times import Times, time_decode
+from diffcache.profiling.recording.decoding import AGES, PARTS, Decoding, record_decodes
 
 
 def measure_decodes(pipe: Any, calls: Sequence[Mapping[str, Any]], *, progress: bool) -> TokenProfile:
@@ -94,8 +95,3 @@ def _mean(changes: Sequence[np.ndarray]) -> np.ndarray:
     there = ~np.isnan(stacked)
     mean: np.ndarray = np.where(there, stacked, 0).sum(0) / np.maximum(there.sum(0), 1)
     return mean
-
-
-def results_of(decodes: Sequence[Decoding]) -> list[np.ndarray]:
-    """Return the result of each decode, int64 [B, N]."""
-    return [one.ids for one in decodes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,16 @@ from torch import Tensor, nn
 from diffcache import host, tokens
 from diffcache.errors import UnsupportedModel, Unusable
 from diffcache.patch import layer, spot
+from diffcache.tokens.answers import token_ids
 
 if TYPE_CHECKING:
+    from diffcache.tokens.canvas import Canvas
     from diffcache.tokens.engine import TokenCache
 
 PARTS = 32  # parts of a decode, of equally many commits; keys and values are kept once in each
 AGES = (1, 2, 4, 8)  # in parts
 PROBED = (8, 16, 24)  # parts at which old keys and values are tried
 CANDIDATES = 32  # masked positions, the most confident ones, that a trial computes
-REPEATS = 3  # of a timed forward
 
 Rows = dict[int, tuple[Tensor, Tensor]]  # number of the layer -> its keys and values, [B, heads, N, head_dim]
 
@@ -76,36 +76,8 @@ def record_decodes(pipe: Any, calls: Sequence[Mapping[str, Any]], done: Callable
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
-    """The seconds of forwards.
-
-    Attributes:
-        counts: Numbers of positions, rising; the last is that of a canvas.
-        seconds: The time of a forward that computes so many positions of each row.
-        outside: The time between two forwards of the loop.
-        forwards: The number of forwards of the call.
-    """
-
-    counts: tuple[int, ...]
-    seconds: tuple[float, ...]
-    outside: float
-    forwards: int
-
-
-def time_decode(pipe: Any, call: Mapping[str, Any]) -> Times:
-    """Run a call in full, and time forwards of fewer and fewer positions after its last one.
-
-    Args:
-        pipe: See ``record_decodes``.
-        call: The arguments of the loop.
-    """
-    clock = _Clock(pipe)
-    return clock.run(call)
-
-
-class _Watch:
-    """Watches the forwards of one call, each of which computes every position.
+class _Recorder:
+    """Records the forwards of one call, each of which computes every position.
 
     Args:
         pipe: A loop around a language model.
@@ -113,12 +85,14 @@ class _Watch:
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        network = host.language_model_of(pipe)
-        if network is None:
-            raise UnsupportedModel(f"{type(pipe).__name__} has no language model")
-        self.network: nn.Module = network
+        self.network = network_of(pipe)
         self.cache: TokenCache = tokens.cache_for(pipe, "full")
-        self.mask = self.cache.mask
+        self.mask, self.shift = self.cache.mask, bool(self.cache.source.shift)
+        self.record = Decoding(np.zeros((0, 0), np.int64))
+        self.ids: np.ndarray | None = None
+        self.predicted: Tensor | None = None  # [B, N, V], the probabilities of the last forward
+        self.kept: Rows = {}  # of the last forward
+        self.parts: deque[tuple[int, np.ndarray, Rows]] = deque(maxlen=max(AGES) + 1)
 
     def run(self, call: Mapping[str, Any]) -> Any:
         """Run the call, and return its result."""
@@ -133,112 +107,42 @@ class _Watch:
 
     def forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wrap a forward of the network."""
-        raise NotImplementedError
-
-    def rows(self) -> Rows:
-        """Return the keys and values that the last forward wrote."""
-        canvas = self.cache.canvas
-        return {} if canvas is None else canvas.cache.rows()
-
-
-class _Clock(_Watch):
-    """Times the forwards of a call."""
-
-    inside = 0.0
-    forwards = 0
-    given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
-
-    def run(self, call: Mapping[str, Any]) -> Times:
-        """Run the call, and return its times."""
-        self.pipe(**call)  # the first call of a process is slower than the next ones
-        undo = layer(*spot(self.network), self.forward)
-        began = time.perf_counter()
-        try:
-            with torch.no_grad():
-                self.pipe(**call)
-                _finish(self.network)
-        finally:
-            undo()
-        outside = max(0.0, (time.perf_counter() - began - self.inside) / max(self.forwards, 1))
-        args, kwargs = self.given
-        ids = args[0] if args else kwargs["input_ids"]
-        size = ids.shape[1]
-        counts = sorted({*(n for n in (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512) if n < size), size})
-        self.cache.attach()
-        try:
-            with torch.no_grad():
-                self.network(*args, **kwargs)
-                seconds = [self._time(ids, count) for count in counts]
-        finally:
-            self.cache.detach()
-        return Times(tuple(counts), tuple(np.maximum.accumulate(seconds)), outside, self.forwards)
-
-    def forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        _finish(self.network)
-        began = time.perf_counter()
-        out = inner(*args, **kwargs)
-        _finish(self.network)
-        self.inside += time.perf_counter() - began
-        self.forwards += 1
-        self.given = args, kwargs
-        return out
-
-    def _time(self, ids: Tensor, count: int) -> float:
-        """Return the least time of a forward of ``count`` positions spread over the canvas."""
-        index = np.linspace(0, ids.shape[1] - 1, count).astype(np.int64)[None].repeat(len(ids), 0)
-        rows = self.rows()
-        best = float("inf")
-        for _ in range(REPEATS):
-            _finish(self.network)
-            began = time.perf_counter()
-            self.cache.trial(ids, rows, None if count == ids.shape[1] else index)
-            _finish(self.network)
-            best = min(best, time.perf_counter() - began)
-        return best
-
-
-class _Recorder(_Watch):
-    """Records the forwards of a call."""
-
-    def __init__(self, pipe: Any) -> None:
-        super().__init__(pipe)
-        self.record = Decoding(np.zeros((0, 0), np.int64))
-        self.ids: np.ndarray | None = None
-        self.chances: Tensor | None = None  # [B, N, V], the probabilities of the last forward
-        self.kept: Rows = {}  # of the last forward
-        self.parts: deque[tuple[int, np.ndarray, Rows]] = deque(maxlen=max(AGES) + 1)
-
-    def forward(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = inner(*args, **kwargs)
         if self.cache.trying:
             return out
-        given = args[0] if args else kwargs.get("input_ids")
-        canvas = self.cache.canvas
-        if canvas is None or canvas.logits is None or not isinstance(given, Tensor):
-            reasons = "; ".join(self.cache.passed) or "it got no input_ids"
-            raise UnsupportedModel(f"a forward of the loop cannot be recorded: {reasons}. See docs/language-models.md")
+        canvas = canvas_of(self.cache)
+        given = args[0] if args else kwargs["input_ids"]
         if self.ids is not None and given.shape != self.ids.shape:
             raise Unusable(
                 "pipe",
                 f"its canvas grows from {self.ids.shape[1]} to {given.shape[1]} positions",
                 'Use a rule without calibration, such as "block_causal" or "dkv"',
             )
-        self._see(given.detach(), canvas.logits)
+        if self.cache.runs > 1:
+            raise Unusable(
+                "calls",
+                "a call decodes more than one canvas: one prompt after the other, or the branches of guidance",
+                "Pass one call for each batch of prompts, or use a rule without calibration, such as dkv",
+            )
+        self._see(given.detach(), canvas)
         return out
 
-    def _see(self, ids: Tensor, logits: Tensor) -> None:
+    def _see(self, ids: Tensor, canvas: Canvas) -> None:
         """Record a forward."""
+        logits: Any = canvas.logits
         now, record = ids.cpu().numpy().copy(), self.record
         masked = now == self.mask
         if self.ids is None:
             record.committed, record.margins = np.zeros(now.shape, np.int64), np.zeros(now.shape)
         else:
             self._commit(record.masked[-1] & ~masked, len(record.masked))
-        chances = probabilities(logits, self.mask)
-        kept = self.rows()
-        record.drift.append(self._drift(chances, kept, masked))
+        if self.shift:  # the logits at j - 1 decode position j
+            logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
+        predicted = probabilities(logits, self.mask)
+        kept = canvas.cache.rows()
+        record.drift.append(self._drift(predicted, kept, masked))
         record.masked.append(masked)
-        self.ids, self.chances, self.kept = now, chances, kept
+        self.ids, self.predicted, self.kept = now, predicted, kept
         begun = record.masked[0].sum()
         part = int((begun - masked.sum()) * PARTS // max(begun, 1))
         if not self.parts or part > self.parts[-1][0]:
@@ -249,18 +153,18 @@ class _Recorder(_Watch):
 
     def _commit(self, committed: np.ndarray, forward: int) -> None:
         """Record the positions that were committed after a forward, numbered from 1 on."""
-        if self.chances is None:
+        if self.predicted is None:
             return
-        best = self.chances.topk(2, dim=-1).values
+        best = self.predicted.topk(2, dim=-1).values
         margin = (best[..., 0] - best[..., 1]).double().cpu().numpy()
         self.record.committed[committed] = forward
         self.record.margins[committed] = margin[committed]
 
-    def _drift(self, chances: Tensor, kept: Rows, masked: np.ndarray) -> np.ndarray:
+    def _drift(self, predicted: Tensor, kept: Rows, masked: np.ndarray) -> np.ndarray:
         """Return the drift of every position since the last forward, float64 [B, N]. Masks that were committed: 0."""
-        if self.chances is None or self.ids is None:
+        if self.predicted is None or self.ids is None:
             return np.zeros(masked.shape)
-        moved = (0.5 * (chances - self.chances).abs().sum(-1)).double().cpu().numpy()
+        moved = (0.5 * (predicted - self.predicted).abs().sum(-1)).double().cpu().numpy()
         changed = np.mean([_change(self.kept[n], kept[n]) for n in kept], axis=0)
         before = self.record.masked[-1]
         drift: np.ndarray = np.where(masked, moved, changed) * (masked == before)
@@ -272,9 +176,9 @@ class _Recorder(_Watch):
         If several tokens are committed at a time, some ages have no keys and values. Errors are interpolated to them.
         """
         (part, masked, kept), past = self.parts[-1], list(self.parts)[:-1]
-        if self.chances is None:
+        if self.predicted is None:
             return
-        confidence = np.where(masked, self.chances.amax(-1).cpu().numpy(), -1)
+        confidence = np.where(masked, self.predicted.amax(-1).cpu().numpy(), -1)
         count = min(CANDIDATES, int(masked.sum(1).min()))
         olds = {}  # age in parts -> the newest keys and values of at least the wanted age
         for age in AGES:
@@ -285,18 +189,19 @@ class _Recorder(_Watch):
             return
         index = np.argsort(-confidence, axis=1, kind="stable")[:, :count]
         exact = torch.gather(
-            self.chances,
+            self.predicted,
             1,
-            torch.from_numpy(index).to(ids.device)[..., None].expand(-1, -1, self.chances.shape[-1]),
+            torch.from_numpy(index).to(ids.device)[..., None].expand(-1, -1, self.predicted.shape[-1]),
         )
         best = exact.topk(2, dim=-1).values
         margin = (best[..., 0] - best[..., 1]).clamp_min(1e-6)
         errors, changes = np.zeros((len(kept), len(ages))), np.full((len(kept), 3, len(ages)), np.nan)
+        computed = np.maximum(index - 1, 0) if self.shift else index
         for column, age in enumerate(ages):
             _, then, old = olds[age]
             classes = (~self.record.masked[0], self.record.masked[0] & ~masked & ~then, masked & then)
             for row, number in enumerate(kept):
-                logits = self.cache.trial(ids, {**kept, number: old[number]}, index)
+                logits = self.cache.trial(ids, {**kept, number: old[number]}, computed)
                 found = probabilities(logits, self.mask)
                 error = 0.5 * (found - exact).abs().sum(-1)
                 errors[row, column] = float(error.mean())
@@ -311,17 +216,41 @@ class _Recorder(_Watch):
 
     def decoding(self, result: Any) -> Decoding:
         """Return the record of the call, which has ended with ``result``."""
-        ids = getattr(result, "sequences", result)
+        ids = token_ids(result)
         if not self.record.masked or not self.record.masked[0].any():
             raise Unusable("calls", "a call decoded no mask", "Pass prompts for which the loop decodes masks")
         self._commit(self.record.masked[-1], len(self.record.masked))
-        self.record.ids = ids.cpu().numpy()
+        self.record.ids = ids.numpy()
         return self.record
 
 
 def _at_ages(ages: Sequence[int], values: np.ndarray) -> np.ndarray:
     """Return values [..., ages], measured at ``ages``, interpolated to those of ``AGES``. At age 0 they are 0."""
     return np.apply_along_axis(lambda row: np.interp(AGES, [0, *ages], [0, *row]), -1, values)
+
+
+def canvas_of(cache: TokenCache) -> Canvas:
+    """Return the canvas with what the last forward computed.
+
+    Raises:
+        UnsupportedModel: The cache took no part in a forward.
+    """
+    if cache.canvas is None or cache.passed:
+        reasons = "; ".join(cache.passed) or "it got no input_ids"
+        raise UnsupportedModel(f"a forward of the loop cannot be recorded: {reasons}. See docs/language-models.md")
+    return cache.canvas
+
+
+def network_of(pipe: Any) -> nn.Module:
+    """Return the language model of a loop or a pipeline.
+
+    Raises:
+        UnsupportedModel: There is none.
+    """
+    network = host.language_model_of(pipe)
+    if network is None:
+        raise UnsupportedModel(f"{type(pipe).__name__} has no language model")
+    return network
 
 
 def probabilities(logits: Tensor, mask: int) -> Tensor:
@@ -337,9 +266,3 @@ def _change(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> np.nda
     size = sum(a.float().pow(2).sum((1, 3)) for a in before)
     change: np.ndarray = (moved / size.clamp_min(1e-12)).sqrt().double().cpu().numpy()  # type: ignore[union-attr]
     return change
-
-
-def _finish(network: nn.Module) -> None:
-    """Wait for the device of a network."""
-    if any(parameter.is_cuda for parameter in network.parameters()):
-        torch.cuda.synchronize()
