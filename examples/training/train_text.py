@@ -135,7 +135,7 @@ def main() -> None:
                 },
                 file,
             )
-    model.to(torch.bfloat16).save_pretrained(given.out)
+    model.to(torch.bfloat16).save_pretrained(given.out, max_shard_size="4500KB")
     model.float()
     for task in TASKS:
         for length in (64, 128, 256):

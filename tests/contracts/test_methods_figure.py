@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("cache_dit")  # methods.py imports the peers' packages
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import methods
+import methods_figure
+from method_results import RESULTS, Result
 
 
 def figure(*names: str) -> Any:
     """The figure of the committed records, drawn once so that the places of texts are known."""
-    records = [json.loads((methods.RESULTS / f"methods-{name}.json").read_text()) for name in names or ("dit", "flux")]
-    made = methods.figure_of({r["model"]: [methods.Result(**row) for row in r["rows"]] for r in records})
+    records = [json.loads((RESULTS / f"methods-{name}.json").read_text()) for name in names or ("dit", "flux")]
+    made = methods_figure.figure_of({r["model"]: [Result(**row) for row in r["rows"]] for r in records})
     made.canvas.draw()
     return made
 
@@ -90,4 +90,4 @@ def test_two_lines_of_a_panel_have_different_styles() -> None:
     ],
 )
 def test_heights_are_spread_as_little_as_needed(wanted: list[float], made: list[float]) -> None:
-    assert np.allclose(methods.spread(wanted, 1.0, 0.0, 10.0), made)
+    assert np.allclose(methods_figure.spread(wanted, 1.0, 0.0, 10.0), made)
