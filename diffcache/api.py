@@ -105,7 +105,7 @@ def accelerate(
     elif isinstance(schedule, (str, Path)) and _is_collection(schedule) and host.language_model_of(pipe) is not None:
         schedule = TokenSchedule.from_pretrained(schedule)
     if _is_for_tokens(pipe, schedule):
-        executor = tokens.cache_for(pipe, schedule, store=store, backend=backend)
+        executor = tokens.cache_for(pipe, schedule, strict=strict, store=store, backend=backend)
     else:
         source = resolve_all(schedule)
         executor = Executor(

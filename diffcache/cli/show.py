@@ -20,7 +20,7 @@ from diffcache.errors import DocumentError, Unusable
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="A schedule, a schedule set or a profile.")],
+    file: Annotated[Path, typer.Argument(help="A schedule, a schedule set or a profile, of a language model too.")],
     coefficients: Annotated[
         bool, flag("--coefficients", help="Also the coefficients of every predicted step.")
     ] = False,
@@ -51,7 +51,8 @@ def show(
     if isinstance(document, (TokenSchedule, TokenProfile)):
         for name, given in (("--coefficients", coefficients), ("--plot", plot), ("--profile", profile)):
             if given:
-                raise Unusable(name, f"{file} is of a language model, and has no coefficients", f"Leave out {name}")
+                why = f"{file} is of a language model, which {name} does not support"
+                raise Unusable(name, why, f"Leave out {name}")
         typer.echo(document.describe())
         return
     if isinstance(document, Profile) and (coefficients or profile):

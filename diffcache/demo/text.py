@@ -57,10 +57,12 @@ class TextDemo:
     Attributes:
         evaluations: Task -> the comparison.
         examples: Task -> a prompt, the answer of the full loop, and the answer with the schedule.
+        size: The amount of work.
     """
 
     evaluations: Mapping[str, TextEvaluation]
     examples: Mapping[str, tuple[str, str, str]]
+    size: TextSize
 
     def __str__(self) -> str:
         parts = []
@@ -70,8 +72,13 @@ class TextDemo:
             lines += [f"prompt     {prompt}", f"full loop  {full}", f"diffcache  {ours}"]
             parts.append("\n".join(lines))
         answers = next(iter(self.evaluations.values())).results[0].answers
-        note = f"{answers} held-out prompts for each task. exact: answers that are right in every token.\n"
-        note += "same tokens: generated tokens that equal those of the full loop."
+        note = (
+            f"{answers} held-out prompts for each task, in batches of {self.size.batch}; the first one is printed.\n"
+            f"The schedule was calibrated for {self.size.speedup:g}x on {self.size.calibration} other prompts.\n"
+            "exact: answers that are right in every token. With so few answers, a difference\n"
+            "of a few is not significant: table.md has the intervals.\n"
+            "same tokens: generated tokens that equal those of the full loop."
+        )
         return "\n\n\n".join(parts) + f"\n\n{note}"
 
 
@@ -95,6 +102,7 @@ def run_text_demo(out: Path, size: TextSize) -> TextDemo:
                 token_method("dKV-Cache", "dkv:refresh=8"),
                 token_method("Fast-dLLM, dual cache", "dual:block=32"),
                 token_method("2 tokens per step", per_step=2),
+                token_method("4 tokens per step", per_step=4),
                 token_method("diffcache, 2 tokens per step", schedule, per_step=2),
             ],
             held_out,
@@ -102,7 +110,7 @@ def run_text_demo(out: Path, size: TextSize) -> TextDemo:
             out=out / task,
         )
         examples[task] = _example(model, loop, schedule, held_out[0])
-    found = TextDemo(evaluations, examples)
+    found = TextDemo(evaluations, examples, size)
     files.write(out / "text.txt", f"{found}\n")
     return found
 

@@ -60,6 +60,7 @@ class TokenProfile(Document):
 
     Attributes:
         class_name: The class of the network.
+        config_digest: The SHA-256 of its configuration. None if the profile fits any of the class.
         layers: L, the number of decoder layers.
         forwards: The mean number of forwards of a decode.
         drift: The drift of a position for one committed token.
@@ -104,6 +105,7 @@ class TokenProfile(Document):
     committed: np.ndarray
     margins: np.ndarray
     flip_rate: float
+    config_digest: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +123,8 @@ class TokenProfile(Document):
             committed=checks.array(me, "committed", self.committed, np.float64, sequence=None, position=None),
             provenance=checks.notes(me, "provenance", self.provenance),
         )
+        if self.config_digest is not None:
+            put(self, config_digest=checks.sha256(me, "config_digest", self.config_digest))
         shapes: dict[str, dict[str, int | None]] = {
             "errors": {"layer": self.layers, "age": len(self.ages)},
             "changes": {"layer": self.layers, "class": len(CLASSES), "age": len(self.ages)},

@@ -26,9 +26,10 @@ class TokenExpected(Record):
         answers: The number of answers.
         same_tokens: The share of generated tokens that equal those of the full loop, 0 to 1.
         same_answers: The share of answers that equal those of the full loop in every token, 0 to 1.
-        speedup: The ratio of the seconds of a full decode to those of a decode with the schedule, by the times of the
-            profile.
-        flips: The share of tokens that the profile predicts to differ, 0 to 1, without those that follow from others.
+        speedup: The speed-up that the plan aims at, a forecast. For a budget of speed-up, it follows from the times of
+            the profile; for a budget of computed steps, it is the ratio of the work.
+        flips: The share of tokens that the profile predicts to differ at their commit, 0 to 1. Later tokens that differ
+            because of them do not count.
     """
 
     answers: int
@@ -58,6 +59,7 @@ class TokenSchedule(Document):
 
     Attributes:
         class_name: The class of the network.
+        config_digest: The SHA-256 of its configuration. None if the schedule fits any of the class.
         layers: L, the number of decoder layers.
         positions: N, the number of positions of the canvases that the plan was made on. It fits other numbers as well.
         fresh: The number of positions in each row that a forward computes, next to those that have changed.
@@ -93,6 +95,7 @@ class TokenSchedule(Document):
     weight: float
     drift: DriftTables
     starts: np.ndarray
+    config_digest: str | None = None
     expected: TokenExpected | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
@@ -109,6 +112,8 @@ class TokenSchedule(Document):
             starts=checks.array(me, "starts", self.starts, np.float64, part=None),
             provenance=checks.notes(me, "provenance", self.provenance),
         )
+        if self.config_digest is not None:
+            put(self, config_digest=checks.sha256(me, "config_digest", self.config_digest))
         if self.expected is not None:
             checks.instance(me, "expected", self.expected, TokenExpected)
         allowed = f"whole numbers from 0 to {self.layers}, the number of layers"
@@ -133,7 +138,7 @@ class TokenSchedule(Document):
         lines = [
             f"network    {printable(self.class_name)}, {self.layers} layers, canvases of {self.positions} positions",
             f"computes   {self.fresh} positions of each row, and those that have changed; {kept}",
-            f"refreshes  {self.refreshes} in {len(self.starts)} parts of equally many commits",
+            f"refreshes  {self.refreshes} after the first forward, in {len(self.starts)} parts of equally many commits",
             f"from layer {''.join(self._sign(start) for start in self.starts)}",
         ]
         if self.expected is not None:

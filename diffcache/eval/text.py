@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcache import host, tokens
-from diffcache.api import accelerated, report
+from diffcache.api import FILES, accelerated, report
 from diffcache.documents import files
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnknownName
@@ -122,19 +122,21 @@ class TextEvaluation:
 
 
 def token_method(
-    name: str, rule: str | TokenRule | TokenSchedule = "", *, store: str | None = None, **change: Any
+    name: str, rule: str | Path | TokenRule | TokenSchedule = "", *, store: str | None = None, **change: Any
 ) -> Method:
     """Return a way to run a decoding loop.
 
     Args:
         name: The name in the table.
-        rule: A token rule or schedule. Empty for the loop without a cache.
+        rule: A token rule, a schedule or its path. Empty for the loop without a cache.
         store: The format in which keys and values are kept. None keeps the precision of the model.
         **change: Arguments of the loop that the method changes, such as the number of tokens that a step commits.
 
     Raises:
         DiffCacheError: The rule or the name is not valid.
     """
+    if isinstance(rule, (str, Path)) and str(rule).endswith(FILES):
+        rule = TokenSchedule.load(rule)
     if rule:
         detail = str(tokens.parse_token_rule(rule))
         kept = f"{detail}, {store}" if store else detail
@@ -183,6 +185,8 @@ def evaluate_text(
         methods = [token_method(name, rule) for name, rule in methods.items()]
     if not all(isinstance(one, Method) for one in methods):
         raise BadOption("methods", f"{methods!r:.80}", "a dictionary, name -> token rule, or a list of token_method(…)")
+    for one in methods:
+        host.check_calls(pipe, [{**call, **one.change} for call in calls], repeatable=False)
     every = [Method(name=FULL, kind="full"), *methods]
     if len({one.name for one in every}) < len(every):
         raise BadOption(

@@ -16,7 +16,7 @@ import numpy as np
 from diffcache.documents.budget import Budget
 from diffcache.documents.token_profile import TokenProfile
 from diffcache.documents.token_schedule import TokenSchedule
-from diffcache.errors import Unusable
+from diffcache.errors import BadOption, Unusable
 from diffcache.planning.token_refreshes import PARTS, error_at, plan_starts, seconds_of
 from diffcache.simulation import drifted, stalest
 
@@ -35,6 +35,7 @@ class TokenPlan:
         starts: For each part of the decode, the first layer that its first forward computes in full.
         seconds: The time of a decode. For a budget of computed steps, in forwards of all positions.
         flips: The predicted share of tokens that differ from the full loop's, without those that follow from others.
+        speedup: The ratio of the time of a full decode to ``seconds``.
     """
 
     fresh: int
@@ -42,11 +43,13 @@ class TokenPlan:
     starts: tuple[int, ...]
     seconds: float
     flips: float
+    speedup: float
 
     def schedule(self, profile: TokenProfile) -> TokenSchedule:
         """Return the document."""
         return TokenSchedule(
             class_name=profile.class_name,
+            config_digest=profile.config_digest,
             layers=profile.layers,
             positions=profile.positions,
             fresh=self.fresh,
@@ -75,15 +78,23 @@ def token_plans(profile: TokenProfile, budget: Budget, *, deep: bool = True) -> 
     for fresh in [n for n in FRESH if n < profile.positions]:
         for start in plan_starts(profile, fresh, most, deep=deep):
             seconds = seconds_of(profile, fresh, start)
+            speedup = profile.full_seconds / seconds
             for weight in WEIGHTS:
-                plans.append(TokenPlan(fresh, weight, start, seconds, predicted_flips(profile, fresh, weight, start)))
+                flips = predicted_flips(profile, fresh, weight, start)
+                plans.append(TokenPlan(fresh, weight, start, seconds, flips, speedup))
     if not plans:
         least = seconds_of(profile, FRESH[0], (0, *[profile.layers] * (PARTS - 1)))
+        if budget.computed_steps is not None:
+            raise Unusable(
+                "budget",
+                f"no plan computes as little as {budget.computed_steps:g} forwards; the least is {least:.1f}",
+                "Allow more computed steps",
+            )
         raise Unusable(
             "budget",
-            f"no plan reaches {budget}; {FRESH[0]} positions without a refresh reach "
+            f"no plan is {budget.speedup:g}x as fast; {FRESH[0]} positions without a refresh reach "
             f"{profile.full_seconds / least:.1f}x",
-            "Ask for less, or pass larger batches, which cost less for each position",
+            "Ask for a lower speed-up, or pass larger batches, in which a position costs less",
         )
     return sorted(plans, key=lambda plan: (plan.flips, plan.seconds))
 
@@ -101,6 +112,9 @@ def _seconds_allowed(profile: TokenProfile, budget: Budget) -> float:
     if budget.speedup is not None:
         return profile.full_seconds / budget.speedup
     if budget.computed_steps is not None:
+        if budget.computed_steps > profile.forwards:
+            allowed = f"up to {profile.forwards:g}, the forwards of a decode"
+            raise BadOption("computed_steps", budget.computed_steps, allowed)
         return budget.computed_steps
     raise Unusable(
         "budget",

@@ -36,12 +36,15 @@ RULES = f"{__name__}.rules"
 SHIFTED = ("Dream",)  # values of config.model_type: the logits at position j - 1 decode position j
 
 
-def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any = "auto") -> TokenCache:
+def cache_for(
+    pipe: Any, spec: object, *, strict: bool = True, store: str | None = None, backend: Any = "auto"
+) -> TokenCache:
     """Return the token cache of a language model. It is not attached.
 
     Args:
         pipe: A language model, a loop around one, or a diffusers pipeline with one.
         spec: A token rule, such as ``"dkv:refresh=8"``, or a token schedule.
+        strict: Whether to compare the configuration of the network with that of a schedule.
         store: The format in which keys and values are kept. None keeps the precision of the model.
         backend: What runs operations on kept rows.
 
@@ -67,10 +70,11 @@ def cache_for(pipe: Any, spec: object, *, store: str | None = None, backend: Any
     rule = parse_token_rule(spec)
     demand_decoder(network)
     if isinstance(spec, TokenSchedule):
-        planned.demand_network(spec, network)
+        planned.demand_network(spec, network, strict=strict)
     mask = host.mask_id_of(pipe) if rule.mask is None else rule.mask
     if mask is None:
-        option = "" if isinstance(spec, TokenSchedule) else f'"{rule},mask=…", or '
+        option = f'"{rule},mask=…", or ' if isinstance(spec, str) else ""
+        option = "TokenRule(…, mask=…), or " if isinstance(spec, TokenRule) else option
         raise BadOption("mask", None, f"the id of the mask token: {option}model.config.mask_token_id")
     size = vocabulary_of(network)
     if size is not None and not 0 <= mask < size:

@@ -20,20 +20,26 @@ def rule_of(schedule: TokenSchedule) -> TokenRule:
     return TokenRule(repr(schedule), partial(fresh, schedule=schedule), needs=schedule.needs)
 
 
-def demand_network(schedule: TokenSchedule, network: nn.Module) -> None:
+def demand_network(schedule: TokenSchedule, network: nn.Module, *, strict: bool) -> None:
     """Raise ScheduleMismatch if a schedule was made for another network.
 
     Args:
         schedule: The schedule.
         network: The language model.
+        strict: Whether to compare the configurations as well.
     """
     from diffcache.tokens.layers import decoder_layers
 
-    found, layers = type(host.unwrapped(network)).__name__, len(decoder_layers(network))
+    found, layers = host.class_name(network), len(decoder_layers(network))
     if (found, layers) != (schedule.class_name, schedule.layers):
         raise ScheduleMismatch(
             f"the schedule was made for {schedule.class_name} with {schedule.layers} layers, and this model is "
             f"{found} with {layers}. Make one for this model: diffcache.optimize(loop, calls, budget)."
+        )
+    if strict and schedule.config_digest not in (None, host.config_digest(network)):
+        raise ScheduleMismatch(
+            f"the schedule was made for a {found} with parameters of other names or shapes. Make one for this model: "
+            "diffcache.optimize(loop, calls, budget); strict=False accepts it as it is."
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffcache import registry
 from diffcache.documents.token_schedule import TokenSchedule
-from diffcache.errors import BadOption, UnknownName
+from diffcache.errors import BadOption, UnknownName, Unusable
 from diffcache.tokens import rules
 from diffcache.tokens.view import Fresh, View
 
@@ -48,8 +48,22 @@ class TokenRule:
     logits: str = "all"
 
     def fresh(self, view: View) -> Fresh:
-        """Return the positions to compute."""
-        return self.function(view, **self.options)
+        """Return the positions to compute.
+
+        Raises:
+            Unusable: The function returns no ``Fresh``, or positions of another shape.
+        """
+        found = self.function(view, **self.options)
+        shape = np.shape(found.positions) if isinstance(found, Fresh) else ()
+        rows, size = view.masked.shape
+        if shape not in ((rows, size), (1, size)):
+            what = f"positions of shape {list(shape)}" if isinstance(found, Fresh) else type(found).__name__
+            raise Unusable(
+                f"the token rule {self.spec!r}",
+                f"it returned {what}",
+                f"Return diffcache.tokens.Fresh(positions), with bool positions of shape {[rows, size]}",
+            )
+        return found
 
     def __str__(self) -> str:
         return self.spec

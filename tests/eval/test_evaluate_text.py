@@ -142,3 +142,16 @@ def test_another_number_of_answers_is_refused(tmp_path):
     loop = diffcache.Loop(model, lambda prompt, rows=2: decode(model, prompt[:rows])[0])
     with pytest.raises(DiffCacheError, match="1 answers in call 0"):
         evaluate_text(loop, [token_method("fewer", rows=1)], CALLS, out=tmp_path)
+
+
+def test_a_schedule_is_compared_from_its_file(loop, tmp_path):
+    made = diffcache.optimize(loop, CALLS[:2], diffcache.Budget(computed_steps=10), progress=False)
+    path = made.save(tmp_path / "schedule.safetensors")
+    found = evaluate_text(loop, [token_method("mine", str(path))], CALLS[2:], out=tmp_path)
+    assert 0 < found["mine"].computed < 0.8
+
+
+def test_a_misspelt_argument_of_the_loop_is_found_before_anything_runs(loop, tmp_path):
+    with pytest.raises(UnknownName, match="Did you mean 'per_step'"):
+        evaluate_text(loop, [token_method("fast", perstep=2)], CALLS, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()

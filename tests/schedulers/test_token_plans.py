@@ -11,7 +11,7 @@ from documents import token_profile
 
 from diffcache import Budget
 from diffcache.documents import DriftTables, TokenProfile
-from diffcache.errors import Unusable
+from diffcache.errors import BadOption, Unusable
 from diffcache.planning import token_plans
 from diffcache.planning import token_refreshes as plans
 from diffcache.simulation import chances, drifted, stalest
@@ -87,7 +87,14 @@ def test_the_cheapest_refreshes_are_those_of_an_exhaustive_search(
 
 
 def test_a_budget_out_of_reach_is_one_error_with_the_most_there_is(profile: TokenProfile) -> None:
-    with pytest.raises(Unusable, match=r"no plan reaches speedup 500; .* reach \d+\.\dx"):
+    with pytest.raises(Unusable, match=r"no plan is 500x as fast; .* reach \d+\.\dx"):
         token_plans(profile, Budget(speedup=500))
     with pytest.raises(Unusable, match="have no PSNR"):
         token_plans(profile, Budget(min_psnr_db=40))
+
+
+def test_errors_about_computed_steps_have_their_unit(profile: TokenProfile) -> None:
+    with pytest.raises(Unusable, match=r"no plan computes as little as 1 forwards; the least is \d\.\d"):
+        token_plans(profile, Budget(computed_steps=1))
+    with pytest.raises(BadOption, match="up to 32, the forwards of a decode"):
+        token_plans(profile, Budget(computed_steps=500))

@@ -16,7 +16,7 @@ from diffcache import Budget, Loop
 from diffcache.documents import DriftTables, TokenProfile, TokenSchedule
 from diffcache.errors import BadOption, DocumentError, ScheduleMismatch, UnsupportedModel, Unusable
 from diffcache.planning import token_plans
-from diffcache.tokens import View, parse_token_rule
+from diffcache.tokens import Fresh, TokenRule, View, parse_token_rule
 
 ANSWER = 32
 
@@ -119,10 +119,20 @@ def test_a_schedule_that_computes_everything_gives_the_tokens_of_the_full_loop(m
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("change", [{"class_name": "Qwen3ForCausalLM"}, {"layers": 4, "starts": np.array([0.0, 4])}])
-def test_a_schedule_of_another_network_is_refused(model: Any, change: dict[str, Any]) -> None:
-    with pytest.raises(ScheduleMismatch, match="this model is LlamaForCausalLM with 3"):
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"class_name": "Qwen3ForCausalLM"}, "this model is LlamaForCausalLM with 3"),
+        ({"layers": 4, "starts": np.array([0.0, 4])}, "this model is LlamaForCausalLM with 3"),
+        ({"config_digest": "0" * 64}, "parameters of other names or shapes"),
+    ],
+)
+def test_a_schedule_of_another_network_is_refused(model: Any, change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ScheduleMismatch, match=problem):
         diffcache.accelerate(model, schedule(**change))
+    if "config_digest" in change:
+        with diffcache.accelerated(model, schedule(**change), strict=False):
+            pass
     with pytest.raises(BadOption, match="accelerate"):
         diffcache.report(model)
 
@@ -167,6 +177,8 @@ def test_optimize_returns_a_schedule_that_agrees_as_expected(loop: Loop, optimiz
     assert isinstance(optimized, TokenSchedule)
     assert optimized.expected is not None
     assert optimized.expected.answers == 2
+    assert 1 < optimized.expected.speedup < 4  # of the work
+    assert optimized.config_digest is not None
     held_out = prompts(3)[2]
     full = loop(**held_out)
     with diffcache.accelerated(loop, optimized):
@@ -284,6 +296,30 @@ def decode_margins(model: Any, prompt: torch.Tensor) -> list[float]:
             at = block + int(confidence[block : block + 8].argmax())
             now[row, at] = x[row, at]
     return [margins[at] for at in sorted(margins)]
+
+
+def test_a_loop_that_does_not_call_its_network_is_one_error(model: Any) -> None:
+    with pytest.raises(Unusable, match="a call runs no forward of LlamaForCausalLM"):
+        diffcache.measure(Loop(model, lambda prompt: prompt), prompts(1), progress=False)
+
+
+def test_held_out_answers_have_the_length_of_the_others(model: Any) -> None:
+    loop = Loop(model, lambda prompt, length=ANSWER: decode(model, prompt, length)[0])
+    calls = prompts(2)
+    with pytest.raises(Unusable, match="their answers have 37 and 40 positions"):
+        diffcache.optimize(loop, [calls[0], calls[1] | {"length": ANSWER - 3}], 16, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [(lambda view: view.masked, "ndarray"), (lambda view: Fresh(view.masked[0]), r"shape \[40\]")],
+)
+def test_a_rule_that_returns_something_else_is_one_error(model: Any, made: Any, problem: str) -> None:
+    with (
+        diffcache.accelerated(model, TokenRule("mine", made)),
+        pytest.raises(Unusable, match=f"it returned .*{problem}. Return diffcache.tokens.Fresh"),
+    ):
+        decode(model, prompts(1)[0]["prompt"], ANSWER)
 
 
 def test_a_model_in_training_mode_is_one_error() -> None:

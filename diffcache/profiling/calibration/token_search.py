@@ -17,7 +17,6 @@ from diffcache.documents.token_schedule import TokenExpected, TokenSchedule
 from diffcache.errors import Unusable
 from diffcache.planning import TokenPlan, token_plans
 from diffcache.planning.token_planner import FRESH, WEIGHTS
-from diffcache.planning.token_refreshes import seconds_of
 from diffcache.profiling.measuring.token_measure import profile_of
 from diffcache.profiling.recording.decode_times import time_decode
 from diffcache.profiling.recording.decoding import network_of, record_decodes
@@ -72,6 +71,11 @@ class DecodingCalibration:
         with tqdm(total=len(calls), desc="record", unit="call", disable=not progress) as bar:
             decodes = record_decodes(pipe, calls, lambda: bar.update(1))
         reference = [ids_of(pipe, call) for call in held_out]
+        sizes = sorted({ids.shape[1] for ids in [*(one.ids for one in decodes), *reference]})
+        if len(sizes) > 1:
+            raise Unusable(
+                "calls", f"their answers have {' and '.join(map(str, sizes))} positions", "Pass calls of one length"
+            )
         return cls(pipe, profile_of(pipe, decodes, times), calls, [one.ids for one in decodes], held_out, reference)
 
     def schedule(self, budget: Budget, *, progress: bool = False) -> TokenSchedule:
@@ -100,7 +104,7 @@ class DecodingCalibration:
             answers=sum(len(one) for one in self.reference),
             same_tokens=same_tokens,
             same_answers=same_answers,
-            speedup=profile.full_seconds / seconds_of(profile, best.fresh, best.starts),
+            speedup=best.speedup,
             flips=min(1.0, best.flips),
         )
         counts = f"{len(self.calls)} chose it, {len(self.held_out)} judged it"

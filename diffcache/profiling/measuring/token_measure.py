@@ -12,7 +12,6 @@ from tqdm import tqdm
 from diffcache import host
 from diffcache.documents.token_profile import TokenProfile
 from diffcache.errors import BadOption, Unusable
-from diffcache.host import unwrapped
 from diffcache.profiling.fitting.drift_tables import fit_drift
 from diffcache.profiling.recording.decode_times import Times, time_decode
 from diffcache.profiling.recording.decoding import AGES, PARTS, Decoding, record_decodes
@@ -62,7 +61,8 @@ def profile_of(pipe: Any, decodes: Sequence[Decoding], times: Times) -> TokenPro
     network = host.language_model_of(pipe)
     layers = len(errors[0])
     return TokenProfile(
-        class_name=type(unwrapped(network)).__name__,
+        class_name=host.class_name(network),
+        config_digest=host.config_digest(network),
         layers=layers,
         forwards=float(np.mean([len(one.masked) for one in decodes])),
         drift=fit_drift([one.masked for one in decodes], [one.drift for one in decodes]),

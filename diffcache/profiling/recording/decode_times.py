@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffcache import tokens
+from diffcache.errors import Unusable
 from diffcache.patch import layer, spot
 from diffcache.profiling.recording.clock import wait
 from diffcache.profiling.recording.decoding import canvas_of, network_of
@@ -57,6 +58,12 @@ def time_decode(pipe: Any, call: Mapping[str, Any]) -> Times:
             wait()
     finally:
         undo()
+    if not clock.forwards:
+        raise Unusable(
+            "pipe",
+            f"a call runs no forward of {type(network).__name__}",
+            "Pass a loop that calls the network it was made with: diffcache.Loop(model, sample)",
+        )
     outside = max(0.0, (time.perf_counter() - began - clock.inside) / max(clock.forwards, 1))
     args, kwargs = clock.given
     ids = args[0] if args else kwargs["input_ids"]
