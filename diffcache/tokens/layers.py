@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from diffcache.errors import Unusable
 from diffcache.patch import Undo, layer, spot
 from diffcache.tokens.rows import gathered, picked
-from diffcache.tokens.store import PlacedCache
+
+if TYPE_CHECKING:
+    from diffcache.tokens.store import PlacedCache  # imports transformers
 
 EMBEDDINGS, MASK = "position_embeddings", "attention_mask"  # arguments of a decoder layer
 

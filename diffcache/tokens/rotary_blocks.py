@@ -8,13 +8,15 @@ the second replaces the fresh keys and values by those of all positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from diffcache.patch import Undo, layer, spot
 from diffcache.tokens.rows import picked
-from diffcache.tokens.store import PlacedCache
+
+if TYPE_CHECKING:
+    from diffcache.tokens.store import PlacedCache  # imports transformers
 
 ROTARY, ATTENTION = "rotary_emb", "_scaled_dot_product_attention"
 
