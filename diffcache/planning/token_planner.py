@@ -17,7 +17,7 @@ from diffcache.documents.budget import Budget
 from diffcache.documents.token_profile import TokenProfile
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, Unusable
-from diffcache.planning.token_refreshes import PARTS, error_at, plan_starts, seconds_of
+from diffcache.planning.token_refreshes import error_at, parts_of, plan_starts, seconds_of
 from diffcache.simulation import drifted, stalest
 
 FRESH = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # numbers of fresh positions that are tried
@@ -83,7 +83,7 @@ def token_plans(profile: TokenProfile, budget: Budget, *, deep: bool = True) -> 
                 flips = predicted_flips(profile, fresh, weight, start)
                 plans.append(TokenPlan(fresh, weight, start, seconds, flips, speedup))
     if not plans:
-        least = seconds_of(profile, FRESH[0], (0, *[profile.layers] * (PARTS - 1)))
+        least = seconds_of(profile, FRESH[0], (0, *[profile.layers] * (parts_of(profile) - 1)))
         if budget.computed_steps is not None:
             raise Unusable(
                 "budget",

@@ -13,8 +13,13 @@ import numpy as np
 
 from diffcache.documents.token_profile import TokenProfile
 
-PARTS = 32  # of a decode, of equally many commits
+PARTS = 32  # the most parts of a decode, of equally many commits
 ROUNDS = 16  # of the bisection of the price
+
+
+def parts_of(profile: TokenProfile) -> int:
+    """Return the number of parts of a decode. A loop that commits many tokens at a time has one for each forward."""
+    return max(2, min(PARTS, round(profile.forwards)))
 
 
 def seconds_of(profile: TokenProfile, fresh: int, starts: Sequence[int]) -> float:
@@ -79,14 +84,14 @@ def cheapest(profile: TokenProfile, fresh: int, price: float, depths: Sequence[i
         depths: The first layers that a refresh may begin with: 0, and optionally another one.
     """
     layers, deep = profile.layers, depths[-1]
-    one = seconds_of_forward(profile, fresh)
-    by_age = np.array([_errors(profile, age / PARTS) for age in range(PARTS + 1)])
+    one, parts = seconds_of_forward(profile, fresh), parts_of(profile)
+    by_age = np.array([_errors(profile, age / parts) for age in range(parts + 1)])
     shallow, low = by_age[:, :deep].sum(1), by_age[:, deep:].sum(1)
     full, half = price * _extra(profile, one, 0), price * _extra(profile, one, deep)
-    total = np.full((PARTS + 1, PARTS + 1), np.inf)  # the least cost so far, by the two ages
+    total = np.full((parts + 1, parts + 1), np.inf)  # the least cost so far, by the two ages
     total[0, 0] = 0
     choices = []
-    for _ in range(1, PARTS):
+    for _ in range(1, parts):
         after = np.full_like(total, np.inf)
         after[1:, 1:] = total[:-1, :-1] + shallow[1:, None] + low[None, 1:]
         after[1:, 0] = total[:-1].min(1) + half + shallow[1:] if len(depths) > 1 else np.inf

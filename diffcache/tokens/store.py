@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from diffcache.kernels.library import Backend
 from diffcache.tokens.compact import CompactRows
 from diffcache.tokens.mixed import Layout, MixedRows, Store, fresh_mask, with_rows
-from diffcache.tokens.rows import picked
+from diffcache.tokens.rows import can_write, picked, write_rows
 
 Kept = Tensor | CompactRows | MixedRows
 
@@ -43,6 +43,7 @@ class PlacedCache(DynamicCache):
         self._how, self._backend = how, backend
         self.layout: Layout | None = None
         self._kept: dict[int, tuple[Kept, Kept]] = {}
+        self._own: set[int] = set()  # layers with kept rows that only this cache refers to
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -60,8 +61,15 @@ class PlacedCache(DynamicCache):
         self.values_now = fresh[1]
         if self.index is None:
             self._kept[layer_idx] = self._compact(fresh)
+            self._own.discard(layer_idx)
             return key_states, value_states
         index, kept = self.index, self._kept[layer_idx]
+        keys, values = kept
+        if layer_idx in self._own and isinstance(keys, Tensor) and isinstance(values, Tensor):
+            if can_write(keys, self.size) and can_write(values, self.size):
+                write_rows(keys, fresh[0], index)
+                write_rows(values, fresh[1], index)
+                return keys, values
         old = [_rows_of(one) for one in kept]
         if self.keeps_before:
             self.before[layer_idx] = old[0]
@@ -71,6 +79,8 @@ class PlacedCache(DynamicCache):
             self._written(kept[0], fresh[0], index, keys.detach()),
             self._written(kept[1], fresh[1], index, values.detach()),
         )
+        if not self.keeps_before and not keys.requires_grad:
+            self._own.add(layer_idx)
         return keys, values
 
     def _written(self, kept: Kept, new: Tensor, index: Tensor, every: Tensor) -> Kept:
@@ -149,6 +159,7 @@ class PlacedCache(DynamicCache):
             rows: As ``rows`` returns them.
         """
         self._kept = dict(rows)
+        self._own.clear()
 
     @property
     def layers_kept(self) -> int:
@@ -164,6 +175,7 @@ class PlacedCache(DynamicCache):
     def clear(self) -> None:
         """Drop everything kept."""
         self._kept.clear()
+        self._own.clear()
         self.layout = None
         self.end()
 

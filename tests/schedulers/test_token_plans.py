@@ -98,3 +98,10 @@ def test_errors_about_computed_steps_have_their_unit(profile: TokenProfile) -> N
         token_plans(profile, Budget(computed_steps=1))
     with pytest.raises(BadOption, match="up to 32, the forwards of a decode"):
         token_plans(profile, Budget(computed_steps=500))
+
+
+def test_a_loop_that_commits_many_tokens_has_a_part_for_each_forward(profile: TokenProfile) -> None:
+    few = dataclasses.replace(profile, forwards=8.4)
+    found = token_plans(few, Budget(speedup=1.5))
+    assert {len(plan.starts) for plan in found} == {8}
+    assert {len(plan.starts) for plan in token_plans(profile, Budget(speedup=1.5))} == {32}
