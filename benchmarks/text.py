@@ -1,15 +1,17 @@
 """Compare token rules and token schedules on the text model: exact match, agreement, tokens per second.
 
-    python benchmarks/text.py --prompts 500 --length 128 256 --batch 1 8
+    python benchmarks/text.py --prompts 500 --length 128 256 --batch 8 1
 
-Each cell (task, length of a canvas, batch) is one process-wide comparison: the calls of all methods alternate. A cell
-that is already in ``results/text.json`` with as many prompts is not run again. Schedules are calibrated on prompts
-that no cell uses.
+A cell (task, length of a canvas, batch) is run in parts of a few prompts, in which the calls of all methods alternate.
+Each part is added to ``results/text.json`` when it ends, so a run continues where the last one stopped, and the cells
+grow in turns. Some rules run in the first part of the first cell of a task only. Schedules are calibrated on prompts
+that no cell uses, at 256 positions and a batch of 8. They serve the other cells unchanged.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import tempfile
@@ -17,63 +19,130 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffcache import Budget, Loop, TokenSchedule
 from diffcache.assets.text import is_exact, load_text, text_calls
 from diffcache.assets.text_tasks import TASKS
 from diffcache.eval import evaluate_text, token_method
+from diffcache.eval.text import TextResult, mcnemar, table, wilson
 from diffcache.profiling import DecodingCalibration
 
 RESULTS = Path(__file__).parent / "results"
-SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
 CALIBRATION = 24  # prompts
+FIRST_SEED = 100  # of the prompts of the first part; that of the calibration is 1
+CALIBRATION_LENGTH = 128  # tokens of a prompt
 THRESHOLD = 0.9  # Fast-dLLM's, of commits by confidence
+SPEEDUPS = (3.0, 4.0, 5.0)  # targets, against the loop that commits one token in each step
+PARALLEL_SPEEDUPS = (1.5, 2.0, 2.5)  # targets, against the loop that commits by confidence
 RULES = {
-    "full rule": "full",
     "dKV-Cache, refresh 8": "dkv:refresh=8",
-    "dKV-Cache, refresh 32": "dkv:refresh=32",
     "Fast-dLLM, prefix": "prefix:block=32",
     "Fast-dLLM, dual": "dual:block=32",
+}
+FIRST_PART = {
+    "full rule": "full",
+    "dKV-Cache, refresh 32": "dkv:refresh=32",
     "dInfer, vicinity": "vicinity:block=32",
     "Elastic-Cache": "elastic:window=32",
 }
 
+Schedules = dict[float, TokenSchedule]
 
-def methods(schedules: dict[float, TokenSchedule]) -> list[Any]:
-    """Return the methods of a cell: fewer steps, rules and schedules, alone and with commits by confidence."""
-    found = [token_method(f"{n} tokens per step", per_step=n) for n in (2, 4)]
+
+def methods(schedules: Schedules, parallel: Schedules, *, first: bool) -> list[Any]:
+    """Return the methods of a part: fewer steps, rules and schedules, alone and with commits by confidence.
+
+    Args:
+        schedules: Target speed-up -> schedule, for one token in each step.
+        parallel: The same for commits by confidence.
+        first: Whether to run every rule.
+    """
+    rules: dict[str, Any] = RULES | (FIRST_PART if first else {})
+    found = [token_method(f"{n} tokens per step", per_step=n) for n in ((2, 4) if first else (4,))]
+    found += [token_method(name, rule) for name, rule in rules.items()]
+    found += [token_method(f"diffcache, target {speed:g}x", one) for speed, one in schedules.items()]
+    if first:
+        middle = schedules[SPEEDUPS[1]]
+        name = f"diffcache, target {SPEEDUPS[1]:g}x"
+        found += [token_method(f"{name}, {form}", middle, store=form) for form in ("int8", "int4")]
     found.append(token_method("by confidence", threshold=THRESHOLD))
-    cached = {**RULES, **{f"diffcache, {speed:g}x": schedule for speed, schedule in schedules.items()}}
-    found += [token_method(name, rule) for name, rule in cached.items()]
-    found += [
-        token_method(f"{name}, by confidence", rule, threshold=THRESHOLD)
-        for name, rule in cached.items()
+    named = rules | {f"diffcache, target {speed:g}x": one for speed, one in parallel.items()}
+    return found + [
+        token_method(f"by confidence, {name}", rule, threshold=THRESHOLD)
+        for name, rule in named.items()
         if name != "full rule"
     ]
-    middle = schedules[SPEEDUPS[1]]
-    found += [token_method(f"diffcache, {SPEEDUPS[1]:g}x, {form}", middle, store=form) for form in ("int8", "int4")]
-    return found
 
 
-def calibrated(loop: Loop, task: str, length: int) -> dict[float, TokenSchedule]:
+def calibrated(loop: Loop, task: str, *, parallel: bool) -> Schedules:
     """Return the schedules of a task, target speed-up -> schedule. They are kept in ``results/text-schedules``."""
     folder = RESULTS / "text-schedules"
     folder.mkdir(parents=True, exist_ok=True)
-    files = {speed: folder / f"{task}-{2 * length}-{speed:g}x.safetensors" for speed in SPEEDUPS}
+    speedups, kind = (PARALLEL_SPEEDUPS, "parallel") if parallel else (SPEEDUPS, "single")
+    files = {speed: folder / f"{task}-{kind}-{speed:g}x.safetensors" for speed in speedups}
     if not all(file.exists() for file in files.values()):
-        calls = text_calls(task, CALIBRATION, length=length, seed=1)
-        calibration = DecodingCalibration.record(loop, calls, progress=False)
+        calls = text_calls(task, CALIBRATION, length=CALIBRATION_LENGTH, seed=1)
+        change = {"threshold": THRESHOLD} if parallel else {}
+        calibration = DecodingCalibration.record(loop, [{**call, **change} for call in calls], progress=False)
         for speed, file in files.items():
-            calibration.schedule(Budget(speedup=speed)).save(file)
-    found = {speed: TokenSchedule.load(file) for speed, file in files.items()}
-    for speed, one in found.items():
-        print(f"{task}, {speed:g}x\n{one}", flush=True)
+            schedule = calibration.schedule(Budget(speedup=speed))
+            schedule.save(file)
+            print(f"{task}, {kind}, target {speed:g}x\n{schedule}", flush=True)
+    return {speed: TokenSchedule.load(file) for speed, file in files.items()}
+
+
+def part_size(length: int, batch: int) -> int:
+    """Return the number of prompts in a part of a cell, so that parts take about as long."""
+    return max(8, 4 * batch * CALIBRATION_LENGTH // length)
+
+
+def merged(parts: list[list[dict[str, Any]]]) -> list[TextResult]:
+    """Return the results on the prompts of all parts together. A method may be in some parts only.
+
+    Args:
+        parts: For each part, the fields of the result of each method, the full run first.
+    """
+    names = list(dict.fromkeys(one["name"] for part in parts for one in part))
+    found = []
+    for name in names:
+        pairs = [(one, part[0]) for part in parts for one in part if one["name"] == name]
+        ones = [one for one, _ in pairs]
+        answers = sum(one["answers"] for one in ones)
+        seconds = [second for one in ones for second in one["seconds"]]
+        before = [second for _, full in pairs for second in full["seconds"]]
+        better, worse = (sum(one[field] for one in ones) for field in ("better", "worse"))
+        forwards = sum(one["forwards"] for one in ones)
+
+        def mean(field: str, weight: str, ones: list[dict[str, Any]] = ones) -> float:
+            return float(np.average([one[field] for one in ones], weights=[one[weight] for one in ones]))
+
+        found.append(
+            TextResult(
+                name=name,
+                rule=ones[0]["rule"],
+                change=ones[0]["change"],
+                answers=answers,
+                exact=wilson(round(sum(one["exact"][0] * one["answers"] for one in ones)), answers),
+                better=better,
+                worse=worse,
+                p_value=mcnemar(better, worse),
+                same_tokens=mean("same_tokens", "answers"),
+                same_answers=mean("same_answers", "answers"),
+                seconds=tuple(seconds),
+                tokens_per_s=sum(one["tokens_per_s"] * sum(one["seconds"]) for one in ones) / sum(seconds),
+                speedup=float(np.median(np.array(before) / np.array(seconds))),
+                forwards=forwards,
+                computed=mean("computed", "forwards"),
+                peak_bytes=max(one["peak_bytes"] for one in ones),
+            )
+        )
     return found
 
 
 def main() -> None:
-    """Run the cells that are missing, and write the tables."""
+    """Add parts to the cells until each has enough prompts, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--length", type=int, nargs="+", default=[128, 256], help="tokens of a prompt; half a canvas")
@@ -84,28 +153,27 @@ def main() -> None:
     loop = Loop(model.network, model.sample)
     file = RESULTS / "text.json"
     cells = json.loads(file.read_text()) if file.exists() else {}
-    for length in given.length:
-        for task in given.task:
-            schedules = calibrated(loop, task, length)
-            for batch in given.batch:
-                key = f"{task}, {2 * length} positions, batch {batch}"
-                if cells.get(key, {}).get("prompts", 0) >= given.prompts:
-                    continue
-                calls = text_calls(task, given.prompts, length=length, batch_size=batch, seed=2)
-                with tempfile.TemporaryDirectory() as folder:
-                    found = evaluate_text(loop, methods(schedules), calls, score=is_exact, out=folder)
-                    table = (Path(folder) / "table.md").read_text()
-                cells[key] = {
-                    "prompts": given.prompts,
-                    "threads": torch.get_num_threads(),
-                    "machine": platform.machine(),
-                    "torch": torch.__version__,
-                    "table": table,
-                    "methods": [asdict(one) for one in found.results],
-                }
-                file.write_text(json.dumps(cells, indent=1, default=str) + "\n")
-                print(f"{key}\n{table}", flush=True)
-    write(cells)
+    schedules = {task: [calibrated(loop, task, parallel=parallel) for parallel in (False, True)] for task in given.task}
+    every = list(itertools.product(given.length, given.batch, given.task))
+    for number in range(given.prompts):
+        for length, batch, task in every:
+            key = f"{task}, {2 * length} positions, batch {batch}"
+            parts, size = cells.setdefault(key, []), part_size(length, batch)
+            count = min(size, given.prompts - number * size)
+            if len(parts) > number or count < 1:
+                continue
+            calls = text_calls(task, count, length=length, batch_size=batch, seed=FIRST_SEED + number)
+            first = number == 0 and (length, batch) == (given.length[0], given.batch[0])
+            compared = methods(*schedules[task], first=first)
+            with tempfile.TemporaryDirectory() as folder:
+                found = evaluate_text(loop, compared, calls, score=is_exact, out=folder)
+            parts.append([asdict(one) for one in found.results])
+            settings = f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
+            for one in parts[-1]:
+                one["settings"] = settings
+            file.write_text(json.dumps(cells, indent=1, default=str) + "\n")
+            write(cells)
+            print(f"{key}, part {number + 1}", flush=True)
 
 
 def write(cells: dict[str, Any]) -> None:
@@ -113,13 +181,20 @@ def write(cells: dict[str, Any]) -> None:
     lines = [
         "# Token rules and schedules on the text model",
         "",
-        "`python benchmarks/text.py`. Answers are right if every token is. *against full*: answers won and lost",
-        "against the full loop, with McNemar's exact test. *by confidence*: a step also commits every token of",
-        f"probability {THRESHOLD} or more.",
+        "`python benchmarks/text.py`. An answer is right if every token is. *against full*: answers won and lost",
+        "against the full run, with McNemar's exact test. *by confidence*: a step commits every token of probability",
+        f"{THRESHOLD} or more, and at least one. Speed-ups are against the full run, which commits one token per step.",
+        "*target*: the speed-up that the schedule was asked for, against the loop that it was calibrated on.",
     ]
-    for key, cell in sorted(cells.items()):
-        circumstances = f"{cell['prompts']} prompts, {cell['threads']} threads, torch {cell['torch']}"
-        lines += ["", f"## {key.capitalize()}", "", f"{circumstances}.", "", cell["table"].rstrip()]
+    for key, parts in sorted(cells.items()):
+        if not parts:
+            continue
+        found = merged(parts)
+        settings = "; ".join(sorted({part[0]["settings"] for part in parts}))
+        lines += ["", f"## {key.capitalize()}", "", f"{settings}.", ""]
+        head, rule, *rows = table(found).splitlines()
+        lines += [f"| prompts {head}", f"|---{rule}"]
+        lines += [f"| {one.answers} {row}" for one, row in zip(found, rows, strict=True)]
     (RESULTS / "text.md").write_text("\n".join(lines) + "\n")
 
 

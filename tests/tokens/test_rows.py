@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_later_forwards_write_in_place_and_leave_the_logits_exact(outside: bool)
     finally:
         cache.detach()
     # the first forward's rows are the network's; the second makes a copy, and the third writes into it
-    same = [a.data_ptr() == b.data_ptr() for a, b in zip(seen[:-1], seen[1:], strict=True)]
+    same = [a.data_ptr() == b.data_ptr() for a, b in itertools.pairwise(seen)]
     assert same == [False, not outside, True]
 
 
