@@ -11,7 +11,7 @@ from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, Unusable
 from diffcache.eval.methods import Method
 from diffcache.eval.metrics import load
-from diffcache.executor.checks import check_call, check_steps
+from diffcache.executor.checks import check_steps
 
 LONGEST_TITLE = 1000
 
@@ -74,12 +74,8 @@ def check_outputs(
         )
 
 
-def check_methods(pipe: Any, methods: Sequence[Method], calls: Calls) -> None:
-    """Raise unless every method can be applied to ``pipe``, has a unique name, and fits the calls.
-
-    Each schedule and rule is applied to the pipeline and removed again. This makes every check that ``accelerate``
-    makes.
-    """
+def check_kinds(methods: Sequence[Method]) -> None:
+    """Raise BadOption unless every method is a ``Method`` and has a name that no other method has."""
     for method in methods:
         if not isinstance(method, Method):
             raise BadOption("methods", type(method).__name__, "instances of diffcache.eval.methods.Method")
@@ -87,14 +83,6 @@ def check_methods(pipe: Any, methods: Sequence[Method], calls: Calls) -> None:
     for name in names:
         if names.count(name) > 1:
             raise BadOption("schedules", name, "names that no other method has")
-    for method in methods:
-        if method.source is not None:
-            with method.on(pipe):
-                pass
-        for call in calls:
-            host.check_call(pipe, {**call, **method.change}, f"the call of {method.name!r}")
-            if isinstance(method.source, CacheSchedule):
-                check_call(pipe, {**call, **method.change}, method.source)
 
 
 def check_counted(methods: Sequence[Method], steps: int) -> None:

@@ -22,9 +22,9 @@ from diffcache.errors import BadOption, Unusable
 from diffcache.eval import metrics as metric_room
 from diffcache.eval import results
 from diffcache.eval import trials as tried
-from diffcache.eval.checks import check_counted, check_methods, check_names, check_outputs, check_title
+from diffcache.eval.checks import check_counted, check_kinds, check_names, check_outputs, check_title
 from diffcache.eval.extractors import Extractor
-from diffcache.eval.methods import STEPS, Method, baselines, full, ours
+from diffcache.eval.methods import Method, full, ours
 from diffcache.eval.metrics import Scorer
 from diffcache.eval.plausible import Part
 from diffcache.eval.record import JsonObject, assembled, circumstances, read
@@ -210,7 +210,9 @@ def evaluate(
     wanted = dict.fromkeys([*(metrics or traits.metrics), *([PROMISED_IN] if promising else [])])
     check_outputs(subject.title, traits, calls, metrics or traits.metrics, extractor, scorers)
     judges, about = judges_of(tuple(wanted), scorers, options or {}, returns_states=traits.returns == "state")
-    check_methods(pipe, [full(), *mine, *(compare or ()), *extra], calls)
+    named = [full(), *mine, *(compare or ()), *extra]
+    check_kinds(named)
+    subject.check_methods(named, calls)
     sets = sets_of(extractor, real)
     for one in (judges, *mine, *(compare or ()), *extra, *((trials,) if trials else ())):
         _ = one.digest  # raises if a later run could not recognise the results
@@ -219,13 +221,12 @@ def evaluate(
     steps = subject.steps(calls)
     several = [method.name for method in (*mine, *extra) if isinstance(method.source, BySteps)]
     mine, extra = ([method.for_steps(steps) for method in given] for given in (mine, extra))
-    check_methods(pipe, [method for method in (*mine, *extra) if method.name in several], calls)
+    subject.check_methods([method for method in (*mine, *extra) if method.name in several], calls)
     check_counted(mine, steps)
-    if compare is None:
-        budgets = [subject.work(m, calls[0], steps) for m in mine]
-        compare = baselines(pipe, steps, budgets, fewer=bool(traits.steps_argument) or calls[0].get(STEPS) == steps)
+    compare = subject.baselines(mine, calls[0], steps) if compare is None else compare
     methods = [full(), *mine, *(method.for_steps(steps) for method in compare), *extra]
-    check_methods(pipe, methods, ())
+    check_kinds(methods)
+    subject.check_methods(methods, ())
     folder.prepare([slug(method.name) for method in methods])
     found, rank, processes = _run(subject, methods, calls, steps, judges, folder, me, shows_progress(progress))
     played: dict[str, list[float]] = {}

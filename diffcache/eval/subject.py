@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from diffcache import host
-from diffcache.documents.schedule import noise_scheduler_title
+from diffcache.documents.schedule import CacheSchedule, noise_scheduler_title
 from diffcache.errors import Unusable
-from diffcache.eval.methods import STEPS, Method
+from diffcache.eval.methods import STEPS, Method, baselines
 from diffcache.eval.record import WHOLE
 from diffcache.eval.timed_run import watched
 from diffcache.executor.bound import Bound
-from diffcache.executor.cost import estimate_for
+from diffcache.executor.by_steps import BySteps
+from diffcache.executor.checks import check_call
+from diffcache.executor.first_step import first_step
 from diffcache.host.digest import TO_DIGEST, NoDigestError
 from diffcache.profiling.recording import with_copied_generators
 
@@ -120,6 +122,22 @@ class Subject:
         with method.on(self.pipe):
             yield self.pipe
 
+    def check_methods(self, methods: Sequence[Method], calls: Sequence[Call]) -> None:
+        """Raise an error unless every method can be applied to the pipeline and fits the calls.
+
+        Each schedule and rule is applied to the pipeline and removed again. This makes every check that ``accelerate``
+        makes.
+        """
+        for method in methods:
+            if method.source is not None:
+                with method.on(self.pipe):
+                    pass
+            for call in calls:
+                changed = {**call, **method.change}
+                host.check_call(self.pipe, changed, f"the call of {method.name!r}")
+                if isinstance(method.source, CacheSchedule):
+                    check_call(method.source, changed, host.iterations(self.pipe, changed))
+
     def steps(self, calls: Sequence[Call]) -> int:
         """Return the number of steps that all calls take. If calls of the loop do not state it, the loop runs.
 
@@ -173,6 +191,18 @@ class Subject:
             )
         return steps[0]
 
+    def baselines(self, methods: Sequence[Method], call: Call, steps: int) -> list[Method]:
+        """Return the methods to compare with: those of the work of each method (see ``eval.methods.baselines``).
+
+        Args:
+            methods: The methods.
+            call: A call. Its first step runs with each schedule.
+            steps: Number of steps of the full run.
+        """
+        budgets = [self.work(method, call, steps) for method in methods]
+        fewer = bool(self.traits.steps_argument) or call.get(STEPS) == steps
+        return baselines(self.pipe, steps, budgets, fewer=fewer)
+
     def work(self, method: Method, call: Call, steps: int) -> int:
         """Return the work of a method in whole steps, rounded up. The method is compared with methods of this cost.
 
@@ -181,11 +211,12 @@ class Subject:
             call: A call, whose first step runs.
             steps: Number of steps of the full run.
         """
-        if method.source is None:
+        source = method.source.of(steps) if isinstance(method.source, BySteps) else method.source
+        if source is None:
             return steps
-        expected = estimate_for(self.bound, method.source, call)
-        fraction = expected.compute_fraction
-        if expected.online:  # the run itself decides, so its operations are counted
+        first = first_step(self.bound, source, call)
+        fraction = first.compute_fraction
+        if first.online:  # the run itself decides, so its operations are counted
             whole = watched(self.pipe, call, closely=True).flops
             with method.on(self.pipe):
                 done = watched(self.pipe, {**call, **method.change}, closely=True).flops

@@ -15,6 +15,7 @@ from diffcache.executor.checks import Sites
 from diffcache.executor.engine import Executor
 from diffcache.host.structure import find_sites
 from diffcache.patch import refusal
+from diffcache.presets import NetworkFacts
 
 
 class Acceleration(Protocol):
@@ -94,6 +95,16 @@ class Bound:
             UnsupportedModel: The object cannot be accelerated.
         """
         return {name: find_sites(module) for name, module in self.denoisers.items()}
+
+    @property
+    def site_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the sites of every network."""
+        return {name: tuple(found) for name, found in self.sites.items()}
+
+    @cached_property
+    def networks(self) -> dict[str, NetworkFacts]:
+        """Return the facts about the networks, by component name."""
+        return host.network_facts(self.pipe, {name: found["model"][0] for name, found in self.sites.items()})
 
     @property
     def acceleration(self) -> Acceleration | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
@@ -82,41 +81,3 @@ def title(source: Source) -> str:
     if isinstance(source, Rule):
         return f"the rule {str(source)!r}"
     return f"a schedule of {source.steps} steps ({source.provenance.get('scheduler', 'hand-made')})"
-
-
-class _SeenError(Exception):
-    """Ends a call of the pipeline when its loop begins."""
-
-
-def for_call(pipe: Any, source: Source, call: Mapping[str, Any]) -> CacheSchedule | Rule:
-    """Return the schedule or the rule for ``pipe(**call)``.
-
-    If only a run shows the number of steps, the call runs until its loop begins.
-
-    Raises:
-        ScheduleMismatch: None covers the steps of the call.
-    """
-    if not isinstance(source, BySteps):
-        return source
-    steps = host.iterations(pipe, call)
-    return source.of(_steps_seen(pipe, call) if steps is None else steps)
-
-
-def _steps_seen(pipe: Any, call: Mapping[str, Any]) -> int:
-    """Run a call until its loop begins, and return the number of steps of the loop."""
-    seen: list[int] = []
-
-    class Observer(host.LoopObserver):
-        def loop_began(self, run: host.LoopRun) -> None:
-            seen.append(run.steps)
-            raise _SeenError
-
-    watcher = host.LoopWatcher(pipe, Observer())
-    watcher.attach()
-    try:
-        pipe(**call)
-    except _SeenError:
-        return seen[-1]
-    finally:
-        watcher.detach()
-    raise ScheduleMismatch(f"the call of this {type(pipe).__name__} has no loop, so its number of steps is not known.")

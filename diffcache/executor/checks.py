@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,13 @@ SAME_GRID = 1e-4  # relative to the largest timestep; equal integer grids agree 
 Sites = Mapping[str, Mapping[str, tuple[nn.Module, ...]]]  # denoiser -> site -> modules
 
 
-def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: bool) -> None:
-    """Check that a schedule was made for the networks and the noise scheduler of a pipeline.
+def check_networks(schedule: CacheSchedule, sites: Sites, title: str, *, strict: bool) -> None:
+    """Check that a schedule was made for the networks of a pipeline.
 
     Args:
-        pipe: The pipeline.
         schedule: The schedule.
         sites: The modules of every site of the denoisers.
+        title: The name of the pipeline in errors.
         strict: Whether to compare configurations as well.
 
     Raises:
@@ -45,7 +45,7 @@ def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: 
         found = host.class_name(module)
         if plan.class_name not in (None, found):
             raise ScheduleMismatch(
-                f"the schedule was made for {plan.class_name}; {name!r} of this {type(pipe).__name__} is {found}. "
+                f"the schedule was made for {plan.class_name}; {name!r} of this {title} is {found}. "
                 "Load the schedule of this model, or make one."
             )
         if strict and plan.config_digest not in (None, host.config_digest(module)):
@@ -58,7 +58,6 @@ def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: 
             if site not in sites[name]:
                 hidden = _HIDDEN.format(name) if site in _hidden(module) else ""
                 raise UnknownName(f"site in {found}", site, tuple(sites[name]), next_step=hidden)
-    check_noise_scheduler(host.noise_scheduler(pipe), schedule, strict=strict)
 
 
 _HIDDEN = (
@@ -134,9 +133,14 @@ def check_compiled(name: str, denoiser: nn.Module, patched: Sequence[str]) -> No
             )
 
 
-def check_in_parts(pipe: Any, schedule: CacheSchedule) -> None:
-    """Raise UnsupportedModel if several processes run a denoiser together and would decide from their parts of it."""
-    for name in host.in_parts(pipe):
+def check_in_parts(in_parts: Iterable[str], schedule: CacheSchedule) -> None:
+    """Raise UnsupportedModel if several processes run a denoiser together and would decide from their parts of it.
+
+    Args:
+        in_parts: The denoisers that several processes run together (see ``host.in_parts``).
+        schedule: The schedule.
+    """
+    for name in in_parts:
         criterion = criteria.of(schedule.denoisers.get(name))
         if criterion is not None and criterion.about.where is not Where.MODEL:
             others = ", ".join(criteria.deciding_at(Where.MODEL))
@@ -190,13 +194,13 @@ def _settings(found: Any, schedule: CacheSchedule, name: str, digest: str | None
     return host.other_settings(found, schedule.provenance.get(f"config/{name}"), digest or "")
 
 
-def check_run(pipe: Any, run: host.LoopRun, schedule: CacheSchedule, *, strict: bool) -> None:
+def check_run(run: host.LoopRun, schedule: CacheSchedule, scales: Mapping[str, Any], *, strict: bool) -> None:
     """Check before the first step that a schedule was made for a run.
 
     Args:
-        pipe: The pipeline.
         run: The run.
         schedule: The schedule.
+        scales: The guidance scales of the run (see ``host.guidance_values``).
         strict: Whether to compare timesteps, the first step and guidance scales as well. If they differ, the run works,
             but its result may be worse.
 
@@ -216,7 +220,7 @@ def check_run(pipe: Any, run: host.LoopRun, schedule: CacheSchedule, *, strict: 
     if strict:
         _check_start(run, schedule)
         _check_grid(run, schedule)
-        check_scales(host.guidance_values(pipe), schedule)
+        check_scales(scales, schedule)
 
 
 def _check_start(run: host.LoopRun, schedule: CacheSchedule) -> None:
@@ -232,9 +236,14 @@ def _check_start(run: host.LoopRun, schedule: CacheSchedule) -> None:
         )
 
 
-def check_call(pipe: Any, call: Mapping[str, Any], schedule: CacheSchedule) -> None:
-    """Raise ScheduleMismatch if a call asks for another number of steps or guidance scale than the schedule's."""
-    steps = host.iterations(pipe, call)
+def check_call(schedule: CacheSchedule, call: Mapping[str, Any], steps: int | None) -> None:
+    """Raise ScheduleMismatch if a call asks for another number of steps or guidance scale than the schedule's.
+
+    Args:
+        schedule: The schedule.
+        call: The arguments of the call.
+        steps: The iterations that the call plans (see ``host.iterations``). None: only a run shows them.
+    """
     if steps is not None:
         check_steps(schedule, steps)
     check_scales(call, schedule)

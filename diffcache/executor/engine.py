@@ -21,7 +21,8 @@ from diffcache.executor.checks import (
     check_criteria,
     check_granularity,
     check_in_parts,
-    check_pipeline,
+    check_networks,
+    check_noise_scheduler,
     check_run,
 )
 from diffcache.executor.doubts import ADVICE, end_notices
@@ -56,13 +57,19 @@ def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], stor
     return schedule if store is None else schedule.stored(store)
 
 
-def grid_of(pipe: Any, run: host.LoopRun, networks: Mapping[str, NetworkFacts]) -> Grid:
-    """Return what a rule may know about a run that is beginning."""
+def grid_of(run: host.LoopRun, networks: Mapping[str, NetworkFacts], scales: Mapping[str, float | None]) -> Grid:
+    """Return what a rule may know about a run that is beginning.
+
+    Args:
+        run: The run.
+        networks: The facts about the networks, by component name.
+        scales: The guidance scales of the run (see ``host.guidance_values``).
+    """
     return Grid(
         run.timesteps.detach().cpu().double().numpy(),
         run.start,
         networks,
-        guided=host.is_guided(host.guidance_values(pipe)),
+        guided=host.is_guided(scales),
         propagation=lambda: host.propagation(run.scheduler, run.timesteps, run.start),
     )
 
@@ -154,7 +161,8 @@ class Executor(host.LoopObserver):
     def _checked(self, pipe: Any, source: CacheSchedule | Rule, sites: Sites) -> Ready:
         """Check a schedule or a rule against the pipeline, and compile a schedule."""
         if isinstance(source, CacheSchedule):
-            check_pipeline(pipe, source, sites, strict=self.strict)
+            check_networks(source, sites, type(pipe).__name__, strict=self.strict)
+            check_noise_scheduler(host.noise_scheduler(pipe), source, strict=self.strict)
             schedule = source
             check_criteria(schedule)
             programs = compile_schedule(schedule)
@@ -163,7 +171,7 @@ class Executor(host.LoopObserver):
             # On any grid: errors of the rule are raised now, and its sites do not depend on the grid
             schedule, programs = scheduled(source, any_grid(self.networks), self.sites, self.store), {}
             check_criteria(schedule)
-        check_in_parts(pipe, schedule)
+        check_in_parts(host.in_parts(pipe), schedule)
         demand_visible(schedule, {name: found["model"][0] for name, found in sites.items()})
         predicts = any(not plan.compute.all() for _, _, plan in schedule.plans())
         return Ready(source, schedule, programs, deciding_stacks(schedule, sites), predicts)
@@ -213,22 +221,22 @@ class Executor(host.LoopObserver):
             ScheduleMismatch: The schedule does not fit the run.
             UnsupportedModel: The schedule cannot run on the pipeline in its present state.
         """
-        ready = self._ready_for(run)
+        pipe, ready = self.host.pipe, self._ready_for(run)
+        in_parts = host.in_parts(pipe)
         if isinstance(ready.source, Rule):
             schedule, programs = self._made_by(ready.source, run)
         else:
             schedule, programs = ready.schedule, ready.programs
-            check_run(self.host.pipe, run, schedule, strict=self.strict)
+            check_run(run, schedule, host.guidance_values(pipe), strict=self.strict)
         run.assigned.expect(schedule.layout.names)
-        check_in_parts(self.host.pipe, schedule)
+        check_in_parts(in_parts, schedule)
         demand_visible(schedule, self.wrapping.denoisers)
-        levels_back = move_levels(self.host.pipe, run, schedule)  # last: nothing after it can fail
-        together = bool(host.in_parts(self.host.pipe))
+        levels_back = move_levels(pipe, run, schedule)  # last: nothing after it can fail
         return RunState(
             schedule,
             programs,
             start=run.start,
-            together=together,
+            together=bool(in_parts),
             levels_back=levels_back,
             on_prediction=self.on_prediction,
             backend=self.backend,
@@ -252,7 +260,7 @@ class Executor(host.LoopObserver):
 
     def _made_by(self, rule: Rule, run: host.LoopRun) -> tuple[CacheSchedule, dict[tuple[str, str], Program]]:
         """Return the schedule that a rule makes for a run, and its programs. Runs of one loop share them."""
-        grid = grid_of(self.host.pipe, run, self.networks)
+        grid = grid_of(run, self.networks, host.guidance_values(self.host.pipe))
         scheduler = run.scheduler
         levels = getattr(scheduler, "sigmas", None)
         key = (

@@ -102,18 +102,13 @@ REASONS = {
     "the table that a command prints of a plan": "cli.show",
     "files of every kind, and what they may hold": (
         "documents.checks documents.container documents.files eval.evaluation eval.plausible eval.record "
-        "eval.reference eval.saved_parts profiling.measuring.partial_profile profiling.measuring.plausible "
-        "schedulers._router"
+        "eval.reference eval.saved_parts profiling.measuring.partial_profile profiling.measuring.plausible"
     ),
     "where tests plant faults, or watch that nothing runs": (
-        "demo.run eval.alignment eval.runner profiling.calibration.correction profiling.calibration.optimizing "
-        "executor.site executor.stacks executor.wrappers"
+        "demo.run eval.alignment eval.runner executor.site executor.stacks executor.wrappers"
     ),
-    "what a run keeps and states": (
-        "executor.cost executor.pairing executor.program executor.state executor.store planning.storage"
-    ),
-    "a function with the name of its module, so that a package cannot offer it": "profiling.recording.record",
-    "mathematics that tests compute with": ("eval.distribution eval.frechet eval.noise_schedulers eval.timed_run"),
+    "what a run keeps and states": ("executor.cost executor.program executor.state executor.store planning.storage"),
+    "mathematics that tests compute with": "eval.distribution eval.frechet",
 }
 INNER = {f"diffcache.{module}" for modules in REASONS.values() for module in modules.split()}
 FILES = sorted((ROOT / "tests").rglob("*.py"))

@@ -13,9 +13,8 @@ from diffcache.assets import NAMES, load
 from diffcache.cli import app
 from diffcache.demo import Size, run_demo
 from diffcache.demo.run import split
-from diffcache.eval import evenly_reused
+from diffcache.eval import evenly_reused, fewer_steps
 from diffcache.eval.metrics.psnr import score as psnr_db
-from diffcache.eval.noise_schedulers import better_noise_scheduler
 
 SMALL = Size(budgets=(12,), calibration=4, held_out=4, fits=2, repeats=1)
 
@@ -81,8 +80,10 @@ def test_the_better_solver_draws_the_same_picture_when_it_has_many_steps():
         model = load(name)
         call = {"subjects": model.subjects[3:4], "seeds": [4]}
         full = model.pipe(**model.call(**call, steps=100)).images
-        _, model.pipe.scheduler = better_noise_scheduler(model.pipe.scheduler)
-        assert psnr_db(model.pipe(**model.call(**call, steps=100)).images, full)[0] > 25
+        better, own = fewer_steps(model.pipe, 100, better=True), model.pipe.scheduler
+        with better.on(model.pipe):
+            assert type(model.pipe.scheduler) is not type(own)
+            assert psnr_db(model.pipe(**model.call(**call, steps=100)).images, full)[0] > 25
 
 
 def test_uniform_reuse_computes_the_steps_it_says():

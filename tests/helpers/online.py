@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from diffcache import CacheSchedule, accelerated, report
 from diffcache.documents import DenoiserPlan, Guidance, Online, SitePlan
 from diffcache.executor import Report
-from diffcache.executor.pairing import reader
-from diffcache.host import find_sites
+from diffcache.host import find_sites, main_of
 
 STEPS = 12
 RULES: tuple[str, ...] = ("first_block", "modulated_input", "output_rate", "drift")
@@ -85,10 +84,10 @@ def governed(pipe: Any, rule: str) -> str:
 @contextmanager
 def denoised(module: nn.Module) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
     """Input and output of every call, predicted ones included."""
-    read, found = reader(module), []
+    main, found = main_of(module), []
 
     def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        found.append((read(args, kwargs).main[0].double().numpy().copy(), output[0].double().numpy().copy()))
+        found.append((main(args, kwargs).double().numpy().copy(), output[0].double().numpy().copy()))
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:

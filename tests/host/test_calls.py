@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pipelines import TINY, shared
-from policies import Transformer
+from policies import ACTION, HORIZON, WIDTH, Transformer
 
 import diffcache
 from diffcache import Loop, evaluate, host, measure, optimize
@@ -105,16 +105,23 @@ def _without_seconds(profile: diffcache.Profile) -> Any:
     return profile.denoisers["transformer"].sites["model"].output
 
 
-def test_held_out_texts_get_the_seeds_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffcache.profiling.calibration import optimizing
+def test_held_out_texts_get_the_seeds_that_follow() -> None:
+    network, times = Transformer().eval(), torch.linspace(1, 0.2, 5)
+    seen: list[tuple[str, int]] = []
 
     class SeenError(Exception):
         pass
 
-    def check(pipe: Any, calls: Any, held_out: Any, budget: Any, **options: Any) -> None:
-        raise SeenError(seeds(calls), seeds(held_out))
+    def sample(prompt: str) -> torch.Tensor:
+        seen.append((prompt, torch.initial_seed()))
+        if len(seen) == 4:
+            raise SeenError
+        x = torch.randn(1, HORIZON, ACTION)
+        with diffcache.trajectory(network, times):
+            for time in times:
+                x = x - 0.2 * network(x, time[None], conditioning_vec=torch.zeros(1, WIDTH))
+        return x
 
-    monkeypatch.setattr(optimizing, "check_request", check)
-    with pytest.raises(SeenError) as seen:
-        optimize(shared("flux"), ["a", "b"], 2, held_out=["c", "d"])
-    assert seen.value.args == ([0, 1], [2, 3])
+    with pytest.raises(SeenError):
+        optimize(Loop(network, sample), ["a", "b"], 2, held_out=["c", "d"])
+    assert seen == [("a", 0), ("b", 1), ("c", 2), ("d", 3)]

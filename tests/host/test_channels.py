@@ -20,8 +20,7 @@ from diffcache.errors import ScheduleMismatch
 from diffcache.executor import FailedOpen
 from diffcache.host.channels import Span, counterpart, find_sample
 from diffcache.patch import layer
-from diffcache.profiling.recording.record import record
-from diffcache.profiling.replay import Replay
+from diffcache.profiling import Calibration
 
 # Pipeline -> dimension and first entry of the sample in the denoiser's input; None: the input is the sample.
 WHERE = {
@@ -220,8 +219,9 @@ def test_what_goes_with_an_output() -> None:
 
 def test_a_loop_with_conditions_before_the_sample_is_replayed() -> None:
     pipe = fresh("marigold_depth")
-    trajectory = record(pipe, {**ALL["marigold_depth"].call(pipe), "generator": torch.Generator().manual_seed(0)})
-    replay = Replay(trajectory)
+    call = {**ALL["marigold_depth"].call(pipe), "generator": torch.Generator().manual_seed(0)}
+    found = Calibration.record(pipe, [call])
+    (trajectory,), (replay,) = found.trajectories, found.replays
     assert replay.place == (Span(1, 4, 4),)
     assert replay.paired
     x = trajectory.steps[0].calls[0].input

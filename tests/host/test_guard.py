@@ -24,7 +24,7 @@ from diffcache import accelerate, accelerated, estimate, evaluate, measure, opti
 from diffcache.errors import AlreadyAccelerated, ScheduleMismatch, UnsupportedModel
 from diffcache.eval import Method
 from diffcache.executor import FailedOpen
-from diffcache.profiling.calibration import correction
+from diffcache.profiling.calibration import correct
 
 CALL = pipelines.TINY["flux"].call
 
@@ -206,7 +206,7 @@ def test_a_correction_asks_as_well() -> None:
     schedule = diffcache.CacheSchedule(
         steps=6, denoisers={"transformer": diffcache.documents.schedule.DenoiserPlan(sites={"model": plan()})}
     )
-    demand_no_step(pipe, lambda: correction.correct(pipe, schedule, [CALL(pipe)]), AlreadyAccelerated, "on. Call")
+    demand_no_step(pipe, lambda: correct(pipe, schedule, [CALL(pipe)]), AlreadyAccelerated, "on. Call")
 
 
 def plan() -> Any:

