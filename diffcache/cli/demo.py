@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffcache.cli._options import flag
 from diffcache.documents.destinations import check_folder
 
 
@@ -22,7 +21,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(
         "diffcache-demo"
     ),
-    quick: Annotated[bool, flag("--quick", help="Fewer pictures and a short search.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and a short search.")] = False,
 ) -> None:
     """Calibrate, plan and accelerate a small trained model that comes with the package, and show the results.
 

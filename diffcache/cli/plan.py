@@ -9,7 +9,7 @@ import typer
 
 from diffcache import planning, registry, schedulers
 from diffcache.cli._goal import goal
-from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either, flag
+from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either
 from diffcache.cli._printing import remark, table, use_next
 from diffcache.documents.destinations import check_file
 from diffcache.documents.expected import decibels
@@ -42,11 +42,11 @@ def plan(
     ] = None,
     out: Annotated[Path, typer.Option(help="Output file of the schedule.")] = Path("schedule.safetensors"),
     list_: Annotated[
-        bool, flag("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
+        bool, typer.Option("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
     ] = False,
     compare: Annotated[
         bool,
-        flag("--compare", help="Plan with every scheduler and sort by expected PSNR. Writes nothing."),
+        typer.Option("--compare", help="Plan with every scheduler and sort by expected PSNR. Writes nothing."),
     ] = False,
 ) -> None:
     """Plan a schedule from a profile: which steps are computed, and how the others are predicted.
