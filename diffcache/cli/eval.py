@@ -234,10 +234,11 @@ def fid(
         Path, typer.Argument(help="Real pictures: a folder; or statistics: .safetensors, or pytorch-fid's .npz.")
     ],
     folder: Annotated[
-        Path | None, typer.Argument(
+        Path | None,
+        typer.Argument(
             help="Pictures to be measured: a folder, or the beginning of its name. May be left out with "
             "--save-statistics."
-        )
+        ),
     ] = None,
     extractor: Annotated[
         str, typer.Option(help="inception (FID, KID), efflite0 (FD-EffLite0, KD-EffLite0), package.module:function.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffcache import host
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.tokens.spec import TokenRule, is_token_rule, parse_token_rule, token_rules
+from diffcache.tokens.spec import DEFAULT, TokenRule, is_token_rule, parse_token_rule, token_rules
 from diffcache.tokens.view import Fresh, View
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffcache.tokens.report import TokenReport
 
 __all__ = [
+    "DEFAULT",
     "RULES",
     "Fresh",
     "TokenRule",
