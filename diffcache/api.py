@@ -96,8 +96,8 @@ def accelerate(
     old = bound.acceleration
     if old is not None and not replace:
         raise AlreadyAccelerated(
-            f"this {type(bound.pipe).__name__} is accelerated already, by {_title(old)}. "
-            "Call diffcache.restore(pipe) first, then accelerate it again; or pass replace=True."
+            f"this {host.host_name(bound.pipe)} is accelerated already, by {_title(old)}. "
+            "Call diffcache.restore first, then accelerate it again; or pass replace=True."
         )
     host.demand_no_other_cache(bound.pipe)
     executor: Acceleration
@@ -265,7 +265,9 @@ def report(pipe: Any) -> Report | TokenReport:
     """
     executor = Bound.of(pipe, bare=True).acceleration
     if executor is None:
-        raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
+        raise Unusable(
+            f"this {host.host_name(pipe)}", "it is not accelerated", "Pass what was given to diffcache.accelerate"
+        )
     return report_of(executor) if isinstance(executor, Executor) else tokens.report_of(executor)
 
 

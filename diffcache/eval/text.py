@@ -21,7 +21,7 @@ from diffcache import host, tokens
 from diffcache.api import FILES, accelerated, report
 from diffcache.documents import files
 from diffcache.documents.token_schedule import TokenSchedule
-from diffcache.errors import BadOption, UnknownName
+from diffcache.errors import BadOption, UnknownName, Unusable
 from diffcache.eval.methods import FULL, Method
 from diffcache.host import MARK
 from diffcache.patch import layer, spot
@@ -175,7 +175,11 @@ def evaluate_text(
     pipe = host.adopted(pipe)
     network = host.language_model_of(pipe)
     if network is None:
-        raise BadOption("pipe", type(pipe).__name__, "a loop around a language model, or a pipeline with one")
+        raise Unusable(
+            f"this {host.host_name(pipe)}",
+            "it has no language model",
+            "Pass diffcache.Loop(model, sample), where sample runs your decoding loop, or a pipeline for text",
+        )
     mask = host.mask_id_of(pipe)
     if mask is None:
         raise BadOption("model.config.mask_token_id", None, "the id of the mask token: set it before the evaluation")

@@ -119,4 +119,4 @@ def _steps_seen(pipe: Any, call: Mapping[str, Any]) -> int:
         return seen[-1]
     finally:
         watcher.detach()
-    raise ScheduleMismatch(f"the call of this {type(pipe).__name__} has no loop, so its number of steps is not known.")
+    raise ScheduleMismatch(f"the call of this {host.host_name(pipe)} has no loop, so its number of steps is not known.")

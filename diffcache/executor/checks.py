@@ -45,7 +45,7 @@ def check_pipeline(pipe: Any, schedule: CacheSchedule, sites: Sites, *, strict: 
         found = host.class_name(module)
         if plan.class_name not in (None, found):
             raise ScheduleMismatch(
-                f"the schedule was made for {plan.class_name}; {name!r} of this {type(pipe).__name__} is {found}. "
+                f"the schedule was made for {plan.class_name}; {name!r} of this {host.host_name(pipe)} is {found}. "
                 "Load the schedule of this model, or make one."
             )
         if strict and plan.config_digest not in (None, host.config_digest(module)):

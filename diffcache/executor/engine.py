@@ -351,4 +351,4 @@ class Executor(host.LoopObserver):
         """Count notices, and publish them unless the executor is quiet."""
         self.totals += counted(notices)
         if not self.quiet:
-            publish(notices, pipeline=type(self.host.pipe).__name__, run=self.runs)
+            publish(notices, pipeline=host.host_name(self.host.pipe), run=self.runs)

@@ -16,6 +16,7 @@ from decoders import MASK, BlockCausal, LLaDALike, decode, decoder, prompts  # n
 import diffcache  # noqa: E402
 from diffcache import host, tokens  # noqa: E402
 from diffcache.errors import AlreadyAccelerated, BadOption, DiffCacheError  # noqa: E402
+from diffcache.eval import evaluate_text  # noqa: E402
 from diffcache.schedulers import Rule  # noqa: E402
 
 pytestmark = pytest.mark.fast
@@ -346,6 +347,28 @@ def test_only_token_rules_and_token_schedules_are_for_language_models(kind, sche
         for said in (words, *tokens.token_rules(), "diffcache.optimize(diffcache.Loop(model, sample)"):
             assert said in str(error.value)
     assert vars(network) == before
+
+
+def test_errors_about_a_loop_name_the_loop(model, tmp_path):
+    loop = diffcache.Loop(model, lambda prompt: decode(model, prompt))
+    idle = diffcache.Loop(model, lambda prompt: prompt)
+    calls = [{"prompt": prompts()}] * 2
+    for refused, words in (
+        (lambda: diffcache.report(loop), "this Loop cannot be used: it is not accelerated"),
+        (lambda: diffcache.report(model), "this LlamaForCausalLM cannot be used: it is not accelerated"),
+        (lambda: diffcache.optimize(model, calls, 3), "this LlamaForCausalLM cannot be used: it has no function that"),
+        (
+            lambda: diffcache.optimize(diffcache.Loop(model), calls, 3),
+            "this Loop cannot be used: it has no function that",
+        ),
+        (lambda: diffcache.optimize(idle, calls, 3), "the loop cannot be used: a call runs no forward"),
+        (lambda: diffcache.evaluate(loop, {"a": "full"}, calls, out=tmp_path), "diffcache.eval.evaluate_text"),
+        (lambda: evaluate_text(torch.nn.Linear(2, 2), {"a": "dkv"}, calls, out=tmp_path), "this Linear cannot be used"),
+    ):
+        with pytest.raises(DiffCacheError) as error:
+            refused()
+        assert words in str(error.value)
+        assert not any(word in str(error.value) for word in ("RegisteredLoop", "pipe="))
 
 
 def test_a_pipeline_without_a_mask_id_is_refused_with_the_remedy():
