@@ -104,7 +104,7 @@ def test_an_accelerated_model_is_refused(loop, tmp_path):
         ({"methods": {"a": "dkw"}}, "no token rule"),
         ({"methods": {"full run": "dkv"}}, "names that differ"),
         ({"score": lambda call, ids: [True]}, "one bool for each answer"),
-        ({"pipe": diffcache.Loop(torch.nn.Linear(2, 2), lambda: None)}, "this Loop cannot be used: it has no language model"),
+        ({"pipe": diffcache.Loop(torch.nn.Linear(2, 2), lambda: None)}, "this Loop cannot be used: it has no"),
         ({"calls": [{"prompts": 3}]}, "prompts"),
         ({"score": lambda call, ids: None}, "one bool for each answer"),
         ({"score": lambda call, ids: ["right", "wrong"]}, "one bool for each answer"),
