@@ -115,7 +115,8 @@ def write(cells: dict[str, Any]) -> None:
         "",
         "`python benchmarks/text.py`. Answers are right if every token is. *against full*: answers won and lost",
         "against the full loop, with McNemar's exact test. *by confidence*: a step also commits every token of",
-        f"probability {THRESHOLD} or more.",
+        f"probability {THRESHOLD} or more. *diffcache, 3x*: the schedule of `Budget(speedup=3)`, in the folder",
+        "`text-schedules`; 3x is its target, and the column *speed-up* is what was measured.",
     ]
     for key, cell in sorted(cells.items()):
         circumstances = f"{cell['prompts']} prompts, {cell['threads']} threads, torch {cell['torch']}"
