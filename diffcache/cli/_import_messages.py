@@ -16,7 +16,7 @@ MESSAGES = {  # name of a logger -> a part of the message that is left out
 
 
 class _Without(logging.Filter):
-    """Drops the records whose message contains a text."""
+    """Drops the records with a text in their message."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

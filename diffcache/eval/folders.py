@@ -41,7 +41,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def _folder_that_begins(start: Path) -> Path:
-    """Return the one folder with pictures whose path begins with ``start``."""
+    """Return the one folder with pictures and a path that begins with ``start``."""
     around = start.parent
     try:
         near = sorted(path for path in around.iterdir() if path.is_dir() and _directly_in(path))

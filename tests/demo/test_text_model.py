@@ -115,7 +115,7 @@ def test_the_demo_writes_schedules_tables_and_answers(tmp_path: Path) -> None:
     assert sum(any(one.startswith(name) for name in rows) for one in said) == 2 * 7  # a text for each row
 
 
-def test_a_row_is_said_before_the_next_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_given_before_the_next_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffcache.demo import text
 
     class StopError(Exception):
