@@ -98,12 +98,12 @@ def test_a_task_or_length_that_does_not_exist_is_one_error() -> None:
 
 def test_the_demo_writes_schedules_tables_and_answers(tmp_path: Path) -> None:
     said: list[str] = []
-    size = TextSize(length=64, calibration=4, held_out=2, batch=2, speedup=1.2, tries=2)
+    size = TextSize(length=64, calibration=4, held_out=2, batch=2, share=0.7, tries=2)
     found = run_text_demo(tmp_path, size, say=said.append)
     for task in TASKS:
         assert isinstance(TokenSchedule.load(tmp_path / f"text-{task}.safetensors"), TokenSchedule)
         assert (tmp_path / task / "table.md").read_text().startswith("| method")
-        assert found.evaluations[task]["diffcache, calibrated"].computed < 0.95
+        assert found.evaluations[task]["diffcache, calibrated"].computed < 0.75
     text = (tmp_path / "text.txt").read_text()
     assert text == f"{found}\n"
     assert max(map(len, text.splitlines())) <= 80
@@ -130,7 +130,7 @@ def test_a_row_is_given_before_the_next_method_runs(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(text, "TASKS", ("walk",))
     with pytest.raises(StopError):
-        run_text_demo(tmp_path, TextSize(length=64, calibration=2, held_out=1, batch=1, speedup=1.2, tries=1), say=say)
+        run_text_demo(tmp_path, TextSize(length=64, calibration=2, held_out=1, batch=1, share=0.7, tries=1), say=say)
     assert [line[:20].strip() for line in said[-3:]] == ["full run", "diffcache, calibrate", "dKV-Cache"]
     assert not (tmp_path / "walk").exists()
 
