@@ -58,7 +58,8 @@ def accelerate(
             A dictionary, number of steps -> one of these, chooses by the number of steps of each run (iterations of its
             loop). So do a :class:`ScheduleSet`, its path, and a folder that holds schedules of several numbers of
             steps; on the Hub, their names begin with ``schedule``.
-            For a language model, it is a token rule: ``"dkv:refresh=8"`` (docs/language-models.md).
+            For a language model, it is a token rule such as ``"dkv:refresh=8"``, or a :class:`TokenSchedule` or its
+            path (docs/language-models.md). Nothing else is taken.
         strict: Whether to compare the configurations of the denoiser and the noise scheduler, the timesteps and the
             guidance scale with those of the schedule as well. False is meant for fine-tuned models.
         store: The format in which all outputs are kept: ``"bf16"``, ``"int8"``, ``"fp8"``, ``"int4"``, or ``"exact"``
@@ -95,15 +96,12 @@ def accelerate(
     old = bound.acceleration
     if old is not None and not replace:
         raise AlreadyAccelerated(
-            f"this {type(bound.pipe).__name__} is accelerated already, by {_title(old)}. "
-            "Call diffcache.restore(pipe) first, then accelerate it again; or pass replace=True."
+            f"this {host.host_name(bound.pipe)} is accelerated already, by {_title(old)}. "
+            "Call diffcache.restore first, then accelerate it again; or pass replace=True."
         )
     host.demand_no_other_cache(bound.pipe)
     executor: Acceleration
-    if isinstance(schedule, (str, Path)) and _is_file(schedule):
-        schedule = read_schedules(schedule)
-    elif isinstance(schedule, (str, Path)) and _is_collection(schedule) and host.language_model_of(pipe) is not None:
-        schedule = TokenSchedule.from_pretrained(schedule)
+    schedule = _read(pipe, schedule)
     if _is_for_tokens(pipe, schedule):
         executor = tokens.cache_for(pipe, schedule, strict=strict, store=store, backend=backend)
     else:
@@ -115,14 +113,54 @@ def accelerate(
     return pipe
 
 
+def _read(pipe: Any, schedule: Schedule) -> Schedule:
+    """Return the content of a file, or, for a language model, of a folder or a repository; other schedules as given."""
+    if isinstance(schedule, (str, Path)):
+        if _is_file(schedule):
+            return read_schedules(schedule)
+        if _is_collection(schedule) and host.language_model_of(pipe) is not None:
+            return TokenSchedule.from_pretrained(schedule)
+    return schedule
+
+
 def _is_for_tokens(pipe: Any, schedule: Schedule) -> bool:
-    """Return whether ``schedule`` names a token rule; for a language model, also if it names nothing else."""
+    """Return whether ``schedule`` is for a language model: if ``pipe`` is one, or if it can be for nothing else.
+
+    Raises:
+        BadOption: ``pipe`` is a language model, and ``schedule`` is for pictures or of another type.
+    """
+    network = host.language_model_of(pipe)
+    if network is not None:
+        _demand_for_tokens(network, schedule)
+        return True
     if not isinstance(schedule, str):
         return isinstance(schedule, (tokens.TokenRule, TokenSchedule))
     name = schedule.partition(":")[0].lower().replace("-", "_")
-    if host.language_model_of(pipe) is None:
-        return tokens.is_token_rule(schedule) and name not in rules()
-    return tokens.is_token_rule(schedule) or not (is_rule(schedule) or os.path.exists(schedule))  # noqa: PTH110
+    return tokens.is_token_rule(schedule) and name not in rules()
+
+
+def _demand_for_tokens(network: Any, schedule: object) -> None:
+    """Raise BadOption if something else than a token rule or a token schedule was given for a language model."""
+    if tokens.is_token_rule(schedule) or isinstance(schedule, (tokens.TokenRule, TokenSchedule)):
+        return
+    allowed = (
+        f"a token rule ({', '.join(tokens.token_rules())}) such as {tokens.DEFAULT!r}, or what "
+        "diffcache.optimize(diffcache.Loop(model, sample), calls, diffcache.Budget(speedup=3)) returns"
+    )
+    if isinstance(schedule, str):
+        if not is_rule(schedule):
+            return  # a name that is not known: the error of ``parse_token_rule`` lists those that are
+        what, it = f"schedule={schedule!r}", "it predicts"
+    elif isinstance(schedule, (CacheSchedule, ScheduleSet, Rule, Mapping)):
+        kind = "dictionary" if isinstance(schedule, Mapping) else type(schedule).__name__
+        what, it = "schedule", f"it is a {kind}, which predicts"
+    else:
+        raise BadOption("schedule", schedule, f"for a language model, {allowed}")
+    raise Unusable(
+        what,
+        f"{it} whole outputs, and {type(network).__name__} is a language model, which would decode wrong tokens",
+        f"Pass {allowed}",
+    )
 
 
 def _title(acceleration: Acceleration) -> str:
@@ -227,7 +265,9 @@ def report(pipe: Any) -> Report | TokenReport:
     """
     executor = Bound.of(pipe, bare=True).acceleration
     if executor is None:
-        raise BadOption("pipe", type(pipe).__name__, "a pipeline that diffcache.accelerate returned")
+        raise Unusable(
+            f"this {host.host_name(pipe)}", "it is not accelerated", "Pass what was given to diffcache.accelerate"
+        )
     return report_of(executor) if isinstance(executor, Executor) else tokens.report_of(executor)
 
 
@@ -257,6 +297,7 @@ def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, timed: 
     Example:
         >>> print(diffcache.estimate(pipe, "uniform:every=3", prompt="a lighthouse", num_inference_steps=30))
     """
+    schedule = _read(pipe, schedule)
     if isinstance(schedule, TokenSchedule):
         raise Unusable(
             "schedule",

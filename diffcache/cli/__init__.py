@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from diffcache import registry, settings
-from diffcache.cli._options import flag
+from diffcache.cli import _import_messages
+from diffcache.cli._help import Command, Group
 from diffcache.documents.document import version_of
 from diffcache.errors import BadOption, DiffCacheError, UnknownName
 from diffcache.text import printable
@@ -23,6 +24,7 @@ INTERRUPTED = 130  # exit status of a command that Ctrl-C stops
 LONGEST = 600  # characters of an error that another library raised
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -38,9 +40,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def command(
-    debug: Annotated[bool, flag(DEBUG, help="Show the traceback of an error; also DIFFCACHE_DEBUG=1.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error; also DIFFCACHE_DEBUG=1.")] = False,
     version: Annotated[
-        bool, flag("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     """Training-free feature caching for diffusion models.
@@ -61,7 +63,7 @@ for _name in registry.names(__name__):
     if isinstance(_found, typer.Typer):
         app.add_typer(_found, name=_name)
     else:
-        app.command(_name)(_found)
+        app.command(_name, cls=Command)(_found)
 
 
 def main() -> None:
@@ -69,10 +71,12 @@ def main() -> None:
 
     The exit status is 2 for a wrong option, 130 if Ctrl-C stops the command, and 1 for other errors.
 
-    With ``--debug`` at any position, the traceback is printed too.
+    With ``--debug`` at any position, the traceback is printed too, and no message of another library is left out.
     """
     words = [word for word in sys.argv[1:] if word != DEBUG]
     debug = len(words) < len(sys.argv) - 1 or settings.debug()
+    if not debug:
+        _import_messages.leave_out()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

@@ -271,6 +271,6 @@ def _checked(pipe: Any, call: Call, decoded: bool) -> Call:
     known = host.arguments_of_class(type(pipe)) or {}
     for name in call if known else ():
         if name not in known:
-            raise UnknownName(f"argument of {type(pipe).__name__}", name, tuple(known))
+            raise UnknownName(f"argument of {host.host_name(pipe)}", name, tuple(known))
     accepts = inspect.signature(type(pipe).__call__).parameters
     return ({"output_type": "latent"} if "output_type" in accepts and not decoded else {}) | call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -14,11 +14,6 @@ T = TypeVar("T")
 UNITS = {"": 1, "b": 1} | {
     f"{letter}{kind}": base ** (n + 1) for kind, base in (("b", 1000), ("ib", 1024)) for n, letter in enumerate("kmgt")
 }
-
-
-def flag(*names: str, help: str, **more: Any) -> Any:
-    """Return an option that takes no value. The help page shows no type for it."""
-    return typer.Option(*names, help=help, metavar="", **more)
 
 
 Model = Annotated[

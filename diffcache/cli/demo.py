@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffcache.cli._options import flag
 from diffcache.documents.destinations import check_folder
 
 
@@ -22,7 +21,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(
         "diffcache-demo"
     ),
-    quick: Annotated[bool, flag("--quick", help="Fewer pictures and a short search.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures or prompts, and a short search.")] = False,
 ) -> None:
     """Calibrate, plan and accelerate a small trained model that comes with the package, and show the results.
 
@@ -49,8 +48,7 @@ def _text(out: Path, *, quick: bool) -> None:
     """Run the demo of the text model."""
     from diffcache.demo.text import TextSize, run_text_demo  # imports torch and transformers
 
-    found = run_text_demo(out, TextSize.quick() if quick else TextSize())
-    typer.echo(f"\n{found}")
+    run_text_demo(out, TextSize.quick() if quick else TextSize())
     typer.echo(f"\n{out.resolve()} holds text.txt (this text), the schedules, and a table and a record for each task.")
     typer.echo(
         "Your own model:  loop = diffcache.Loop(model, sample)\n"

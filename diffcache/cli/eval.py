@@ -1,7 +1,7 @@
 """``diffcache eval``: evaluate schedules, and measure folders of pictures against other pictures or their prompts.
 
 Each file of this folder defines a function or a group of its name. This file defines a group. Each of its subcommands
-is a function here under ``@eval.command("name")``.
+is a function here under ``@eval.command("name", cls=Command)``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffcache.cli import _samples
-from diffcache.cli._options import Batch, Device, Dtype, Extra, Guidance, Model, Pixels, Prompts, Seeds, Steps, flag
+from diffcache.cli._help import Command, Group
+from diffcache.cli._options import Batch, Device, Dtype, Extra, Guidance, Model, Pixels, Prompts, Seeds, Steps
 from diffcache.cli._printing import markdown, note
 from diffcache.documents.destinations import check_file, check_folder
 from diffcache.errors import BadOption
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
     import torch
 
 eval = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Measure what a schedule costs, and folders of pictures: distances between sets, fit to prompts.\n\n"
     "Example:\n    diffcache eval run my-flux ten.safetensors --prompts others.txt --steps 28",
 )
 
 BatchSize = Annotated[int, typer.Option(help="Pictures that a network sees at a time.")]
-AsJson = Annotated[bool, flag("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Schedules = Annotated[
     list[str],
     typer.Argument(
@@ -48,7 +50,7 @@ Title = Annotated[str, typer.Option(help="Of the report. The model if not given.
 Out = Annotated[Path, typer.Option(help="Folder. A run that is stopped goes on there.")]
 
 
-@eval.command("run")
+@eval.command("run", cls=Command)
 def run(
     model: Model,
     schedules: Schedules,
@@ -62,7 +64,7 @@ def run(
     batch: Batch = 1,
     store: Store = None,
     metrics: Annotated[str, typer.Option(help="Of pairs with the full run, with commas.")] = "psnr,ssim,latent",
-    alone: Annotated[bool, flag("--alone", help="Do not compare with fewer steps and uniform reuse.")] = False,
+    alone: Annotated[bool, typer.Option("--alone", help="Do not compare with fewer steps and uniform reuse.")] = False,
     extractor: Annotated[
         str | None, typer.Option(help="For distances of sets: inception, efflite0, package.module:function.")
     ] = None,
@@ -154,7 +156,7 @@ def _named(text: str) -> tuple[str, str]:
     return (name, source) if mark and ":" not in name and "/" not in name else (Path(text).stem, text)
 
 
-@eval.command("policy")
+@eval.command("policy", cls=Command)
 def policy(
     model: Annotated[
         str, typer.Argument(help="package.module:function of yours, which returns a policy, and calls: observations.")
@@ -171,7 +173,9 @@ def policy(
     ] = None,
     profile: Measured = None,
     dtype: Dtype = None,
-    alone: Annotated[bool, flag("--alone", help="Do not compare with other samplers and uniform reuse.")] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Do not compare with other samplers and uniform reuse.")
+    ] = False,
     device: Device = None,
     title: Title = "",
     out: Out = Path("evaluation"),
@@ -224,13 +228,17 @@ def policy(
         typer.echo(f"\nreport: {found.report.resolve()}")
 
 
-@eval.command("fid")
+@eval.command("fid", cls=Command)
 def fid(
     reference: Annotated[
         Path, typer.Argument(help="Real pictures: a folder; or statistics: .safetensors, or pytorch-fid's .npz.")
     ],
     folder: Annotated[
-        Path | None, typer.Argument(help="Pictures to be measured. May be left out with --save-statistics.")
+        Path | None,
+        typer.Argument(
+            help="Pictures to be measured: a folder, or the beginning of its name. May be left out with "
+            "--save-statistics."
+        ),
     ] = None,
     extractor: Annotated[
         str, typer.Option(help="inception (FID, KID), efflite0 (FD-EffLite0, KD-EffLite0), package.module:function.")
@@ -249,7 +257,7 @@ def fid(
     """Print the Fréchet and kernel distance of a folder of pictures from a reference, and the reference's floor.
 
     Example:
-        diffcache eval fid real-pictures evaluation/pictures/ours-* --extractor efflite0
+        diffcache eval fid real-pictures evaluation/pictures/ours --extractor efflite0
     """
     if folder is None and save_statistics is None:
         raise BadOption("folder", None, "a folder of pictures to be measured, or --save-statistics FILE")
@@ -286,9 +294,9 @@ def fid(
         )
 
 
-@eval.command("clip")
+@eval.command("clip", cls=Command)
 def clip(
-    folder: Annotated[Path, typer.Argument(help="Pictures.")],
+    folder: Annotated[Path, typer.Argument(help="Pictures: a folder, or the beginning of its name.")],
     prompts: Annotated[
         Path,
         typer.Argument(

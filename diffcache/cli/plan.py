@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import typer
 
 from diffcache import planning, registry, schedulers
 from diffcache.cli._goal import goal
-from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either, flag
+from diffcache.cli._options import Computed, MaxErrorDb, Memory, MemoryBytes, MinPsnr, Speedup, either
 from diffcache.cli._printing import remark, table, use_next
 from diffcache.documents.destinations import check_file
 from diffcache.documents.expected import decibels
@@ -42,11 +44,12 @@ def plan(
     ] = None,
     out: Annotated[Path, typer.Option(help="Output file of the schedule.")] = Path("schedule.safetensors"),
     list_: Annotated[
-        bool, flag("--list", help="List the schedulers; with --scheduler, describe that one. Plans nothing.")
+        bool,
+        typer.Option("--list", help="List the schedulers and rules; with --scheduler, describe one. Plans nothing."),
     ] = False,
     compare: Annotated[
         bool,
-        flag("--compare", help="Plan with every scheduler and sort by expected PSNR. Writes nothing."),
+        typer.Option("--compare", help="Plan with every scheduler and sort by expected PSNR. Writes nothing."),
     ] = False,
 ) -> None:
     """Plan a schedule from a profile: which steps are computed, and how the others are predicted.
@@ -106,7 +109,9 @@ def _list(scheduler: str | None) -> None:
     models = sorted({model for one in found.values() for model in one.demo_db})
     decibels = [f"{model} dB" for model in models]
     groups = {group: [_row(one, models) for one in found.values() if one.group == group] for group in schedulers.GROUPS}
-    rules = [[name, WITHOUT, *(NOTHING for _ in models), _summary(name)] for name in schedulers.rules()]
+    empty = [WITHOUT, *(NOTHING for _ in models)]
+    rules = [[name, *empty, _summary(name)] for name in schedulers.rules()]
+    token_rules = [[name, *empty, summary] for name, summary in _token_rules().items()]
     remark(
         f"PSNR on the demo models in dB, {planning.DEMO_STEPS}. Start with {DEFAULT}. With the pipeline at hand, "
         "diffcache optimize fits the plan to full runs and reaches more. Options and source of one: "
@@ -114,7 +119,11 @@ def _list(scheduler: str | None) -> None:
     )
     table(
         ["scheduler", "needs", *decibels, "summary"],
-        groups | {'rules, without a profile: accelerate(pipe, "uniform:every=2")': rules},
+        groups
+        | {
+            'rules, without a profile: accelerate(pipe, "uniform:every=2")': rules,
+            'language models, without a profile: accelerate(model, "dkv:refresh=8")': token_rules,
+        },
         right=decibels,
     )
 
@@ -147,6 +156,14 @@ def _print_comparison(found: list[planning.Compared]) -> None:
 def _row(one: planning.Scheduler, models: list[str]) -> list[str]:
     decibels = (f"{one.demo_db[model]:.1f}" if model in one.demo_db else NOTHING for model in models)
     return [one.name, one.needs or ANY, *decibels, one.summary]
+
+
+def _token_rules() -> dict[str, str]:
+    """Return token rule -> its summary. The files are read and not imported, because their package imports torch."""
+    files = resources.files("diffcache").joinpath("tokens", "rules").iterdir()
+    texts = {file.name[:-3]: file.read_text(encoding="utf-8") for file in files if file.name.endswith(".py")}
+    found = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items() if name[0] != "_"}
+    return {name: found[name].partition("\n\n")[0].replace("\n", " ") for name in sorted(found)}
 
 
 def _summary(name: str) -> str:

@@ -9,7 +9,6 @@ import typer
 
 from diffcache import presets as published
 from diffcache.cli import _printing
-from diffcache.cli._options import flag
 from diffcache.errors import UnknownName
 from diffcache.text import markdown
 
@@ -24,8 +23,10 @@ def presets(
         str | None, typer.Option("--class", help="The class of a network, such as WanTransformer3DModel.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="The method: teacache, magcache or firstblockcache.")] = None,
-    details: Annotated[bool, flag("--details", help="Also print the network, the conditions and the source.")] = False,
-    table: Annotated[bool, flag("--markdown", help="Print the table of docs/presets.md.")] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also print the network, the conditions and the source.")
+    ] = False,
+    table: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/presets.md.")] = False,
 ) -> None:
     """List calibrations that authors published for models. None was measured for this package.
 

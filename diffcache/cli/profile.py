@@ -22,7 +22,6 @@ from diffcache.cli._options import (
     Model,
     Pixels,
     Seeds,
-    flag,
 )
 from diffcache.documents.destinations import check_file, check_folder
 from diffcache.documents.token_profile import TokenProfile
@@ -52,7 +51,7 @@ def profile(
         Path | None,
         typer.Option(help="Folder that keeps every measured call. Default: one next to --out, removed at the end."),
     ] = None,
-    no_resume: Annotated[bool, flag("--no-resume", help="Keep no measured calls on the way.")] = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Keep no measured calls on the way.")] = False,
 ) -> None:
     """Measure a pipeline in full runs, for diffcache plan. A stopped measurement goes on; torchrun shares it.
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from diffcache.cli._options import flag
 from diffcache.documents import collection, container
 from diffcache.documents.destinations import check_file
 from diffcache.documents.profile import Profile
@@ -22,7 +21,7 @@ from diffcache.errors import DocumentError, Unusable
 def show(
     file: Annotated[Path, typer.Argument(help="A schedule, a schedule set or a profile, of a language model too.")],
     coefficients: Annotated[
-        bool, flag("--coefficients", help="Also the coefficients of every predicted step.")
+        bool, typer.Option("--coefficients", help="Also the coefficients of every predicted step.")
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw it and write this picture: .png, .svg, .pdf.")] = None,
     profile: Annotated[

@@ -193,7 +193,11 @@ def evaluate(
     subject = Subject.of(pipe)
     pipe, traits = subject.pipe, subject.traits
     if traits.returns == "tokens":
-        raise Unusable("pipe", "it is a language model", "Use diffcache.eval.evaluate_text, which compares answers")
+        raise Unusable(
+            f"this {host.host_name(pipe)}",
+            "evaluate compares pictures, states and actions, and this is a loop around a language model",
+            "Use diffcache.eval.evaluate_text, which compares answers",
+        )
     calls = host.calls_of(pipe, calls, common, evaluate)
     host.check_calls(pipe, calls, repeatable=True)
     for call in calls:

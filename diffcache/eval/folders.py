@@ -12,6 +12,7 @@ from diffcache.errors import BadOption, DocumentError
 from diffcache.eval.extractors import PicturesError
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NAMED = 12  # folders that an error names
 
 
 class PromptsError(PicturesError):
@@ -21,11 +22,14 @@ class PromptsError(PicturesError):
 def pictures(folder: Path) -> list[Path]:
     """Return the pictures directly in a folder, sorted by name.
 
+    Args:
+        folder: The folder, or the beginning of its name if no other folder with pictures begins so.
+
     Raises:
-        BadOption: If there is no such folder, or no picture in it.
+        BadOption: If there is no such folder, several begin so, or no picture is in it.
     """
     if not folder.is_dir():
-        raise BadOption("folder", str(folder), "a folder that exists, with pictures in it")
+        folder = _folder_that_begins(folder)
     found = _directly_in(folder)
     if not found:
         allowed = f"a folder with pictures in it, files ending in {', '.join(ENDINGS)}"
@@ -34,6 +38,30 @@ def pictures(folder: Path) -> list[Path]:
             allowed += f"; or one of its {len(inner)} folders with pictures, such as {inner[0]}"
         raise BadOption("folder", str(folder), allowed)
     return found
+
+
+def _folder_that_begins(start: Path) -> Path:
+    """Return the one folder with pictures and a path that begins with ``start``."""
+    around = start.parent
+    try:
+        near = sorted(path for path in around.iterdir() if path.is_dir() and _directly_in(path))
+    except OSError:  # the folder around it does not exist or cannot be read
+        near = []
+    found = [path for path in near if path.name.startswith(start.name)]
+    if len(found) == 1:
+        return found[0]
+    allowed = "a folder that exists, with pictures in it"
+    if found:
+        allowed = f"one of the {len(found)} folders that begin so: {_named(found)}"
+    elif near:
+        allowed += f". In {around}: {_named(near)}"
+    raise BadOption("folder", str(start), allowed)
+
+
+def _named(folders: Sequence[Path]) -> str:
+    """Return the names of folders, of many the first ones."""
+    more = f" and {len(folders) - NAMED} more" if len(folders) > NAMED else ""
+    return ", ".join(path.name for path in folders[:NAMED]) + more
 
 
 def _directly_in(folder: Path) -> list[Path]:

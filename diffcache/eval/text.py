@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from diffcache import host, tokens
 from diffcache.api import FILES, accelerated, report
 from diffcache.documents import files
 from diffcache.documents.token_schedule import TokenSchedule
-from diffcache.errors import BadOption, UnknownName
+from diffcache.errors import BadOption, UnknownName, Unusable
 from diffcache.eval.methods import FULL, Method
 from diffcache.host import MARK
 from diffcache.patch import layer, spot
 from diffcache.profiling.recording import wait
+from diffcache.settings import shows_progress
 from diffcache.tokens import TokenRule
 from diffcache.tokens.answers import same_tokens, token_ids
 from diffcache.tokens.report import TokenReport
@@ -152,10 +154,13 @@ def evaluate_text(
     *,
     score: Score | None = None,
     out: str | Path = "evaluation",
+    measured: Callable[[TextResult], object] | None = None,
+    progress: bool | None = None,
 ) -> TextEvaluation:
     """Run a decoding loop in full and with each method on the same prompts, and compare the answers.
 
-    The calls of all methods alternate, and the order rotates from call to call.
+    The calls of all methods alternate, and the order rotates from call to call. In the last call it is that of the
+    results.
 
     Args:
         pipe: A :class:`diffcache.Loop` around a language model, or a diffusers pipeline with one. A call returns token
@@ -164,6 +169,8 @@ def evaluate_text(
         calls: The arguments of the loop, one dictionary for each batch of prompts.
         score: Judges answers: ``score(call, ids)`` returns one bool for each row. None: answers are only compared.
         out: The folder for ``record.json`` and ``table.md``.
+        measured: Called with each result when the last call of its method has ended, the full loop first.
+        progress: Whether to show a progress bar. None: on a terminal or in a notebook.
 
     Returns:
         The results, the full loop first.
@@ -175,7 +182,11 @@ def evaluate_text(
     pipe = host.adopted(pipe)
     network = host.language_model_of(pipe)
     if network is None:
-        raise BadOption("pipe", type(pipe).__name__, "a loop around a language model, or a pipeline with one")
+        raise Unusable(
+            f"this {host.host_name(pipe)}",
+            "it has no language model",
+            "Pass diffcache.Loop(model, sample), where sample runs your decoding loop, or a pipeline for text",
+        )
     mask = host.mask_id_of(pipe)
     if mask is None:
         raise BadOption("model.config.mask_token_id", None, "the id of the mask token: set it before the evaluation")
@@ -193,17 +204,24 @@ def evaluate_text(
             "methods", [one.name for one in methods], f"names that differ from each other and from {FULL!r}"
         )
     runs: dict[str, list[_Run]] = {one.name: [] for one in every}
-    for number, call in enumerate(calls):
-        turned = [*every[number % len(every) :], *every[: number % len(every)]]
-        for one in turned:
-            runs[one.name].append(_run(pipe, network, mask, one, call, score))
-    found = tuple(_result(one, runs[one.name], runs[FULL], scored=score is not None) for one in every)
+    found: list[TextResult] = []
+    shown = shows_progress(progress)
+    with tqdm(total=len(calls) * len(every), desc="compare", unit="call", disable=not shown) as bar:
+        for number, call in enumerate(calls):
+            first = (len(calls) - 1 - number) % len(every)
+            for one in [*every[first:], *every[:first]]:
+                runs[one.name].append(_run(pipe, network, mask, one, call, score))
+                bar.update(1)
+                if number == len(calls) - 1:  # the full loop is the first
+                    found.append(_result(one, runs[one.name], runs[FULL], scored=score is not None))
+                    if measured is not None:
+                        measured(found[-1])
     folder = Path(out)
     files.make_folder(folder)
     record = {"format": "diffcache.text-evaluation", "version": 1, "methods": [asdict(one) for one in found]}
     files.write(folder / "record.json", json.dumps(record, indent=1, allow_nan=False, default=str) + "\n")
     files.write(folder / "table.md", table(found) + "\n")
-    return TextEvaluation(found, folder)
+    return TextEvaluation(tuple(found), folder)
 
 
 @dataclass(slots=True)

@@ -180,7 +180,7 @@ def _check(bound: Bound, source: CacheSchedule | Rule, call: Mapping[str, Any], 
         check_granularity(source, bound.sites)
         schedule = scheduled(source, any_grid(bound.networks), bound.site_names, store)
     else:
-        check_networks(source, bound.sites, type(bound.pipe).__name__, strict=True)
+        check_networks(source, bound.sites, host.host_name(bound.pipe), strict=True)
         check_noise_scheduler(host.noise_scheduler(bound.pipe), source, strict=True)
         check_call(source, call, host.iterations(bound.pipe, call))
         schedule = source

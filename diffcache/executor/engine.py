@@ -161,7 +161,7 @@ class Executor(host.LoopObserver):
     def _checked(self, pipe: Any, source: CacheSchedule | Rule, sites: Sites) -> Ready:
         """Check a schedule or a rule against the pipeline, and compile a schedule."""
         if isinstance(source, CacheSchedule):
-            check_networks(source, sites, type(pipe).__name__, strict=self.strict)
+            check_networks(source, sites, host.host_name(pipe), strict=self.strict)
             check_noise_scheduler(host.noise_scheduler(pipe), source, strict=self.strict)
             schedule = source
             check_criteria(schedule)
@@ -359,4 +359,4 @@ class Executor(host.LoopObserver):
         """Count notices, and publish them unless the executor is quiet."""
         self.totals += counted(notices)
         if not self.quiet:
-            publish(notices, pipeline=type(self.host.pipe).__name__, run=self.runs)
+            publish(notices, pipeline=host.host_name(self.host.pipe), run=self.runs)

@@ -42,7 +42,7 @@ def move_levels(pipe: Any, run: host.LoopRun, schedule: CacheSchedule) -> Undo:
         wanted = timesteps_for(pipe, scheduler, times, run.start, schedule.sigmas)
     except CannotFollow as why:
         raise ScheduleMismatch(
-            f"the schedule moves the noise levels, which {type(scheduler).__name__} in {type(pipe).__name__} does not "
+            f"the schedule moves the noise levels, which {type(scheduler).__name__} in {host.host_name(pipe)} does not "
             f"support: {why}. Use a schedule without moved levels."
         ) from None
     sigmas: Tensor = scheduler.sigmas

@@ -14,6 +14,7 @@ from typing import Any
 from diffcache.errors import BadOption, UnknownName, Unusable
 from diffcache.host.arguments import Parameters, parameters_of
 from diffcache.host.call_values import shown
+from diffcache.host.inspection import host_name
 from diffcache.host.kinds import kind_of
 
 ALLOWED = "a list of at least one dictionary of arguments for pipe(**call)"
@@ -79,7 +80,7 @@ def _check_common(pipe: Any, common: Mapping[str, Any], taker: Callable[..., Any
     for key in common:
         if parameters is not None and key not in parameters:
             own = [p.name for p in inspect.signature(taker).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            kind = f"option of {taker.__name__} and no argument of {type(pipe).__name__}"
+            kind = f"option of {taker.__name__} and no argument of {host_name(pipe)}"
             raise UnknownName(kind, key, (*own, *parameters))
 
 
@@ -94,7 +95,7 @@ def _check_takes_prompts(pipe: Any, text: str, name: str) -> None:
     ]
     listed = ", ".join(wanted or parameters) or "no arguments"
     example = f"dictionaries such as {{{wanted[0]!r}: …}}" if wanted else "dictionaries of its arguments"
-    raise BadOption(name, text, f"{example}: {type(pipe).__name__} takes no argument {PROMPT!r}; it takes {listed}")
+    raise BadOption(name, text, f"{example}: {host_name(pipe)} takes no argument {PROMPT!r}; it takes {listed}")
 
 
 def _of_text(pipe: Any, text: str, seed: int, common: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def check_calls(pipe: Any, calls: object, name: str = "calls", *, repeatable: bo
 def check_call(pipe: Any, call: Mapping[Any, Any], where: str = "call") -> None:
     """Raise BadOption or UnknownName unless ``call`` can be the arguments of ``pipe(**call)``."""
     kind = kind_of(pipe)
-    check_names(kind.arguments(pipe), type(pipe).__name__, call, where)
+    check_names(kind.arguments(pipe), host_name(pipe), call, where)
     kind.check_values(call, where)
 
 

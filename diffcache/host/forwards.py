@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from diffcache.errors import ScheduleMismatch
+from diffcache.host.inspection import host_name
 from diffcache.patch import Layers, entry_point
 
 COMPILED = "_torchdynamo_orig_callable"  # attribute of functions that torch.compile has compiled
@@ -73,7 +74,7 @@ def demand_not_compiling(pipe: Any) -> None:
     # While a frame is traced the first is true. The same frame then runs uncompiled: it finds the compiler's callback.
     if torch.compiler.is_dynamo_compiling() or callable(torch._C._dynamo.eval_frame.get_eval_frame_callback()):
         raise ScheduleMismatch(
-            f"the network of this {type(pipe).__name__} was accelerated, and is called through torch.compile: the "
+            f"the network of this {host_name(pipe)} was accelerated, and is called through torch.compile: the "
             "compiled graph would hold the cache. Compile first, accelerate last: accelerate what torch.compile "
             "returned, and give it to trajectory."
         )

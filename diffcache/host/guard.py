@@ -17,7 +17,7 @@ from torch import nn
 from diffcache.errors import AlreadyAccelerated, UnsupportedModel
 from diffcache.host.dispatch import adopted, denoisers
 from diffcache.host.forwards import chain, on_class, outermost, own
-from diffcache.host.inspection import unwrapped
+from diffcache.host.inspection import host_name, unwrapped
 from diffcache.host.own_loops import MARK
 from diffcache.patch import BoundMethod
 
@@ -43,7 +43,7 @@ def demand_no_other_cache(pipe: Any) -> None:
     functions that replace a forward, on the object or on the class, if their names or attributes contain "cache". Hooks
     for offloading, casting, adapters and parallelism are no caches.
     """
-    _look(type(pipe).__name__, denoisers(pipe), running=False)
+    _look(host_name(pipe), denoisers(pipe), running=False)
 
 
 def demand_ready(pipe: Any) -> None:
@@ -54,15 +54,15 @@ def demand_ready(pipe: Any) -> None:
         UnsupportedModel: Attention processors keep attention maps for the pipeline (self-attention guidance, LEdits++,
             Attend-and-Excite). At a skipped step the pipeline would read those of an earlier step.
     """
-    _look(type(pipe).__name__, denoisers(pipe), running=True)
+    _look(host_name(pipe), denoisers(pipe), running=True)
 
 
 def demand_full_run(pipe: Any) -> None:
     """Raise AlreadyAccelerated if a run of ``pipe`` would not be a full run: diffcache or another cache is on."""
     if MARK in getattr(adopted(pipe, bare=True), "__dict__", {}):
         raise AlreadyAccelerated(
-            f"this {type(pipe).__name__} is accelerated; a measurement would record predictions as outputs of the "
-            "full run. Call diffcache.restore(pipe) first, and accelerate it again afterwards."
+            f"this {host_name(pipe)} is accelerated; a measurement would record predictions as outputs of the "
+            "full run. Call diffcache.restore first, and accelerate it again afterwards."
         )
     demand_no_other_cache(pipe)
 

@@ -149,6 +149,11 @@ def class_name(module: Any) -> str:
     return type(module.of() if isinstance(module, BoundMethod) else unwrapped(module)).__name__
 
 
+def host_name(host: Any) -> str:
+    """Return the class by which messages name a host: for the loop of a network or a policy, the class of that."""
+    return class_name(host.shown) if isinstance(host, Loop) else type(host).__name__
+
+
 def config_text(module: Any) -> str:
     """Return the configuration of a diffusers object as JSON, without private entries.
 

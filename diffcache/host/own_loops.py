@@ -127,6 +127,11 @@ class Loop:
         return {self.name: self.network, "scheduler": self.scheduler}
 
     @property
+    def shown(self) -> Any:
+        """Return the object that messages name: the loop."""
+        return self
+
+    @property
     def inside(self) -> bool:
         """Return whether this thread is between ``begin`` and ``end``."""
         return getattr(self._thread_state, "inside", False)
@@ -188,6 +193,11 @@ class RegisteredLoop(Loop):
         self._network = weak(network)
         self._sample = self._scheduler = None
         self._shared_clock, self._thread_state = Clock(), threading.local()
+
+    @property
+    def shown(self) -> Any:
+        """Return the network: users pass it, or a :class:`Loop` around it."""
+        return self.network
 
 
 # A network or a policy -> its registered loop. The entry disappears with the network.

@@ -140,6 +140,11 @@ class PolicyLoop(Loop):
         return self._policy()
 
     @property
+    def shown(self) -> Any:
+        """Return the policy, which users pass."""
+        return self.policy
+
+    @property
     def network(self) -> Any:
         """Return the denoiser: a module, or the method that is called at every step."""
         owner = _at(self.policy, self._path)

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffcache.host import branches
 from diffcache.host.branches import Branches, Conditions, Forward
 from diffcache.host.dispatch import denoisers
-from diffcache.host.inspection import unwrapped
+from diffcache.host.inspection import host_name, unwrapped
 from diffcache.host.kinds import kind_of
 from diffcache.host.loop_run import LoopRun, position, start_of
 from diffcache.host.own_loops import MARK, Clock
@@ -202,7 +202,7 @@ class LoopWatcher:
 
     def no_loop(self) -> None:
         """Report that the host was called and no loop of it was seen."""
-        name = type(self.pipe).__name__
+        name = host_name(self.pipe)
         if any(thread is not threading.current_thread() for thread in self._threads):
             self.missed(OVERLAP, ONE_CALL.format(name))
             return
@@ -217,10 +217,10 @@ class LoopWatcher:
         if other is None or other is self.pipe or MARK in other.__dict__ or other in self._others:
             return
         self._others.add(other)
-        name = type(other).__name__
+        name = host_name(other)
         self.missed(
             NO_LOOP,
-            f"a {name} that shares components with this accelerated {type(self.pipe).__name__} was called: nothing was "
+            f"a {name} that shares components with this accelerated {host_name(self.pipe)} was called: nothing was "
             f"skipped, because it has no schedule. Call diffcache.accelerate on that {name} as well.",
         )
 
@@ -242,7 +242,7 @@ class LoopWatcher:
             running = list(self._running.items())
         for thread, run in running:
             if thread is not threading.current_thread() and thread.is_alive() and run.scheduler is scheduler:
-                self.missed(OVERLAP, ONE_CALL.format(type(self.pipe).__name__))
+                self.missed(OVERLAP, ONE_CALL.format(host_name(self.pipe)))
 
     def _forget(self, thread: threading.Thread) -> None:
         """Remove the loop of a thread from ``_running``."""

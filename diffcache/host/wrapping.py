@@ -11,6 +11,7 @@ from torch import nn
 from diffcache.errors import ScheduleMismatch
 from diffcache.host.forwards import calls_on, compiled_with_layers, outermost, own
 from diffcache.host.guard import parts
+from diffcache.host.inspection import host_name
 from diffcache.patch import weak
 
 Sites = Mapping[str, Mapping[str, tuple[nn.Module, ...]]]  # denoiser -> site -> modules
@@ -66,7 +67,7 @@ class Wrapping:
             here = getattr(pipe, name, None)
             if here is not None and here is not root():
                 raise ScheduleMismatch(
-                    f"{name!r} of this {type(pipe).__name__} is another object than when it was accelerated (now: "
+                    f"{name!r} of this {host_name(pipe)} is another object than when it was accelerated (now: "
                     f"{type(here).__name__}); it would run without the cache. {AGAIN}"
                 )
         for name, edges in self._edges.items():
@@ -74,13 +75,13 @@ class Wrapping:
                 module = owner()
                 if module is not None and module._modules.get(key) is not child():
                     raise ScheduleMismatch(
-                        f"part {key!r} of a {type(module).__name__} in {name!r} of this {type(pipe).__name__} is "
+                        f"part {key!r} of a {type(module).__name__} in {name!r} of this {host_name(pipe)} is "
                         f"another object than when it was accelerated. {AGAIN}"
                     )
         for kind, forward in self._kinds.items():
             if kind.forward is not forward:
                 raise ScheduleMismatch(
-                    f"the forward of class {kind.__name__} was replaced since this {type(pipe).__name__} was "
+                    f"the forward of class {kind.__name__} was replaced since this {host_name(pipe)} was "
                     f"accelerated, as forks of TeaCache do. {AGAIN}"
                 )
         for name, references in self._parts.items():
@@ -97,7 +98,7 @@ class Wrapping:
         self._demand_not_compiled(pipe, name, module)
         if not calls_on(module):
             raise ScheduleMismatch(
-                f"the forward of a {type(module).__name__} in {name!r} of this {type(pipe).__name__} was replaced "
+                f"the forward of a {type(module).__name__} in {name!r} of this {host_name(pipe)} was replaced "
                 f"since it was accelerated (now: {_name(top)}). {AGAIN}"
             )
         self._accept(top)
@@ -106,7 +107,7 @@ class Wrapping:
         """Raise ScheduleMismatch if ``torch.compile`` compiled a module's forward with diffcache's layers on it."""
         if compiled_with_layers(module):
             raise ScheduleMismatch(
-                f"the forward of a {type(module).__name__} in {name!r} of this {type(pipe).__name__} was compiled "
+                f"the forward of a {type(module).__name__} in {name!r} of this {host_name(pipe)} was compiled "
                 "while it was accelerated: the compiled graph holds the cache. Call diffcache.restore(pipe), put the "
                 "plain forward back, then compile first, accelerate last."
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffcache import host
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnsupportedModel
-from diffcache.tokens.spec import TokenRule, is_token_rule, parse_token_rule, token_rules
+from diffcache.tokens.spec import DEFAULT, TokenRule, is_token_rule, parse_token_rule, token_rules
 from diffcache.tokens.view import Fresh, View
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffcache.tokens.report import TokenReport
 
 __all__ = [
+    "DEFAULT",
     "RULES",
     "Fresh",
     "TokenRule",
@@ -64,7 +65,7 @@ def cache_for(
     network = host.language_model_of(pipe)
     if network is None:
         raise UnsupportedModel(
-            f"a token rule was given for a {type(pipe).__name__}. Allowed: a language model that decodes masks "
+            f"a token rule was given for a {host.host_name(pipe)}. Allowed: a language model that decodes masks "
             "(a transformers model with an output embedding), a loop around one, or a diffusers pipeline for text."
         )
     rule = parse_token_rule(spec)

@@ -15,9 +15,9 @@ def token_ids(result: Any) -> Tensor:
     found = getattr(result, "sequences", result)
     if not isinstance(found, Tensor) or found.ndim != 2 or found.is_floating_point() or not len(found):
         raise Unusable(
-            "pipe",
+            "the loop",
             f"a call returned {type(result).__name__}, which holds no token ids of shape [batch, positions]",
-            "Return the ids of the loop as a tensor",
+            "Return the ids of the loop as a tensor from the function that runs it",
         )
     return found.cpu()
 

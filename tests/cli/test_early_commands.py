@@ -102,7 +102,9 @@ def here(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty").mkdir()
     from PIL import Image
 
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "pictures" / "0.png")
+    for name in ("pictures", "two/ours-1", "two/ours-2", "two/full-3"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name / "0.png")
     return tmp_path
 
 
@@ -204,7 +206,10 @@ REFUSED: list[tuple[tuple[object, ...], str]] = [
     ((*FID, "--save-statistics", "none/s.safetensors"), "save_statistics="),
     (("eval", "fid", "pictures", "empty"), "a folder with pictures in it"),
     (("eval", "fid", "pictures", "."), "or one of its 1 folders with pictures, such as pictures"),
-    (("eval", "fid", "none", "pictures"), "a folder that exists"),
+    (("eval", "fid", "none", "pictures"), "a folder that exists, with pictures in it. In .: pictures."),
+    (("eval", "fid", "none/none", "pictures"), "folder='none/none' was given. Allowed: a folder that exists"),
+    (("eval", "fid", "pictures", "two/ours"), "one of the 2 folders that begin so: ours-1, ours-2"),
+    (("eval", "fid", "pictures", "two/theirs"), "In two: full-3, ours-1, ours-2"),
     (("eval", "fid", "pictures"), "folder=None"),
     ((*CLIP, "--batch-size", 0), "batch_size=0"),
     ((*CLIP, "--device", "gpu"), "device='gpu'"),

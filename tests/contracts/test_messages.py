@@ -137,7 +137,7 @@ def test_an_accelerated_pipeline_is_refused_with_what_it_carries(pipe: Any) -> N
     ):
         with accelerated(pipe, asked):
             said = refusal(pipe, "full", AlreadyAccelerated)
-            demand(said, "this FluxPipeline is accelerated already", carried, "Call diffcache.restore(pipe) first")
+            demand(said, "this FluxPipeline is accelerated already", carried, "Call diffcache.restore first")
 
 
 # --- what it is accelerated with -------------------------------------------------------------------------------------

@@ -68,6 +68,18 @@ def test_it_is_short() -> None:
     assert len(README.splitlines()) <= MOST_LINES
 
 
+def test_the_speed_ups_of_language_models_in_the_first_line_are_measured_without_lost_answers() -> None:
+    found = re.search(r"diffusion language models (\d)x to (\d\.\d)x", README)
+    assert found is not None
+    least, most = map(float, found.groups())
+    for cell in json.loads((RESULTS / "text.json").read_text()).values():
+        rows = {one["name"]: one for one in cell["methods"]}
+        rule, calibrated = rows["dKV-Cache, refresh 8"], rows["diffcache, 4x"]
+        assert rule["speedup"] >= least
+        assert round(calibrated["speedup"], 1) >= most
+        assert rule["worse"] == calibrated["worse"] == 0
+
+
 LEAD = re.compile(
     r"runs (\d+\.\d)x faster at\s(\d+\.\d) dB \(PSNR against the full run\), and (\d+\.\d)x faster at (\d+\.\d) dB"
 )

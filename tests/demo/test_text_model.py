@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from diffcache.assets.text import TextModel, decode, is_exact, load_text, text_calls, text_of
 from diffcache.assets.text_tasks import MASK, TASKS, batch, solved
-from diffcache.demo.text import TextSize, run_text_demo
+from diffcache.demo.text import TextSize, duration, run_text_demo
 from diffcache.documents import TokenSchedule
 from diffcache.errors import BadOption, UnknownName
 
@@ -96,15 +97,57 @@ def test_a_task_or_length_that_does_not_exist_is_one_error() -> None:
 
 
 def test_the_demo_writes_schedules_tables_and_answers(tmp_path: Path) -> None:
-    found = run_text_demo(tmp_path, TextSize(length=64, calibration=4, held_out=2, batch=2, speedup=1.2))
+    said: list[str] = []
+    size = TextSize(length=64, calibration=4, held_out=2, batch=2, share=0.7, tries=2)
+    found = run_text_demo(tmp_path, size, say=said.append)
     for task in TASKS:
         assert isinstance(TokenSchedule.load(tmp_path / f"text-{task}.safetensors"), TokenSchedule)
         assert (tmp_path / task / "table.md").read_text().startswith("| method")
-        assert found.evaluations[task]["diffcache, calibrated"].computed < 0.95
+        assert found.evaluations[task]["diffcache, calibrated"].computed < 0.75
     text = (tmp_path / "text.txt").read_text()
     assert text == f"{found}\n"
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("full loop  ") == 2
+    first, *lines = "\n".join(said).splitlines()
+    assert re.fullmatch(r"This takes about \d+ (seconds|minutes) on this machine\.", first)
+    assert [line for line in lines if line] == [line for line in text.splitlines() if line]
+    rows = {f"{name} " for one in found.evaluations.values() for name in one}
+    assert sum(any(one.startswith(name) for name in rows) for one in said) == 2 * 7  # a text for each row
+
+
+def test_a_row_is_given_before_the_next_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffcache.demo import text
+
+    class StopError(Exception):
+        pass
+
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("dKV-Cache "):
+            raise StopError
+
+    monkeypatch.setattr(text, "TASKS", ("walk",))
+    with pytest.raises(StopError):
+        run_text_demo(tmp_path, TextSize(length=64, calibration=2, held_out=1, batch=1, share=0.7, tries=1), say=say)
+    assert [line[:20].strip() for line in said[-3:]] == ["full run", "diffcache, calibrate", "dKV-Cache"]
+    assert not (tmp_path / "walk").exists()
+
+
+def test_the_quick_demo_does_less_than_half_of_the_work() -> None:
+    quick, full = TextSize.quick(), TextSize()
+    assert quick.decodes < full.decodes / 2
+    assert TextSize(tries=16).decodes > full.decodes
+    assert TextSize(held_out=64).decodes > full.decodes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(3, "10 seconds"), (44, "40 seconds"), (89, "90 seconds"), (100, "2 minutes"), (400, "7 minutes")],
+)
+def test_a_duration_is_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_the_command_runs_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,12 +156,12 @@ def test_the_command_runs_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     sizes = []
 
-    def run(out: Path, size: TextSize) -> str:
+    def run(out: Path, size: TextSize) -> None:
         sizes.append(size)
-        return "the table"
+        print("the table")
 
     monkeypatch.setattr(text, "run_text_demo", run)
     result = CliRunner().invoke(app, ["demo", "--model", "text", "--quick", "--out", str(tmp_path)])
     assert result.exit_code == 0
     assert sizes == [TextSize.quick()]
-    assert "the table" in result.output
+    assert result.output.startswith("the table\n")

@@ -51,6 +51,7 @@ def test_the_command_prints_what_the_library_finds(here: Path, command: Command)
     assert line.count("\n") == 1
     for words in (f"FD-corners {expected.value:.6g} [", "N 20 against 20", "floor ", "KD-corners"):
         assert words in line
+    assert command("re", "mad", *OWN) == (0, line, "")  # the beginning of a name that no other folder has
     code, text, _ = command("real", "made", *OWN, "--json", "--resamples", 0, "--batch-size", 3)
     found = json.loads(text)
     assert found["value"] == pytest.approx(expected.value, rel=1e-5)

@@ -104,7 +104,7 @@ def test_an_accelerated_model_is_refused(loop, tmp_path):
         ({"methods": {"a": "dkw"}}, "no token rule"),
         ({"methods": {"full run": "dkv"}}, "names that differ"),
         ({"score": lambda call, ids: [True]}, "one bool for each answer"),
-        ({"pipe": diffcache.Loop(torch.nn.Linear(2, 2), lambda: None)}, "a loop around a language model"),
+        ({"pipe": diffcache.Loop(torch.nn.Linear(2, 2), lambda: None)}, "this Loop cannot be used: it has no"),
         ({"calls": [{"prompts": 3}]}, "prompts"),
         ({"score": lambda call, ids: None}, "one bool for each answer"),
         ({"score": lambda call, ids: ["right", "wrong"]}, "one bool for each answer"),
@@ -116,6 +116,19 @@ def test_bad_input_has_one_clear_error(loop, tmp_path, change, words):
     given = {"pipe": loop, "methods": {"dkv": "dkv"}, "calls": CALLS, "out": tmp_path, **change}
     with pytest.raises(DiffCacheError, match=words):
         evaluate_text(given.pop("pipe"), given.pop("methods"), given.pop("calls"), **given)
+
+
+def test_results_are_given_one_by_one_when_their_last_call_has_ended(tmp_path):
+    model, events = decoder(), []
+
+    def sample(prompt, per_step=1):
+        events.append("call")
+        return decode(model, prompt, per_step=per_step)[0]
+
+    methods = [token_method("dkv", "dkv"), token_method("fast", per_step=2)]
+    found = evaluate_text(diffcache.Loop(model, sample), methods, CALLS, out=tmp_path, measured=events.append)
+    full, dkv, fast = found.results
+    assert events == [*["call"] * 9, "call", full, "call", dkv, "call", fast]
 
 
 def test_a_loop_that_returns_no_ids_is_refused(tmp_path):

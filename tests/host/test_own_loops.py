@@ -16,7 +16,7 @@ from probes import far
 from torch import Tensor, nn
 
 import diffcache
-from diffcache.errors import AlreadyAccelerated, BadOption, UnsupportedModel
+from diffcache.errors import AlreadyAccelerated, BadOption, DiffCacheError, UnsupportedModel
 from diffcache.eval import metrics
 from diffcache.executor import FailedOpen
 
@@ -95,6 +95,25 @@ def test_more_forwards_than_expected_are_an_error_and_forwards_outside_a_warning
     with pytest.warns(FailedOpen, match=r"outside of diffcache\.trajectory"):
         net(torch.zeros(2, HORIZON, ACTION), torch.ones(2), torch.zeros(1))
     sampled(net)  # and the next run is a run as ever
+
+
+@pytest.mark.parametrize("kind", ["network", "loop", "policy"])
+def test_messages_name_what_the_user_passed(kind: str) -> None:
+    net = Transformer().eval()
+    given = {"network": lambda: net, "loop": lambda: diffcache.Loop(net), "policy": diffusion_policy}[kind]()
+    named = type(given if kind == "policy" else net).__name__
+    said = []
+    with pytest.raises(BadOption, match="it is not accelerated") as error:
+        diffcache.report(given)
+    said.append(str(error.value))
+    with diffcache.accelerated(given, "uniform:every=2"):
+        for call in (lambda: diffcache.accelerate(given), lambda: diffcache.measure(given, [{"seed": 0}])):
+            with pytest.raises(DiffCacheError) as refused:
+                call()
+            said.append(str(refused.value))
+    assert f"this {named} is accelerated already" in said[1]
+    for text in said:
+        assert not any(word in text for word in ("RegisteredLoop", "PolicyLoop", "pipe=", "(pipe)"))
 
 
 def test_without_accelerate_a_trajectory_changes_nothing() -> None:

@@ -10,11 +10,14 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+import documents  # noqa: E402
 from decoders import MASK, BlockCausal, LLaDALike, decode, decoder, prompts  # noqa: E402
 
 import diffcache  # noqa: E402
 from diffcache import host, tokens  # noqa: E402
 from diffcache.errors import AlreadyAccelerated, BadOption, DiffCacheError  # noqa: E402
+from diffcache.eval import evaluate_text  # noqa: E402
+from diffcache.schedulers import Rule  # noqa: E402
 
 pytestmark = pytest.mark.fast
 
@@ -312,6 +315,60 @@ def test_a_rule_of_another_package_is_passed_as_an_object(model):
 def test_estimate_refuses_a_token_rule(model):
     with pytest.raises(BadOption, match="read report"):
         diffcache.estimate(model, "dkv")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (
+            "uniform:every=2",
+            "schedule='uniform:every=2' cannot be used: it predicts whole outputs, and LlamaForCausalLM",
+        ),
+        (Rule("uniform", options={"every": 2}), "it is a Rule, which predicts whole outputs"),
+        ({8: "uniform:every=2"}, "it is a dictionary, which predicts whole outputs"),
+        (documents.schedule(), "it is a CacheSchedule, which predicts whole outputs"),
+        ("file", "it is a CacheSchedule, which predicts whole outputs"),
+        (3, "schedule=3 was given. Allowed: for a language model, a token rule"),
+        (None, "schedule=None was given. Allowed: for a language model, a token rule"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["network", "loop", "causal"])
+def test_only_token_rules_and_token_schedules_are_for_language_models(kind, schedule, words, tmp_path):
+    network = decoder()
+    network.config.is_causal = kind == "causal"
+    pipe = diffcache.Loop(network, lambda prompt: decode(network, prompt)) if kind == "loop" else network
+    if schedule == "file":
+        schedule = documents.schedule().save(tmp_path / "s.safetensors")
+    before = dict(vars(network))
+    for call in (diffcache.accelerate, diffcache.estimate):
+        with pytest.raises(BadOption) as error:
+            call(pipe, schedule)
+        for said in (words, *tokens.token_rules(), "diffcache.optimize(diffcache.Loop(model, sample)"):
+            assert said in str(error.value)
+    assert vars(network) == before
+
+
+def test_errors_about_a_loop_name_the_loop(model, tmp_path):
+    loop = diffcache.Loop(model, lambda prompt: decode(model, prompt))
+    idle = diffcache.Loop(model, lambda prompt: prompt)
+    calls = [{"prompt": prompts()}] * 2
+    for refused, words in (
+        (lambda: diffcache.report(loop), "this Loop cannot be used: it is not accelerated"),
+        (lambda: diffcache.report(model), "this LlamaForCausalLM cannot be used: it is not accelerated"),
+        (lambda: diffcache.optimize(model, calls, 3), "this LlamaForCausalLM cannot be used: it has no function that"),
+        (
+            lambda: diffcache.optimize(diffcache.Loop(model), calls, 3),
+            "this Loop cannot be used: it has no function that",
+        ),
+        (lambda: diffcache.optimize(idle, calls, 3), "the loop cannot be used: a call runs no forward"),
+        (lambda: diffcache.evaluate(loop, {"a": "full"}, calls, out=tmp_path), "diffcache.eval.evaluate_text"),
+        (lambda: evaluate_text(torch.nn.Linear(2, 2), {"a": "dkv"}, calls, out=tmp_path), "this Linear cannot be used"),
+    ):
+        with pytest.raises(DiffCacheError) as error:
+            refused()
+        assert words in str(error.value)
+        assert not any(word in str(error.value) for word in ("RegisteredLoop", "pipe="))
 
 
 def test_a_pipeline_without_a_mask_id_is_refused_with_the_remedy():

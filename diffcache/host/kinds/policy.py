@@ -10,7 +10,7 @@ from torch import nn
 
 from diffcache.errors import UnsupportedModel
 from diffcache.host.arguments import STEPS, Parameters, parameters_of, with_optional
-from diffcache.host.inspection import has_components
+from diffcache.host.inspection import has_components, host_name
 from diffcache.host.kinds._kind import LoopWatch
 from diffcache.host.kinds.own_loop import OwnLoop, OwnLoopWatch
 from diffcache.host.own_loops import Loop
@@ -54,7 +54,7 @@ class Policy(OwnLoop):
         """Return the network. Raise UnsupportedModel if the loop is one compiled graph."""
         if hasattr(getattr(*host.runs), COMPILED):
             raise UnsupportedModel(
-                f"the loop of this {type(host).__name__} ({host.family.loop}) is compiled as one graph, network and "
+                f"the loop of this {host_name(host)} ({host.family.loop}) is compiled as one graph, network and "
                 "all: no step in it can be skipped. Build the policy without compile_model; its network may be "
                 "compiled."
             )

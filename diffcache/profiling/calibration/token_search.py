@@ -78,11 +78,12 @@ class DecodingCalibration:
             )
         return cls(pipe, profile_of(pipe, decodes, times), calls, [one.ids for one in decodes], held_out, reference)
 
-    def schedule(self, budget: Budget, *, progress: bool = False) -> TokenSchedule:
+    def schedule(self, budget: Budget, *, tries: int = TRIES, progress: bool = False) -> TokenSchedule:
         """Plan within ``budget``, and return the plan that agrees best with the full loop.
 
         Args:
             budget: A goal of speed-up or of computed steps.
+            tries: The most plans that are decoded with.
             progress: Whether to show a bar.
 
         Raises:
@@ -90,14 +91,14 @@ class DecodingCalibration:
         """
         profile = self.profile
         plans = token_plans(profile, budget, deep=takes_depth(network_of(self.pipe)))
-        with tqdm(total=TRIES, desc="decode", unit="plan", disable=not progress) as bar:
+        with tqdm(total=tries, desc="decode", unit="plan", disable=not progress) as bar:
 
             def score(plan: TokenPlan) -> tuple[float, float]:
                 same, _ = agreement(self.pipe, plan.schedule(profile), self.calls, self.full, profile.masks)
                 bar.update(1)
                 return same, -plan.seconds
 
-            best = climbed(plans, score)
+            best = climbed(plans, score, tries)
         schedule = best.schedule(profile)
         same_tokens, same_answers = agreement(self.pipe, schedule, self.held_out, self.reference, profile.masks)
         expected = TokenExpected(
@@ -112,14 +113,17 @@ class DecodingCalibration:
         return dataclasses.replace(schedule, expected=expected, provenance=notes)
 
 
-def climbed(plans: Sequence[TokenPlan], score: Callable[[TokenPlan], tuple[float, float]]) -> TokenPlan:
+def climbed(
+    plans: Sequence[TokenPlan], score: Callable[[TokenPlan], tuple[float, float]], tries: int = TRIES
+) -> TokenPlan:
     """Return the best plan that a hill climb finds, from the one with the fewest predicted flips.
 
     Neighbours have the next number of fresh positions, the next weight, or other refreshes.
 
     Args:
         plans: The plans, with the fewest predicted flips first.
-        score: Decodes with a plan, and returns its score. At most ``TRIES`` plans are tried.
+        score: Decodes with a plan, and returns its score.
+        tries: The most plans that are tried.
     """
     best, found = plans[0], score(plans[0])
     tried = {best}
@@ -127,7 +131,7 @@ def climbed(plans: Sequence[TokenPlan], score: Callable[[TokenPlan], tuple[float
     while moving:
         moving = False
         for plan in _neighbours(best, plans):
-            if plan in tried or len(tried) == TRIES:
+            if plan in tried or len(tried) >= tries:
                 continue
             tried.add(plan)
             value = score(plan)

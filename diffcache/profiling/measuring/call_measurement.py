@@ -86,7 +86,7 @@ class CallMeasurement:
         denoisers = run_facts.denoisers(self.pipe, self.trajectory)
         if len(denoisers) != 1:
             raise UnsupportedModel(
-                f"{type(self.pipe).__name__} changes denoisers on its way ({', '.join(denoisers)}); a profile holds "
+                f"{host.host_name(self.pipe)} changes denoisers on its way ({', '.join(denoisers)}); a profile holds "
                 "tables of one for all steps. Make the schedule from a Calibration."
             )
         return next(iter(denoisers.items()))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from diffcache import host
 from diffcache.documents.token_profile import TokenProfile
-from diffcache.errors import BadOption, Unusable
+from diffcache.errors import Unusable
 from diffcache.profiling.fitting.drift_tables import fit_drift
 from diffcache.profiling.recording.decode_times import Times, time_decode
 from diffcache.profiling.recording.decoding import AGES, PARTS, Decoding, record_decodes
@@ -82,10 +82,10 @@ def profile_of(pipe: Any, decodes: Sequence[Decoding], times: Times) -> TokenPro
 def demand_loop(pipe: Any) -> None:
     """Raise BadOption unless the loop of ``pipe`` can be run: a network alone has none."""
     if isinstance(pipe, nn.Module) or getattr(pipe, "sampler", pipe) is None:  # a network, or a Loop that only wraps it
-        raise BadOption(
-            "pipe",
-            type(pipe).__name__,
-            "a loop around a language model, diffcache.Loop(model, sample), where sample runs your decoding loop",
+        raise Unusable(
+            f"this {host.host_name(pipe)}",
+            "it has no function that runs your decoding loop",
+            "Pass diffcache.Loop(model, sample), where sample runs the loop",
         )
 
 

@@ -60,7 +60,7 @@ def time_decode(pipe: Any, call: Mapping[str, Any]) -> Times:
         undo()
     if not clock.forwards:
         raise Unusable(
-            "pipe",
+            "the loop",
             f"a call runs no forward of {type(network).__name__}",
             "Pass a loop that calls the network it was made with: diffcache.Loop(model, sample)",
         )

@@ -114,7 +114,7 @@ class _Recorder:
         given = args[0] if args else kwargs["input_ids"]
         if self.ids is not None and given.shape != self.ids.shape:
             raise Unusable(
-                "pipe",
+                "the loop",
                 f"its canvas grows from {self.ids.shape[1]} to {given.shape[1]} positions",
                 'Use a rule without calibration, such as "block_causal" or "dkv"',
             )
@@ -249,7 +249,7 @@ def network_of(pipe: Any) -> nn.Module:
     """
     network = host.language_model_of(pipe)
     if network is None:
-        raise UnsupportedModel(f"{type(pipe).__name__} has no language model")
+        raise UnsupportedModel(f"{host.host_name(pipe)} has no language model")
     return network
 
 

@@ -138,7 +138,7 @@ def record(
     pipe: Any, call: Mapping[str, Any], inside: Inside = lambda *forward: contextlib.nullcontext()
 ) -> Trajectory:
     """Run ``pipe(**call)`` in full, unchanged, and return its last sampling loop."""
-    name = type(pipe).__name__
+    name = host.host_name(pipe)
     host.demand_full_run(pipe)
     host.demand_one_process(pipe)
     recorder = _Recorder(pipe, inside)
