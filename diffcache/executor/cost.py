@@ -214,7 +214,7 @@ def _steps_seen(bound: Bound, call: Mapping[str, Any]) -> int:
     with _watched(bound, call, Observer()) as run_call:
         run_call()
     if not seen:
-        title = type(bound.pipe).__name__
+        title = host.host_name(bound.pipe)
         raise ScheduleMismatch(f"the call of this {title} has no loop, so its number of steps is not known.")
     return seen[-1]
 
