@@ -309,11 +309,6 @@ def test_a_rule_of_another_package_is_passed_as_an_object(model):
         diffcache.accelerate(torch.nn.Linear(2, 2), rule)
 
 
-def test_estimate_refuses_a_token_rule(model):
-    with pytest.raises(BadOption, match="read report"):
-        diffcache.estimate(model, "dkv")
-
-
 def test_a_pipeline_without_a_mask_id_is_refused_with_the_remedy():
     pipe = pipeline()
     pipe.mask_token_id = None
