@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from diffcache import host, tokens
 from diffcache.api import FILES, accelerated, report
@@ -25,7 +26,9 @@ from diffcache.errors import BadOption, UnknownName
 from diffcache.eval.methods import FULL, Method
 from diffcache.host import MARK
 from diffcache.patch import layer, spot
+from diffcache.profiling.measuring.token_measure import demand_loop
 from diffcache.profiling.recording import wait
+from diffcache.settings import shows_progress
 from diffcache.tokens import TokenRule
 from diffcache.tokens.answers import same_tokens, token_ids
 from diffcache.tokens.report import TokenReport
@@ -152,6 +155,7 @@ def evaluate_text(
     *,
     score: Score | None = None,
     out: str | Path = "evaluation",
+    progress: bool | None = False,
 ) -> TextEvaluation:
     """Run a decoding loop in full and with each method on the same prompts, and compare the answers.
 
@@ -164,6 +168,7 @@ def evaluate_text(
         calls: The arguments of the loop, one dictionary for each batch of prompts.
         score: Judges answers: ``score(call, ids)`` returns one bool for each row. None: answers are only compared.
         out: The folder for ``record.json`` and ``table.md``.
+        progress: Whether to show a bar. None: on a terminal or in a notebook.
 
     Returns:
         The results, the full loop first.
@@ -176,6 +181,7 @@ def evaluate_text(
     network = host.language_model_of(pipe)
     if network is None:
         raise BadOption("pipe", type(pipe).__name__, "a loop around a language model, or a pipeline with one")
+    demand_loop(pipe)
     mask = host.mask_id_of(pipe)
     if mask is None:
         raise BadOption("model.config.mask_token_id", None, "the id of the mask token: set it before the evaluation")
@@ -193,7 +199,8 @@ def evaluate_text(
             "methods", [one.name for one in methods], f"names that differ from each other and from {FULL!r}"
         )
     runs: dict[str, list[_Run]] = {one.name: [] for one in every}
-    for number, call in enumerate(calls):
+    bar = tqdm(calls, desc="compare", unit="call", disable=not shows_progress(progress))
+    for number, call in enumerate(bar):
         turned = [*every[number % len(every) :], *every[: number % len(every)]]
         for one in turned:
             runs[one.name].append(_run(pipe, network, mask, one, call, score))
