@@ -4,8 +4,8 @@
 
 For each task, a profile is measured on prompts that are not compared. For each target speed-up, the plan with the
 fewest predicted flips is taken; some token rules follow. The held-out prompts are decoded in full and with all of them,
-batch by batch. ``results/text-flips.json`` keeps every batch, and ``--work`` the profiles: a run that is stopped goes on
-there. Other weights, profiles or settings begin anew.
+batch by batch. ``results/text-flips.json`` keeps every batch, and ``--work`` the profiles. A run that is stopped goes
+on there. Other weights, profiles or settings begin anew.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ FILE = RESULTS / "text-flips.json"
 SPEEDUPS = (2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8)
 RULES = ("dkv:refresh=8", "dkv:refresh=32", "prefix:block=32", "vicinity:block=32", "dual:block=32")
 QUANTITIES = {  # name -> its heading
-    "differing": "differing tokens",
+    "differing": "differing",
     "speedup": "speed-up",
-    "computed": "computed positions",
+    "computed": "computed",
 }
 
 
@@ -124,9 +124,11 @@ def run(model: TextModel, task: str, given: argparse.Namespace, cells: dict[str,
     loop = Loop(model.network, model.sample)
     weights = weights_digest()
     profile = profile_of(loop, task, given, weights)
+    print(f"{task}\n{profile}", flush=True)
     sources = candidates(profile)
     key = f"{task}, {2 * given.length} positions, batch {given.batch}{', bfloat16' * given.bf16}"
-    made_of = digest([weights, profile.digest, list(sources)])
+    named = {name: one.digest() if isinstance(one, TokenSchedule) else one for name, one in sources.items()}
+    made_of = digest([weights, profile.digest(), named])
     if cells.get(key, {}).get("made_of") != made_of:
         cells[key] = {
             "made_of": made_of,
@@ -167,10 +169,10 @@ def page(cells: Mapping[str, Any]) -> str:
     lines = [
         "# Predicted and real decodes of the text model",
         "",
-        "`python benchmarks/text_flips.py`. A *plan* has the fewest predicted flips for its target speed-up; it is not",
-        "tried on prompts. *Predicted* is what `estimate` returns for the profile; *real* is the decode of held-out prompts.",
-        "Predicted differing tokens are those that differ at their commit. Real ones include the later tokens that differ",
-        "because of them. The order counts, so each column has Spearman's rank correlation.",
+        "`python benchmarks/text_flips.py`. A *plan* has the fewest predicted flips for its target speed-up. It is not",
+        "tried on prompts. A *forecast* is what `estimate` returns; *real* is measured on held-out prompts.",
+        "Forecasts of differing tokens are those that differ at their commit. Real ones include the later tokens that",
+        "differ because of them. So the rank correlation (Spearman) counts more than the values.",
     ]
     for key, cell in sorted(cells.items()):
         if not cell["batches"]:
@@ -180,10 +182,10 @@ def page(cells: Mapping[str, Any]) -> str:
             "",
             f"## {key.capitalize()}",
             "",
-            f"{prompts} held-out prompts, {cell['calibration']} prompts in the profile, {cell['threads']} threads, torch "
-            f"{cell['torch']}. Right answers of the full loop: {real(cell, 'full run')['right']:.1%}.",
+            f"{prompts} held-out prompts, {cell['calibration']} prompts in the profile, {cell['threads']} threads, "
+            f"torch {cell['torch']}. Right answers of the full loop: {real(cell, 'full run')['right']:.1%}.",
             "",
-            "| method | differing: predicted | real | speed-up: predicted | real | computed: predicted | real | right |",
+            "| method | differing: forecast | real | speed-up: forecast | real | computed: forecast | real | right |",
             "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for name, one in cell["predicted"].items():
