@@ -2,10 +2,10 @@
 
     python benchmarks/text_flips.py --prompts 64 --calibration 24 --length 128
 
-For each task, a profile is measured on prompts that are not compared. For each target speed-up, the plan with the
-fewest predicted flips is taken; some token rules follow. The held-out prompts are decoded in full and with all of them,
-batch by batch. ``results/text-flips.json`` keeps every batch, and ``--work`` the profiles. A run that is stopped goes
-on there. Other weights, profiles or settings begin anew.
+For each task, a profile is measured on prompts that are not compared. For each share of the work, the plan with the
+fewest predicted flips is taken. A budget of work does not depend on times. Some token rules follow. The held-out
+prompts are decoded in full and with all of them, batch by batch. ``results/text-flips.json`` keeps every batch, and
+``--work`` the profiles. A run that is stopped goes on there. Other weights, profiles or settings begin anew.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from diffcache.tokens import TokenRule
 
 RESULTS = Path(__file__).parent / "results"
 FILE = RESULTS / "text-flips.json"
-SPEEDUPS = (2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8)
+WORK = (2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 8)  # 1 / the share of the forwards' work
 RULES = ("dkv:refresh=8", "dkv:refresh=32", "prefix:block=32", "vicinity:block=32", "dual:block=32")
 QUANTITIES = {  # name -> its heading
     "differing": "differing",
@@ -82,18 +82,18 @@ def weights_digest() -> str:
 
 
 def candidates(profile: TokenProfile) -> dict[str, TokenSchedule | str]:
-    """Return the plan with the fewest predicted flips for each target, and the rules. Equal plans occur once."""
+    """Return the plan with the fewest predicted flips for each share of the work once, and the rules."""
     found: dict[str, TokenSchedule | str] = {}
     seen = set()
-    for speedup in SPEEDUPS:
+    for factor in WORK:
         try:
-            plan = token_plans(profile, Budget(speedup=speedup))[0]
+            plan = token_plans(profile, Budget(computed_steps=profile.forwards / factor))[0]
         except Unusable as error:
-            print(f"{speedup:g}x: {error}", flush=True)
+            print(f"1/{factor:g} of the work: {error}", flush=True)
             continue
         if (key := (plan.fresh, plan.weight, plan.starts)) not in seen:
             seen.add(key)
-            found[f"plan, {speedup:g}x"] = plan.schedule(profile)
+            found[f"plan, 1/{factor:g} of the work"] = plan.schedule(profile)
     return {**found, **{rule: rule for rule in RULES}}
 
 
@@ -169,8 +169,8 @@ def page(cells: Mapping[str, Any]) -> str:
     lines = [
         "# Predicted and real decodes of the text model",
         "",
-        "`python benchmarks/text_flips.py`. A *plan* has the fewest predicted flips for its target speed-up. It is not",
-        "tried on prompts. A *forecast* is what `estimate` returns; *real* is measured on held-out prompts.",
+        "`python benchmarks/text_flips.py`. A *plan* has the fewest predicted flips for its share of the work, and is",
+        "not tried on prompts. A *forecast* is what `estimate` returns; *real* is measured on held-out prompts.",
         "Forecasts of differing tokens are those that differ at their commit. Real ones include the later tokens that",
         "differ because of them. So the rank correlation (Spearman) counts more than the values.",
     ]

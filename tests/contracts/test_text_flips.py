@@ -30,7 +30,7 @@ def script(tmp_path: Path) -> ModuleType:
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.FILE, module.SPEEDUPS, module.RULES = tmp_path / "flips.json", (1.05, 1.1), ("dkv:refresh=8",)
+    module.FILE, module.WORK, module.RULES = tmp_path / "flips.json", (2, 4), ("dkv:refresh=8",)
     return module
 
 
@@ -71,7 +71,7 @@ def test_a_run_goes_on_where_it_was_stopped(script: ModuleType, tmp_path: Path) 
     assert (key, others) == ("walk, 128 positions, batch 1", [])
     assert json.loads(script.FILE.read_text()) == cells
     names = list(cell["predicted"])
-    assert names[-1] == "dkv:refresh=8"
+    assert names == ["plan, 1/2 of the work", "plan, 1/4 of the work", "dkv:refresh=8"]
     assert [list(batch) for batch in cell["batches"]] == [["full run", *names]]
     first = json.dumps(cell)
     script.run(model, "walk", given, cells)  # nothing is missing
