@@ -16,9 +16,6 @@ pytest.importorskip("transformers")
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from diffcache.assets.text import TextModel
-from diffcache.assets.text_tasks import MASK, VOCABULARY
-
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 
@@ -49,23 +46,25 @@ def test_the_rank_correlation_is_spearmans(script: ModuleType, one: Any, other: 
     assert found is wanted if wanted is None else found == pytest.approx(wanted)
 
 
-def tiny() -> TextModel:
+def tiny(script: ModuleType) -> Any:
+    """Return a text model of random weights, with the vocabulary of the one that comes with the package."""
+    real = json.loads((script.FOLDER / "config.json").read_text())
     config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=real["vocab_size"],
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    config.is_causal, config.mask_token_id = False, MASK
+    config.is_causal, config.mask_token_id = False, real["mask_token_id"]
     torch.manual_seed(0)
-    return TextModel(LlamaForCausalLM(config).eval().requires_grad_(False))
+    return script.TextModel(LlamaForCausalLM(config).eval().requires_grad_(False))
 
 
 def test_a_run_goes_on_where_it_was_stopped(script: ModuleType, tmp_path: Path) -> None:
     given = argparse.Namespace(prompts=1, calibration=1, length=64, batch=1, bf16=False, work=str(tmp_path / "work"))
-    model, cells = tiny(), {}
+    model, cells = tiny(script), {}
     script.run(model, "walk", given, cells)
     (key, cell), *others = cells.items()
     assert (key, others) == ("walk, 128 positions, batch 1", [])
