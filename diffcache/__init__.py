@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffcache import moved
 
 if TYPE_CHECKING:
-    from diffcache.api import accelerate, accelerated, estimate, report, restore
+    from diffcache.api import accelerate, accelerated, report, restore
     from diffcache.documents.budget import Budget
     from diffcache.documents.profile import Profile
     from diffcache.documents.schedule import CacheSchedule
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from diffcache.profiling import measure
     from diffcache.profiling.calibration.optimizing import optimize
     from diffcache.profiling.fitting.output_fit import WeakerFit
+    from diffcache.profiling.measuring.estimating import estimate
 
 _HOMES = {  # public name -> its module below ``diffcache``; the same as the imports above
     "Budget": "documents.budget",
@@ -45,7 +46,7 @@ _HOMES = {  # public name -> its module below ``diffcache``; the same as the imp
     "accelerate": "api",
     "accelerated": "api",
     "branch": "host",
-    "estimate": "api",
+    "estimate": "profiling.measuring.estimating",
     "evaluate": "eval.evaluation",
     "measure": "profiling",
     "optimize": "profiling.calibration.optimizing",

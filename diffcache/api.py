@@ -1,4 +1,4 @@
-"""Accelerate a pipeline, restore it, report on its runs, estimate what a schedule saves."""
+"""Accelerate a pipeline, restore it, report on its runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from diffcache.errors import AlreadyAccelerated, BadOption, UnknownName, Unusabl
 from diffcache.executor import Executor, Misfit, criteria
 from diffcache.executor.bound import Acceleration, Bound
 from diffcache.executor.by_steps import BySteps, Source, title
-from diffcache.executor.cost import Estimate, estimate_for
 from diffcache.executor.report import Report, report_of
 from diffcache.kernels.library import Backend
 from diffcache.schedulers import Rule, is_rule, parse_rule, rules
@@ -101,7 +100,7 @@ def accelerate(
         )
     host.demand_no_other_cache(bound.pipe)
     executor: Acceleration
-    schedule = _read(pipe, schedule)
+    schedule = _loaded(pipe, schedule)
     if _is_for_tokens(pipe, schedule):
         executor = tokens.cache_for(pipe, schedule, strict=strict, store=store, backend=backend)
     else:
@@ -113,13 +112,26 @@ def accelerate(
     return pipe
 
 
-def _read(pipe: Any, schedule: Schedule) -> Schedule:
-    """Return the content of a file, or, for a language model, of a folder or a repository; other schedules as given."""
-    if isinstance(schedule, (str, Path)):
-        if _is_file(schedule):
-            return read_schedules(schedule)
-        if _is_collection(schedule) and host.language_model_of(pipe) is not None:
-            return TokenSchedule.from_pretrained(schedule)
+def token_source(pipe: Any, schedule: Schedule) -> Schedule | None:
+    """Return the token rule or the token schedule that ``schedule`` names, or None if it names another one.
+
+    Args:
+        pipe: See :func:`accelerate`.
+        schedule: See :func:`accelerate`.
+
+    Raises:
+        DocumentError: A file is damaged or contradicts itself.
+    """
+    schedule = _loaded(pipe, schedule)
+    return schedule if _is_for_tokens(pipe, schedule) else None
+
+
+def _loaded(pipe: Any, schedule: Schedule) -> Schedule:
+    """Return what a path names; for a language model, also what a folder or an id on the Hub names."""
+    if isinstance(schedule, (str, Path)) and _is_file(schedule):
+        return read_schedules(schedule)
+    if isinstance(schedule, (str, Path)) and _is_collection(schedule) and host.language_model_of(pipe) is not None:
+        return TokenSchedule.from_pretrained(schedule)
     return schedule
 
 
@@ -269,48 +281,6 @@ def report(pipe: Any) -> Report | TokenReport:
             f"this {host.host_name(pipe)}", "it is not accelerated", "Pass what was given to diffcache.accelerate"
         )
     return report_of(executor) if isinstance(executor, Executor) else tokens.report_of(executor)
-
-
-def estimate(pipe: Any, schedule: Schedule, *, store: str | None = None, timed: bool = False, **call: Any) -> Estimate:
-    """Return what ``schedule`` will save and cost in ``pipe(**call)``.
-
-    Only the first step of the call runs, and ``pipe`` remains unchanged. It may be accelerated. If a rule decides in
-    the run, only limits of its saving are known. Up to 12 of the first steps that it decides about then run as well, to
-    see whether it skips any; not if ``pipe`` is accelerated.
-
-    The first step does not show how long text encoders and the VAE take. ``timed=True`` runs the call once in full and
-    reports the share of its time outside of the sampling loop, which a schedule does not shorten.
-
-    Args:
-        pipe: See :func:`accelerate`.
-        schedule: See :func:`accelerate`.
-        store: See :func:`accelerate`.
-        timed: Whether to run the call once in full as well, and time it. ``pipe`` must not be accelerated.
-        **call: The arguments of the call.
-
-    Returns:
-        The expected work and memory. Printed, it is one sentence.
-
-    Raises:
-        DiffCacheError: All that :func:`accelerate` raises.
-
-    Example:
-        >>> print(diffcache.estimate(pipe, "uniform:every=3", prompt="a lighthouse", num_inference_steps=30))
-    """
-    schedule = _read(pipe, schedule)
-    if isinstance(schedule, TokenSchedule):
-        raise Unusable(
-            "schedule",
-            "it is a TokenSchedule, which states what to expect itself",
-            "Read schedule.expected, or run the loop once with accelerate(model, schedule) and read report(model)",
-        )
-    if _is_for_tokens(pipe, schedule):
-        raise Unusable(
-            f"the token rule {schedule!r}",
-            "the work of a token rule depends on the tokens that the loop decodes",
-            "Run the loop once with accelerate(model, rule), and read report(model)",
-        )
-    return estimate_for(Bound.of(pipe), resolve_all(schedule), call, store, timed=timed)
 
 
 def resolve_all(schedule: Schedule) -> Source:

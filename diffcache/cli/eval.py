@@ -18,10 +18,12 @@ from diffcache.cli._help import Command, Group
 from diffcache.cli._options import Batch, Device, Dtype, Extra, Guidance, Model, Pixels, Prompts, Seeds, Steps
 from diffcache.cli._printing import markdown, note
 from diffcache.documents.destinations import check_file, check_folder
-from diffcache.errors import BadOption
+from diffcache.errors import BadOption, Unusable
 
 if TYPE_CHECKING:
     import torch
+
+    from diffcache.eval.evaluation import Evaluation
 
 eval = typer.Typer(
     cls=Group,
@@ -96,7 +98,7 @@ def run(
     from diffcache.cli import _calls, _matching, _models  # imports torch and diffusers
     from diffcache.documents.profile import Profile
     from diffcache.eval.checks import check_title
-    from diffcache.eval.evaluation import evaluate, judges_of
+    from diffcache.eval.evaluation import judges_of
     from diffcache.eval.methods import ours
     from diffcache.eval.metrics import scorer as judge
     from diffcache.eval.set_distances import sets_of
@@ -114,7 +116,7 @@ def run(
     measured = None if profile is None else Profile.load(profile)
     sets = sets_of(extractor, real)
     loaded = found_model.load()
-    found = evaluate(
+    found = _evaluated(
         loaded.pipe,
         methods,
         asked.calls(loaded, decoded=True),
@@ -130,6 +132,17 @@ def run(
     if _models.is_first_process():
         markdown(str(found))
         typer.echo(f"\nreport: {found.report.resolve()}")
+
+
+def _evaluated(pipe: Any, methods: Any, calls: Any, **given: Any) -> Evaluation:
+    """Evaluate methods on calls of a pipeline that is not a language model."""
+    from diffcache import host
+    from diffcache.eval.evaluation import Evaluation, evaluate
+
+    found = None if host.language_model_of(pipe) is not None else evaluate(pipe, methods, calls, **given)
+    if not isinstance(found, Evaluation):
+        raise Unusable("model", "it is a language model", "Call diffcache.evaluate(loop, rules, calls) in Python")
+    return found
 
 
 def _metric_names(text: str) -> tuple[str, ...]:
@@ -195,7 +208,7 @@ def policy(
     from diffcache.cli import _models
     from diffcache.documents.profile import Profile
     from diffcache.eval.checks import check_title
-    from diffcache.eval.evaluation import evaluate, judges_of
+    from diffcache.eval.evaluation import judges_of
     from diffcache.eval.methods import ours
     from diffcache.eval.trials import Trials
 
@@ -212,7 +225,7 @@ def policy(
     loaded = found_model.load()
     if not loaded.calls:
         raise BadOption("model", model, wanted)
-    found = evaluate(
+    found = _evaluated(
         loaded.pipe,
         methods,
         loaded.calls,

@@ -106,6 +106,8 @@ def compare(
         out=out,
         title=TITLES[model.name],
     )
+    if not isinstance(found, Evaluation):
+        raise TypeError(type(found).__name__)
     for sample, subject in zip(found.record["samples"], shown[0], strict=True):
         sample["prompt"] = subject  # the calls hold embeddings or numbers of classes, which readers do not know
     found = write(found.record, found.folder)

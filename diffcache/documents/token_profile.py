@@ -77,6 +77,8 @@ class TokenProfile(Document):
         margins: float64 [S, N], the probability of the committed token less that of the second best, 0 to 1.
         flip_rate: The number of masks at which another token was best, for each unit of error over margin, in the
             trials that measured ``errors``.
+        rows: The number of sequences in a call, at which ``seconds`` were measured. ``committed`` holds the sequences
+            call by call.
         provenance: Notes on how the profile was made.
 
     Raises:
@@ -105,6 +107,7 @@ class TokenProfile(Document):
     committed: np.ndarray
     margins: np.ndarray
     flip_rate: float
+    rows: int = 1
     config_digest: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
@@ -120,6 +123,7 @@ class TokenProfile(Document):
             counts=checks.array(me, "counts", self.counts, np.float64, count=None),
             outside=checks.real(me, "outside", self.outside, least=0),
             flip_rate=checks.real(me, "flip_rate", self.flip_rate, least=0),
+            rows=checks.count(me, "rows", self.rows, least=1),
             committed=checks.array(me, "committed", self.committed, np.float64, sequence=None, position=None),
             provenance=checks.notes(me, "provenance", self.provenance),
         )

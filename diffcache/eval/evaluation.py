@@ -36,8 +36,10 @@ from diffcache.eval.set_distances import sets_of
 from diffcache.eval.statistics import enough
 from diffcache.eval.subject import Subject
 from diffcache.eval.table import markdown
+from diffcache.eval.text import Score, TextEvaluation, evaluate_text, token_method
 from diffcache.eval.trials import Trials
 from diffcache.executor.by_steps import BySteps, members
+from diffcache.profiling.measuring.token_measure import demand_loop
 from diffcache.profiling.recording import all_shares, demand_own_generators
 from diffcache.schedulers import Rule
 from diffcache.settings import shows_progress
@@ -136,11 +138,12 @@ def evaluate(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     profile: Profile | str | Path | None = None,
     trials: Trials | None = None,
+    score: Score | None = None,
     out: str | Path = "evaluation",
     title: str = "",
     progress: bool | None = None,
     **common: Any,
-) -> Evaluation:
+) -> Evaluation | TextEvaluation:
     """Run ``pipe`` in full, with each schedule and with comparison methods, on the same calls, and write a report.
 
     The function measures seconds, operations and memory, compares the outputs, and writes a record, a table and a
@@ -149,6 +152,9 @@ def evaluate(
 
     Under ``torchrun``, each process takes its share of the calls. All processes use one folder. The first process
     measures sets and writes the report.
+
+    For a loop around a language model, :func:`diffcache.eval.evaluate_text` compares the answers. ``compare`` and
+    ``extra`` are further methods then, calls need no seed, and arguments about pictures and policies are refused.
 
     Args:
         pipe: A pipeline, a policy or a :class:`diffcache.Loop` that is not accelerated. It is left unchanged. For a
@@ -171,6 +177,8 @@ def evaluate(
         options: Options of the metrics, by the name of the metric.
         profile: A profile of this loop. The report shows the error that it predicts together with the measured one.
         trials: A task for a policy. Every method plays the same episodes.
+        score: For a language model, judges answers: ``score(call, ids)`` returns one bool for each row. None: answers
+            are only compared with those of the full loop.
         out: The folder. A run that was stopped continues there, call by call. Results made with other settings are made
             again.
         title: Title of the report.
@@ -178,10 +186,11 @@ def evaluate(
         **common: Arguments of the pipeline that are added to every call, such as ``num_inference_steps=28``.
 
     Returns:
-        The record and the folder.
+        The record and the folder. Of a language model, a ``TextEvaluation``.
 
     Raises:
         BadOption: If an argument is not valid.
+        Unusable: If an argument does not apply to ``pipe``.
         UnknownName: If there is no metric, option or extractor of a name.
         DiffCacheError: If :func:`diffcache.accelerate` or a metric raises it.
 
@@ -189,15 +198,26 @@ def evaluate(
         >>> prompts = ["a fox in the snow", "a red car"]
         >>> found = diffcache.evaluate(pipe, {"ours": schedule}, prompts, num_inference_steps=28)
         >>> found["ours"].psnr, found["ours"].speedup
+
+        Of a language model, compare answers:
+
+        >>> found = diffcache.evaluate(loop, {"dkv": "dkv:refresh=8"}, calls, score=is_right)
+        >>> found["dkv"].exact, found["dkv"].same_answers, found["dkv"].speedup
     """
+    if host.language_model_of(pipe) is not None:
+        refused = (metrics, extractor, real, options, profile, trials)
+        names = ("metrics", "extractor", "real", "options", "profile", "trials")
+        given = {name: value is not None for name, value in zip(names, refused, strict=True)}
+        _refuse({**given, "scorers": bool(scorers), "title": bool(title)})
+        loop = host.adopted(pipe)
+        demand_loop(loop)
+        calls = host.calls_of(loop, calls, common, evaluate)
+        methods = _token_methods(schedules, [*(compare or ()), *extra])
+        return evaluate_text(loop, methods, calls, score=score, out=out, progress=progress)
+    if score is not None:
+        raise Unusable("score", "it judges answers of language models", "Leave out score; scorers judge pictures")
     subject = Subject.of(pipe)
     pipe, traits = subject.pipe, subject.traits
-    if traits.returns == "tokens":
-        raise Unusable(
-            f"this {host.host_name(pipe)}",
-            "evaluate compares pictures, states and actions, and this is a loop around a language model",
-            "Use diffcache.eval.evaluate_text, which compares answers",
-        )
     calls = host.calls_of(pipe, calls, common, evaluate)
     host.check_calls(pipe, calls, repeatable=True)
     for call in calls:
@@ -247,6 +267,21 @@ def evaluate(
     foreseen = {} if known is None else _foreseen(known, mine)
     record = assembled(methods, found, about | more, steps, told, distances, foreseen, played)
     return write(record, folder.path) if rank == 0 else Evaluation(record, folder.path)
+
+
+def _refuse(given: Mapping[str, bool]) -> None:
+    """Raise Unusable for the first argument that is given and does not apply to language models."""
+    for name in (name for name, is_given in given.items() if is_given):
+        raise Unusable(name, "it does not apply to language models", f"Leave out {name}")
+
+
+def _token_methods(schedules: object, more: Sequence[Method]) -> Any:
+    """Return methods for ``evaluate_text``, which checks them: the schedules, and further methods."""
+    if not more:
+        return schedules
+    if isinstance(schedules, Mapping):
+        return [*(token_method(name, rule) for name, rule in schedules.items()), *more]
+    return [*schedules, *more] if isinstance(schedules, Sequence) and not isinstance(schedules, str) else schedules
 
 
 def write(record: JsonObject, folder: Path) -> Evaluation:

@@ -26,6 +26,7 @@ from diffcache.errors import BadOption, UnknownName, Unusable
 from diffcache.eval.methods import FULL, Method
 from diffcache.host import MARK
 from diffcache.patch import layer, spot
+from diffcache.profiling.measuring.token_measure import demand_loop
 from diffcache.profiling.recording import wait
 from diffcache.settings import shows_progress
 from diffcache.tokens import TokenRule
@@ -187,6 +188,7 @@ def evaluate_text(
             "it has no language model",
             "Pass diffcache.Loop(model, sample), where sample runs your decoding loop, or a pipeline for text",
         )
+    demand_loop(pipe)
     mask = host.mask_id_of(pipe)
     if mask is None:
         raise BadOption("model.config.mask_token_id", None, "the id of the mask token: set it before the evaluation")

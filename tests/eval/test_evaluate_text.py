@@ -168,3 +168,59 @@ def test_a_misspelt_argument_of_the_loop_is_found_before_anything_runs(loop, tmp
     with pytest.raises(UnknownName, match="Did you mean 'per_step'"):
         evaluate_text(loop, [token_method("fast", perstep=2)], CALLS, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_evaluate_is_the_evaluation_of_text_for_a_language_model(loop, answers, tmp_path, capsys):
+    peer = token_method("2 per step", per_step=2)
+    found = diffcache.evaluate(
+        loop, {"exact": "full", "dkv": "dkv"}, CALLS, score=exact(answers), extra=[peer], out=tmp_path, progress=True
+    )
+    assert isinstance(found, text.TextEvaluation)
+    assert "compare: 100%" in capsys.readouterr().err
+    assert list(found) == ["full run", "exact", "dkv", "2 per step"]
+    assert (found["exact"].exact[0], found["exact"].same_answers) == (1, 1)
+    assert found["2 per step"].forwards == 4 * 8
+    assert (tmp_path / "table.md").read_text().strip() == str(found)
+
+
+def test_evaluate_compares_answers_without_a_score(loop, tmp_path, capsys):
+    """One dictionary is a call, and further arguments of the loop are added to every call."""
+    found = diffcache.evaluate(loop, [token_method("dkv", "dkv")], CALLS[0], out=tmp_path, progress=False, per_step=2)
+    assert (found["full run"].forwards, found["dkv"].exact) == (8, None)
+    assert "compare" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metrics": ["psnr"]}, "metrics cannot be used: it does not apply to language models. Leave out metrics"),
+        ({"scorers": [object()]}, "scorers cannot be used: it does not apply"),
+        ({"extractor": "inception"}, "extractor cannot be used: it does not apply"),
+        ({"real": "pictures"}, "real cannot be used: it does not apply"),
+        ({"options": {}}, "options cannot be used: it does not apply"),
+        ({"profile": "profile.safetensors"}, "profile cannot be used: it does not apply"),
+        ({"trials": object()}, "trials cannot be used: it does not apply"),
+        ({"title": "Answers"}, "title cannot be used: it does not apply"),
+        ({"score": lambda call, ids: None}, "one bool for each answer"),
+        ({"schedules": {"a": "uniform:every=2"}}, "no token rule"),
+        ({"schedules": "dkv"}, "a dictionary, name -> token rule"),
+        ({"schedules": "dkv", "extra": [token_method("a", "dkv")]}, "a dictionary, name -> token rule"),
+        ({"promts": 3}, "promts"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_apply_to_a_language_model(loop, tmp_path, change, words):
+    given = {"schedules": {"dkv": "dkv"}, "calls": CALLS, "out": tmp_path / "out", **change}
+    with pytest.raises(DiffCacheError) as error:
+        diffcache.evaluate(loop, **given)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("verb", [diffcache.evaluate, evaluate_text])
+def test_a_network_without_its_loop_is_refused(loop, tmp_path, verb):
+    with pytest.raises(DiffCacheError, match=r"Allowed: a loop around a language model, diffcache.Loop"):
+        verb(loop.network, {"dkv": "dkv"}, CALLS, out=tmp_path)
+
+
+def test_evaluate_refuses_a_score_for_pictures():
+    with pytest.raises(DiffCacheError, match="it judges answers of language models"):
+        diffcache.evaluate(torch.nn.Linear(2, 2), {"a": "uniform:every=2"}, [{}], score=lambda call, ids: [True])

@@ -312,11 +312,6 @@ def test_a_rule_of_another_package_is_passed_as_an_object(model):
         diffcache.accelerate(torch.nn.Linear(2, 2), rule)
 
 
-def test_estimate_refuses_a_token_rule(model):
-    with pytest.raises(BadOption, match="read report"):
-        diffcache.estimate(model, "dkv")
-
-
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
@@ -362,7 +357,7 @@ def test_errors_about_a_loop_name_the_loop(model, tmp_path):
             "this Loop cannot be used: it has no function that",
         ),
         (lambda: diffcache.optimize(idle, calls, 3), "the loop cannot be used: a call runs no forward"),
-        (lambda: diffcache.evaluate(loop, {"a": "full"}, calls, out=tmp_path), "diffcache.eval.evaluate_text"),
+        (lambda: diffcache.evaluate(model, {"a": "dkv"}, calls, out=tmp_path), "this LlamaForCausalLM cannot be used"),
         (lambda: evaluate_text(torch.nn.Linear(2, 2), {"a": "dkv"}, calls, out=tmp_path), "this Linear cannot be used"),
     ):
         with pytest.raises(DiffCacheError) as error:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffcache import host, planning
-from diffcache.api import estimate
 from diffcache.documents.budget import Budget, check_seconds
 from diffcache.documents.schedule import check_store
 from diffcache.errors import BadOption
+from diffcache.profiling.measuring.estimating import estimate
 from diffcache.profiling.recording.measured_sites import granularities
 
 Calls = Sequence[Mapping[str, Any]]

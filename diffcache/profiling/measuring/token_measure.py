@@ -75,6 +75,7 @@ def profile_of(pipe: Any, decodes: Sequence[Decoding], times: Times) -> TokenPro
         committed=np.concatenate([one.committed for one in decodes]).astype(float),
         margins=np.concatenate([one.margins for one in decodes]).clip(0, 1),
         flip_rate=sum(one.flips for one in decodes) / max(sum(one.risks for one in decodes), 1e-12),
+        rows=len(decodes[0].committed),
         provenance={"calls": str(len(decodes))},
     )
 
