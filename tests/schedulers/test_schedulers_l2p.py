@@ -115,5 +115,5 @@ def test_fewer_anchors_get_the_weights_of_older_ones() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(BadOption, match=message):
         l2p.plan(measured(outputs()), 4, **options)  # type: ignore[arg-type]
-    with pytest.raises(BadOption, match="computed_steps=2.5"):
+    with pytest.raises(BadOption, match=r"computed_steps=2\.5"):
         l2p.plan(measured(outputs()), 2.5)

@@ -30,7 +30,11 @@ def handed(plan: SitePlan, found: np.ndarray) -> np.ndarray:
 
 
 def as_a_state_machine(
-    found: np.ndarray, skips: np.ndarray | None = None, every: int = 3, window: tuple[int, int] = (10, 45), most: int = 4
+    found: np.ndarray,
+    skips: np.ndarray | None = None,
+    every: int = 3,
+    window: tuple[int, int] = (10, 45),
+    most: int = 4,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run the loop with the state of a patched sampler.
 
