@@ -1,13 +1,14 @@
-"""Another scheduler's plan, with predictions scaled towards the full run step by step (TCC).
+"""Another scheduler's plan, with predictions scaled to the size of the full run's outputs, step by step (TCC).
 
 TCC is trajectory-consistent calibration. It leaves the computed steps and the predictions of a host method as they are,
 and corrects each predicted output towards the output of the full run. The corrections are found in the order of the
 steps. Each one is estimated in the run that all earlier ones have already changed. With ``consistent=0`` all are
 estimated in the uncorrected run, which is the way of earlier methods that the paper compares with.
 
-The published text that could be read does not give the form of a correction. The simplest reading is used: one scale
-for each step, by least squares over all samples. Offsets for each channel need the mean of every channel at every step,
-which a profile does not hold. The runs are simulated on the profile's dynamics, where the paper runs the network.
+The form of a correction is a reading. The published text that could be read only calls it statistical and local. Here
+it is one scale for each step, which gives the prediction the root mean square of the full run's output over all
+samples. Offsets for each channel need the mean of every channel at every step, which a profile does not hold. The runs
+are simulated on the profile's dynamics, where the paper runs the network.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def calibrated(dynamics: Dynamics, host: SitePlan, *, consistent: bool = True) -
 
 
 def _scale(dynamics: Dynamics, run: Simulation, i: int) -> float:
-    """Return the factor that brings the prediction of step i nearest to the full run's output, in least squares.
+    """Return the factor that gives the prediction of step i the size of the full run's output.
 
     Args:
         dynamics: The measured dynamics.
@@ -90,9 +91,9 @@ def _scale(dynamics: Dynamics, run: Simulation, i: int) -> float:
     """
     shared, separate = np.split(run.missed[i].copy(), 2)
     shared[i] += 1  # the prediction is the full run's output plus the error
-    product = float(dynamics.gram[i] @ shared)  # separate directions are orthogonal to all outputs
-    energy = float(shared @ dynamics.gram @ shared + separate @ separate)
-    return product / energy if energy > 0 and product != 0 else 1.0
+    energy = float(shared @ dynamics.gram @ shared + separate @ separate)  # separate directions are orthogonal
+    wanted = float(dynamics.gram[i, i])
+    return float(np.sqrt(wanted / energy)) if energy > 0 and wanted > 0 else 1.0
 
 
 def _planned(profile: Profile, computed_steps: float, mask: str) -> Planned:
