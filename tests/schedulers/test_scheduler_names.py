@@ -17,7 +17,7 @@ MODULES = registry.modules(schedulers.__name__)
 ALIASES = [(old, name, options) for name, m in MODULES.items() for old, options in getattr(m, "ALIASES", {}).items()]
 PAPERS = (
     *("smoothcache", "ertacache", "magcache", "cachequant", "bac", "lemica", "meancache", "dpcache", "teacache"),
-    *("firstblockcache", "easycache", "taylorseer", "fora", "learning_to_cache", "harmonica"),
+    *("firstblockcache", "easycache", "taylorseer", "zeus", "l2p", "tcc", "fora", "learning_to_cache", "harmonica"),
 )
 
 
