@@ -1,0 +1,366 @@
+"""BudCache, CEM and OTCache: searches against every mask, costs against recorded outputs, transport against a solver."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from calibrated import recorded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from measurements import STEPS, measurement, only, trajectory
+from plans import cut_of, cuts, planned
+
+from diffcache.errors import BadOption
+from diffcache.profiling.fitting.fit import replayed_states
+from diffcache.schedulers import Grid
+from diffcache.schedulers._sites import at
+from diffcache.schedulers.budcache import moved, neighbours, searched
+from diffcache.schedulers.cem import gap_costs
+from diffcache.schedulers.otcache import between, quantile
+from diffcache.schedulers.taylorseer import extrapolation
+from diffcache.schedulers.uniform import evenly, reuse
+
+budcache = functools.partial(planned, kind="budcache")
+cem = functools.partial(planned, kind="cem")
+otcache = functools.partial(planned, kind="otcache")
+
+
+def mask_of(steps: int, computed: tuple[int, ...]) -> np.ndarray:
+    """bool [T]"""
+    return np.isin(np.arange(steps), computed)
+
+
+# --- BudCache --------------------------------------------------------------------------------------------------------
+
+
+def final_error(compute: np.ndarray) -> float:
+    """The loop of ``measurement`` run step by step with explicit outputs [N, T, WIDTH]; it reuses the newest output."""
+    found = measurement().dynamics
+    assert found is not None
+    outputs = np.stack([trajectory(99 + n, STEPS, 1)[0] for n in range(3)])
+    spread = np.zeros((STEPS, STEPS))  # of each computed step, in a direction of its own per step
+    missed = np.zeros_like(outputs)
+    apart = np.zeros((STEPS, STEPS))
+    newest, separate = outputs[:, 0], np.zeros(STEPS)
+    for i in range(STEPS):
+        if compute[i] and i:
+            state = np.einsum("j,njw->nw", found.reach[i - 1, :i], missed[:, :i])
+            aside = found.reach[i - 1, :i] @ apart[:i]
+            missed[:, i], apart[i] = found.response[i] * state, found.response[i] * aside
+            apart[i, i] += np.sqrt(found.spread[i] * ((state**2).mean() + (aside**2).sum()))
+        elif not compute[i]:
+            missed[:, i], apart[i] = newest - outputs[:, i], separate
+        if compute[i]:
+            newest, separate = outputs[:, i] + missed[:, i], apart[i]
+    del spread
+    end = np.einsum("j,njw->nw", found.reach[-1], missed)
+    return float((end**2).mean() + ((found.reach[-1] @ apart) ** 2).sum())
+
+
+@pytest.mark.parametrize("computed", [3, 5])
+def test_the_search_finds_the_mask_of_least_error_among_all(computed: int) -> None:
+    """Five searches: one may stop at a mask that no single move improves."""
+    found = cut_of(budcache(measurement(), computed, restarts=5).sites["model"].compute)
+    errors = {cut: final_error(mask_of(STEPS, cut)) for cut in cuts(STEPS, computed)}
+    assert errors[found] == pytest.approx(min(errors.values()), rel=1e-9)
+    assert np.median(list(errors.values())) > 2 * errors[found]
+
+
+def test_one_search_ends_near_the_least_error() -> None:
+    errors = sorted(final_error(mask_of(STEPS, cut)) for cut in cuts(STEPS, 5))
+    found = final_error(budcache(measurement(), 5).sites["model"].compute)
+    assert found < errors[len(errors) // 50]
+    assert found < final_error(evenly(STEPS, 5))
+
+
+@pytest.mark.parametrize(("annealed", "climbed"), [(0, 20), (200, 0)])
+def test_each_half_of_the_search_lowers_the_error(annealed: int, climbed: int) -> None:
+    start = budcache(measurement(), 6, sa_iters=0, hc_iters=0).sites["model"].compute
+    end = budcache(measurement(), 6, sa_iters=annealed, hc_iters=climbed).sites["model"].compute
+    assert final_error(end) < 0.8 * final_error(start)
+
+
+def test_a_hot_search_accepts_worse_masks_and_a_cold_one_does_not() -> None:
+    """A mask from which every single move is worse: the cold search stays, the hot one leaves it."""
+
+    def error(compute: np.ndarray) -> float:
+        return 0.0 if compute[[0, 8, 9]].all() else 1.0 if compute[[0, 1, 2]].all() else 2.0
+
+    def visited(temperature: float) -> int:
+        seen: list[float] = []
+        searched(
+            10, 3, lambda c: seen.append(error(c)) or error(c), sa_iters=300, hc_iters=0, t_max=temperature, t_min=1e-9
+        )  # type: ignore[func-returns-value]
+        return len(seen)
+
+    cold, hot = visited(1e-9), visited(5.0)
+    assert hot > cold / 2
+    assert searched(10, 3, error, sa_iters=300, hc_iters=0, t_max=5.0, t_min=5.0)[[0, 8, 9]].all()
+
+
+@given(st.integers(2, 14), st.data())
+def test_moves_keep_the_budget_and_the_beginning(steps: int, data: st.DataObject) -> None:
+    computed = data.draw(st.integers(1, steps - 1))
+    first = data.draw(st.integers(1, computed))
+    draw = np.random.default_rng(data.draw(st.integers(0, 99)))
+    now = np.arange(steps) < first
+    now[draw.choice(np.arange(first, steps), computed - first, replace=False)] = True
+    tried = neighbours(now, first, draw)
+    if first < computed:
+        tried += [moved(now, first, draw) for _ in range(20)]
+        changes = {int((candidate ^ now).sum()) for candidate in tried}
+        assert changes <= {2, 4}
+    for candidate in tried:
+        assert candidate.sum() == computed
+        assert candidate[:first].all()
+
+
+def test_annealing_moves_one_step_nine_times_in_ten_and_mostly_near() -> None:
+    now, draw = evenly(40, 8), np.random.default_rng(0)
+    changed = [np.flatnonzero(moved(now, 2, draw) ^ now) for _ in range(4000)]
+    single = [pair for pair in changed if len(pair) == 2]
+    assert len(single) / len(changed) == pytest.approx(0.9, abs=0.02)
+    near = np.mean([abs(a - b) <= 3 for a, b in single])
+    assert 0.7 < near < 0.85  # random places are near too, now and then
+
+
+def test_every_mask_is_run_once() -> None:
+    seen: list[bytes] = []
+
+    def error(compute: np.ndarray) -> float:
+        seen.append(compute.tobytes())
+        return float(np.flatnonzero(compute).sum())
+
+    searched(12, 4, error, restarts=2)
+    assert len(seen) == len(set(seen)) > 10
+
+
+def test_all_steps_and_one_step_leave_nothing_to_search() -> None:
+    for computed in (1, STEPS):
+        assert budcache(measurement(), computed).sites["model"].steps_computed == computed
+
+
+def test_stacks_reuse_the_residual_and_share_the_mask_of_the_model() -> None:
+    inside, whole = (budcache(measurement(), 6, sites=sites) for sites in ("stack", "model"))
+    assert set(inside.sites) == {"stack:transformer_blocks", "stack:single_transformer_blocks"}
+    for made in inside.sites.values():
+        assert (made.compute == whole.sites["model"].compute).all()
+        assert made.kappa is not None
+        assert (made.kappa[0] == ~made.compute).all()
+
+
+def test_the_search_takes_the_error_of_real_runs() -> None:
+    replays = recorded("dit").replays
+    steps = len(replays[0].steps)
+
+    def error(compute: np.ndarray) -> float:
+        (state,) = replayed_states(replays, compute, reuse(compute).weights)
+        return float(((state - replays[0].reference(steps - 1)) ** 2).mean())
+
+    computed = steps // 2
+    found = searched(steps, computed, error, sa_iters=10, hc_iters=1)
+    assert found.sum() == computed
+    assert error(found) <= error(searched(steps, computed, error, sa_iters=0, hc_iters=0))
+
+
+# --- CEM -------------------------------------------------------------------------------------------------------------
+
+
+def cosine_error(outputs: np.ndarray, step: int, before: int) -> float:
+    """Mean over branches of 1 − cosine similarity. Outputs are [B, T, C]."""
+    pairs = [(o[step], o[step - before]) for o in outputs]
+    return float(np.mean([1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]))
+
+
+def gap_cost(outputs: np.ndarray, a: int, b: int, power: int, accumulated: bool) -> float:
+    """As CEM states it: the error at step b of the interval b − a − 1, added up over the steps so far."""
+    interval = b - a - 1
+    if interval == 0:
+        return 0.0
+    steps = range(interval, b + 1) if accumulated else [b]
+    return interval**power * sum(cosine_error(outputs, step, interval) for step in steps)
+
+
+OUTPUTS = trajectory(0)  # those of the model in ``measurement``
+
+
+@pytest.mark.parametrize("accumulated", [True, False])
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_a_gap_costs_the_errors_of_its_interval(power: int, accumulated: bool) -> None:
+    cosine = at(measurement(), "model")["model"].output.cosine.mean(0)
+    cost = gap_costs(cosine, power, accumulated)
+    for a, b in itertools.combinations(range(STEPS), 2):
+        assert cost[a, b] == pytest.approx(gap_cost(OUTPUTS, a, b, power, accumulated), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("computed", "weighter", "accumulated", "interval"),
+    [(4, "quadratic", True, 1), (6, "linear", False, 2), (7, "none", True, 1), (9, "quadratic", False, 1)],
+)
+def test_the_gaps_are_the_cheapest_of_all(computed: int, weighter: str, accumulated: bool, interval: int) -> None:
+    power = ("none", "linear", "quadratic").index(weighter)
+    usual = round(STEPS / computed)
+
+    def cost(steps: tuple[int, ...]) -> float:
+        return sum(gap_cost(OUTPUTS, a, b, power, accumulated) for a, b in itertools.pairwise(steps))
+
+    ways = [
+        (0, *middle, STEPS - 1)
+        for middle in itertools.combinations(range(1, STEPS - 1), computed - 2)
+        if all(abs(b - a - usual) <= interval for a, b in itertools.pairwise((0, *middle, STEPS - 1)))
+    ]
+    options: dict[str, Any] = {"weighter": weighter, "accumulated": accumulated, "interval": interval}
+    found = cem(measurement(), computed, **options).sites["model"].compute
+    made = tuple(np.flatnonzero(found).tolist())
+    assert made in ways
+    assert cost(made) == pytest.approx(min(map(cost, ways)))
+    assert cost(made) < max(map(cost, ways))
+
+
+def test_the_loop_may_end_before_the_last_step_is_computed() -> None:
+    """Eight gaps of 2 to 4 steps from 0 reach no step after 14, and the last step is 15."""
+    options: dict[str, Any] = {"interval": 0}
+    with pytest.raises(BadOption, match="computed_steps"):
+        cem(measurement(), 8, last=True, **options)
+    found = np.flatnonzero(cem(measurement(), 8, **options).sites["model"].compute)
+    assert found.tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert cem(measurement(), 4).sites["model"].compute[-1]
+    relaxed = np.flatnonzero(cem(measurement(), 4, last=False).sites["model"].compute)
+    assert STEPS - 1 - relaxed[-1] < 3
+
+
+def test_a_gap_that_is_too_long_is_not_taken() -> None:
+    for longest in (2, 3, 5):
+        found = np.flatnonzero(cem(measurement(), 8, interval=5, longest=longest).sites["model"].compute)
+        assert np.diff(found).max() <= longest
+
+
+def test_the_host_method_does_not_change_the_steps() -> None:
+    found = measurement()
+    held, line = (cem(found, 5, order=order).sites["model"] for order in (0, 1))
+    assert (held.compute == line.compute).all()
+    assert held.anchors == 1
+    assert line.weights == pytest.approx(extrapolation(Grid(found.timesteps), line.compute, 1))
+    assert (line.weights != 0).sum() > (held.weights != 0).sum()
+
+
+# --- OTCache ---------------------------------------------------------------------------------------------------------
+
+
+def transported(one: np.ndarray, other: np.ndarray, way: float) -> np.ndarray:
+    """Solve the transport between two sets of equally many places by trying every assignment, and go part of it."""
+    best = min(itertools.permutations(other), key=lambda to: sum((a - b) ** 2 for a, b in zip(one, to, strict=True)))
+    return np.sort((1 - way) * one + way * np.array(best))
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 999))
+def test_the_way_between_two_schedules_is_the_optimal_transport(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    one, other = (np.sort(draw.choice(np.arange(1, 30), 5, replace=False)) for _ in range(2))
+    masks = [mask_of(30, (0, *places)) for places in (one, other)]
+    at_ = np.arange(1, 6) / 6
+    for way in (0.25, 0.5):
+        mean = (1 - way) * quantile(masks[0], at_) + way * quantile(masks[1], at_)
+        assert mean == pytest.approx(transported(one.astype(float), other.astype(float), way))
+
+
+def test_the_way_begins_and_ends_at_the_two_schedules() -> None:
+    many, few = mask_of(20, (0, 1, 2, 3, 5, 9, 10, 14, 18, 19)), mask_of(20, (0, 2, 9, 17))
+    assert (between(many, few, 10) == many).all()
+    assert (between(many, few, 4) == few).all()
+
+
+def test_a_schedule_half_way_has_the_mean_of_both_densities() -> None:
+    """Reference: every second step. Anchor: early steps only. Half way, K = 9, the places are the means of quantiles."""
+    many, few = mask_of(24, tuple(range(0, 24, 2))), mask_of(24, (0, 1, 2, 3, 4, 5))
+    found = np.flatnonzero(between(many, few, 9))
+    # anchor's quantiles at k/9: k·6/9 up to step 5, then the line from 5 to 24
+    wanted = [0.5 * (24 * k / 9) + 0.5 * (6 * k / 9 if k <= 7 else 5 + 19 * (6 * k / 9 - 5)) for k in range(9)]
+    assert found.tolist() == np.floor(np.array(wanted) + 0.5).astype(int).tolist()
+
+
+@settings(max_examples=60)
+@given(st.integers(2, 24), st.data())
+def test_every_budget_between_is_met_and_begins_at_the_first_step(steps: int, data: st.DataObject) -> None:
+    draw = np.random.default_rng(data.draw(st.integers(0, 99)))
+    few = data.draw(st.integers(1, steps - 1))
+    many = data.draw(st.integers(few + 1, steps))
+
+    def any_mask(computed: int) -> np.ndarray:
+        return mask_of(steps, (0, *draw.choice(np.arange(1, steps), computed - 1, replace=False)))
+
+    one, other = any_mask(many), any_mask(few)
+    for computed in range(few, many + 1):
+        found = between(one, other, computed)
+        assert found.sum() == computed
+        assert found[0]
+
+
+def test_the_stages_are_the_path_the_search_and_the_way_between() -> None:
+    found = measurement()
+    options: dict[str, Any] = {"reference": 0.5, "anchor": 0.2}  # 8 and 3 of 16 steps
+    masks = {k: otcache(found, k, **options).sites["model"].compute for k in (3, 5, 8, 9)}
+    for k in (8, 9):
+        path = planned(found, k, kind="meancache").sites["model"]
+        assert (masks[k] == path.compute).all()
+    assert (masks[5] == between(masks[8], masks[3], 5)).all()
+    assert (masks[5] != planned(found, 5, kind="meancache").sites["model"].compute).any()
+
+
+def test_the_anchor_is_no_worse_than_the_even_mask_and_the_path() -> None:
+    from diffcache.planning import plan
+
+    def expected_db(spec: str) -> float:
+        expected = plan(measurement(), spec, 3).expected
+        assert expected is not None
+        return expected.mean_db
+
+    assert expected_db("otcache:anchor=0.2") > expected_db("meancache")
+
+
+# --- what cannot be --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget", "options", "words"),
+    [
+        ("budcache", 5, {"sites": "block"}, "sites='block' was given. Allowed: one of model, stack"),
+        ("budcache", 5, {"sa_iters": -1}, "sa_iters=-1 was given. Allowed: a whole number, 0 or more"),
+        ("budcache", 5, {"hc_iters": 1.5}, "hc_iters=1.5 was given. Allowed: a whole number, 0 or more"),
+        ("budcache", 5, {"restarts": 0}, "restarts=0 was given. Allowed: a whole number, 1 or more"),
+        ("budcache", 5, {"t_min": 0}, "t_min=0 was given. Allowed: a number above 0, up to t_max=0.05"),
+        ("budcache", 5, {"t_min": 0.1}, "t_min=0.1 was given. Allowed: a number above 0, up to t_max=0.05"),
+        ("budcache", 5, {"prefix": 2}, "prefix=2 was given. Allowed: a share of the computed steps, 0 to 1"),
+        ("budcache", 5, {"seed": -3}, "seed=-3 was given. Allowed: a whole number, 0 or more"),
+        ("cem", 5, {"order": 7}, "order=7 was given. Allowed: 0 to 4"),
+        ("cem", 5, {"weighter": "cubic"}, "weighter='cubic' was given. Allowed: one of none, linear, quadratic"),
+        ("cem", 5, {"interval": -1}, "interval=-1 was given. Allowed: a whole number, 0 or more"),
+        ("cem", 5, {"longest": 0}, "longest=0 was given. Allowed: a whole number, 1 or more"),
+        ("cem", 5, {"last": 3}, "last=3 was given. Allowed: True or False, in a spec 1 or 0"),
+        ("cem", 1, {}, "computed_steps=1 was given. Allowed: 3 or 4, the nearest with interval=1, longest=10"),
+        ("otcache", 5, {"anchor": 0.5}, "anchor=0.5 was given. Allowed: a share of the steps, below reference=0.5"),
+        ("otcache", 5, {"reference": 1.5}, "reference=1.5 was given. Allowed: a share of the steps, 0 to 1"),
+        ("otcache", 9, {"gamma": 0}, "gamma=0 was given. Allowed: a number, 1 (the sum) to 64"),
+        ("otcache", 5, {"span": 0}, "span=0 was given. Allowed: a whole number, 1 or more"),
+        ("otcache", 5, {"anchors": 0}, "anchors=0 was given. Allowed: a whole number, 1 or more"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(kind: str, budget: int, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadOption) as caught:
+        planned(measurement(), budget, kind=kind, **options)
+    assert words in str(caught.value)
+
+
+def test_budgets_that_cem_names_are_possible() -> None:
+    for computed in (3, 4):
+        assert cem(measurement(), computed).sites["model"].steps_computed == computed
+
+
+def test_stacks_must_be_measured() -> None:
+    with pytest.raises(BadOption, match="stack sites are needed"):
+        budcache(only(measurement(), "model"), 5, sites="stack")
