@@ -106,10 +106,9 @@ def between(reference: np.ndarray, anchor: np.ndarray, computed: int) -> np.ndar
     way = (reference.sum() - computed) / (reference.sum() - anchor.sum())
     order = np.arange(computed)
     places = (1 - way) * quantile(reference, order / computed) + way * quantile(anchor, order / computed)
-    whole = np.floor(places + 0.5).astype(int)
-    whole = np.maximum.accumulate(whole - order) + order  # rounding may put two on one step: the later one moves on
     compute = np.zeros(len(reference), bool)
-    compute[np.minimum(whole, len(reference) - computed + order)] = True
+    # A weight that is linear in the budget keeps places at least 1 apart, so they round to different steps.
+    compute[np.floor(np.round(places, 9) + 0.5).astype(int)] = True
     return compute
 
 
