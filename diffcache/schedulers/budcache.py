@@ -12,6 +12,7 @@ The optional second stage, which trains other noise levels for the mask, is left
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ from diffcache.documents.profile import Profile
 from diffcache.errors import BadOption
 from diffcache.schedulers import Planned
 from diffcache.schedulers._greedy import moving_stacks
-from diffcache.schedulers._sites import at, count, dynamics_of, one_of, whole_steps
+from diffcache.schedulers._sites import at, count, dynamics_of, flag, one_of, whole_steps
 from diffcache.schedulers._threshold import demand_number, demand_residual, residual_reuse
 from diffcache.schedulers.uniform import reuse
 from diffcache.simulation.simulator import Simulator
@@ -46,6 +47,7 @@ def plan(
     restarts: int = 1,
     prefix: float = 0.25,
     seed: int = 0,
+    response: bool = True,
 ) -> Planned:
     """Plan exactly ``computed_steps`` computed steps.
 
@@ -60,6 +62,7 @@ def plan(
         restarts: The number of searches, each from other random steps.
         prefix: The share of the computed steps that stay at the beginning of the loop, rounded down; one at least.
         seed: The seed of the random numbers.
+        response: Whether the simulation includes the network's response to errors of the state.
 
     Raises:
         BadOption: For a profile without dynamics, or an option out of range.
@@ -70,7 +73,11 @@ def plan(
     if sites == "stack":
         for name, site in found.items():
             demand_residual(name, site)
-    simulator = Simulator(dynamics_of(profile))
+    dynamics = dynamics_of(profile)
+    if not flag("response", response):
+        silent = np.zeros(profile.steps)
+        dynamics = dataclasses.replace(dynamics, response=silent, spread=silent)
+    simulator = Simulator(dynamics)
 
     def error(compute: np.ndarray) -> float:
         run = simulator.played(reuse(compute))

@@ -14,14 +14,16 @@ from measurements import STEPS, WIDTH, measurement, only, trajectory
 from plans import cut_of, cuts, planned
 
 from diffcache.errors import BadOption
-from diffcache.planning import plan
 from diffcache.schedulers import Grid
 from diffcache.schedulers._sites import at
 from diffcache.schedulers.budcache import moved, neighbours, searched
 from diffcache.schedulers.cem import gap_costs
+from diffcache.schedulers.closed_loop import improve
+from diffcache.schedulers.meancache import edges
 from diffcache.schedulers.otcache import between, quantile
 from diffcache.schedulers.taylorseer import extrapolation
 from diffcache.schedulers.uniform import evenly
+from diffcache.simulation import Simulator
 
 budcache = functools.partial(planned, kind="budcache")
 cem = functools.partial(planned, kind="cem")
@@ -43,7 +45,7 @@ def mask_of(steps: int, computed: tuple[int, ...]) -> np.ndarray:
 
 
 @functools.cache
-def final_error(cut: tuple[int, ...]) -> float:
+def final_error(cut: tuple[int, ...], response: bool = True) -> float:
     """The loop of ``measurement`` run step by step with explicit outputs; predicted steps reuse the newest output.
 
     Each row is an output: those of three samples, then what the network adds in a separate direction at each step.
@@ -57,8 +59,8 @@ def final_error(cut: tuple[int, ...]) -> float:
     for i in range(1, STEPS):
         if i in cut:
             state = found.reach[i - 1, :i] @ missed[:i]
-            missed[i] = found.response[i] * state
-            missed[i, 3 * WIDTH + i] += np.sqrt(found.spread[i] * (state @ state))
+            missed[i] = response * found.response[i] * state
+            missed[i, 3 * WIDTH + i] += response * np.sqrt(found.spread[i] * (state @ state))
             newest = full[i] + missed[i]
         else:
             missed[i] = newest - full[i]
@@ -71,10 +73,12 @@ def error_of(compute: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("computed", [3, 4])
-def test_the_search_finds_the_mask_of_least_error_among_all(computed: int) -> None:
+@pytest.mark.parametrize("response", [True, False])
+def test_the_search_finds_the_mask_of_least_error_among_all(computed: int, response: bool) -> None:
     """Three searches: one may stop at a mask that no single move improves."""
-    errors = [final_error(cut) for cut in cuts(STEPS, computed)]
-    found = error_of(budcache(FOUND, computed, restarts=3).sites["model"].compute)
+    errors = [final_error(cut, response) for cut in cuts(STEPS, computed)]
+    made = budcache(FOUND, computed, restarts=3, response=response)
+    found = final_error(cut_of(made.sites["model"].compute), response)
     assert found == pytest.approx(min(errors), rel=1e-9)
     assert np.median(errors) > 2 * found
 
@@ -314,13 +318,24 @@ def test_the_stages_are_the_path_the_search_and_the_way_between() -> None:
     assert (masks[5] != planned(found, 5, kind="meancache").sites["model"].compute).any()
 
 
-def test_the_anchor_is_no_worse_than_the_even_mask_and_the_path() -> None:
-    def expected_db(spec: str) -> float:
-        expected = plan(FOUND, spec, 3).expected
-        assert expected is not None
-        return expected.mean_db
+@pytest.mark.parametrize(("steps", "computed"), [(16, 3), (24, 4), (32, 4)])
+def test_the_anchor_ends_nearer_to_the_full_run_than_masks_around_it(steps: int, computed: int) -> None:
+    """Searches from the even mask and from the path stop at different masks of 24 and of 32 steps."""
+    found = measurement(steps)
+    assert found.dynamics is not None
+    simulator, paths = Simulator(found.dynamics), edges(found, "state", 6)
 
-    assert expected_db("otcache:anchor=0.2") > expected_db("meancache")
+    def error(compute: np.ndarray) -> float:
+        run = simulator.played(paths.along(compute, 6)[0])
+        assert run is not None
+        return run.error
+
+    own = error(otcache(found, computed, anchor=computed / steps).sites["model"].compute)
+    ends = [error(improve(start, error)) for start in (evenly(steps, computed), paths.path(computed, 4.0))]
+    assert own <= min(ends)
+    assert (steps == 16) == (ends[0] == pytest.approx(ends[1]))
+    if steps == 16:
+        assert own == pytest.approx(min(error(mask_of(steps, cut)) for cut in cuts(steps, computed)))
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------
@@ -337,6 +352,7 @@ def test_the_anchor_is_no_worse_than_the_even_mask_and_the_path() -> None:
         ("budcache", 5, {"t_min": 0.1}, "t_min=0.1 was given. Allowed: a number above 0, up to t_max=0.05"),
         ("budcache", 5, {"prefix": 2}, "prefix=2 was given. Allowed: a share of the computed steps, 0 to 1"),
         ("budcache", 5, {"seed": -3}, "seed=-3 was given. Allowed: a whole number, 0 or more"),
+        ("budcache", 5, {"response": 2}, "response=2 was given. Allowed: True or False, in a spec 1 or 0"),
         ("cem", 5, {"order": 7}, "order=7 was given. Allowed: 0 to 4"),
         ("cem", 5, {"weighter": "cubic"}, "weighter='cubic' was given. Allowed: one of none, linear, quadratic"),
         ("cem", 5, {"interval": -1}, "interval=-1 was given. Allowed: a whole number, 0 or more"),
