@@ -14,10 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from diffcache.documents.profile import Profile
-from diffcache.errors import Unusable
 from diffcache.schedulers import Planned
 from diffcache.schedulers._cuts import anchored, demand_room, following
-from diffcache.schedulers._sites import at, count, one_of, whole_steps
+from diffcache.schedulers._sites import at, count, dynamics_of, one_of, whole_steps
 from diffcache.schedulers.uniform import reuse
 from diffcache.simulation.runs import reused, step_influence
 
@@ -101,10 +100,8 @@ def of_the_loop(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         BadOption: For a profile without dynamics.
     """
-    if profile.dynamics is None:
-        reason = profile.provenance.get("no_dynamics", "none were measured")
-        raise Unusable("profile", f"it has no dynamics ({reason})", "Pass a profile with dynamics, or edge='local'")
-    return profile.dynamics.gram, step_influence(profile.dynamics)
+    dynamics = dynamics_of(profile, "edge='local'")
+    return dynamics.gram, step_influence(dynamics)
 
 
 def gram_of(profile: Profile) -> np.ndarray:

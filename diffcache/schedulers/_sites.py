@@ -1,4 +1,4 @@
-"""Select the sites of one granularity from a profile, and check options of schedulers."""
+"""Select the sites and the dynamics of a profile, and check options of schedulers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from diffcache.documents.profile import Profile, SiteProfile
+from diffcache.documents.profile import Dynamics, Profile, SiteProfile
 from diffcache.documents.sites import GRANULARITIES, in_order, parse
 from diffcache.errors import BadOption, Unusable
 
@@ -34,6 +34,23 @@ def at(profile: Profile, granularity: str, stacks: Sequence[str] = ()) -> dict[s
             f"Measure both: diffcache profile … --sites {both}",
         )
     return {name: denoiser.sites[name] for name in found}
+
+
+def dynamics_of(profile: Profile, otherwise: str = "") -> Dynamics:
+    """Return the dynamics of a profile.
+
+    Args:
+        profile: The profile.
+        otherwise: Another next step for the error, such as an option that needs no dynamics.
+
+    Raises:
+        BadOption: For a profile without dynamics.
+    """
+    if profile.dynamics is None:
+        reason = profile.provenance.get("no_dynamics", "none were measured")
+        next_step = "Pass a profile with dynamics" + (f", or {otherwise}" if otherwise else "")
+        raise Unusable("profile", f"it has no dynamics ({reason})", next_step)
+    return profile.dynamics
 
 
 def shares(sites: Mapping[str, SiteProfile]) -> np.ndarray:

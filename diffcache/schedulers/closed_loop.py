@@ -12,8 +12,9 @@ import numpy as np
 
 from diffcache.documents.profile import Profile
 from diffcache.documents.schedule import Expected, SitePlan
-from diffcache.errors import BadOption, Unusable
+from diffcache.errors import BadOption
 from diffcache.schedulers import Planned
+from diffcache.schedulers._sites import dynamics_of
 from diffcache.schedulers.uniform import evenly
 from diffcache.simulation.simulator import ANCHORS, Simulator
 
@@ -34,12 +35,10 @@ def plan(profile: Profile, computed_steps: float, *, anchors: int = ANCHORS) -> 
     Raises:
         BadOption: For a profile without dynamics, or an option out of range.
     """
-    if profile.dynamics is None:
-        reason = profile.provenance.get("no_dynamics", "none were measured")
-        raise Unusable("profile", f"it has no dynamics ({reason})", "Pass a profile with dynamics")
+    dynamics = dynamics_of(profile)
     if anchors < 1:
         raise BadOption("anchors", anchors, "1 or more")
-    simulator = Simulator(profile.dynamics, anchors=anchors)
+    simulator = Simulator(dynamics, anchors=anchors)
     starts = [evenly(profile.steps, computed_steps), thinned(profile.steps, int(computed_steps), simulator.error)]
     compute = min((improve(start, simulator.error) for start in starts), key=simulator.error)
     run = simulator.fitted(compute)

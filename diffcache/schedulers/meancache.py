@@ -13,6 +13,9 @@ full run's outputs of these steps, as in the paper.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
 from diffcache.documents.profile import Profile
@@ -54,30 +57,79 @@ def plan(
     Raises:
         BadOption: For an option out of range, or a budget that cannot be met.
     """
-    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 1 <= gamma <= 64:
-        raise BadOption("gamma", gamma, "a number, 1 (the sum) to 64 (nearly the worst)")
-    count("span", span, least=1)
     count("anchors", anchors, least=1)
     runs, allowed = allowed_runs(profile, computed_steps, edge, most)
-    spans = range(1, min(span, profile.steps) + 1)
-    rules = [mean_velocity(times(profile), s) for s in spans]
+    found = edges(profile, edge, span)
+    planned, notes = found.along(found.path(runs, gamma, allowed), anchors)
+    return Planned(sites={"model": planned}, notes=notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """The edges of all paths: the prediction of the steps between two computed steps, with the best span of each.
+
+    Attributes:
+        rules: Per span, float64 [T, T], the weights of earlier outputs in a prediction.
+        spans: int [T, T + 1], at [a, b] the shortest best span of the edge from step a to step b.
+        cost: float64 [T, T + 1], the error of each edge with this span.
+    """
+
+    rules: Mapping[int, np.ndarray]
+    spans: np.ndarray
+    cost: np.ndarray
+
+    def path(self, runs: int, gamma: float, allowed: np.ndarray | None = None) -> np.ndarray:
+        """Return the computed steps of the path of least peak error, bool [T].
+
+        Args:
+            runs: The number of computed steps.
+            gamma: The exponent, as in ``plan``.
+            allowed: bool [T, T + 1], the edges that a path may have. None: all.
+
+        Raises:
+            BadOption: For an exponent out of range.
+        """
+        if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 1 <= gamma <= 64:
+            raise BadOption("gamma", gamma, "a number, 1 (the sum) to 64 (nearly the worst)")
+        cost = self.cost if allowed is None else np.where(allowed, self.cost, np.inf)
+        scale = cost[np.isfinite(cost)].max() or 1.0  # a power of small numbers would underflow
+        return Cheapest((cost / scale) ** gamma, runs).compute(runs)
+
+    def along(self, compute: np.ndarray, anchors: int) -> tuple[SitePlan, dict[str, str]]:
+        """Return the plan of the path with these computed steps, and its notes.
+
+        Args:
+            compute: bool [T], the computed steps.
+            anchors: Computed steps that a prediction may use.
+        """
+        begins = np.flatnonzero(compute)
+        ends = np.append(begins[1:], len(compute))
+        chosen = [int(self.spans[a, b]) for a, b in zip(begins, ends, strict=True)]
+        rows = np.stack([self.rules[chosen[run]][i] for i, run in enumerate(np.cumsum(compute) - 1)])
+        used = {f"{a}": f"{n}" for a, b, n in zip(begins, ends, chosen, strict=True) if b > a + 1}
+        notes = {"spans": ", ".join(f"{n} from step {a}" for a, n in used.items())} if used else {}
+        return SitePlan(compute=compute, weights=newest(unfolded(rows, compute), anchors)), notes
+
+
+def edges(profile: Profile, edge: str, span: int) -> Edges:
+    """Return the edges of a profile.
+
+    Args:
+        profile: The measured tables; with dynamics for ``edge="state"``.
+        edge: "state" or "local", as in ``plan``.
+        span: The longest mean, in steps.
+
+    Raises:
+        BadOption: For an option out of range, or a profile without dynamics.
+    """
+    spans = np.arange(1, min(count("span", span, least=1), profile.steps) + 1)
+    rules = {int(s): mean_velocity(times(profile), int(s)) for s in spans}
     if edge == "state":
         gram, weights = of_the_loop(profile)
-        costs = np.stack([np.sqrt(missed(gram, weights, continued(rule))) for rule in rules])
+        costs = np.stack([np.sqrt(missed(gram, weights, continued(rule))) for rule in rules.values()])
     else:
-        costs = np.stack([_local(gram_of(profile), continued(rule)) for rule in rules])
-    best = costs.argmin(0)  # the shortest of several spans of equal cost
-    cost = np.where(allowed, costs.min(0), np.inf)
-    scale = cost[np.isfinite(cost)].max() or 1.0  # a power of small numbers would underflow
-    compute = Cheapest((cost / scale) ** gamma, runs).compute(runs)
-    begins = np.flatnonzero(compute)
-    ends = np.append(begins[1:], profile.steps)
-    chosen = [int(best[a, b]) for a, b in zip(begins, ends, strict=True)]
-    rows = np.stack([rules[chosen[run]][i] for i, run in enumerate(np.cumsum(compute) - 1)])
-    used = {f"{a}": f"{spans[n]}" for a, b, n in zip(begins, ends, chosen, strict=True) if b > a + 1}
-    notes = {"spans": ", ".join(f"{n} from step {a}" for a, n in used.items())} if used else {}
-    weights = newest(unfolded(rows, compute), anchors)
-    return Planned(sites={"model": SitePlan(compute=compute, weights=weights)}, notes=notes)
+        costs = np.stack([_local(gram_of(profile), continued(rule)) for rule in rules.values()])
+    return Edges(rules, spans[costs.argmin(0)], costs.min(0))
 
 
 def mean_velocity(levels: np.ndarray, span: int) -> np.ndarray:

@@ -17,9 +17,10 @@ from diffcache.errors import BadOption
 from diffcache.profiling.calibration import search as searching
 from diffcache.profiling.calibration.search import FITS, Search
 from diffcache.profiling.fitting import Fit, replayed_psnr_db
-from diffcache.profiling.fitting.fit import fit
+from diffcache.profiling.fitting.fit import fit, replayed_states
+from diffcache.schedulers import budcache
 from diffcache.schedulers.closed_loop import shifts
-from diffcache.schedulers.uniform import evenly
+from diffcache.schedulers.uniform import evenly, reuse
 
 AMPLE = 60.0  # seconds: these searches end by themselves, long before
 
@@ -215,3 +216,21 @@ def test_a_fit_is_better_if_no_worse_for_samples_it_has_not_seen(
 ) -> None:
     assert scored(own, held).beats(scored(30, 30), by) is better
     assert scored(own, held).held_score == held
+
+
+def test_the_search_of_budcache_takes_the_error_of_real_runs() -> None:
+    """Reuse on the even mask is a start that it improves: of 3 steps, 2 may move."""
+    replays = calibration("flux").replays
+    steps = len(replays[0].steps)
+    run: list[np.ndarray] = []
+
+    def error(compute: np.ndarray) -> float:
+        run.append(compute)
+        ends = replayed_states(replays, compute, reuse(compute).weights)
+        pairs = zip(ends, replays, strict=True)
+        return float(np.mean([((end - r.reference(steps - 1)) ** 2).mean().item() for end, r in pairs]))
+
+    found = budcache.searched(steps, 3, error, sa_iters=20, hc_iters=3)
+    assert error(found) == min(map(error, run[:-1]))
+    assert error(found) < max(map(error, run[:-1]))
+    assert found.sum() == 3

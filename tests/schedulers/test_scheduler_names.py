@@ -18,6 +18,7 @@ ALIASES = [(old, name, options) for name, m in MODULES.items() for old, options 
 PAPERS = (
     *("smoothcache", "ertacache", "magcache", "cachequant", "bac", "lemica", "meancache", "dpcache", "teacache"),
     *("firstblockcache", "easycache", "taylorseer", "zeus", "l2p", "tcc", "fora", "learning_to_cache", "harmonica"),
+    *("budcache", "cem", "otcache"),
 )
 
 
