@@ -39,8 +39,8 @@ def rule(
         grid: The loop.
         threshold: The limit of the added changes, relative L1. The authors use 0.3 and 0.6 for FLUX.1, diffusers 0.25.
         power: The exponent of the clean part's power over the frequency: 2 for pictures, 3 for video.
-        rows: The number of rows of tokens, for inputs [samples, tokens, channels] whose picture is not square. 0 takes
-            as many rows as columns.
+        rows: The number of rows of tokens, for inputs [samples, tokens, channels] of a picture that is not square. 0
+            takes as many rows as columns.
         warmup: Steps at the beginning that are always computed (retention_steps in diffusers).
         last: Steps at the end that are always computed (cache_end_steps in diffusers).
         most: Steps in a row that may be predicted (max_consecutive_cached in diffusers, 2 there). None allows any

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from diffcache import accelerate, estimate, restore
 from diffcache.errors import BadOption, Unusable
+from diffcache.executor import Store
 from diffcache.executor.criteria import Memory, Signal, load
-from diffcache.executor.store import AS_IT_IS, Store
+from diffcache.executor.store import AS_IT_IS
 from diffcache.host import noise_shares
 from diffcache.schedulers import Grid, parse_rule, seacache
 
