@@ -7,6 +7,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "optimize"
+AUTO = "auto (diffcache, no calibration)"
 
 # name in the table -> (scheduler's spec, correction fitted on the calibration calls)
 PUBLISHED: dict[str, tuple[str, str]] = {
@@ -22,6 +23,8 @@ PUBLISHED: dict[str, tuple[str, str]] = {
     "DPCache path": ("dpcache", ""),
     "TaylorSeer, order 1": ("taylorseer:order=1", ""),
     "TaylorSeer, order 2": ("taylorseer:order=2", ""),
+    "Spectrum": ("spectrum", ""),
+    "Spectrum, half linear": ("spectrum:blend=0.5", ""),
     "simulated plan (diffcache, no fit)": ("closed_loop", ""),
 }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method_results import OURS, PUBLISHED, RESULTS, Result
+from method_results import AUTO, OURS, PUBLISHED, RESULTS, Result
 from methods_figure import plot, plot_all
 from peers.adapters import PEERS
 from peers.measure import behind, frontier, measure_peers
@@ -38,6 +39,7 @@ from diffcache.eval.metrics.ssim import score as ssim
 from diffcache.eval.noise_schedulers import better_noise_scheduler, noise_scheduler_name
 from diffcache.profiling import Calibration, measure
 from diffcache.profiling.calibration.correction import correct
+from diffcache.schedulers import Rule
 
 CORRECTED_ON = 2  # calls of eight pictures: a scale and a bias need fewer samples than a mask
 
@@ -115,8 +117,8 @@ class Table:
             )
         )
 
-    def plan(self, method: str, budget: float, schedule: CacheSchedule | str, note: str = "") -> None:
-        """A schedule, or the reason why there is none."""
+    def plan(self, method: str, budget: float, schedule: CacheSchedule | Rule | str, note: str = "") -> None:
+        """A schedule, a rule, or the reason why there is none."""
         if isinstance(schedule, str):
             print(f"{method}, {budget}: {schedule}", flush=True)
             return
@@ -210,12 +212,13 @@ def few_steps(table: Table, budgets: Sequence[int]) -> None:
 
 def schedules(
     model: DemoModel, calls: Sequence[dict[str, Any]], budgets: Sequence[int], keep: Path | None
-) -> dict[tuple[str, int], CacheSchedule | str]:
+) -> dict[tuple[str, int], CacheSchedule | Rule | str]:
     """Of every method at every budget, or the reason why there is none."""
-    found: dict[tuple[str, int], CacheSchedule | str] = {}
+    found: dict[tuple[str, int], CacheSchedule | Rule | str] = {}
     profile: Profile | None = None
     calibration: Calibration | None = None
     for budget in budgets:
+        found[AUTO, budget] = auto(budget)
         for method in [*PUBLISHED, OURS]:
             path = keep / f"{model.name}-{budget}-{method.replace(' ', '-')}.safetensors" if keep else None
             if path is not None and path.is_file():
@@ -233,6 +236,14 @@ def schedules(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 made.save(path)
     return found
+
+
+def auto(budget: int, steps: int = STEPS) -> Rule:
+    """Return the rule of ``accelerate(pipe, "auto:speedup=…")`` that computes ``budget`` steps.
+
+    The speed-up is rounded up: ``auto`` rounds the number of steps up, and the nearest float may be too low.
+    """
+    return Rule("auto", options={"speedup": math.ceil(1e6 * steps / budget) / 1e6})
 
 
 def choice(model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep: Path | None) -> list[Peer]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method_results import OURS, PUBLISHED, Result
+from method_results import AUTO, OURS, PUBLISHED, Result
 
 from diffcache.documents import files
 
@@ -31,6 +31,8 @@ STYLES: dict[str, tuple[str, Any]] = {
     "uniform reuse": ("#22223b", (0, (1, 1))),
     "cache-dit": ("#444444", "-"),
     "diffcache, no fit": ("#2272b4", (0, (3, 1.5))),
+    "auto": ("#2272b4", (0, (1, 1))),
+    "Spectrum": ("#7a4f01", (0, (5, 1.5))),
 }
 TICKS = (2, 3, 4, 5, 6, 8)
 NAMED_AT = (17, 12, 8)  # budgets by which the methods to emphasise are chosen
@@ -122,7 +124,7 @@ def named(results: Sequence[Result]) -> list[str]:
 
 def _family(method: str) -> str:
     """Return the name of a method or package without its variant, a key of ``STYLES``."""
-    if "diffcache" in method:
+    if "diffcache" in method and method != AUTO:
         return "diffcache, no fit"
     return next(family for family in STYLES if method.startswith(family))
 
@@ -131,10 +133,10 @@ def _short(method: str) -> str:
     """Return a name that fits next to a line."""
     if method.startswith("fewer"):
         return method.replace(" (", ", ").rstrip(")").replace("DPM-Solver++", "DPM++")
-    if "diffcache" in method:
+    if "diffcache" in method and method != AUTO:
         return "diffcache" if method == "diffcache" else _family(method)
-    if _family(method) in ("diffusers", "cache-dit"):
-        return _family(method)  # without the version
+    if _family(method) in ("diffusers", "cache-dit", "auto"):
+        return _family(method)  # without the version or the note
     return method.removesuffix(" path").removesuffix(" mask")
 
 

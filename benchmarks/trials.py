@@ -13,6 +13,7 @@ import numpy as np
 from diffcache import CacheSchedule, accelerated
 from diffcache.assets import DemoModel
 from diffcache.profiling.recording import loop_clock
+from diffcache.schedulers import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def trial(
     shown: tuple[Sequence[str], Sequence[int]],
     steps: int,
     repeats: int,
-    schedule: CacheSchedule | None = None,
+    schedule: CacheSchedule | Rule | None = None,
 ) -> Trial:
     with _maybe_accelerated(model.pipe, schedule), loop_clock(model.pipe) as seconds:
         for _ in range(repeats):
@@ -37,7 +38,7 @@ def trial(
 
 
 @contextmanager
-def _maybe_accelerated(pipe: Any, schedule: CacheSchedule | None) -> Iterator[None]:
+def _maybe_accelerated(pipe: Any, schedule: CacheSchedule | Rule | None) -> Iterator[None]:
     if schedule is None:
         yield
     else:

@@ -50,16 +50,27 @@ class Decider:
         denoiser: The component name of the network.
         branch: The number of the branch.
         packer: How signals are kept for later comparisons.
+        levels: float64 [T], the share of noise in the state at every step, or None. See ``Signal``.
 
     Raises:
         UnknownName: There is no criterion of the rule's name, or it has not one of the options.
     """
 
-    def __init__(self, online: Online, store: Store, denoiser: str, branch: int, packer: Packer = AS_IT_IS) -> None:
+    def __init__(
+        self,
+        online: Online,
+        store: Store,
+        denoiser: str,
+        branch: int,
+        packer: Packer = AS_IT_IS,
+        levels: np.ndarray | None = None,
+    ) -> None:
         self.online = online
         self.criterion = criteria.load(online.rule, online.options)
         self._memory = Memory(store, denoiser, branch)
         self._packer = packer
+        self._levels = levels
+        self._since = 0  # the step of the reference call
         self._level = 0.0
         self._predicted = 0  # number of predicted steps in a row
 
@@ -92,6 +103,7 @@ class Decider:
             self._level = 0.0
         if about.accumulates or (not asked if about.keeps_anchors else computes):
             kept = None if change is None else change.kept
+            self._since = step
             self._memory.put(SEEN, now, kept or [self._packer.keep(t) for t in now])
         return verdict
 
@@ -106,7 +118,7 @@ class Decider:
             return None
         if then.signature != signature(now):
             return None if self.criterion.about.keeps_anchors else Change(reason=OTHER_INPUT)
-        signal = Signal(step, now, then.kept, self._packer)
+        signal = Signal(step, now, then.kept, self._packer, since=self._since, levels=self._levels)
         relative = self.criterion.change(signal, self._memory)
         return Change(relative, signal.packed)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcache import host
 from diffcache.documents.schedule import CacheSchedule
 from diffcache.errors import BadOption, ScheduleMismatch
+from diffcache.executor import criteria
 from diffcache.executor.afterwards import about_finiteness, about_work
 from diffcache.executor.attach import Deciding, deciding_stacks, demand_visible, make_patches
 from diffcache.executor.by_steps import BySteps, Source, members, stored, title
@@ -72,6 +73,12 @@ def grid_of(run: host.LoopRun, networks: Mapping[str, NetworkFacts], scales: Map
         guided=host.is_guided(scales),
         propagation=lambda: host.propagation(run.scheduler, run.timesteps, run.start),
     )
+
+
+def _reads_levels(schedule: CacheSchedule) -> bool:
+    """Return whether a criterion of a schedule reads the share of noise at every step."""
+    found = [criteria.of(plan) for plan in schedule.denoisers.values()]
+    return any(criterion is not None and criterion.about.levels for criterion in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +249,7 @@ class Executor(host.LoopObserver):
             backend=self.backend,
             deciding=ready.deciding,
             predicts=ready.predicts,
+            levels=host.noise_shares(run.scheduler, run.timesteps) if _reads_levels(schedule) else None,
             chosen=f"{title(ready.source)}, of those for {self.source.covered} steps"
             if isinstance(self.source, BySteps)
             else "",

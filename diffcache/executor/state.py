@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,6 +121,7 @@ class RunState:
         packers: How outputs are kept, by denoiser, site and device.
         deciding: The stack whose first block decides, and where in the block, by denoiser.
         predicts: Whether the schedule, or the rule that made it, has predictions.
+        levels: float64 [T], the share of noise in the state at every step, if a criterion reads it. None: not known.
         chosen: Which of several schedules was chosen for the run. It is empty if there was only one.
     """
 
@@ -152,6 +154,7 @@ class RunState:
     packers: dict[tuple[str, str, torch.device], Packer] = field(default_factory=dict)
     deciding: Mapping[str, tuple[str, Where | None]] = field(default_factory=dict)
     predicts: bool = False
+    levels: np.ndarray | None = None
     chosen: str = ""
 
     def __post_init__(self) -> None:
@@ -181,7 +184,7 @@ class RunState:
             return None
         if (denoiser, branch) not in self.deciders:
             packer = Packer(signal_format(plan), backend=self.backend)
-            self.deciders[denoiser, branch] = Decider(plan.online, self.store, denoiser, branch, packer)
+            self.deciders[denoiser, branch] = Decider(plan.online, self.store, denoiser, branch, packer, self.levels)
         return self.deciders[denoiser, branch]
 
     def plans_prediction(self, denoiser: str, step: int) -> bool:

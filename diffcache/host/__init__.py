@@ -55,7 +55,7 @@ from diffcache.host.inspection import (
 )
 from diffcache.host.kinds import Kind, LoopWatch, kind_of
 from diffcache.host.language_models import language_model_of, mask_id_of
-from diffcache.host.levels import CannotFollow
+from diffcache.host.levels import CannotFollow, noise_shares
 from diffcache.host.loop_run import LoopRun
 from diffcache.host.own_loops import MARK, Clock, Loop, trajectory
 from diffcache.host.policies import PolicyLoop
@@ -125,6 +125,7 @@ __all__ = [
     "mask_id_of",
     "network_facts",
     "noise_scheduler",
+    "noise_shares",
     "other_settings",
     "parameters",
     "parameters_of",

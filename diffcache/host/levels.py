@@ -55,6 +55,32 @@ def timesteps_for(pipe: Any, scheduler: Any, times: Tensor, start: int, levels: 
     return wanted
 
 
+def noise_shares(scheduler: Any, timesteps: Tensor) -> np.ndarray | None:
+    """Return the share of noise in the state at every step, b / (a + b) of a state a · clean + b · noise.
+
+    Levels of at most 1 of a noise scheduler without a table of training steps are those of flow matching: a = 1 − b.
+
+    Args:
+        scheduler: The noise scheduler, with its grid set.
+        timesteps: Its timesteps [T].
+
+    Returns:
+        float64 [T], or None if the noise scheduler has neither levels nor a table.
+    """
+    table, sigmas = getattr(scheduler, "alphas_cumprod", None), getattr(scheduler, "sigmas", None)
+    config = getattr(scheduler, "config", None)
+    flows = getattr(config, "prediction_type", "") == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
+    steps = len(timesteps)
+    if isinstance(table, Tensor) and not flows:
+        kept = np.interp(array(timesteps), np.arange(len(table)), array(table))
+        clean, noise = np.sqrt(kept), np.sqrt(1 - kept)
+        return np.asarray(noise / (clean + noise))
+    if not isinstance(sigmas, Tensor) or len(sigmas) < steps:
+        return None
+    levels = array(sigmas)[:steps]
+    return levels if levels.max() <= 1 + SAME_LEVEL else levels / (1 + levels)
+
+
 def array(tensor: Tensor) -> np.ndarray:
     """Return a tensor as a float64 array."""
     return np.asarray(tensor.detach().cpu().double().numpy())

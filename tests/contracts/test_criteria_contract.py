@@ -35,6 +35,7 @@ from diffcache.schedulers import Rule
 
 PACKAGE = Path(criteria.__file__).parents[2]
 NAMES = criteria.available()
+LEVELS = np.linspace(0.9, 0.1, 5)  # shares of noise
 SAVED = ("drift", "first_block", "modulated_input", "output_rate")  # the names in schedules that are saved already
 
 every_name = pytest.mark.parametrize("name", NAMES)
@@ -90,10 +91,10 @@ def test_its_change_is_one_finite_number_and_zero_where_nothing_moved(name: str,
     criterion, memory = criteria.load(name), memory_of(name, Store())
     assert criterion.ready(memory)
     now, then = criterion.signal(tensors(3, dtype)), criterion.signal(tensors(4, dtype))
-    moved = criterion.change(Signal(3, now, then, AS_IT_IS), memory)
+    moved = criterion.change(Signal(3, now, then, AS_IT_IS, levels=LEVELS), memory)
     assert moved.shape == ()
     assert 0 < float(moved) < float("inf")
-    assert float(criterion.change(Signal(3, now, now, AS_IT_IS), memory)) == 0
+    assert float(criterion.change(Signal(3, now, now, AS_IT_IS, levels=LEVELS), memory)) == 0
 
 
 @every_name

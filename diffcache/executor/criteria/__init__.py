@@ -21,6 +21,9 @@ Keyword-only arguments of these functions are the options of the criterion: ``de
 = 0.9)``. A default is a number or text, and its type is that of the option. ``Online.options`` sets them by name, and a
 schedule file holds them. ``check`` sees the value of every option in ``online.options``.
 
+``ABOUT.levels`` states that ``change`` reads ``Signal.levels``, the share of noise in the state at every step.
+``Signal.since`` is the step of the reference call.
+
 ``memory`` is a ``Memory``, one for each branch of guidance. The executor keeps the signal, applies
 ``Online.polynomial`` to the change, adds changes up if ``ABOUT.accumulates`` is set, and compares the result with
 ``Online.limit`` and the number of steps in a row with ``Online.most``.

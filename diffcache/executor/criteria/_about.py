@@ -40,6 +40,7 @@ class About:
             newest step that the plan computes. The output of a step that the criterion computes is used once. A step
             at which nothing can be compared follows the plan. If not, the newest output is the only anchor, and a step
             at which nothing can be compared is computed.
+        levels: Whether ``change`` reads ``Signal.levels``, the share of noise in the state at every step.
         parameters: The fields of ``Online`` that the criterion uses, ``limit`` left out; the others must be None.
 
     Raises:
@@ -51,6 +52,7 @@ class About:
     where: Where
     accumulates: bool = False
     keeps_anchors: bool = False
+    levels: bool = False
     parameters: tuple[str, ...] = PARAMETERS
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +20,26 @@ class Signal:
         now: The tensors of this call.
         kept: The tensors of the reference call, as the store keeps them.
         packer: How the store keeps them.
+        since: The step of the reference call. None: ``step``.
+        levels: float64 [T], the share of noise in the state at every step: b / (a + b) of a · clean + b · noise. None
+            if it is not known, or if the criterion does not declare ``About.levels``.
     """
 
-    __slots__ = ("_compared", "_kept", "_packer", "now", "step")
+    __slots__ = ("_compared", "_kept", "_packer", "levels", "now", "since", "step")
 
-    def __init__(self, step: int, now: Sequence[Tensor], kept: Sequence[Kept], packer: Packer) -> None:
+    def __init__(
+        self,
+        step: int,
+        now: Sequence[Tensor],
+        kept: Sequence[Kept],
+        packer: Packer,
+        *,
+        since: int | None = None,
+        levels: np.ndarray | None = None,
+    ) -> None:
         self.step = step
+        self.since = step if since is None else since
+        self.levels = levels
         self.now = now
         self._kept = kept
         self._packer = packer
