@@ -1,4 +1,4 @@
-"""Anneal the computed steps to the least error of the final state; the newest output is reused (BudCache).
+"""Anneal the computed steps to the least error of the final state, with reuse (BudCache).
 
 The search begins with random steps after a fixed beginning. Simulated annealing moves one computed step, or two at
 once. Steepest hill climbing follows: it moves one step within a window, or to a random place. The best mask of the

@@ -17,7 +17,7 @@ MODULES = registry.modules(schedulers.__name__)
 ALIASES = [(old, name, options) for name, m in MODULES.items() for old, options in getattr(m, "ALIASES", {}).items()]
 PAPERS = (
     *("smoothcache", "ertacache", "magcache", "cachequant", "bac", "lemica", "meancache", "dpcache", "teacache"),
-    *("firstblockcache", "easycache", "taylorseer", "zeus", "l2p", "tcc", "fora", "learning_to_cache", "harmonica"),
+    *("firstblockcache", "easycache", "taylorseer", "zeus", "l2p", "fora", "learning_to_cache", "harmonica"),
     *("budcache", "cem", "otcache"),
 )
 
@@ -110,7 +110,7 @@ def test_the_command_lists_compares_and_describes(
     groups = [line.split("\t")[-1].partition(",")[0] for line in out.splitlines()[1:]]
     named = [group for group in schedulers.GROUPS if group in groups]
     assert named == [group for group in schedulers.GROUPS if group != "other methods"]
-    assert list(dict.fromkeys(groups)) == [*named, "rules"]
+    assert list(dict.fromkeys(groups)) == [*named, "rules", "language models"]
     code, out, _ = run("plan", "--list", "--scheduler", "threshold:kind=magcache")
     assert out.startswith("magcache\n")
     assert "most=None" in out
