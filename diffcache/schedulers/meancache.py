@@ -93,7 +93,8 @@ class Edges:
             raise BadOption("gamma", gamma, "a number, 1 (the sum) to 64 (nearly the worst)")
         cost = self.cost if allowed is None else np.where(allowed, self.cost, np.inf)
         scale = cost[np.isfinite(cost)].max() or 1.0  # a power of small numbers would underflow
-        return Cheapest((cost / scale) ** gamma, runs).compute(runs)
+        found: np.ndarray = Cheapest((cost / scale) ** gamma, runs).compute(runs)
+        return found
 
     def along(self, compute: np.ndarray, anchors: int) -> tuple[SitePlan, dict[str, str]]:
         """Return the plan of the path with these computed steps, and its notes.

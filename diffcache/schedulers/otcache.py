@@ -120,4 +120,4 @@ def quantile(compute: np.ndarray, at: np.ndarray) -> np.ndarray:
         at: The arguments, 0 to 1.
     """
     ends = np.append(np.flatnonzero(compute), len(compute))
-    return np.interp(at, np.linspace(0, 1, len(ends)), ends)
+    return np.asarray(np.interp(at, np.linspace(0, 1, len(ends)), ends))
