@@ -1,4 +1,4 @@
-"""Copy the committed result tables into the README and ``docs/benchmarks.md``, between their markers.
+"""Copy the committed result tables into the README and the pages of the documentation, between their markers.
 
 python benchmarks/into_readme.py           # rewrite the pages
 python benchmarks/into_readme.py --check   # exit 1 if one differs (a test runs this)
@@ -20,6 +20,7 @@ PAGES = [
         HERE.parent / "README.md",
         HERE.parent / "docs/benchmarks.md",
         HERE.parent / "docs/explanation/auto.md",
+        HERE.parent / "docs/language-models.md",
     )
     if page.exists()
 ]

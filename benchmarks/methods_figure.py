@@ -33,6 +33,11 @@ STYLES: dict[str, tuple[str, Any]] = {
     "diffcache, no fit": ("#2272b4", (0, (3, 1.5))),
     "auto": ("#2272b4", (0, (1, 1))),
     "Spectrum": ("#7a4f01", (0, (5, 1.5))),
+    "L2P": ("#9f1239", (0, (1, 1))),
+    "ZEUS": ("#166534", (0, (3, 1, 1, 1))),
+    "BudCache": ("#4338ca", (0, (5, 1.5))),
+    "CEM": ("#9a3412", (0, (3, 1, 1, 1))),
+    "OTCache": ("#155e75", (0, (5, 1.5))),
 }
 TICKS = (2, 3, 4, 5, 6, 8)
 NAMED_AT = (17, 12, 8)  # budgets by which the methods to emphasise are chosen

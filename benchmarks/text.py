@@ -48,6 +48,8 @@ FIRST_PART = {
     "Elastic-Cache": "elastic:window=32",
 }
 
+KEYS = {task: f"{task}, {2 * CALIBRATION_LENGTH} positions, batch 8" for task in TASKS}
+
 Schedules = dict[float, TokenSchedule]
 
 
@@ -196,6 +198,40 @@ def write(cells: dict[str, Any]) -> None:
         lines += [f"| prompts {head}", f"|---{rule}"]
         lines += [f"| {one.answers} {row}" for one, row in zip(found, rows, strict=True)]
     (RESULTS / "text.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "text-summary.md").write_text(summary(cells) + "\n")
+
+
+SUMMARY = {  # name in the tables -> name in the summary
+    "full run": "full run",
+    "4 tokens per step": "no cache, 4 tokens per step",
+    "dKV-Cache, refresh 8": "dKV-Cache, `dkv:refresh=8`",
+    "Fast-dLLM, dual": "Fast-dLLM's dual cache, `dual:block=32`",
+    **{f"diffcache, target {speed:g}x": f"**`optimize`, `Budget(speedup={speed:g})`**" for speed in SPEEDUPS},
+    "by confidence": "no cache, by confidence",
+    "by confidence, dKV-Cache, refresh 8": "dKV-Cache, by confidence",
+    "by confidence, Fast-dLLM, dual": "dual cache, by confidence",
+    **{
+        f"by confidence, diffcache, target {speed:g}x": f"**`optimize` on this loop, `Budget(speedup={speed:g})`**"
+        for speed in PARALLEL_SPEEDUPS
+    },
+}
+
+
+def summary(cells: dict[str, Any]) -> str:
+    """Return a short table of the main methods, with both tasks side by side: cells of 256 positions, batches of 8."""
+    found = {task: {one.name: one for one in merged(cells[key])} for task, key in KEYS.items() if cells.get(key)}
+    lines = [
+        "| method |" + "".join(f" {task}: speed-up | right |" for task in found),
+        "|---|" + "---:|---:|" * len(found),
+    ]
+    for name, title in SUMMARY.items():
+        cells_of_row = ""
+        for rows in found.values():
+            one = rows[name]
+            exact = one.exact or (0.0, 0.0, 0.0)
+            cells_of_row += f" {one.speedup:.2f}x | {round(exact[0] * one.answers)} of {one.answers} |"
+        lines.append(f"| {title} |{cells_of_row}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
