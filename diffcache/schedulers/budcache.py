@@ -190,7 +190,7 @@ def neighbours(compute: np.ndarray, first: int, draw: np.random.Generator) -> li
     A computed step moves to each place within the window, and to random places of the whole loop.
     """
     found = []
-    for step in first + np.flatnonzero(compute[first:]):
+    for step in (first + np.flatnonzero(compute[first:])).tolist():
         window = np.arange(max(first, step - WINDOW), min(len(compute), step + WINDOW + 1))
         for to in (*window, *draw.integers(first, len(compute), JUMPS)):
             if not compute[to]:
