@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from diffcache.text import card
-from diffcache.tokens.canvas import Counts
-from diffcache.tokens.engine import TokenCache
+from diffcache.tokens.counts import Counts
+
+if TYPE_CHECKING:
+    from diffcache.tokens.engine import TokenCache  # imports transformers
 
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)

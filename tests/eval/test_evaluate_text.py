@@ -217,7 +217,7 @@ def test_evaluate_refuses_what_does_not_apply_to_a_language_model(loop, tmp_path
 
 @pytest.mark.parametrize("verb", [diffcache.evaluate, evaluate_text])
 def test_a_network_without_its_loop_is_refused(loop, tmp_path, verb):
-    with pytest.raises(DiffCacheError, match=r"Allowed: a loop around a language model, diffcache.Loop"):
+    with pytest.raises(DiffCacheError, match=r"no function that runs your decoding loop. Pass diffcache.Loop"):
         verb(loop.network, {"dkv": "dkv"}, CALLS, out=tmp_path)
 
 
