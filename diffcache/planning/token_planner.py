@@ -8,7 +8,6 @@ margins of the tokens, on the recorded order of commits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +16,11 @@ from diffcache.documents.budget import Budget
 from diffcache.documents.token_profile import TokenProfile
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, Unusable
-from diffcache.planning.token_refreshes import error_at, parts_of, plan_starts, seconds_of
-from diffcache.simulation import drifted, stalest
+from diffcache.planning.token_flips import predicted_flips
+from diffcache.planning.token_refreshes import parts_of, plan_starts, seconds_of
 
 FRESH = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # numbers of fresh positions that are tried
 WEIGHTS = (0.0, 0.25, 1.0)  # of tokens against masks
-SIMULATED = 4  # recorded sequences on which flips are predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,50 +119,3 @@ def _seconds_allowed(profile: TokenProfile, budget: Budget) -> float:
         f"it sets {budget}, and answers of a language model have no PSNR",
         "Use Budget(speedup=3), or a number of computed steps",
     )
-
-
-def predicted_flips(profile: TokenProfile, fresh: int, weight: float, starts: Sequence[int]) -> float:
-    """Return the predicted share of tokens that differ, on recorded sequences.
-
-    The error of the probabilities at a commit is the drift of the position since it was computed, and that of the
-    keys and values of the others by age, less what fresh positions renew. A token flips with a probability in
-    proportion to its error over its margin; the trials of the profile give the factor.
-
-    Args:
-        profile: The measurements.
-        fresh: The number of fresh positions of a forward.
-        weight: The weight of tokens against masks.
-        starts: The refreshes, as in ``TokenPlan``.
-    """
-    chosen = np.linspace(0, len(profile.committed) - 1, min(SIMULATED, len(profile.committed))).astype(int)
-    committed, margins = profile.committed[chosen], profile.margins[chosen]
-    rows, size = committed.shape
-    masks = (committed > 0).sum(1)
-    drift, untouched = np.zeros((rows, size)), np.zeros((rows, size))
-    ages = np.zeros((rows, profile.layers))
-    part = np.zeros(rows, int)
-    flips = 0.0
-    for forward in range(1, int(committed.max()) + 1):
-        masked = committed >= forward
-        just = (committed == forward - 1) & (committed > 0)
-        drift = drifted(drift, just, masked, profile.drift)
-        untouched = drifted(untouched, just, masked, profile.drift)
-        ages += (just.sum(1) / masks)[:, None]
-        now = np.minimum((masks - masked.sum(1)) * len(starts) // masks, len(starts) - 1)
-        for row in np.flatnonzero(now > part):
-            start = min(starts[part[row] + 1 : now[row] + 1])
-            ages[row, start:] = 0
-            if start < profile.layers:
-                drift[row], untouched[row] = 0, 0
-        part = np.maximum(part, now)
-        positions = just | stalest(drift, masked, profile.drift, fresh, weight)
-        drift[positions] = 0
-        if forward == 1:
-            drift[:], untouched[:], ages[:] = 0, 0, 0
-        kept = ~masked
-        left = (drift * kept).sum(1) / np.maximum((untouched * kept).sum(1), 1e-12)
-        old = error_at(profile, ages) * left.clip(0, 1)
-        error = drift + old[:, None]
-        at = committed == forward
-        flips += float(np.minimum(profile.flip_rate * error[at] / np.maximum(margins[at], 1e-6), 1).sum())
-    return flips / float(masks.sum())

@@ -15,8 +15,6 @@ warm-up.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.polynomial import chebyshev
 
@@ -25,6 +23,7 @@ from diffcache.documents.schedule import SitePlan
 from diffcache.errors import BadOption
 from diffcache.schedulers import Grid, Planned
 from diffcache.schedulers._sites import count, whole_steps
+from diffcache.schedulers._threshold import demand_number
 
 SOURCE = "Spectrum, arXiv 2603.01623, hanjq17/Spectrum @f7b7841"
 NEEDS = ""
@@ -59,7 +58,7 @@ def rule(
     Raises:
         BadOption: For an option out of range.
     """
-    _number("growth", growth, least=0.0)
+    demand_number("growth", growth, "a number, 0 or more")
     first, length = count("warmup", warmup, least=1), count("window", window, least=1)
     compute = np.ones(grid.steps, bool)
     compute[grid.start :] = windows(grid.steps - grid.start, first, length, round(growth * FINE))
@@ -141,10 +140,11 @@ def forecast(compute: np.ndarray, start: int = 0, *, degree: int, ridge: float, 
     """
     if count("degree", degree) > HIGHEST:
         raise BadOption("degree", degree, f"0 to {HIGHEST}")
-    if not _number("ridge", ridge, least=0.0):
-        raise BadOption("ridge", ridge, "a number above 0: without a penalty, few outputs do not determine the fit")
-    if _number("blend", blend, least=0.0) > 1:
-        raise BadOption("blend", blend, "0 (linear extrapolation) to 1 (the polynomial)")
+    positive = "a number above 0: without a penalty, few outputs do not determine the fit"
+    demand_number("ridge", ridge, positive)
+    if not ridge:
+        raise BadOption("ridge", ridge, positive)
+    demand_number("blend", blend, "0 (linear extrapolation) to 1 (the polynomial)", highest=1.0)
     most = count("anchors", anchors, least=1)
     steps = len(compute)
     places = 2 * (np.arange(steps) - start) / (steps - start) - 1
@@ -179,11 +179,3 @@ def _growth(steps: int, warmup: int, window: int, budget: int) -> int:
 
     begins = least(budget)
     return (begins + least(int(windows(steps, warmup, window, begins).sum()) - 1)) // 2
-
-
-def _number(name: str, value: object, least: float) -> float:
-    """Return an option that is a finite number, ``least`` or more. Raise BadOption for another value."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < least:  # type: ignore[operator]
-        raise BadOption(name, value, f"a number, {least:g} or more")
-    return float(value)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def model() -> Any:
 
 @torch.no_grad()
 def in_order(model: Any, prompt: torch.Tensor, *, paces: tuple[int, ...] = (1, 1), idle: int = 0) -> torch.Tensor:
-    """Commit masks in a seeded order, so that no approximation of the logits changes it.
+    """Decode in an order that a seed fixes. Approximate logits then do not change the order.
 
     Args:
         model: The decoder.

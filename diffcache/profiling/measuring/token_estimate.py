@@ -11,11 +11,9 @@ import torch
 
 from diffcache import host, tokens
 from diffcache.documents.token_profile import TokenProfile
-from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import Unusable
 from diffcache.executor.cost import shown
 from diffcache.kernels import FORMATS
-from diffcache.planning.token_planner import predicted_flips
 from diffcache.profiling.measuring.token_walk import walk
 from diffcache.profiling.recording.decoding import canvas_of, network_of
 from diffcache.text import card, printable
@@ -114,10 +112,6 @@ def estimate_decode(
     _demand_same_model(pipe, profile)
     work = walk(profile, rule)
     decodes = len(range(0, len(profile.committed), profile.rows))
-    if isinstance(source, TokenSchedule):
-        flips = predicted_flips(profile, source.fresh, source.weight, [int(start) for start in source.starts])
-    else:
-        flips = work.flips / float((profile.committed > 0).sum())
     total, formats = _bytes(pipe, cache, profile.positions)
     return TokenEstimate(
         rule=str(rule),
@@ -126,7 +120,7 @@ def estimate_decode(
         compute_fraction=float(np.mean(work.computed)) / profile.positions,
         seconds=work.seconds / decodes,
         full_seconds=work.full_seconds / decodes,
-        flips=min(1.0, flips),
+        flips=min(1.0, work.flips / float((profile.committed > 0).sum())),
         cache_bytes=total * profile.rows,
         kv_bytes={name: size * profile.rows for name, size in formats.items()},
         kept_as=cache.store,

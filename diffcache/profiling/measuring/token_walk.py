@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from diffcache.documents.token_profile import TokenProfile
-from diffcache.planning.token_refreshes import error_at
-from diffcache.simulation import drifted
+from diffcache.planning.token_flips import Staleness
 from diffcache.tokens import TokenRule, View
 
 
@@ -62,16 +61,17 @@ def _walk_batch(
     """
     size, layers = committed.shape[1], profile.layers
     prompt = committed == 0
-    staleness = _Staleness(profile, committed, margins)
+    staleness = Staleness(profile, committed, margins)
     memory: dict[str, object] = {}
     ran = 0
     for forward in range(1, int(committed.max()) + 1):
         masked, just = committed >= forward, (committed == forward - 1) & ~prompt
+        staleness.grow(just, masked)
         found.full_seconds += float(profile.seconds[-1]) + profile.outside
         found.seconds += profile.outside
         if rule.repeat and ran and not just.any():  # the network does not run
             found.computed.append(0.0)
-            found.flips += staleness.flips(forward, masked, just, np.zeros_like(masked), np.full(len(masked), layers))
+            found.flips += staleness.flips(forward, masked, np.zeros_like(masked), np.full(len(masked), layers))
             continue
         chosen, start = np.ones_like(masked), np.full(len(masked), layers)
         if ran:  # the first forward computes every position
@@ -87,46 +87,4 @@ def _walk_batch(
         found.computed.append(count + wide * (size - count))
         one, full = profile.seconds_for(count), float(profile.seconds[-1])
         found.seconds += one + wide * max(full - one, 0.0)
-        found.flips += staleness.flips(forward, masked, just, chosen, start)
-
-
-class _Staleness:
-    """How old kept rows are, and the flips that follow from it: the error model of ``planning.predicted_flips``.
-
-    Args:
-        profile: The measurements.
-        committed: float64 [B, N], as in the profile.
-        margins: float64 [B, N], as in the profile.
-    """
-
-    def __init__(self, profile: TokenProfile, committed: np.ndarray, margins: np.ndarray) -> None:
-        self.profile, self.committed, self.margins = profile, committed, margins
-        self.masks = np.maximum((committed > 0).sum(1), 1)
-        self.drift, self.untouched = np.zeros(committed.shape), np.zeros(committed.shape)
-        self.ages = np.zeros((len(committed), profile.layers))
-
-    def flips(self, forward: int, masked: np.ndarray, just: np.ndarray, chosen: np.ndarray, start: np.ndarray) -> float:
-        """Return the predicted number of tokens that differ among those committed after a forward.
-
-        Args:
-            forward: The number of the forward, from 1 on.
-            masked: bool [B, N], the masks that it finds.
-            just: bool [B, N], the positions that were committed since the last one.
-            chosen: bool [B, N], the positions that it computes.
-            start: int64 [B], the first layer that computes every position.
-        """
-        profile = self.profile
-        self.drift = drifted(self.drift, just, masked, profile.drift)
-        self.untouched = drifted(self.untouched, just, masked, profile.drift)
-        self.ages += (just.sum(1) / self.masks)[:, None]
-        depth = np.where(chosen.all(1), 0, start)
-        for row in np.flatnonzero(depth < profile.layers):
-            self.ages[row, depth[row] :] = 0
-            self.drift[row], self.untouched[row] = 0, 0
-        self.drift[chosen] = 0
-        kept = ~masked
-        left = (self.drift * kept).sum(1) / np.maximum((self.untouched * kept).sum(1), 1e-12)
-        error = self.drift + (error_at(profile, self.ages) * left.clip(0, 1))[:, None]
-        at = self.committed == forward
-        chances = profile.flip_rate * error[at] / np.maximum(self.margins[at], 1e-6)
-        return float(np.minimum(chances, 1).sum())
+        found.flips += staleness.flips(forward, masked, chosen, start)
