@@ -69,10 +69,13 @@ class UnknownName(DiffCacheError, LookupError):
         name: The name.
         known: The known names.
         next_step: Advice for the user.
+        suggest: Whether to suggest a known name that looks alike.
     """
 
-    def __init__(self, kind: str, name: str, known: Sequence[str], *, next_step: str = "") -> None:
-        near = difflib.get_close_matches(name, known, n=1)
+    def __init__(
+        self, kind: str, name: str, known: Sequence[str], *, next_step: str = "", suggest: bool = True
+    ) -> None:
+        near = difflib.get_close_matches(name, known, n=1) if suggest else []
         text = f"no {kind} called {name!r}. Known: {', '.join(known) or 'none'}."
         if near:
             text += f" Did you mean {near[0]!r}?"

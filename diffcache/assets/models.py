@@ -75,7 +75,12 @@ def load(name: str = "flux") -> DemoModel:
         UnknownName: If there is no such model.
     """
     if name not in NAMES:
-        raise UnknownName("demo model", name, NAMES)
+        raise UnknownName(
+            "demo model",
+            name,
+            NAMES,
+            next_step="The text model is diffcache.assets.text.load_text().",
+        )
     import diffusers  # slow to import, so it is imported here
 
     with _no_progress_bars():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +48,7 @@ def plan(
     out: Annotated[Path, typer.Option(help="Output file of the schedule.")] = Path("schedule.safetensors"),
     list_: Annotated[
         bool,
-        typer.Option("--list", help="List the schedulers and rules; with --scheduler, describe one. Plans nothing."),
+        typer.Option("--list", help="List all methods and rules, or describe --scheduler NAME. Plans nothing."),
     ] = False,
     compare: Annotated[
         bool,
@@ -103,8 +106,7 @@ def _list(scheduler: str | None) -> None:
     """Print all schedulers by group, or the options and the source of one scheduler."""
     found = {one.name: one for one in planning.available()}
     if scheduler is not None:
-        name, _ = schedulers.parse_spec(scheduler, "plan")
-        typer.echo(_described(found[name]))
+        typer.echo(_description(scheduler, found))
         return
     models = sorted({model for one in found.values() for model in one.demo_db})
     decibels = [f"{model} dB" for model in models]
@@ -126,6 +128,46 @@ def _list(scheduler: str | None) -> None:
         },
         right=decibels,
     )
+
+
+def _description(spec: str, found: Mapping[str, planning.Scheduler]) -> str:
+    """Return the options of a name as a scheduler, a rule and a token rule, as far as it is one of them.
+
+    Raises:
+        UnknownName: It is none of them.
+    """
+    name, _, rest = spec.partition(":")
+    plain, options = name.lower().replace("-", "_"), registry.options(spec, rest)
+    planner, rule = (schedulers.canonical(name, options, kind)[0] for kind in ("plan", "rule"))
+    parts = []
+    if planner in found:
+        parts.append(_described(found[planner]))
+    if rule in schedulers.rules():
+        module = registry.load(schedulers.__name__, rule)
+        parts.append(_rule_described(module, module.rule, "a rule without a profile: accelerate(pipe, {})", rule))
+    if plain in _token_rules():
+        module = registry.load("diffcache.tokens.rules", plain)
+        parts.append(_rule_described(module, module.fresh, "a rule for language models: accelerate(model, {})", plain))
+    if not parts:
+        schedulers.parse_spec(spec, "plan")  # raises the error that lists the schedulers
+    return "\n".join(parts)
+
+
+def _rule_described(module: ModuleType, function: Callable[..., Any], title: str, name: str) -> str:
+    """Return the options and the source of a rule.
+
+    Args:
+        module: The file of the rule.
+        function: Its function. The keyword-only arguments are the options.
+        title: What the rule is, with a place for its name.
+        name: The name.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    options = ", ".join(f"{p.name}={p.default}" for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    summary = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+    quoted = f'"{name}"'
+    lines = [title.format(quoted), summary, f"options: {options or 'none'}", f"source: {module.SOURCE}"]
+    return "\n".join([name, *(f"  {line}" for line in lines)])
 
 
 def _described(one: planning.Scheduler) -> str:

@@ -41,8 +41,11 @@ MOST_MADE = 8  # loops for which the schedules of a rule are kept
 
 
 def any_grid(networks: Mapping[str, NetworkFacts]) -> Grid:
-    """Return a loop on which a rule is checked before the loop of the run is known."""
-    return Grid(np.linspace(1.0, 0.1, 10), networks=networks)
+    """Return a loop on which a rule is checked before the loop of the run is known.
+
+    It is longer than usual loops, so that a rule that computes the first steps shows that it predicts later ones.
+    """
+    return Grid(np.linspace(1.0, 0.1, 100), networks=networks)
 
 
 def scheduled(rule: Rule, grid: Grid, sites: Mapping[str, tuple[str, ...]], store: str | None = None) -> CacheSchedule:

@@ -22,7 +22,7 @@ __all__ = ["FILE", "Match", "NetworkFacts", "Preset", "available", "check_name",
 FILE = Path(__file__).with_name("presets.json")
 MEASURE = (
     "Measure your own: `diffcache profile MODEL --prompts FILE --out PROFILE`, then `diffcache plan PROFILE "
-    "--scheduler {method} --steps N`. `diffcache presets` lists the published calibrations"
+    "--scheduler {method} --computed N`. `diffcache presets` lists the published calibrations"
 )
 
 

@@ -252,6 +252,12 @@ def parse_spec(spec: str, kind: str, more: Mapping[str, Any] = MappingProxyType(
     name, options = canonical(name, {**registry.options(spec, rest), **more}, kind)
     if name not in having(kind):
         example = "uniform:every=3" if kind == "rule" else "meancache:gamma=4"
+        if kind == "rule" and name in having("plan"):
+            advice = (
+                f"{name!r} plans from a profile: measure one with `diffcache profile MODEL`, and pass the schedule of "
+                f"`diffcache plan PROFILE --scheduler {name} --computed N`."
+            )
+            raise UnknownName(_TITLE[kind], name, having(kind), next_step=advice, suggest=False)
         raise UnknownName(_TITLE[kind], name, having(kind), next_step=f'A spec reads like "{example}".')
     return name, options
 

@@ -64,8 +64,9 @@ def cache_for(
 
     network = host.language_model_of(pipe)
     if network is None:
+        kind = "schedule" if isinstance(spec, TokenSchedule) else "rule"
         raise UnsupportedModel(
-            f"a token rule was given for a {host.host_name(pipe)}. Allowed: a language model that decodes masks "
+            f"a token {kind} was given for a {host.host_name(pipe)}. Allowed: a language model that decodes masks "
             "(a transformers model with an output embedding), a loop around one, or a diffusers pipeline for text."
         )
     rule = parse_token_rule(spec)

@@ -104,6 +104,12 @@ def parse_token_rule(spec: object) -> TokenRule:
     name = _name(spec)
     if name == "auto":
         rest = spec.partition(":")[2]
+        if "speedup" in registry.options(spec, rest):
+            raise Unusable(
+                f"the token rule {spec!r}",
+                f"auto is {DEFAULT!r} for a language model and has no goal",
+                "Call diffcache.optimize(diffcache.Loop(model, sample), calls, diffcache.Budget(speedup=3))",
+            )
         return parse_token_rule(f"{DEFAULT},{rest}" if rest else DEFAULT)
     if name not in token_rules():
         raise UnknownName(

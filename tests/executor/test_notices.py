@@ -285,6 +285,14 @@ def test_a_schedule_that_skips_as_much_as_it_was_asked_to_says_nothing() -> None
         assert report(pipe).reasons == {}
 
 
+def test_a_rule_that_computes_the_first_steps_of_a_short_loop_is_reported_to_skip_nothing() -> None:
+    pipe = loop()
+    with accelerated(pipe, "easycache:warmup=20"), pytest.warns(FailedOpen, match="computes all steps"):
+        pipe(noise(), steps=16)
+    with accelerated(pipe, "easycache:threshold=0,warmup=12"), pytest.warns(FailedOpen, match="every step"):
+        pipe(noise(), steps=16)
+
+
 def test_a_run_that_enters_computed_steps_only_is_reported_to_skip_nothing() -> None:
     pipe = shared("flux_img2img")
     call = TINY["flux_img2img"].call(pipe)

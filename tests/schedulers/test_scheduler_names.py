@@ -121,3 +121,26 @@ def test_the_command_lists_compares_and_describes(
     assert out.splitlines()[1].startswith("closed_loop\t")
     assert "cannot plan: " in out.splitlines()[-1]
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("uniform", ["needs: any profile", "a rule without a profile", "options: every=2"]),
+        ("dkv", ["a rule for language models", "options: refresh=8, prompt=refresh", "arXiv 2505.15781"]),
+        ("closed-loop", ["needs: dynamics"]),
+    ],
+)
+def test_the_command_describes_methods_and_rules(
+    name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = command_of(monkeypatch, capsys)("plan", "--list", "--scheduler", name)
+    assert code == 0
+    for said in words:
+        assert said in out
+
+
+def test_a_method_that_needs_a_profile_is_no_rule_and_the_error_names_the_next_step() -> None:
+    with pytest.raises(UnknownName, match=r"'smoothcache' plans from a profile: .*plan PROFILE") as error:
+        schedulers.parse_rule("smoothcache")
+    assert "Did you mean" not in str(error.value)

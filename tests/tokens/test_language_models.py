@@ -384,3 +384,8 @@ def test_a_model_with_an_encoder_is_refused_with_the_reason():
 
     with pytest.raises(BadOption, match="drawn anew at every step"):
         diffcache.accelerate(Gemma(), "dkv:mask=0")
+
+
+def test_auto_has_no_goal_for_a_language_model(model):
+    with pytest.raises(BadOption, match=r"auto is 'dkv:refresh=8' .* diffcache\.optimize"):
+        diffcache.accelerate(model, "auto:speedup=3")
