@@ -140,7 +140,7 @@ def test_the_command_describes_methods_and_rules(
         assert said in out
 
 
-def test_a_method_that_needs_a_profile_is_no_rule_and_the_error_names_the_next_step() -> None:
+def test_the_error_about_a_method_that_needs_a_profile_names_the_next_step() -> None:
     with pytest.raises(UnknownName, match=r"'smoothcache' plans from a profile: .*plan PROFILE") as error:
         schedulers.parse_rule("smoothcache")
     assert "Did you mean" not in str(error.value)
