@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "optimize"
@@ -34,10 +35,38 @@ PUBLISHED: dict[str, tuple[str, str]] = {
     "simulated plan (diffcache, no fit)": ("closed_loop", ""),
 }
 
+# name in the table -> (key of trained_solvers.SOLVERS, training time as a multiple of that of `optimize`)
+TRAINED: dict[str, tuple[str, int]] = {
+    "DyWeight, trained as long as optimize": ("dyweight", 1),
+    "DyWeight, trained ten times as long": ("dyweight", 10),
+    "S4S-Alt, trained as long as optimize": ("s4s", 1),
+    "S4S-Alt, trained ten times as long": ("s4s", 10),
+}
+SEARCHED = "BudCache, searched on real runs"
+COSTLY = (*TRAINED, SEARCHED)
+FEWER = "fewer steps"
+
+
+def selectable() -> list[str]:
+    """Return the names that ``methods.py --only`` takes."""
+    return [FEWER, AUTO, *PUBLISHED, *COSTLY, OURS]
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One method at one budget. ``computed``: work in the denoiser, in full steps; psnr_low_db: the worst decile."""
+    """One method at one budget.
+
+    Attributes:
+        method: The name of the row.
+        budget: The computed steps that were asked for.
+        computed: The work in the denoiser, in full steps.
+        speedup: Of the sampling loop, compared with the full run of the same process.
+        psnr_db: The mean over pictures.
+        psnr_low_db: The worst decile.
+        ssim: The mean over pictures.
+        note: What the row cost, or the setting of a package.
+        ran_on: The versions and the machine, if they differ from those of the record.
+    """
 
     method: str
     budget: float
@@ -47,3 +76,8 @@ class Result:
     psnr_low_db: float
     ssim: float
     note: str = ""
+    ran_on: dict[str, Any] | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of a record. ``ran_on`` is left out where it is None."""
+        return {name: value for name, value in asdict(self).items() if name != "ran_on" or value is not None}

@@ -2,11 +2,16 @@
 
     python benchmarks/methods.py --model flux
     python benchmarks/methods.py --model dit
+    python benchmarks/methods.py --model dit --only ZEUS "DyWeight, trained as long as optimize"
 
 Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``, and ``results/fidelity.png`` of both
 models. Every row is compared with the full run of the same pictures; speed-ups are of the sampling loop. Peers decide
 how much they compute by thresholds: settings that no other of the same package beats are chosen on other pictures than
 the table is made of.
+
+The rows of trained solvers and of the search with real runs cost the most. ``--without-costly`` leaves them out, and
+``--only`` makes the rows of the named methods and puts them into the record. The full run is then made anew, as the
+reference of the new rows. A row names its machine if that is not the machine of the record.
 """
 
 from __future__ import annotations
@@ -16,23 +21,36 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method_results import AUTO, OURS, PUBLISHED, RESULTS, Result
+from method_results import (
+    AUTO,
+    COSTLY,
+    FEWER,
+    OURS,
+    PUBLISHED,
+    RESULTS,
+    SEARCHED,
+    TRAINED,
+    Result,
+    selectable,
+)
 from methods_figure import plot, plot_all
 from peers.adapters import PEERS
 from peers.measure import behind, frontier, measure_peers
 from peers.peer import Peer
+from real_search import search
+from trained_solvers import SOLVERS, Trained, TrainedSolver, trained
 from trials import Trial, trial
 
 from diffcache import CacheSchedule, estimate, planning, schedulers
 from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo import Size
-from diffcache.demo.run import STEPS, batches, circumstances, split
+from diffcache.demo.run import STEPS, batches, circumstances, machine, split
 from diffcache.documents import Profile, files
 from diffcache.eval.metrics.psnr import score as psnr_db
 from diffcache.eval.metrics.ssim import score as ssim
@@ -59,39 +77,81 @@ def again(folder: Path) -> None:
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", choices=NAMES, default="flux")
-    args.add_argument("--budgets", type=int, nargs="+", default=[25, 17, 12, 10, 8, 6])
-    args.add_argument("--calibration", type=int, default=32, help="pictures to calibrate on")
-    args.add_argument("--held-out", type=int, default=32, help="pictures to compare on")
-    args.add_argument("--repeats", type=int, default=1, help="timed runs of every method; the median counts")
+    args.add_argument("--budgets", type=int, nargs="+", help="default: 25 17 12 10 8 6, or those of the record")
+    args.add_argument("--calibration", type=int, help="pictures to calibrate on; default: 32, or as in the record")
+    args.add_argument("--held-out", type=int, help="pictures to compare on; default: 32, or as in the record")
+    args.add_argument("--repeats", type=int, help="timed runs of every method; default: 1, or as in the record")
     args.add_argument("--choose", type=int, default=8, help="pictures that peers' settings are chosen on; 0: no peers")
     args.add_argument("--out", type=Path, default=RESULTS)
     args.add_argument("--keep", type=Path, help="folder for schedules and choices: what lies there is not made again")
     args.add_argument("--again", action="store_true", help="write tables and plots of the records under --out anew")
     args.add_argument("--plan-only", action="store_true", help="make what --keep is for, compare nothing")
+    args.add_argument("--without-costly", action="store_true", help="no trained solvers, no search with real runs")
+    args.add_argument(
+        "--only", nargs="+", choices=selectable(), metavar="NAME", help=f"some of: {'; '.join(selectable())}"
+    )
     o = args.parse_args()
     if o.again:
         again(o.out)
         return
+    record: dict[str, Any] = {}
+    if o.only:
+        path = o.out / f"methods-{o.model}.json"
+        if not path.is_file():
+            args.error(f"--only adds rows to a record, and {path} does not exist; run without --only first")
+        record = json.loads(path.read_text())
+    size = size_of(o, record["circumstances"]["size"] if record else {}, args.error)
+    wanted = o.only or [name for name in selectable() if name not in COSTLY or not o.without_costly]
     model = load(o.model)
-    size = Size(budgets=tuple(o.budgets), calibration=o.calibration, held_out=o.held_out, repeats=o.repeats)
     fitted, shown = split(model, size)
     calls = [model.call(*part, steps=STEPS) for part in batches(fitted)]
     # Under a name of their own: schedules of other samples are not taken for theirs.
     keep = o.keep and o.keep / hashlib.sha256(json.dumps(fitted).encode()).hexdigest()[:8]
-    plans = schedules(model, calls, o.budgets, keep)
-    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), keep) if o.choose else []
+    optimized = Optimized(model, calls, keep)
+    plans = schedules(model, calls, size.budgets, keep, wanted, optimized)
+    solvers = solvers_of(model, calls, size.budgets, keep, wanted, optimized)
+    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), keep) if o.choose and not o.only else []
     if o.plan_only:
         return
     trial(model, (shown[0][:2], shown[1][:2]), 4, 1)  # warm-up
-    full = trial(model, shown, STEPS, max(3, o.repeats))
-    table = Table(model, shown, o.repeats, full)
-    table.add("full run", STEPS, lambda: full, STEPS)
-    few_steps(table, o.budgets)
-    for (method, budget), schedule in plans.items():
-        table.plan(method, budget, schedule)
+    full = trial(model, shown, STEPS, max(3, size.repeats))
+    table = Table(model, shown, size.repeats, full)
+    if not o.only:
+        table.add("full run", STEPS, lambda: full, STEPS)
+    if FEWER in wanted:
+        few_steps(table, size.budgets)
+    for (method, budget), made in plans.items():
+        table.plan(method, budget, made.schedule, made.note)
+    for (method, budget), solver in solvers.items():
+        table.solver(method, budget, solver)
     if chosen:
-        peers(table, model, chosen, shown, o.repeats)
-    table.save(o.out, o.model, circumstances(size))
+        peers(table, model, chosen, shown, size.repeats)
+    table.save(o.out, o.model, record or {"circumstances": circumstances(size)})
+
+
+def size_of(o: argparse.Namespace, recorded: Mapping[str, Any], error: Callable[[str], Any]) -> Size:
+    """Return the size of a run from its options.
+
+    Args:
+        o: The options.
+        recorded: The size of the record that rows are added to. Its pictures must be the same. Empty: there is none.
+        error: Called with a message if they are not.
+    """
+    own = {"budgets": [25, 17, 12, 10, 8, 6], "calibration": 32, "held_out": 32, "repeats": 1}
+    found = {name: recorded.get(name, value) for name, value in own.items()}
+    for name in own:
+        asked = getattr(o, name)
+        if recorded and name in ("calibration", "held_out") and asked not in (None, found[name]):
+            option = "--" + name.replace("_", "-")
+            error(f"{option} is {asked}, and the record has {found[name]}; leave the option out with --only")
+        found[name] = found[name] if asked is None else asked
+    return Size(**found | {"budgets": tuple(found["budgets"])})
+
+
+def merged(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
+    """Return the rows of a record with new rows: each takes the place of its older one, or comes last."""
+    rows = {(r.method, r.budget, r.note if ": " in r.method else ""): r for r in old}
+    return list((rows | {(r.method, r.budget, r.note if ": " in r.method else ""): r for r in new}).values())
 
 
 class Table:
@@ -126,6 +186,15 @@ class Table:
         computed = STEPS * estimate(self.model.pipe, schedule, **few).compute_fraction
         self.add(method, budget, lambda: trial(self.model, self.shown, STEPS, self.repeats, schedule), computed, note)
 
+    def solver(self, method: str, budget: int, made: Trained) -> None:
+        """A solver with trained coefficients, in place of the pipeline's noise scheduler."""
+        pipe, note = self.model.pipe, f"{made.seconds:.0f} s, {made.updates} updates"
+        own, pipe.scheduler = pipe.scheduler, made.solver
+        try:
+            self.add(method, budget, lambda: trial(self.model, self.shown, budget, self.repeats), budget, note)
+        finally:
+            pipe.scheduler = own
+
     def put(self, result: Result) -> None:
         self.results.append(result)
         print(
@@ -134,14 +203,26 @@ class Table:
             flush=True,
         )
 
-    def save(self, folder: Path, name: str, about: dict[str, Any]) -> None:
+    def save(self, folder: Path, name: str, record: Mapping[str, Any]) -> None:
+        """Write the rows, and those of ``record`` that they do not replace.
+
+        Args:
+            folder: The folder of the records.
+            name: The name of the model.
+            record: The circumstances, and the rows that stay, if any.
+        """
         folder.mkdir(exist_ok=True)
-        record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.results]}
-        files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
-        write(self.results, folder, name)
+        about, here = record["circumstances"], machine()
+        elsewhere = here if any(about.get(key) != value for key, value in here.items()) else None
+        results = merged(
+            [Result(**row) for row in record.get("rows", [])], [replace(r, ran_on=elsewhere) for r in self.results]
+        )
+        text = json.dumps({"model": name, "circumstances": about, "rows": [r.row() for r in results]}, indent=2)
+        files.write(folder / f"methods-{name}.json", text + "\n")
+        write(results, folder, name)
         write_front_page(folder)
         plot_all(folder)
-        print(markdown(self.results))
+        print(markdown(results))
 
 
 FRONT_PAGE = {"dit": "DiT, guided", "flux": "Flux"}  # the models of the README's table, in its order
@@ -210,30 +291,125 @@ def few_steps(table: Table, budgets: Sequence[int]) -> None:
             pipe.scheduler = own
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The schedule of a method, or the reason why there is none, and a note about its cost."""
+
+    schedule: CacheSchedule | Rule | str
+    note: str = ""
+
+
+class Optimized:
+    """Schedules of ``optimize``, and the seconds that each takes with the recording of the calls."""
+
+    def __init__(self, model: DemoModel, calls: Sequence[dict[str, Any]], keep: Path | None) -> None:
+        self.model, self.calls, self.keep = model, calls, keep
+        self._calibration: Calibration | None = None
+        self._recording_s = 0.0
+        self._seconds: dict[int, float] = {}
+
+    def schedule(self, budget: int) -> CacheSchedule:
+        """Return the schedule of a budget from the folder ``keep``, or make it."""
+        path = kept(self.keep, self.model, budget, OURS)
+        return CacheSchedule.load(path) if path is not None and path.is_file() else self._made(budget)
+
+    def seconds(self, budget: int) -> float:
+        """Return the seconds that the schedule of a budget took. If they are unknown, it is made again."""
+        path = kept(self.keep, self.model, budget, OURS, ".json")
+        if path is not None and path.is_file():
+            return float(json.loads(path.read_text())["seconds"])
+        if budget not in self._seconds:
+            self._made(budget)
+        return self._seconds[budget]
+
+    def _made(self, budget: int) -> CacheSchedule:
+        began = time.perf_counter()
+        if self._calibration is None:
+            self._calibration = Calibration.record(self.model.pipe, self.calls)
+            self._recording_s, began = time.perf_counter() - began, time.perf_counter()
+        made = self._calibration.schedule(budget)
+        self._seconds[budget] = seconds = self._recording_s + time.perf_counter() - began
+        print(f"planned {OURS}, {budget}, in {seconds:.0f} s with the recording", flush=True)
+        path = kept(self.keep, self.model, budget, OURS)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.save(path)
+            files.write(path.with_suffix(".json"), json.dumps({"seconds": round(seconds, 1)}) + "\n")
+        return made
+
+
+def kept(keep: Path | None, model: DemoModel, budget: int, method: str, suffix: str = ".safetensors") -> Path | None:
+    """Return the file of a method at a budget in the folder ``keep``; None without a folder."""
+    return keep / f"{model.name}-{budget}-{method.replace(' ', '-')}{suffix}" if keep else None
+
+
 def schedules(
-    model: DemoModel, calls: Sequence[dict[str, Any]], budgets: Sequence[int], keep: Path | None
-) -> dict[tuple[str, int], CacheSchedule | Rule | str]:
-    """Of every method at every budget, or the reason why there is none."""
-    found: dict[tuple[str, int], CacheSchedule | Rule | str] = {}
+    model: DemoModel,
+    calls: Sequence[dict[str, Any]],
+    budgets: Sequence[int],
+    keep: Path | None,
+    wanted: Sequence[str],
+    optimized: Optimized,
+) -> dict[tuple[str, int], Made]:
+    """Return the schedule of each wanted method at each budget, or the reason why there is none."""
+    found: dict[tuple[str, int], Made] = {}
     profile: Profile | None = None
-    calibration: Calibration | None = None
     for budget in budgets:
-        found[AUTO, budget] = auto(budget)
-        for method in [*PUBLISHED, OURS]:
-            path = keep / f"{model.name}-{budget}-{method.replace(' ', '-')}.safetensors" if keep else None
+        for method in [name for name in (AUTO, *PUBLISHED, SEARCHED, OURS) if name in wanted]:
+            if method == AUTO:
+                found[method, budget] = Made(auto(budget))
+                continue
+            if method == OURS:
+                found[method, budget] = Made(optimized.schedule(budget))
+                continue
+            path = kept(keep, model, budget, method)
             if path is not None and path.is_file():
-                found[method, budget] = CacheSchedule.load(path)
+                schedule = CacheSchedule.load(path)
+                found[method, budget] = Made(schedule, schedule.provenance.get("cost", ""))
                 continue
             began = time.perf_counter()
-            if method == OURS:
-                calibration = calibration or Calibration.record(model.pipe, calls)
-                found[method, budget] = made = calibration.schedule(budget)
+            if method == SEARCHED:
+                made = searched(model, calls[0], budget)
             else:
                 profile = profile or measured(model, calls)
-                found[method, budget] = made = published(model, profile, *PUBLISHED[method], budget, calls)
+                made = Made(published(model, profile, *PUBLISHED[method], budget, calls))
+            found[method, budget] = made
             print(f"planned {method}, {budget}, in {time.perf_counter() - began:.0f} s", flush=True)
-            if path is not None and isinstance(made, CacheSchedule):
+            if path is not None and isinstance(made.schedule, CacheSchedule):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                made.schedule.save(path)
+    return found
+
+
+def searched(model: DemoModel, call: Mapping[str, Any], budget: int, **options: Any) -> Made:
+    """Return the schedule of BudCache's search with real runs of one calibration call, and its cost as a note."""
+    found = search(model.pipe, call, budget, **options)
+    note = f"{found.masks} masks, as much work as {found.full_runs:.0f} full runs"
+    return Made(found.schedule.with_provenance(cost=note), note)
+
+
+def solvers_of(
+    model: DemoModel,
+    calls: Sequence[dict[str, Any]],
+    budgets: Sequence[int],
+    keep: Path | None,
+    wanted: Sequence[str],
+    optimized: Optimized,
+) -> dict[tuple[str, int], Trained]:
+    """Return the trained solver of each wanted method at each budget."""
+    found: dict[tuple[str, int], Trained] = {}
+    for budget in budgets:
+        for method in [name for name in TRAINED if name in wanted]:
+            kind, times = TRAINED[method]
+            solver: TrainedSolver = SOLVERS[kind](model.pipe.scheduler, budget)
+            path = kept(keep, model, budget, method)
+            if path is not None and path.is_file():
+                found[method, budget] = Trained.load(path, solver)
+                continue
+            made = trained(model.pipe, solver, calls, times * optimized.seconds(budget))
+            found[method, budget] = made
+            print(f"trained {method}, {budget}: {made.updates} updates in {made.seconds:.0f} s", flush=True)
+            if path is not None:
                 made.save(path)
     return found
 
@@ -324,7 +500,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8)) -> str:
-    """What a reader wants first: plain alternatives, the best published rule, the best peer in about the time, ours."""
+    """Return plain alternatives, and the best trained solver, rule and package in about the time, as a table."""
     lines = [
         "| computed steps | method | sampling speed-up | PSNR (dB) | worst tenth | SSIM |",
         "|---:|---|---:|---:|---:|---:|",
@@ -335,9 +511,10 @@ def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8
             continue
         at = [r for r in results if r.budget == budget]
         plain = [r for r in at if r.method.startswith("fewer") or r.method == "uniform reuse"]
-        rules = [r for r in at if r.method in PUBLISHED and r.method != "uniform reuse" and "diffcache" not in r.method]
+        rules = [r for r in at if KINDS["published methods"](r) and r.method != "uniform reuse"]
+        solvers = [r for r in at if r.method in TRAINED]
         others = [r for r in results if ": " in r.method and r.speedup >= own[0].speedup / 1.05]
-        best = [max(group, key=lambda r: r.psnr_db) for group in (rules, others) if group]
+        best = [max(group, key=lambda r: r.psnr_db) for group in (solvers, rules, others) if group]
         for r in [*plain, *best, *own]:
             name = f"**diffcache {r.method}**" if r.method == OURS else r.method
             name += f" ({r.note})" if ": " in r.method else ""
@@ -350,8 +527,9 @@ def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8
 
 KINDS: dict[str, Callable[[Result], bool]] = {
     "fewer steps": lambda r: r.method.startswith("fewer"),
+    "trained solvers": lambda r: r.method in TRAINED,
     "uniform reuse": lambda r: r.method == "uniform reuse",
-    "published methods": lambda r: r.method in PUBLISHED and "diffcache" not in r.method,
+    "published methods": lambda r: r.method in (*PUBLISHED, SEARCHED) and "diffcache" not in r.method,
     "cache-dit, diffusers": lambda r: ": " in r.method,
 }
 
@@ -382,16 +560,17 @@ def at_equal_time(kind: str, results: Sequence[Result], own: Result) -> float | 
 def leads(results: Sequence[Result]) -> list[str]:
     """Return the lead of ``optimize`` over the best of each kind at equal time, as lines of a table."""
     budgets = sorted({r.budget for r in results if r.method == OURS}, reverse=True)
+    kinds = [kind for kind, belongs in KINDS.items() if any(belongs(r) for r in results)]
     lines = [
         "Lead of `optimize` in dB at equal time over the best of each kind, whose PSNR is in brackets:",
         "",
-        "| computed steps | " + " | ".join(KINDS) + " |",
-        "|---:|" + "---:|" * len(KINDS),
+        "| computed steps | " + " | ".join(kinds) + " |",
+        "|---:|" + "---:|" * len(kinds),
     ]
     for budget in budgets:
         (own,) = (r for r in results if r.method == OURS and r.budget == budget)
         cells = []
-        for kind in KINDS:
+        for kind in kinds:
             best = at_equal_time(kind, results, own)
             cells.append("–" if best is None else f"{own.psnr_db - best:+.1f} ({best:.1f})")
         lines.append(f"| {budget:g} | " + " | ".join(cells) + " |")

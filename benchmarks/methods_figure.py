@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method_results import AUTO, OURS, PUBLISHED, Result
+from method_results import AUTO, COSTLY, OURS, PUBLISHED, SEARCHED, Result
 
 from diffcache.documents import files
 
@@ -38,6 +38,8 @@ STYLES: dict[str, tuple[str, Any]] = {
     "BudCache": ("#4338ca", (0, (5, 1.5))),
     "CEM": ("#9a3412", (0, (3, 1, 1, 1))),
     "OTCache": ("#155e75", (0, (5, 1.5))),
+    "DyWeight": ("#86198f", (0, (3, 1, 1, 1))),
+    "S4S": ("#365314", (0, (1, 1))),
 }
 TICKS = (2, 3, 4, 5, 6, 8)
 NAMED_AT = (17, 12, 8)  # budgets by which the methods to emphasise are chosen
@@ -120,7 +122,7 @@ def named(results: Sequence[Result]) -> list[str]:
     """Return the lines that a plot emphasises: the best of each kind, and the best rule of a second paper."""
     groups = lines_of(results)
     lines = list(best_variants(groups).values())
-    rules = [m for m in lines if m in PUBLISHED and m != "uniform reuse" and "diffcache" not in m]
+    rules = [m for m in lines if m in (*PUBLISHED, SEARCHED) and m != "uniform reuse" and "diffcache" not in m]
     packages = [m for m in lines if ": " in groups[m][0].method]
     fewer = [m for m in lines if m.startswith("fewer")]
     best = [(rules, 2), (packages, 1), (fewer, 1)]
@@ -140,7 +142,7 @@ def _short(method: str) -> str:
         return method.replace(" (", ", ").rstrip(")").replace("DPM-Solver++", "DPM++")
     if "diffcache" in method and method != AUTO:
         return "diffcache" if method == "diffcache" else _family(method)
-    if _family(method) in ("diffusers", "cache-dit", "auto"):
+    if _family(method) in ("diffusers", "cache-dit", "auto") or method in COSTLY:
         return _family(method)  # without the version or the note
     return method.removesuffix(" path").removesuffix(" mask")
 
