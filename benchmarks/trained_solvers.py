@@ -281,7 +281,7 @@ class S4S(TrainedSolver):
         lengths = self.corrections["grid"].softmax(0) * (first - last)
         inner = first - lengths.cumsum(0)[:-1]
         states = torch.cat([first[None], inner, last[None]])
-        shorter = torch.minimum(lengths, torch.cat([lengths[:1], lengths[:-1]])).detach()
+        shorter = torch.minimum(lengths, torch.cat([lengths[:1], lengths[:-1]]))
         shifts = self.corrections["shifts"].clamp(-0.5, 0.5) * shorter
         return states, (states[:-1] + shifts).clamp(max=float(first))
 
