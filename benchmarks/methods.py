@@ -2,11 +2,13 @@
 
     python benchmarks/methods.py --model flux
     python benchmarks/methods.py --model dit
+    python benchmarks/methods.py --model flux-guided
+    python benchmarks/methods.py --model flux --steps 28 --budgets 14 10 7
 
-Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``, and ``results/fidelity.png`` of both
-models. Every row is compared with the full run of the same pictures; speed-ups are of the sampling loop. Peers decide
-how much they compute by thresholds: settings that no other of the same package beats are chosen on other pictures than
-the table is made of.
+Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``, and ``results/fidelity.png`` of all
+models. Results of another number of steps than 50 lie in ``results/methods-<model>-<steps>.*``. Every row is
+compared with the full run of the same pictures; speed-ups are of the sampling loop. Peers decide how much they compute
+by thresholds: settings that no other of the same package beats are chosen on other pictures than the table is made of.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method_results import AUTO, OURS, PUBLISHED, RESULTS, Result
+from method_results import AUTO, OURS, PUBLISHED, RESULTS, Record, Result, named, records
 from methods_figure import plot, plot_all
 from peers.adapters import PEERS
 from peers.measure import behind, frontier, measure_peers
@@ -48,18 +50,17 @@ DEMO_BUDGET = 12  # of STEPS, for `diffcache plan --list`
 
 def again(folder: Path) -> None:
     """The tables and plots of records that lie in ``folder``, written anew."""
-    for path in sorted(folder.glob("methods-*.json")):
-        record = json.loads(path.read_text())
-        write([Result(**row) for row in record["rows"]], folder, record["model"])
-    write_front_page(folder)
-    plot_all(folder)
+    for record in records(folder):
+        write(record, folder)
+    write_pages(folder)
     write_demo_psnr(folder)
 
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", choices=NAMES, default="flux")
-    args.add_argument("--budgets", type=int, nargs="+", default=[25, 17, 12, 10, 8, 6])
+    args.add_argument("--steps", type=int, default=STEPS, help="steps of the full run")
+    args.add_argument("--budgets", type=int, nargs="+", default=[25, 17, 12, 10, 8, 6], help="computed steps")
     args.add_argument("--calibration", type=int, default=32, help="pictures to calibrate on")
     args.add_argument("--held-out", type=int, default=32, help="pictures to compare on")
     args.add_argument("--repeats", type=int, default=1, help="timed runs of every method; the median counts")
@@ -72,33 +73,39 @@ def main() -> None:
     if o.again:
         again(o.out)
         return
+    if not 0 < min(o.budgets) <= max(o.budgets) < o.steps:
+        args.error(
+            f"--budgets {o.budgets} was given; allowed: 1 to {o.steps - 1}, below the {o.steps} steps of --steps"
+        )
     model = load(o.model)
     size = Size(budgets=tuple(o.budgets), calibration=o.calibration, held_out=o.held_out, repeats=o.repeats)
     fitted, shown = split(model, size)
-    calls = [model.call(*part, steps=STEPS) for part in batches(fitted)]
+    calls = [model.call(*part, steps=o.steps) for part in batches(fitted)]
     # Under a name of their own: schedules of other samples are not taken for theirs.
     keep = o.keep and o.keep / hashlib.sha256(json.dumps(fitted).encode()).hexdigest()[:8]
-    plans = schedules(model, calls, o.budgets, keep)
-    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), keep) if o.choose else []
+    plans = schedules(model, calls, o.budgets, keep, o.steps)
+    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), keep, o.steps) if o.choose else []
     if o.plan_only:
         return
     trial(model, (shown[0][:2], shown[1][:2]), 4, 1)  # warm-up
-    full = trial(model, shown, STEPS, max(3, o.repeats))
-    table = Table(model, shown, o.repeats, full)
-    table.add("full run", STEPS, lambda: full, STEPS)
+    full = trial(model, shown, o.steps, max(3, o.repeats))
+    table = Table(model, shown, o.repeats, full, o.steps)
+    table.add("full run", o.steps, lambda: full, o.steps)
     few_steps(table, o.budgets)
     for (method, budget), schedule in plans.items():
         table.plan(method, budget, schedule)
     if chosen:
         peers(table, model, chosen, shown, o.repeats)
-    table.save(o.out, o.model, circumstances(size))
+    table.save(o.out, circumstances(size))
 
 
 class Table:
     """Results as they come, printed at once."""
 
-    def __init__(self, model: DemoModel, shown: tuple[Sequence[str], Sequence[int]], repeats: int, full: Trial) -> None:
-        self.model, self.shown, self.repeats, self.full = model, shown, repeats, full
+    def __init__(
+        self, model: DemoModel, shown: tuple[Sequence[str], Sequence[int]], repeats: int, full: Trial, steps: int
+    ) -> None:
+        self.model, self.shown, self.repeats, self.full, self.steps = model, shown, repeats, full, steps
         self.results: list[Result] = []
 
     def add(self, method: str, budget: float, run: Callable[[], Trial], computed: float, note: str = "") -> None:
@@ -122,9 +129,11 @@ class Table:
         if isinstance(schedule, str):
             print(f"{method}, {budget}: {schedule}", flush=True)
             return
-        few = self.model.call(self.shown[0][:2], self.shown[1][:2], steps=STEPS)
-        computed = STEPS * estimate(self.model.pipe, schedule, **few).compute_fraction
-        self.add(method, budget, lambda: trial(self.model, self.shown, STEPS, self.repeats, schedule), computed, note)
+        few = self.model.call(self.shown[0][:2], self.shown[1][:2], steps=self.steps)
+        computed = self.steps * estimate(self.model.pipe, schedule, **few).compute_fraction
+        self.add(
+            method, budget, lambda: trial(self.model, self.shown, self.steps, self.repeats, schedule), computed, note
+        )
 
     def put(self, result: Result) -> None:
         self.results.append(result)
@@ -134,18 +143,23 @@ class Table:
             flush=True,
         )
 
-    def save(self, folder: Path, name: str, about: dict[str, Any]) -> None:
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
-        record = {"model": name, "circumstances": about, "rows": [asdict(r) for r in self.results]}
-        files.write(folder / f"methods-{name}.json", json.dumps(record, indent=2) + "\n")
-        write(self.results, folder, name)
-        write_front_page(folder)
-        plot_all(folder)
-        print(markdown(self.results))
+        found = Record(self.model.name, self.steps, about, self.results)
+        files.write(folder / f"methods-{found.name}.json", json.dumps(asdict(found), indent=2) + "\n")
+        write(found, folder)
+        write_pages(folder)
+        print(markdown(found))
 
 
-FRONT_PAGE = {"dit": "DiT, guided", "flux": "Flux"}  # the models of the README's table, in its order
-FRONT_PAGE_BUDGETS = (17, 8)
+def write_pages(folder: Path) -> None:
+    """Write what is made of all records in a folder: the README's table, the sections of the docs and the plot."""
+    write_front_page(folder)
+    write_sections(folder)
+    plot_all(folder)
+
+
+FRONT_PAGE_BUDGETS = {STEPS: (17, 8)}  # steps of the full run -> the rows of the README's table
 FRONT_PAGE_KINDS = ("fewer steps", "published methods", "cache-dit, diffusers")
 
 
@@ -155,43 +169,61 @@ def write_front_page(folder: Path) -> None:
         "| demo model | computed steps | speed-up | " + " | ".join(FRONT_PAGE_KINDS) + " | **diffcache, calibrated** |",
         "|---|---:|---:|" + "---:|" * len(FRONT_PAGE_KINDS) + "---:|",
     ]
-    for name, title in FRONT_PAGE.items():
-        path = folder / f"methods-{name}.json"
-        results = [Result(**row) for row in json.loads(path.read_text())["rows"]] if path.is_file() else []
-        for own in (r for r in results if r.method == OURS and r.budget in FRONT_PAGE_BUDGETS):
-            found = [at_equal_time(kind, results, own) for kind in FRONT_PAGE_KINDS]
+    for record in records(folder):
+        budgets = FRONT_PAGE_BUDGETS.get(record.steps, ())
+        for own in (r for r in record.rows if r.method == OURS and r.budget in budgets):
+            found = [at_equal_time(kind, record.rows, own) for kind in FRONT_PAGE_KINDS]
             cells = ["–" if db is None else f"{db:.1f}" for db in found]
             lines.append(
-                f"| {title} | {own.budget:g} of {STEPS} | {own.speedup:.1f}x | {' | '.join(cells)} "
-                f"| **{own.psnr_db:.1f}** |"
+                f"| {record.about.short} | {own.budget:g} of {record.steps} | {own.speedup:.1f}x "
+                f"| {' | '.join(cells)} | **{own.psnr_db:.1f}** |"
             )
     files.write(folder / "front-page.md", "\n".join(lines) + "\n")
+
+
+def write_sections(folder: Path) -> None:
+    """Write the parts of ``docs/benchmarks.md`` that have a section for each record."""
+    tables, differences = [], []
+    for record in records(folder):
+        about = record.about
+        steps = "" if record.steps == STEPS else f", {record.steps} steps"
+        title = f"# {about.title}: {about.task}, {about.sampler}, {about.guidance_words}{steps}"
+        budgets = sorted({r.budget for r in record.rows if r.method == OURS}, reverse=True)
+        command = f"python benchmarks/methods.py --model {record.model}"
+        if record.steps != STEPS:
+            command += f" --steps {record.steps} --budgets {' '.join(f'{budget:g}' for budget in budgets)}"
+        links = f"[{len(budgets)} budgets and all methods](methods-{record.name}.md)"
+        if (folder / f"evaluation-{record.name}.md").is_file():
+            links += f", [on 64 other pictures, with intervals and verdicts](evaluation-{record.name}.md)"
+        tables += [title, "", f"`{command}`; {links}.", "", summary(record), ""]
+        differences += [f"{about.short}{steps}, {about.guidance_words}:", "", *leads(record.rows), ""]
+    files.write(folder / "methods-sections.md", "\n".join(tables))
+    files.write(folder / "leads-sections.md", "\n".join(differences))
 
 
 def write_demo_psnr(folder: Path) -> None:
     """Write the file from which ``diffcache plan --list`` takes what schedulers reach on the demo models."""
     found: dict[str, dict[str, float]] = {}
-    for path in sorted(folder.glob("methods-*.json")):
-        record = json.loads(path.read_text())
-        rows = {row["method"]: row for row in record["rows"] if row["budget"] == DEMO_BUDGET}
-        own = found.setdefault(record["model"], {})
+    for record in (one for one in records(folder) if one.steps == STEPS):
+        rows = {row.method: row for row in record.rows if row.budget == DEMO_BUDGET}
+        own = found.setdefault(record.model, {})
         for method, (spec, correction) in PUBLISHED.items():
             name, row = spec.partition(":")[0], rows.get(method)
             if (
                 row is not None
-                and row["computed"] <= DEMO_BUDGET + 0.5
+                and row.computed <= DEMO_BUDGET + 0.5
                 and not (name in own or correction == "per channel")
             ):
-                own[name] = round(row["psnr_db"], 1)
+                own[name] = round(row.psnr_db, 1)
     text = json.dumps({"computed_steps": DEMO_BUDGET, "steps": STEPS, "psnr_db": found}, indent=1, sort_keys=True)
     files.write(Path(schedulers.__file__).parent / planning.DEMO_FILE, text + "\n")
 
 
-def write(results: Sequence[Result], folder: Path, name: str) -> None:
-    files.write(folder / f"methods-{name}.md", markdown(results) + "\n")
-    files.write(folder / f"summary-{name}.md", summary(results) + "\n")
-    files.write(folder / f"leads-{name}.md", "\n".join(leads(results)) + "\n")
-    plot(results, name, folder / f"methods-{name}.png")
+def write(record: Record, folder: Path) -> None:
+    files.write(folder / f"methods-{record.name}.md", markdown(record) + "\n")
+    files.write(folder / f"summary-{record.name}.md", summary(record) + "\n")
+    files.write(folder / f"leads-{record.name}.md", "\n".join(leads(record.rows)) + "\n")
+    plot(record, folder / f"methods-{record.name}.png")
 
 
 def few_steps(table: Table, budgets: Sequence[int]) -> None:
@@ -211,16 +243,17 @@ def few_steps(table: Table, budgets: Sequence[int]) -> None:
 
 
 def schedules(
-    model: DemoModel, calls: Sequence[dict[str, Any]], budgets: Sequence[int], keep: Path | None
+    model: DemoModel, calls: Sequence[dict[str, Any]], budgets: Sequence[int], keep: Path | None, steps: int = STEPS
 ) -> dict[tuple[str, int], CacheSchedule | Rule | str]:
     """Of every method at every budget, or the reason why there is none."""
     found: dict[tuple[str, int], CacheSchedule | Rule | str] = {}
     profile: Profile | None = None
     calibration: Calibration | None = None
     for budget in budgets:
-        found[AUTO, budget] = auto(budget)
+        found[AUTO, budget] = auto(budget, steps)
         for method in [*PUBLISHED, OURS]:
-            path = keep / f"{model.name}-{budget}-{method.replace(' ', '-')}.safetensors" if keep else None
+            file = f"{named(model.name, steps)}-{budget}-{method.replace(' ', '-')}.safetensors"
+            path = keep / file if keep else None
             if path is not None and path.is_file():
                 found[method, budget] = CacheSchedule.load(path)
                 continue
@@ -246,13 +279,15 @@ def auto(budget: int, steps: int = STEPS) -> Rule:
     return Rule("auto", options={"speedup": math.ceil(1e6 * steps / budget) / 1e6})
 
 
-def choice(model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep: Path | None) -> list[Peer]:
+def choice(
+    model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep: Path | None, steps: int = STEPS
+) -> list[Peer]:
     """The peers' settings that are best at some amount of work on these pictures."""
-    path = keep / f"{model.name}-peers.json" if keep else None
+    path = keep / f"{named(model.name, steps)}-peers.json" if keep else None
     if path is not None and path.is_file():
         names = [tuple(name) for name in json.loads(path.read_text())]
         return [p for p in PEERS if (p.package, p.name, p.setting) in names]
-    chosen = behind(frontier(measure_peers(model, *pictures, repeats=0)))
+    chosen = behind(frontier(measure_peers(model, *pictures, repeats=0, steps=steps)))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, json.dumps([(p.package, p.name, p.setting) for p in chosen]))
@@ -285,7 +320,7 @@ def peers(
     shown: tuple[Sequence[str], Sequence[int]],
     repeats: int,
 ) -> None:
-    for row in measure_peers(model, *shown, repeats=repeats, peers=chosen):
+    for row in measure_peers(model, *shown, repeats=repeats, steps=table.steps, peers=chosen):
         if row.computed is None or row.psnr_db is None or row.speedup is None or row.ssim is None:
             print(f"{row.package} {row.name} {row.setting}: {row.failed}", flush=True)
             continue
@@ -303,8 +338,9 @@ def peers(
         )
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(record: Record) -> str:
     """By budget; peers' settings stand with the budget next above the work they do."""
+    results = record.rows
     budgets = sorted({r.budget for r in results if r.method == OURS}, reverse=True)
     lines = [
         "| method | computed steps | sampling speed-up | PSNR (dB) | worst tenth | SSIM |",
@@ -318,13 +354,19 @@ def markdown(results: Sequence[Result]) -> str:
             name += f" ({r.note})" if ": " in r.method else ""
             low = "–" if np.isnan(r.psnr_low_db) else f"{r.psnr_low_db:.1f}"
             lines.append(
-                f"| {name} | {r.computed:.1f} of {STEPS} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} | {r.ssim:.4f} |"
+                f"| {name} | {r.computed:.1f} of {record.steps} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} "
+                f"| {r.ssim:.4f} |"
             )
     return "\n".join([*lines, "", *leads(results)])
 
 
-def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8)) -> str:
+SUMMARY_BUDGETS = {STEPS: (25, 17, 12, 8)}  # steps of the full run -> budgets; all of them where none are named
+
+
+def summary(record: Record) -> str:
     """What a reader wants first: plain alternatives, the best published rule, the best peer in about the time, ours."""
+    results = record.rows
+    budgets = SUMMARY_BUDGETS.get(record.steps) or sorted({r.budget for r in results if r.method == OURS}, reverse=True)
     lines = [
         "| computed steps | method | sampling speed-up | PSNR (dB) | worst tenth | SSIM |",
         "|---:|---|---:|---:|---:|---:|",
@@ -343,7 +385,8 @@ def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8
             name += f" ({r.note})" if ": " in r.method else ""
             low = "–" if np.isnan(r.psnr_low_db) else f"{r.psnr_low_db:.1f}"
             lines.append(
-                f"| {r.computed:.1f} of {STEPS} | {name} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} | {r.ssim:.4f} |"
+                f"| {r.computed:.1f} of {record.steps} | {name} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} "
+                f"| {r.ssim:.4f} |"
             )
     return "\n".join(lines)
 

@@ -60,7 +60,7 @@ class Shown:
             return self.pipe(**call).images, work
 
     def with_peer(self, peer):
-        with peer.on(self.pipe, STEPS):
+        with peer.on(self.pipe, STEPS, separate_cfg=self.model.about.separate_cfg):
             return self.run()
 
 
@@ -72,6 +72,11 @@ def flux():
 @pytest.fixture(scope="module")
 def dit():
     return Shown("dit")
+
+
+@pytest.fixture(scope="module")
+def guided():
+    return Shown("flux-guided")
 
 
 def ident(peer):
@@ -112,6 +117,30 @@ def test_a_peer_skips_on_dit_and_comes_off(dit, peer):
     again, work = dit.run()
     assert same(again, dit.full)
     assert work == dit.work
+
+
+BY_BRANCH = [
+    p for name, p in ONE_OF_EACH.items() if name not in ("PAB", "FasterCache")
+]  # these keep one state for both
+
+
+@pytest.mark.parametrize("peer", BY_BRANCH, ids=ident)
+def test_a_peer_keeps_the_branches_of_guidance_apart(guided, peer):
+    """If the branches shared a state, one would get outputs of the other, and guidance would lose its effect."""
+    images, work = guided.with_peer(peer)
+    assert work.computed(guided.work, STEPS) < STEPS
+    unguided = guided.pipe(
+        **guided.model.call(guided.model.subjects[:1], [1], steps=STEPS, output_type="latent", true_cfg_scale=1.0)
+    ).images
+    full = torch.as_tensor(guided.full)
+    assert (torch.as_tensor(images) - full).norm() < (torch.as_tensor(unguided) - full).norm()
+    again, work = guided.run()
+    assert same(again, guided.full)
+    assert work == guided.work
+
+
+def test_magcache_is_calibrated_on_the_guided_model_by_branch():
+    assert df.magnitudes("flux", True, STEPS) != df.magnitudes("flux", False, STEPS)
 
 
 @pytest.mark.parametrize("peer", NEVER, ids=ident)
@@ -159,7 +188,7 @@ def test_a_layer_whose_forward_was_replaced_is_not_counted(flux):
 
 
 def test_rows_report_peers_that_do_not_run(flux):
-    def broken(pipe, steps):
+    def broken(pipe, steps, separate_cfg):
         raise RuntimeError("no such model\nand more")
 
     bad = replace(cd.dbcache(0.9), name="Broken", switch=broken)
