@@ -74,9 +74,7 @@ def main() -> None:
         again(o.out)
         return
     if not 0 < min(o.budgets) <= max(o.budgets) < o.steps:
-        args.error(
-            f"--budgets {o.budgets} was given; allowed: 1 to {o.steps - 1}, below the {o.steps} steps of --steps"
-        )
+        args.error(f"--budgets {o.budgets} was given; allowed: 1 to {o.steps - 1}, fewer than --steps")
     model = load(o.model)
     size = Size(budgets=tuple(o.budgets), calibration=o.calibration, held_out=o.held_out, repeats=o.repeats)
     fitted, shown = split(model, size)
@@ -196,7 +194,7 @@ def write_sections(folder: Path) -> None:
         if (folder / f"evaluation-{record.name}.md").is_file():
             links += f", [on 64 other pictures, with intervals and verdicts](evaluation-{record.name}.md)"
         tables += [title, "", f"`{command}`; {links}.", "", summary(record), ""]
-        differences += [f"{about.short}{steps}, {about.guidance_words}:", "", *leads(record.rows), ""]
+        differences += [f"{about.title}, {about.guidance_words}{steps}:", "", *leads(record.rows), ""]
     files.write(folder / "methods-sections.md", "\n".join(tables))
     files.write(folder / "leads-sections.md", "\n".join(differences))
 
