@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class About:
     task: str
     network: str
     sampler: str
-    guidance: Mapping[str, float] = field(default_factory=dict)
+    guidance: dict[str, float] = field(default_factory=dict)
 
     @property
     def separate_cfg(self) -> bool:
@@ -56,7 +56,7 @@ class About:
         return f"{self.title}, guided" if self.guidance else self.title
 
 
-_FLUX: dict[str, str] = {
+_FLUX: dict[str, Any] = {
     "family": "flux",
     "title": "Flux",
     "task": "text to picture",
@@ -114,6 +114,7 @@ class DemoModel:
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         common = {"num_inference_steps": steps, "generator": generators, "output_type": "np"}
+        own: dict[str, Any]
         if self.encoder is not None:
             embeds, pooled = self.encoder(subjects)
             own = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "height": SIZE, "width": SIZE}
