@@ -124,19 +124,31 @@ BY_BRANCH = [
 ]  # these keep one state for both
 
 
-@pytest.mark.parametrize("peer", BY_BRANCH, ids=ident)
-def test_a_peer_keeps_the_branches_of_guidance_apart(flux, guided, peer):
-    """If both branches get the same prompt, guidance changes nothing, unless a branch gets outputs of the other."""
+def with_one_prompt(guided, peer):
+    """Return the result and the work of a guided run in which both branches get the same prompt."""
     call = guided.model.call(guided.model.subjects[:1], [1], steps=STEPS, output_type="latent")
     same_prompt = {f"negative_{name}": call[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
     with peer.on(guided.pipe, STEPS, separate_cfg=True), counted(guided.pipe.transformer) as work:
-        images = guided.pipe(**call | same_prompt).images
+        return guided.pipe(**call | same_prompt).images, work
+
+
+@pytest.mark.parametrize("peer", BY_BRANCH, ids=ident)
+def test_a_peer_keeps_the_branches_of_guidance_apart(flux, guided, peer):
+    """If both branches get the same prompt, guidance changes nothing, unless a branch gets outputs of the other."""
+    images, work = with_one_prompt(guided, peer)
     unguided, once = flux.with_peer(peer)
     assert work.calls == {layer: 2 * calls for layer, calls in once.calls.items()}
     assert same(images, unguided)
     again, work = guided.run()
     assert same(again, guided.full)
     assert work == guided.work
+
+
+@pytest.mark.parametrize("name", ["PAB", "FasterCache"])
+def test_one_state_for_both_branches_is_noticed(flux, guided, name):
+    images, work = with_one_prompt(guided, ONE_OF_EACH[name])
+    unguided, once = flux.with_peer(ONE_OF_EACH[name])
+    assert work.calls != {layer: 2 * calls for layer, calls in once.calls.items()} or not same(images, unguided)
 
 
 def test_magcache_is_calibrated_on_the_guided_model_by_branch():
