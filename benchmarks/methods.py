@@ -190,7 +190,7 @@ def write_sections(folder: Path) -> None:
         command = f"python benchmarks/methods.py --model {record.model}"
         if record.steps != STEPS:
             command += f" --steps {record.steps} --budgets {' '.join(f'{budget:g}' for budget in budgets)}"
-        links = f"[{len(budgets)} budgets and all methods](methods-{record.name}.md)"
+        links = f"[all budgets and methods](methods-{record.name}.md)"
         if (folder / f"evaluation-{record.name}.md").is_file():
             links += f", [on 64 other pictures, with intervals and verdicts](evaluation-{record.name}.md)"
         tables += [title, "", f"`{command}`; {links}.", "", summary(record), ""]

@@ -42,7 +42,8 @@ STYLES: dict[str, tuple[str, Any]] = {
 TICKS = (2, 3, 4, 5, 6, 8)
 NAMED_AT = (17, 12, 8)  # budgets by which the methods to emphasise are chosen; all budgets where there is none of these
 LOW, HIGH = 1.6, 8.8  # speed-ups: what hardly saves anything, and the full run itself, would squeeze the rest
-EARLY = 5.5  # a line that ends at a lower speed-up has its name at its end, not at the right
+RIGHT = 1.1  # of our largest speed-up: where the lines end, if this is less than HIGH
+EARLY = 0.625  # of where the lines end: a line that ends at a lower speed-up has its name at its end, not at the right
 NAME_SIZE = 10  # points
 COLUMNS = 2  # of panels. With more, the text is too small in a README
 
@@ -153,13 +154,14 @@ def _panel(axes: Any, record: Record) -> None:
     results, about = record.rows, record.about
     groups = lines_of(results)
     emphasised = named(results)
-    own = [r for r in groups[OURS] if r.speedup < HIGH]
-    lines = {m: [r for r in groups[m] if LOW < r.speedup < HIGH] for m in best_variants(groups).values()}
+    high = min(HIGH, RIGHT * max(r.speedup for r in groups[OURS]))
+    own = [r for r in groups[OURS] if r.speedup < high]
+    lines = {m: [r for r in groups[m] if LOW < r.speedup < high] for m in best_variants(groups).values()}
     lines = {m: rows for m, rows in lines.items() if rows}
     shown = [r for rows in (*lines.values(), own) for r in rows]
     bottom, top = min(r.psnr_db for r in shown) - 1.5, max(r.psnr_db for r in own) + 2
     bottom -= (top - bottom) / 25  # a name below the lowest end
-    axes.set(xscale="log", xlim=(LOW, 29), ylim=(bottom, top))
+    axes.set(xscale="log", xlim=(LOW, 3.3 * high), ylim=(bottom, top))
     ends = [("diffcache", OWN, own[-1])]
     for method, rows in lines.items():
         strong = method in emphasised
@@ -169,7 +171,7 @@ def _panel(axes: Any, record: Record) -> None:
             marker="o", linewidth=1.9 if strong else 1, markersize=4.5 if strong else 2, zorder=3 if strong else 1,
             label=_short(method),
         )  # fmt: skip
-        if rows[-1].speedup < EARLY:
+        if rows[-1].speedup < EARLY * high:
             axes.annotate(
                 _short(method), (rows[-1].speedup, rows[-1].psnr_db), (0, -4), textcoords="offset points",
                 color=colour, fontsize=NAME_SIZE, va="top", ha="left" if rows[-1].speedup < TICKS[0] else "center",
@@ -183,7 +185,8 @@ def _panel(axes: Any, record: Record) -> None:
     axes.plot(
         speeds, [r.psnr_db for r in own], "o-", color=OWN, linewidth=2.8, markersize=6, zorder=4, label="diffcache"
     )
-    axes.set_xticks(TICKS, [f"{t}x" for t in TICKS], minor=False)
+    ticks = [t for t in TICKS if t < high]
+    axes.set_xticks(ticks, [f"{t}x" for t in ticks], minor=False)
     axes.minorticks_off()
     axes.tick_params(labelsize=10.5, color=MUTED, labelcolor=INK, length=3)
     axes.set_xlabel("speed-up of the sampling loop", fontsize=10.5, color=INK, loc="left")
@@ -194,19 +197,19 @@ def _panel(axes: Any, record: Record) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
-    _names(axes, ends, (top - bottom) / 26)
+    _names(axes, ends, (top - bottom) / 26, high)
 
 
-def _names(axes: Any, ends: list[tuple[str, str, Result]], apart: float) -> None:
-    """Write the names of lines at the right, at least ``apart`` dB from each other, each with a line to its end."""
+def _names(axes: Any, ends: list[tuple[str, str, Result]], apart: float, high: float) -> None:
+    """Write the names of lines right of ``high``, ``apart`` dB or more from each other, each with a line to its end."""
     ends.sort(key=lambda end: end[2].psnr_db)
     lowest, highest = axes.get_ylim()
     heights = spread([end[2].psnr_db for end in ends], apart, lowest + apart / 2, highest - apart / 2)
     for (method, colour, last), height in zip(ends, heights, strict=True):
         weight = "bold" if method == "diffcache" else "normal"
-        at = [last.speedup, HIGH * 0.99, HIGH * 1.22, HIGH * 1.25]
+        at = [last.speedup, high * 0.99, high * 1.22, high * 1.25]
         axes.plot(at, [last.psnr_db, last.psnr_db, height, height], color=colour, lw=0.8, ls=":", label="_leader")
-        axes.text(HIGH * 1.27, height, _short(method), color=colour, fontsize=NAME_SIZE, va="center", weight=weight)
+        axes.text(high * 1.27, height, _short(method), color=colour, fontsize=NAME_SIZE, va="center", weight=weight)
 
 
 def spread(wanted: Sequence[float], apart: float, lowest: float, highest: float) -> list[float]:

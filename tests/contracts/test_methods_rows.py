@@ -107,7 +107,7 @@ def test_every_record_has_a_section_with_its_command(folder: Path) -> None:
         "# Flux: text to picture, Euler, no guidance, 28 steps",
         "# Flux: text to picture, Euler, true classifier-free guidance 5",
     ]
-    assert "`python benchmarks/methods.py --model flux --steps 28 --budgets 12 10 8 6`; [4 budgets" in text
+    assert "`python benchmarks/methods.py --model flux --steps 28 --budgets 12 10 8 6`; [all budgets" in text
     assert (folder / "leads-sections.md").read_text().count("Lead of `optimize`") == len(headings)
 
 
