@@ -154,7 +154,8 @@ def _panel(axes: Any, record: Record) -> None:
     results, about = record.rows, record.about
     groups = lines_of(results)
     emphasised = named(results)
-    high = min(HIGH, RIGHT * max(r.speedup for r in groups[OURS]))
+    speeds = [r.speedup for r in groups[OURS]]
+    high = max(min(HIGH, RIGHT * max(speeds)), RIGHT * min(speeds))  # with one of our results at least
     own = [r for r in groups[OURS] if r.speedup < high]
     lines = {m: [r for r in groups[m] if LOW < r.speedup < high] for m in best_variants(groups).values()}
     lines = {m: rows for m, rows in lines.items() if rows}

@@ -29,7 +29,7 @@ STEPS = 50
 COMPARED = 4  # pictures in a timed call
 BEST_PUBLISHED = {  # at 8 of 50 steps, in benchmarks/results/summary-<model>.md
     "flux": ("TaylorSeer", "taylorseer:order=1"),
-    "flux-guided": ("TaylorSeer", "taylorseer:order=1"),
+    "flux-guided": ("CacheQuant DPS", "cachequant"),
     "dit": ("MeanCache", "meancache"),
 }
 

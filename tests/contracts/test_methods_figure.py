@@ -63,6 +63,12 @@ def test_every_line_has_a_name_and_no_name_hides_anything() -> None:
         assert faults(made) == []
 
 
+def test_a_record_with_large_speed_ups_alone_is_drawn() -> None:
+    rows = [dataclasses.replace(row, speedup=10 * row.speedup) for row in FLUX.rows if row.method == "optimize"]
+    made = figure(dataclasses.replace(FLUX, rows=rows))
+    assert [text.get_text() for text in made.axes[0].texts] == ["diffcache"]
+
+
 def test_a_name_in_a_wrong_place_is_noticed() -> None:
     made = figure()
     first, second = made.axes[0].texts[-2:]
