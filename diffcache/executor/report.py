@@ -86,16 +86,15 @@ class Report:
 
     @property
     def planned(self) -> tuple[Row, ...]:
-        """Return the rows that the table shows: those of sites that the schedule plans, in the order of the schedule.
+        """Return the rows that the table shows: those of sites that the schedule plans.
 
         A network of which sites inside are predicted is always called, so the row of its ``model`` site would state
         forwards as computed of which parts were predicted. It is in ``rows`` only.
         """
         if self.schedule is None:
             return self.rows
-        order = [(name, site) for name, plan in self.schedule.denoisers.items() for site in plan.sites]
-        found = [row for row in self.rows if (row.denoiser, row.site) in order]
-        return tuple(sorted(found, key=lambda row: (order.index((row.denoiser, row.site)), row.branch)))
+        sites = {(name, site) for name, plan in self.schedule.denoisers.items() for site in plan.sites}
+        return tuple(row for row in self.rows if (row.denoiser, row.site) in sites)
 
     def __repr__(self) -> str:
         if not self.runs:
