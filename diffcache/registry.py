@@ -88,7 +88,7 @@ def options(spec: str, rest: str) -> dict[str, Any]:
 
 
 def naming(package: str, method: str) -> tuple[str, ...]:
-    """Return the names of the modules of a folder whose ``SOURCE`` contains the name of a method.
+    """Return the names of the modules of a folder that have the name of a method in ``SOURCE``.
 
     Case, spaces and signs do not count: ``"fastdllm"`` is in "Wu et al. 2025, Fast-dLLM". Each word is compared whole,
     and also with the words after it.
