@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -270,11 +269,8 @@ def schedules(
 
 
 def auto(budget: int, steps: int = STEPS) -> Rule:
-    """Return the rule of ``accelerate(pipe, "auto:speedup=…")`` that computes ``budget`` steps.
-
-    The speed-up is rounded up: ``auto`` rounds the number of steps up, and the nearest float may be too low.
-    """
-    return Rule("auto", options={"speedup": math.ceil(1e6 * steps / budget) / 1e6})
+    """Return the rule of ``accelerate(pipe, "auto:speedup=…")`` that computes ``budget`` steps."""
+    return Rule("auto", options={"speedup": steps / budget})
 
 
 def choice(

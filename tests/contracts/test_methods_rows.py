@@ -19,7 +19,7 @@ from method_results import RESULTS, Record
 
 from diffcache.assets import NAMES
 from diffcache.demo.run import STEPS
-from diffcache.schedulers import Grid, Rule, function, parse_spec
+from diffcache.schedulers import Grid, Rule, auto, function, parse_spec
 
 BUDGETS = range(4, STEPS + 1)
 GRID = Grid(np.linspace(1000.0, 1.0, STEPS))
@@ -42,10 +42,10 @@ def test_auto_computes_as_many_steps_as_its_row_states() -> None:
     assert [computed(methods.auto(budget)) for budget in BUDGETS] == list(BUDGETS)
 
 
-def test_a_speedup_that_is_not_rounded_computes_too_many() -> None:
+def test_a_rule_that_does_not_allow_for_rounding_computes_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above compares something."""
-    plain = [computed(Rule("auto", options={"speedup": STEPS / budget})) for budget in BUDGETS]
-    assert plain != list(BUDGETS)
+    monkeypatch.setattr(auto, "ROUNDING", 0.0)
+    assert [computed(methods.auto(budget)) for budget in BUDGETS] != list(BUDGETS)
 
 
 def test_every_row_has_a_style_in_the_figure() -> None:
