@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py --model flux
     python benchmarks/ablation.py --model dit
+    python benchmarks/ablation.py --model flux-guided
 
 PSNR of the final state against the full run, on held-out subjects and seeds. Prints the tables and writes
 ``results/ablation-<model>.md`` and ``.json``. Sites inside the denoiser stand beside the whole one at several budgets,
@@ -228,9 +229,9 @@ def elsewhere(
     both("where it was made for, held out", schedule, held_reuse, calls(model, shown))
     seeds = [seed + 500_000 for seed in fitted[1][: len(shown[1])]]
     both("calibration subjects, other seeds", schedule, held_reuse, calls(model, (fitted[0][: len(seeds)], seeds)))
-    if model.encoder is None:
-        for scale in (2.0, 6.0):
-            both(f"guidance {scale:g}", schedule, held_reuse, calls(model, shown, guidance_scale=scale))
+    for argument, scale in model.about.guidance.items():
+        for other in (scale / 2, scale * 1.5):
+            both(f"guidance {other:g}", schedule, held_reuse, calls(model, shown, **{argument: other}))
     for steps in (40, 60):
         some = calls(model, shown, steps=steps)
         grid = grid_of(model, some[0])

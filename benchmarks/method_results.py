@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from diffcache.assets import MODELS, About
+from diffcache.demo.run import STEPS
+from diffcache.documents import files
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "optimize"
@@ -81,3 +87,54 @@ class Result:
     def row(self) -> dict[str, Any]:
         """Return the row of a record. ``ran_on`` is left out where it is None."""
         return {name: value for name, value in asdict(self).items() if name != "ran_on" or value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The results on one demo model at one number of steps.
+
+    Attributes:
+        model: The name of the demo model.
+        steps: Steps of the full run.
+        circumstances: The size, the versions and the machine.
+        rows: The results.
+    """
+
+    model: str
+    steps: int
+    circumstances: dict[str, Any]
+    rows: Sequence[Result]
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Return the record in a file. Files without a number of steps are of 50 steps."""
+        found = json.loads(path.read_text())
+        rows = [Result(**row) for row in found["rows"]]
+        return cls(found["model"], found.get("steps", STEPS), found["circumstances"], rows)
+
+    def save(self, folder: Path) -> None:
+        """Write the file of the record in a folder."""
+        rows = [result.row() for result in self.rows]
+        found = {"model": self.model, "steps": self.steps, "circumstances": self.circumstances, "rows": rows}
+        files.write(folder / f"methods-{self.name}.json", json.dumps(found, indent=2) + "\n")
+
+    @property
+    def name(self) -> str:
+        """The end of the names of its files: the model, and the number of steps unless it is 50."""
+        return named(self.model, self.steps)
+
+    @property
+    def about(self) -> About:
+        """What the model is."""
+        return MODELS[self.model]
+
+
+def named(model: str, steps: int) -> str:
+    """Return the end of the names of files about a demo model at a number of steps."""
+    return model if steps == STEPS else f"{model}-{steps}"
+
+
+def records(folder: Path) -> list[Record]:
+    """Return the records in a folder by model, those of 50 steps first."""
+    found = [Record.load(path) for path in folder.glob("methods-*.json")]
+    return sorted(found, key=lambda one: (one.model, one.steps != STEPS, -one.steps))

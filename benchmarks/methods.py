@@ -2,16 +2,19 @@
 
     python benchmarks/methods.py --model flux
     python benchmarks/methods.py --model dit
+    python benchmarks/methods.py --model flux-guided
+    python benchmarks/methods.py --model flux --steps 28 --budgets 14 10 7
     python benchmarks/methods.py --model dit --only ZEUS "DyWeight, trained as long as optimize"
 
-Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``, and ``results/fidelity.png`` of both
-models. Every row is compared with the full run of the same pictures; speed-ups are of the sampling loop. Peers decide
-how much they compute by thresholds: settings that no other of the same package beats are chosen on other pictures than
-the table is made of.
+Prints the table and writes ``results/methods-<model>.md``, ``.json`` and ``.png``, and ``results/fidelity.png`` of all
+models. Results of another number of steps than 50 lie in ``results/methods-<model>-<steps>.*``. Every row is
+compared with the full run of the same pictures; speed-ups are of the sampling loop. Peers decide how much they compute
+by thresholds: settings that no other of the same package beats are chosen on other pictures than the table is made of.
 
 The rows of trained solvers and of the search with real runs cost the most. ``--without-costly`` leaves them out, and
-``--only`` makes the rows of the named methods and puts them into the record. The full run is then made anew, as the
-reference of the new rows. A row names its machine if that is not the machine of the record.
+``--only`` makes the rows of the named methods and puts them into the record of the model and the number of steps. The
+full run is then made anew, as the reference of the new rows. A row names its machine if that is not the machine of the
+record.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +38,10 @@ from method_results import (
     RESULTS,
     SEARCHED,
     TRAINED,
+    Record,
     Result,
+    named,
+    records,
     selectable,
 )
 from methods_figure import plot, plot_all
@@ -66,21 +71,24 @@ DEMO_BUDGET = 12  # of STEPS, for `diffcache plan --list`
 
 def again(folder: Path) -> None:
     """The tables and plots of records that lie in ``folder``, written anew."""
-    for path in sorted(folder.glob("methods-*.json")):
-        record = json.loads(path.read_text())
-        write([Result(**row) for row in record["rows"]], folder, record["model"])
-    write_front_page(folder)
-    plot_all(folder)
+    for record in records(folder):
+        write(record, folder)
+    write_pages(folder)
     write_demo_psnr(folder)
 
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--model", choices=NAMES, default="flux")
-    args.add_argument("--budgets", type=int, nargs="+", help="default: 25 17 12 10 8 6, or those of the record")
+    args.add_argument("--steps", type=int, default=STEPS, help=f"steps of the full run; default: {STEPS}")
+    args.add_argument(
+        "--budgets", type=int, nargs="+", help="computed steps; default: 25 17 12 10 8 6, or those of the record"
+    )
     args.add_argument("--calibration", type=int, help="pictures to calibrate on; default: 32, or as in the record")
     args.add_argument("--held-out", type=int, help="pictures to compare on; default: 32, or as in the record")
-    args.add_argument("--repeats", type=int, help="timed runs of every method; default: 1, or as in the record")
+    args.add_argument(
+        "--repeats", type=int, help="timed runs, of which the median counts; default: 1, or as in the record"
+    )
     args.add_argument("--choose", type=int, default=8, help="pictures that peers' settings are chosen on; 0: no peers")
     args.add_argument("--out", type=Path, default=RESULTS)
     args.add_argument("--keep", type=Path, help="folder for schedules and choices: what lies there is not made again")
@@ -94,30 +102,31 @@ def main() -> None:
     if o.again:
         again(o.out)
         return
-    record: dict[str, Any] = {}
+    record: Record | None = None
     if o.only:
-        path = o.out / f"methods-{o.model}.json"
+        path = o.out / f"methods-{named(o.model, o.steps)}.json"
         if not path.is_file():
             args.error(f"--only adds rows to a record, and {path} does not exist; run without --only first")
-        record = json.loads(path.read_text())
-    size = size_of(o, record["circumstances"]["size"] if record else {}, args.error)
+        record = Record.load(path)
+    size = size_of(o, record.circumstances["size"] if record else {}, args.error)
     wanted = o.only or [name for name in selectable() if name not in COSTLY or not o.without_costly]
     model = load(o.model)
     fitted, shown = split(model, size)
-    calls = [model.call(*part, steps=STEPS) for part in batches(fitted)]
+    calls = [model.call(*part, steps=o.steps) for part in batches(fitted)]
     # Under a name of their own: schedules of other samples are not taken for theirs.
     keep = o.keep and o.keep / hashlib.sha256(json.dumps(fitted).encode()).hexdigest()[:8]
-    optimized = Optimized(model, calls, keep)
-    plans = schedules(model, calls, size.budgets, keep, wanted, optimized)
-    solvers = solvers_of(model, calls, size.budgets, keep, wanted, optimized)
-    chosen = choice(model, (fitted[0][-o.choose :], fitted[1][-o.choose :]), keep) if o.choose and not o.only else []
+    optimized = Optimized(model, calls, o.steps, keep)
+    plans = schedules(optimized, size.budgets, wanted)
+    solvers = solvers_of(optimized, size.budgets, wanted)
+    last = fitted[0][-o.choose :], fitted[1][-o.choose :]
+    chosen = choice(model, last, keep, o.steps) if o.choose and not o.only else []
     if o.plan_only:
         return
     trial(model, (shown[0][:2], shown[1][:2]), 4, 1)  # warm-up
-    full = trial(model, shown, STEPS, max(3, size.repeats))
-    table = Table(model, shown, size.repeats, full)
+    full = trial(model, shown, o.steps, max(3, size.repeats))
+    table = Table(model, shown, size.repeats, full, o.steps)
     if not o.only:
-        table.add("full run", STEPS, lambda: full, STEPS)
+        table.add("full run", o.steps, lambda: full, o.steps)
     if FEWER in wanted:
         few_steps(table, size.budgets)
     for (method, budget), made in plans.items():
@@ -126,7 +135,7 @@ def main() -> None:
         table.solver(method, budget, solver)
     if chosen:
         peers(table, model, chosen, shown, size.repeats)
-    table.save(o.out, o.model, record or {"circumstances": circumstances(size)})
+    table.save(o.out, record or Record(model.name, o.steps, circumstances(size), []))
 
 
 def size_of(o: argparse.Namespace, recorded: Mapping[str, Any], error: Callable[[str], Any]) -> Size:
@@ -135,7 +144,7 @@ def size_of(o: argparse.Namespace, recorded: Mapping[str, Any], error: Callable[
     Args:
         o: The options.
         recorded: The size of the record that rows are added to. Its pictures must be the same. Empty: there is none.
-        error: Called with a message if they are not.
+        error: Called with a message if they are not, or if a budget is not less than the number of steps.
     """
     own = {"budgets": [25, 17, 12, 10, 8, 6], "calibration": 32, "held_out": 32, "repeats": 1}
     found = {name: recorded.get(name, value) for name, value in own.items()}
@@ -145,6 +154,9 @@ def size_of(o: argparse.Namespace, recorded: Mapping[str, Any], error: Callable[
             option = "--" + name.replace("_", "-")
             error(f"{option} is {asked}, and the record has {found[name]}; leave the option out with --only")
         found[name] = found[name] if asked is None else asked
+    if not 0 < min(found["budgets"]) <= max(found["budgets"]) < o.steps:
+        words = " ".join(str(budget) for budget in found["budgets"])
+        error(f"--budgets is {words}; allowed: 1 to {o.steps - 1}, fewer than --steps")
     return Size(**found | {"budgets": tuple(found["budgets"])})
 
 
@@ -157,8 +169,10 @@ def merged(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
 class Table:
     """Results as they come, printed at once."""
 
-    def __init__(self, model: DemoModel, shown: tuple[Sequence[str], Sequence[int]], repeats: int, full: Trial) -> None:
-        self.model, self.shown, self.repeats, self.full = model, shown, repeats, full
+    def __init__(
+        self, model: DemoModel, shown: tuple[Sequence[str], Sequence[int]], repeats: int, full: Trial, steps: int
+    ) -> None:
+        self.model, self.shown, self.repeats, self.full, self.steps = model, shown, repeats, full, steps
         self.results: list[Result] = []
 
     def add(self, method: str, budget: float, run: Callable[[], Trial], computed: float, note: str = "") -> None:
@@ -182,9 +196,11 @@ class Table:
         if isinstance(schedule, str):
             print(f"{method}, {budget}: {schedule}", flush=True)
             return
-        few = self.model.call(self.shown[0][:2], self.shown[1][:2], steps=STEPS)
-        computed = STEPS * estimate(self.model.pipe, schedule, **few).compute_fraction
-        self.add(method, budget, lambda: trial(self.model, self.shown, STEPS, self.repeats, schedule), computed, note)
+        few = self.model.call(self.shown[0][:2], self.shown[1][:2], steps=self.steps)
+        computed = self.steps * estimate(self.model.pipe, schedule, **few).compute_fraction
+        self.add(
+            method, budget, lambda: trial(self.model, self.shown, self.steps, self.repeats, schedule), computed, note
+        )
 
     def solver(self, method: str, budget: int, made: Trained) -> None:
         """A solver with trained coefficients, in place of the pipeline's noise scheduler."""
@@ -203,30 +219,32 @@ class Table:
             flush=True,
         )
 
-    def save(self, folder: Path, name: str, record: Mapping[str, Any]) -> None:
-        """Write the rows, and those of ``record`` that they do not replace.
+    def save(self, folder: Path, record: Record) -> None:
+        """Write a record with the new rows, and what is made of all records in its folder.
 
         Args:
             folder: The folder of the records.
-            name: The name of the model.
-            record: The circumstances, and the rows that stay, if any.
+            record: The circumstances, and the rows that stay unless a new one replaces them.
         """
         folder.mkdir(exist_ok=True)
-        about, here = record["circumstances"], machine()
-        elsewhere = here if any(about.get(key) != value for key, value in here.items()) else None
-        results = merged(
-            [Result(**row) for row in record.get("rows", [])], [replace(r, ran_on=elsewhere) for r in self.results]
-        )
-        text = json.dumps({"model": name, "circumstances": about, "rows": [r.row() for r in results]}, indent=2)
-        files.write(folder / f"methods-{name}.json", text + "\n")
-        write(results, folder, name)
-        write_front_page(folder)
-        plot_all(folder)
-        print(markdown(results))
+        here = machine()
+        elsewhere = here if any(record.circumstances.get(key) != value for key, value in here.items()) else None
+        rows = merged(record.rows, [replace(r, ran_on=elsewhere) for r in self.results])
+        found = replace(record, rows=rows)
+        found.save(folder)
+        write(found, folder)
+        write_pages(folder)
+        print(markdown(found))
 
 
-FRONT_PAGE = {"dit": "DiT, guided", "flux": "Flux"}  # the models of the README's table, in its order
-FRONT_PAGE_BUDGETS = (17, 8)
+def write_pages(folder: Path) -> None:
+    """Write what is made of all records in a folder: the README's table, the sections of the docs and the plot."""
+    write_front_page(folder)
+    write_sections(folder)
+    plot_all(folder)
+
+
+FRONT_PAGE_BUDGETS = {STEPS: (17, 8)}  # steps of the full run -> the rows of the README's table
 FRONT_PAGE_KINDS = ("fewer steps", "published methods", "cache-dit, diffusers")
 
 
@@ -236,43 +254,61 @@ def write_front_page(folder: Path) -> None:
         "| demo model | computed steps | speed-up | " + " | ".join(FRONT_PAGE_KINDS) + " | **diffcache, calibrated** |",
         "|---|---:|---:|" + "---:|" * len(FRONT_PAGE_KINDS) + "---:|",
     ]
-    for name, title in FRONT_PAGE.items():
-        path = folder / f"methods-{name}.json"
-        results = [Result(**row) for row in json.loads(path.read_text())["rows"]] if path.is_file() else []
-        for own in (r for r in results if r.method == OURS and r.budget in FRONT_PAGE_BUDGETS):
-            found = [at_equal_time(kind, results, own) for kind in FRONT_PAGE_KINDS]
+    for record in records(folder):
+        budgets = FRONT_PAGE_BUDGETS.get(record.steps, ())
+        for own in (r for r in record.rows if r.method == OURS and r.budget in budgets):
+            found = [at_equal_time(kind, record.rows, own) for kind in FRONT_PAGE_KINDS]
             cells = ["–" if db is None else f"{db:.1f}" for db in found]
             lines.append(
-                f"| {title} | {own.budget:g} of {STEPS} | {own.speedup:.1f}x | {' | '.join(cells)} "
-                f"| **{own.psnr_db:.1f}** |"
+                f"| {record.about.short} | {own.budget:g} of {record.steps} | {own.speedup:.1f}x "
+                f"| {' | '.join(cells)} | **{own.psnr_db:.1f}** |"
             )
     files.write(folder / "front-page.md", "\n".join(lines) + "\n")
+
+
+def write_sections(folder: Path) -> None:
+    """Write the parts of ``docs/benchmarks.md`` that have a section for each record."""
+    tables, differences = [], []
+    for record in records(folder):
+        about = record.about
+        steps = "" if record.steps == STEPS else f", {record.steps} steps"
+        title = f"# {about.title}: {about.task}, {about.sampler}, {about.guidance_words}{steps}"
+        budgets = sorted({r.budget for r in record.rows if r.method == OURS}, reverse=True)
+        command = f"python benchmarks/methods.py --model {record.model}"
+        if record.steps != STEPS:
+            command += f" --steps {record.steps} --budgets {' '.join(f'{budget:g}' for budget in budgets)}"
+        links = f"[all budgets and methods](methods-{record.name}.md)"
+        if (folder / f"evaluation-{record.name}.md").is_file():
+            links += f", [on 64 other pictures, with intervals and verdicts](evaluation-{record.name}.md)"
+        tables += [title, "", f"`{command}`; {links}.", "", summary(record), ""]
+        differences += [f"{about.title}, {about.guidance_words}{steps}:", "", *leads(record.rows), ""]
+    files.write(folder / "methods-sections.md", "\n".join(tables))
+    files.write(folder / "leads-sections.md", "\n".join(differences))
 
 
 def write_demo_psnr(folder: Path) -> None:
     """Write the file from which ``diffcache plan --list`` takes what schedulers reach on the demo models."""
     found: dict[str, dict[str, float]] = {}
-    for path in sorted(folder.glob("methods-*.json")):
-        record = json.loads(path.read_text())
-        rows = {row["method"]: row for row in record["rows"] if row["budget"] == DEMO_BUDGET}
-        own = found.setdefault(record["model"], {})
+    for record in (one for one in records(folder) if one.steps == STEPS):
+        rows = {row.method: row for row in record.rows if row.budget == DEMO_BUDGET}
+        own = found.setdefault(record.model, {})
         for method, (spec, correction) in PUBLISHED.items():
             name, row = spec.partition(":")[0], rows.get(method)
             if (
                 row is not None
-                and row["computed"] <= DEMO_BUDGET + 0.5
+                and row.computed <= DEMO_BUDGET + 0.5
                 and not (name in own or correction == "per channel")
             ):
-                own[name] = round(row["psnr_db"], 1)
+                own[name] = round(row.psnr_db, 1)
     text = json.dumps({"computed_steps": DEMO_BUDGET, "steps": STEPS, "psnr_db": found}, indent=1, sort_keys=True)
     files.write(Path(schedulers.__file__).parent / planning.DEMO_FILE, text + "\n")
 
 
-def write(results: Sequence[Result], folder: Path, name: str) -> None:
-    files.write(folder / f"methods-{name}.md", markdown(results) + "\n")
-    files.write(folder / f"summary-{name}.md", summary(results) + "\n")
-    files.write(folder / f"leads-{name}.md", "\n".join(leads(results)) + "\n")
-    plot(results, name, folder / f"methods-{name}.png")
+def write(record: Record, folder: Path) -> None:
+    files.write(folder / f"methods-{record.name}.md", markdown(record) + "\n")
+    files.write(folder / f"summary-{record.name}.md", summary(record) + "\n")
+    files.write(folder / f"leads-{record.name}.md", "\n".join(leads(record.rows)) + "\n")
+    plot(record, folder / f"methods-{record.name}.png")
 
 
 def few_steps(table: Table, budgets: Sequence[int]) -> None:
@@ -300,22 +336,34 @@ class Made:
 
 
 class Optimized:
-    """Schedules of ``optimize``, and the seconds that each takes with the recording of the calls."""
+    """Schedules of ``optimize``, and the seconds that each takes with the recording of the calls.
 
-    def __init__(self, model: DemoModel, calls: Sequence[dict[str, Any]], keep: Path | None) -> None:
-        self.model, self.calls, self.keep = model, calls, keep
+    Args:
+        model: The demo model.
+        calls: The calls to calibrate on.
+        steps: Steps of the full run.
+        keep: The folder for the schedules of all methods. None: they are not kept.
+    """
+
+    def __init__(self, model: DemoModel, calls: Sequence[dict[str, Any]], steps: int, keep: Path | None) -> None:
+        self.model, self.calls, self.steps, self.keep = model, calls, steps, keep
         self._calibration: Calibration | None = None
         self._recording_s = 0.0
         self._seconds: dict[int, float] = {}
 
+    def kept(self, budget: int, method: str, suffix: str = ".safetensors") -> Path | None:
+        """Return the file of a method at a budget in the folder ``keep``; None without a folder."""
+        name = f"{named(self.model.name, self.steps)}-{budget}-{method.replace(' ', '-')}{suffix}"
+        return self.keep / name if self.keep else None
+
     def schedule(self, budget: int) -> CacheSchedule:
         """Return the schedule of a budget from the folder ``keep``, or make it."""
-        path = kept(self.keep, self.model, budget, OURS)
+        path = self.kept(budget, OURS)
         return CacheSchedule.load(path) if path is not None and path.is_file() else self._made(budget)
 
     def seconds(self, budget: int) -> float:
         """Return the seconds that the schedule of a budget took. If they are unknown, it is made again."""
-        path = kept(self.keep, self.model, budget, OURS, ".json")
+        path = self.kept(budget, OURS, ".json")
         if path is not None and path.is_file():
             return float(json.loads(path.read_text())["seconds"])
         if budget not in self._seconds:
@@ -330,7 +378,7 @@ class Optimized:
         made = self._calibration.schedule(budget)
         self._seconds[budget] = seconds = self._recording_s + time.perf_counter() - began
         print(f"planned {OURS}, {budget}, in {seconds:.0f} s with the recording", flush=True)
-        path = kept(self.keep, self.model, budget, OURS)
+        path = self.kept(budget, OURS)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             made.save(path)
@@ -338,31 +386,20 @@ class Optimized:
         return made
 
 
-def kept(keep: Path | None, model: DemoModel, budget: int, method: str, suffix: str = ".safetensors") -> Path | None:
-    """Return the file of a method at a budget in the folder ``keep``; None without a folder."""
-    return keep / f"{model.name}-{budget}-{method.replace(' ', '-')}{suffix}" if keep else None
-
-
-def schedules(
-    model: DemoModel,
-    calls: Sequence[dict[str, Any]],
-    budgets: Sequence[int],
-    keep: Path | None,
-    wanted: Sequence[str],
-    optimized: Optimized,
-) -> dict[tuple[str, int], Made]:
+def schedules(optimized: Optimized, budgets: Sequence[int], wanted: Sequence[str]) -> dict[tuple[str, int], Made]:
     """Return the schedule of each wanted method at each budget, or the reason why there is none."""
+    model, calls = optimized.model, optimized.calls
     found: dict[tuple[str, int], Made] = {}
     profile: Profile | None = None
     for budget in budgets:
         for method in [name for name in (AUTO, *PUBLISHED, SEARCHED, OURS) if name in wanted]:
             if method == AUTO:
-                found[method, budget] = Made(auto(budget))
+                found[method, budget] = Made(auto(budget, optimized.steps))
                 continue
             if method == OURS:
                 found[method, budget] = Made(optimized.schedule(budget))
                 continue
-            path = kept(keep, model, budget, method)
+            path = optimized.kept(budget, method)
             if path is not None and path.is_file():
                 schedule = CacheSchedule.load(path)
                 found[method, budget] = Made(schedule, schedule.provenance.get("cost", ""))
@@ -388,25 +425,19 @@ def searched(model: DemoModel, call: Mapping[str, Any], budget: int, **options: 
     return Made(found.schedule.with_provenance(cost=note), note)
 
 
-def solvers_of(
-    model: DemoModel,
-    calls: Sequence[dict[str, Any]],
-    budgets: Sequence[int],
-    keep: Path | None,
-    wanted: Sequence[str],
-    optimized: Optimized,
-) -> dict[tuple[str, int], Trained]:
+def solvers_of(optimized: Optimized, budgets: Sequence[int], wanted: Sequence[str]) -> dict[tuple[str, int], Trained]:
     """Return the trained solver of each wanted method at each budget."""
+    pipe = optimized.model.pipe
     found: dict[tuple[str, int], Trained] = {}
     for budget in budgets:
         for method in [name for name in TRAINED if name in wanted]:
             kind, times = TRAINED[method]
-            solver: TrainedSolver = SOLVERS[kind](model.pipe.scheduler, budget)
-            path = kept(keep, model, budget, method)
+            solver: TrainedSolver = SOLVERS[kind](pipe.scheduler, budget)
+            path = optimized.kept(budget, method)
             if path is not None and path.is_file():
                 found[method, budget] = Trained.load(path, solver)
                 continue
-            made = trained(model.pipe, solver, calls, times * optimized.seconds(budget))
+            made = trained(pipe, solver, optimized.calls, times * optimized.seconds(budget))
             found[method, budget] = made
             print(f"trained {method}, {budget}: {made.updates} updates in {made.seconds:.0f} s", flush=True)
             if path is not None:
@@ -415,20 +446,19 @@ def solvers_of(
 
 
 def auto(budget: int, steps: int = STEPS) -> Rule:
-    """Return the rule of ``accelerate(pipe, "auto:speedup=…")`` that computes ``budget`` steps.
-
-    The speed-up is rounded up: ``auto`` rounds the number of steps up, and the nearest float may be too low.
-    """
-    return Rule("auto", options={"speedup": math.ceil(1e6 * steps / budget) / 1e6})
+    """Return the rule of ``accelerate(pipe, "auto:speedup=…")`` that computes ``budget`` steps."""
+    return Rule("auto", options={"speedup": steps / budget})
 
 
-def choice(model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep: Path | None) -> list[Peer]:
+def choice(
+    model: DemoModel, pictures: tuple[Sequence[str], Sequence[int]], keep: Path | None, steps: int = STEPS
+) -> list[Peer]:
     """The peers' settings that are best at some amount of work on these pictures."""
-    path = keep / f"{model.name}-peers.json" if keep else None
+    path = keep / f"{named(model.name, steps)}-peers.json" if keep else None
     if path is not None and path.is_file():
         names = [tuple(name) for name in json.loads(path.read_text())]
         return [p for p in PEERS if (p.package, p.name, p.setting) in names]
-    chosen = behind(frontier(measure_peers(model, *pictures, repeats=0)))
+    chosen = behind(frontier(measure_peers(model, *pictures, repeats=0, steps=steps)))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, json.dumps([(p.package, p.name, p.setting) for p in chosen]))
@@ -461,7 +491,7 @@ def peers(
     shown: tuple[Sequence[str], Sequence[int]],
     repeats: int,
 ) -> None:
-    for row in measure_peers(model, *shown, repeats=repeats, peers=chosen):
+    for row in measure_peers(model, *shown, repeats=repeats, steps=table.steps, peers=chosen):
         if row.computed is None or row.psnr_db is None or row.speedup is None or row.ssim is None:
             print(f"{row.package} {row.name} {row.setting}: {row.failed}", flush=True)
             continue
@@ -479,8 +509,9 @@ def peers(
         )
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(record: Record) -> str:
     """By budget; peers' settings stand with the budget next above the work they do."""
+    results = record.rows
     budgets = sorted({r.budget for r in results if r.method == OURS}, reverse=True)
     lines = [
         "| method | computed steps | sampling speed-up | PSNR (dB) | worst tenth | SSIM |",
@@ -494,13 +525,19 @@ def markdown(results: Sequence[Result]) -> str:
             name += f" ({r.note})" if ": " in r.method else ""
             low = "–" if np.isnan(r.psnr_low_db) else f"{r.psnr_low_db:.1f}"
             lines.append(
-                f"| {name} | {r.computed:.1f} of {STEPS} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} | {r.ssim:.4f} |"
+                f"| {name} | {r.computed:.1f} of {record.steps} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} "
+                f"| {r.ssim:.4f} |"
             )
     return "\n".join([*lines, "", *leads(results)])
 
 
-def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8)) -> str:
+SUMMARY_BUDGETS = {STEPS: (25, 17, 12, 8)}  # steps of the full run -> budgets; all of them where none are named
+
+
+def summary(record: Record) -> str:
     """Return plain alternatives, and the best trained solver, rule and package in about the time, as a table."""
+    results = record.rows
+    budgets = SUMMARY_BUDGETS.get(record.steps) or sorted({r.budget for r in results if r.method == OURS}, reverse=True)
     lines = [
         "| computed steps | method | sampling speed-up | PSNR (dB) | worst tenth | SSIM |",
         "|---:|---|---:|---:|---:|---:|",
@@ -520,7 +557,8 @@ def summary(results: Sequence[Result], budgets: Sequence[float] = (25, 17, 12, 8
             name += f" ({r.note})" if ": " in r.method else ""
             low = "–" if np.isnan(r.psnr_low_db) else f"{r.psnr_low_db:.1f}"
             lines.append(
-                f"| {r.computed:.1f} of {STEPS} | {name} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} | {r.ssim:.4f} |"
+                f"| {r.computed:.1f} of {record.steps} | {name} | {r.speedup:.2f}x | {r.psnr_db:.1f} | {low} "
+                f"| {r.ssim:.4f} |"
             )
     return "\n".join(lines)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from method_results import AUTO, COSTLY, OURS, PUBLISHED, SEARCHED, Result
+from method_results import AUTO, COSTLY, OURS, PUBLISHED, SEARCHED, Record, Result, records
 
+from diffcache.demo.run import STEPS
 from diffcache.documents import files
 
 DPI = 160
@@ -42,51 +42,55 @@ STYLES: dict[str, tuple[str, Any]] = {
     "S4S": ("#365314", (0, (1, 1))),
 }
 TICKS = (2, 3, 4, 5, 6, 8)
-NAMED_AT = (17, 12, 8)  # budgets by which the methods to emphasise are chosen
+NAMED_AT = (17, 12, 8)  # budgets by which the methods to emphasise are chosen; all budgets where there is none of these
 LOW, HIGH = 1.6, 8.8  # speed-ups: what hardly saves anything, and the full run itself, would squeeze the rest
-EARLY = 5.5  # a line that ends at a lower speed-up has its name at its end, not at the right
+RIGHT = 1.1  # of our largest speed-up: where the lines end, if this is less than HIGH
+EARLY = 0.625  # of where the lines end: a line that ends at a lower speed-up has its name at its end, not at the right
 NAME_SIZE = 10  # points
-PANEL_TITLES = {"dit": "DiT, classifier-free guidance 4 (DDIM)", "flux": "Flux transformer, no guidance (Euler)"}
+COLUMNS = 2  # of panels. With more, the text is too small in a README
 
 
-def plot(results: Sequence[Result], name: str, path: Path) -> None:
-    """Draw fidelity over speed-up of one model."""
-    _draw({name: results}, path)
+def plot(record: Record, path: Path) -> None:
+    """Draw fidelity over speed-up of one record."""
+    _draw([record], path)
 
 
 def plot_all(folder: Path) -> None:
-    """Draw fidelity over speed-up of all models with a record in ``folder``, next to each other."""
-    found = {}
-    for path in sorted(folder.glob("methods-*.json")):
-        record = json.loads(path.read_text())
-        found[record["model"]] = [Result(**row) for row in record["rows"]]
-    _draw(found, folder / "fidelity.png")
+    """Draw fidelity over speed-up of all models with a record of 50 steps in ``folder``, next to each other."""
+    _draw([record for record in records(folder) if record.steps == STEPS], folder / "fidelity.png")
 
 
-def _draw(models: dict[str, Sequence[Result]], path: Path) -> None:
-    figure = figure_of(models)
+def _draw(found: Sequence[Record], path: Path) -> None:
+    if not found:
+        return
+    figure = figure_of(found)
     files.write(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
 
 
-def figure_of(models: dict[str, Sequence[Result]]) -> Any:
-    """Return the figure: one panel for each model, in which every line has its name."""
+def figure_of(found: Sequence[Record]) -> Any:
+    """Return the figure: one panel for each record, in which every line has its name."""
     import matplotlib.figure
 
     # 1600 px for two panels: at half the size, as in a README, the text is still 11 px high.
-    figure = matplotlib.figure.Figure(figsize=(0.4 + 4.8 * len(models), 5.6), dpi=DPI)
-    panels = figure.subplots(1, len(models), squeeze=False)
-    figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=1, top=0.93, wspace=0.08)
+    columns, rows = min(COLUMNS, len(found)), -(-len(found) // COLUMNS)
+    figure = matplotlib.figure.Figure(figsize=(0.4 + 4.8 * columns, 0.7 + 4.9 * rows), dpi=DPI)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=1, wspace=0.08, hspace=0.28)
+    figure.subplots_adjust(top=1 - 0.39 / figure.get_figheight())
     text = (
         "Band: from the mean down to the worst tenth of held-out pictures. "
         "One line for each paper: its best variant. Packages: their best settings."
     )
     caption = textwrap.fill(text, int(15 * (figure.get_figwidth() - 0.65)))  # 15 characters take an inch
-    figure.subplots_adjust(bottom=0.14 + 0.035 * caption.count("\n"))
-    for n, (axes, (name, results)) in enumerate(zip(panels[0], models.items(), strict=True)):
-        _panel(axes, results, name)
-        if not n:
+    figure.subplots_adjust(bottom=(0.78 + 0.196 * caption.count("\n")) / figure.get_figheight())
+    for axes in panels.flat[len(found) :]:
+        axes.remove()
+    for n, (axes, record) in enumerate(zip(panels.flat[: len(found)], found, strict=True)):
+        _panel(axes, record)
+        if n % columns == 0:
             axes.set_ylabel("PSNR against the full run (dB)", fontsize=10.5, color=INK)
-    figure.text(0.6 / figure.get_figwidth(), 0.012, caption, fontsize=9.5, color=MUTED, linespacing=1.4)
+    place = 0.6 / figure.get_figwidth(), 0.067 / figure.get_figheight()
+    figure.text(*place, caption, fontsize=9.5, color=MUTED, linespacing=1.4)
     return figure
 
 
@@ -105,10 +109,10 @@ def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
 def reached(groups: dict[str, list[Result]], method: str) -> float:
     """Return the mean over budgets of the best PSNR in dB that a method has in about the time of ours."""
     own = {r.budget: r for r in groups[OURS]}
+    budgets = [budget for budget in NAMED_AT if budget in own] or list(own)
     found = [
         max((r.psnr_db for r in groups[method] if r.speedup >= own[budget].speedup / 1.05), default=0.0)
-        for budget in NAMED_AT
-        if budget in own
+        for budget in budgets
     ]
     return float(np.mean(found)) if found else 0.0
 
@@ -147,17 +151,20 @@ def _short(method: str) -> str:
     return method.removesuffix(" path").removesuffix(" mask")
 
 
-def _panel(axes: Any, results: Sequence[Result], name: str) -> None:
-    """Draw the lines of one model, each with its name."""
+def _panel(axes: Any, record: Record) -> None:
+    """Draw the lines of one record, each with its name."""
+    results, about = record.rows, record.about
     groups = lines_of(results)
     emphasised = named(results)
-    own = [r for r in groups[OURS] if r.speedup < HIGH]
-    lines = {m: [r for r in groups[m] if LOW < r.speedup < HIGH] for m in best_variants(groups).values()}
+    speeds = [r.speedup for r in groups[OURS]]
+    high = max(min(HIGH, RIGHT * max(speeds)), RIGHT * min(speeds))  # with one of our results at least
+    own = [r for r in groups[OURS] if r.speedup < high]
+    lines = {m: [r for r in groups[m] if LOW < r.speedup < high] for m in best_variants(groups).values()}
     lines = {m: rows for m, rows in lines.items() if rows}
     shown = [r for rows in (*lines.values(), own) for r in rows]
     bottom, top = min(r.psnr_db for r in shown) - 1.5, max(r.psnr_db for r in own) + 2
     bottom -= (top - bottom) / 25  # a name below the lowest end
-    axes.set(xscale="log", xlim=(LOW, 29), ylim=(bottom, top))
+    axes.set(xscale="log", xlim=(LOW, 3.3 * high), ylim=(bottom, top))
     ends = [("diffcache", OWN, own[-1])]
     for method, rows in lines.items():
         strong = method in emphasised
@@ -167,7 +174,7 @@ def _panel(axes: Any, results: Sequence[Result], name: str) -> None:
             marker="o", linewidth=1.9 if strong else 1, markersize=4.5 if strong else 2, zorder=3 if strong else 1,
             label=_short(method),
         )  # fmt: skip
-        if rows[-1].speedup < EARLY:
+        if rows[-1].speedup < EARLY * high:
             axes.annotate(
                 _short(method), (rows[-1].speedup, rows[-1].psnr_db), (0, -4), textcoords="offset points",
                 color=colour, fontsize=NAME_SIZE, va="top", ha="left" if rows[-1].speedup < TICKS[0] else "center",
@@ -181,29 +188,31 @@ def _panel(axes: Any, results: Sequence[Result], name: str) -> None:
     axes.plot(
         speeds, [r.psnr_db for r in own], "o-", color=OWN, linewidth=2.8, markersize=6, zorder=4, label="diffcache"
     )
-    axes.set_xticks(TICKS, [f"{t}x" for t in TICKS], minor=False)
+    ticks = [t for t in TICKS if t < high]
+    axes.set_xticks(ticks, [f"{t}x" for t in ticks], minor=False)
     axes.minorticks_off()
     axes.tick_params(labelsize=10.5, color=MUTED, labelcolor=INK, length=3)
     axes.set_xlabel("speed-up of the sampling loop", fontsize=10.5, color=INK, loc="left")
-    axes.set_title(PANEL_TITLES.get(name, name), loc="left", fontsize=12, color=INK)
+    sampler = about.sampler if record.steps == STEPS else f"{about.sampler}, {record.steps} steps"
+    axes.set_title(f"{about.title}, {about.guidance_words} ({sampler})", loc="left", fontsize=12, color=INK)
     axes.grid(axis="y", color="#ecedf1", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
-    _names(axes, ends, (top - bottom) / 26)
+    _names(axes, ends, (top - bottom) / 26, high)
 
 
-def _names(axes: Any, ends: list[tuple[str, str, Result]], apart: float) -> None:
-    """Write the names of lines at the right, at least ``apart`` dB from each other, each with a line to its end."""
+def _names(axes: Any, ends: list[tuple[str, str, Result]], apart: float, high: float) -> None:
+    """Write the names of lines right of ``high``, ``apart`` dB or more from each other, each with a line to its end."""
     ends.sort(key=lambda end: end[2].psnr_db)
     lowest, highest = axes.get_ylim()
     heights = spread([end[2].psnr_db for end in ends], apart, lowest + apart / 2, highest - apart / 2)
     for (method, colour, last), height in zip(ends, heights, strict=True):
         weight = "bold" if method == "diffcache" else "normal"
-        at = [last.speedup, HIGH * 0.99, HIGH * 1.22, HIGH * 1.25]
+        at = [last.speedup, high * 0.99, high * 1.22, high * 1.25]
         axes.plot(at, [last.psnr_db, last.psnr_db, height, height], color=colour, lw=0.8, ls=":", label="_leader")
-        axes.text(HIGH * 1.27, height, _short(method), color=colour, fontsize=NAME_SIZE, va="center", weight=weight)
+        axes.text(high * 1.27, height, _short(method), color=colour, fontsize=NAME_SIZE, va="center", weight=weight)
 
 
 def spread(wanted: Sequence[float], apart: float, lowest: float, highest: float) -> list[float]:

@@ -1,6 +1,6 @@
 """Compare the fidelity that ``optimize`` promises with the fidelity that fresh samples show.
 
-    python benchmarks/promise.py                      # both demo models, 17, 12 and 8 of 50 steps: a table in results/
+    python benchmarks/promise.py                      # all demo models, 17, 12 and 8 of 50 steps: a table in results/
     python benchmarks/promise.py --model dit --calls 1x16 --time-limit 1 --out limited.md
     python benchmarks/promise.py --draws 3            # the masks found, fitted to three other sets of samples
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from diffcache import CacheSchedule, accelerated, optimize
-from diffcache.assets import DemoModel, load
+from diffcache.assets import NAMES, DemoModel, load
 from diffcache.demo.run import STEPS
 from diffcache.documents import files
 from diffcache.profiling import Calibration
@@ -153,7 +153,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["flux", "dit"])
+    parser.add_argument("--model", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--calls", nargs="+", default=["4x4", "1x16"], help="calls times samples in each")
     parser.add_argument("--budget", nargs="+", type=int, default=[17, 12, 8])
     parser.add_argument("--fresh", type=int, default=48, help="samples that the schedules are measured on")

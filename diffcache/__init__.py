@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diffcache.profiling.calibration.optimizing import optimize
     from diffcache.profiling.fitting.output_fit import WeakerFit
     from diffcache.profiling.measuring.estimating import estimate
+    from diffcache.profiling.recording.clock import UnsteadyTimes
 
 _HOMES = {  # public name -> its module below ``diffcache``; the same as the imports above
     "Budget": "documents.budget",
@@ -42,6 +43,7 @@ _HOMES = {  # public name -> its module below ``diffcache``; the same as the imp
     "ScheduleSet": "documents.schedule_set",
     "TokenProfile": "documents.token_profile",
     "TokenSchedule": "documents.token_schedule",
+    "UnsteadyTimes": "profiling.recording.clock",
     "WeakerFit": "profiling.fitting.output_fit",
     "accelerate": "api",
     "accelerated": "api",
@@ -68,6 +70,7 @@ __all__ = [
     "ScheduleSet",
     "TokenProfile",
     "TokenSchedule",
+    "UnsteadyTimes",
     "WeakerFit",
     "accelerate",
     "accelerated",

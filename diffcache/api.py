@@ -100,8 +100,8 @@ def accelerate(
         )
     host.demand_no_other_cache(bound.pipe)
     executor: Acceleration
-    schedule = _loaded(pipe, schedule)
-    if _is_for_tokens(pipe, schedule):
+    schedule = loaded(schedule, for_tokens=host.language_model_of(pipe) is not None)
+    if is_for_tokens(pipe, schedule):
         executor = tokens.cache_for(pipe, schedule, strict=strict, store=store, backend=backend)
     else:
         source = resolve_all(schedule)
@@ -112,67 +112,36 @@ def accelerate(
     return pipe
 
 
-def token_source(pipe: Any, schedule: Schedule) -> Schedule | None:
-    """Return the token rule or the token schedule that ``schedule`` names, or None if it names another one.
+def loaded(schedule: Any, *, for_tokens: bool) -> Any:
+    """Return what a path names. Of anything else, return ``schedule``.
 
     Args:
-        pipe: See :func:`accelerate`.
         schedule: See :func:`accelerate`.
+        for_tokens: Whether it is for a language model. If so, a folder or an id on the Hub names a token schedule.
 
     Raises:
         DocumentError: A file is damaged or contradicts itself.
     """
-    schedule = _loaded(pipe, schedule)
-    return schedule if _is_for_tokens(pipe, schedule) else None
-
-
-def _loaded(pipe: Any, schedule: Schedule) -> Schedule:
-    """Return what a path names; for a language model, also what a folder or an id on the Hub names."""
     if isinstance(schedule, (str, Path)) and _is_file(schedule):
         return read_schedules(schedule)
-    if isinstance(schedule, (str, Path)) and _is_collection(schedule) and host.language_model_of(pipe) is not None:
+    if for_tokens and isinstance(schedule, (str, Path)) and _is_collection(schedule):
         return TokenSchedule.from_pretrained(schedule)
     return schedule
 
 
-def _is_for_tokens(pipe: Any, schedule: Schedule) -> bool:
-    """Return whether ``schedule`` is for a language model: if ``pipe`` is one, or if it can be for nothing else.
+def is_for_tokens(pipe: Any, schedule: Schedule) -> bool:
+    """Return whether ``schedule`` is read as one for a language model: if ``pipe`` is one, or if it can be no other.
 
-    Raises:
-        BadOption: ``pipe`` is a language model, and ``schedule`` is for pictures or of another type.
+    Args:
+        pipe: See :func:`accelerate`.
+        schedule: What :func:`loaded` returns.
     """
-    network = host.language_model_of(pipe)
-    if network is not None:
-        _demand_for_tokens(network, schedule)
+    if host.language_model_of(pipe) is not None:
         return True
     if not isinstance(schedule, str):
         return isinstance(schedule, (tokens.TokenRule, TokenSchedule))
     name = schedule.partition(":")[0].lower().replace("-", "_")
     return tokens.is_token_rule(schedule) and name not in rules()
-
-
-def _demand_for_tokens(network: Any, schedule: object) -> None:
-    """Raise BadOption if something else than a token rule or a token schedule was given for a language model."""
-    if tokens.is_token_rule(schedule) or isinstance(schedule, (tokens.TokenRule, TokenSchedule)):
-        return
-    allowed = (
-        f"a token rule ({', '.join(tokens.token_rules())}) such as {tokens.DEFAULT!r}, or what "
-        "diffcache.optimize(diffcache.Loop(model, sample), calls, diffcache.Budget(speedup=3)) returns"
-    )
-    if isinstance(schedule, str):
-        if not is_rule(schedule):
-            return  # a name that is not known: the error of ``parse_token_rule`` lists those that are
-        what, it = f"schedule={schedule!r}", "it predicts"
-    elif isinstance(schedule, (CacheSchedule, ScheduleSet, Rule, Mapping)):
-        kind = "dictionary" if isinstance(schedule, Mapping) else type(schedule).__name__
-        what, it = "schedule", f"it is a {kind}, which predicts"
-    else:
-        raise BadOption("schedule", schedule, f"for a language model, {allowed}")
-    raise Unusable(
-        what,
-        f"{it} whole outputs, and {type(network).__name__} is a language model, which would decode wrong tokens",
-        f"Pass {allowed}",
-    )
 
 
 def _title(acceleration: Acceleration) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import operator
 import pkgutil
+import re
 from types import ModuleType
 from typing import Any
 
 from diffcache.errors import BadOption, UnknownName
+
+ARGUMENTS = ("store", "backend", "mismatch")  # arguments of ``accelerate`` that users may take for options of a rule
 
 
 def names(package: str) -> tuple[str, ...]:
@@ -25,8 +28,9 @@ def modules(package: str) -> dict[str, ModuleType]:
 def load(package: str, name: str, *, kind: str = "") -> ModuleType:
     """Return the module called ``name`` of a folder, or the object at ``"package.module:attribute"``.
 
-    The object (a module, a class or a namespace) of another package takes the place of a module. This imports the code
-    of that package: check a name that comes out of a file against ``names`` first.
+    The object (a module, a class or a namespace) of another package takes the place of a module. The attribute may be a
+    file of the package: it is imported. This imports the code of that package: check a name that comes out of a file
+    against ``names`` first.
 
     Args:
         package: The folder.
@@ -53,9 +57,14 @@ def _foreign(package: str, address: str, kind: str) -> ModuleType:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module was found, but a module that it imports was not
         raise _unknown(package, address, kind, f"There is no module {module!r}.") from error
+    file = f"{module}.{attribute.partition('.')[0]}"
     try:
+        if hasattr(home, "__path__") and not hasattr(home, attribute.partition(".")[0]):
+            importlib.import_module(file)
         found: ModuleType = operator.attrgetter(attribute)(home)
-    except AttributeError as error:
+    except (AttributeError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != file:
+            raise  # the file was found, but a module that it imports was not
         raise _unknown(package, address, kind, f"Module {module!r} has no {attribute!r}.") from error
     return found
 
@@ -76,6 +85,37 @@ def options(spec: str, rest: str) -> dict[str, Any]:
             raise BadOption(key, value, f"one value, in the spec {spec!r}")
         found[key] = _value(value)
     return found
+
+
+def naming(package: str, method: str) -> tuple[str, ...]:
+    """Return the names of the modules of a folder that have the name of a method in ``SOURCE``.
+
+    Case, spaces and signs do not count: ``"fastdllm"`` is in "Wu et al. 2025, Fast-dLLM". Each word is compared whole,
+    and also with the words after it.
+
+    Args:
+        package: The folder.
+        method: The name of a method, as a user writes it.
+    """
+    wanted = re.sub(r"[^a-z0-9]", "", method.lower())
+    found = []
+    for name, module in modules(package).items():
+        words = [re.sub(r"[^a-z0-9]", "", word) for word in getattr(module, "SOURCE", "").lower().split()]
+        ways = ["".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, min(i + 4, len(words)) + 1)]
+        if wanted and wanted in ways:
+            found.append(name)
+    return tuple(found)
+
+
+def argument_advice(spec: str, key: str) -> str:
+    """Return a next step if ``key``, an unknown option of ``spec``, is an argument of ``accelerate``, else ""."""
+    if key not in ARGUMENTS:
+        return ""
+    name, _, rest = spec.partition(":")
+    value = options(spec, rest)[key]
+    others = [item for item in rest.split(",") if item.partition("=")[0].strip() != key]
+    kept = f"{name}:{','.join(others)}" if others else name
+    return f'{key} is an argument of accelerate: accelerate(pipe, "{kept}", {key}="{value}").'
 
 
 def _value(text: str) -> float | int | str:

@@ -103,13 +103,13 @@ def _peer(
     taylor: int = 0,
     kind: str = "DBCacheConfig",
 ) -> Peer:
-    def switch(pipe: Any, steps: int) -> Callable[[], None]:
+    def switch(pipe: Any, steps: int, separate_cfg: bool) -> Callable[[], None]:
         import cache_dit
 
         _quiet()
-        # Flux is run without guidance and DiT with guidance in one batch: one forward per step, in both. On a pipeline
-        # believed to run two, every second step would be taken for the other branch.
-        config = getattr(cache_dit, kind)(enable_separate_cfg=False, **settings(steps))
+        # Without guidance, and with guidance in one batch, a step is one forward. If the package expected two, it would
+        # take every second step for the other branch.
+        config = getattr(cache_dit, kind)(enable_separate_cfg=separate_cfg, **settings(steps))
         calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylor) if taylor else None
         cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
         return lambda: cache_dit.disable_cache(pipe)

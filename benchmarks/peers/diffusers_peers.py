@@ -21,14 +21,14 @@ from diffusers import hooks
 from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
-from diffcache.assets import load
+from diffcache.assets import MODELS, load
 from diffcache.demo import Size
 from diffcache.demo.run import split
 from peers.peer import Peer
 
 PACKAGE = "diffusers"
 BOTH = ("flux", "dit")
-NAMES = {"FluxPipeline": "flux", "DiTPipeline": "dit"}
+FAMILIES = {"FluxPipeline": "flux", "DiTPipeline": "dit"}
 APPLY = {
     "FirstBlockCacheConfig": "apply_first_block_cache",
     "MagCacheConfig": "apply_mag_cache",
@@ -74,13 +74,13 @@ def mag(threshold: float, *, in_a_row: int, retention: float) -> Peer:
     retention  share of the steps, from the beginning, that is always computed
     """
 
-    def settings(pipe: Any, steps: int) -> dict[str, Any]:
+    def settings(pipe: Any, steps: int, separate_cfg: bool) -> dict[str, Any]:
         return {
             "threshold": threshold,
             "max_skip_steps": in_a_row,
             "retention_ratio": retention,
             "num_inference_steps": steps,
-            "mag_ratios": list(magnitudes(NAMES[type(pipe).__name__], steps)),
+            "mag_ratios": list(magnitudes(FAMILIES[type(pipe).__name__], separate_cfg, steps)),
         }
 
     setting = f"threshold {threshold:g}, at most {in_a_row} in a row, retention {retention:g}"
@@ -94,8 +94,8 @@ def taylor(where: str, every: int, order: int, *, before: int = 3, note: str = "
            as the paper has it; "lite": of the whole model's output; or one of the last two of ``TAYLOR``
     """
 
-    def settings(pipe: Any, steps: int) -> dict[str, Any]:
-        return TAYLOR[where, NAMES[type(pipe).__name__]] | {
+    def settings(pipe: Any, *_: Any) -> dict[str, Any]:
+        return TAYLOR[where, FAMILIES[type(pipe).__name__]] | {
             "cache_interval": every,
             "disable_cache_before_step": before,
             "max_order": order,
@@ -110,7 +110,7 @@ def taylor(where: str, every: int, order: int, *, before: int = 3, note: str = "
 def sea(threshold: float, *, in_a_row: int, order: int = 1) -> Peer:
     """``threshold``: accumulated change of the filtered latents; ``order`` 1 extrapolates the residual, 0 reuses it."""
 
-    def settings(pipe: Any, steps: int) -> dict[str, Any]:
+    def settings(pipe: Any, *_: Any) -> dict[str, Any]:
         return {
             "threshold": threshold,
             "residual_order": order,
@@ -125,7 +125,7 @@ def sea(threshold: float, *, in_a_row: int, order: int = 1) -> Peer:
 def pyramid(every: int, window: tuple[int, int] = (100, 800)) -> Peer:
     """Attention outputs reused, computed every ``every`` steps while the timestep is inside ``window``."""
 
-    def settings(pipe: Any, steps: int) -> dict[str, Any]:
+    def settings(pipe: Any, *_: Any) -> dict[str, Any]:
         return {
             "spatial_attention_block_skip_range": every,
             "spatial_attention_timestep_skip_range": window,
@@ -139,14 +139,14 @@ def pyramid(every: int, window: tuple[int, int] = (100, 800)) -> Peer:
 def faster(attention: int, branch: int, window: tuple[int, int] = (-1, 681)) -> Peer:
     """``attention``, ``branch``: these are computed every so many steps while the timestep is inside ``window``."""
 
-    def settings(pipe: Any, steps: int) -> dict[str, Any]:
+    def settings(pipe: Any, *_: Any) -> dict[str, Any]:
         return {
             "spatial_attention_block_skip_range": attention,
             "unconditional_batch_skip_range": branch,
             "spatial_attention_timestep_skip_range": window,
             "unconditional_batch_timestep_skip_range": window,
             "tensor_format": "BCHW",
-            "is_guidance_distilled": NAMES[type(pipe).__name__] == "flux",  # here: runs without guidance
+            "is_guidance_distilled": FAMILIES[type(pipe).__name__] == "flux",  # here: no forward with both branches
             "attention_weight_callback": lambda _: 0.5,
             "current_timestep_callback": functools.partial(_timestep, pipe),
             "_unconditional_conditional_input_kwargs_identifiers": ["timestep", "class_labels"],
@@ -157,15 +157,22 @@ def faster(attention: int, branch: int, window: tuple[int, int] = (-1, 681)) -> 
 
 
 @functools.cache
-def magnitudes(name: str, steps: int) -> tuple[float, ...]:
-    """MagCache's ratios of a demo model, as its calibration prints them."""
+def magnitudes(family: str, separate_cfg: bool, steps: int) -> tuple[float, ...]:
+    """MagCache's ratios of a demo model, as its calibration prints them.
+
+    With separate forwards it prints one line for each branch, and takes one list for all. The conditional branch ends
+    first, and its line is used.
+    """
+    (name,) = (n for n, about in MODELS.items() if (about.family, about.separate_cfg) == (family, separate_cfg))
     model = load(name)
     (subjects, seeds), _ = split(model, Size(calibration=8, held_out=0))
     config = {"calibrate": True, "num_inference_steps": steps}
     peer = _peer("MagCache", "calibration", "MagCacheConfig", lambda *_: config)
-    with redirect_stdout(io.StringIO()) as said, peer.on(model.pipe, steps):
+    with redirect_stdout(io.StringIO()) as said, peer.on(model.pipe, steps, separate_cfg=separate_cfg):
         model.pipe(**model.call(subjects, seeds, steps=steps))
-    (line,) = re.findall(r"^\[[\d.].*\]$", said.getvalue(), re.MULTILINE)
+    line, *others = re.findall(r"^\[[\d.].*\]$", said.getvalue(), re.MULTILINE)
+    if len(others) != separate_cfg:
+        raise RuntimeError(f"MagCache printed {1 + len(others)} lines of ratios; expected one for each branch")
     return tuple(json.loads(line))
 
 
@@ -173,17 +180,17 @@ def _peer(
     name: str,
     setting: str,
     kind: str,
-    settings: Callable[[Any, int], dict[str, Any]],
+    settings: Callable[[Any, int, bool], dict[str, Any]],
     models: tuple[str, ...] = BOTH,
     note: str = "",
 ) -> Peer:
-    def switch(pipe: Any, steps: int) -> Callable[[], None]:
-        config = getattr(diffusers, kind)(**settings(pipe, steps))
+    def switch(pipe: Any, steps: int, separate_cfg: bool) -> Callable[[], None]:
+        config = getattr(diffusers, kind)(**settings(pipe, steps, separate_cfg))
         transformer = pipe.transformer
         if isinstance(transformer, CacheMixin):
             transformer.enable_cache(config)
             if kind == "SeaCacheConfig":
-                _tell(pipe, kind)
+                _place_contexts(pipe)
             return transformer.disable_cache
         getattr(hooks, APPLY[kind])(transformer, config)
         _tell(pipe, kind)
@@ -209,8 +216,13 @@ def _tell(pipe: Any, kind: str) -> None:
             return output
 
     transformer.forward = told
-    if not isinstance(transformer, CacheMixin):
-        transformer._reset_stateful_cache = functools.partial(CacheMixin._reset_stateful_cache, transformer)
+    transformer._reset_stateful_cache = functools.partial(CacheMixin._reset_stateful_cache, transformer)
+
+
+def _place_contexts(pipe: Any) -> None:
+    """Add the place in the loop to the cache contexts that a pipeline opens, one for each branch."""
+    opened = pipe.transformer.cache_context
+    pipe.transformer.cache_context = lambda name: opened(name, **_place(pipe))
 
 
 def _swapped(value: Any) -> Any:
@@ -238,7 +250,7 @@ def _place(pipe: Any) -> dict[str, Any]:
 def _latents(pipe: Any, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The state, one [C, 1, H, W] per sample."""
     state = args[0] if args else kwargs["hidden_states"]
-    if NAMES[type(pipe).__name__] == "flux":
+    if FAMILIES[type(pipe).__name__] == "flux":
         side = int(state.shape[1] ** 0.5) * 2 * pipe.vae_scale_factor
         state = pipe._unpack_latents(state, side, side, pipe.vae_scale_factor)
     return list(state.unsqueeze(2))

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # to be run as a file
 
 from diffcache import CacheSchedule, evaluate
-from diffcache.assets import NAMES, DemoModel, load
+from diffcache.assets import DemoModel, load
 from diffcache.demo import Size
 from diffcache.demo.run import STEPS, batches, split
 from diffcache.documents import files
@@ -58,7 +58,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
 
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--model", choices=NAMES, default="flux")
+    args.add_argument("--model", choices=PEERS, default="flux")
     args.add_argument("--calibration", type=int, default=32, help="pictures to calibrate on")
     args.add_argument("--held-out", type=int, default=64, help="pictures to compare on")
     args.add_argument("--out", type=Path, help="folder of pictures, record and report; by default peers-<model>")

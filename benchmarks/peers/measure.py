@@ -71,13 +71,15 @@ def measure_peers(
     ]
     full = _Trial(model, calls, steps, repeats)
     rows = []
-    for peer in tqdm([p for p in peers if model.name in p.models], desc=f"peers on {model.name}", unit="setting"):
+    for peer in tqdm(
+        [p for p in peers if model.about.family in p.models], desc=f"peers on {model.name}", unit="setting"
+    ):
         known = {
             "model": model.name, "package": peer.package, "version": peer.version, "name": peer.name,
             "setting": peer.setting, "steps": steps, "note": peer.note,
         }  # fmt: skip
         try:
-            with peer.on(model.pipe, steps):
+            with peer.on(model.pipe, steps, separate_cfg=model.about.separate_cfg):
                 trial = _Trial(model, calls, steps, repeats)
         except Exception as error:  # whatever a foreign package raises is the row's result
             reason = (str(error).splitlines() or [""])[0]

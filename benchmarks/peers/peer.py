@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-Switch = Callable[[Any, int], Callable[[], None]]
+Switch = Callable[[Any, int, bool], Callable[[], None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,8 +21,9 @@ class Peer:
     name     the cache, as its package calls it
     package  the distribution that brings it
     setting  what a user of the package would set, in its own words
-    models   the demo models it is measured on
-    switch   (pipeline, steps) -> off: switches on with the package's own calls, returns what switches off again
+    models   the families of demo models it is measured on
+    switch   (pipeline, steps, separate_cfg) -> off: switches on with the package's own calls, returns what switches
+             off again
     note     what a reader has to know to judge the row
     """
 
@@ -42,10 +43,16 @@ class Peer:
             return ""
 
     @contextmanager
-    def on(self, pipe: Any, steps: int) -> Iterator[None]:
-        """``pipe`` with this cache, for runs of ``steps`` steps. Afterwards it is as if never touched."""
+    def on(self, pipe: Any, steps: int, *, separate_cfg: bool = False) -> Iterator[None]:
+        """Switch this cache on, and restore ``pipe`` afterwards.
+
+        Args:
+            pipe: The pipeline.
+            steps: Steps of the runs.
+            separate_cfg: Whether a step computes the branches of guidance in separate forwards.
+        """
         with untouched(pipe), ExitStack() as undo:
-            undo.callback(self.switch(pipe, steps))
+            undo.callback(self.switch(pipe, steps, separate_cfg))
             yield
 
 

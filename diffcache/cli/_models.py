@@ -133,8 +133,8 @@ def named(name: str, dtype: str | None, device: str | None) -> Named:
     """Return the model of a name, without loading it.
 
     Args:
-        name: ``demo:flux`` or ``demo:dit``; ``package.module:function``, which returns a pipeline, or a pipeline and
-            calls; or a folder or an id on the Hub.
+        name: ``demo:flux``, ``demo:flux-guided`` or ``demo:dit``; ``package.module:function``, which returns a
+            pipeline, or a pipeline and calls; or a folder or an id on the Hub.
         dtype: A name in DTYPES. None: see ``Named``.
         device: The name of a device. None: see ``Named``.
 

@@ -19,8 +19,8 @@ UNITS = {"": 1, "b": 1} | {
 Model = Annotated[
     str,
     typer.Argument(
-        help="A folder or an id on the Hub; demo:flux or demo:dit; or package.module:function of yours, which returns "
-        "a pipeline, or a pipeline and calls: dictionaries of its arguments."
+        help="A folder or an id on the Hub; demo:flux, demo:flux-guided or demo:dit; or package.module:function of "
+        "yours, which returns a pipeline, or a pipeline and calls: dictionaries of its arguments."
     ),
 ]
 Prompts = Annotated[

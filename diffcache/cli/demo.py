@@ -12,10 +12,10 @@ from diffcache.documents.destinations import check_folder
 
 def demo(
     model: Annotated[
-        Literal["flux", "dit", "text"],
+        Literal["flux", "flux-guided", "dit", "text"],
         typer.Option(
-            help="flux: text to picture, no guidance; dit: class to picture, guided; text: a masked diffusion language "
-            "model."
+            help="flux: text to picture, no guidance; flux-guided: the same with true classifier-free guidance; dit: "
+            "class to picture, guided; text: a masked diffusion language model."
         ),
     ] = "dit",
     out: Annotated[Path, typer.Option(help="Folder for pictures, table, schedules and results.")] = Path(

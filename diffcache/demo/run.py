@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from diffcache import host, planning
-from diffcache.assets import DemoModel, load
+from diffcache.assets import About, DemoModel, load
+from diffcache.assets.models import SIZE
 from diffcache.demo import sheet
 from diffcache.documents import files
 from diffcache.documents.profile import Profile
@@ -28,11 +29,8 @@ STEPS = 50
 COMPARED = 4  # pictures in a timed call
 BEST_PUBLISHED = {  # at 8 of 50 steps, in benchmarks/results/summary-<model>.md
     "flux": ("TaylorSeer", "taylorseer:order=1"),
+    "flux-guided": ("CacheQuant DPS", "cachequant"),
     "dit": ("MeanCache", "meancache"),
-}
-TITLES = {
-    "flux": "Text to picture, 64 px: a Flux transformer of 5.7 M parameters, no guidance",
-    "dit": "Class to picture, 64 px: a DiT of 4.8 M parameters, guidance 4",
 }
 
 
@@ -104,7 +102,7 @@ def compare(
         extra=[published(model.name, profile, fewest)],
         profile=profile,
         out=out,
-        title=TITLES[model.name],
+        title=title(model.about),
     )
     if not isinstance(found, Evaluation):
         raise TypeError(type(found).__name__)
@@ -115,10 +113,15 @@ def compare(
     return found
 
 
+def title(about: About) -> str:
+    """Return the title of a demo's report."""
+    return f"{about.task.capitalize()}, {SIZE} px: {about.network}, {about.guidance_words}"
+
+
 def published(name: str, profile: Profile, computed: int) -> Method:
     """Return the published method that is best on a demo model at few steps, planned from a profile."""
-    title, spec = BEST_PUBLISHED[name]
-    method = ours(f"{title}, {computed} computed", planning.plan(profile, spec, computed))
+    method_name, spec = BEST_PUBLISHED[name]
+    method = ours(f"{method_name}, {computed} computed", planning.plan(profile, spec, computed))
     return replace(method, kind="peer")
 
 

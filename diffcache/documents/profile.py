@@ -210,8 +210,9 @@ class Dynamics(Record):
         reach: float64 [T, T], at [i, j]: change of the state after step i per unit of change of m_j, through the noise
             scheduler alone; 0 for j > i.
         response: float64 [T], the factor by which a state's error e appears in the network's output: m(x + e) ≈ m(x) +
-            response · e.
-        spread: float64 [T], the rest of the output's error, ‖m(x + e) − m(x) − response · e‖² / ‖e‖².
+            response · e. It is the median over the samples.
+        spread: float64 [T], the rest of the output's error, ‖m(x + e) − m(x) − response · e‖² / ‖e‖². It is the median
+            over the samples.
 
     Raises:
         DocumentError: If a field is not valid.

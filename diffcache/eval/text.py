@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffcache import host, tokens
-from diffcache.api import FILES, accelerated, report
+from diffcache.api import accelerated, loaded, report
 from diffcache.documents import files
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnknownName, Unusable
@@ -138,9 +138,8 @@ def token_method(
     Raises:
         DiffCacheError: The rule or the name is not valid.
     """
-    if isinstance(rule, (str, Path)) and str(rule).endswith(FILES):
-        rule = TokenSchedule.load(rule)
-    if rule:
+    if not (isinstance(rule, str) and not rule):
+        rule = loaded(rule, for_tokens=True)
         detail = str(tokens.parse_token_rule(rule))
         kept = f"{detail}, {store}" if store else detail
         on = partial(accelerated, schedule=rule, store=store)

@@ -84,6 +84,18 @@ class Report:
         """Return the number of times by kind of notice, in this run. docs/serving.md lists the kinds."""
         return dict(counted(self.notices))
 
+    @property
+    def planned(self) -> tuple[Row, ...]:
+        """Return the rows that the table shows: those of sites that the schedule plans.
+
+        A network of which sites inside are predicted is always called, so the row of its ``model`` site would state
+        forwards as computed of which parts were predicted. It is in ``rows`` only.
+        """
+        if self.schedule is None:
+            return self.rows
+        sites = {(name, site) for name, plan in self.schedule.denoisers.items() for site in plan.sites}
+        return tuple(row for row in self.rows if (row.denoiser, row.site) in sites)
+
     def __repr__(self) -> str:
         if not self.runs:
             return "<Report: no run yet>"
@@ -96,7 +108,7 @@ class Report:
         heads = ["denoiser, site", "computed", "predicted", "failed open", "kept"]
         several = any(r.branch for r in self.rows)
         rows = []
-        for r in self.rows:
+        for r in self.planned:
             name = f"{r.denoiser} {r.site}{f', branch {r.branch}' if several else ''}"
             kept = f"{r.kept_as}, {r.peak_bytes:,} bytes" if r.peak_bytes else ""
             rows.append([name, str(r.computed), str(r.predicted), str(sum(r.failed_open.values())), kept])
@@ -104,11 +116,12 @@ class Report:
         return card("Report", "\n".join(self._notes(wide=False)), table=table)
 
     def __str__(self) -> str:
-        head = f"{'denoiser':<16}{'site':<34}{'branch':>6}{'computed':>10}{'predicted':>11}{'failed open':>13}"
+        wide = max([32, *(len(r.site) for r in self.planned)]) + 2
+        head = f"{'denoiser':<16}{'site':<{wide}}{'branch':>6}{'computed':>10}{'predicted':>11}{'failed open':>13}"
         lines = [f"{head}{'kept as':>9}{'bytes at most':>16}"]
-        for r in self.rows:
+        for r in self.planned:
             failed = sum(r.failed_open.values())
-            counts = f"{r.denoiser:<16}{r.site:<34}{r.branch:>6}{r.computed:>10}{r.predicted:>11}{failed:>13}"
+            counts = f"{r.denoiser:<16}{r.site:<{wide}}{r.branch:>6}{r.computed:>10}{r.predicted:>11}{failed:>13}"
             lines.append(counts + (f"{r.kept_as:>9}{r.peak_bytes:>16,}" if r.peak_bytes else ""))
         return "\n".join(lines + self._notes())
 
@@ -126,10 +139,10 @@ class Report:
         for name, rule in self.online.items():
             lines.append(f"{name}: decided in the run by {rule}")
             line = "  {0.site:<48}{0.branch:>6}  {0.strip}" if wide else "  {0.site}, branch {0.branch}\n  {0.strip}"
-            lines += [line.format(r) for r in self.rows if r.denoiser == name]
+            lines += [line.format(r) for r in self.planned if r.denoiser == name]
         if self.computed or self.predicted:
             forwards = f"forwards: {self.computed} computed in full, {self.predicted} predicted"
-            inside = any(r.site != "model" for r in self.rows)
+            inside = any(r.site != "model" for r in self.planned)
             lines.append(
                 f"{forwards} in part ({self.skipped:.0%} of the work of these sites was skipped)"
                 if inside

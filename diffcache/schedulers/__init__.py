@@ -225,7 +225,7 @@ def parse_rule(spec: str) -> Rule:
     if granularity not in GRANULARITIES:
         raise BadOption("sites", granularity, f"one of {', '.join(GRANULARITIES)}")
     # The call raises for a value out of range here, before the run.
-    rule = function(name, "rule", options)
+    rule = function(name, "rule", options, spec=spec)
     check = getattr(registry.load(__name__, name), "check", None)
     if check is None:
         rule(Grid(np.linspace(1.0, 0.1, 10)), **options)
@@ -262,8 +262,14 @@ def parse_spec(spec: str, kind: str, more: Mapping[str, Any] = MappingProxyType(
     return name, options
 
 
-def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]:
+def function(name: str, kind: str, options: Iterable[str], *, spec: str = "") -> Callable[..., Any]:
     """Return the function ``kind`` of the file ``name``.
+
+    Args:
+        name: The name of a file.
+        kind: "rule" or "plan".
+        options: The names of the options that are given.
+        spec: The text that they are from, for errors.
 
     Raises:
         UnknownName: If there is no such function, or it has not one of ``options``.
@@ -274,5 +280,7 @@ def function(name: str, kind: str, options: Iterable[str]) -> Callable[..., Any]
     known = [p for p in inspect.signature(found).parameters if p not in ("grid", "profile", "computed_steps")]
     for key in options:
         if key not in known and not (kind == "rule" and key == "sites"):
-            raise UnknownName(f"option of {name!r}", key, [*known, "sites"] if kind == "rule" else known)
+            advice = registry.argument_advice(spec, key) if spec else ""
+            names = [*known, "sites"] if kind == "rule" else known
+            raise UnknownName(f"option of {name!r}", key, names, next_step=advice, suggest=not advice)
     return found

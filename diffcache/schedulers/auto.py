@@ -23,13 +23,16 @@ from diffcache.simulation.simulator import Simulator
 
 SOURCE = "this project: docs/explanation/auto.md"
 FEWEST = 4  # computed steps; a loop of four steps or fewer is computed in full
+ROUNDING = 1e-6  # relative: 50 / (50 / 29) is a little above 29, and so is 50 / 1.724138, a speed-up as people print it
 LENGTH = 8.0  # length of the kernel, in mean distances between computed steps
 NOISE = 0.25  # share of an output that its neighbours do not show, times the square of the number of computed steps
 POWER, GUIDED_POWER = 1.25, 2.0
 
 
 def rule(grid: Grid, *, speedup: float = 3.0) -> SitePlan:
-    """Compute one step in ``speedup``, and at least four.
+    """Compute one step in ``speedup``, rounded up, and at least four.
+
+    A speed-up that is a ratio of steps, such as 50 / 29, computes exactly that number of them.
 
     Raises:
         BadOption: If ``speedup`` is below 1.
@@ -37,7 +40,7 @@ def rule(grid: Grid, *, speedup: float = 3.0) -> SitePlan:
     if not isinstance(speedup, (int, float)) or not speedup >= 1:
         raise BadOption("speedup", speedup, "a number, 1 or more (1 computes every step)")
     steps = grid.steps - grid.start
-    computed = min(steps, max(FEWEST, math.ceil(steps / speedup)))
+    computed = min(steps, max(FEWEST, math.ceil(steps / speedup * (1 - ROUNDING))))
     compute = np.ones(grid.steps, bool)
     compute[grid.start :] = spread(steps, computed, GUIDED_POWER if grid.guided else POWER)
     if compute.all():

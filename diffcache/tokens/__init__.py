@@ -69,7 +69,7 @@ def cache_for(
             f"a token {kind} was given for a {host.host_name(pipe)}. Allowed: a language model that decodes masks "
             "(a transformers model with an output embedding), a loop around one, or a diffusers pipeline for text."
         )
-    rule = parse_token_rule(spec)
+    rule = parse_token_rule(spec, model=type(network).__name__)
     demand_decoder(network)
     if isinstance(spec, TokenSchedule):
         planned.demand_network(spec, network, strict=strict)

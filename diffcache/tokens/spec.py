@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from diffcache import registry
+from diffcache.documents.schedule import CacheSchedule
+from diffcache.documents.schedule_set import ScheduleSet
 from diffcache.documents.token_schedule import TokenSchedule
 from diffcache.errors import BadOption, UnknownName, Unusable
+from diffcache.schedulers import Rule, is_rule
 from diffcache.tokens import rules
 from diffcache.tokens.view import Fresh, View
 
@@ -79,16 +82,21 @@ def is_token_rule(spec: object) -> bool:
     return isinstance(spec, str) and _name(spec) in (*token_rules(), "auto")
 
 
-def parse_token_rule(spec: object) -> TokenRule:
+def parse_token_rule(spec: object, *, model: str = "the model") -> TokenRule:
     """Return the rule of a spec such as ``"dkv:refresh=8"``. ``"auto"`` is ``"dkv:refresh=8"``. A rule stays as it is.
 
     Every rule has four more options: ``mask``, the id of the mask token; ``shift``, 1 if the logits at position j - 1
     decode position j; ``repeat``, 1 if a forward that repeats the last one need not run; and ``logits``, "masks" if the
     loop reads the logits of masks only.
 
+    Args:
+        spec: A spec, a rule or a token schedule.
+        model: How an error names the language model.
+
     Raises:
         UnknownName: There is no such rule, or it has no such option.
-        BadOption: The argument is not a spec, or an option is out of range.
+        Unusable: ``spec`` is a rule or a schedule that predicts whole outputs.
+        BadOption: ``spec`` is of another type, or an option is out of range.
     """
     if isinstance(spec, TokenSchedule):
         from diffcache.tokens.planned import rule_of
@@ -97,10 +105,7 @@ def parse_token_rule(spec: object) -> TokenRule:
     if isinstance(spec, TokenRule):
         _demand_known(spec.spec, spec.function, spec.options)
         return spec
-    if not isinstance(spec, str):
-        raise BadOption(
-            "schedule", type(spec).__name__, f"for a language model, a token rule ({', '.join(token_rules())})"
-        )
+    spec = _spec_text(spec, model)
     name = _name(spec)
     if name == "auto":
         rest = spec.partition(":")[2]
@@ -112,16 +117,15 @@ def parse_token_rule(spec: object) -> TokenRule:
             )
         return parse_token_rule(f"{DEFAULT},{rest}" if rest else DEFAULT)
     if name not in token_rules():
-        raise UnknownName(
-            "token rule",
-            name,
-            token_rules(),
-            next_step='A spec reads like "dkv:refresh=8". Pass a rule of yours as diffcache.tokens.TokenRule.',
-        )
+        meant = registry.naming(rules.__name__, name)
+        advice = 'A spec reads like "dkv:refresh=8". Pass a rule of yours as diffcache.tokens.TokenRule.'
+        if meant:
+            advice = f"That method has the rule{'s' * (len(meant) > 1)} {' and '.join(map(repr, meant))}. {advice}"
+        raise UnknownName("token rule", name, token_rules(), next_step=advice, suggest=not meant)
     module = registry.load(rules.__name__, name, kind="token rule")
     function = module.fresh
     options = registry.options(spec, spec.partition(":")[2])
-    _demand_known(name, function, options, GENERAL)
+    _demand_known(name, function, options, GENERAL, spec=spec)
     mask, shift, repeat = options.pop("mask", None), options.pop("shift", None), options.pop("repeat", 0)
     if mask is not None and (not isinstance(mask, int) or mask < 0):
         raise BadOption("mask", mask, "the id of the mask token, a whole number")
@@ -138,14 +142,37 @@ def parse_token_rule(spec: object) -> TokenRule:
     return rule
 
 
+def _spec_text(spec: object, model: str) -> str:
+    """Return ``spec``. Raise BadOption unless it is text, and names no rule for whole outputs."""
+    allowed = (
+        f"a token rule ({', '.join(token_rules())}) such as {DEFAULT!r}, or what "
+        "diffcache.optimize(diffcache.Loop(model, sample), calls, diffcache.Budget(speedup=3)) returns"
+    )
+    if isinstance(spec, str):
+        if _name(spec) == "auto" or _name(spec) in token_rules() or not is_rule(spec):
+            return spec
+        what, it = f"schedule={spec!r}", "it predicts"
+    elif isinstance(spec, (CacheSchedule, ScheduleSet, Rule, Mapping)):
+        kind = "dictionary" if isinstance(spec, Mapping) else type(spec).__name__
+        what, it = "schedule", f"it is a {kind}, which predicts"
+    else:
+        raise BadOption("schedule", spec, f"for a language model, {allowed}")
+    raise Unusable(
+        what,
+        f"{it} whole outputs, and {model} is a language model, which would decode wrong tokens",
+        f"Pass {allowed}",
+    )
+
+
 def _demand_known(
-    name: str, function: Callable[..., Fresh], options: Mapping[str, Any], more: tuple[str, ...] = ()
+    name: str, function: Callable[..., Fresh], options: Mapping[str, Any], more: tuple[str, ...] = (), *, spec: str = ""
 ) -> None:
     """Raise UnknownName for an option that neither the function of a rule has nor ``more`` names."""
     known = [*(n for n in inspect.signature(function).parameters if n != "view"), *more]
     for key in options:
         if key not in known:
-            raise UnknownName(f"option of {name!r}", key, known)
+            advice = registry.argument_advice(spec, key) if spec else ""
+            raise UnknownName(f"option of {name!r}", key, known, next_step=advice, suggest=not advice)
 
 
 def _name(spec: str) -> str:

@@ -60,7 +60,7 @@ class Shown:
             return self.pipe(**call).images, work
 
     def with_peer(self, peer):
-        with peer.on(self.pipe, STEPS):
+        with peer.on(self.pipe, STEPS, separate_cfg=self.model.about.separate_cfg):
             return self.run()
 
 
@@ -72,6 +72,11 @@ def flux():
 @pytest.fixture(scope="module")
 def dit():
     return Shown("dit")
+
+
+@pytest.fixture(scope="module")
+def guided():
+    return Shown("flux-guided")
 
 
 def ident(peer):
@@ -112,6 +117,42 @@ def test_a_peer_skips_on_dit_and_comes_off(dit, peer):
     again, work = dit.run()
     assert same(again, dit.full)
     assert work == dit.work
+
+
+BY_BRANCH = [
+    p for name, p in ONE_OF_EACH.items() if name not in ("PAB", "FasterCache")
+]  # these keep one state for both
+
+
+def with_one_prompt(guided, peer):
+    """Return the result and the work of a guided run in which both branches get the same prompt."""
+    call = guided.model.call(guided.model.subjects[:1], [1], steps=STEPS, output_type="latent")
+    same_prompt = {f"negative_{name}": call[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    with peer.on(guided.pipe, STEPS, separate_cfg=True), counted(guided.pipe.transformer) as work:
+        return guided.pipe(**call | same_prompt).images, work
+
+
+@pytest.mark.parametrize("peer", BY_BRANCH, ids=ident)
+def test_a_peer_keeps_the_branches_of_guidance_apart(flux, guided, peer):
+    """If both branches get the same prompt, guidance changes nothing, unless a branch gets outputs of the other."""
+    images, work = with_one_prompt(guided, peer)
+    unguided, once = flux.with_peer(peer)
+    assert work.calls == {layer: 2 * calls for layer, calls in once.calls.items()}
+    assert same(images, unguided)
+    again, work = guided.run()
+    assert same(again, guided.full)
+    assert work == guided.work
+
+
+@pytest.mark.parametrize("name", ["PAB", "FasterCache"])
+def test_one_state_for_both_branches_is_noticed(flux, guided, name):
+    images, work = with_one_prompt(guided, ONE_OF_EACH[name])
+    unguided, once = flux.with_peer(ONE_OF_EACH[name])
+    assert work.calls != {layer: 2 * calls for layer, calls in once.calls.items()} or not same(images, unguided)
+
+
+def test_magcache_is_calibrated_on_the_guided_model_by_branch():
+    assert df.magnitudes("flux", True, STEPS) != df.magnitudes("flux", False, STEPS)
 
 
 @pytest.mark.parametrize("peer", NEVER, ids=ident)
@@ -159,7 +200,7 @@ def test_a_layer_whose_forward_was_replaced_is_not_counted(flux):
 
 
 def test_rows_report_peers_that_do_not_run(flux):
-    def broken(pipe, steps):
+    def broken(pipe, steps, separate_cfg):
         raise RuntimeError("no such model\nand more")
 
     bad = replace(cd.dbcache(0.9), name="Broken", switch=broken)

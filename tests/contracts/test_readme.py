@@ -39,6 +39,13 @@ def test_a_changed_number_would_be_noticed(tmp_path):
     assert check(tmp_path) == 1
 
 
+def test_links_of_a_table_lead_to_the_same_files_from_a_page() -> None:
+    page = ROOT / "docs/benchmarks.md"
+    links = re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert "../benchmarks/results/methods-flux.md" in links
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 @pytest.mark.parametrize("spec", re.findall(r'"((?:auto|uniform|taylorseer|full)[\w:=,]*)"', README))
 def test_every_rule_in_it_can_be_used(spec):
     assert str(parse_rule(spec)).startswith(spec.partition(":")[0])

@@ -38,6 +38,11 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "poor_stranger_of_tests.py").write_text("import not_installed_of_tests\n")
     (tmp_path / "buggy_stranger_of_tests.py").write_text("''.no_such_method\n")
     (tmp_path / "wrong_stranger_of_tests.py").write_text("int('x')\n")
+    foreign = tmp_path / "foreign_of_tests"
+    foreign.mkdir()
+    (foreign / "__init__.py").touch()
+    (foreign / "doubling.py").write_text("def plan():\n    return 'doubling'\n")
+    (foreign / "poor.py").write_text("import not_installed_of_tests\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield room
     for name in [name for name in sys.modules if "_of_tests" in name]:
@@ -103,7 +108,15 @@ def test_a_missing_module_of_another_package_is_an_unknown_name(address: str, wo
         load(ROOM, address)
 
 
+def test_a_file_of_another_package_is_imported_by_its_address() -> None:
+    assert load(ROOM, "foreign_of_tests:doubling").plan() == "doubling"
+    with pytest.raises(UnknownName, match="Module 'foreign_of_tests' has no 'dubling'"):
+        load(ROOM, "foreign_of_tests:dubling")
+
+
 def test_errors_inside_another_package_are_not_hidden() -> None:
+    with pytest.raises(ModuleNotFoundError, match="not_installed_of_tests"):
+        load(ROOM, "foreign_of_tests:poor")
     with pytest.raises(ModuleNotFoundError, match="not_installed_of_tests"):
         load(ROOM, "poor_stranger_of_tests:plan")
     with pytest.raises(AttributeError, match="no_such_method"):

@@ -17,7 +17,7 @@ import trained_solvers
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from trained_solvers import S4S, SOLVERS, DyWeight, Levels, Trained, TrainedSolver, nearer, trained
 
-from diffcache.assets import DemoModel, load
+from diffcache.assets import NAMES, DemoModel, load
 from diffcache.profiling.recording import final_states
 
 STEPS = 4  # divides 1000, so DDIM's strides are whole numbers
@@ -30,7 +30,7 @@ COSINE: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["flux", "dit"])
+@pytest.fixture(scope="module", params=NAMES)
 def model(request: pytest.FixtureRequest) -> DemoModel:
     return load(request.param)
 
@@ -58,7 +58,7 @@ def noise_scheduler(name: str) -> Any:
 def test_dyweight_without_training_is_the_noise_scheduler(model: DemoModel) -> None:
     expected = end(model, model.pipe.scheduler)
     found = end(model, DyWeight(model.pipe.scheduler, STEPS))
-    if model.name == "flux":
+    if model.about.family == "flux":
         assert torch.equal(found, expected)  # Euler: the same operations
     else:
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)  # DDIM: a rotation instead of four products
@@ -279,10 +279,12 @@ def test_moved_noise_reaches_the_network_and_the_state(model: DemoModel, monkeyp
     plain = inputs()
     solver.noise = torch.full_like(plain[0][:1], 0.5)
     moved = inputs()
-    assert len(moved) == STEPS
-    assert torch.equal(moved[0], plain[0] + 0.5)
-    assert torch.equal(states[0], moved[0])
-    assert not torch.allclose(moved[1], plain[1] + 0.5)  # the offset is added once
+    forwards = 2 if model.about.separate_cfg else 1  # of a step
+    assert len(moved) == forwards * STEPS
+    for branch in range(forwards):
+        assert torch.equal(moved[branch], plain[branch] + 0.5)
+        assert torch.equal(states[0], moved[branch])
+    assert not torch.allclose(moved[forwards], plain[forwards] + 0.5)  # the offset is added once
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

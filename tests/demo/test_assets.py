@@ -69,6 +69,19 @@ def test_the_subject_decides_the_picture(model):
     assert np.abs(a - b).mean() > 0.02
 
 
+def test_guidance_of_flux_runs_a_second_forward_with_the_empty_prompt():
+    guided, plain = load("flux-guided"), load("flux")
+    seen = []
+    handle = guided.pipe.transformer.register_forward_pre_hook(
+        lambda _module, _args, given: seen.append(given["encoder_hidden_states"].abs().sum().item()), with_kwargs=True
+    )
+    pictures = images(guided, steps=3)
+    assert [value > 0 for value in seen] == [True, False] * 3
+    assert not np.array_equal(pictures, images(plain, steps=3))
+    assert np.array_equal(images(guided, steps=3, true_cfg_scale=1.0), images(plain, steps=3))
+    handle.remove()
+
+
 @pytest.mark.fast
 def test_all_weights_together_stay_within_32_megabytes():
     assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 32e6
@@ -102,7 +115,7 @@ def test_an_unknown_word_is_an_error_that_names_near_ones():
 
 @pytest.mark.fast
 def test_unknown_models_and_classes_are_named_with_what_there_is():
-    with pytest.raises(UnknownName, match=r"no demo model called 'sdxl'. Known: flux, dit"):
+    with pytest.raises(UnknownName, match=r"no demo model called 'sdxl'. Known: flux, dit, flux-guided"):
         load("sdxl")
     with pytest.raises(UnknownName, match=r"no class called 'hart'.*Did you mean 'heart'"):
         load("dit").call(["hart"], [0])

@@ -9,10 +9,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from diffcache import CacheSchedule, accelerated, report
-from diffcache.assets import NAMES, load
+from diffcache.assets import MODELS, NAMES, load
 from diffcache.cli import app
 from diffcache.demo import Size, run_demo
-from diffcache.demo.run import split
+from diffcache.demo.run import BEST_PUBLISHED, split
 from diffcache.eval import evenly_reused, fewer_steps
 from diffcache.eval.metrics.psnr import score as psnr_db
 
@@ -44,9 +44,9 @@ def test_the_demo_writes_pictures_report_record_and_schedules_that_work(demo):
 
 def test_every_baseline_stands_in_the_table_at_the_same_compute(demo):
     name, _, found = demo
-    solver = {"flux": "UniPC", "dit": "DPM-Solver++"}[name]
-    plain = {"flux": "Euler", "dit": "DDIM"}[name]
-    rule = {"flux": "TaylorSeer", "dit": "MeanCache"}[name]
+    about = MODELS[name]
+    solver = {"flux": "UniPC", "dit": "DPM-Solver++"}[about.family]
+    plain, rule = about.sampler, BEST_PUBLISHED[name][0]
     assert {n: (m["computed_steps"], m["steps"]) for n, m in methods(found).items()} == {
         "full run": (50, 50),
         "diffcache, 12 computed": (12, 50),

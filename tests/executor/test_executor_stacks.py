@@ -35,6 +35,21 @@ def test_a_host_that_writes_into_what_lies_between_blocks_does_not_change_a_pred
     assert pipe.transformer.blocks[0].attn.calls == 4
 
 
+def test_a_report_shows_the_sites_of_the_schedule_alone() -> None:
+    """The network is called at every step, and parts of it are predicted: it has no line that says it was computed."""
+    pipe = loop()
+    plans = {"block:blocks.2": hold("##.#.#.#"), "block:blocks.0": hold("#.#.#.#.")}
+    schedule = CacheSchedule(steps=STEPS, denoisers={"transformer": DenoiserPlan(sites=plans)})
+    with accelerated(pipe, schedule):
+        pipe(noise())
+        found = report(pipe)
+    assert "model" in {row.site for row in found.rows}
+    lines = [line.split()[1:5] for line in str(found).splitlines() if line.startswith("transformer ")]
+    assert lines == [["block:blocks.0", "0", "4", "4"], ["block:blocks.2", "0", "5", "3"]]
+    assert " model" not in str(found)
+    assert ">transformer model" not in found._repr_html_()
+
+
 @pytest.mark.parametrize("left_out", [(0,), (1,), (0, 1)])
 def test_a_host_that_leaves_out_blocks_is_followed(left_out: tuple[int, ...]) -> None:
     """SD3 has an option to skip layers, including the first."""

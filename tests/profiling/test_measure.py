@@ -204,17 +204,21 @@ def test_response_is_how_the_network_answers_to_errors() -> None:
     measured = with_answer(measure_dynamics(replays), answers(replays, found))
     response, spread = measured.response, measured.spread
     for i in (2, 4):
-        errors, changes = [], []
+        parts, rests = [], []
         for one, position in zip(replays, found.checkpoints[i].positions, strict=True):
             true = one.steps[i].state
             assert true is not None
             given = one.guided(i, one.compute(i, position)), one.guided(i, one.recorded(i))
-            errors.append((position.state - true).flatten().double().numpy())
-            changes.append((given[0] - given[1]).flatten().double().numpy())
-        error, change = np.concatenate(errors), np.concatenate(changes)
-        expected, rest, *_ = np.linalg.lstsq(error[:, None], change, rcond=None)
-        assert response[i] == pytest.approx(expected[0], rel=1e-3, abs=1e-5)
-        assert spread[i] == pytest.approx(rest[0] / (error @ error), rel=1e-3)
+            errors = (position.state - true).flatten(1).double().numpy()
+            changes = (given[0] - given[1]).flatten(1).double().numpy()
+            for error, change in zip(errors, changes, strict=True):
+                expected, *_ = np.linalg.lstsq(error[:, None], change, rcond=None)
+                parts.append(expected[0])
+                rests.append((error, change))
+        assert len(parts) == CALLS * BATCH
+        assert response[i] == pytest.approx(np.median(parts), rel=1e-3, abs=1e-5)
+        left = [((change - response[i] * error) ** 2).sum() / (error @ error) for error, change in rests]
+        assert spread[i] == pytest.approx(np.median(left), rel=1e-3)
     for found_at in (response, spread):
         assert found_at[3] == pytest.approx((found_at[2] + found_at[4]) / 2)
         assert found_at[5] == found_at[4]
@@ -236,13 +240,25 @@ def test_the_simulation_foresees_the_real_error() -> None:
     assert np.corrcoef(simulated, real)[0, 1] > 0.8
 
 
-def test_the_response_is_the_sum_over_calls_each_fitted_alone() -> None:
+def test_a_sample_that_leaves_the_trajectory_does_not_decide_the_response() -> None:
+    """Of five samples, one has errors 100 times as large, and an answer of another sign."""
+    sizes, parts = np.array([1.0, 1.1, 0.9, 1.2, 100.0]), np.array([0.5, 0.6, 0.4, 0.5, -4.0])
+    sums = np.stack([parts * sizes**2, sizes**2, (parts**2 + 0.01) * sizes**2])[:, :, None] * np.ones(6)
+    silent = measure_dynamics(calibration("flux").replays)
+    found = with_answer(silent, sums)
+    assert found.response == pytest.approx(0.5)
+    assert found.spread == pytest.approx(0.02)  # 0.01, and the square of the distance from 0.5 of the third of five
+    together = with_answer(silent, sums.sum(1, keepdims=True))
+    assert together.response == pytest.approx(-4.0, abs=0.01)
+
+
+def test_the_response_is_the_median_over_calls_each_fitted_alone() -> None:
     replays, measured = calibration("sd3").replays, calibration("sd3").profile().dynamics
     mask = evenly(6, 3)
     sums = [answers([one], fit([one], mask, per_branch=False)) for one in replays]
-    product, energy, _ = np.sum(sums, axis=0)
+    product, energy, _ = np.concatenate(sums, axis=1)
     assert measured is not None
-    assert measured.response[[2, 4]] == pytest.approx(product[[2, 4]] / energy[[2, 4]])
+    assert measured.response[[2, 4]] == pytest.approx(np.median(product[:, [2, 4]] / energy[:, [2, 4]], axis=0))
     together = with_answer(measure_dynamics(replays), answers(replays, fit(replays, mask)))
     assert together.response[2] != measured.response[2]
 

@@ -79,6 +79,15 @@ def test_steps_before_the_start_of_the_loop_do_not_count() -> None:
     assert plan.compute[20:].sum() == 5
 
 
+@pytest.mark.parametrize("digits", [17, 7])
+def test_a_ratio_of_steps_computes_exactly_these_steps(digits: int) -> None:
+    """Rounding of floats made 50 / (50 / 29) more than 29, and computed a step too many."""
+    for steps in (28, 50):
+        for computed in range(auto.FEWEST, steps + 1):
+            speedup = max(float(f"{steps / computed:.{digits}g}"), 1.0)
+            assert auto.rule(Grid(np.ones(steps)), speedup=speedup).steps_computed == computed
+
+
 @pytest.mark.parametrize("speedup", [0.5, 0, -1, float("nan"), "fast"])
 def test_a_speedup_below_one_is_refused(speedup: object) -> None:
     with pytest.raises(BadOption, match="speedup"):

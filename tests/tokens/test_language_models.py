@@ -15,8 +15,8 @@ from decoders import MASK, BlockCausal, LLaDALike, decode, decoder, prompts  # n
 
 import diffcache  # noqa: E402
 from diffcache import host, tokens  # noqa: E402
-from diffcache.errors import AlreadyAccelerated, BadOption, DiffCacheError  # noqa: E402
-from diffcache.eval import evaluate_text  # noqa: E402
+from diffcache.errors import AlreadyAccelerated, BadOption, DiffCacheError, UnknownName  # noqa: E402
+from diffcache.eval import evaluate_text, token_method  # noqa: E402
 from diffcache.schedulers import Rule  # noqa: E402
 
 pytestmark = pytest.mark.fast
@@ -312,6 +312,11 @@ def test_a_rule_of_another_package_is_passed_as_an_object(model):
         diffcache.accelerate(torch.nn.Linear(2, 2), rule)
 
 
+def token_method_of(pipe, schedule):
+    """``evaluate`` makes a method of each schedule."""
+    return token_method("mine", schedule)
+
+
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
@@ -336,9 +341,11 @@ def test_only_token_rules_and_token_schedules_are_for_language_models(kind, sche
     if schedule == "file":
         schedule = documents.schedule().save(tmp_path / "s.safetensors")
     before = dict(vars(network))
-    for call in (diffcache.accelerate, diffcache.estimate):
+    for call in (diffcache.accelerate, diffcache.estimate, token_method_of):
         with pytest.raises(BadOption) as error:
             call(pipe, schedule)
+        if call is token_method_of:
+            words = words.replace(type(network).__name__, "the model")
         for said in (words, *tokens.token_rules(), "diffcache.optimize(diffcache.Loop(model, sample)"):
             assert said in str(error.value)
     assert vars(network) == before
@@ -384,6 +391,35 @@ def test_a_model_with_an_encoder_is_refused_with_the_reason():
 
     with pytest.raises(BadOption, match="drawn anew at every step"):
         diffcache.accelerate(Gemma(), "dkv:mask=0")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("fastdllm", "That method has the rules 'dual' and 'prefix'."),
+        ("Fast-dLLM:block=16", "That method has the rules 'dual' and 'prefix'."),
+        ("dllm_cache", "That method has the rule 'dllm'."),
+        ("dinfer", "That method has the rule 'vicinity'."),
+        ("dkw", "Did you mean 'dkv'?"),
+    ],
+)
+def test_the_name_of_a_paper_leads_to_its_rules(model, spec, words):
+    with pytest.raises(UnknownName) as error:
+        diffcache.accelerate(model, spec)
+    assert words in str(error.value)
+    assert ("That method" in str(error.value)) != ("Did you mean" in str(error.value))
+
+
+def test_an_option_that_is_an_argument_is_named_as_one(model):
+    for pipe, spec, kept in (
+        (model, "dkv:refresh=8,store=int8", "dkv:refresh=8"),
+        (model, "dual:store=int8", "dual"),
+        (torch.nn.Linear(2, 2), "uniform:store=int8,every=2", "uniform:every=2"),
+    ):
+        with pytest.raises(UnknownName) as error:
+            diffcache.accelerate(pipe, spec)
+        said = f'store is an argument of accelerate: accelerate(pipe, "{kept}", store="int8").'
+        assert said in str(error.value)
 
 
 def test_auto_has_no_goal_for_a_language_model(model):

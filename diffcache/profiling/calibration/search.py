@@ -68,14 +68,14 @@ class Search:
         self.ended: Ended = "converged"
         self._best: dict[int, Fit] = {}  # computed steps -> best fit, without checkpoints: they hold a run each
         self._dynamics = measure_dynamics(replays)
-        self._answers = np.zeros((3, self.steps))
+        self._answers = np.zeros((3, 1, self.steps))
 
     def evaluate(self, compute: np.ndarray, near: Fit | None = None) -> Fit:
         """Return the fit of a mask. The first steps that it has in common with ``near`` are not run again."""
         self.seen.add(compute.tobytes())
         found = self._fitted(lambda: fit(self.replays, compute, held=self.held, resume=near, **self.options))  # type: ignore[arg-type]
         if self.fits <= 2 * REPLANNED + 1:  # the first ones lie far apart; later ones would say the same again
-            self._answers += answers(self.replays, found)
+            self._answers += answers(self.replays, found).sum(1, keepdims=True)
         computed = int(compute.sum())
         if computed not in self._best or found.score > self._best[computed].score:
             self._best[computed] = dataclasses.replace(found, checkpoints={})

@@ -40,19 +40,25 @@ def grams_and_peaks(replay: Replay) -> tuple[np.ndarray, np.ndarray]:
 def with_answer(dynamics: Dynamics, sums: np.ndarray) -> Dynamics:
     """Return ``dynamics`` with the network's response to errors of the state, from real closed-loop runs.
 
-    The response is found by least squares at computed steps and is linear in between.
+    The response of a sample is found by least squares at computed steps. The median over the samples counts: a sample
+    that leaves the full run's trajectory has errors and answers many times as large as all others, and would decide a
+    mean alone. The response is linear between computed steps.
 
     Args:
         dynamics: The dynamics. They are returned unchanged if no run deviated from the full run.
-        sums: The sum of ``answers`` of these runs.
+        sums: float64 [3, S, T], the ``answers`` of these runs, of all samples.
     """
     product, energy, square = sums
-    known = np.flatnonzero(energy > 0)
+    known = np.flatnonzero((energy > 0).any(0))
     if not len(known):
         return dynamics
-    part = product[known] / energy[known]
-    rest = np.maximum(square[known] / energy[known] - part**2, 0)
-    response, spread = (np.interp(np.arange(len(energy)), known, found) for found in (part, rest))
+    found = np.zeros((2, len(known)))
+    for n, step in enumerate(known):
+        moved = energy[:, step] > 0
+        parts, squares = (table[moved, step] / energy[moved, step] for table in (product, square))
+        part = float(np.median(parts))
+        found[:, n] = part, max(float(np.median(squares - 2 * part * parts + part**2)), 0.0)
+    response, spread = (np.interp(np.arange(energy.shape[1]), known, row) for row in found)
     return dataclasses.replace(dynamics, response=response, spread=spread)
 
 
@@ -64,22 +70,23 @@ def answers(replays: Sequence[Replay], fit: Fit) -> np.ndarray:
         fit: A fit with its checkpoints.
 
     Returns:
-        float64 [3, T]: products of the network's answer with the state's error, squares of the error, squares of the
-        answer. Sums of several runs can be added.
+        float64 [3, S, T], for each sample of the replays: products of the network's answer with the state's error,
+        squares of the error, squares of the answer. Sums of several runs of the same samples can be added.
     """
-    product, energy, square = np.zeros((3, len(fit.compute)))
+    found = np.zeros((3, sum(replay.samples for replay in replays), len(fit.compute)))
     for i in np.flatnonzero(fit.compute)[1:]:
         before, after = fit.checkpoints[i], fit.checkpoints.get(i + 1)
         if after is None:
             continue
+        first = 0
         for replay, position, residuals in zip(replays, before.positions, after.residuals, strict=False):
             error = _flat(replay.looked_at(position.state)) - _flat(replay.looked_at(replay.reference(i - 1)))
             new, old = (replay.guided(i, outputs) for outputs in (residuals[i], replay.recorded_residuals(i)))
             change = _flat(replay.looked_at(new)) - _flat(replay.looked_at(old))
-            product[i] += float(change @ error)
-            energy[i] += float(error @ error)
-            square[i] += float(change @ change)
-    return np.stack([product, energy, square])
+            rows = slice(first, first := first + replay.samples)
+            for table, (a, b) in zip(found, ((change, error), (error, error), (change, change)), strict=True):
+                table[rows, i] = (a * b).sum(1).cpu().numpy()
+    return found
 
 
 def measure_reach(replay: Replay) -> np.ndarray:
@@ -109,5 +116,5 @@ def measure_reach(replay: Replay) -> np.ndarray:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Return the elements as one float64 vector."""
-    return tensor.double().flatten()
+    """Return the elements of each sample as float64, [N, elements]."""
+    return tensor.double().flatten(1)

@@ -21,6 +21,7 @@ from diffcache.profiling.measuring.costs import count_flops, time_sites
 from diffcache.profiling.measuring.influence import measure_influence, steps_to_measure
 from diffcache.profiling.measuring.partial_profile import Arrays, CallProfile, FirstCall, PartialProfile, SiteCosts
 from diffcache.profiling.measuring.tables import Sums
+from diffcache.profiling.recording.clock import scatter, warn_of_unsteady_times
 from diffcache.profiling.recording.format_costs import AT_STEPS, FormatCosts
 from diffcache.profiling.recording.measured_sites import main_output, of_samples
 from diffcache.profiling.recording.observe import Observer, Series
@@ -131,10 +132,11 @@ class CallMeasurement:
         call = steps[0].calls[0]
         places = observer.places if observer else {}
         flops = count_flops(call, places)
+        like = [c.seconds for s in steps for c in s.calls if c.output.shape == call.output.shape]
+        warn_of_unsteady_times(scatter(like), len(like))
         if observer:
             seconds = time_sites(call, places)
         else:  # no inner site was measured, so the times of the run count; its first call also warmed up
-            like = [c.seconds for s in steps for c in s.calls if c.output.shape == call.output.shape]
             seconds = {"model": float(np.median(like))}
         size = sum(t.numel() * t.element_size() for t in call.outputs)
         whole = FormatCosts()

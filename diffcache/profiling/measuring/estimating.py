@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcache import host
-from diffcache.api import Schedule, resolve_all, token_source
+from diffcache.api import Schedule, is_for_tokens, loaded, resolve_all
 from diffcache.documents.token_profile import TokenProfile
 from diffcache.errors import BadOption, Unusable
 from diffcache.executor.bound import Bound
@@ -60,11 +60,11 @@ def estimate(
         >>> profile = diffcache.measure(loop, calls)
         >>> print(diffcache.estimate(loop, "dkv:refresh=8", profile=profile))
     """
-    source = token_source(pipe, schedule)
-    if source is not None:
+    schedule = loaded(schedule, for_tokens=host.language_model_of(pipe) is not None)
+    if is_for_tokens(pipe, schedule):
         if timed:
             raise Unusable("timed", "an estimate for a language model always holds seconds", "Leave out timed")
-        return estimate_decode(pipe, source, lambda: _profile(pipe, profile, call), store)
+        return estimate_decode(pipe, schedule, lambda: _profile(pipe, profile, call), store)
     if profile is not None:
         raise Unusable("profile", "it applies to token rules and token schedules", "Pass the arguments of a call")
     return estimate_for(Bound.of(pipe), resolve_all(schedule), call, store, timed=timed)

@@ -22,7 +22,7 @@ from diffcache.profiling.measuring.tables import Sums, site_tables
 from diffcache.profiling.replay.run_facts import RunFacts, demand_agreement, guidance_of
 
 FORMAT = "diffcache.findings"
-VERSION = 3
+VERSION = 4
 
 COST_ARRAYS = ("influence", "channels")  # fields of SiteCosts
 
@@ -184,7 +184,7 @@ class PartialProfile:
             spread=silent,
         )
         heard = [c.arrays["answers"] for c in calls if "answers" in c.arrays]
-        return with_answer(found, np.sum(heard, axis=0)) if heard else found, ""
+        return with_answer(found, np.concatenate(heard, axis=1)) if heard else found, ""
 
     # ----------------------------------------------------------------- bytes
 

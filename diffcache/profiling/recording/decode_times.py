@@ -14,14 +14,14 @@ from torch import Tensor
 from diffcache import tokens
 from diffcache.errors import Unusable
 from diffcache.patch import layer, spot
-from diffcache.profiling.recording.clock import wait
+from diffcache.profiling.recording.clock import scatter, wait, warn_of_unsteady_times
 from diffcache.profiling.recording.decoding import canvas_of, network_of
 
 if TYPE_CHECKING:
     from diffcache.tokens.engine import TokenCache
 
 COUNTS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # positions of timed forwards
-REPEATS = 3  # of a timed forward
+REPEATS = 5  # of a timed forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,12 @@ def time_decode(pipe: Any, call: Mapping[str, Any]) -> Times:
         with torch.no_grad():
             network(*args, **kwargs)
             counts = [*(n for n in COUNTS if n < ids.shape[1]), ids.shape[1]]
-            seconds = [_time(cache, ids, count) for count in counts]
+            seconds = [_times(cache, ids, count) for count in counts]
     finally:
         cache.detach()
-    return Times(tuple(counts), tuple(np.maximum.accumulate(seconds)), outside, clock.forwards)
+    warn_of_unsteady_times(float(np.median([scatter(found) for found in seconds])), REPEATS)
+    least = [min(found) for found in seconds]  # interruptions only lengthen a forward
+    return Times(tuple(counts), tuple(np.maximum.accumulate(least)), outside, clock.forwards)
 
 
 class _Clock:
@@ -99,15 +101,15 @@ class _Clock:
         return out
 
 
-def _time(cache: TokenCache, ids: Tensor, count: int) -> float:
-    """Return the least time of a forward of ``count`` positions spread over the canvas."""
+def _times(cache: TokenCache, ids: Tensor, count: int) -> list[float]:
+    """Return the times of REPEATS forwards of ``count`` positions spread over the canvas."""
     size, rows = ids.shape[1], canvas_of(cache).cache.rows()
     index = None if count == size else np.linspace(0, size - 1, count).astype(np.int64)[None].repeat(len(ids), 0)
-    best = float("inf")
+    found = []
     for _ in range(REPEATS):
         wait()
         began = time.perf_counter()
         cache.trial(ids, rows, index)
         wait()
-        best = min(best, time.perf_counter() - began)
-    return best
+        found.append(time.perf_counter() - began)
+    return found
