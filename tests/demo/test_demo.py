@@ -39,7 +39,8 @@ def test_the_demo_writes_pictures_report_record_and_schedules_that_work(demo):
     with accelerated(model.pipe, schedule):
         model.pipe(**model.call(model.subjects[:1], [1]))
         seen = report(model.pipe)
-    assert (seen.computed, seen.predicted) == (12, 38)
+    forwards = 1 + model.about.separate_cfg  # of a step
+    assert (seen.computed, seen.predicted) == (12 * forwards, 38 * forwards)
 
 
 def test_every_baseline_stands_in_the_table_at_the_same_compute(demo):

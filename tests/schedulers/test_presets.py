@@ -222,7 +222,7 @@ def test_another_network_is_refused_with_the_way_to_measure_it(spec: str) -> Non
     method = spec.partition(":")[0]
     assert f"no published calibration of {method!r} is for this FluxTransformer2DModel in a FluxPipeline" in text
     assert "flux.1-dev: in_channels is 16, not 64" in text
-    assert f"`diffcache plan PROFILE --scheduler {method} --steps N`" in text
+    assert f"`diffcache plan PROFILE --scheduler {method} --computed N`" in text
     with pytest.raises(UnsupportedModel):
         estimate(pipe, spec, **TINY["flux"].call(pipe))
     assert ours(pipe) == []

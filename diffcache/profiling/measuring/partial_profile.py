@@ -35,8 +35,8 @@ class CallProfile:
 
     Attributes:
         facts: Facts about the run.
-        arrays: "grams" [N, T, T] and "peaks" [N] if the loop can be replayed. "answers" [3, T] if the network's answers
-            to errors were measured.
+        arrays: "grams" [N, T, T] and "peaks" [N] if the loop can be replayed. "answers" [3, N, T] if the network's
+            answers to errors were measured.
         left_out: Site -> why it has no tables.
     """
 

@@ -79,7 +79,7 @@ def _dynamics(where: str, arrays: Arrays, here: RunFacts, steps: int) -> None:
     if not arrays:
         return
     if "answers" in arrays:
-        checks.array(where, "answers", arrays["answers"], np.float64, sum=3, step=steps)
+        checks.array(where, "answers", arrays["answers"], np.float64, sum=3, sample=here.samples, step=steps)
     silent = np.zeros(steps)
     Dynamics(
         grams=arrays["grams"], peaks=arrays["peaks"], reach=np.zeros((steps, steps)), response=silent, spread=silent
