@@ -84,6 +84,11 @@ class Result:
     note: str = ""
     ran_on: dict[str, Any] | None = None
 
+    @property
+    def setting(self) -> str:
+        """The setting of another package, which the note of its rows holds. Other rows have none."""
+        return self.note if ": " in self.method else ""
+
     def row(self) -> dict[str, Any]:
         """Return the row of a record. ``ran_on`` is left out where it is None."""
         return {name: value for name, value in asdict(self).items() if name != "ran_on" or value is not None}

@@ -21,6 +21,7 @@ the rates below and one cosine over the seconds. The radius of the ball is a cho
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import inspect
 import math
@@ -46,7 +47,6 @@ PHASES = 8  # of S4S-Alt: coefficients and levels take turns
 BALL = 0.01  # how far a calibration sample's noise may move, as a share of the length of the noise
 NOISE_RATE = 0.1  # of the step that moves the noise, as a share of the ball
 MOST_NORM = 1.0  # of the gradient
-TWO, THREE = 2, 3  # newest outputs that DyWeight and S4S combine
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Levels:
         return kept.to(state.dtype) * state + (then_clean - now_clean * kept).to(state.dtype) * clean
 
 
-class TrainedSolver(SchedulerMixin, ConfigMixin):
+class TrainedSolver(SchedulerMixin, ConfigMixin, abc.ABC):
     """A noise scheduler with trained coefficients.
 
     Args:
@@ -139,7 +139,8 @@ class TrainedSolver(SchedulerMixin, ConfigMixin):
 
     order = 1
     init_noise_sigma = 1.0
-    window = 1
+    window = 1  # the number of newest outputs that are combined
+    alternates = False  # whether coefficients and levels are trained in turns, and the noise of samples may move
 
     def __init__(self, scheduler: Any, steps: int) -> None:
         self.register_to_config(**dict(scheduler.config))
@@ -159,13 +160,13 @@ class TrainedSolver(SchedulerMixin, ConfigMixin):
         """Everything that is trained, by name."""
         return self.coefficients | self.corrections
 
+    @abc.abstractmethod
     def planned(self) -> tuple[Tensor, Tensor]:
         """Return the levels of the states [steps + 1] and those that the network is given [steps]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def after(self, state: Tensor, output: Tensor, i: int) -> Tensor:
         """Return the state after step ``i``."""
-        raise NotImplementedError
 
     def set_timesteps(
         self,
@@ -235,7 +236,7 @@ class DyWeight(TrainedSolver):
     Without training it is Euler, or DDIM: the weight of the newest output is 1, and all scales are 1.
     """
 
-    window = TWO
+    window = 2
 
     def __init__(self, scheduler: Any, steps: int) -> None:
         super().__init__(scheduler, steps)
@@ -265,7 +266,8 @@ class S4S(TrainedSolver):
     Without training it is DPM-Solver++(2M) on the grid of the pipeline's noise scheduler.
     """
 
-    window = THREE
+    window = 3
+    alternates = True
 
     def __init__(self, scheduler: Any, steps: int) -> None:
         super().__init__(scheduler, steps)
@@ -372,9 +374,8 @@ def trained(
     began = time.monotonic()
     ends = final_states(pipe, calls)
     runs = [{**call, "num_inference_steps": solver.steps} for call in calls]
-    alternating = isinstance(solver, S4S)
     offsets: list[Tensor | None] = [
-        torch.zeros_like(end[: len(call["generator"])]).requires_grad_() if alternating and ball else None
+        torch.zeros_like(end[: len(call["generator"])]).requires_grad_() if solver.alternates and ball else None
         for end, call in zip(ends, calls, strict=True)
     ]
     optimizer = torch.optim.Adam(
@@ -390,7 +391,7 @@ def trained(
             if passed >= 1:
                 break
             for n, group in enumerate(optimizer.param_groups):
-                turn = not alternating or int(passed * PHASES) % 2 == n
+                turn = not solver.alternates or int(passed * PHASES) % 2 == n
                 group["lr"] = group["rate"] * turn * 0.5 * (1 + math.cos(math.pi * passed))
             k = done % len(runs)
             solver.noise = offsets[k]

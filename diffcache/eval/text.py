@@ -138,7 +138,7 @@ def token_method(
     Raises:
         DiffCacheError: The rule or the name is not valid.
     """
-    if not (isinstance(rule, str) and not rule):
+    if rule != "":
         rule = loaded(rule, for_tokens=True)
         detail = str(tokens.parse_token_rule(rule))
         kept = f"{detail}, {store}" if store else detail

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import method_results
 import methods
 import methods_figure
+import methods_pages
 import real_search
 import trained_solvers
 from method_results import RESULTS, Record, Result
@@ -73,8 +74,8 @@ def test_every_trained_row_has_a_solver_and_a_kind() -> None:
         assert kind in trained_solvers.SOLVERS
         assert times in (1, 10)
         assert ("ten times" in row) == (times == 10)
-        assert [name for name, belongs in methods.KINDS.items() if belongs(result(row))] == ["trained solvers"]
-    assert methods.KINDS["published methods"](result(method_results.SEARCHED))
+        assert [name for name, belongs in methods_pages.KINDS.items() if belongs(result(row))] == ["trained solvers"]
+    assert methods_pages.KINDS["published methods"](result(method_results.SEARCHED))
 
 
 # --- rows that are added to a record ---------------------------------------------------------------------------------
@@ -233,8 +234,8 @@ def test_a_search_with_real_runs_finds_the_best_mask_and_counts_its_cost(name: s
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the committed records, one of the guided model and one of 28 steps, both with the rows of Flux."""
-    monkeypatch.setattr(methods, "plot", lambda *_: None)
-    monkeypatch.setattr(methods, "plot_all", lambda _: None)
+    monkeypatch.setattr(methods_pages, "plot", lambda *_: None)
+    monkeypatch.setattr(methods_pages, "plot_all", lambda _: None)
     for name in ("dit", "flux"):
         found = json.loads((RESULTS / f"methods-{name}.json").read_text())
         found.pop("steps", None)  # as files from before --steps
@@ -257,7 +258,7 @@ def test_a_record_without_a_number_of_steps_is_of_50(folder: Path) -> None:
 
 
 def test_every_demo_model_has_rows_in_the_table_of_the_readme(folder: Path) -> None:
-    methods.write_front_page(folder)
+    methods_pages.write_front_page(folder)
     lines = (folder / "front-page.md").read_text().splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == [
         f"| {title}" for title in ("DiT, guided", "Flux", "Flux, guided") for _ in range(2)
@@ -267,7 +268,7 @@ def test_every_demo_model_has_rows_in_the_table_of_the_readme(folder: Path) -> N
 
 def test_tables_state_the_steps_of_their_record(folder: Path) -> None:
     for record in method_results.records(folder):
-        methods.write(record, folder)
+        methods_pages.write(record, folder)
     table, summary = (folder / "methods-flux-28.md").read_text(), (folder / "summary-flux-28.md").read_text()
     assert "| 12.0 of 28 |" in table
     assert summary.count("| 6.0 of 28 | **diffcache optimize** |") == 1
@@ -276,7 +277,7 @@ def test_tables_state_the_steps_of_their_record(folder: Path) -> None:
 
 
 def test_every_record_has_a_section_with_its_command(folder: Path) -> None:
-    methods.write_sections(folder)
+    methods_pages.write_sections(folder)
     text = (folder / "methods-sections.md").read_text()
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
@@ -292,16 +293,16 @@ def test_every_record_has_a_section_with_its_command(folder: Path) -> None:
 def test_the_committed_sections_follow_from_the_committed_records(tmp_path: Path) -> None:
     for path in (*RESULTS.glob("methods-*.json"), *RESULTS.glob("evaluation-*.md")):
         (tmp_path / path.name).write_text(path.read_text())
-    methods.write_sections(tmp_path)
-    methods.write_front_page(tmp_path)
+    methods_pages.write_sections(tmp_path)
+    methods_pages.write_front_page(tmp_path)
     for name in ("methods-sections.md", "leads-sections.md", "front-page.md"):
         assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
 
 
 def test_only_records_of_50_steps_reach_the_list_of_schedulers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods.schedulers, "__file__", str(folder / "module.py"))
-    methods.write_demo_psnr(folder)
-    found = json.loads((folder / methods.planning.DEMO_FILE).read_text())["psnr_db"]
+    monkeypatch.setattr(methods_pages.schedulers, "__file__", str(folder / "module.py"))
+    methods_pages.write_demo_psnr(folder)
+    found = json.loads((folder / methods_pages.planning.DEMO_FILE).read_text())["psnr_db"]
     assert set(found) == set(NAMES)
     assert found["flux"] == found["flux-guided"]
 

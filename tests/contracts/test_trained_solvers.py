@@ -127,11 +127,15 @@ def randomised(name: str, kind: str, seed: int = 0) -> TrainedSolver:
     return solver
 
 
+def drawn(name: str, kind: str) -> tuple[TrainedSolver, np.ndarray, np.ndarray]:
+    """Return a solver with random coefficients, random outputs of its steps, and a random first state."""
+    draw = np.random.default_rng(1)
+    return randomised(name, kind), draw.normal(size=(5, 2, 3)), draw.normal(size=(2, 3))
+
+
 @pytest.mark.parametrize("kind", ["flux", "dit"])
 def test_dyweight_steps_as_its_source_does(kind: str) -> None:
-    solver = randomised("dyweight", kind)
-    draw = np.random.default_rng(1)
-    outputs, state = draw.normal(size=(5, 2, 3)), draw.normal(size=(2, 3))
+    solver, outputs, state = drawn("dyweight", kind)
     weights, scales = solver.coefficients["weights"].numpy(), solver.corrections["scales"].numpy()
     grid = solver.levels.even.numpy()
     level, x, given = grid[0], state, []
@@ -148,9 +152,7 @@ def test_dyweight_steps_as_its_source_does(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["flux", "dit"])
 def test_s4s_steps_as_its_formula_does(kind: str) -> None:
-    solver = randomised("s4s", kind)
-    draw = np.random.default_rng(1)
-    outputs, state = draw.normal(size=(5, 2, 3)), draw.normal(size=(2, 3))
+    solver, outputs, state = drawn("s4s", kind)
     c, logits = solver.coefficients["coefficients"].numpy(), solver.corrections["grid"].numpy()
     lengths = np.exp(logits) / np.exp(logits).sum() * float(solver.levels.even[0])
     grid = float(solver.levels.even[0]) - np.concatenate([[0], np.cumsum(lengths)])
