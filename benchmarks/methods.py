@@ -95,7 +95,10 @@ def main() -> None:
     if o.only:
         path = o.out / f"methods-{named(o.model, o.steps)}.json"
         if not path.is_file():
-            args.error(f"--only adds rows to a record, and {path} does not exist; run without --only first")
+            args.error(
+                f"--only adds rows to a record, and {path} does not exist; run without --only first. "
+                "--without-costly leaves out the rows that cost the most"
+            )
         record = Record.load(path)
     size = size_of(o, record.circumstances["size"] if record else {}, args.error)
     wanted = o.only or [name for name in selectable() if name not in COSTLY or not o.without_costly]

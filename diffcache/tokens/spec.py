@@ -172,6 +172,8 @@ def _demand_known(
     for key in options:
         if key not in known:
             advice = registry.argument_advice(spec, key) if spec else ""
+            if advice and key == "store":
+                advice += " In evaluate, diffcache.eval.token_method(name, rule, store=…) is the method."
             raise UnknownName(f"option of {name!r}", key, known, next_step=advice, suggest=not advice)
 
 

@@ -420,6 +420,7 @@ def test_an_option_that_is_an_argument_is_named_as_one(model):
             diffcache.accelerate(pipe, spec)
         said = f'store is an argument of accelerate: accelerate(pipe, "{kept}", store="int8").'
         assert said in str(error.value)
+        assert ("token_method(name, rule, store=" in str(error.value)) == (pipe is model)
 
 
 def test_auto_has_no_goal_for_a_language_model(model):
